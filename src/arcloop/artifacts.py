@@ -1,0 +1,244 @@
+"""Every artifact is a folder whose `manifest.json` is written last and verified on load.
+
+A folder without a manifest is not there. A manifest holds the sha256 and size of every file, the
+hashes of the artifacts it was made from, the resolved config, and the versions of code and
+packages, so any answer can be walked back to the images it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arcloop.atomic import remove_stale_drafts, replace_folder, sha256_file, write_json
+from arcloop.errors import ArtifactError, unwritable
+from arcloop.provenance import git_revision, package_versions
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+_STAMP = ".verified.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole, verified artifact.
+
+    Attributes:
+        path: Its folder.
+        kind: What it is: store, validation, run, gallery, index or evaluation.
+        sha256: Hash of its manifest, hence of all it holds; children name it as their parent.
+        files: Relative path -> {"sha256": hex, "size": bytes}.
+        parents: Role -> hash of what it was made from.
+        config: The resolved settings it was made with.
+        info: Facts of its kind, e.g. a store's rows and image shape.
+    """
+
+    path: Path
+    kind: str
+    sha256: str
+    files: Mapping[str, Mapping[str, Any]]
+    parents: Mapping[str, str]
+    config: Mapping[str, Any]
+    info: Mapping[str, Any]
+
+    def file_sha256(self, name: str) -> str:
+        """Return the recorded sha256 of one file."""
+        return str(self.files[name]["sha256"])
+
+
+@dataclass
+class Draft:
+    """A folder being written: files go to `path`, facts to `info`, parents' hashes to `parents`."""
+
+    path: Path
+    info: dict[str, Any] = field(default_factory=dict)
+    parents: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, kind: str, *, config: Mapping[str, Any], parents: Mapping[str, str] | None = None
+) -> Iterator[Draft]:
+    """Write an artifact to a temporary sibling and rename it to `path` when whole.
+
+    An artifact already at `path` stays until the new one is complete, then is replaced. When the
+    body raises, nothing is left behind.
+
+    Raises:
+        ArtifactError: `path` holds something that is not an artifact.
+        ResourceError: The target cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
+        raise ArtifactError(
+            "refusing to replace a folder that arcloop did not write",
+            where=path,
+            remedy="choose another folder, or empty this one",
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale_drafts(path)
+        temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+        temporary.mkdir()
+    except OSError as cause:
+        raise unwritable(path, cause) from cause
+    try:
+        draft = Draft(temporary, parents=dict(parents or {}))
+        yield draft
+        seal(temporary, kind, config=config, parents=draft.parents, info=draft.info)
+        replace_folder(temporary, path)
+    except OSError as cause:
+        raise unwritable(path, cause) from cause
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def seal(
+    path: Path,
+    kind: str,
+    *,
+    config: Mapping[str, Any],
+    parents: Mapping[str, str],
+    info: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Write the manifest of the files now in `path`, last and atomically, and return the artifact.
+
+    Folders inside that hold a manifest of their own are artifacts of their own and not listed.
+    """
+    names = _own_files(path)
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda name: sha256_file(path / name, sync=True), names))
+    manifest = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "files": {
+            name: {"sha256": sha256, "size": (path / name).stat().st_size}
+            for name, sha256 in zip(names, hashes, strict=True)
+        },
+        "parents": dict(sorted(parents.items())),
+        "config": config,
+        "info": dict(info or {}),
+        "code": {"git": git_revision(), "packages": package_versions()},
+    }
+    write_json(path / MANIFEST, manifest)
+    return _parse(path, kind)
+
+
+def load(path: Path, kind: str) -> Artifact:
+    """Read and verify an artifact.
+
+    Every file is hashed; hashes of files whose size, time and inode are those of the last
+    verification are taken from it, so a large store is read once, not at every start.
+
+    Raises:
+        ArtifactError: It is missing, half written, of another kind, or a file was changed.
+    """
+    path = Path(path)
+    artifact = _parse(path, kind)
+    known = _read_stamp(path, artifact.sha256)
+    stamps: dict[str, list[int]] = {}
+    unknown: list[str] = []
+    for name, entry in artifact.files.items():
+        try:
+            stat = (path / name).stat()
+        except FileNotFoundError:
+            raise _damaged(path / name, "is missing") from None
+        if stat.st_size != entry["size"]:
+            raise _damaged(path / name, f"has {stat.st_size} bytes, not {entry['size']}")
+        stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        if known.get(name) != stamps[name]:
+            unknown.append(name)
+    with ThreadPoolExecutor() as pool:
+        for name, found in zip(
+            unknown, pool.map(lambda n: sha256_file(path / n), unknown), strict=True
+        ):
+            if found != artifact.files[name]["sha256"]:
+                raise _damaged(path / name, "has other contents than when it was written")
+    if unknown:
+        with contextlib.suppress(OSError):  # a read-only artifact is verified in full every time
+            write_json(path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
+    return artifact
+
+
+def exists(path: Path) -> bool:
+    """Whether a whole artifact is at `path` (its manifest is there)."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def _parse(path: Path, kind: str) -> Artifact:
+    file = path / MANIFEST
+    try:
+        content = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"there is no {kind} here", where=path, remedy=_remedy(kind)) from None
+    try:
+        manifest = json.loads(content)
+        schema, found = manifest["schema"], manifest["kind"]
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(file, "is not a manifest") from None
+    if schema != SCHEMA:
+        raise ArtifactError(
+            f"manifest has schema {schema}; this version of arcloop reads {SCHEMA}",
+            where=file,
+            remedy=_remedy(kind),
+        )
+    if found != kind:
+        raise ArtifactError(
+            f"this is an artifact of kind {found!r}, not {kind!r}",
+            where=path,
+            remedy=f"pass the path of a {kind}",
+        )
+    return Artifact(
+        path=path,
+        kind=kind,
+        sha256=hashlib.sha256(content).hexdigest(),
+        files=manifest["files"],
+        parents=manifest["parents"],
+        config=manifest["config"],
+        info=manifest["info"],
+    )
+
+
+def _remedy(kind: str) -> str:
+    verb = {
+        "store": "prepare", "validation": "validate", "run": "train", "gallery": "embed",
+        "index": "index", "evaluation": "evaluate",
+    }.get(kind, kind)  # fmt: skip
+    return f"make it with `arcloop {verb}`, or check the path"
+
+
+def _damaged(file: Path, how: str) -> ArtifactError:
+    return ArtifactError(
+        f"{file.name} {how}",
+        where=file,
+        remedy=f"restore the file, or delete {file.parent} and make it again",
+    )
+
+
+def _own_files(path: Path) -> list[str]:
+    names = []
+    for folder, subfolders, files in os.walk(path):
+        here = Path(folder)
+        subfolders[:] = sorted(s for s in subfolders if not (here / s / MANIFEST).exists())
+        names += [
+            str((here / name).relative_to(path))
+            for name in files
+            if not name.startswith(".") and not (here == path and name == MANIFEST)
+        ]
+    return sorted(names)
+
+
+def _read_stamp(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
+    try:
+        stamp = json.loads((path / _STAMP).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return dict(stamp["files"]) if stamp.get("manifest") == manifest_sha256 else {}

@@ -1,0 +1,1 @@
+"""Images and labels: sources, the sharded store, its validation, and loading for training."""

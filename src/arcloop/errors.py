@@ -1,0 +1,63 @@
+"""The errors a user can cause. Each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ArcloopError(Exception):
+    """A fault that the user can mend; the command line prints it without a traceback.
+
+    Args:
+        what: One sentence: what is wrong.
+        where: The file, key, row or folder it was found in.
+        remedy: What to do about it, as an instruction.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, remedy: str | None = None) -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        lines = [what]
+        if where is not None:
+            lines.append(f"  where: {where}")
+        if remedy is not None:
+            lines.append(f"  remedy: {remedy}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments are lost by the default protocol when a worker process raises.
+        return _rebuild, (type(self), self.what, self.where, self.remedy)
+
+
+def _rebuild(
+    kind: type[ArcloopError], what: str, where: object, remedy: str | None
+) -> ArcloopError:
+    return kind(what, where=where, remedy=remedy)
+
+
+class ConfigError(ArcloopError):
+    """The configuration is wrong: found before any work starts."""
+
+    exit_code = 2
+
+
+class DataError(ArcloopError):
+    """Images, labels or a store are wrong."""
+
+
+class ArtifactError(ArcloopError):
+    """An artifact is missing, half written, changed since it was written, or of another lineage."""
+
+
+class ResourceError(ArcloopError):
+    """The machine cannot do it: disk full, target read-only, memory exhausted, a process lost."""
+
+
+def unwritable(path: Path, cause: OSError) -> ResourceError:
+    """Turn the operating system's refusal to write `path` into an error with a remedy."""
+    return ResourceError(
+        f"cannot write: {cause.strerror or cause}",
+        where=path,
+        remedy="free some space there, or choose another folder you may write to",
+    )

@@ -1,0 +1,1 @@
+"""Metrics, plots, the report page and the gate."""

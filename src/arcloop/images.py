@@ -1,0 +1,101 @@
+"""The only decoder: encoded bytes or a file -> uint8 HWC of the model's size and mode.
+
+Training, gallery, query and server all decode here, so they cannot disagree. Needs PIL and numpy
+and nothing of arcloop: it is archived beside the model and runs where arcloop is not installed.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_PIXELS = 64 * 1024 * 1024
+
+
+class ImageError(ValueError):
+    """The bytes are no image that can be decoded; the message says why."""
+
+
+def decode(
+    source: bytes | str | Path,
+    *,
+    height: int,
+    width: int,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+) -> npt.NDArray[np.uint8]:
+    """Decode one image to the size and mode the model takes.
+
+    EXIF orientation is applied, palettes are expanded, 16-bit values are scaled to 8, CMYK is
+    converted, and transparent parts become black. The image is stretched to the target size with
+    an antialiased bilinear filter; an image that has the size already is not resampled.
+
+    Args:
+        source: Encoded bytes, or the path of a file.
+        height: Rows of the result, in pixels.
+        width: Columns of the result, in pixels.
+        channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
+        max_pixels: Largest width x height that is decoded; guards against decompression bombs.
+
+    Returns:
+        uint8 array of shape [height, width, channels].
+
+    Raises:
+        ImageError: Empty, truncated, not PNG/JPEG/WebP/BMP, or larger than `max_pixels`.
+    """
+    if isinstance(source, bytes) and not source:
+        raise ImageError("empty: 0 bytes")
+    file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+    try:
+        with warnings.catch_warnings():
+            # PIL's own bomb warning is about a limit we set ourselves, in pixels, below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as opened:
+                pixels = opened.width * opened.height
+                if pixels > max_pixels:
+                    raise ImageError(f"{pixels:,} pixels; at most {max_pixels:,} are decoded")
+                if opened.format == "JPEG":  # decode at a reduced scale, never below the target
+                    opened.draft(None, (width * 2, height * 2))
+                image: Image.Image = ImageOps.exif_transpose(opened)
+                image = _to_mode(image, "L" if channels == 1 else "RGB")
+                if image.size != (width, height):
+                    image = image.resize((width, height), Image.Resampling.BILINEAR)
+                array = np.asarray(image, dtype=np.uint8)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image in {', '.join(FORMATS)} format") from None
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as cause:
+        raise ImageError(f"cannot be decoded: {cause}") from None
+    return array.reshape(height, width, channels)
+
+
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """Encode a uint8 [H, W, C] array (C = 1 or 3) as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # PIL clips 16-bit values to 255 instead of scaling them.
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+    if image.mode == "RGBA":
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return image if image.mode == mode else image.convert(mode)

@@ -1,0 +1,1 @@
+"""Backbones, margin heads, and the embedder that is scripted."""

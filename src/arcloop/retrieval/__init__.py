@@ -1,0 +1,1 @@
+"""Embedding with `model.pt` alone, and the faiss index."""

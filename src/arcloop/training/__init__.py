@@ -1,0 +1,1 @@
+"""The LightningModule, its callbacks, export, and the fit."""
