@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arcloop import times
 from arcloop.atomic import remove_stale_drafts, replace_folder, sha256_file, write_json
 from arcloop.errors import ArtifactError, unwritable
 from arcloop.provenance import git_revision, package_versions
@@ -56,11 +57,19 @@ class Artifact:
 
 @dataclass
 class Draft:
-    """A folder being written: files go to `path`, facts to `info`, parents' hashes to `parents`."""
+    """A folder being written.
+
+    Attributes:
+        path: Where to put files.
+        info: Facts of its kind, for the manifest.
+        parents: Role -> hash of what it is made from.
+        count: Images or vectors that went through, for the throughput.
+    """
 
     path: Path
     info: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
+    count: int = 0
 
 
 @contextlib.contextmanager
@@ -90,9 +99,11 @@ def writing(
         temporary.mkdir()
     except OSError as cause:
         raise unwritable(path, cause) from cause
+    watch = times.Stopwatch()
     try:
         draft = Draft(temporary, parents=dict(parents or {}))
         yield draft
+        times.note(temporary, watch.seconds, draft.count / watch.seconds)
         seal(temporary, kind, config=config, parents=draft.parents, info=draft.info)
         replace_folder(temporary, path)
     except OSError as cause:
@@ -129,51 +140,15 @@ def seal(
         "code": {"git": git_revision(), "packages": package_versions()},
     }
     write_json(path / MANIFEST, manifest)
-    return _parse(path, kind)
+    return read(path, kind)
 
 
-def load(path: Path, kind: str) -> Artifact:
-    """Read and verify an artifact.
-
-    Every file is hashed; hashes of files whose size, time and inode are those of the last
-    verification are taken from it, so a large store is read once, not at every start.
+def read(path: Path, kind: str) -> Artifact:
+    """Read an artifact's manifest without looking at its files.
 
     Raises:
-        ArtifactError: It is missing, half written, of another kind, or a file was changed.
+        ArtifactError: It is missing, of another kind, or the manifest is no manifest.
     """
-    path = Path(path)
-    artifact = _parse(path, kind)
-    known = _read_stamp(path, artifact.sha256)
-    stamps: dict[str, list[int]] = {}
-    unknown: list[str] = []
-    for name, entry in artifact.files.items():
-        try:
-            stat = (path / name).stat()
-        except FileNotFoundError:
-            raise _damaged(path / name, "is missing") from None
-        if stat.st_size != entry["size"]:
-            raise _damaged(path / name, f"has {stat.st_size} bytes, not {entry['size']}")
-        stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        if known.get(name) != stamps[name]:
-            unknown.append(name)
-    with ThreadPoolExecutor() as pool:
-        for name, found in zip(
-            unknown, pool.map(lambda n: sha256_file(path / n), unknown), strict=True
-        ):
-            if found != artifact.files[name]["sha256"]:
-                raise _damaged(path / name, "has other contents than when it was written")
-    if unknown:
-        with contextlib.suppress(OSError):  # a read-only artifact is verified in full every time
-            write_json(path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
-    return artifact
-
-
-def exists(path: Path) -> bool:
-    """Whether a whole artifact is at `path` (its manifest is there)."""
-    return (Path(path) / MANIFEST).is_file()
-
-
-def _parse(path: Path, kind: str) -> Artifact:
     file = path / MANIFEST
     try:
         content = file.read_bytes()
@@ -205,6 +180,71 @@ def _parse(path: Path, kind: str) -> Artifact:
         config=manifest["config"],
         info=manifest["info"],
     )
+
+
+def load(path: Path, kind: str) -> Artifact:
+    """Read and verify an artifact.
+
+    Every file is hashed; hashes of files whose size, time and inode are those of the last
+    verification are taken from it, so a large store is read once, not at every start.
+
+    Raises:
+        ArtifactError: It is missing, half written, of another kind, or a file was changed.
+    """
+    path = Path(path)
+    artifact = read(path, kind)
+    known = _read_stamp(path, artifact.sha256)
+    stamps: dict[str, list[int]] = {}
+    unknown: list[str] = []
+    for name, entry in artifact.files.items():
+        try:
+            stat = (path / name).stat()
+        except FileNotFoundError:
+            raise _damaged(path / name, "is missing") from None
+        if stat.st_size != entry["size"]:
+            raise _damaged(path / name, f"has {stat.st_size} bytes, not {entry['size']}")
+        stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        if known.get(name) != stamps[name]:
+            unknown.append(name)
+    with ThreadPoolExecutor() as pool:
+        for name, found in zip(
+            unknown, pool.map(lambda n: sha256_file(path / n), unknown), strict=True
+        ):
+            if found != artifact.files[name]["sha256"]:
+                raise _damaged(path / name, "has other contents than when it was written")
+    if unknown:
+        with contextlib.suppress(OSError):  # a read-only artifact is verified in full every time
+            write_json(path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
+    return artifact
+
+
+def current(
+    path: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]
+) -> Artifact | None:
+    """Return the artifact at `path` if it is of these settings and parents, so need not be remade.
+
+    Raises:
+        ArtifactError: It is, but was damaged since.
+    """
+    if not exists(path):
+        return None
+    found = read(path, kind)
+    if found.config != config or found.parents != parents:
+        return None
+    return load(path, kind)
+
+
+def find(folder: Path, kind: str, sha256: str) -> Path | None:
+    """Return the artifact below `folder` whose manifest has this hash, None if there is none."""
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        if sha256_file(manifest) == sha256 and read(manifest.parent, kind):
+            return manifest.parent
+    return None
+
+
+def exists(path: Path) -> bool:
+    """Whether a whole artifact is at `path` (its manifest is there)."""
+    return (Path(path) / MANIFEST).is_file()
 
 
 def _remedy(kind: str) -> str:

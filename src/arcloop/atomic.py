@@ -24,9 +24,9 @@ def sha256_json(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically: keys as given, two spaces, non-finite numbers refused."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def write_json(path: Path, value: object, *, indent: int | None = 2) -> None:
+    """Write JSON atomically, keys as given; a non-finite number is refused."""
+    write_bytes(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

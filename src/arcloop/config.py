@@ -7,7 +7,9 @@ constructor is the schema. Nothing below the command line sees a DictConfig.
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -25,14 +27,25 @@ class _Checked:
     """Checks every field against its annotation when the settings are made."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        faults = [
-            f"{field.name}={value!r} {fault}"
-            for field in fields(self)  # type: ignore[arg-type]
-            if (fault := complaint(value := getattr(self, field.name), hints[field.name]))
-        ]
-        if faults:
-            raise ConfigError("; ".join(faults), where=type(self).__name__)
+        found = list(setting_faults(type(self), vars(self), type(self).__name__))
+        if found:
+            raise ConfigError("; ".join(found), remedy="change the values")
+
+
+def setting_faults(settings: type, values: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yield what is wrong with values meant for a dataclass of settings, nested ones included.
+
+    Args:
+        settings: The dataclass.
+        values: Field -> plain value.
+        key: Where they are in the config, for the message.
+    """
+    hints = typing.get_type_hints(settings, include_extras=True)
+    for name, value in values.items():
+        if is_dataclass(hints.get(name)) and isinstance(value, Mapping):
+            yield from setting_faults(hints[name], value, f"{key}.{name}")
+        elif fault := complaint(value, hints.get(name)):
+            yield f"{key}.{name}={value!r} {fault}"
 
 
 @dataclass(kw_only=True)
@@ -90,6 +103,19 @@ class EmbedSettings(_Checked):
 
 
 @dataclass(kw_only=True)
+class CalibrationSettings(_Checked):
+    """How the open-set threshold is chosen: on val against the gallery, never on query.
+
+    Attributes:
+        far: Share of val images whose best match of another class may reach the threshold.
+        max_queries: Val images used; more than that are sampled evenly.
+    """
+
+    far: Fraction = MISSING
+    max_queries: PositiveInt = MISSING
+
+
+@dataclass(kw_only=True)
 class GateSettings(_Checked):
     """Least (min_) and largest (max_) values with which a model may be deployed; null is no bound.
 
@@ -109,8 +135,6 @@ class EvaluateSettings(_Checked):
 
     Attributes:
         batch_size: Queries searched at a time.
-        far: Share of comparisons of different classes that the open-set threshold lets through.
-            It is calibrated on val against the gallery, never on query.
         memory_mb: Bound on one block of the similarity matrix, in MiB.
         max_pairs: Pairs compared for ROC and histogram; more than that are sampled by query.
         num_mistakes: Worst mistakes shown on the page.
@@ -119,9 +143,53 @@ class EvaluateSettings(_Checked):
     """
 
     batch_size: PositiveInt = MISSING
-    far: Fraction = MISSING
     memory_mb: PositiveInt = MISSING
     max_pairs: PositiveInt = MISSING
     num_mistakes: NonNegativeInt = MISSING
     num_projected: NonNegativeInt = MISSING
     gate: GateSettings = MISSING
+
+
+@dataclass(kw_only=True)
+class Config:
+    """The one composed config of every verb: conf/config.yaml and a choice from each group.
+
+    Attributes:
+        name: Names the run; by default that of the data.
+        seed: Source of every random number.
+        run_dir: Where the run is written; the same in every process.
+        stores_dir: Where stores are kept, each in a folder named by data and content.
+        store_dir: A store at a place of one's own; null: in `stores_dir`.
+        resume: "auto": go on with a run of this config that was interrupted; "true": go on from
+            last.ckpt, whatever the config; "false": start again.
+        overwrite: Replace a finished run of another config in `run_dir`.
+        monitor: Metric of val that selects the checkpoint and is a sweep's objective.
+        monitor_mode: Whether more ("max") or less ("min") of it is better.
+    """
+
+    name: str = MISSING
+    seed: int = MISSING
+    run_dir: str = MISSING
+    stores_dir: str = MISSING
+    store_dir: str | None = None
+    resume: str = MISSING
+    overwrite: bool = MISSING
+    monitor: str = MISSING
+    monitor_mode: str = MISSING
+    data: Any = MISSING
+    loader: LoaderSettings = MISSING
+    augmentation: Any = MISSING
+    backbone: Any = MISSING
+    embedder: Any = MISSING
+    head: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = MISSING
+    callbacks: Any = MISSING
+    index: Any = MISSING
+    experiment: Any = None
+    validation: ValidationSettings = MISSING
+    embed: EmbedSettings = MISSING
+    calibration: CalibrationSettings = MISSING
+    evaluate: EvaluateSettings = MISSING

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-console = Console(stderr=True)
+console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+"""Silent in all but the first process of a training in several."""
 _PLAIN_LINE_SECONDS = 10.0
 
 

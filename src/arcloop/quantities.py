@@ -69,7 +69,7 @@ def complaint(value: Any, annotation: Any) -> str | None:
 
 
 def _simple_complaint(value: Any, annotation: Any, origin: Any) -> str | None:
-    if annotation is None or annotation is type(None):
+    if annotation is type(None):
         return None if value is None else "must be null"
     if annotation is bool:
         return None if isinstance(value, bool) else "must be true or false"

@@ -1,1 +1,12 @@
 """The LightningModule, its callbacks, export, and the fit."""
+
+from arcloop.training.callbacks import BuildIndex, Evaluate, ExportScripted
+from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.module import EmbeddingModule
+from arcloop.training.recipe import NODES, Recipe
+from arcloop.training.train import train
+
+__all__ = [
+    "NODES", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate", "ExportScripted", "Recipe",
+    "train",
+]  # fmt: skip

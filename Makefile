@@ -1,0 +1,44 @@
+# `make help` lists the targets. Every target installs what it needs into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := cpu,dev
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
+
+install: $(INSTALLED)  ## create .venv and install arcloop in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look at
+	$(BIN)/arcloop run experiment=mnist
+
+test: $(INSTALLED)  ## every test
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(INSTALLED)  ## format, lint, types, import contract, tests, doctests, docs' code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: $(INSTALLED)  ## format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)  ## side-by-side measurements, printed as ratios
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove .venv and caches; runs and stores stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

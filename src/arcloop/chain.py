@@ -1,0 +1,133 @@
+"""What a verb does: the steps it needs, each skipped where its artifact is there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from arcloop import artifacts, steps
+from arcloop.artifacts import Artifact
+from arcloop.errors import ArtifactError
+from arcloop.progress import say
+from arcloop.summary import print_summary
+
+CHAINS = {
+    "prepare": ("prepare",),
+    "validate": ("prepare", "validate"),
+    "train": ("prepare", "validate", "train"),
+    "embed": ("embed",),
+    "index": ("index",),
+    "evaluate": ("evaluate",),
+    "run": ("prepare", "validate", "train", "embed", "index", "evaluate"),
+}
+"""Verb -> the steps that lead to it. `embed`, `index` and `evaluate` start from a finished run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb came to.
+
+    Attributes:
+        objective: Best monitored metric of val, where something was trained.
+        gate_passed: The gate's verdict, where it was decided.
+    """
+
+    objective: float | None = None
+    gate_passed: bool | None = None
+
+
+def execute(verb: str, config: DictConfig, overrides: Sequence[str]) -> Outcome:
+    """Carry out a verb with a composed and checked config.
+
+    Args:
+        verb: A key of `CHAINS`.
+        config: The config.
+        overrides: What it was composed from, recorded in the run.
+
+    Raises:
+        ArcloopError: What is wrong.
+    """
+    names = CHAINS[verb]
+    steps.rehearse(config, names)
+    run_dir = Path(config.run_dir)
+    store = store_path(config) if "prepare" in names else find_store(run_dir)
+    folders = {
+        "store": store,
+        "validation": store / "validation",
+        "run": run_dir,
+        "gallery": run_dir / "gallery",
+        "index": run_dir / "index",
+        "evaluation": run_dir / "evaluation",
+    }
+    made: dict[str, Artifact] = {}
+    for name in names:
+        step = steps.STEPS[name]
+        inputs = {role: folders[role] for role in step.inputs}
+        reuse = name != verb  # what the verb itself names is done again
+        made[name] = steps.apply(name, config, inputs, folders[step.output], overrides, reuse=reuse)
+    if "evaluate" in made:
+        print_summary(folders)
+        return Outcome(_objective(made), made["evaluate"].info["gate"]["passed"])
+    for artifact in made.values():
+        say(f"{artifact.kind}: {artifact.path}")
+    return Outcome(_objective(made))
+
+
+def _objective(made: Mapping[str, Artifact]) -> float | None:
+    return made["train"].info["objective"] if "train" in made else None
+
+
+def store_path(config: DictConfig) -> Path:
+    """Return where the store of this config is, or will be.
+
+    Raises:
+        ConfigError, DataError: The source is not there.
+    """
+    if config.store_dir is not None:
+        return Path(config.store_dir)
+    from arcloop.data import store_key
+
+    source = steps.build(config, "data")
+    return Path(config.stores_dir) / f"{source.name}-{store_key(source)}"
+
+
+def find_store(run_dir: Path) -> Path:
+    """Return the store that a run was trained on, known by its hash.
+
+    Raises:
+        ArtifactError: There is no run, or its store is not there any more.
+    """
+    run = artifacts.load(run_dir, "run")
+    sha256 = run.parents["store"]
+    named = run.config["store_dir"]
+    folders = [Path(named).parent] if named else [Path(run.config["stores_dir"])]
+    for folder in folders:
+        if found := artifacts.find(folder, "store", sha256):
+            return found
+    raise ArtifactError(
+        f"the store that this run was trained on ({sha256[:12]}...) is not there",
+        where=folders[0],
+        remedy="run `arcloop prepare` with the run's overrides, from the same folder",
+    )
+
+
+def base_overrides(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Put a finished run's own overrides before those given, so that its settings hold.
+
+    Only for verbs that start from a run; a key that is given again replaces the run's.
+    """
+    if "train" in CHAINS[verb] or "prepare" in CHAINS[verb]:
+        return list(overrides)
+    given = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
+    run_dir = Path(given.get("run_dir", "").partition("=")[2])
+    if "run_dir" not in given or not artifacts.exists(run_dir):
+        return list(overrides)
+    manifest = json.loads((run_dir / artifacts.MANIFEST).read_bytes())
+    stored = [
+        o for o in manifest["info"]["overrides"] if o.partition("=")[0].lstrip("+~") not in given
+    ]
+    return [*stored, *overrides]

@@ -1,0 +1,74 @@
+"""`arcloop VERB [hydra overrides] [-m]`: wires and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from arcloop.errors import ArcloopError, ConfigError, unwritable
+from arcloop.progress import say
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    0 done; 1 data or machine at fault; 2 config at fault; 3 done, but the gate did not pass.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return report(lambda: _dispatch(arguments))
+
+
+def report(work: Callable[[], int]) -> int:
+    """Do the work; tell what a user can mend as one message, and return the exit code."""
+    try:
+        return work()
+    except ArcloopError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from the last checkpoint")
+        return INTERRUPTED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _complain(unwritable(Path(error.filename), error))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    from arcloop import usage
+
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage.overview())
+        return 0
+    verb, *rest = arguments
+    if verb not in usage.VERBS:
+        near = difflib.get_close_matches(verb, usage.VERBS, n=1)
+        raise ConfigError(
+            f"there is no verb {verb!r}",
+            remedy=f"did you mean {near[0]}?" if near else f"verbs: {', '.join(usage.VERBS)}",
+        )
+    if verb == "query":
+        from arcloop.query import query
+
+        return query(rest)
+    if "-h" in rest or "--help" in rest:
+        print(usage.of_verb(verb))
+        return 0
+    from arcloop.launch import launch
+
+    return launch(verb, rest)
+
+
+def _complain(error: ArcloopError) -> int:
+    if os.environ.get("ARCLOOP_TRACEBACK") == "1":
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""conf/ and overrides -> one checked config. Imports Hydra and nothing heavier.
+
+Every fault that can be seen without torch is found here, all of them at once, before any work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from arcloop import signatures
+from arcloop.config import (
+    CalibrationSettings,
+    Config,
+    EmbedSettings,
+    EvaluateSettings,
+    LoaderSettings,
+    ValidationSettings,
+    setting_faults,
+)
+from arcloop.errors import ArcloopError, ConfigError
+
+_SETTINGS = {
+    "loader": LoaderSettings,
+    "validation": ValidationSettings,
+    "embed": EmbedSettings,
+    "calibration": CalibrationSettings,
+    "evaluate": EvaluateSettings,
+}
+_CHOICES = {"resume": ("auto", "true", "false"), "monitor_mode": ("max", "min")}
+
+
+def bundled(name: str) -> Path:
+    """Return the folder of something that comes with arcloop: "conf" or "mnist"."""
+    package = Path(__file__).parent
+    installed = package / "_bundled" / name
+    if installed.is_dir():
+        return installed
+    checkout = package.parents[1]
+    return checkout / {"conf": "conf", "mnist": "data/mnist"}[name]
+
+
+def register() -> None:
+    """Tell Hydra the types of the settings, and OmegaConf the `bundled` resolver."""
+    ConfigStore.instance().store(name="schema", node=Config, provider="arcloop")
+    if not OmegaConf.has_resolver("bundled"):
+        OmegaConf.register_new_resolver("bundled", lambda name: str(bundled(name)))
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose conf/config.yaml with overrides, as the command line does, and check it.
+
+    Raises:
+        ConfigError: Anything about it is wrong.
+    """
+    register()
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
+            config = compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException) as cause:
+        raise explain(cause) from None
+    check(config)
+    return config
+
+
+def check(config: DictConfig) -> None:
+    """Refuse a composed config in which anything is missing, misspelt, mistyped or out of range.
+
+    Raises:
+        ConfigError: Names every fault there is.
+    """
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except OmegaConfBaseException as cause:  # an interpolation leads nowhere
+        raise explain(cause) from None
+    faults = [f"{key} is required; pass {key}=..." for key in missing]
+    if not faults:
+        plain = to_plain(config)
+        faults = _scalar_faults(plain)
+        for name, settings in _SETTINGS.items():
+            faults += setting_faults(settings, plain[name], name)
+        groups = {key: value for key, value in plain.items() if key not in _SETTINGS}
+        faults += signatures.faults(groups)
+    if faults:
+        raise ConfigError("\n".join(faults), remedy="correct the config; nothing was started")
+
+
+def _scalar_faults(plain: Mapping[str, Any]) -> list[str]:
+    known = [field.name for field in fields(Config)]
+    faults = [f"{key} is no key of the config" for key in plain if key not in known]
+    for key, choices in _CHOICES.items():
+        if str(plain[key]).lower() not in choices:
+            faults.append(f"{key}={plain[key]} must be one of {', '.join(choices)}")
+    if plain["seed"] < 0:
+        faults.append(f"seed={plain['seed']} must not be negative")
+    return faults
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Return the resolved config as dicts, lists and scalars."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def explain(cause: BaseException) -> ArcloopError:
+    """Turn what Hydra or OmegaConf raised into one clear `ConfigError`; keep our own errors."""
+    chain = list(_causes(cause))
+    for link in chain:
+        if isinstance(link, ArcloopError):
+            return link
+    for link in chain:
+        if isinstance(link, MissingConfigException):
+            return _missing_choice(link)
+        if isinstance(link, OverrideParseException):
+            return ConfigError(
+                f"cannot read the override {link.override!r}",
+                remedy="an override is KEY=VALUE; quote values with spaces or brackets",
+            )
+    return _bad_override(cause, chain)
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _missing_choice(error: MissingConfigException) -> ConfigError:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or [])
+    near = difflib.get_close_matches(choice, options, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ConfigError(
+        f"there is no {group}={choice}", remedy=f"{hint}choices: {', '.join(sorted(options))}"
+    )
+
+
+def _bad_override(cause: BaseException, chain: Sequence[BaseException]) -> ConfigError:
+    text = "\n".join(str(link) for link in chain)
+    named = re.search(r"(?:Could not override|merging override) '?\+*([\w.@/]+)", text)
+    unknown = re.search(r"Key '(\w+)' (?:is )?not in (?:struct|'\w+')", text)
+    if unknown:
+        key = named.group(1) if named else unknown.group(1)
+        near = _nearest_keys(key)
+        remedy = (
+            f"did you mean {' or '.join(near)}?" if near else "see `arcloop --help` for the keys"
+        )
+        return ConfigError(f"there is no key {key}", remedy=remedy)
+    wrong_type = re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text)
+    if wrong_type:
+        where = re.search(r"full_key: (\S+)", text)
+        key = where.group(1) if where else named.group(1) if named else "a value"
+        kind = {"Integer": "an int", "Float": "a number", "Boolean": "true or false"}
+        what = kind.get(wrong_type.group(2), f"a {wrong_type.group(2)}")
+        return ConfigError(f"{key}={wrong_type.group(1)} must be {what}", remedy="change the value")
+    if isinstance(cause, InstantiationException):
+        root = chain[-1]
+        where = re.search(r"full_key: (\S+)", text)
+        return ConfigError(
+            str(root).splitlines()[0],
+            where=where.group(1) if where else None,
+            remedy="change the value",
+        )
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    first = lines[0] if lines else type(cause).__name__
+    if isinstance(cause, ConfigCompositionException) and len(chain) > 1:
+        first = f"{first} {str(chain[1]).splitlines()[0]}"
+    return ConfigError(first, remedy="correct the override; see `arcloop --help`")
+
+
+def _nearest_keys(key: str) -> list[str]:
+    """The known keys most like a misspelt one, in the config without overrides."""
+    with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
+        known = list(_keys(OmegaConf.to_container(compose("config"))))
+    same_group = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    return difflib.get_close_matches(key, same_group, n=2) or difflib.get_close_matches(
+        key, known, n=2
+    )
+
+
+def _keys(node: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield f"{prefix}{name}"
+            yield from _keys(child, f"{prefix}{name}.")

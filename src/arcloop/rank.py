@@ -1,0 +1,30 @@
+"""`python -m arcloop.rank JOB`: one process of a training in several."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from arcloop.cli import report
+from arcloop.config import Config
+from arcloop.steps import train_here
+
+
+def main() -> int:
+    """Read the job, train, and end with the exit code that tells how it went."""
+    job = json.loads(Path(sys.argv[1]).read_bytes())
+    config = OmegaConf.merge(OmegaConf.structured(Config), job["config"])
+    assert isinstance(config, DictConfig)
+
+    def work() -> int:
+        train_here(config, Path(job["store"]), Path(job["run_dir"]), job["overrides"])
+        return 0
+
+    return report(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

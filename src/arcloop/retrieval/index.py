@@ -1,0 +1,148 @@
+"""The faiss index over a gallery: cosine similarity, any `index_factory` string."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from arcloop import artifacts
+from arcloop.artifacts import Artifact
+from arcloop.atomic import write_json
+from arcloop.errors import ArtifactError, ConfigError
+from arcloop.progress import track
+from arcloop.quantities import PositiveInt, check
+from arcloop.retrieval.embed import Gallery
+from arcloop.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaissIndex:
+    """How to build an index; a choice of conf/index/.
+
+    Args:
+        factory: A faiss `index_factory` string; "{nlist}" becomes the number of cells that suits
+            the gallery, 4 sqrt(rows) but at least 39 training rows a cell.
+        search: faiss search parameters that are stored with the index, e.g. {"nprobe": 16}.
+        train_rows: Rows of the gallery, evenly spaced, that an index with a training stage sees.
+
+    Source:
+        https://github.com/facebookresearch/faiss/wiki/The-index-factory
+    """
+
+    factory: str
+    search: dict[str, int]
+    train_rows: PositiveInt
+
+    def __post_init__(self) -> None:
+        check("index", train_rows=(self.train_rows, PositiveInt))
+        self._empty(dim=64, rows=100_000)  # a misspelt factory or parameter is refused now
+
+    def build(self, gallery: Gallery) -> Any:
+        """Train the index where it must be, and add the gallery in row order.
+
+        Returns:
+            A faiss index of inner product with `gallery.rows` rows.
+
+        Raises:
+            ConfigError: The gallery is too small for this index.
+        """
+        index = self._empty(gallery.embedding_dim, gallery.rows)
+        with track("build index", gallery.rows, "vectors") as advance:
+            if not index.is_trained:
+                try:
+                    index.train(_sample(gallery, self.train_rows))
+                except RuntimeError as cause:
+                    raise ConfigError(
+                        f"a gallery of {gallery.rows} rows cannot train index "
+                        f"{self.factory!r}: {_first_line(cause)}",
+                        remedy="use index=flat, or a larger gallery",
+                    ) from None
+            for embeddings, _ in gallery.chunks():
+                index.add(embeddings)
+                advance(len(embeddings))
+        return index
+
+    def _empty(self, dim: int, rows: int) -> Any:
+        nlist = max(1, min(int(4 * math.sqrt(rows)), rows // 39))
+        try:
+            factory = self.factory.replace("{nlist}", str(nlist))
+            index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+            index.verbose = False
+            space = faiss.ParameterSpace()
+            for name, value in self.search.items():
+                space.set_index_parameter(index, name, value)
+        except RuntimeError as cause:
+            raise ConfigError(
+                f"faiss refuses index.factory={self.factory!r} with search {self.search}: "
+                f"{_first_line(cause)}",
+                remedy="see the faiss wiki, 'The index factory', for what a factory string may be",
+            ) from None
+        return index
+
+
+def write_index(
+    index: Any, gallery: Gallery, folder: Path, classes: Sequence[str], threshold: float
+) -> dict[str, int]:
+    """Write faiss_index.bin and faiss_label.json.
+
+    Args:
+        index: Over the gallery's rows.
+        gallery: What it was built from.
+        folder: Where to write.
+        classes: Class names by label.
+        threshold: Similarity under which the answer is "unknown".
+
+    Returns:
+        Its size: {"rows": n, "bytes": of the index file}.
+    """
+    faiss.write_index(index, str(folder / INDEX))
+    labels = {
+        "labels": gallery.labels.tolist(),
+        "classes": list(classes),
+        "threshold": threshold,
+        "model_sha256": gallery.model_sha256,
+    }
+    write_json(folder / LABELS, labels, indent=None)
+    return {"rows": index.ntotal, "bytes": (folder / INDEX).stat().st_size}
+
+
+def open_index(path: Path, model_sha256: str) -> tuple[Artifact, Any, dict[str, Any]]:
+    """Load an `index` artifact, its faiss index and its labels.
+
+    Raises:
+        ArtifactError: It is missing or damaged, or was built from another model.
+    """
+    artifact = artifacts.load(path, "index")
+    try:
+        index, labels = read_index(path / INDEX), read_labels(path / LABELS)
+    except SearcherError as cause:
+        raise ArtifactError(str(cause), where=path, remedy="build it again") from None
+    if labels["model_sha256"] != model_sha256:
+        raise ArtifactError(
+            "the index was built from another model",
+            where=path,
+            remedy="embed the gallery and build the index again: `arcloop embed`, `arcloop index`",
+        )
+    return artifact, index, labels
+
+
+def _sample(gallery: Gallery, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    step = max(1, math.ceil(gallery.rows / rows))
+
+    def picked() -> Iterator[Any]:
+        first = 0
+        for embeddings, _ in gallery.chunks():
+            yield embeddings[first::step]
+            first = (first - len(embeddings)) % step
+
+    return np.concatenate(list(picked()))
+
+
+def _first_line(cause: Exception) -> str:
+    return str(cause).rpartition(": ")[2].splitlines()[0]

@@ -1,0 +1,224 @@
+"""The steps: a table of what each reads, takes and makes, and one way to run any of them.
+
+One process, a pod of a pipeline and a test all go through `run_step`, so they cannot differ.
+Heavy imports happen inside the step that needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from arcloop.artifacts import Artifact
+from arcloop.compose import compose_config, explain, to_plain
+from arcloop.processes import processes_here, train_in_processes
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: Its verb.
+        reads: Config groups and settings its result depends on.
+        inputs: Artifacts it takes, by role.
+        output: Kind of the artifact it makes.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+
+
+STEPS: Mapping[str, Step] = {
+    step.name: step
+    for step in (
+        Step("prepare", ("data",), (), "store"),
+        Step("validate", ("validation",), ("store",), "validation"),
+        Step(
+            "train",
+            (
+                "seed", "monitor", "monitor_mode", "loader", "augmentation", "backbone",
+                "embedder", "head", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+            ),
+            ("store",),
+            "run",
+        ),
+        Step("embed", ("embed",), ("run", "store"), "gallery"),
+        Step("index", ("index", "calibration", "embed"), ("run", "store", "gallery"), "index"),
+        Step(
+            "evaluate",
+            ("evaluate", "embed"),
+            ("run", "store", "gallery", "index"),
+            "evaluation",
+        ),
+    )
+}  # fmt: skip
+
+
+def run_step(
+    name: str, overrides: Sequence[str], inputs: Mapping[str, Path], output: Path
+) -> Artifact:
+    """Run one step with overrides as the command line takes them.
+
+    Args:
+        name: A key of `STEPS`.
+        overrides: Hydra overrides; those of groups that the step does not read change nothing.
+        inputs: Role -> folder of each artifact that the step takes.
+        output: Folder to write; for `train`, the run directory.
+
+    Returns:
+        The artifact it made.
+
+    Raises:
+        ConfigError: The overrides are wrong.
+        DataError, ArtifactError, ResourceError: The step could not be done.
+    """
+    config = compose_config([*overrides, *([f"run_dir={output}"] if name == "train" else [])])
+    return apply(name, config, inputs, output, overrides)
+
+
+def apply(
+    name: str,
+    config: DictConfig,
+    inputs: Mapping[str, Path],
+    output: Path,
+    overrides: Sequence[str] = (),
+    *,
+    reuse: bool = False,
+) -> Artifact:
+    """Run one step with an already composed and checked config; see `run_step`.
+
+    With `reuse`, an artifact at `output` that was made of the same inputs with the same settings is
+    returned as it is. `prepare` and `train` always do so.
+    """
+    assert set(STEPS[name].inputs) <= inputs.keys()
+    step: Callable[..., Artifact] = {
+        "prepare": _prepare, "validate": _validate, "train": _train,
+        "embed": _embed, "index": _index, "evaluate": _evaluate,
+    }[name]  # fmt: skip
+    if name == "train":
+        return step(config, inputs, output, overrides)
+    return step(config, inputs, output, reuse)
+
+
+def rehearse(config: DictConfig, names: Iterable[str]) -> None:
+    """Build all that these steps will need, so that a wrong value is told before any of them runs.
+
+    Raises:
+        ConfigError: A constructor refuses its values.
+    """
+    for name in names:
+        if name == "train":
+            _recipe(config).rehearse()
+        else:
+            for node in STEPS[name].reads:
+                build(config, node)
+
+
+def _prepare(config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool) -> Artifact:  # noqa: ARG001
+    from arcloop.data import prepare
+
+    return prepare(build(config, "data"), output)
+
+
+def _validate(
+    config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool
+) -> Artifact:
+    from arcloop.data import validate
+
+    return validate(inputs["store"], output, build(config, "validation"), reuse=reuse)
+
+
+def _train(
+    config: DictConfig, inputs: Mapping[str, Path], output: Path, overrides: Sequence[str]
+) -> Artifact:
+    processes = processes_here(config)
+    if processes > 1:
+        return train_in_processes(processes, config, inputs["store"], output, overrides)
+    return train_here(config, inputs["store"], output, overrides)
+
+
+def train_here(
+    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str]
+) -> Artifact:
+    """Train in this process: the only one, or one of several that a launcher started."""
+    from arcloop.training import train
+
+    return train(
+        _recipe(config),
+        store,
+        run_dir,
+        resume=str(config.resume).lower(),
+        overwrite=config.overwrite,
+        config=to_plain(config),
+        overrides=overrides,
+    )
+
+
+def _recipe(config: DictConfig) -> Any:
+    from arcloop.training import NODES, Recipe
+
+    nodes = {name: build(config, name) for name in NODES}
+    return Recipe(**nodes, seed=config.seed, monitor=config.monitor)
+
+
+def _embed(config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool) -> Artifact:
+    from arcloop.stages import embed_gallery
+
+    model = inputs["run"] / "model.pt"
+    return embed_gallery(model, inputs["store"], output, build(config, "embed"), reuse=reuse)
+
+
+def _index(config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool) -> Artifact:
+    from arcloop.stages import build_index
+
+    return build_index(
+        inputs["run"] / "model.pt",
+        inputs["store"],
+        inputs["gallery"],
+        output,
+        index=build(config, "index"),
+        calibration=build(config, "calibration"),
+        embed_settings=build(config, "embed"),
+        reuse=reuse,
+    )
+
+
+def _evaluate(
+    config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool
+) -> Artifact:
+    from arcloop.stages import evaluate
+
+    return evaluate(
+        inputs["run"],
+        inputs["store"],
+        inputs["gallery"],
+        inputs["index"],
+        output,
+        settings=build(config, "evaluate"),
+        embed_settings=build(config, "embed"),
+        reuse=reuse,
+    )
+
+
+def build(config: DictConfig, name: str) -> Any:
+    """Make the object that a node of the config describes: a `_target_`, or typed settings.
+
+    Raises:
+        ConfigError: Its constructor refuses the values.
+    """
+    from hydra.utils import instantiate
+
+    node = config[name]
+    if node is None:
+        return {}
+    try:
+        return instantiate(node, _convert_="object")
+    except Exception as cause:  # whatever a constructor raises on a wrong value
+        raise explain(cause) from cause

@@ -1,0 +1,104 @@
+"""Augmentation of a whole batch where the batch lies, after loading and before normalisation.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arcloop.quantities import Fraction, NonNegativeFloat, check
+
+
+class Augmentation(nn.Module, ABC):
+    """Maps a batch of pixels to a changed one; all its randomness comes from the generator."""
+
+    @abstractmethod
+    def forward(self, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Change the batch.
+
+        Args:
+            pixels_BCHW: Floating point, 0..255.
+            generator: On any device; drawn from in the same way whatever the device of the batch.
+
+        Returns:
+            Tensor of the same shape, type, device and range.
+        """
+
+
+class NoAugmentation(Augmentation):
+    """Leaves the batch as it is."""
+
+    def forward(self, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        return pixels_BCHW
+
+
+class RandomAffine(Augmentation):
+    """Shifts, scales and rotates each image about its centre, bilinear; what comes in is black.
+
+    Args:
+        shift: Largest shift in each direction, as a share of height and width.
+        scale: Largest change of size: 0.1 draws factors from 1 / 1.1 to 1.1.
+        rotate_degrees: Largest angle to either side, in degrees.
+    """
+
+    def __init__(
+        self, *, shift: Fraction, scale: NonNegativeFloat, rotate_degrees: NonNegativeFloat
+    ) -> None:
+        check(
+            "augmentation",
+            shift=(shift, Fraction),
+            scale=(scale, NonNegativeFloat),
+            rotate_degrees=(rotate_degrees, NonNegativeFloat),
+        )
+        super().__init__()
+        self.shift, self.scale = float(shift), float(scale)
+        self.rotate_degrees = float(rotate_degrees)
+
+    def forward(self, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        draws = torch.rand(4, len(pixels_BCHW), 1, 1, generator=generator, device=generator.device)
+        right, down, turn, grow = (2 * draws - 1).to(pixels_BCHW)
+        angle = math.radians(self.rotate_degrees) * turn
+        size = (grow * math.log1p(self.scale)).exp()
+        return warp(
+            pixels_BCHW, angle=angle, size=size, right=self.shift * right, down=self.shift * down
+        )
+
+
+def warp(
+    pixels_BCHW: Tensor, *, angle: Tensor, size: Tensor, right: Tensor, down: Tensor
+) -> Tensor:
+    """Turn and resize each image about its centre, then shift it.
+
+    Args:
+        pixels_BCHW: Floating point.
+        angle: In radians, clockwise as seen, [B, 1, 1].
+        size: Factor by which the content grows, [B, 1, 1].
+        right: Shift as a share of the width, [B, 1, 1].
+        down: Shift as a share of the height, [B, 1, 1].
+
+    Returns:
+        Tensor of the same shape, bilinear, 0 where nothing was.
+    """
+    height, width = pixels_BCHW.shape[-2:]
+    aspect = width / height
+    # Where each pixel comes from, so by the inverse: shift back, turn back, shrink. The edges of
+    # an image are -1 and 1 on both axes, whatever its aspect.
+    x_B1W = _centres(width, pixels_BCHW) - 2 * right
+    y_BH1 = _centres(height, pixels_BCHW).unsqueeze(1) - 2 * down
+    cos, sin = angle.cos() / size, angle.sin() / size
+    from_x_BHW = cos * x_B1W + sin / aspect * y_BH1
+    from_y_BHW = cos * y_BH1 - sin * aspect * x_B1W
+    grid_BHW2 = torch.stack([from_x_BHW, from_y_BHW], dim=-1)
+    return F.grid_sample(pixels_BCHW, grid_BHW2, padding_mode="zeros", align_corners=False)
+
+
+def _centres(count: int, like: Tensor) -> Tensor:
+    """Centres of `count` pixels between the edges -1 and 1."""
+    steps = torch.arange(count, dtype=like.dtype, device=like.device)
+    return (2 * steps + 1) / count - 1

@@ -1,0 +1,140 @@
+"""What follows fit: thin adapters that call the functions which the steps call too.
+
+They run on rank zero and hold no collective, so other ranks have nothing to wait for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from arcloop import stages
+from arcloop.config import CalibrationSettings, EmbedSettings, EvaluateSettings
+from arcloop.data import EmbeddingDataModule
+from arcloop.errors import ConfigError
+from arcloop.progress import say
+from arcloop.quantities import PositiveFloat, check
+from arcloop.retrieval import FaissIndex
+from arcloop.training.export import export_scripted
+from arcloop.training.module import EmbeddingModule
+
+_GOLDEN_ROWS = 32
+
+
+class ExportScripted(Callback):
+    """Scripts the best checkpoint to model.pt and checks it on images of val.
+
+    Args:
+        run_dir: The run.
+        max_abs_diff: Largest difference allowed between eager and scripted embeddings.
+    """
+
+    def __init__(self, *, run_dir: str, max_abs_diff: PositiveFloat) -> None:
+        check("callbacks.export", max_abs_diff=(max_abs_diff, PositiveFloat))
+        self._run_dir, self._max_abs_diff = Path(run_dir), max_abs_diff
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, EmbeddingModule)
+        store = _datamodule(trainer).store
+        rows = np.linspace(0, store.rows("val") - 1, _GOLDEN_ROWS).astype(np.int64)
+        golden_NHWC, _ = store.gather("val", np.unique(rows))
+        difference = export_scripted(
+            pl_module.embedder,
+            best_checkpoint(trainer),
+            golden_NHWC,
+            self._run_dir,
+            max_abs_diff=self._max_abs_diff,
+        )
+        say(f"model.pt: scripted, within {difference:.1e} of the eager model")
+
+
+class BuildIndex(Callback):
+    """Embeds the gallery through model.pt and builds the faiss index over it.
+
+    Args:
+        run_dir: The run.
+        embed: How to embed.
+        index: What to build.
+        calibration: How to choose the open-set threshold.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: str,
+        embed: EmbedSettings,
+        index: FaissIndex,
+        calibration: CalibrationSettings,
+    ) -> None:
+        self._run_dir = Path(run_dir)
+        self._embed, self._index, self._calibration = embed, index, calibration
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        store = _datamodule(trainer).store.artifact.path
+        model, gallery = self._run_dir / "model.pt", self._run_dir / "gallery"
+        stages.embed_gallery(model, store, gallery, self._embed)
+        stages.build_index(
+            model,
+            store,
+            gallery,
+            self._run_dir / "index",
+            index=self._index,
+            calibration=self._calibration,
+            embed_settings=self._embed,
+        )
+
+
+class Evaluate(Callback):
+    """Judges model and index on the query split and draws the report.
+
+    Args:
+        run_dir: The run.
+        embed: How to embed.
+        settings: How to judge.
+    """
+
+    def __init__(self, *, run_dir: str, embed: EmbedSettings, settings: EvaluateSettings) -> None:
+        self._run_dir, self._embed, self._settings = Path(run_dir), embed, settings
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        stages.evaluate(
+            self._run_dir,
+            _datamodule(trainer).store.artifact.path,
+            self._run_dir / "gallery",
+            self._run_dir / "index",
+            self._run_dir / "evaluation",
+            settings=self._settings,
+            embed_settings=self._embed,
+        )
+
+
+def best_checkpoint(trainer: pl.Trainer) -> Path:
+    """Return the checkpoint that scored best.
+
+    Raises:
+        ConfigError: No ModelCheckpoint callback kept one.
+    """
+    callback: Any = trainer.checkpoint_callback
+    if not isinstance(callback, ModelCheckpoint) or not callback.best_model_path:
+        raise ConfigError(
+            "no best checkpoint was kept, so there is nothing to export",
+            where="callbacks.checkpoint",
+            remedy="keep callbacks.checkpoint, and train for at least one validation",
+        )
+    return Path(callback.best_model_path)
+
+
+def _datamodule(trainer: pl.Trainer) -> EmbeddingDataModule:
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    assert isinstance(datamodule, EmbeddingDataModule)
+    return datamodule

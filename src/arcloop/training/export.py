@@ -1,0 +1,84 @@
+"""The best checkpoint -> model.pt: scripted, and proven equal to the eager model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from arcloop.errors import ArtifactError
+from arcloop.models import Embedder
+from arcloop.searcher import Model, save_model
+
+GOLDEN = "golden.npz"
+
+
+def export_scripted(
+    embedder: Embedder,
+    checkpoint: Path,
+    golden_NHWC: npt.NDArray[np.uint8],
+    run_dir: Path,
+    *,
+    max_abs_diff: float,
+) -> float:
+    """Script an embedder with a checkpoint's weights, and keep a batch that proves it right.
+
+    Writes model.pt, and golden.npz with the images and the eager model's embeddings of them, for
+    every later load to be held against.
+
+    Args:
+        embedder: The architecture; its own weights are left alone.
+        checkpoint: Whose weights are exported.
+        golden_NHWC: Real images, uint8.
+        run_dir: Where to write.
+        max_abs_diff: Largest difference of any coordinate between eager and scripted.
+
+    Returns:
+        The largest difference found.
+
+    Raises:
+        ArtifactError: The checkpoint does not fit, or the scripted model computes something else.
+    """
+    eager = copy.deepcopy(embedder).cpu().float().eval()
+    eager.load_state_dict(embedder_weights(checkpoint))
+    scripted = torch.jit.script(eager)
+    temporary = run_dir / ".model.pt.tmp"
+    save_model(
+        scripted,
+        temporary,
+        image_shape=eager.image_shape,
+        embedding_dim=eager.embedding_dim,
+    )
+    with torch.inference_mode():
+        expected_ND = eager(torch.from_numpy(golden_NHWC).permute(0, 3, 1, 2)).numpy()
+    difference = float(np.abs(Model(temporary).embed(golden_NHWC) - expected_ND).max())
+    if not difference <= max_abs_diff:
+        temporary.unlink()
+        raise ArtifactError(
+            f"the scripted model differs from the eager one by {difference:.2e}, "
+            f"more than {max_abs_diff:.0e}",
+            where=checkpoint,
+            remedy="find the layer whose scripted form computes something else",
+        )
+    temporary.replace(run_dir / "model.pt")
+    np.savez(run_dir / GOLDEN, images=golden_NHWC, embeddings=expected_ND)
+    return difference
+
+
+def embedder_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Read the embedder's state dict from a checkpoint, weights only: nothing in it is executed.
+
+    Raises:
+        ArtifactError: There is no such checkpoint, or it is damaged.
+    """
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    except (OSError, RuntimeError, KeyError) as cause:
+        raise ArtifactError(
+            f"cannot read the checkpoint: {cause}", where=checkpoint, remedy="train again"
+        ) from None
+    prefix = "embedder."
+    return {key.removeprefix(prefix): w for key, w in state.items() if key.startswith(prefix)}

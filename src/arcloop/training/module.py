@@ -1,0 +1,95 @@
+"""The LightningModule: augment, embed, take the head's loss; judge by neighbours within val."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from arcloop.errors import ResourceError
+from arcloop.models import Embedder, Head
+from arcloop.training.augmentation import Augmentation
+from arcloop.training.neighbours import leave_one_out_top1
+from arcloop.training.optimizers import GroupedOptimizer
+
+Batch = tuple[Tensor, Tensor]
+
+
+class EmbeddingModule(pl.LightningModule):
+    """Trains an embedder under a margin head.
+
+    Args:
+        embedder: What is trained to be kept.
+        head: What it is trained under, and thrown away.
+        augmentation: Applied to training batches where the batch lies.
+        optimizer: Makes the optimizer of both.
+        scheduler: Makes the learning-rate schedule from (optimizer, total steps).
+        seed: All randomness of a step is a function of it, the step and the rank, so that a
+            resumed run draws what the uninterrupted one would have drawn.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        head: Head,
+        *,
+        augmentation: Augmentation,
+        optimizer: GroupedOptimizer,
+        scheduler: Callable[[torch.optim.Optimizer, int], Any],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.embedder, self.head, self.augmentation = embedder, head, augmentation
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self._seed = seed
+        self._val: list[Batch] = []
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.embedder, self.head)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._make_scheduler(optimizer, total_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images_BCHW, labels_B = batch
+        torch.manual_seed(step_seed(self._seed, self.global_step, self.global_rank))
+        pixels_BCHW = self.augmentation(images_BCHW.float(), torch.default_generator)
+        loss: Tensor = self.head(self.embedder.features(pixels_BCHW), labels_B)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        loss = float(self.trainer.callback_metrics["train_loss"])
+        if not math.isfinite(loss):
+            raise ResourceError(
+                f"training diverged: the loss is {loss} after step {self.global_step}",
+                remedy="lower optimizer.lr or head.scale, or lengthen scheduler.warmup",
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images_BCHW, labels_B = batch
+        self._val.append((self.embedder(images_BCHW), labels_B))
+
+    def on_validation_epoch_end(self) -> None:
+        embeddings_ND, labels_N = (torch.cat(parts) for parts in zip(*self._val, strict=True))
+        self._val.clear()
+        if self.trainer.world_size > 1:
+            embeddings_ND = torch.cat(gather_all_tensors(embeddings_ND))
+            labels_N = torch.cat(gather_all_tensors(labels_N))
+        # The same value on every rank: nothing is left to average.
+        self.log("val_top1", leave_one_out_top1(embeddings_ND, labels_N), prog_bar=True)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Mix run seed, optimizer step and rank into one seed, in [0, 2^63)."""
+    (state,) = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    return int(state >> 1)

@@ -1,0 +1,193 @@
+"""The fit: a store and a recipe -> a sealed run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerStatus
+
+from arcloop import artifacts, times
+from arcloop.artifacts import Artifact
+from arcloop.atomic import sha256_json, write_bytes, write_json
+from arcloop.data import EmbeddingDataModule
+from arcloop.errors import ConfigError, unwritable
+from arcloop.progress import say
+from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.quiet import quiet
+from arcloop.training.recipe import NODES, Recipe
+
+CONFIG = "config.yaml"
+LAST = "checkpoints/last.ckpt"
+_BEGUN = ".begun.json"
+_IDENTITY = (
+    "seed", "monitor", "monitor_mode",
+    *(name for name in NODES if name not in ("logger", "callbacks")),
+)  # fmt: skip
+_OWN = (
+    artifacts.MANIFEST, _BEGUN, CONFIG, "checkpoints", "model.pt", "golden.npz", "metrics.csv",
+    "tensorboard", "gallery", "index", "evaluation",
+)  # fmt: skip
+
+
+def train(
+    recipe: Recipe,
+    store: Path,
+    run_dir: Path,
+    *,
+    resume: str,
+    overwrite: bool,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> Artifact:
+    """Train, run the callbacks, and seal the run.
+
+    A finished run of the same recipe and store is returned as it is.
+
+    Args:
+        recipe: What to train and how.
+        store: Folder of the `store` to train on.
+        run_dir: Folder of the `run`.
+        resume: "auto", "true" or "false", see `Config.resume`.
+        overwrite: Replace a run of another recipe.
+        config: The resolved config, to record.
+        overrides: What it was composed from, to record.
+
+    Raises:
+        ConfigError: `run_dir` holds another run, or there is nothing to resume.
+        ResourceError: Training diverged, or the folder cannot be written.
+        KeyboardInterrupt: It was interrupted; last.ckpt is whole and `resume` goes on from it.
+    """
+    with quiet():
+        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        parents = {"store": datamodule.store.artifact.sha256}
+        identity = _identity(config, parents)
+        start = _start(run_dir, identity, resume=resume, overwrite=overwrite)
+        if isinstance(start, Artifact):
+            say(f"train: {run_dir} is trained with this config already")
+            return start
+        module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
+        trainer = recipe.make_trainer(_Timing(run_dir))
+        if trainer.is_global_zero:
+            _begin(run_dir, identity, config, fresh=start is None)
+            if start is not None:
+                _resume_loggers(trainer, start)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
+    if trainer.state.status == TrainerStatus.INTERRUPTED:
+        raise KeyboardInterrupt
+    info = {
+        "identity": identity,
+        "overrides": list(overrides),
+        "objective": _objective(trainer),
+    }
+    return artifacts.seal(run_dir, "run", config=config, parents=parents, info=info)
+
+
+def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Hash of all that decides what the weights become."""
+    return sha256_json([{name: config[name] for name in _IDENTITY}, dict(parents)])
+
+
+def _start(run_dir: Path, identity: str, *, resume: str, overwrite: bool) -> Artifact | Path | None:
+    """Decide between a finished run, a checkpoint to go on from, and a fresh start."""
+    last = run_dir / LAST
+    if resume == "true":
+        if not last.is_file():
+            raise ConfigError(
+                "resume=true, but there is no last.ckpt",
+                where=run_dir,
+                remedy="leave resume out to start a new run",
+            )
+        return last
+    begun = _begun_identity(run_dir)
+    if begun is not None and begun != identity and not overwrite:
+        raise ConfigError(
+            "this folder holds a run of another config or store",
+            where=run_dir,
+            remedy="choose another run_dir=, or pass overwrite=true to replace it",
+        )
+    if begun == identity and resume == "auto":
+        if artifacts.exists(run_dir):
+            return artifacts.load(run_dir, "run")
+        if last.is_file():
+            say(f"train: going on from {last}")
+            return last
+    if begun is None and run_dir.is_dir() and any(run_dir.iterdir()):
+        raise ConfigError(
+            "this folder holds things that are not of a run",
+            where=run_dir,
+            remedy="choose another run_dir=",
+        )
+    return None
+
+
+def _begun_identity(run_dir: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads((run_dir / _BEGUN).read_bytes())["identity"])
+    return None
+
+
+def _begin(run_dir: Path, identity: str, config: Mapping[str, Any], *, fresh: bool) -> None:
+    """Lay out the folder; what an earlier run left goes first, its manifest before all else."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / artifacts.MANIFEST).unlink(missing_ok=True)
+        for name in _OWN if fresh else ():
+            path = run_dir / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        write_json(run_dir / _BEGUN, {"identity": identity})
+        write_bytes(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False).encode())
+    except OSError as cause:
+        raise unwritable(run_dir, cause) from cause
+
+
+def _resume_loggers(trainer: pl.Trainer, checkpoint: Path) -> None:
+    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    for logger in trainer.loggers:
+        if isinstance(logger, CsvLogger):
+            logger.resume(step)
+
+
+def _objective(trainer: pl.Trainer) -> float | None:
+    """The best value of the monitored metric, which a sweep compares."""
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    return None if score is None else float(score)
+
+
+class _Timing(Callback):
+    """Notes how long the fit took, and images per second of the training batches alone."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._fit = self._epoch = times.Stopwatch()
+        self._images, self._seconds = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch = times.Stopwatch()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._images += len(batch[1]) * trainer.world_size
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._seconds += self._epoch.seconds
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self._seconds:
+            times.note(self._run_dir, self._fit.seconds, self._images / self._seconds)

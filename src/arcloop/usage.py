@@ -1,0 +1,58 @@
+"""What `arcloop --help` says: verbs, and the choices that conf/ holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arcloop.compose import bundled
+
+VERBS = {
+    "run": "prepare, validate, train, embed, index, evaluate and gate: the whole chain",
+    "prepare": "images -> sharded store",
+    "validate": "store -> report of every fault (prepares first)",
+    "train": "store -> run: checkpoints, model.pt, index, evaluation (validates first)",
+    "embed": "run -> embeddings of the gallery",
+    "index": "run -> faiss index, with its open-set threshold",
+    "evaluate": "run -> metrics, gate and report, without training",
+    "query": "an image -> its nearest neighbours: arcloop query IMAGE --run RUN_DIR",
+}
+_EXAMPLES = {
+    "run": ["arcloop run experiment=mnist", "arcloop run data=image_folder data.root=/my/pictures"],
+    "prepare": ["arcloop prepare data=image_folder data.root=/my/pictures data.image_size=64"],
+    "validate": ["arcloop validate data=idx data.root=/my/idx"],
+    "train": ["arcloop train head.margin=0.4", "arcloop train -m head.margin=0.2,0.3,0.5"],
+    "embed": ["arcloop embed run_dir=runs/mnist"],
+    "index": ["arcloop index run_dir=runs/mnist index=hnsw"],
+    "evaluate": ["arcloop evaluate run_dir=runs/mnist evaluate.gate.min_top1=0.99"],
+}
+_ENDING = """\
+  -m            one job for every combination of comma-separated values
+  --cfg job     print the composed config and stop
+Exit codes: 0 done, 1 data or machine at fault, 2 config at fault, 3 the gate did not pass.
+ARCLOOP_TRACEBACK=1 shows where an error came from."""
+
+
+def overview() -> str:
+    """Text of `arcloop --help`."""
+    width = max(map(len, VERBS))
+    verbs = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join(
+        ["arcloop VERB [GROUP=CHOICE] [KEY=VALUE] [-m]", "", *verbs, "", *_choices(), "", _ENDING]
+    )
+
+
+def of_verb(verb: str) -> str:
+    """Text of `arcloop VERB --help`."""
+    examples = [f"  {line}" for line in _EXAMPLES[verb]]
+    return "\n".join(
+        [f"arcloop {verb}: {VERBS[verb]}", "", *examples, "", *_choices(), "", _ENDING]
+    )
+
+
+def _choices() -> list[str]:
+    groups = sorted(p for p in Path(bundled("conf")).iterdir() if p.is_dir())
+    lines = [
+        f"  {group.name:<13} {', '.join(sorted(file.stem for file in group.glob('*.yaml')))}"
+        for group in groups
+    ]
+    return ["Groups and their choices (GROUP=CHOICE; values inside: GROUP.KEY=VALUE):", *lines]
