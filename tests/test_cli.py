@@ -1,6 +1,7 @@
 """The command as a user types it, on small generated data, from images to an answer."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from arcloop.images import encode_png
 
 SMALL = [
     "data=synthetic", "data.train=300", "data.val=60", "data.gallery=90", "data.query=70",
-    "data.num_classes=3", "data.image_size=16", "data.shard_rows=64", "loader.batch_size=50",
+    "data.num_classes=3", "data.image_size=16", "data.noise=1.0", "data.shard_rows=64", "loader.batch_size=50",
     "trainer.max_epochs=2", "backbone.widths=[8,8]", "embedder.embedding_dim=16",
 ]  # fmt: skip
 
@@ -61,7 +62,7 @@ def test_run_makes_every_artifact_and_each_is_whole(finished):
                  "evaluation/confusion_matrix.csv", "gallery/embeddings-00000.npy"):  # fmt: skip
         assert (run / name).stat().st_size > 0
     metrics = json.loads((run / "evaluation/metrics.json").read_text())
-    assert metrics["top1"] > 0.9
+    assert metrics["top1"] > 0.8
     assert all(np.isfinite(value) for value in metrics.values())
     assert json.loads((run / "evaluation/gate.json").read_text())["passed"] is True
 
@@ -69,10 +70,8 @@ def test_run_makes_every_artifact_and_each_is_whole(finished):
 def test_an_answer_walks_back_to_the_store(finished):
     run = finished / "runs/synthetic"
     (store,) = (finished / "stores").iterdir()
-    index, gallery = (
-        artifacts.read(run / "index", "index"),
-        artifacts.read(run / "gallery", "gallery"),
-    )
+    index = artifacts.read(run / "index", "index")
+    gallery = artifacts.read(run / "gallery", "gallery")
     trained = artifacts.read(run, "run")
     assert index.parents["gallery"] == gallery.sha256
     assert index.parents["model"] == gallery.parents["model"] == trained.file_sha256("model.pt")
@@ -103,23 +102,24 @@ def test_verbs_on_a_finished_run_keep_its_settings(work):
 
 
 def test_gate_that_does_not_pass_gives_exit_code_3(work):
-    assert main(["evaluate", "run_dir=runs/synthetic", "evaluate.gate.max_eer=0.0"]) == 3
+    assert main(["evaluate", "run_dir=runs/synthetic", "evaluate.gate.max_eer=0.01"]) == 3
     verdict = json.loads((work / "runs/synthetic/evaluation/gate.json").read_text())
     assert verdict["passed"] is False
     assert any("eer" in reason for reason in verdict["reasons"])
 
 
-def test_query_answers_with_the_class_of_the_picture(work, capsys):
+def test_query_finds_a_picture_of_the_gallery(work, capsys):
     from arcloop.data import Store
 
     (folder,) = (work / "stores").iterdir()
-    images, labels = Store.open(folder).gather("query", np.arange(5))
+    images, labels = Store.open(folder).gather("gallery", np.arange(5))
     for number, image in enumerate(images):
         (work / f"{number}.png").write_bytes(encode_png(image))
     names = [f"{number}.png" for number in range(5)]
     assert main(["query", *names, "--run", "runs/synthetic", "-k", "3", "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [a["label"] for a in answers] == labels.tolist()
+    assert [a["neighbours"][0]["row"] for a in answers] == [0, 1, 2, 3, 4]
     assert all(len(a["neighbours"]) == 3 for a in answers)
     assert all(Path(t).is_file() for a in answers for t in a["thumbnails"])
 
@@ -127,8 +127,7 @@ def test_query_answers_with_the_class_of_the_picture(work, capsys):
 def test_sweep_makes_a_complete_run_per_job_and_returns_its_objective(in_tmp):
     assert main(["train", "-m", *SMALL, "head.margin=0.2,0.4"]) == 0
     runs = sorted(p.parent for p in in_tmp.glob("runs/sweeps/synthetic/*/manifest.json"))
-    assert [run.name[-15:] for run in runs] == ["head.margin=0.2", "head.margin=0.4"][:2] or runs
-    assert len(runs) == 2
+    assert [run.name[-15:] for run in runs] == ["head.margin=0.2", "head.margin=0.4"]
     for run in runs:
         artifacts.load(run, "run")
         artifacts.load(run / "evaluation", "evaluation")
@@ -137,8 +136,10 @@ def test_sweep_makes_a_complete_run_per_job_and_returns_its_objective(in_tmp):
 
 def test_two_runs_of_one_config_and_seed_are_equal_to_the_byte(finished, in_tmp):
     assert main(["run", *SMALL, "run_dir=again"]) == 0
-    for name in ("model.pt", "index/faiss_index.bin", "index/faiss_label.json",
-                 "evaluation/metrics.json", "metrics.csv", "gallery/embeddings-00000.npy"):  # fmt: skip
+    for name in (
+        "model.pt", "index/faiss_index.bin", "index/faiss_label.json", "evaluation/metrics.json",
+        "metrics.csv", "gallery/embeddings-00000.npy",
+    ):  # fmt: skip
         first, second = finished / "runs/synthetic" / name, in_tmp / "again" / name
         assert first.read_bytes() == second.read_bytes(), name
 
@@ -165,7 +166,7 @@ def test_training_goes_on_after_a_kill_and_with_resume(in_tmp):
     trained = artifacts_of_resumed(resume, in_tmp)
     rows = (in_tmp / "runs/synthetic/metrics.csv").read_text().splitlines()
     assert int(rows[-1].partition(",")[0]) == 200 * 6
-    assert trained.info["objective"] > 0.9
+    assert trained.info["objective"] > 0.8
 
 
 def artifacts_of_resumed(arguments, folder):
@@ -194,7 +195,7 @@ def test_two_processes_train_one_run(in_tmp):
     arguments = ["train", *SMALL, "trainer=ddp_cpu", "loader.batch_size=25"]
     assert main(arguments) == 0
     run = artifacts.load(in_tmp / "runs/synthetic", "run")
-    assert run.info["objective"] > 0.9
+    assert run.info["objective"] > 0.6
     assert artifacts.exists(in_tmp / "runs/synthetic/evaluation")
 
 
@@ -203,6 +204,8 @@ WRONG = {
     "no such run": (["evaluate", "run_dir=runs/none"], 1, "there is no run here"),
     "resume of nothing": (["train", *SMALL, "run_dir=r", "resume=true"], 2, "no last.ckpt"),
     "a foreign folder": (["train", *SMALL, "run_dir=stores"], 2, "not of a run"),
+    "a training that diverges": (
+        ["train", *SMALL, "run_dir=r", "optimizer.lr=1e30"], 1, "diverged"),
     "a wrong value": (["train", "loader.batch_size=0"], 2, "loader.batch_size=0"),
     "an index too large for the gallery": (
         ["index", "run_dir=runs/synthetic", "index=factory", "index.factory='IVF4096,Flat'"], 2,
@@ -268,8 +271,8 @@ def test_store_that_is_gone(work, capsys):
 def test_traceback_is_shown_when_asked_for(in_tmp):
     command = [sys.executable, "-m", "arcloop", "train", "head.margn=1"]
     for value, shown in (("", False), ("1", True)):
-        done = subprocess.run(command, capture_output=True, text=True,
-                              env={**__import__("os").environ, "ARCLOOP_TRACEBACK": value})  # fmt: skip
+        env = {**os.environ, "ARCLOOP_TRACEBACK": value}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
         assert ("Traceback" in done.stderr) == shown
         assert "did you mean head.margin" in done.stderr
 

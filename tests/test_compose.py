@@ -7,8 +7,12 @@ from arcloop.compose import bundled, compose_config, to_plain
 from arcloop.errors import ConfigError
 
 GROUPS = sorted(p for p in bundled("conf").iterdir() if p.is_dir())
-REQUIRED = {"data=idx": ["data.root=x"], "data=image_folder": ["data.root=x"],
-            "index=factory": ["index.factory=Flat"], "trainer=default": ["trainer.accelerator=cpu"]}  # fmt: skip
+REQUIRED = {
+    "data=idx": ["data.root=x"],
+    "data=image_folder": ["data.root=x"],
+    "index=factory": ["index.factory=Flat"],
+    "trainer=default": ["trainer.accelerator=cpu"],
+}
 
 
 @pytest.mark.parametrize(

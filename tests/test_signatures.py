@@ -57,7 +57,10 @@ HEAD = {"_target_": "arcloop.models.ArcFace", "_partial_": True, "scale": 32.0}
         ({"head": {**HEAD, "easy_margin": 1}}, "head.easy_margin=1 must be true or false"),
         ({"head": {"_target_": "arcloop.models.Nope"}}, "names nothing that is installed"),
         ({"head": {"_target_": "nope.Nope"}}, "names nothing that is installed"),
-        ({"a": [{"_target_": "torch.optim.SGD", "_partial_": True, "lrr": 1}]}, "a[0].lrr is unknown"),
+        (
+            {"a": [{"_target_": "torch.optim.SGD", "_partial_": True, "lrr": 1}]},
+            "a[0].lrr is unknown",
+        ),
         ({"x": {"_target_": "torch.optim.SGD"}}, "x.params is required by torch.optim.SGD"),
         ({"a": {"b": HEAD | {"scale": 0}}}, "a.b.scale=0 must be in (0, inf)"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from arcloop.errors import ArtifactError
 from arcloop.progress import say
 from arcloop.summary import print_summary
 
-CHAINS = {
+CHAINS: Mapping[str, tuple[str, ...]] = {
     "prepare": ("prepare",),
     "validate": ("prepare", "validate"),
     "train": ("prepare", "validate", "train"),
@@ -113,21 +112,3 @@ def find_store(run_dir: Path) -> Path:
         where=folders[0],
         remedy="run `arcloop prepare` with the run's overrides, from the same folder",
     )
-
-
-def base_overrides(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Put a finished run's own overrides before those given, so that its settings hold.
-
-    Only for verbs that start from a run; a key that is given again replaces the run's.
-    """
-    if "train" in CHAINS[verb] or "prepare" in CHAINS[verb]:
-        return list(overrides)
-    given = {override.partition("=")[0].lstrip("+~"): override for override in overrides}
-    run_dir = Path(given.get("run_dir", "").partition("=")[2])
-    if "run_dir" not in given or not artifacts.exists(run_dir):
-        return list(overrides)
-    manifest = json.loads((run_dir / artifacts.MANIFEST).read_bytes())
-    stored = [
-        o for o in manifest["info"]["overrides"] if o.partition("=")[0].lstrip("+~") not in given
-    ]
-    return [*stored, *overrides]

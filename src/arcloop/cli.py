@@ -6,10 +6,8 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from arcloop.errors import ArcloopError, ConfigError, unwritable
-from arcloop.progress import say
+from arcloop.errors import ConfigError, mendable
 
 INTERRUPTED = 130
 
@@ -27,15 +25,15 @@ def report(work: Callable[[], int]) -> int:
     """Do the work; tell what a user can mend as one message, and return the exit code."""
     try:
         return work()
-    except ArcloopError as error:
-        return _complain(error)
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from the last checkpoint")
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:
-        if error.filename is None:
+    except Exception as cause:
+        error = mendable(cause)
+        if error is None or os.environ.get("ARCLOOP_TRACEBACK") == "1":
             raise
-        return _complain(unwritable(Path(error.filename), error))
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -61,13 +59,6 @@ def _dispatch(arguments: list[str]) -> int:
     from arcloop.launch import launch
 
     return launch(verb, rest)
-
-
-def _complain(error: ArcloopError) -> int:
-    if os.environ.get("ARCLOOP_TRACEBACK") == "1":
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
 
 
 if __name__ == "__main__":

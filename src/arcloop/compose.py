@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -160,11 +161,7 @@ def _bad_override(cause: BaseException, chain: Sequence[BaseException]) -> Confi
     unknown = re.search(r"Key '(\w+)' (?:is )?not in (?:struct|'\w+')", text)
     if unknown:
         key = named.group(1) if named else unknown.group(1)
-        near = _nearest_keys(key)
-        remedy = (
-            f"did you mean {' or '.join(near)}?" if near else "see `arcloop --help` for the keys"
-        )
-        return ConfigError(f"there is no key {key}", remedy=remedy)
+        return _unknown_key(key)
     wrong_type = re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text)
     if wrong_type:
         where = re.search(r"full_key: (\S+)", text)
@@ -187,14 +184,30 @@ def _bad_override(cause: BaseException, chain: Sequence[BaseException]) -> Confi
     return ConfigError(first, remedy="correct the override; see `arcloop --help`")
 
 
-def _nearest_keys(key: str) -> list[str]:
-    """The known keys most like a misspelt one, in the config without overrides."""
-    with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-        known = list(_keys(OmegaConf.to_container(compose("config"))))
-    same_group = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-    return difflib.get_close_matches(key, same_group, n=2) or difflib.get_close_matches(
-        key, known, n=2
-    )
+def _unknown_key(key: str) -> ConfigError:
+    """Say which known key was meant, or of which choice of its group the key is."""
+    conf = bundled("conf")
+    group = key.partition(".")[0]
+    choices = {
+        file.stem: set(_keys(_read(file), f"{group}."))
+        for file in sorted((conf / group).glob("*.yaml"))
+    }
+    with_key = [choice for choice, keys in choices.items() if key in keys]
+    if with_key:
+        return ConfigError(
+            f"the chosen {group} has no key {key}", remedy=f"{group}={' or '.join(with_key)} has it"
+        )
+    groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
+    known = groups.union(_keys(_read(conf / "config.yaml")), *choices.values())
+    siblings = {k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]}
+    near = difflib.get_close_matches(key, sorted(siblings), n=2)
+    near = near or difflib.get_close_matches(key, sorted(known), n=2)
+    remedy = f"did you mean {' or '.join(near)}?" if near else "see `arcloop --help` for the keys"
+    return ConfigError(f"there is no key {key}", remedy=remedy)
+
+
+def _read(file: Path) -> Any:
+    return yaml.safe_load(file.read_bytes())
 
 
 def _keys(node: Any, prefix: str = "") -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -52,6 +53,18 @@ class ArtifactError(ArcloopError):
 
 class ResourceError(ArcloopError):
     """The machine cannot do it: disk full, target read-only, memory exhausted, a process lost."""
+
+
+_MACHINE_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def mendable(cause: BaseException) -> ArcloopError | None:
+    """Return the error that a user can mend, if this is one: ours, or a refusal of the machine."""
+    if isinstance(cause, ArcloopError):
+        return cause
+    if isinstance(cause, OSError) and cause.errno in _MACHINE_AT_FAULT:
+        return unwritable(Path(cause.filename or "."), cause)
+    return None
 
 
 def unwritable(path: Path, cause: OSError) -> ResourceError:

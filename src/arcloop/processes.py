@@ -6,6 +6,7 @@ too, where the command line holds several jobs. `arcloop.rank` is what each of t
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -62,7 +63,7 @@ def train_in_processes(
     When one of them ends with an error or is killed, the others are stopped.
 
     Raises:
-        ResourceError: A process failed; says which, and how it ended.
+        ConfigError, ResourceError: A process failed; says which, and how it ended.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -74,18 +75,22 @@ def train_in_processes(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=count,
+            run_id=run_dir.name,
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
             max_restarts=0,
             monitor_interval=0.2,
         )
+        # The agent logs every start and stop; what matters of it is in the error below.
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
         try:
             elastic_launch(settings, sys.executable)("-m", "arcloop.rank", str(job))
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"code {failure.exitcode}"
-            raise ResourceError(
+            kind = ConfigError if failure.exitcode == ConfigError.exit_code else ResourceError
+            raise kind(
                 f"rank {rank} of {count} ended with {how}; the others were stopped",
                 where=run_dir,
                 remedy="see its message above; the same command goes on from the last checkpoint",

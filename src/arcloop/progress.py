@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
-console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
-"""Silent in all but the first process of a training in several."""
 _PLAIN_LINE_SECONDS = 10.0
+
+
+@functools.cache
+def console() -> Console:
+    """Return the terminal that progress goes to: standard error.
+
+    It is silent in all but the first process of a training in several.
+    """
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 @contextlib.contextmanager
@@ -27,7 +39,7 @@ def track(
         total: Number of units in all, if known.
         unit: What is counted, in the plural.
     """
-    if console.is_terminal:
+    if console().is_terminal:
         with _bar(description, total, unit) as advance:
             yield advance
     else:
@@ -54,7 +66,7 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[i
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -81,4 +93,4 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[
 
 def say(line: str) -> None:
     """Print one line of plain text where the progress goes."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console().print(line, markup=False, highlight=False, soft_wrap=True)

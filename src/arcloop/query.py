@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -92,7 +93,7 @@ def _thumbnails(run_dir: Path, answer: Answer) -> list[str]:
     folder.mkdir(exist_ok=True)
     paths = []
     for neighbour in answer.neighbours:
-        images_NHWC, _ = store.gather("gallery", [neighbour.row])
+        images_NHWC, _ = store.gather("gallery", np.asarray([neighbour.row]))
         path = folder / f"gallery-{neighbour.row:07d}.png"
         path.write_bytes(encode_png(images_NHWC[0]))
         paths.append(str(path))

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-try:
+if __package__:
     from arcloop import images
-except ImportError:  # archived: the decoder lies beside this file
+else:  # archived: the decoder lies beside this file
     import images  # type: ignore[import-not-found, no-redef]
 
 MODEL, INDEX, LABELS = "model.pt", "faiss_index.bin", "faiss_label.json"

@@ -98,13 +98,23 @@ def apply(
     returned as it is. `prepare` and `train` always do so.
     """
     assert set(STEPS[name].inputs) <= inputs.keys()
-    step: Callable[..., Artifact] = {
+    functions: Mapping[str, Callable[[_Call], Artifact]] = {
         "prepare": _prepare, "validate": _validate, "train": _train,
         "embed": _embed, "index": _index, "evaluate": _evaluate,
-    }[name]  # fmt: skip
-    if name == "train":
-        return step(config, inputs, output, overrides)
-    return step(config, inputs, output, reuse)
+    }  # fmt: skip
+    return functions[name](_Call(config, inputs, output, overrides, reuse))
+
+
+@dataclass(frozen=True)
+class _Call:
+    config: DictConfig
+    inputs: Mapping[str, Path]
+    output: Path
+    overrides: Sequence[str]
+    reuse: bool
+
+    def build(self, name: str) -> Any:
+        return build(self.config, name)
 
 
 def rehearse(config: DictConfig, names: Iterable[str]) -> None:
@@ -121,27 +131,25 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
                 build(config, node)
 
 
-def _prepare(config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool) -> Artifact:  # noqa: ARG001
+def _prepare(call: _Call) -> Artifact:
     from arcloop.data import prepare
 
-    return prepare(build(config, "data"), output)
+    return prepare(call.build("data"), call.output)
 
 
-def _validate(
-    config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool
-) -> Artifact:
+def _validate(call: _Call) -> Artifact:
     from arcloop.data import validate
 
-    return validate(inputs["store"], output, build(config, "validation"), reuse=reuse)
+    settings = call.build("validation")
+    return validate(call.inputs["store"], call.output, settings, reuse=call.reuse)
 
 
-def _train(
-    config: DictConfig, inputs: Mapping[str, Path], output: Path, overrides: Sequence[str]
-) -> Artifact:
-    processes = processes_here(config)
+def _train(call: _Call) -> Artifact:
+    store = call.inputs["store"]
+    processes = processes_here(call.config)
     if processes > 1:
-        return train_in_processes(processes, config, inputs["store"], output, overrides)
-    return train_here(config, inputs["store"], output, overrides)
+        return train_in_processes(processes, call.config, store, call.output, call.overrides)
+    return train_here(call.config, store, call.output, call.overrides)
 
 
 def train_here(
@@ -168,42 +176,45 @@ def _recipe(config: DictConfig) -> Any:
     return Recipe(**nodes, seed=config.seed, monitor=config.monitor)
 
 
-def _embed(config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool) -> Artifact:
+def _embed(call: _Call) -> Artifact:
     from arcloop.stages import embed_gallery
 
-    model = inputs["run"] / "model.pt"
-    return embed_gallery(model, inputs["store"], output, build(config, "embed"), reuse=reuse)
-
-
-def _index(config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool) -> Artifact:
-    from arcloop.stages import build_index
-
-    return build_index(
-        inputs["run"] / "model.pt",
-        inputs["store"],
-        inputs["gallery"],
-        output,
-        index=build(config, "index"),
-        calibration=build(config, "calibration"),
-        embed_settings=build(config, "embed"),
-        reuse=reuse,
+    return embed_gallery(
+        call.inputs["run"] / "model.pt",
+        call.inputs["store"],
+        call.output,
+        call.build("embed"),
+        reuse=call.reuse,
     )
 
 
-def _evaluate(
-    config: DictConfig, inputs: Mapping[str, Path], output: Path, reuse: bool
-) -> Artifact:
+def _index(call: _Call) -> Artifact:
+    from arcloop.stages import build_index
+
+    return build_index(
+        call.inputs["run"] / "model.pt",
+        call.inputs["store"],
+        call.inputs["gallery"],
+        call.output,
+        index=call.build("index"),
+        calibration=call.build("calibration"),
+        embed_settings=call.build("embed"),
+        reuse=call.reuse,
+    )
+
+
+def _evaluate(call: _Call) -> Artifact:
     from arcloop.stages import evaluate
 
     return evaluate(
-        inputs["run"],
-        inputs["store"],
-        inputs["gallery"],
-        inputs["index"],
-        output,
-        settings=build(config, "evaluate"),
-        embed_settings=build(config, "embed"),
-        reuse=reuse,
+        call.inputs["run"],
+        call.inputs["store"],
+        call.inputs["gallery"],
+        call.inputs["index"],
+        call.output,
+        settings=call.build("evaluate"),
+        embed_settings=call.build("embed"),
+        reuse=call.reuse,
     )
 
 

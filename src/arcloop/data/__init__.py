@@ -1,1 +1,30 @@
 """Images and labels: sources, the sharded store, its validation, and loading for training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from arcloop.data.idx import IdxSource
+from arcloop.data.image_folder import ImageFolderSource
+from arcloop.data.prepare import prepare, store_key
+from arcloop.data.source import SPLITS, Source
+from arcloop.data.store import Store
+from arcloop.data.synthetic import SyntheticSource
+from arcloop.data.validate import validate
+
+if TYPE_CHECKING:
+    from arcloop.data.datamodule import EmbeddingDataModule
+
+__all__ = [
+    "SPLITS", "EmbeddingDataModule", "IdxSource", "ImageFolderSource", "Source", "Store",
+    "SyntheticSource", "prepare", "store_key", "validate",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only for those who ask for the datamodule; preparing a store does without."""
+    if name == "EmbeddingDataModule":
+        from arcloop.data.datamodule import EmbeddingDataModule
+
+        return EmbeddingDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

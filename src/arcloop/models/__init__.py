@@ -1,1 +1,8 @@
 """Backbones, margin heads, and the embedder that is scripted."""
+
+from arcloop.models.convnet import ConvNet
+from arcloop.models.embedder import Embedder
+from arcloop.models.heads import ArcFace, Head
+from arcloop.models.iresnet import IResNet
+
+__all__ = ["ArcFace", "ConvNet", "Embedder", "Head", "IResNet"]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
+from arcloop.atomic import write_json
 from arcloop.config import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
 from arcloop.evaluation import gate, judge, write_report
@@ -78,8 +79,8 @@ def evaluate(
                 threshold=labels["threshold"],
             )
         verdict = gate(judgement.metrics, settings.gate)
-        artifacts.write_json(draft.path / "metrics.json", judgement.metrics)
-        artifacts.write_json(draft.path / "gate.json", verdict)
+        write_json(draft.path / "metrics.json", judgement.metrics)
+        write_json(draft.path / "gate.json", verdict)
         draft.info |= {"metrics": judgement.metrics, "gate": verdict}
         draft.count = images.rows("query")
         times = stage_times(

@@ -12,6 +12,7 @@ import torch
 from arcloop.errors import ArtifactError
 from arcloop.models import Embedder
 from arcloop.searcher import Model, save_model
+from arcloop.training.checkpoints import read_checkpoint
 
 GOLDEN = "golden.npz"
 
@@ -69,16 +70,11 @@ def export_scripted(
 
 
 def embedder_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Read the embedder's state dict from a checkpoint, weights only: nothing in it is executed.
+    """Return the embedder's part of a checkpoint's state dict.
 
     Raises:
         ArtifactError: There is no such checkpoint, or it is damaged.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, RuntimeError, KeyError) as cause:
-        raise ArtifactError(
-            f"cannot read the checkpoint: {cause}", where=checkpoint, remedy="train again"
-        ) from None
+    state = read_checkpoint(checkpoint)["state_dict"]
     prefix = "embedder."
     return {key.removeprefix(prefix): w for key, w in state.items() if key.startswith(prefix)}

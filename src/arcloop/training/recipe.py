@@ -18,6 +18,7 @@ from arcloop.models import Embedder, Head
 from arcloop.progress import console
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.bars import EpochLines, bar
+from arcloop.training.checkpoints import AtomicCheckpoints
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.optimizers import GroupedOptimizer
 from arcloop.training.quiet import quiet
@@ -91,12 +92,13 @@ class Recipe:
         Raises:
             ConfigError: Lightning refuses the trainer's values, or the device is not here.
         """
-        progress = [bar()] if console.is_terminal else [EpochLines()]
+        progress = [bar()] if console().is_terminal else [EpochLines()]
         trainer: pl.Trainer = _call(
             "trainer",
             self.trainer,
             callbacks=[*extra, *progress, *(c for c in self.callbacks.values() if c is not None)],
-            enable_progress_bar=console.is_terminal,
+            enable_progress_bar=console().is_terminal,
+            plugins=[AtomicCheckpoints()],
             logger=[logger for logger in self.logger.values() if logger is not None],
         )
         return trainer

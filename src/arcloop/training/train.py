@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerStatus
 
@@ -21,6 +22,7 @@ from arcloop.atomic import sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, unwritable
 from arcloop.progress import say
+from arcloop.training.checkpoints import read_checkpoint
 from arcloop.training.csv_logger import CsvLogger
 from arcloop.training.quiet import quiet
 from arcloop.training.recipe import NODES, Recipe
@@ -76,6 +78,7 @@ def train(
             return start
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         trainer = recipe.make_trainer(_Timing(run_dir))
+        _warn_of_slow_precision(trainer)
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
             if start is not None:
@@ -152,8 +155,18 @@ def _begin(run_dir: Path, identity: str, config: Mapping[str, Any], *, fresh: bo
         raise unwritable(run_dir, cause) from cause
 
 
+def _warn_of_slow_precision(trainer: pl.Trainer) -> None:
+    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+    capability = torch.backends.cpu.get_cpu_capability()
+    if on_cpu and "bf16" in str(trainer.precision) and not capability.startswith("AVX512"):
+        say(
+            f"note: this CPU ({capability}) has no bf16 instructions; trainer.precision=32-true"
+            " is several times faster here"
+        )
+
+
 def _resume_loggers(trainer: pl.Trainer, checkpoint: Path) -> None:
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    step = read_checkpoint(checkpoint)["global_step"]
     for logger in trainer.loggers:
         if isinstance(logger, CsvLogger):
             logger.resume(step)

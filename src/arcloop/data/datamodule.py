@@ -1,0 +1,57 @@
+"""The LightningDataModule over a store."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from arcloop.config import LoaderSettings
+from arcloop.data.loader import BatchDataset, BatchLoader, ResumableLoader
+from arcloop.data.sampler import OrderedBatches, ShuffledBatches
+from arcloop.data.store import Store
+
+
+class EmbeddingDataModule(pl.LightningDataModule):
+    """Training and validation batches of a store.
+
+    A batch is (images, labels): uint8 [B, C, H, W], strided as channels_last, and int64 [B].
+    The samplers are distributed by themselves: use `Trainer(use_distributed_sampler=False)`.
+
+    Args:
+        store_path: Folder of the `store`.
+        settings: How batches are read.
+        seed: Of the shuffling.
+    """
+
+    def __init__(self, store_path: Path, settings: LoaderSettings, seed: int) -> None:
+        super().__init__()
+        self._store_path, self._settings, self._seed = store_path, settings, seed
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, opened and verified when first asked for."""
+        return Store.open(self._store_path)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.store.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images."""
+        return self.store.image_shape
+
+    def train_dataloader(self) -> ResumableLoader:
+        batches = ShuffledBatches(
+            rows=self.store.rows("train"), batch_size=self._settings.batch_size, seed=self._seed
+        )
+        return ResumableLoader(BatchDataset(self.store, "train"), batches, self._settings)
+
+    def val_dataloader(self) -> BatchLoader:
+        batches = OrderedBatches(
+            rows=self.store.rows("val"), batch_size=self._settings.eval_batch_size
+        )
+        return BatchLoader(BatchDataset(self.store, "val"), batches, self._settings)

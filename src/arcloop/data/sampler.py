@@ -1,0 +1,98 @@
+"""Which rows make which batch: a pure function of seed, epoch, and this process's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch.distributed
+from torch.utils.data import Sampler
+
+from arcloop.errors import ConfigError
+
+Rows = npt.NDArray[np.int64]
+
+
+def place() -> tuple[int, int]:
+    """Return this process's rank and the number of processes; (0, 1) when not distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class ShuffledBatches(Sampler[Rows]):
+    """Batches of an epoch in random order; the incomplete last one is left out.
+
+    Each process takes its part of every global batch, so one process with batches of 256 and two
+    with 128 train on the same global batches. Rows within a batch ascend: their order means nothing
+    to a loss, and files are read forwards.
+
+    Args:
+        rows: Rows of the split.
+        batch_size: Rows in a batch of one process.
+        seed: Of the shuffling.
+
+    Attributes:
+        epoch: Epoch whose order `__iter__` follows; set by Lightning through `set_epoch`.
+        start: (epoch, batch): if the next `__iter__` is of this epoch, it starts with this batch.
+    """
+
+    def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
+        self._rows, self._batch_size, self._seed = rows, batch_size, seed
+        self.epoch = 0
+        self.start = (0, 0)
+        if len(self) == 0:
+            world = place()[1]
+            raise ConfigError(
+                f"loader.batch_size={batch_size} on {world} process(es) is more than the {rows}"
+                " images of train",
+                remedy=f"lower it to at most {rows // world}",
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next `__iter__`."""
+        self.epoch = epoch
+
+    def first_batch(self) -> int:
+        """Return the batch that the next `__iter__` starts with."""
+        epoch, batch = self.start
+        return batch if epoch == self.epoch else 0
+
+    def __len__(self) -> int:
+        return self._rows // (self._batch_size * place()[1])
+
+    def __iter__(self) -> Iterator[Rows]:
+        first = self.first_batch()
+        self.start = (self.epoch, 0)
+        rank, world = place()
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._rows)
+        for batch in range(first, len(self)):
+            start = (batch * world + rank) * self._batch_size
+            yield np.sort(order[start : start + self._batch_size])
+
+
+class OrderedBatches(Sampler[Rows]):
+    """Batches in the order of the store; each process has its own contiguous part of the rows.
+
+    No row is missing and none is there twice, so a metric over all processes is that of one.
+
+    Args:
+        rows: Rows of the split.
+        batch_size: Rows in a batch; the last may be smaller.
+    """
+
+    def __init__(self, *, rows: int, batch_size: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
+
+    def _part(self) -> range:
+        rank, world = place()
+        return range(self._rows * rank // world, self._rows * (rank + 1) // world)
+
+    def __len__(self) -> int:
+        return -(-len(self._part()) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Rows]:
+        part = self._part()
+        for start in range(part.start, part.stop, self._batch_size):
+            yield np.arange(start, min(start + self._batch_size, part.stop))

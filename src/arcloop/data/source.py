@@ -1,0 +1,103 @@
+"""What a source of images and labels must offer; the store is written from any of them alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcloop import quantities
+from arcloop.data.shards import SplitWriter
+from arcloop.errors import DataError
+from arcloop.quantities import PositiveInt
+
+SPLITS = ("train", "val", "gallery", "query")
+"""`train` learns, `val` selects the checkpoint, `gallery` fills the index, `query` judges."""
+
+
+class Listing(ABC):
+    """A source that was opened: all that is known before a pixel is read.
+
+    Attributes:
+        classes: Class names; a label is a position in it.
+        image_shape: (H, W, C) of every image.
+        rows: Split -> number of its rows.
+    """
+
+    classes: list[str]
+    image_shape: tuple[int, int, int]
+    rows: Mapping[str, int]
+
+    @abstractmethod
+    def fill(
+        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
+    ) -> Mapping[str, Mapping[int, str]]:
+        """Write every row of every split, in memory that does not grow with their number.
+
+        Args:
+            writers: Split -> where its rows go; already of the right size.
+            advance: Told how many more rows are done.
+            workers: Processes that may be used.
+
+        Returns:
+            Split -> rows to be left out again because they could not be read, with their names.
+
+        Raises:
+            DataError: Something could not be read, and the settings do not say to skip it.
+        """
+
+
+@dataclass(kw_only=True)
+class Source(ABC):
+    """Where images and labels come from. The fields of a subclass are the schema of its config.
+
+    Attributes:
+        name: Names the store's folder.
+        shard_rows: Rows in one shard of the store.
+    """
+
+    name: str
+    shard_rows: PositiveInt
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        values = {f.name: (getattr(self, f.name), hints[f.name]) for f in dataclasses.fields(self)}
+        quantities.check("data", **values)
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash, in hex, that changes when what is read changes; not with its place.
+
+        Raises:
+            DataError: The source is not there.
+        """
+
+    @abstractmethod
+    def open(self) -> Listing:
+        """Look at what there is, without reading images.
+
+        Raises:
+            DataError: It cannot be split as the settings ask, or something is missing or damaged.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Return what else decides on the store's contents: all fields but the place."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "root"}
+
+
+def existing_root(root: str) -> Path:
+    """Return the folder of a source.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    path = Path(root)
+    if not path.is_dir():
+        raise DataError(
+            "there is no such folder", where=path.absolute(), remedy="correct data.root"
+        )
+    return path

@@ -1,0 +1,148 @@
+"""The store: uint8 images and int64 labels of four splits, in shards, read through memory maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from arcloop import artifacts
+from arcloop.artifacts import Artifact
+from arcloop.data.shards import Images, Labels, images_file, labels_file, pieces
+
+CLASSES = "classes.json"
+
+
+class Store:
+    """A whole, verified store.
+
+    It can be sent to another process: maps are opened where they are first read.
+
+    Args:
+        artifact: Of kind `store`.
+
+    Attributes:
+        artifact: What it was opened from.
+        classes: Class names; a label is a position in it.
+        image_shape: (H, W, C).
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        height, width, channels = artifact.info["image_shape"]
+        self.image_shape: tuple[int, int, int] = (height, width, channels)
+        self.classes: list[str] = json.loads((artifact.path / CLASSES).read_bytes())
+        self._shards: dict[str, list[int]] = {
+            split: facts["shards"] for split, facts in artifact.info["splits"].items()
+        }
+        self._opened: dict[str, _OpenSplit] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open and verify the store at `path`.
+
+        Raises:
+            ArtifactError: It is missing, half written, or changed since it was written.
+        """
+        return cls(artifacts.load(path, "store"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}}
+
+    def rows(self, split: str) -> int:
+        """Return the number of rows of a split."""
+        return sum(self._shards[split])
+
+    def labels(self, split: str) -> Labels:
+        """Return the labels of a whole split, int64 [N]."""
+        shards = range(len(self._shards[split]))
+        return np.concatenate([np.load(self._folder(split) / labels_file(s)) for s in shards])
+
+    def batches(self, split: str, batch_rows: int) -> Iterator[tuple[Images, Labels]]:
+        """Stream a split in order, in the memory of a batch.
+
+        Nothing stays mapped between batches: touched pages of a map count as this process's memory.
+
+        Args:
+            split: One of `SPLITS`.
+            batch_rows: Rows in a batch; the last may be shorter.
+
+        Yields:
+            uint8 [N, H, W, C] and int64 [N], of which the caller may do what it likes.
+        """
+        rows = self.rows(split)
+        for start in range(0, rows, batch_rows):
+            stop = min(start + batch_rows, rows)
+            images = np.empty((stop - start, *self.image_shape), np.uint8)
+            labels = np.empty(stop - start, np.int64)
+            # Every shard but the last has as many rows as the first.
+            for shard, source, target in pieces(start, stop, self._shards[split][0]):
+                folder = self._folder(split)
+                images[target] = np.load(folder / images_file(shard), mmap_mode="r")[source]
+                labels[target] = np.load(folder / labels_file(shard), mmap_mode="r")[source]
+            yield images, labels
+
+    def gather(self, split: str, indices: npt.NDArray[np.int64]) -> tuple[Images, Labels]:
+        """Read rows in any order, a copy per shard and none per row; ascending rows read fastest.
+
+        The maps, and the split's labels, are kept for the next call.
+
+        Args:
+            split: One of `SPLITS`.
+            indices: int64 [N] rows, 0 <= row < rows(split).
+
+        Returns:
+            uint8 [N, H, W, C], C-contiguous, and int64 [N], in the order asked for.
+
+        Raises:
+            IndexError: A row is out of range.
+        """
+        order = None
+        if (indices[1:] < indices[:-1]).any():
+            order = np.argsort(indices, kind="stable")
+            indices = indices[order]
+        rows = self.rows(split)
+        if len(indices) and not (indices[0] >= 0 and indices[-1] < rows):
+            raise IndexError(f"rows of {split} are 0 to {rows - 1}")
+        opened = self._opened.get(split) or self._opened.setdefault(split, self._open(split))
+        images = np.empty((len(indices), *self.image_shape), np.uint8)
+        start = 0
+        stops = indices.searchsorted(opened.ends).tolist()
+        for shard, first, stop in zip(opened.images, opened.starts, stops, strict=True):
+            if stop > start:
+                # "clip" lets take() write straight into the result; "raise" goes through a buffer.
+                shard.take(indices[start:stop] - first, 0, images[start:stop], "clip")
+            start = stop
+        labels = opened.labels[indices]
+        if order is None:
+            return images, labels
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return images[back], labels[back]
+
+    def _folder(self, split: str) -> Path:
+        return self.artifact.path / split
+
+    def _open(self, split: str) -> _OpenSplit:
+        ends = np.cumsum(self._shards[split])
+        images = [
+            # Plain arrays: a memmap's own Python code costs more than reading a few rows.
+            np.load(self._folder(split) / images_file(shard), mmap_mode="r").view(np.ndarray)
+            for shard in range(len(ends))
+        ]
+        return _OpenSplit(images, [0, *ends[:-1].tolist()], ends, self.labels(split))
+
+
+@dataclass(frozen=True)
+class _OpenSplit:
+    """What `gather` keeps open: mapped shards, the row at which each starts and ends, labels."""
+
+    images: list[Images]
+    starts: list[int]
+    ends: npt.NDArray[np.int64]
+    labels: Labels

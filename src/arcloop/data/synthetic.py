@@ -1,0 +1,110 @@
+"""Made-up images that can be learned, any number of them, in the memory of one block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from arcloop.atomic import sha256_json
+from arcloop.data.image_size import height_and_width
+from arcloop.data.shards import Images, Labels, SplitWriter, rows_per_block
+from arcloop.data.source import SPLITS, Listing, Source
+from arcloop.quantities import Fraction, NonNegativeInt, PositiveInt
+
+_GENERATOR = 1  # raise it when the same settings give other images
+_CELLS = 7
+
+
+@dataclass(kw_only=True)
+class SyntheticSource(Source):
+    """Each class is a seeded pattern of 7 x 7 cells; each image is its pattern with noise.
+
+    Attributes:
+        num_classes: Classes; row i is of class i modulo this.
+        image_size: Height and width, or one number for both, in pixels.
+        channels: 1 or 3.
+        train: Rows of this split, as are `val`, `gallery` and `query`.
+        noise: Half-width of the uniform noise, as a share of the range of a pixel.
+        seed: Of patterns and noise.
+    """
+
+    num_classes: PositiveInt
+    image_size: PositiveInt | list[PositiveInt]
+    channels: Literal[1, 3]
+    train: PositiveInt
+    val: PositiveInt
+    gallery: PositiveInt
+    query: PositiveInt
+    noise: Fraction
+    seed: NonNegativeInt
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        height_and_width(self.image_size)
+
+    def fingerprint(self) -> str:
+        return sha256_json({"synthetic": _GENERATOR})
+
+    def open(self) -> Listing:
+        height, width = height_and_width(self.image_size)
+        digits = len(str(self.num_classes - 1))
+        return SyntheticListing(
+            classes=[f"class-{label:0{digits}d}" for label in range(self.num_classes)],
+            image_shape=(height, width, self.channels),
+            rows={split: getattr(self, split) for split in SPLITS},
+            noise=self.noise,
+            seed=self.seed,
+        )
+
+
+@dataclass
+class SyntheticListing(Listing):
+    """Rows whose content is a function of seed, split and row number alone."""
+
+    classes: list[str]
+    image_shape: tuple[int, int, int]
+    rows: Mapping[str, int]
+    noise: float
+    seed: int
+    _patterns: Images = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.classes), _CELLS, _CELLS, self.image_shape[2])
+        self._patterns = np.random.default_rng(self.seed).integers(0, 256, shape, dtype=np.uint8)
+
+    def fill(
+        self,
+        writers: Mapping[str, SplitWriter],
+        advance: Callable[[int], None],
+        workers: int,
+    ) -> Mapping[str, Mapping[int, str]]:
+        block = rows_per_block(self.image_shape)
+        for split, writer in writers.items():
+            for start in range(0, writer.rows, block):
+                stop = min(start + block, writer.rows)
+                writer.write(start, *self.generate(split, start, stop))
+                advance(stop - start)
+        return {}
+
+    def generate(self, split: str, start: int, stop: int) -> tuple[Images, Labels]:
+        """Return images [N, H, W, C] and labels [N] of rows `start` to `stop` of a split."""
+        height, width, channels = self.image_shape
+        labels = np.arange(start, stop, dtype=np.int64) % len(self.classes)
+        rows = np.arange(height) * _CELLS // height
+        columns = np.arange(width) * _CELLS // width
+        pattern_NHWC = self._patterns[labels[:, None, None], rows[:, None], columns]
+
+        row_bytes = height * width * channels
+        steps = math.ceil(row_bytes / 32)  # Philox gives 32 bytes a step of its counter
+        key = np.array([self.seed % 2**64, SPLITS.index(split)], dtype=np.uint64)
+        random = np.random.Philox(key=key, counter=start * steps).random_raw(
+            len(labels) * steps * 4
+        )
+        random_NHWC = random.view(np.uint8).reshape(len(labels), -1)[:, :row_bytes]
+        noise = np.rint((np.arange(256) - 127.5) * 2 * self.noise).astype(np.int16)
+        noisy = pattern_NHWC + noise[random_NHWC].reshape(pattern_NHWC.shape)
+        return noisy.clip(0, 255).astype(np.uint8), labels

@@ -1,0 +1,128 @@
+"""Store -> validation: all faults at once, as JSON and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arcloop import artifacts
+from arcloop.artifacts import Artifact
+from arcloop.atomic import write_bytes, write_json
+from arcloop.data.faults import Fault
+from arcloop.data.inspection import Inspection, inspect
+from arcloop.data.source import SPLITS
+from arcloop.data.validation_page import render_page
+from arcloop.errors import DataError
+from arcloop.progress import track
+
+if TYPE_CHECKING:
+    from arcloop.config import ValidationSettings
+
+_NAMED = 10
+
+
+def validate(
+    store_path: Path, output: Path, settings: ValidationSettings, *, reuse: bool = False
+) -> Artifact:
+    """Read a whole store and report all that is wrong with it.
+
+    The report is written whatever it says; its `info["passed"]` is False when there is an error.
+
+    Args:
+        store_path: Folder of the `store`; it may be damaged.
+        output: Folder of the `validation` to write: report.json and report.html.
+        settings: What the store must satisfy.
+        reuse: Return what is at `output` if the same store passed with the same settings.
+
+    Raises:
+        DataError: There are errors; it names the first of them and the page with all.
+        ArtifactError: There is no store.
+    """
+    store = artifacts.read(store_path, "store")
+    config = {"validation": asdict(settings)}
+    parents = {"store": store.sha256}
+    if reuse:
+        done = artifacts.current(output, "validation", config, parents)
+        if done and done.info["passed"]:
+            return done
+    with artifacts.writing(output, "validation", config=config, parents=parents) as draft:
+        rows = sum(facts["rows"] for facts in store.info["splits"].values())
+        with track("validate", rows) as advance:
+            found = inspect(store, settings, advance)
+        for fault in class_faults(found, settings):
+            found.faults.add(fault)
+        errors, warnings = found.faults.total("error"), found.faults.total("warning")
+        draft.info |= {"passed": errors == 0, "errors": errors, "warnings": warnings}
+        draft.count = rows
+        report = _report(store, found)
+        write_json(draft.path / "report.json", report)
+        page = render_page(report, found.samples)
+        write_bytes(draft.path / "report.html", page.encode())
+    if errors:
+        listed = found.faults.of("error")[:_NAMED]
+        more = f"\n    and {errors - len(listed)} more" if errors > len(listed) else ""
+        raise DataError(
+            f"the store has {errors} error(s):"
+            + "".join(f"\n    {fault}" for fault in listed)
+            + more,
+            where=store_path,
+            remedy=f"see {output / 'report.html'}; mend the source, delete the store, prepare",
+        )
+    return artifacts.load(output, "validation")
+
+
+def class_faults(found: Inspection, settings: ValidationSettings) -> Iterator[Fault]:
+    """Yield what is wrong with the number of images of each class.
+
+    `val` is judged by leave-one-out neighbours, so a class needs two images in it; what is not in
+    the gallery cannot be found there.
+    """
+    least = {"train": settings.min_images_per_class, "val": 2, "gallery": 1}
+    for split, wanted in least.items():
+        for label in np.flatnonzero(found.counts[split] < wanted):
+            yield Fault(
+                level="error",
+                check="class size",
+                message=f"class {found.classes[label]!r} has {found.counts[split][label]} image(s);"
+                f" at least {wanted} are needed",
+                split=split,
+            )
+    for label in np.flatnonzero(found.counts["query"] == 0):
+        yield Fault(
+            level="warning",
+            check="class size",
+            message=f"class {found.classes[label]!r} has no images, so it is not judged",
+            split="query",
+        )
+    smallest, largest = int(found.counts["train"].min()), int(found.counts["train"].max())
+    if largest > settings.max_imbalance * smallest:
+        yield Fault(
+            level="warning",
+            check="imbalance",
+            message=f"the largest class has {largest} images, the smallest {smallest}",
+            split="train",
+        )
+
+
+def _report(store: Artifact, found: Inspection) -> dict[str, Any]:
+    return {
+        "passed": found.faults.total("error") == 0,
+        "store": {"key": store.info["key"], "manifest": store.sha256},
+        "image_shape": store.info["image_shape"],
+        "skipped": store.info["skipped"],
+        "splits": store.info["splits"],
+        "classes": {
+            name: {split: int(found.counts[split][label]) for split in SPLITS}
+            for label, name in enumerate(found.classes)
+        },
+        "counts": [
+            {"level": level, "check": check, "count": count}
+            for (level, check), count in sorted(found.faults.counts.items())
+        ],
+        "errors": [asdict(fault) for fault in found.faults.of("error")],
+        "warnings": [asdict(fault) for fault in found.faults.of("warning")],
+    }

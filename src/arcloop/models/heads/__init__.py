@@ -1,0 +1,6 @@
+"""Margin heads: each turns features and labels into the loss that shapes the embedding."""
+
+from arcloop.models.heads.arcface import ArcFace, cos_with_margin
+from arcloop.models.heads.head import Head
+
+__all__ = ["ArcFace", "Head", "cos_with_margin"]

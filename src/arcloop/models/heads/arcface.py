@@ -1,0 +1,82 @@
+"""ArcFace: an additive angular margin between a feature and its class.
+
+Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, arXiv 1801.07698.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from arcloop.models.heads.head import Head
+from arcloop.quantities import Angle, PositiveFloat, PositiveInt, check
+
+
+class ArcFace(Head):
+    """The target's logit is s·cos(θ + m), every other one s·cos θ (equation 3).
+
+    Args:
+        embedding_dim: D, length of a feature.
+        num_classes: C.
+        scale: s, the radius of the hypersphere.
+        margin: m, additive angle in radians.
+        easy_margin: Leave targets beyond a right angle as they are, see `cos_with_margin`.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: PositiveInt,
+        num_classes: PositiveInt,
+        scale: PositiveFloat,
+        margin: Angle,
+        easy_margin: bool,
+    ) -> None:
+        check("head", margin=(margin, Angle), easy_margin=(easy_margin, bool))
+        super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
+        self.margin = float(margin)
+        self.easy_margin = easy_margin
+
+    def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits with the margin, [B, C].
+
+        Only B of the B·C logits change, and they change in place: nothing of size [B, C] is made
+        beside the product itself, which the backward pass does not need.
+        """
+        logits_BC = self.scaled_cosine(features_BD)
+        target = (torch.arange(len(labels_B), device=labels_B.device), labels_B)
+        cos_B = (logits_BC[target] / self.scale).clamp(-1, 1)
+        logits_BC[target] = self.scale * cos_with_margin(
+            cos_B, self.margin, easy_margin=self.easy_margin
+        )
+        return logits_BC
+
+
+def cos_with_margin(cos: Tensor, margin: Angle, *, easy_margin: bool) -> Tensor:
+    """cos(θ + m) from cos θ, without the acos whose gradient is infinite at |cos θ| = 1.
+
+    Beyond θ = π - m, where cos(θ + m) would rise again, it goes on falling as cos θ - m·sin m
+    (the authors' code). With `easy_margin` there is no margin beyond θ = π/2 instead.
+
+    Args:
+        cos: cos θ in [-1, 1], any shape, float32 or float64.
+        margin: m, in radians.
+        easy_margin: Which continuation to take.
+
+    Returns:
+        Tensor like `cos`. It falls as θ grows (for m up to 2.33, where cos m + m·sin m = 1), and
+        its gradient is finite everywhere.
+
+    >>> cos_with_margin(torch.tensor([1.0, 0.0, -1.0]), 0.5, easy_margin=False)
+    tensor([ 0.8776, -0.4794, -1.2397])
+    """
+    # The floor lies below the square of any sine but 0, so it changes no value. At 0 it stops the
+    # gradient, which would be infinite.
+    floor = torch.finfo(cos.dtype).eps ** 2
+    sin = ((1 - cos) * (1 + cos)).clamp_min(floor).sqrt()
+    moved = cos * math.cos(margin) - sin * math.sin(margin)
+    if easy_margin:
+        return torch.where(cos > 0, moved, cos)
+    return torch.where(cos > -math.cos(margin), moved, cos - margin * math.sin(margin))

@@ -1,0 +1,169 @@
+import ast
+import multiprocessing
+import subprocess
+import sys
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from arcloop.config import LoaderSettings
+from arcloop.data import EmbeddingDataModule, prepare
+from arcloop.data.sampler import ShuffledBatches
+from arcloop.errors import ArtifactError
+
+from .conftest import synthetic_source
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """50 rows of train, 20 of val."""
+    path = tmp_path_factory.mktemp("data") / "store"
+    prepare(synthetic_source(channels=3, image_size=[8, 6]), path)
+    return path
+
+
+def datamodule(store, **changed):
+    settings = {"batch_size": 8, "eval_batch_size": 9, "num_workers": 0, "prefetch_factor": 2}
+    return EmbeddingDataModule(store, LoaderSettings(**(settings | changed)), seed=0)
+
+
+def test_batch(store):
+    module = datamodule(store)
+    assert module.num_classes == 3
+    assert module.image_shape == (8, 6, 3)
+    images, labels = next(iter(module.train_dataloader()))
+    assert images.shape == (8, 3, 8, 6)
+    assert images.dtype == torch.uint8
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.dtype == torch.int64
+    rows = next(iter(module.train_dataloader().sampler))
+    expected, expected_labels = (
+        synthetic_source(channels=3, image_size=[8, 6]).open().generate("train", 0, 50)
+    )
+    assert (images.permute(0, 2, 3, 1).numpy() == expected[rows]).all()
+    assert (labels.numpy() == expected_labels[rows]).all()
+
+
+def test_val_is_whole_and_in_order(store):
+    module = datamodule(store)
+    batches = list(module.val_dataloader())
+    assert [len(labels) for _, labels in batches] == [9, 9, 2]
+    expected, _ = synthetic_source(channels=3, image_size=[8, 6]).open().generate("val", 0, 20)
+    images = torch.cat([images for images, _ in batches]).permute(0, 2, 3, 1)
+    assert (images.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_processes_load_the_same_batches(store, start_method):
+    alone = list(datamodule(store).train_dataloader())
+    loader = datamodule(store, num_workers=1).train_dataloader()
+    loader.multiprocessing_context = multiprocessing.get_context(start_method)
+    for _ in range(2):  # the second time with workers that are there already
+        together = list(loader)
+        assert len(together) == len(alone)
+        for (images, labels), (expected, expected_labels) in zip(together, alone, strict=True):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, expected_labels)
+            assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_missing_store(tmp_path):
+    with pytest.raises(ArtifactError, match="no store here"):
+        datamodule(tmp_path / "nowhere").train_dataloader()
+
+
+class Recorder(pl.LightningModule):
+    """Learns nothing, and notes which images it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        images, _ = batch
+        self.seen.append((self.current_epoch, images.numpy().tobytes()))
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(store, folder, *, resume=None, workers=0, limit=1.0, **when):
+    module = Recorder()
+    pl.Trainer(
+        accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+        limit_train_batches=limit,
+        callbacks=[ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **when)],
+    ).fit(
+        module, datamodule=datamodule(store, num_workers=workers), ckpt_path=resume,
+        weights_only=True,
+    )  # fmt: skip
+    return module.seen
+
+
+STEPS = {"every_n_train_steps": 1}
+EPOCHS = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+VALIDATIONS = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
+@pytest.mark.parametrize(
+    ("step", "when"),
+    [
+        (2, STEPS),  # in the first epoch
+        (6, STEPS),  # after its last batch
+        (10, STEPS),  # in the second
+        (10, STEPS | {"workers": 2}),
+        (12, EPOCHS),
+        (12, VALIDATIONS),
+        (8, VALIDATIONS | {"limit": 4}),  # an epoch that does not use all batches
+    ],
+)
+def test_a_resumed_fit_goes_on_where_it_was(store, tmp_path, step, when):
+    """What is shown after the checkpoint is what would have been shown without it."""
+    whole = fit(store, tmp_path, **when)
+    batches = when.get("limit", 6)
+    assert [epoch for epoch, _ in whole] == [0] * batches + [1] * batches + [2] * batches
+    assert len({images for _, images in whole}) == 3 * batches
+    resumed = fit(store, tmp_path, resume=tmp_path / f"step={step}.ckpt", **when)
+    assert resumed == whole[step:]
+
+
+PART = """
+import sys
+from torch import distributed
+from arcloop.data.sampler import OrderedBatches, ShuffledBatches
+
+rank, meeting_place = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group(
+    "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2
+)
+train = ShuffledBatches(rows=50, batch_size=4, seed=0)
+val = OrderedBatches(rows=21, batch_size=4)
+print([rows.tolist() for rows in train], [rows.tolist() for rows in val], sep=";")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_see_the_global_batches_of_one(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PART, str(rank), str(tmp_path / "meet")],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    parts = [process.communicate(timeout=120)[0].split(";") for process in processes]
+    train, val = ([ast.literal_eval(part[kind]) for part in parts] for kind in (0, 1))
+    alone = [rows.tolist() for rows in ShuffledBatches(rows=50, batch_size=8, seed=0)]
+    assert [sorted(one + other) for one, other in zip(*train, strict=True)] == alone
+    assert [row for part in val for batch in part for row in batch] == list(range(21))

@@ -1,0 +1,226 @@
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arcloop.data import SPLITS, Store, prepare, store_key
+from arcloop.errors import ConfigError, DataError
+from arcloop.images import decode
+
+from .conftest import folder_source, write_pictures
+
+
+def rows_of(store, split):
+    return store.gather(split, np.arange(store.rows(split)))
+
+
+def test_every_picture_is_decoded_to_its_class(tmp_path, pictures):
+    prepare(folder_source(pictures), tmp_path / "store", workers=1)
+    store = Store.open(tmp_path / "store")
+    assert store.classes == ["ant", "bee", "ölkäfer"]
+    assert store.image_shape == (6, 4, 3)
+    assert [store.rows(split) for split in SPLITS] == [18, 9, 9, 9]
+    expected = sorted(
+        (decode(path, height=6, width=4, channels=3).tobytes(), label)
+        for label, name in enumerate(store.classes)
+        for path in (pictures / name).iterdir()
+    )
+    found = []
+    for split in SPLITS:
+        images, labels = rows_of(store, split)
+        assert np.bincount(labels).tolist() == ([4, 6, 8] if split == "train" else [2, 3, 4])
+        found += [(i.tobytes(), int(label)) for i, label in zip(images, labels, strict=True)]
+    assert sorted(found) == expected
+
+
+def test_processes_change_nothing(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("arcloop.data.picture_listing._SLICE_ROWS", 5)
+    one = prepare(folder_source(pictures), tmp_path / "one", workers=1)
+    two = prepare(folder_source(pictures), tmp_path / "two", workers=2)
+    assert one.files == two.files
+
+
+def test_folder_that_is_split_already(tmp_path):
+    root = tmp_path / "root"
+    for number, split in enumerate(SPLITS, start=2):
+        write_pictures(root / split / "a", number)
+        write_pictures(root / split / "b", 1, seed=number)
+    write_pictures(root / "query" / "only here", 1, seed=9)
+    prepare(folder_source(root, channels=1), tmp_path / "store", workers=1)
+    store = Store.open(tmp_path / "store")
+    assert store.classes == ["a", "b", "only here"]
+    assert [store.labels(split).tolist() for split in SPLITS] == [
+        [0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1, 2],
+    ]  # fmt: skip
+    images, _ = rows_of(store, "val")
+    path = root / "val" / "a" / "002.png"
+    assert (images[2] == decode(path, height=6, width=4, channels=1)).all()
+
+
+def test_train_may_be_a_class(tmp_path):
+    for name in ("train", "bus"):
+        write_pictures(tmp_path / "toys" / name, 10, seed=len(name))
+    prepare(folder_source(tmp_path / "toys"), tmp_path / "store", workers=1)
+    assert Store.open(tmp_path / "store").classes == ["bus", "train"]
+
+
+def test_what_is_no_picture_is_passed_over(tmp_path, pictures):
+    (pictures / "notes.txt").write_text("about")
+    (pictures / "ant" / "Thumbs.db").write_bytes(b"x")
+    (pictures / "ant" / "._000.png").write_bytes(b"x")
+    (pictures / ".cache").mkdir()
+    Image.new("RGB", (6, 4), (9, 8, 7)).save(pictures / "ant" / "LAST.BMP")
+    (pictures / "bee" / "folder.png").mkdir()
+    prepare(folder_source(pictures), tmp_path / "store", workers=1)
+    assert sum(Store.open(tmp_path / "store").rows(split) for split in SPLITS) == 46
+
+
+def test_key_follows_files_not_place(tmp_path, pictures):
+    key = store_key(folder_source(pictures))
+    pictures.rename(tmp_path / "moved")
+    moved = folder_source(tmp_path / "moved")
+    assert store_key(moved) == key
+    os.utime(tmp_path / "moved/ant/000.png", ns=(0, 0))
+    touched = store_key(moved)
+    (tmp_path / "moved/ant/000.png").rename(tmp_path / "moved/ant/other.png")
+    assert len({key, touched, store_key(moved)}) == 3
+
+
+BAD = {"empty.png": b"", "text.jpg": b"hello", "cut.png": None, "no target.png": "link"}
+
+
+@pytest.fixture
+def with_bad(pictures):
+    whole = (pictures / "bee" / "000.png").read_bytes()
+    for name, content in BAD.items():
+        if content == "link":
+            (pictures / "bee" / name).symlink_to("nowhere")
+        else:
+            (pictures / "bee" / name).write_bytes(whole[:-30] if content is None else content)
+    return pictures
+
+
+def test_all_bad_pictures_are_named(tmp_path, with_bad):
+    with pytest.raises(DataError, match="4 of 49 images cannot be read") as caught:
+        prepare(folder_source(with_bad), tmp_path / "store", workers=1)
+    for name in BAD:
+        assert str(with_bad / "bee" / name) in str(caught.value)
+    assert "0 bytes" in str(caught.value)
+    assert "No such file" in str(caught.value)
+    assert "on_bad_image=skip" in caught.value.remedy
+    assert sorted(os.listdir(tmp_path)) == ["pictures"]
+
+
+def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad):
+    source = folder_source(with_bad, on_bad_image="skip", shard_rows=4)
+    artifact = prepare(source, tmp_path / "store", workers=1)
+    assert artifact.info["skipped"]["count"] == 4
+    assert sorted(artifact.info["skipped"]["names"]) == sorted(
+        str(with_bad / "bee" / name) for name in BAD
+    )
+    store = Store.open(tmp_path / "store")
+    assert sum(store.rows(split) for split in SPLITS) == 45
+    expected = sorted(
+        decode(path, height=6, width=4, channels=3).tobytes()
+        for path in with_bad.glob("*/*.png")
+        if path.name not in BAD
+    )
+    images = [rows_of(store, split)[0] for split in SPLITS]
+    assert sorted(image.tobytes() for part in images for image in part) == expected
+    assert sum(len(rows_of(store, split)[1]) for split in SPLITS) == 45
+    for facts in artifact.info["splits"].values():
+        assert all(rows == 4 for rows in facts["shards"][:-1])
+        assert sum(facts["shards"]) == facts["rows"]
+
+
+def test_only_bad_pictures(tmp_path, pictures):
+    for path in pictures.glob("*/*"):
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match="not one image of"):
+        prepare(folder_source(pictures, on_bad_image="skip"), tmp_path / "store", workers=1)
+
+
+def test_empty_folder(tmp_path):
+    (tmp_path / "root").mkdir()
+    with pytest.raises(DataError, match="no images") as caught:
+        prepare(folder_source(tmp_path / "root"), tmp_path / "store")
+    assert "<root>/<class>/<image>" in caught.value.remedy
+
+
+def test_class_without_pictures_is_named(tmp_path, pictures):
+    (pictures / "moth").mkdir()
+    write_pictures(pictures / "wasp", 1)
+    with pytest.raises(DataError, match=r"class 'moth' \(0\), 'wasp' \(1\)"):
+        prepare(folder_source(pictures), tmp_path / "store")
+
+
+def test_missing_split_is_named(tmp_path):
+    for split in ("train", "gallery"):
+        write_pictures(tmp_path / "root" / split / "a", 3)
+    with pytest.raises(DataError, match="missing in val, query"):
+        store_key(folder_source(tmp_path / "root"))
+
+
+def test_split_without_pictures_is_named(tmp_path):
+    for split in SPLITS:
+        write_pictures(tmp_path / "root" / split / "a", 0 if split == "val" else 3)
+    with pytest.raises(DataError, match="no images in val"):
+        prepare(folder_source(tmp_path / "root"), tmp_path / "store")
+
+
+@pytest.mark.parametrize("size", [[1, 2, 3], []])
+def test_size_of_other_than_two_numbers(tmp_path, size):
+    with pytest.raises(ConfigError, match="image_size"):
+        folder_source(tmp_path, image_size=size)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_leaves_no_store_and_no_worker(tmp_path, pictures, sent):
+    for number in range(200):
+        write_pictures(pictures / f"c{number}", 8, seed=number)
+    script = tmp_path / "work.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from arcloop.data import ImageFolderSource, prepare\n"
+        "if __name__ == '__main__':\n"
+        f"    source = {folder_source(pictures, image_size=1024)!r}\n"
+        "    prepare(source, Path('stores/store'), workers=2)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, script], cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 30
+    workers: list[int] = []
+    while time.monotonic() < deadline and len(workers) < 2:
+        time.sleep(0.02)
+        workers = [pid for pid in children(process.pid) if is_worker(pid)]
+    assert len(workers) == 2
+    if sent == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, sent)  # as a terminal does
+    assert process.wait(30) != 0
+    while time.monotonic() < deadline and any(map(is_worker, workers)):
+        time.sleep(0.02)
+    assert not any(map(is_worker, workers))
+    left = [path.name for path in (tmp_path / "stores").glob("*")]
+    assert "store" not in left
+    assert sent == signal.SIGKILL or left == []
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+    return []
+
+
+def is_worker(pid: int) -> bool:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
+        return "spawn_main" in file.read()
+    return False

@@ -1,0 +1,153 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from arcloop import artifacts
+from arcloop.data import SPLITS, Store, SyntheticSource, prepare, store_key
+from arcloop.errors import ArtifactError, ResourceError
+
+from .conftest import folder_source, synthetic_source
+
+
+def test_layout_and_manifest(tmp_path):
+    artifact = prepare(synthetic_source(), tmp_path / "store")
+    path = tmp_path / "store"
+    assert json.loads((path / "classes.json").read_text()) == ["class-0", "class-1", "class-2"]
+    names = [f"{kind}-{number:05d}.npy" for kind in ("images", "labels") for number in range(4)]
+    assert sorted(file.name for file in (path / "train").iterdir()) == names
+    assert np.load(path / "train/images-00003.npy").shape == (2, 8, 8, 1)
+    assert artifact.kind == "store"
+    assert artifact.path == path
+    assert artifact.config["num_classes"] == 3
+    assert artifact.info["key"] == store_key(synthetic_source())
+    assert artifact.info["classes"] == 3
+    assert artifact.info["image_shape"] == [8, 8, 1]
+    assert artifact.info["splits"]["train"] == {"rows": 50, "shards": [16, 16, 16, 2]}
+    assert artifact.info["skipped"] == {"count": 0, "names": []}
+
+
+def test_store_that_is_there_is_returned_untouched(tmp_path):
+    first = prepare(synthetic_source(), tmp_path / "store")
+    before = (tmp_path / "store/manifest.json").stat().st_mtime_ns
+    assert prepare(synthetic_source(), tmp_path / "store") == first
+    assert (tmp_path / "store/manifest.json").stat().st_mtime_ns == before
+
+
+def test_other_store_is_not_overwritten(tmp_path):
+    first = prepare(synthetic_source(), tmp_path / "store")
+    with pytest.raises(ArtifactError, match="of another source") as caught:
+        prepare(synthetic_source(seed=2), tmp_path / "store")
+    assert "delete" in caught.value.remedy
+    assert artifacts.load(tmp_path / "store", "store") == first
+
+
+def test_damaged_store_is_not_returned(tmp_path):
+    prepare(synthetic_source(), tmp_path / "store")
+    os.truncate(tmp_path / "store/val/images-00000.npy", 300)
+    with pytest.raises(ArtifactError, match=r"images-00000.npy has 300 bytes"):
+        prepare(synthetic_source(), tmp_path / "store")
+
+
+def test_two_stores_of_one_source_are_equal(tmp_path):
+    one, two = (prepare(synthetic_source(), tmp_path / name) for name in ("one", "two"))
+    assert one.sha256 == two.sha256
+
+
+def test_failure_in_the_middle_leaves_nothing(tmp_path, pictures):
+    (pictures / "ant/000.png").write_bytes(b"x")
+    with pytest.raises(Exception, match="cannot be read"):
+        prepare(folder_source(pictures), tmp_path / "stores" / "store", workers=1)
+    assert list((tmp_path / "stores").iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_full_disk(small_disk):
+    """Without reserved blocks, writing through the map would kill this process with SIGBUS."""
+    source = synthetic_source(train=20_000, shard_rows=20_000)  # 1.4 MB
+    with pytest.raises(ResourceError, match="No space left") as caught:
+        prepare(source, small_disk / "store")
+    assert "free some space" in caught.value.remedy
+    assert list(small_disk.iterdir()) == []
+
+
+def test_reserved_blocks_are_on_the_disk(tmp_path):
+    prepare(synthetic_source(train=5000, shard_rows=5000), tmp_path / "store")
+    stat = (tmp_path / "store/train/images-00000.npy").stat()
+    assert stat.st_blocks * 512 >= stat.st_size
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from arcloop.config import ValidationSettings
+from arcloop.data import Store, SyntheticSource, prepare, validate
+
+settings = ValidationSettings(
+    min_images_per_class=2, min_std=1.0, max_empty_fraction=0.1, max_imbalance=5.0, max_listed=9
+)
+path = Path(sys.argv[1])
+prepare({source}, path)
+validate(path, path / "validation", settings)
+for split in ("train", "query"):
+    for images, labels in Store.open(path).batches(split, 256):
+        pass
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    """Of ten times the images, 20 MB of them, less than a tenth more memory, in MB a few."""
+    peaks = []
+    for rows in (5_000, 50_000):
+        source = synthetic_source(
+            train=rows, query=rows, image_size=16, noise=0.5, shard_rows=2_000
+        )
+        script = PEAK.format(source=repr(source))
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / str(rows))],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(int(done.stdout))
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_real_mnist(tmp_path):
+    """The bundled files: 45k/5k/10k of the training file, the test file in its order."""
+    from pathlib import Path
+
+    from arcloop.data import IdxSource
+
+    root = Path(__file__).parents[2] / "data" / "mnist"
+    source = IdxSource(
+        name="mnist", shard_rows=20_000, root=str(root), val=5000, gallery=10_000, split_seed=0
+    )
+    prepare(source, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert [store.rows(split) for split in SPLITS] == [45_000, 5_000, 10_000, 10_000]
+    # Known counts of digits in the two files, from the set's description.
+    train = sum(np.bincount(store.labels(split)) for split in ("train", "val", "gallery"))
+    assert train.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(store.labels("query")).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+    ]  # fmt: skip
+    assert store.labels("query")[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+def test_source_is_plain_data():
+    assert isinstance(eval(repr(synthetic_source())), SyntheticSource)

@@ -1,0 +1,88 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcloop.data import sampler
+from arcloop.data.sampler import OrderedBatches, ShuffledBatches
+from arcloop.errors import ConfigError
+
+
+def at(monkeypatch, rank, world):
+    monkeypatch.setattr(sampler, "place", lambda: (rank, world))
+
+
+def epoch(batches, number=0):
+    batches.set_epoch(number)
+    return [rows.tolist() for rows in batches]
+
+
+def test_each_row_at_most_once_and_the_rest_left_out():
+    batches = epoch(ShuffledBatches(rows=103, batch_size=10, seed=0))
+    assert [len(rows) for rows in batches] == [10] * 10
+    rows = list(chain(*batches))
+    assert len(set(rows)) == 100
+    assert set(rows) <= set(range(103))
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    one, same, other = (ShuffledBatches(rows=200, batch_size=10, seed=s) for s in (5, 5, 6))
+    assert epoch(one, 3) == epoch(same, 3)
+    assert epoch(one, 3) == epoch(one, 3)
+    assert epoch(one, 3) != epoch(one, 4)
+    assert epoch(one, 3) != epoch(other, 3)
+    # Not of the sum of both either.
+    assert epoch(one, 1) != epoch(other, 0)
+
+
+def test_rows_are_spread_over_the_epoch():
+    first, *_ = epoch(ShuffledBatches(rows=10_000, batch_size=1000, seed=0))
+    assert 4700 < np.mean(first) < 5300
+    assert first == sorted(first)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_the_global_batches_of_one(monkeypatch, world):
+    alone = epoch(ShuffledBatches(rows=103, batch_size=8, seed=0), 2)
+    parts = []
+    for rank in range(world):
+        at(monkeypatch, rank, world)
+        batches = ShuffledBatches(rows=103, batch_size=8 // world, seed=0)
+        assert len(batches) == len(alone)
+        parts.append(epoch(batches, 2))
+    assert [sorted(chain(*of_all)) for of_all in zip(*parts, strict=True)] == alone
+
+
+def test_start_in_the_middle_holds_for_one_epoch():
+    batches = ShuffledBatches(rows=100, batch_size=10, seed=0)
+    whole = epoch(batches, 1)
+    batches.start = (1, 7)
+    assert len(batches) == 10
+    assert epoch(batches, 1) == whole[7:]
+    assert epoch(batches, 1) == whole
+    batches.start = (0, 7)
+    assert epoch(batches, 1) == whole
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_more_than_there_is(monkeypatch, world):
+    at(monkeypatch, 0, world)
+    with pytest.raises(ConfigError, match="is more than the 9 images") as caught:
+        ShuffledBatches(rows=9, batch_size=10, seed=0)
+    assert caught.value.remedy == f"lower it to at most {9 // world}"
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
+def test_ordered_parts_cover_each_row_once(rows, batch_size, world):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        seen = []
+        for rank in range(world):
+            at(monkeypatch, rank, world)
+            batches = OrderedBatches(rows=rows, batch_size=batch_size)
+            part = [batch.tolist() for batch in batches]
+            assert len(part) == len(batches)
+            assert all(len(batch) == batch_size for batch in part[:-1])
+            seen += chain(*part)
+    assert seen == list(range(rows))

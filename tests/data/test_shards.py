@@ -1,0 +1,71 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcloop.data.shards import SplitWriter, pieces
+
+SHAPE = (2, 3, 1)
+
+
+def rows(start, stop):
+    """Images whose every value is their row, and labels that are minus their row."""
+    numbers = np.arange(start, stop)
+    images = np.broadcast_to(numbers[:, None, None, None], (len(numbers), *SHAPE))
+    return images.astype(np.uint8), -numbers
+
+
+def read(folder, shards):
+    images = [np.load(folder / f"images-{number:05d}.npy") for number in range(shards)]
+    labels = [np.load(folder / f"labels-{number:05d}.npy") for number in range(shards)]
+    return images, labels
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 15))
+def test_pieces_cover_each_row_once(start, length, shard_rows):
+    stop = start + length
+    cut = list(pieces(start, stop, shard_rows))
+    in_split = [
+        shard * shard_rows + row
+        for shard, source, _ in cut
+        for row in range(source.start, source.stop)
+    ]
+    assert in_split == list(range(start, stop))
+    asked = [row for _, _, target in cut for row in range(target.start, target.stop)]
+    assert asked == list(range(length))
+    assert all(0 <= source.start <= source.stop <= shard_rows for _, source, _ in cut)
+
+
+@pytest.mark.parametrize(
+    ("total", "shards"), [(20, [6, 6, 6, 2]), (18, [6, 6, 6]), (6, [6]), (5, [5])]
+)
+def test_rows_written_in_any_order_are_where_they_belong(tmp_path, total, shards):
+    writer = SplitWriter(tmp_path / "train", total, 6, SHAPE).allocate()
+    assert writer.shards == shards
+    cuts = [0, 1, 4, 4, total]
+    for start, stop in reversed(list(itertools.pairwise(cuts))):
+        writer.write(start, *rows(start, stop))
+    images, labels = read(writer.folder, len(shards))
+    assert [len(shard) for shard in images] == shards
+    assert images[0].dtype == np.uint8
+    assert labels[0].dtype == np.int64
+    assert (np.concatenate(images) == rows(0, total)[0]).all()
+    assert np.concatenate(labels).tolist() == [-row for row in range(total)]
+    assert not (tmp_path / "train" / f"images-{len(shards):05d}.npy").exists()
+
+
+@pytest.mark.parametrize("dropped", [[0], [5, 6, 7, 19], list(range(1, 20)), []])
+def test_rows_can_be_left_out_again(tmp_path, monkeypatch, dropped):
+    monkeypatch.setattr("arcloop.data.shards._BLOCK_BYTES", 7 * 6)
+    writer = SplitWriter(tmp_path / "train", 20, 6, SHAPE).allocate()
+    writer.write(0, *rows(0, 20))
+    kept = writer.without(dropped)
+    left = [row for row in range(20) if row not in dropped]
+    images, labels = read(kept.folder, len(kept.shards))
+    assert np.concatenate(images)[:, 0, 0, 0].tolist() == left
+    assert np.concatenate(labels).tolist() == [-row for row in left]
+    assert kept.rows == len(left)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]
+    assert len(list(kept.folder.iterdir())) == 2 * len(kept.shards)

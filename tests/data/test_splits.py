@@ -1,0 +1,103 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcloop.data.splits import apportion, stratify
+from arcloop.errors import DataError
+
+LARGE = {"val": 0.1, "gallery": 0.2}
+
+
+def split(labels, sizes, seed=0):
+    classes = [f"c{label}" for label in range(max(labels) + 1)]
+    return stratify(np.asarray(labels), classes, sizes, seed, "here")
+
+
+def test_every_row_is_in_one_split():
+    labels = np.random.default_rng(0).integers(0, 7, 500)
+    rows = split(labels, LARGE)
+    assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(500))
+    assert all((np.diff(part) > 0).all() for part in rows.values())
+
+
+def test_totals_are_exact_and_classes_within_one_row_of_their_share():
+    labels = np.random.default_rng(1).integers(0, 10, 6000)
+    rows = split(labels, {"val": 517, "gallery": 1001})
+    assert {name: len(part) for name, part in rows.items()} == {
+        "train": 4482, "val": 517, "gallery": 1001,
+    }  # fmt: skip
+    for name, total in (("val", 517), ("gallery", 1001)):
+        for label in range(10):
+            quota = total * (labels == label).sum() / 6000
+            assert abs((labels[rows[name]] == label).sum() - quota) < 1
+
+
+def test_seed_decides_which_rows_and_not_how_many():
+    labels = np.random.default_rng(2).integers(0, 5, 400)
+    one, same, other = (split(labels, LARGE, seed)["val"] for seed in (3, 3, 4))
+    assert one.tolist() == same.tolist()
+    assert one.tolist() != other.tolist()
+    assert Counter(labels[one].tolist()) == Counter(labels[other].tolist())
+
+
+def test_draw_is_not_by_position():
+    """With labels in a circle, a draw by position would take neighbouring rows."""
+    rows = split(np.arange(3000) % 3, {"val": 0.5})["val"]
+    assert 1300 < np.median(rows) < 1700
+    assert 0.4 < np.mean(np.diff(rows) == 1) < 0.6
+
+
+def test_small_class_has_a_row_everywhere_and_two_in_val():
+    labels = [0] * 1000 + [1] * 5
+    rows = split(labels, {"val": 0.1, "gallery": 0.1, "query": 0.1})
+    found = {name: int((part >= 1000).sum()) for name, part in rows.items()}
+    assert found == {"train": 1, "val": 2, "gallery": 1, "query": 1}
+
+
+def test_class_of_four_has_a_row_everywhere():
+    rows = split([0] * 1000 + [1] * 4, {"val": 0.1, "gallery": 0.1, "query": 0.1})
+    assert all((part >= 1000).sum() == 1 for part in rows.values())
+
+
+def test_largest_remainder_by_hand():
+    """Quotas 2.0, 4.0, 1.0; then 3.5, 3.5, 7.0, where the tie goes to the first."""
+    assert apportion(np.array([10, 20, 5]), {"gallery": 7})["gallery"].tolist() == [2, 4, 1]
+    assert apportion(np.array([7, 7, 14]), {"gallery": 14})["gallery"].tolist() == [4, 3, 7]
+    assert apportion(np.array([10, 20, 5]), {"val": 7})["val"].tolist() == [2, 3, 2]
+
+
+@given(
+    counts=st.lists(st.integers(4, 60), min_size=1, max_size=12),
+    shares=st.lists(st.floats(0.05, 0.3), min_size=3, max_size=3),
+)
+def test_apportionment_is_possible_and_exact(counts, shares):
+    counts = np.array(counts)
+    names = ("val", "gallery", "query")
+    totals = {name: max(1, round(s * counts.sum())) for name, s in zip(names, shares, strict=True)}
+    if counts.sum() - sum(totals.values()) < len(counts):
+        return
+    given_out = apportion(counts, totals)
+    for name, rows in given_out.items():
+        assert rows.sum() == totals[name]
+        assert (rows >= min(1, totals[name] // len(counts))).all()
+    assert (counts - sum(given_out.values()) >= 1).all()
+
+
+def test_class_with_one_image_is_named():
+    with pytest.raises(DataError, match=r"'c1' \(1\), 'c2' \(2\)") as caught:
+        split([0] * 50 + [1] + [2, 2], LARGE)
+    assert "at least 3 images" in caught.value.remedy
+
+
+@pytest.mark.parametrize("sizes", [{"val": 100}, {"val": 60, "gallery": 39}, {"val": 1.0}])
+def test_splits_larger_than_the_data(sizes):
+    with pytest.raises(DataError, match="larger than the data: val="):
+        split([0, 1] * 50, sizes)
+
+
+def test_share_of_no_rows():
+    with pytest.raises(DataError, match=r"val=0\.001 of 100 images is none"):
+        split([0, 1] * 50, {"val": 0.001})

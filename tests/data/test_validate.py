@@ -1,0 +1,262 @@
+import itertools
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.lib.format import open_memmap
+
+from arcloop import artifacts
+from arcloop.data import SPLITS, prepare, validate
+from arcloop.data.inspection import pixel_std
+from arcloop.data.row_hashes import row_hashes
+from arcloop.errors import ArtifactError, DataError
+
+from .conftest import synthetic_source, write_idx_set
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "store"
+    prepare(synthetic_source(), path)
+    return path
+
+
+@pytest.fixture
+def store(sound, tmp_path):
+    """A copy to damage."""
+    return Path(shutil.copytree(sound, tmp_path / "store"))
+
+
+def reseal(store):
+    """Write the manifest anew, as a prepare that wrote such files would have."""
+    manifest = json.loads((store / "manifest.json").read_text())
+    artifacts.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
+
+
+def images(store, split, shard):
+    return open_memmap(store / split / f"images-{shard:05d}.npy", "r+")
+
+
+def labels(store, split, shard):
+    return open_memmap(store / split / f"labels-{shard:05d}.npy", "r+")
+
+
+def failed(store, settings):
+    """Validate a store that must fail; return its report and the error."""
+    output = store.parent / "validation"
+    with pytest.raises(DataError) as caught:
+        validate(store, output, settings)
+    assert artifacts.load(output, "validation").info["passed"] is False
+    return json.loads((output / "report.json").read_text()), caught.value
+
+
+def found(report):
+    """Each error as check, file or split, row."""
+    return {(f["check"], f["file"] or f["split"], f["row"]) for f in report["errors"]}
+
+
+def test_sound_store_passes(store, settings):
+    artifact = validate(store, store / "validation", settings)
+    assert artifact.info == {"passed": True, "errors": 0, "warnings": 0}
+    assert artifact.parents == {"store": artifacts.load(store, "store").sha256}
+    report = json.loads((store / "validation/report.json").read_text())
+    assert report["passed"] is True
+    assert report["errors"] == report["warnings"] == []
+    assert report["classes"]["class-1"] == {"train": 17, "val": 7, "gallery": 7, "query": 7}
+    assert (store / "validation/report.html").read_text().startswith("<!doctype html>")
+
+
+def test_all_faults_of_a_store_are_told_at_once(store, settings):
+    images(store, "query", 0)[3, 0, 0] ^= 1  # flipped
+    os.truncate(store / "val/images-00001.npy", 128 + 64 * 2 + 1)  # ends in the third row
+    (store / "gallery/labels-00000.npy").unlink()
+    (store / "train/images-00001.npy").write_bytes(b"")
+    np.save(store / "train/images-00002.npy", np.zeros((16, 8, 8, 1), np.float32))
+    np.save(store / "train/labels-00002.npy", np.zeros((15,), np.int32))
+    (store / "classes.json").write_text("[]")
+    report, error = failed(store, settings)
+    damaged = {
+        ("checksum", "query/images-00000.npy", None),
+        ("checksum", "val/images-00001.npy", None),
+        ("checksum", "gallery/labels-00000.npy", None),
+        ("checksum", "classes.json", None),
+        ("header", "train/images-00001.npy", None),
+        ("checksum", "train/images-00001.npy", None),
+        ("header", "train/images-00002.npy", None),
+        ("checksum", "train/images-00002.npy", None),
+        ("header", "train/labels-00002.npy", None),
+        ("checksum", "train/labels-00002.npy", None),
+    }
+    assert damaged <= found(report)
+    messages = [fault["message"] for fault in report["errors"]]
+    assert any("'shape': (15,)" in message and "'shape': (16,)" in message for message in messages)
+    assert any("'<f4'" in message and "'|u1'" in message for message in messages)
+    assert "report.html" in error.remedy
+    assert "val/images-00001.npy: has 257 bytes, not 384" in str(error)
+    assert error.where == store
+
+
+def test_labels_out_of_range_are_named(store, settings):
+    labels(store, "val", 1)[2] = 3
+    labels(store, "query", 0)[:2] = [-1, 2**40]
+    reseal(store)
+    report, error = failed(store, settings)
+    assert found(report) == {
+        ("label", "val/labels-00001.npy", 2),
+        ("label", "query/labels-00000.npy", 0),
+        ("label", "query/labels-00000.npy", 1),
+    }
+    assert "val/labels-00001.npy row 2: label 3 is not in 0 to 2" in str(error)
+
+
+@pytest.mark.parametrize("pair", [*itertools.combinations(SPLITS, 2)])
+def test_same_image_in_two_splits(store, settings, pair):
+    one, other = pair
+    images(store, other, 1)[1] = images(store, one, 0)[5]
+    reseal(store)
+    report, error = failed(store, settings)
+    assert found(report) == {("leak", f"{other}/images-00001.npy", 1)}
+    assert f"the same image as {one}/images-00000.npy row 5" in str(error)
+
+
+def test_same_image_in_all_splits_is_told_for_each_pair(store, settings):
+    for split in SPLITS:
+        images(store, split, 1)[2] = images(store, "train", 0)[0]
+    reseal(store)
+    report, _ = failed(store, settings)
+    assert report["counts"] == [
+        {"level": "error", "check": "leak", "count": 6},
+        {"level": "warning", "check": "duplicate", "count": 1},
+    ]
+
+
+def test_duplicates_within_a_split_are_warnings(store, settings):
+    for row in (4, 9):
+        images(store, "train", 2)[row] = images(store, "train", 0)[1]
+    reseal(store)
+    artifact = validate(store, store.parent / "validation", settings)
+    assert artifact.info == {"passed": True, "errors": 0, "warnings": 2}
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert [(w["file"], w["row"]) for w in report["warnings"]] == [
+        ("train/images-00002.npy", 4), ("train/images-00002.npy", 9),
+    ]  # fmt: skip
+    assert report["warnings"][0]["message"].endswith("train/images-00000.npy row 1")
+
+
+@pytest.mark.parametrize(("number", "level"), [(5, "warning"), (6, "error")])
+def test_empty_images(store, settings, number, level):
+    """Up to a tenth of 50 is a warning; blank images are no duplicates of each other."""
+    images(store, "train", 1)[:number] = 7
+    images(store, "train", 1)[0, 0, 0] = 8  # nearly constant
+    images(store, "val", 0)[0] = 7
+    reseal(store)
+    output = store.parent / "validation"
+    if level == "error":
+        with pytest.raises(DataError, match=f"the store has {number} error"):
+            validate(store, output, settings)
+    else:
+        validate(store, output, settings)
+    report = json.loads((output / "report.json").read_text())
+    of_train = [f for f in report[f"{level}s"] if f["split"] == "train"]
+    assert {(f["check"], f["file"], f["row"]) for f in of_train} == {
+        ("empty image", "train/images-00001.npy", row) for row in range(number)
+    }
+    assert all(f["check"] == "empty image" for f in report["warnings"])
+
+
+def test_classes_with_too_few_images(store, settings):
+    for split, keep in (("train", 1), ("val", 1), ("gallery", 0), ("query", 0)):
+        for shard in range(4 if split == "train" else 2):
+            some = labels(store, split, shard)
+            some[np.flatnonzero(some == 2)[keep if shard == 0 else 0 :]] = 0
+    reseal(store)
+    report, error = failed(store, settings)
+    assert found(report) == {("class size", split, None) for split in ("train", "val", "gallery")}
+    assert "train: class 'class-2' has 1 image(s); at least 2 are needed" in str(error)
+    assert {(w["check"], w["split"]) for w in report["warnings"]} == {
+        ("class size", "query"), ("imbalance", "train"),
+    }  # fmt: skip
+
+
+def test_query_class_that_nothing_else_has(tmp_path, settings):
+    made = write_idx_set(tmp_path / "idx", 60, 20, end="")
+    from .conftest import idx_source, write_idx
+
+    changed = made["t10k"][1].copy()
+    changed[0] = 9
+    write_idx(tmp_path / "idx/t10k-labels-idx1-ubyte", changed)
+    prepare(idx_source(tmp_path / "idx"), tmp_path / "store")
+    report, _ = failed(tmp_path / "store", settings)
+    assert {split for _, split, _ in found(report)} == {"train", "val", "gallery"}
+    assert all("class '9'" in fault["message"] for fault in report["errors"])
+
+
+def test_long_lists_are_cut_and_counted(store, settings):
+    labels(store, "train", 0)[:] = 7
+    reseal(store)
+    report, error = failed(store, replace(settings, max_listed=3))
+    assert len(report["errors"]) == 3
+    assert report["counts"] == [{"level": "error", "check": "label", "count": 16}]
+    assert "the store has 16 error(s)" in str(error)
+    assert "and 13 more" in str(error)
+
+
+def test_reuse_of_what_passed_and_only_of_that(store, settings):
+    output = store / "validation"
+    validate(store, output, settings)
+    before = (output / "manifest.json").stat().st_ino
+    validate(store, output, settings, reuse=True)
+    assert (output / "manifest.json").stat().st_ino == before
+    validate(store, output, replace(settings, min_std=0.5), reuse=True)
+    assert (output / "manifest.json").stat().st_ino != before
+    images(store, "query", 0)[3, 0, 0] ^= 1
+    for _ in range(2):
+        with pytest.raises(DataError):
+            validate(store, output, settings, reuse=True)
+
+
+def test_no_store(tmp_path, settings):
+    with pytest.raises(ArtifactError, match="no store here"):
+        validate(tmp_path / "store", tmp_path / "validation", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_page_shows_what_was_found(store, settings):
+    (store / "classes.json").write_text(json.dumps(["<b>one</b>", "two", "three"]))
+    images(store, "query", 1)[1] = images(store, "train", 0)[5]
+    reseal(store)
+    failed(store, settings)
+    page = (store.parent / "validation/report.html").read_text()
+    assert "failed" in page
+    assert "&lt;b&gt;one&lt;/b&gt;" in page
+    assert "<b>one" not in page
+    assert "query/images-00001.npy" in page
+    assert page.count("data:image/png;base64,") == 3 * 14
+    assert "http" not in page  # nothing is loaded from elsewhere
+
+
+def test_std_of_each_image():
+    some = np.random.default_rng(0).integers(0, 256, (40, 300), dtype=np.uint8)
+    some[0], some[1], some[2] = 0, 255, 7
+    assert np.allclose(pixel_std(some), [np.std(image.astype(float)) for image in some], atol=1e-4)
+    assert (pixel_std(some)[:3] == 0).all()
+
+
+def test_groups_of_equal_rows():
+    """Against a dictionary of contents."""
+    rng = np.random.default_rng(0)
+    some = rng.integers(0, 6, (3000, 5), dtype=np.uint8)
+    expected: dict[bytes, list[int]] = {}
+    for row, image in enumerate(some):
+        expected.setdefault(image.tobytes(), []).append(row)
+    with row_hashes() as hashes:
+        for start in range(0, 3000, 700):
+            block = some[start : start + 700]
+            hashes.add(block, np.arange(start, start + len(block)))
+        hashes.add(some[:0], np.arange(0))
+        groups = [group.tolist() for group in hashes.groups()]
+    assert sorted(groups) == sorted(rows for rows in expected.values() if len(rows) > 1)

@@ -1,0 +1,14 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def small_and_repeatable() -> Iterator[None]:
+    """Small networks are faster on one thread, and tests may run side by side."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

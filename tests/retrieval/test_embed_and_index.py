@@ -1,0 +1,140 @@
+import faiss
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arcloop import artifacts
+from arcloop.errors import ArtifactError, ConfigError
+from arcloop.retrieval import (
+    FaissIndex,
+    Gallery,
+    load_model,
+    open_index,
+    write_gallery,
+    write_index,
+)
+from arcloop.searcher import save_model, search
+
+
+class Pixels(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(x.float().flatten(1) + 1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("m") / "model.pt"
+    save_model(torch.jit.script(Pixels().eval()), path, image_shape=(4, 8, 1), embedding_dim=32)
+    return load_model(path, "cpu")
+
+
+def images(rows, seed=0):
+    """Sixty clusters, the same for every seed: what an index is made for."""
+    centres = np.random.default_rng(99).integers(0, 216, (60, 4, 8, 1))
+    random = np.random.default_rng(seed)
+    noise = random.integers(0, 40, (rows, 4, 8, 1))
+    return (centres[random.integers(0, 60, rows)] + noise).astype(np.uint8)
+
+
+def batches(array, size):
+    labels = np.arange(len(array)) % 5
+    for start in range(0, len(array), size):
+        yield array[start : start + size], labels[start : start + size]
+
+
+def gallery(model, folder, array, *, batch=64, shard_rows=100):
+    write_gallery(model, batches(array, batch), folder, rows=len(array), shard_rows=shard_rows,
+                  config={}, parents={})  # fmt: skip
+    return Gallery(folder)
+
+
+@given(rows=st.integers(1, 40), batch=st.integers(1, 50), shard=st.integers(1, 50))
+@settings(max_examples=25, deadline=None)
+def test_shards_hold_every_row_in_order_whatever_the_sizes(
+    model, tmp_path_factory, rows, batch, shard
+):
+    array = images(rows)
+    found = gallery(model, tmp_path_factory.mktemp("g") / "g", array, batch=batch, shard_rows=shard)
+    chunks = list(found.chunks())
+    assert [len(e) for e, _ in chunks[:-1]] == [shard] * (len(chunks) - 1)
+    pixels = array.reshape(rows, -1).astype(np.float64) + 1
+    expected = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.concatenate([e for e, _ in chunks]), expected, atol=1e-6)
+    assert found.labels.tolist() == (np.arange(rows) % 5).tolist()
+    assert found.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("factory", "search_parameters", "recall"),
+    [("Flat", {}, 1.0), ("IVF{nlist},Flat", {"nprobe": 16}, 0.9), ("HNSW32,Flat", {"efSearch": 64}, 0.95),
+     ("IVF{nlist},PQ32np", {"nprobe": 32}, 0.5)],
+)  # fmt: skip
+def test_every_index_finds_what_brute_force_finds(
+    model, tmp_path, factory, search_parameters, recall
+):
+    found = gallery(model, tmp_path / "g", images(3000))
+    index = FaissIndex(factory=factory, search=search_parameters, train_rows=10_000).build(found)
+    queries = model.embed(images(200, seed=1))
+    similarities, rows = search(index, queries, 1)
+    all_rows = np.concatenate([e for e, _ in found.chunks()])
+    cosine = queries.astype(np.float64) @ all_rows.T.astype(np.float64)
+    assert (rows[:, 0] == cosine.argmax(1)).mean() >= recall
+    if factory == "Flat":
+        np.testing.assert_allclose(similarities[:, 0], cosine.max(1), atol=1e-5)
+
+
+def test_search_parameters_are_kept_in_the_file(model, tmp_path):
+    found = gallery(model, tmp_path / "g", images(3000))
+    settings = FaissIndex(factory="IVF{nlist},Flat", search={"nprobe": 7}, train_rows=3000)
+    write_index(settings.build(found), found, tmp_path, list("abcde"), 0.5)
+    assert faiss.extract_index_ivf(faiss.read_index(str(tmp_path / "faiss_index.bin"))).nprobe == 7
+
+
+def test_same_gallery_gives_the_same_bytes(model, tmp_path):
+    found = gallery(model, tmp_path / "g", images(3000))
+    for factory in ("Flat", "IVF{nlist},Flat", "IVF{nlist},PQ32np"):
+        for name in "ab":
+            index = FaissIndex(factory=factory, search={}, train_rows=2000).build(found)
+            faiss.write_index(index, str(tmp_path / name))
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "message"),
+    [("Nope", {}, "Nope"), ("Flat", {"nprobe": 3}, "nprobe"), ("IVF{nlist},Flat", {"nprob": 3}, "nprob")],
+)  # fmt: skip
+def test_a_misspelt_index_is_refused_at_construction(factory, parameters, message):
+    with pytest.raises(ConfigError, match=message):
+        FaissIndex(factory=factory, search=parameters, train_rows=100)
+
+
+def test_a_gallery_too_small_to_train_is_told(model, tmp_path):
+    found = gallery(model, tmp_path / "g", images(50))
+    with pytest.raises(ConfigError, match="gallery of 50 rows cannot train"):
+        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100).build(found)
+
+
+def test_index_of_another_model_is_refused(model, tmp_path):
+    found = gallery(model, tmp_path / "g", images(10))
+    index = FaissIndex(factory="Flat", search={}, train_rows=1).build(found)
+    with artifacts.writing(tmp_path / "i", "index", config={}) as draft:
+        write_index(index, found, draft.path, list("abcde"), 0.5)
+    open_index(tmp_path / "i", model.sha256)
+    with pytest.raises(ArtifactError, match="another model"):
+        open_index(tmp_path / "i", "0" * 64)
+
+
+def test_missing_and_damaged_model(tmp_path):
+    with pytest.raises(ArtifactError, match=r"no model\.pt"):
+        load_model(tmp_path / "model.pt", "cpu")
+    (tmp_path / "model.pt").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="not a scripted arcloop model"):
+        load_model(tmp_path / "model.pt", "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_here(tmp_path):
+    with pytest.raises(ConfigError, match="no GPU is visible"):
+        load_model(tmp_path / "model.pt", "cuda")

@@ -1,0 +1,104 @@
+"""Every command in the README runs, in the order it is written, on small data of the same kind."""
+
+import gzip
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from arcloop.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+QUICK = ["trainer.max_epochs=2", "loader.batch_size=32", "backbone.widths=[8,8]"]
+
+
+def commands():
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
+        yield from (line for line in block.splitlines() if line.startswith("arcloop "))
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+def small_mnist(folder):
+    """Ten classes of noisy bars in MNIST's format."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for stem, rows in (("train", 600), ("t10k", 100)):
+        labels = (np.arange(rows) % 10).astype(np.uint8)
+        images = random.integers(0, 60, (rows, 28, 28)).astype(np.uint8)
+        images[np.arange(rows), 2 * labels + 3] = 255
+        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", labels)
+
+
+def pictures(folder):
+    """Forty circles, squares and crosses."""
+    random = np.random.default_rng(0)
+    for name in ("circle", "square", "cross"):
+        (folder / name).mkdir(parents=True)
+        for number in range(40):
+            image = Image.new("RGB", (48, 40), tuple(random.integers(0, 80, 3).tolist()))
+            draw = ImageDraw.Draw(image)
+            x, y = random.integers(4, 18, 2).tolist()
+            if name == "circle":
+                draw.ellipse((x, y, x + 18, y + 18), fill="white")
+            elif name == "square":
+                draw.rectangle((x, y, x + 18, y + 18), fill="white")
+            else:
+                draw.line((x, y, x + 18, y + 18), fill="white", width=3)
+                draw.line((x + 18, y, x, y + 18), fill="white", width=3)
+            image.save(folder / name / f"{number:03d}.png")
+
+
+def scaled_down(command):
+    """The command with what makes it quick: small MNIST, few epochs."""
+    verb, *rest = shlex.split(command)[1:]
+    if verb in ("query", "index", "evaluate"):
+        return [verb, *rest]
+    small = (
+        []
+        if "data=image_folder" in rest
+        else ["data.root=mnist", "data.val=100", "data.gallery=200"]
+    )
+    given = {argument.partition("=")[0] for argument in rest}
+    quick = [q for q in QUICK if q.partition("=")[0] not in given]
+    return [verb, *rest, *small, *quick, "evaluate.gate.min_top1=0.5"]
+
+
+def test_the_commands_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_mnist(tmp_path / "mnist")
+    pictures(tmp_path / "my/pictures")
+    Path("some").mkdir()
+    Image.new("L", (28, 28), 30).save("some/digit.png")
+    ran = []
+    for command in commands():
+        code = main(scaled_down(command))
+        assert code in (0, 3), command
+        ran.append(command)
+    assert len(ran) >= 9
+
+
+def test_the_error_that_the_readme_shows(capsys):
+    (shown,) = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, flags=re.DOTALL)
+    command, expected = shown
+    assert main(shlex.split(command)[1:]) == 2
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README))))
+def test_make_targets_of_the_readme_exist(target):
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)\)", README))
+def test_links_of_the_readme_lead_somewhere(link):
+    assert (Path(__file__).parents[1] / link).exists()

@@ -1,0 +1,39 @@
+import csv
+
+from arcloop.training.csv_logger import CsvLogger
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_row_a_step_with_all_that_was_logged(tmp_path):
+    logger = CsvLogger(path=str(tmp_path / "m.csv"))
+    logger.log_metrics({"loss": 0.5}, 0)
+    logger.log_metrics({"loss": 0.25, "lr": 0.1}, 1)
+    logger.log_metrics({"top1": 0.9}, 1)
+    logger.finalize("success")
+    assert rows(tmp_path / "m.csv") == [
+        {"step": "0", "loss": "0.5", "lr": "", "top1": ""},
+        {"step": "1", "loss": "0.25", "lr": "0.1", "top1": "0.9"},
+    ]
+
+
+def test_a_resumed_run_goes_on_with_the_rows_up_to_its_checkpoint(tmp_path):
+    first = CsvLogger(path=str(tmp_path / "m.csv"))
+    for step in range(10):
+        first.log_metrics({"loss": float(step)}, step)
+    first.finalize("killed later")
+    second = CsvLogger(path=str(tmp_path / "m.csv"))
+    second.resume(4)
+    second.log_metrics({"loss": 50.0}, 5)
+    second.finalize("success")
+    assert [row["loss"] for row in rows(tmp_path / "m.csv")] == [
+        "0.0",
+        "1.0",
+        "2.0",
+        "3.0",
+        "4.0",
+        "50.0",
+    ]

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from arcloop.compose import compose_config
+from arcloop.errors import ConfigError
+from arcloop.steps import build
+from arcloop.training import NODES, Recipe
+from arcloop.training.module import step_seed
+
+
+def recipe(*overrides):
+    config = compose_config(["backbone.widths=[4,4]", "embedder.embedding_dim=8", *overrides])
+    nodes = {name: build(config, name) for name in NODES}
+    return Recipe(**nodes, seed=config.seed, monitor=config.monitor)
+
+
+def test_step_seed_differs_by_seed_step_and_rank_and_by_nothing_else():
+    seeds = [step_seed(s, t, r) for s in range(4) for t in range(50) for r in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_weights_are_a_function_of_the_seed():
+    def weights(seed):
+        return recipe(f"seed={seed}").make_module((16, 16, 1), 3).state_dict()
+
+    first, again, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=-1", "optimizer.lr=-1"),
+        ("optimizer.factory.momentum=-1", "momentum"),
+        ("scheduler.warmup=2", "scheduler.warmup=2"),
+        ("trainer.precision=17", "precision"),
+        ("trainer.accelerator=abacus", "abacus"),
+        ("augmentation.shift=3", "augmentation.shift=3"),
+    ],
+)
+def test_rehearsal_finds_wrong_values_before_any_work(override, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe(override).rehearse()
+
+
+def test_images_too_small_for_the_backbone():
+    with pytest.raises(ConfigError, match="no feature map"):
+        recipe("backbone=iresnet18").make_module((1, 1, 1), 2)

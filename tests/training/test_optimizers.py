@@ -1,0 +1,74 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from arcloop.errors import ConfigError
+from arcloop.models import ArcFace, ConvNet, Embedder
+from arcloop.training.optimizers import GroupedOptimizer, parameter_groups
+
+SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+RATES = {"lr": 0.1, "weight_decay": 0.01, "head_lr": 0.3, "head_weight_decay": 0.02}
+
+
+def make_modules() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    backbone = ConvNet(in_channels=1, widths=[4], depth=1)
+    embedder = Embedder(
+        backbone, image_shape=(8, 8, 1), embedding_dim=4, dropout=0.0, mean=[0.0], std=[1.0]
+    )
+    head = ArcFace(embedding_dim=4, num_classes=3, margin=0.1, scale=8.0, easy_margin=False)
+    return embedder, head
+
+
+def test_every_trainable_parameter_is_in_one_group() -> None:
+    embedder, head = make_modules()
+    optimizer = GroupedOptimizer(factory=SGD, **RATES)(embedder, head)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    trainable = [p for m in (embedder, head) for p in m.parameters() if p.requires_grad]
+    assert sorted(grouped) == sorted(map(id, trainable))
+
+
+def test_groups_have_their_own_rate_and_only_kernels_and_matrices_decay() -> None:
+    embedder, head = make_modules()
+    optimizer = GroupedOptimizer(factory=SGD, **RATES)(embedder, head)
+    found = {
+        group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups
+    }
+    assert found == {"embedder": (0.1, 0.01), "embedder_no_decay": (0.1, 0), "head": (0.3, 0.02)}
+    decays = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    for name, parameter in embedder.named_parameters():
+        if parameter.requires_grad:
+            kernel = "weight" in name and parameter.ndim in (2, 4)
+            assert decays[id(parameter)] == (0.01 if kernel else 0.0), name
+
+
+def test_a_module_without_kernels_has_no_empty_group() -> None:
+    (group,) = parameter_groups("norm", nn.BatchNorm2d(3), lr=0.1, weight_decay=0.5)
+    assert group["name"] == "norm_no_decay"
+    assert parameter_groups("none", nn.ReLU(), lr=0.1, weight_decay=0.5) == []
+
+
+@pytest.mark.parametrize("factory", [SGD, torch.optim.AdamW])
+def test_a_step_follows_the_gradient(factory: type[torch.optim.Optimizer]) -> None:
+    embedder, head = make_modules()
+    rates = RATES | {"lr": 0.01, "head_lr": 0.01}
+    optimizer = GroupedOptimizer(factory=factory, **rates)(embedder, head)
+    pixels, labels = torch.rand(16, 1, 8, 8) * 255, torch.arange(16) % 3
+    losses = []
+    for _ in range(20):
+        loss = head(embedder.features(pixels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("key", sorted(RATES))
+def test_values_out_of_range_are_named(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"optimizer.{key}=-1"):
+        GroupedOptimizer(factory=SGD, **(RATES | {key: -1}))
