@@ -163,6 +163,7 @@ class Config:
         resume: "auto": go on with a run of this config that was interrupted; "true": go on from
             last.ckpt, whatever the config; "false": start again.
         overwrite: Replace a finished run of another config in `run_dir`.
+        force: Deploy a run whose gate did not pass; the archive's manifest says so.
         monitor: Metric of val that selects the checkpoint and is a sweep's objective.
         monitor_mode: Whether more ("max") or less ("min") of it is better.
     """
@@ -174,6 +175,7 @@ class Config:
     store_dir: str | None = None
     resume: str = MISSING
     overwrite: bool = MISSING
+    force: bool = MISSING
     monitor: str = MISSING
     monitor_mode: str = MISSING
     data: Any = MISSING
@@ -188,6 +190,7 @@ class Config:
     logger: Any = MISSING
     callbacks: Any = MISSING
     index: Any = MISSING
+    deploy: Any = MISSING
     experiment: Any = None
     validation: ValidationSettings = MISSING
     embed: EmbedSettings = MISSING

@@ -67,6 +67,15 @@ def test_largest_remainder_by_hand():
     assert apportion(np.array([10, 20, 5]), {"gallery": 7})["gallery"].tolist() == [2, 4, 1]
     assert apportion(np.array([7, 7, 14]), {"gallery": 14})["gallery"].tolist() == [4, 3, 7]
     assert apportion(np.array([10, 20, 5]), {"val": 7})["val"].tolist() == [2, 3, 2]
+    # Quotas 2.0, 2.6, 5.4.
+    assert apportion(np.array([10, 13, 27]), {"gallery": 10})["gallery"].tolist() == [2, 3, 5]
+
+
+def test_when_all_but_one_row_of_a_class_is_asked_for_train_keeps_that_one():
+    counts = np.array([4, 5, 4, 99])
+    given_out = apportion(counts, {"val": 40, "gallery": 40, "query": 28})
+    assert (counts - sum(given_out.values())).tolist() == [1, 1, 1, 1]
+    assert all((rows >= 1).all() for rows in given_out.values())
 
 
 @given(

@@ -1,57 +1,53 @@
+"""Tasks are calls of what any process can import: `operator.call` runs them."""
+
+import math
+import operator
 import os
 import signal
+from functools import partial
 
 import pytest
 
+from arcloop.data.source import existing_root
 from arcloop.data.workers import available_workers, run_tasks
 from arcloop.errors import DataError, ResourceError
 
 
-def square(number):
-    return number * number, os.getpid()
-
-
-def fail_on_three(number):
-    if number == 3:
-        raise DataError("three", where="here", remedy="take another")
-    return number
-
-
-def die_on_three(number):
-    if number == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
 def test_one_worker_is_this_process():
-    assert list(run_tasks(square, range(4), 1)) == [(n * n, os.getpid()) for n in range(4)]
+    assert list(run_tasks(operator.call, [os.getpid], 1)) == [os.getpid()]
 
 
-def test_every_task_is_done_once_and_taken_when_it_is_needed():
+def test_every_task_is_done_once_elsewhere_and_taken_when_it_is_needed():
     taken = []
 
     def tasks():
-        for number in range(100):
+        for number in range(60):
             taken.append(number)
-            yield number
+            yield partial(math.factorial, number)
+        yield os.getpid
 
-    results = run_tasks(square, tasks(), 2)
+    results = run_tasks(operator.call, tasks(), 2)
     done = [next(results)]
     assert len(taken) < 20
     done += results
-    assert sorted(value for value, _ in done) == [n * n for n in range(100)]
-    assert os.getpid() not in {pid for _, pid in done}
+    pid = set(done) - {math.factorial(number) for number in range(60)}
+    assert len(done) == 61
+    assert len(pid) == 1
+    assert pid != {os.getpid()}
 
 
 def test_error_of_a_task_arrives_whole():
-    with pytest.raises(DataError, match="three") as caught:
-        list(run_tasks(fail_on_three, range(10), 2))
-    assert caught.value.remedy == "take another"
+    tasks = [os.getpid, partial(existing_root, "nowhere"), os.getpid]
+    with pytest.raises(DataError, match="no such folder") as caught:
+        list(run_tasks(operator.call, tasks, 2))
+    assert caught.value.where.name == "nowhere"
+    assert caught.value.remedy == "correct data.root"
 
 
 def test_killed_process_is_told():
-    with pytest.raises(ResourceError, match="was killed"):
-        list(run_tasks(die_on_three, range(10), 2))
+    tasks = [os.getpid, partial(signal.raise_signal, signal.SIGKILL), os.getpid]
+    with pytest.raises(ResourceError, match="process died"):
+        list(run_tasks(operator.call, tasks, 2))
 
 
 def test_cores():

@@ -44,8 +44,3 @@ def test_weights_are_a_function_of_the_seed():
 def test_rehearsal_finds_wrong_values_before_any_work(override, message):
     with pytest.raises(ConfigError, match=message):
         recipe(override).rehearse()
-
-
-def test_images_too_small_for_the_backbone():
-    with pytest.raises(ConfigError, match="no feature map"):
-        recipe("backbone=iresnet18").make_module((1, 1, 1), 2)

@@ -34,7 +34,7 @@ def run_tasks(
     threads, as any process with torch has, can deadlock.
 
     Raises:
-        ResourceError: A process was killed, most often for want of memory.
+        ResourceError: A process died, most often killed for want of memory.
     """
     if workers <= 1:
         yield from map(function, tasks)
@@ -54,8 +54,8 @@ def run_tasks(
                     yield future.result()
         except BrokenProcessPool:
             raise ResourceError(
-                "a worker process was killed",
-                remedy="give the machine more memory, or use fewer processes",
+                "a worker process died",
+                remedy="see its last words above; without any, it was killed for want of memory",
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -42,8 +42,8 @@ class ArcFace(Head):
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Logits with the margin, [B, C].
 
-        Only B of the B·C logits change, and they change in place: nothing of size [B, C] is made
-        beside the product itself, which the backward pass does not need.
+        Only B of the B·C logits change, and in place: with many classes one array of [B, C] is all
+        that fits.
         """
         logits_BC = self.scaled_cosine(features_BD)
         target = (torch.arange(len(labels_B), device=labels_B.device), labels_B)

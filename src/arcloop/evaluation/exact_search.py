@@ -1,0 +1,139 @@
+"""Every query against every gallery row, block by block, in bounded memory.
+
+Shapes: B queries and N gallery rows of a block, D dimensions, K ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from arcloop.errors import DataError
+
+Embeddings = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
+
+_QUERIES, _COLUMNS = 128, 8192  # with their keys, about what a processor's cache holds
+_BYTES_PER_CELL = 24  # a similarity, and keys or bins of 8 bytes before and after selection
+_LOW_32 = np.int64(2**32 - 1)
+
+
+def block_shape(memory_mb: int, k: int = 0) -> tuple[int, int]:
+    """Choose how many queries meet how many gallery rows at a time.
+
+    Args:
+        memory_mb: Bound on what is held for a block, in MiB.
+        k: Ranks kept for each query.
+
+    Returns:
+        (queries, columns), each at least 1.
+
+    >>> block_shape(64), block_shape(1), block_shape(64, k=50_000)
+    ((128, 8192), (5, 8192), (27, 50000))
+    """
+    cells = memory_mb * 2**20 // _BYTES_PER_CELL
+    # With fewer columns than ranks, the same candidates would be sorted again and again.
+    columns = min(max(_COLUMNS, k), cells)
+    return max(1, min(_QUERIES, cells // (columns + k))), columns
+
+
+def regroup(
+    batches: Iterable[tuple[Embeddings, Labels]], rows: int
+) -> Iterator[tuple[Embeddings, Labels]]:
+    """Cut a stream of (embeddings, labels) anew: `rows` at a time, the last may be fewer."""
+    held: list[tuple[Embeddings, Labels]] = []
+    count = 0
+    for embeddings, labels in batches:
+        while len(labels) >= rows - count:
+            take = rows - count
+            yield _joined([*held, (embeddings[:take], labels[:take])])
+            embeddings, labels = embeddings[take:], labels[take:]
+            held, count = [], 0
+        if len(labels):
+            held.append((embeddings, labels))
+            count += len(labels)
+    if held:
+        yield _joined(held)
+
+
+def _joined(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([e for e, _ in parts]), np.concatenate([label for _, label in parts])
+
+
+def similarity_blocks(
+    queries_BD: Embeddings, gallery: Chunks, columns: int
+) -> Iterator[tuple[int, Embeddings, Labels]]:
+    """Compare queries with the whole gallery.
+
+    Args:
+        queries_BD: float32, rows of norm 1.
+        gallery: Gives the gallery anew in row order, in chunks of any length.
+        columns: Gallery rows compared at a time.
+
+    Yields:
+        (first gallery row, float32 cosines [B, N], int64 labels [N]); the cosines are overwritten
+        by the next block.
+
+    Raises:
+        DataError: An embedding is not finite.
+    """
+    buffer = np.empty(len(queries_BD) * columns, np.float32)
+    row = 0
+    for embeddings_ND, labels_N in gallery():
+        for start in range(0, len(labels_N), columns):
+            part_ND = embeddings_ND[start : start + columns]
+            shape = (len(queries_BD), len(part_ND))
+            sim_BN = buffer[: shape[0] * shape[1]].reshape(shape)
+            np.matmul(queries_BD, part_ND.T, out=sim_BN)
+            _require_finite(sim_BN, queries_BD, row)
+            yield row, sim_BN, labels_N[start : start + columns]
+            row += len(part_ND)
+
+
+def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) -> None:
+    # An embedding that is not finite spoils its whole row or column: one of each is enough to see.
+    spoilt_N = ~np.isfinite(sim_BN[0])
+    if spoilt_N.any() or not np.isfinite(sim_BN[:, 0]).all():
+        in_queries = not np.isfinite(queries_BD).all()
+        raise DataError(
+            "the model gives embeddings that are not finite",
+            where="queries" if in_queries else f"gallery row {first_row + spoilt_N.argmax()}",
+            remedy="training diverged: lower the learning rate, then train and embed again",
+        )
+
+
+class Nearest:
+    """The k most similar gallery rows of each query, whatever the blocks they come in.
+
+    Of equally similar rows the lower comes first: each candidate is one integer, similarity in
+    steps of 2**-30 (finer than the rounding of a float32 dot product) over the row counted down.
+
+    Args:
+        k: Rows kept for each query, at most the number of gallery rows, under 2**32.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._keys_BK: Labels | None = None
+
+    def add(self, first_row: int, sim_BN: Embeddings) -> None:
+        """Offer gallery rows from `first_row` on."""
+        keys_BN = (sim_BN * np.float32(2**30)).astype(np.int32).astype(np.int64)
+        keys_BN <<= 32
+        keys_BN |= _LOW_32 - np.arange(first_row, first_row + sim_BN.shape[1])
+        if self._keys_BK is not None:
+            keys_BN = np.concatenate([self._keys_BK, keys_BN], axis=1)
+        if keys_BN.shape[1] > self._k:
+            keys_BN.partition(keys_BN.shape[1] - self._k, axis=1)
+            keys_BN = keys_BN[:, -self._k :]
+        self._keys_BK = keys_BN
+
+    def rows(self) -> Labels:
+        """Return the rows kept, int64 [B, K], most similar first."""
+        assert self._keys_BK is not None
+        return np.asarray(_LOW_32 - (np.sort(self._keys_BK, axis=1)[:, ::-1] & _LOW_32))

@@ -1,0 +1,70 @@
+"""How well the embedding ranks the gallery: measured exactly, whatever the index."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from arcloop.evaluation.exact_search import Chunks, Nearest, block_shape, similarity_blocks
+from arcloop.evaluation.retrieval_metrics import average_precision_at_r, overlap, r_precision
+
+Embeddings = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+class Ranking:
+    """Ranks the whole gallery for batch after batch of queries and keeps count.
+
+    Args:
+        gallery: Gives the gallery anew, in row order.
+        gallery_labels_G: Class of every row.
+        num_classes: Number of classes.
+        k: Neighbours asked of the index, compared with the exact ones; at most G.
+        memory_mb: Bound on what is held for a block, in MiB.
+
+    Attributes:
+        batch_rows: Most queries to add at a time, for memory to be bounded.
+    """
+
+    def __init__(
+        self, gallery: Chunks, gallery_labels_G: Labels, num_classes: int, *, k: int, memory_mb: int
+    ) -> None:
+        self._gallery = gallery
+        self._gallery_labels_G = gallery_labels_G
+        self._relevant_C = np.bincount(gallery_labels_G, minlength=num_classes)
+        self._k = k
+        self._ranks = max(k, int(self._relevant_C.max()))
+        self.batch_rows, self._columns = block_shape(memory_mb, self._ranks)
+        self._average_precision = self._r_precision = self._overlap = 0.0
+        self._matched = self._seen = 0
+
+    def add(self, embeddings_BD: Embeddings, labels_B: Labels, found_BK: Labels) -> None:
+        """Rank the gallery for the next queries.
+
+        Args:
+            embeddings_BD: float32, rows of norm 1.
+            labels_B: Their classes.
+            found_BK: Gallery rows the index found for them; -1: none.
+        """
+        nearest = Nearest(self._ranks)
+        blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
+        for first_row, sim_BN, _ in blocks:
+            nearest.add(first_row, sim_BN)
+        exact_BR = nearest.rows()
+        relevant_B = self._relevant_C[labels_B]
+        same_BR = self._gallery_labels_G[exact_BR] == labels_B[:, None]
+        self._average_precision += float(average_precision_at_r(same_BR, relevant_B).sum())
+        self._r_precision += float(r_precision(same_BR, relevant_B).sum())
+        self._overlap += float(overlap(found_BK, exact_BR[:, : self._k]).sum())
+        self._matched += int((relevant_B > 0).sum())
+        self._seen += len(labels_B)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what was measured; MAP@R and R-precision over queries with R > 0, if any."""
+        metrics: dict[str, float] = {}
+        if self._matched:
+            metrics["map_at_r"] = self._average_precision / self._matched
+            metrics["r_precision"] = self._r_precision / self._matched
+        metrics["index_recall_at_10"] = self._overlap / self._seen
+        metrics["num_queries_not_in_gallery"] = self._seen - self._matched
+        return metrics

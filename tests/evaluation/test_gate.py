@@ -1,0 +1,72 @@
+import math
+
+import pytest
+
+from arcloop.config import GateSettings
+from arcloop.evaluation import gate
+
+METRICS = {
+    "top1": 0.99,
+    "recall_at_5": 0.995,
+    "map_at_r": 0.9,
+    "eer": 0.02,
+    "min_class_accuracy": 0.9,
+}
+NO_BOUNDS = dict.fromkeys(GateSettings.__dataclass_fields__)
+
+
+def bounds(**set_ones):
+    return GateSettings(**NO_BOUNDS | set_ones)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "good", "bad"),
+    [
+        ("min_top1", "top1", 0.99, 0.991),
+        ("min_recall_at_5", "recall_at_5", 0.9, 1),
+        ("min_map_at_r", "map_at_r", 0.9, 0.95),
+        ("max_eer", "eer", 0.02, 0.01),
+        ("min_class_accuracy", "min_class_accuracy", 0.9, 0.95),
+    ],
+)
+def test_each_bound_decides(name, metric, good, bad):
+    verdict = gate(METRICS, bounds(**{name: good}))
+    assert verdict["passed"]
+    (reason,) = verdict["reasons"]
+    assert reason.startswith(f"{metric} is {METRICS[metric]:g}, ")
+    assert f"{good:g}" in reason
+    verdict = gate(METRICS, bounds(**{name: bad}))
+    assert not verdict["passed"]
+    (reason,) = verdict["reasons"]
+    assert f"{METRICS[metric]:g}, but" in reason
+    assert f"{bad:g} is required" in reason
+
+    missing = {key: value for key, value in METRICS.items() if key != metric}
+    verdict = gate(missing, bounds(**{name: good}))
+    assert not verdict["passed"]
+    assert metric in verdict["reasons"][0]
+
+
+def test_every_bound_there_is_was_tried_above():
+    assert set(NO_BOUNDS) == {
+        "min_top1", "min_recall_at_5", "min_map_at_r", "max_eer", "min_class_accuracy"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("metric", ["top1", "map_at_r", "anything"])
+def test_what_is_not_finite_never_passes(value, metric):
+    verdict = gate(METRICS | {metric: value}, bounds(min_top1=0.5))
+    assert not verdict["passed"]
+    assert any(reason.startswith(f"{metric} is {value}: ") for reason in verdict["reasons"])
+    assert not gate(METRICS | {metric: value}, bounds())["passed"]
+
+
+def test_one_bound_missed_is_enough_and_all_are_reported():
+    verdict = gate(METRICS, bounds(min_top1=0.5, max_eer=0.001, min_map_at_r=0.2))
+    assert not verdict["passed"]
+    assert len(verdict["reasons"]) == 3
+
+
+def test_without_bounds_finite_metrics_pass():
+    assert gate(METRICS, bounds()) == {"passed": True, "reasons": ["No bound is set."]}

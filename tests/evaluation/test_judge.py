@@ -1,0 +1,239 @@
+"""The whole judgement against loops over every query and every gallery row."""
+
+import math
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
+
+from arcloop.errors import DataError
+from arcloop.evaluation import judge
+from arcloop.searcher import search as search_faiss
+
+CLASSES = ["a", "b", "c"]
+sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
+
+
+def judged(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, **changed):
+    chunks = changed.pop("chunks", [5])
+    return judge(
+        cut(*queries, changed.pop("batches", [4])),
+        lambda: cut(*gallery, chunks),
+        search or exact(gallery[0]),
+        gallery[1],
+        classes,
+        settings(**changed),
+        threshold,
+    )
+
+
+def oracle(queries, gallery, threshold):
+    """Every metric but those of verification, by definition."""
+    rows, labels = gallery
+    top1, unknown, average, precision = [], [], [], []
+    recalls = {1: [], 5: [], 10: []}
+    for embedding, label in zip(*queries, strict=True):
+        similarities = [float(np.dot(embedding.astype(float), row.astype(float))) for row in rows]
+        order = sorted(range(len(rows)), key=lambda row: (-similarities[row], row))
+        same = [bool(labels[row] == label) for row in order]
+        top1.append(same[0])
+        unknown.append(similarities[order[0]] < threshold)
+        for k, hits in recalls.items():
+            hits.append(any(same[:k]))
+        r = sum(same)
+        if r:
+            precision.append(sum(same[:r]) / r)
+            average.append(sum(sum(same[:i]) / i for i in range(1, r + 1) if same[i - 1]) / r)
+    by_class = [
+        np.mean([hit for hit, label in zip(top1, queries[1], strict=True) if label == c])
+        for c in sorted(set(queries[1].tolist()))
+    ]
+    expected = {
+        "top1": np.mean(top1),
+        **{f"recall_at_{k}": np.mean(hits) for k, hits in recalls.items()},
+        "unknown_rate": np.mean(unknown),
+        "index_recall_at_10": 1.0,
+        "num_queries": len(top1),
+        "num_queries_not_in_gallery": len(top1) - len(average),
+        "mean_class_accuracy": np.mean(by_class),
+        "min_class_accuracy": min(by_class),
+        "threshold": threshold,
+        "num_gallery": len(rows),
+        "num_classes": len(CLASSES),
+    }
+    if average:
+        expected |= {"map_at_r": np.mean(average), "r_precision": np.mean(precision)}
+    return expected
+
+
+@effort(max_examples=40)
+@given(
+    queries=labelled_corners(3, st.integers(1, 12)),
+    gallery=labelled_corners(3, st.integers(1, 25)),
+    batches=sizes,
+    chunks=sizes,
+)
+def test_metrics_are_those_of_the_definitions(queries, gallery, batches, chunks):
+    judgement = judged(queries, gallery, batches=batches, chunks=chunks)
+    expected = oracle(queries, gallery, 0.5)
+    verification = {"eer", "tar_at_far_1e-2", "tar_at_far_1e-3", "tar_at_far_1e-4"}
+    assert judgement.metrics.keys() - verification == expected.keys()
+    for name, value in expected.items():
+        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
+    assert judgement.pairs.same.sum() + judgement.pairs.different.sum() == (
+        len(queries[1]) * len(gallery[1])
+    )
+
+
+@effort(max_examples=40)
+@given(
+    queries=labelled_corners(3, st.integers(1, 12)),
+    gallery=labelled_corners(3, st.integers(1, 25)),
+    batches=sizes,
+    chunks=sizes,
+)
+def test_nothing_depends_on_how_rows_are_cut(queries, gallery, batches, chunks):
+    one = judged(queries, gallery, batches=batches, chunks=chunks)
+    other = judged(queries, gallery, batches=[100], chunks=[100], memory_mb=64)
+    assert one.metrics == pytest.approx(other.metrics, abs=1e-12)
+    assert one.mistakes == other.mistakes
+    assert np.array_equal(one.confusion.counts, other.confusion.counts)
+    assert np.array_equal(one.pairs.same, other.pairs.same)
+    assert one.queries.rows.tolist() == other.queries.rows.tolist()
+    assert one.gallery.rows.tolist() == other.gallery.rows.tolist()
+
+
+@effort(max_examples=40)
+@given(
+    queries=labelled_corners(3, st.integers(1, 12)), gallery=labelled_corners(3, st.integers(1, 25))
+)
+def test_mistakes_are_the_surest_first(queries, gallery):
+    similarities, rows = exact(gallery[0])(queries[0], min(10, len(gallery[1])))
+    wrong = [
+        (-similarities[query, 0], query)
+        for query in range(len(queries[1]))
+        if gallery[1][rows[query, 0]] != queries[1][query]
+    ]
+    mistakes = judged(queries, gallery, num_mistakes=3).mistakes
+    assert [mistake.query_row for mistake in mistakes] == [row for _, row in sorted(wrong)[:3]]
+    for mistake in mistakes:
+        assert mistake.label == queries[1][mistake.query_row]
+        assert list(mistake.neighbour_rows) == rows[mistake.query_row].tolist()
+        assert list(mistake.neighbour_labels) == gallery[1][rows[mistake.query_row]].tolist()
+        assert mistake.predicted == mistake.neighbour_labels[0] != mistake.label
+        assert mistake.similarity == mistake.neighbour_similarities[0]
+
+
+def test_every_metric_is_a_plain_finite_number():
+    labels = np.arange(16) % 3
+    metrics = judged((CORNERS, labels), (CORNERS, labels)).metrics
+    assert all(type(value) in (int, float) and math.isfinite(value) for value in metrics.values())
+    assert metrics["top1"] == 1
+
+
+def test_one_class_only_has_no_verification():
+    rows = (CORNERS, np.zeros(16, np.int64))
+    judgement = judged(rows, rows, classes=["a"])
+    assert not {"eer", "tar_at_far_1e-2"} & judgement.metrics.keys()
+    assert judgement.metrics["map_at_r"] == judgement.metrics["min_class_accuracy"] == 1
+    assert judgement.mistakes == []
+    assert judgement.confusion.counts.tolist() == [[16]]
+
+
+def test_a_class_absent_from_the_gallery_counts_against_top1_and_not_against_map():
+    queries = (CORNERS[:4], np.array([0, 0, 2, 2]))
+    gallery = (CORNERS[:2], np.array([0, 0]))
+    metrics = judged(queries, gallery).metrics
+    assert metrics["top1"] == 0.5
+    assert metrics["map_at_r"] == 1
+    assert metrics["num_queries_not_in_gallery"] == 2
+    assert "map_at_r" not in judged((CORNERS[:1], np.array([2])), gallery).metrics
+
+
+def test_an_index_that_finds_nothing_for_a_query_answers_wrong_and_unknown():
+    labels = np.zeros(16, np.int64)
+
+    def search(queries, k):
+        similarities, rows = exact(CORNERS)(queries, k)
+        rows[queries[:, 0] < 0] = -1
+        similarities[queries[:, 0] < 0] = np.finfo(np.float32).min
+        return similarities, rows
+
+    judgement = judged((CORNERS, labels), (CORNERS, labels), search=search, threshold=-1)
+    assert judgement.metrics["top1"] == judgement.metrics["unknown_rate"] == 0.5
+    assert judgement.metrics["index_recall_at_10"] == 0.5
+    assert judgement.metrics["map_at_r"] == 1
+    assert judgement.mistakes == []
+    assert judgement.confusion.counts[0].tolist() == [8, 0, 0]
+
+
+def test_pairs_are_bounded_and_the_rest_is_not():
+    labels = np.arange(16) % 3
+    whole = judged((CORNERS, labels), (CORNERS, labels))
+    sampled = judged((CORNERS, labels), (CORNERS, labels), max_pairs=5 * 16)
+    assert sampled.pairs.same.sum() + sampled.pairs.different.sum() == 5 * 16
+    assert np.all(sampled.pairs.same <= whole.pairs.same)
+    assert sampled.metrics["map_at_r"] == whole.metrics["map_at_r"]
+    least = judged((CORNERS, labels), (CORNERS, labels), max_pairs=1).pairs
+    assert least.same.sum() + least.different.sum() == 16
+
+
+def test_points_of_the_projection_are_bounded_and_marked():
+    labels = np.arange(16) % 3
+    judgement = judged((CORNERS, labels), (CORNERS, (labels + 1) % 3), num_projected=12)
+    assert len(judgement.gallery.rows) + len(judgement.queries.rows) == 12
+    assert len(judgement.queries_right) == len(judgement.queries.rows)
+    assert not judgement.queries_right.any()
+    none = judged((CORNERS, labels), (CORNERS, labels), num_projected=0)
+    assert len(none.gallery.rows) == len(none.queries.rows) == 0
+
+
+def test_a_faiss_index_is_judged_and_two_judgements_are_equal():
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((700, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = random.integers(3, size=700)
+    index = faiss.IndexFlatIP(16)
+    index.add(rows[300:])
+    twice = [
+        judged(
+            (rows[:300], labels[:300]),
+            (rows[300:], labels[300:]),
+            search=lambda queries, k: search_faiss(index, queries, k),
+            batches=[97],
+            chunks=[61],
+        )
+        for _ in range(2)
+    ]
+    expected = oracle((rows[:300], labels[:300]), (rows[300:], labels[300:]), 0.5)
+    for name, value in expected.items():
+        assert twice[0].metrics[name] == pytest.approx(value, abs=1e-9), name
+    assert repr(twice[0].metrics) == repr(twice[1].metrics)
+
+
+def test_an_index_that_misses_neighbours_loses_index_recall():
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((500, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = random.integers(3, size=500)
+    half = rows.copy()
+    half[250:] = -half[250:]  # an index that has lost half of the gallery
+
+    def search(queries, k):
+        return exact(half)(queries, k)
+
+    judgement = judged((rows[:50], labels[:50]), (rows, labels), search=search)
+    served, truth = search(rows[:50], 10)[1], exact(rows)(rows[:50], 10)[1]
+    shared = [len({*a} & {*b}) / 10 for a, b in zip(served.tolist(), truth.tolist(), strict=True)]
+    assert judgement.metrics["index_recall_at_10"] == pytest.approx(np.mean(shared), abs=1e-12)
+    assert judgement.metrics["index_recall_at_10"] < 0.9
+
+
+def test_no_queries_is_a_fault_of_the_data():
+    rows = (CORNERS, np.zeros(16, np.int64))
+    with pytest.raises(DataError, match="no queries"):
+        judged((CORNERS[:0], np.zeros(0, np.int64)), rows)

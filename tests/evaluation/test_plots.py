@@ -1,0 +1,140 @@
+"""Figures are drawn for every shape of data, and show what they were given."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arcloop.evaluation import plots
+from arcloop.evaluation.confusion_plot import confusion_matrix
+from arcloop.evaluation.style import DPI, encode_png
+from arcloop.evaluation.verification import NUM_BINS, SimilarityHistogram
+
+CURVES = [
+    {"step": 0.0, "epoch": 0.0, "train_loss": 9.0, "lr-SGD/pg1": 0.1, "lr-SGD/pg2": 0.2},
+    {"step": 5.0, "epoch": 0.0, "val_top1": 0.5},
+    {"step": 9.0, "epoch": 1.0, "val_top1": 0.75, "train_loss": 3.0},
+]
+
+
+def drawn(figure):
+    image = Image.open(io.BytesIO(encode_png(figure)))
+    pixels = np.asarray(image)
+    assert pixels.shape[2] == 4
+    assert pixels[0, 0, 3] == 0  # transparent, for light and dark pages
+    assert pixels[..., 3].any()
+    assert image.width == round(figure.get_figwidth() * DPI)
+    return pixels
+
+
+def texts(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def test_training_curves_hold_what_was_logged():
+    figure = plots.training_curves(CURVES)
+    drawn(figure)
+    loss, validation, rates = figure.axes
+    assert loss.lines[0].get_xydata().tolist() == [[0, 9], [9, 3]]
+    assert "highest 0.7500" in validation.get_legend().get_texts()[0].get_text()
+    assert len(rates.lines) == 2
+
+
+def test_without_curves_nothing_is_drawn():
+    assert plots.training_curves([]) is None
+    assert plots.training_curves([{"step": 1.0, "epoch": 0.0}]) is None
+    drawn(plots.training_curves([{"step": 1.0, "train_loss": 2.0}]))
+
+
+@pytest.mark.parametrize("separated", [True, False])
+def test_roc_marks_the_equal_error_rate(separated):
+    pairs = SimilarityHistogram()
+    random = np.random.default_rng(0)
+    pairs.different += np.bincount(random.integers(0, 10_000, 5000), minlength=NUM_BINS)
+    low = 12_000 if separated else 5000
+    pairs.same += np.bincount(random.integers(low, low + 5000, 500), minlength=NUM_BINS)
+    figure = plots.roc_curve(pairs.roc(), pairs.eer())
+    drawn(figure)
+    assert f"EER {pairs.eer():.2%}" in texts(figure.axes[0])
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.25, 1.0000001])
+def test_histogram_shows_the_threshold(threshold):
+    counts = np.zeros(NUM_BINS, np.int64)
+    counts[15_000] = 7
+    figure = plots.similarity_histogram(counts, np.zeros_like(counts), threshold)
+    drawn(figure)
+    assert any("unknown" in text for text in texts(figure.axes[0])) == (threshold > -1)
+
+
+def test_class_accuracy_puts_the_worst_first_and_leaves_the_empty_out():
+    figure = plots.class_accuracy(np.array([9, 0, 5, 0]), np.array([10, 0, 10, 4]), list("abcd"))
+    drawn(figure)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["d", "c", "a"]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([1, 0.5, 0.1])
+
+
+def test_of_many_classes_the_worst_40_are_drawn():
+    right = np.arange(1000)
+    figure = plots.class_accuracy(right, np.full(1000, 1000), [f"class {i}" for i in range(1000)])
+    drawn(figure)
+    assert len(figure.axes[0].patches) == 40
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "class 0"
+
+
+def test_class_accuracy_without_mistakes():
+    drawn(plots.class_accuracy(np.array([3]), np.array([3]), ["only"]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 17, 40, 41])
+def test_confusion_matrix_of_any_size(size):
+    random = np.random.default_rng(0)
+    counts = random.integers(0, 4, (size, size))
+    figure = confusion_matrix(counts, [f"class {i}" for i in range(size)])
+    drawn(figure)
+    if size <= 16:
+        written = sorted(int(text) for text in texts(figure.axes[0]))
+        assert written == sorted(counts[counts > 0].tolist())
+
+
+def test_one_mistake_among_a_thousand_classes_is_seen():
+    counts = np.diag(np.full(1000, 50))
+    clean = confusion_matrix(counts, [""] * 1000)
+    counts[700, 20] = 1
+    figure = confusion_matrix(counts, [""] * 1000)
+    cells = figure.axes[0].images[0].get_array()
+    assert cells.shape == (200, 200, 4)
+    assert cells[140, 4, 3] == 1
+    assert np.count_nonzero(cells[..., 3]) == 200 + 1
+    assert np.count_nonzero(clean.axes[0].images[0].get_array()[..., 3]) == 200
+    drawn(figure)
+
+
+@pytest.mark.parametrize("num_classes", [1, 30, 31])
+def test_projection_rings_wrong_answers(num_classes):
+    random = np.random.default_rng(0)
+    gallery, queries = random.random((60, 2)), random.random((50, 2))
+    right = random.random(50) < 0.7
+    classes = [f"class {i}" for i in range(num_classes)]
+    figure = plots.projection_map(
+        gallery, np.arange(60) % num_classes, queries, np.arange(50) % num_classes, right, classes
+    )
+    drawn(figure)
+    (axis,) = figure.axes
+    assert np.array_equal(axis.collections[2].get_offsets(), queries[~right])
+    assert len(axis.texts) == (num_classes if num_classes <= 30 else 0)
+
+
+def test_names_are_taken_as_they_are():
+    names = ["$\\alpha", "a & b_c^2", "é" * 60]
+    drawn(confusion_matrix(np.eye(3, dtype=int), names))
+    figure = plots.class_accuracy(np.array([1, 1, 1]), np.array([2, 2, 2]), names)
+    drawn(figure)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["\\$\\alpha", "a & b_c^2", "é" * 17 + "…"]
+
+
+def test_figures_are_the_same_in_every_run():
+    assert encode_png(plots.training_curves(CURVES)) == encode_png(plots.training_curves(CURVES))

@@ -1,0 +1,175 @@
+"""The report of real digits: files, a page that needs nothing else, and nothing left unescaped."""
+
+import base64
+import csv
+import gzip
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.evaluation.conftest import CORNERS, cut, exact, settings
+
+from arcloop.evaluation import gate, judge, write_report
+
+MNIST = Path(__file__).parents[2] / "data" / "mnist"
+EVIL = "<script>alert(1)</script>"
+CURVES = [{"step": 0.0, "train_loss": 9.0}, {"step": 9.0, "val_top1": 0.75}]
+
+
+def digits(count):
+    with gzip.open(MNIST / "t10k-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16)
+    with gzip.open(MNIST / "t10k-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
+    return images.reshape(count, 28, 28, 1), labels.astype(np.int64)
+
+
+class Page(HTMLParser):
+    """Collects tags with attributes, and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    images, labels = digits(700)
+    rows = images.reshape(700, -1).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    classes = [*(f"digit & {label}" for label in range(9)), EVIL]
+    queries, gallery = (rows[:200], labels[:200]), (rows[200:], labels[200:])
+    judgement = judge(
+        cut(*queries, [64]), lambda: cut(*gallery, [99]), exact(gallery[0]), gallery[1], classes,
+        settings(num_mistakes=7, num_projected=120), threshold=0.8,
+    )  # fmt: skip
+    splits = {"query": images[:200], "gallery": images[200:]}
+    verdict = gate(judgement.metrics, settings().gate)
+    write_report(
+        folder,
+        judgement,
+        title=f"run {EVIL}",
+        classes=classes,
+        image=lambda split, row: splits[split][row],
+        curves=CURVES,
+        facts=[("train", f"3 s {EVIL}")],
+        config_yaml=f"name: '{EVIL}'\n",
+        lineage=[("model", "ab" * 32)],
+        gate=verdict,
+    )
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return folder, judgement, classes, splits, text
+
+
+def test_files(report):
+    folder, *_ = report
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "class_accuracy.png", "confusion_matrix.csv", "confusion_matrix.png", "projection.png",
+        "report.html", "roc.png", "similarity_histogram.png", "training_curves.png",
+    ]  # fmt: skip
+
+
+def test_confusion_table_has_the_class_names(report):
+    folder, judgement, classes, *_ = report
+    with open(folder / "confusion_matrix.csv", newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["true class", *classes]
+    assert [row[0] for row in rows] == classes
+    assert [[int(count) for count in row[1:]] for row in rows] == (
+        judgement.confusion.counts.tolist()
+    )
+
+
+def test_what_users_write_is_escaped(report):
+    *_, text = report
+    page = Page(text)
+    assert not any(tag == "script" for tag, _ in page.tags)
+    assert EVIL not in text
+    assert page.text.count(EVIL) >= 5  # twice the title, fact, config, and class names
+    assert "digit & 4" in page.text
+
+
+def test_the_page_needs_nothing_beside_it(report):
+    *_, text = report
+    sources = [attributes["src"] for _, attributes in Page(text).tags if "src" in attributes]
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"https?:|url\(|@import|<link", text)
+
+
+def test_mistakes_show_the_images_they_are_about(report):
+    _, judgement, _, splits, text = report
+    shown = [
+        attributes
+        for tag, attributes in Page(text).tags
+        if tag == "img" and attributes["src"].startswith("data:image/webp")
+    ]
+    expected = [
+        (split, row)
+        for mistake in judgement.mistakes
+        for split, row in [
+            ("query", mistake.query_row),
+            *(("gallery", row) for row in mistake.neighbour_rows[:6]),
+        ]
+    ]
+    assert len(judgement.mistakes) == 7
+    assert [image["alt"] for image in shown] == [f"{split} {row}" for split, row in expected]
+    for image, (split, row) in zip(shown, expected, strict=True):
+        content = base64.b64decode(image["src"].partition(",")[2])
+        pixels = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+        assert np.array_equal(pixels, splits[split][row][..., 0])
+
+
+def test_headline_and_verdict(report):
+    _, judgement, _, _, text = report
+    page = Page(text)
+    assert f"{judgement.metrics['top1']:.2%}" in page.text
+    assert "Passed the gate" in page.text
+    assert "No bound is set." in page.text
+    assert "ab" * 32 in page.text
+
+
+def test_large_colour_images_are_shown_small(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
+    labels = np.arange(16) % 2
+    text = write_small(tmp_path, labels, 1 - labels, image=lambda split, row: image)
+    source = next(a["src"] for t, a in Page(text).tags if t == "img" and "webp" in a["src"])
+    shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+    assert shown.size == (85, 128)
+    assert 'class="pixels"' not in text
+
+
+def test_a_page_without_mistakes_curves_pairs_and_points(tmp_path):
+    labels = np.zeros(16, np.int64)
+    text = write_small(tmp_path, labels, labels, num_projected=0)
+    assert "None to show." in text
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "class_accuracy.png", "confusion_matrix.png", "similarity_histogram.png"
+    ]  # fmt: skip
+
+
+def write_small(folder, query_labels, gallery_labels, image=None, **changed):
+    classes = ["a", "b"]
+    judgement = judge(
+        [(CORNERS, query_labels)], lambda: [(CORNERS, gallery_labels)], exact(CORNERS),
+        gallery_labels, classes, settings(**changed), threshold=-1.0,
+    )  # fmt: skip
+    write_report(
+        folder, judgement, title="small", classes=classes, image=image, curves=[], facts=[],
+        config_yaml="", lineage=[], gate={"passed": False, "reasons": ["top1 is low."]},
+    )  # fmt: skip
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Did not pass the gate" in text
+    return text

@@ -1,0 +1,148 @@
+"""ROC, EER and TAR at FAR against scikit-learn and loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_curve
+from tests.evaluation.conftest import CORNERS, cut
+
+from arcloop.evaluation.verification import (
+    BIN_WIDTH,
+    NUM_BINS,
+    SimilarityHistogram,
+    compare_pairs,
+    verification_metrics,
+)
+
+
+def histogram(similarities, same):
+    pairs = SimilarityHistogram()
+    pairs.add(np.asarray(similarities, np.float32)[None], np.asarray(same, bool)[None])
+    return pairs
+
+
+def random_pairs(count=4000, seed=0):
+    random = np.random.default_rng(seed)
+    same = random.random(count) < 0.2
+    similarities = np.tanh(random.standard_normal(count) + 1.5 * same)
+    return similarities.astype(np.float32), same
+
+
+pair_lists = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=30)
+
+
+def test_bins_are_where_the_similarities_are():
+    similarities, same = random_pairs()
+    pairs = histogram(similarities, same)
+    for counts, kind in ((pairs.same, same), (pairs.different, ~same)):
+        centres = np.repeat(np.linspace(-1, 1, NUM_BINS, endpoint=False) + BIN_WIDTH / 2, counts)
+        assert np.allclose(centres, np.sort(similarities[kind]), atol=BIN_WIDTH)
+
+
+def test_what_rounding_puts_outside_counts_as_the_end():
+    pairs = histogram([1.0000002, -1.0000002, 1, -1], [True, False, True, False])
+    assert pairs.same[-1] == 2
+    assert pairs.different[0] == 2
+    assert pairs.same.sum() + pairs.different.sum() == 4
+
+
+def test_roc_is_that_of_scikit_learn():
+    similarities, same = random_pairs()
+    roc = histogram(similarities, same).roc()
+    far, tar, threshold = roc_curve(same, similarities, drop_intermediate=False)
+    at = np.round((1 - threshold[1:]) / BIN_WIDTH).astype(int)
+    # A threshold falls into a bin: the curve there lies between the bin's two edges.
+    assert np.all(roc.far[at - 1] <= far[1:] + 1e-12)
+    assert np.all(far[1:] <= roc.far[np.minimum(at + 1, NUM_BINS)] + 1e-12)
+    assert np.all(roc.tar[at - 1] <= tar[1:] + 1e-12)
+    assert np.all(tar[1:] <= roc.tar[np.minimum(at + 1, NUM_BINS)] + 1e-12)
+    assert (roc.far[-1], roc.tar[-1], roc.far[0], roc.tar[0]) == (1, 1, 0, 0)
+
+
+def test_eer_is_that_of_the_exact_curve():
+    similarities, same = random_pairs()
+    far, tar, _ = roc_curve(same, similarities, drop_intermediate=False)
+    nearest = np.argmin(abs(far - (1 - tar)))
+    expected = (far[nearest] + 1 - tar[nearest]) / 2
+    assert histogram(similarities, same).eer() == pytest.approx(expected, abs=2e-3)
+
+
+@given(pair_lists)
+def test_eer_by_hand(pairs):
+    similarities = np.array([value / 4 for value, _ in pairs])
+    same = np.array([kind for _, kind in pairs])
+    eer = histogram(similarities, same).eer()
+    if same.all() or not same.any():
+        assert eer is None
+        return
+    before = (0.0, 1.0)
+    for threshold in sorted(set(similarities), reverse=True):
+        far = float(np.mean(similarities[~same] >= threshold))
+        frr = float(np.mean(similarities[same] < threshold))
+        if far >= frr:
+            break
+        before = (far, frr)
+    share = (before[1] - before[0]) / (before[1] - before[0] + far - frr)
+    assert eer == pytest.approx(before[0] + share * (far - before[0]), abs=1e-12)
+
+
+@given(pair_lists, st.sampled_from([0.05, 0.1, 0.25, 0.5, 1.0]))
+def test_tar_at_far_by_hand(pairs, far):
+    similarities = np.array([value / 4 for value, _ in pairs])
+    same = np.array([kind for _, kind in pairs])
+    tar = histogram(similarities, same).tar_at_far(far)
+    if not same.any() or (~same).sum() * far < 1:
+        assert tar is None
+        return
+    best = 0.0
+    for threshold in (*similarities, 2):
+        if np.mean(similarities[~same] >= threshold) <= far:
+            best = max(best, float(np.mean(similarities[same] >= threshold)))
+    assert tar == pytest.approx(best, abs=1e-12)
+
+
+def test_threshold_at_far_accepts_no_more_than_that():
+    similarities, same = random_pairs()
+    threshold = histogram(similarities, same).threshold_at_far(0.01)
+    accepted = np.mean(similarities[~same] >= threshold)
+    assert accepted <= 0.01
+    assert np.mean(similarities[~same] >= threshold - 0.01) > 0.01
+
+
+def test_a_rate_that_too_few_pairs_cannot_show_is_left_out():
+    similarities = np.linspace(-0.5, 0.9, 150)
+    same = np.arange(150) >= 140  # 140 pairs of different classes
+    metrics = verification_metrics(histogram(similarities, same))
+    assert set(metrics) == {"eer", "tar_at_far_1e-2"}
+    assert metrics == {"eer": 0, "tar_at_far_1e-2": 1}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_pairs_of_one_kind_have_no_rates(same):
+    assert verification_metrics(histogram([0.5] * 5, [same] * 5)) == {}
+
+
+@given(
+    seed=st.integers(0, 99),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    split=st.integers(0, 20),
+)
+def test_pairs_do_not_depend_on_chunks(seed, sizes, split):
+    random = np.random.default_rng(seed)
+    queries, gallery = CORNERS[random.integers(16, size=20)], CORNERS[random.integers(16, size=31)]
+    query_labels, labels = random.integers(3, size=20), random.integers(3, size=31)
+    pairs = SimilarityHistogram()
+    for part in (slice(split), slice(split, None)):
+        pairs.merge(
+            compare_pairs(
+                queries[part], query_labels[part], lambda: cut(gallery, labels, sizes), memory_mb=1
+            )
+        )
+    expected = np.zeros((2, NUM_BINS), int)
+    for query, label in zip(queries, query_labels, strict=True):
+        for row, other in zip(gallery, labels, strict=True):
+            place = min(int((float(query @ row) + 1) * NUM_BINS / 2), NUM_BINS - 1)
+            expected[int(label == other), place] += 1
+    assert np.array_equal(pairs.different, expected[0])
+    assert np.array_equal(pairs.same, expected[1])
