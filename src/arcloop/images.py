@@ -67,7 +67,7 @@ def decode(
                 image = _to_mode(image, "L" if channels == 1 else "RGB")
                 if image.size != (width, height):
                     image = image.resize((width, height), Image.Resampling.BILINEAR)
-                array = np.asarray(image, dtype=np.uint8)
+                array = np.array(image, dtype=np.uint8)
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -101,9 +101,9 @@ def train_in_processes(
 def _job(
     config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    resolved = OmegaConf.to_container(config, resolve=True)
     return {
-        "config": resolved,
+        # Unresolved: an interpolation of typed settings would come back as a plain dict.
+        "config": OmegaConf.to_container(config, resolve=False),
         "store": str(store),
         "run_dir": str(run_dir),
         "overrides": list(overrides),

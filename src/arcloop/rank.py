@@ -9,12 +9,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from arcloop.cli import report
+from arcloop.compose import register
 from arcloop.config import Config
 from arcloop.steps import train_here
 
 
 def main() -> int:
     """Read the job, train, and end with the exit code that tells how it went."""
+    register()
     job = json.loads(Path(sys.argv[1]).read_bytes())
     config = OmegaConf.merge(OmegaConf.structured(Config), job["config"])
     assert isinstance(config, DictConfig)

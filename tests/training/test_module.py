@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from arcloop.compose import compose_config
+from arcloop.compose import bundled, compose_config
 from arcloop.errors import ConfigError
 from arcloop.steps import build
 from arcloop.training import NODES, Recipe
@@ -44,3 +44,11 @@ def test_weights_are_a_function_of_the_seed():
 def test_rehearsal_finds_wrong_values_before_any_work(override, message):
     with pytest.raises(ConfigError, match=message):
         recipe(override).rehearse()
+
+
+@pytest.mark.parametrize("group", ["backbone", "head", "optimizer", "scheduler", "augmentation"])
+def test_every_choice_can_be_built(group):
+    for file in sorted((bundled("conf") / group).glob("*.yaml")):
+        config = compose_config([f"{group}={file.stem}"])
+        nodes = {name: build(config, name) for name in NODES}
+        Recipe(**nodes, seed=0, monitor="val_top1").rehearse()

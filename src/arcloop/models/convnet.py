@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arcloop.quantities import PositiveInt, check
 
 
 class ConvNet(nn.Module):
-    """Stages of `depth` 3x3 convolutions, each with batch norm and ReLU.
+    """Stages of 3x3 convolutions, each stage on half the height and width of the one before.
 
-    A stage halves height and width in its first convolution, by its stride. That is cheaper than
-    pooling after it: on one channel the time goes into moving feature maps, not into products.
+    A stage widens, pools, and then refines: a convolution, max pooling, and `depth - 1` residual
+    convolutions. Pooling comes before norm and activation, which then touch a quarter of the
+    pixels: on small images the time goes into moving feature maps, not into products.
 
     Args:
         in_channels: Channels of the image.
@@ -33,22 +35,31 @@ class ConvNet(nn.Module):
         super().__init__()
         stages = [
             nn.Sequential(
-                _conv_norm_relu(before, width, stride=2),
-                *(_conv_norm_relu(width, width, stride=1) for _ in range(depth - 1)),
+                _convolution(before, width),
+                nn.MaxPool2d(2),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                *(_Refinement(width) for _ in range(depth - 1)),
             )
             for before, width in pairwise([in_channels, *widths])
         ]
         self.stages = nn.Sequential(*stages)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Feature map [B, widths[-1], H / 2^stages, W / 2^stages], rounded up."""
+        """Feature map [B, widths[-1], H / 2^stages, W / 2^stages], rounded down."""
         features_BCHW: Tensor = self.stages(x_BCHW)
         return features_BCHW
 
 
-def _conv_norm_relu(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+class _Refinement(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = _convolution(width, width)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + F.relu(self.norm(self.convolution(x_BCHW)))
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)

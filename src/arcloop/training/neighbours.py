@@ -22,7 +22,7 @@ def leave_one_out_top1(embeddings_ND: Tensor, labels_N: Tensor, chunk: int = 102
 
     >>> rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
     >>> leave_one_out_top1(rows, torch.tensor([0, 0, 1, 1]))
-    0.5
+    0.75
     """
     embeddings_ND = embeddings_ND.float()
     right = torch.zeros((), dtype=torch.int64, device=labels_N.device)

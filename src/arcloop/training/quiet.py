@@ -14,6 +14,7 @@ _WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # it is being resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's use of torch
     "GPU available but not used",  # trainer=cpu
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # val_top1 is the same on every rank
 )
 
 

@@ -83,9 +83,12 @@ def train(
             _begin(run_dir, identity, config, fresh=start is None)
             if start is not None:
                 _resume_loggers(trainer, start)
-        trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
-    if trainer.state.status == TrainerStatus.INTERRUPTED:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            if trainer.state.status == TrainerStatus.INTERRUPTED:
+                raise KeyboardInterrupt from None
+            raise
     info = {
         "identity": identity,
         "overrides": list(overrides),
