@@ -18,8 +18,9 @@ from arcloop.images import encode_png
 
 SMALL = [
     "data=synthetic", "data.train=300", "data.val=60", "data.gallery=90", "data.query=70",
-    "data.num_classes=3", "data.image_size=16", "data.noise=1.0", "data.shard_rows=64", "loader.batch_size=50",
-    "trainer.max_epochs=2", "backbone.widths=[8,8]", "embedder.embedding_dim=16",
+    "data.num_classes=3", "data.image_size=16", "data.noise=1.0", "data.shard_rows=64",
+    "loader.batch_size=50", "trainer.max_epochs=2", "backbone.widths=[8,8]",
+    "embedder.embedding_dim=16",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -63,7 +63,8 @@ def decode(
                     raise ImageError(f"{pixels:,} pixels; at most {max_pixels:,} are decoded")
                 if opened.format == "JPEG":  # decode at a reduced scale, never below the target
                     opened.draft(None, (width * 2, height * 2))
-                image: Image.Image = ImageOps.exif_transpose(opened)
+                turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                image = ImageOps.exif_transpose(opened) if turned else opened
                 image = _to_mode(image, "L" if channels == 1 else "RGB")
                 if image.size != (width, height):
                     image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -63,6 +63,16 @@ def test_folder_that_is_split_already(tmp_path):
     assert (images[2] == decode(path, height=6, width=4, channels=1)).all()
 
 
+def test_rows_of_a_class_are_in_the_order_of_their_names(tmp_path):
+    for seed, split in enumerate(SPLITS):
+        write_pictures(tmp_path / "root" / split / "a", 12, seed=seed)
+    prepare(folder_source(tmp_path / "root"), tmp_path / "store", workers=1)
+    images, _ = rows_of(Store.open(tmp_path / "store"), "val")
+    for row, image in enumerate(images):
+        path = tmp_path / "root" / "val" / "a" / f"{row:03d}.png"
+        assert (image == decode(path, height=6, width=4, channels=3)).all()
+
+
 def test_train_may_be_a_class(tmp_path):
     for name in ("train", "bus"):
         write_pictures(tmp_path / "toys" / name, 10, seed=len(name))
@@ -88,7 +98,7 @@ def test_key_follows_files_not_place(tmp_path, pictures):
     assert store_key(moved) == key
     os.utime(tmp_path / "moved/ant/000.png", ns=(0, 0))
     touched = store_key(moved)
-    (tmp_path / "moved/ant/000.png").rename(tmp_path / "moved/ant/other.png")
+    (tmp_path / "moved/ant/000.png").rename(tmp_path / "moved/ant/0000.png")  # the first still
     assert len({key, touched, store_key(moved)}) == 3
 
 
@@ -117,7 +127,8 @@ def test_all_bad_pictures_are_named(tmp_path, with_bad):
     assert sorted(os.listdir(tmp_path)) == ["pictures"]
 
 
-def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad):
+def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad, monkeypatch):
+    monkeypatch.setattr("arcloop.data.picture_listing._SLICE_ROWS", 2)
     source = folder_source(with_bad, on_bad_image="skip", shard_rows=4)
     artifact = prepare(source, tmp_path / "store", workers=1)
     assert artifact.info["skipped"]["count"] == 4

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from arcloop.data import sampler
 from arcloop.data.sampler import OrderedBatches, ShuffledBatches
-from arcloop.errors import ConfigError
+from arcloop.errors import DataError
 
 
 def at(monkeypatch, rank, world):
@@ -67,11 +67,20 @@ def test_start_in_the_middle_holds_for_one_epoch():
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_more_than_there_is(monkeypatch, world):
+def test_a_split_smaller_than_a_batch_is_one_batch(monkeypatch, world):
+    seen = []
+    for rank in range(world):
+        at(monkeypatch, rank, world)
+        (batch,) = ShuffledBatches(rows=9, batch_size=10, seed=0)
+        seen += batch.tolist()
+    assert len(seen) == len(set(seen)) == 9 // world * world
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_too_few_images_for_a_batch_norm_are_refused(monkeypatch, world):
     at(monkeypatch, 0, world)
-    with pytest.raises(ConfigError, match="is more than the 9 images") as caught:
-        ShuffledBatches(rows=9, batch_size=10, seed=0)
-    assert caught.value.remedy == f"lower it to at most {9 // world}"
+    with pytest.raises(DataError, match="too few"):
+        ShuffledBatches(rows=2 * world - 1, batch_size=10, seed=0)
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))

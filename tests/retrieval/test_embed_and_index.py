@@ -68,9 +68,13 @@ def test_shards_hold_every_row_in_order_whatever_the_sizes(
 
 @pytest.mark.parametrize(
     ("factory", "search_parameters", "recall"),
-    [("Flat", {}, 1.0), ("IVF{nlist},Flat", {"nprobe": 16}, 0.9), ("HNSW32,Flat", {"efSearch": 64}, 0.95),
-     ("IVF{nlist},PQ32np", {"nprobe": 32}, 0.5)],
-)  # fmt: skip
+    [
+        ("Flat", {}, 1.0),
+        ("IVF{nlist},Flat", {"nprobe": 16}, 0.9),
+        ("HNSW32,Flat", {"efSearch": 64}, 0.95),
+        ("IVF{nlist},PQ32np", {"nprobe": 32}, 0.5),
+    ],
+)
 def test_every_index_finds_what_brute_force_finds(
     model, tmp_path, factory, search_parameters, recall
 ):
@@ -103,8 +107,12 @@ def test_same_gallery_gives_the_same_bytes(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("factory", "parameters", "message"),
-    [("Nope", {}, "Nope"), ("Flat", {"nprobe": 3}, "nprobe"), ("IVF{nlist},Flat", {"nprob": 3}, "nprob")],
-)  # fmt: skip
+    [
+        ("Nope", {}, "Nope"),
+        ("Flat", {"nprobe": 3}, "nprobe"),
+        ("IVF{nlist},Flat", {"nprob": 3}, "nprob"),
+    ],
+)
 def test_a_misspelt_index_is_refused_at_construction(factory, parameters, message):
     with pytest.raises(ConfigError, match=message):
         FaissIndex(factory=factory, search=parameters, train_rows=100)

@@ -56,11 +56,11 @@ class RowHashes:
             file.write(part.tobytes())
 
     def groups(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the rows of each set of equal images, ascending."""
+        """Yield the rows of each set of equal images, in the order they were added."""
         for file in self._files:
             file.seek(0)
             records = np.frombuffer(file.read(), _RECORD)
-            order = np.lexsort((records["row"], records["low"], records["high"]))
+            order = np.lexsort((records["low"], records["high"]))
             records = records[order]
             new = (records["high"][1:] != records["high"][:-1]) | (
                 records["low"][1:] != records["low"][:-1]

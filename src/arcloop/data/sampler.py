@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch.distributed
 from torch.utils.data import Sampler
 
-from arcloop.errors import ConfigError
+from arcloop.errors import DataError
 
 Rows = npt.NDArray[np.int64]
 
@@ -39,16 +39,16 @@ class ShuffledBatches(Sampler[Rows]):
     """
 
     def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
-        self._rows, self._batch_size, self._seed = rows, batch_size, seed
+        world = place()[1]
+        if rows < 2 * world:
+            raise DataError(
+                f"train has {rows} images: too few for {world} process(es)",
+                remedy="give it more images, or train in one process",
+            )
+        # A split smaller than a batch is one batch.
+        self._rows, self._batch_size, self._seed = rows, min(batch_size, rows // world), seed
         self.epoch = 0
         self.start = (0, 0)
-        if len(self) == 0:
-            world = place()[1]
-            raise ConfigError(
-                f"loader.batch_size={batch_size} on {world} process(es) is more than the {rows}"
-                " images of train",
-                remedy=f"lower it to at most {rows // world}",
-            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next `__iter__`."""

@@ -225,3 +225,16 @@ def test_per_class_weights_are_the_only_parameters() -> None:
 def test_values_out_of_range_are_named(values: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make_head(**values)
+
+
+def test_a_cosine_rounded_past_one_keeps_its_margin() -> None:
+    """Products of unit vectors may round past 1, where there is no sine."""
+    torch.manual_seed(0)
+    head = ArcFace(embedding_dim=64, num_classes=500, margin=0.5, scale=1.0, easy_margin=False)
+    labels_B = torch.arange(500)
+    features_BD = head.weight.detach().clone()
+    assert head.scaled_cosine(features_BD).max() > 1
+    target_B = head.logits(features_BD, labels_B).diagonal()
+    # The sine of a cosine off by a rounding is about 5e-4.
+    torch.testing.assert_close(target_B, torch.full((500,), math.cos(0.5)), rtol=0, atol=1e-3)
+    assert target_B.max() <= math.cos(0.5) + 1e-7
