@@ -68,3 +68,11 @@ def test_stages_that_do_not_match_are_refused() -> None:
 def test_widths_out_of_range_are_named(widths: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"backbone\.widths"):
         ConvNet(in_channels=1, widths=widths, depth=1)
+
+
+def test_a_refinement_adds_to_what_it_refines() -> None:
+    net = ConvNet(in_channels=1, widths=[4], depth=2).eval()
+    refinement = net.stages[0][-1]
+    nn.init.constant_(refinement.norm.weight, 0)
+    x_BCHW = torch.randn(2, 4, 5, 5)
+    assert torch.equal(refinement(x_BCHW), x_BCHW)

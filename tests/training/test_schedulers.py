@@ -105,3 +105,16 @@ def test_values_out_of_range_are_named(name: str) -> None:
         SCHEDULES[name](make_optimizer(), 10, warmup=1.5)
     with pytest.raises(ConfigError, match=r"scheduler\.total_steps=0"):
         SCHEDULES[name](make_optimizer(), 0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0.0, 1.0])
+def test_one_batch_is_a_fit_too(name: str, warmup: float) -> None:
+    ((first, _),) = follow(SCHEDULES[name](make_optimizer(), 1, warmup=warmup), 1)
+    assert 0 < first <= PEAKS[0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_rates_stay_level_past_the_end(name: str) -> None:
+    rates = follow(SCHEDULES[name](make_optimizer(), 10), 15)
+    assert rates[10:] == [rates[9]] * 5

@@ -6,16 +6,24 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from arcloop.evaluation.exact_search import Chunks, block_shape, regroup, similarity_blocks
+from arcloop.evaluation.exact_search import (
+    Chunks,
+    block_shape,
+    map_blocks,
+    regroup,
+    similarity_blocks,
+)
 
-_MEMORY_MB = 64
+Embeddings = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+_BATCH_ROWS, _MEMORY_MB = 2048, 64
 
 
 def calibrate_threshold(
-    val: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
-    gallery: Chunks,
-    far: float,
+    val: Iterable[tuple[Embeddings, Labels]], gallery: Chunks, far: float
 ) -> float:
     """Choose the threshold that lets a share `far` of unknown things pass as known.
 
@@ -37,18 +45,22 @@ def calibrate_threshold(
     Raises:
         DataError: An embedding is not finite.
     """
-    queries, columns = block_shape(_MEMORY_MB)
-    best = [np.empty(0, np.float32)]
-    for embeddings_BD, labels_B in regroup(val, queries):
+    rows, columns = block_shape(_MEMORY_MB / torch.get_num_threads())
+
+    def best_of_another_class(embeddings_BD: Embeddings, labels_B: Labels) -> Embeddings:
         best_B = np.full(len(labels_B), -np.inf, np.float32)
         for _, sim_BN, labels_N in similarity_blocks(embeddings_BD, gallery, columns):
             sim_BN[labels_B[:, None] == labels_N] = -np.inf
             np.maximum(best_B, sim_BN.max(axis=1), out=best_B)
-        best.append(best_B)
+        return best_B
+
+    best: list[Embeddings] = []
+    for embeddings_QD, labels_Q in regroup(val, _BATCH_ROWS):
+        best += map_blocks(best_of_another_class, embeddings_QD, labels_Q, rows)
     return least_threshold(np.concatenate(best), far)
 
 
-def least_threshold(best_Q: npt.NDArray[np.float32], far: float) -> float:
+def least_threshold(best_Q: Embeddings, far: float) -> float:
     """Return the least float32 that no more than a share `far` of similarities reach.
 
     Args:

@@ -6,14 +6,18 @@ Shapes: B queries and N gallery rows of a block, D dimensions, K ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from arcloop.errors import DataError
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+T = TypeVar("T")
 Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
 
 _QUERIES, _COLUMNS = 128, 8192  # with their keys, about what a processor's cache holds
@@ -21,7 +25,7 @@ _BYTES_PER_CELL = 24  # a similarity, and keys or bins of 8 bytes before and aft
 _LOW_32 = np.int64(2**32 - 1)
 
 
-def block_shape(memory_mb: int, k: int = 0) -> tuple[int, int]:
+def block_shape(memory_mb: float, k: int = 0) -> tuple[int, int]:
     """Choose how many queries meet how many gallery rows at a time.
 
     Args:
@@ -31,12 +35,12 @@ def block_shape(memory_mb: int, k: int = 0) -> tuple[int, int]:
     Returns:
         (queries, columns), each at least 1.
 
-    >>> block_shape(64), block_shape(1), block_shape(64, k=50_000)
-    ((128, 8192), (5, 8192), (27, 50000))
+    >>> block_shape(32), block_shape(1), block_shape(32, k=50_000)
+    ((128, 8192), (5, 8192), (13, 50000))
     """
-    cells = memory_mb * 2**20 // _BYTES_PER_CELL
+    cells = int(memory_mb * 2**20) // _BYTES_PER_CELL
     # With fewer columns than ranks, the same candidates would be sorted again and again.
-    columns = min(max(_COLUMNS, k), cells)
+    columns = max(1, min(max(_COLUMNS, k), cells))
     return max(1, min(_QUERIES, cells // (columns + k))), columns
 
 
@@ -65,6 +69,34 @@ def _joined(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]
     return np.concatenate([e for e, _ in parts]), np.concatenate([label for _, label in parts])
 
 
+def map_blocks(
+    work: Callable[[Embeddings, Labels], T], embeddings_QD: Embeddings, labels_Q: Labels, rows: int
+) -> Iterator[T]:
+    """Do `work` on blocks of queries, on all cores, and yield what it returns in their order.
+
+    Each core has a block of its own, and its matrix products use that core only: threads that
+    shared a product would spend most of their time waiting for each other between products.
+
+    Args:
+        work: Takes embeddings [B, D] and labels [B].
+        embeddings_QD: Queries.
+        labels_Q: Their classes.
+        rows: B; the last block may be smaller.
+    """
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cores) as pool:
+            yield from pool.map(
+                lambda start: work(
+                    embeddings_QD[start : start + rows], labels_Q[start : start + rows]
+                ),
+                range(0, len(labels_Q), rows),
+            )
+    finally:
+        torch.set_num_threads(cores)
+
+
 def similarity_blocks(
     queries_BD: Embeddings, gallery: Chunks, columns: int
 ) -> Iterator[tuple[int, Embeddings, Labels]]:
@@ -82,16 +114,18 @@ def similarity_blocks(
     Raises:
         DataError: An embedding is not finite.
     """
-    buffer = np.empty(len(queries_BD) * columns, np.float32)
+    queries = torch.from_numpy(np.require(queries_BD, requirements=["C", "W"]))
+    buffer = torch.empty(len(queries) * columns)
     row = 0
     for embeddings_ND, labels_N in gallery():
         for start in range(0, len(labels_N), columns):
-            part_ND = embeddings_ND[start : start + columns]
-            shape = (len(queries_BD), len(part_ND))
-            sim_BN = buffer[: shape[0] * shape[1]].reshape(shape)
-            np.matmul(queries_BD, part_ND.T, out=sim_BN)
-            _require_finite(sim_BN, queries_BD, row)
-            yield row, sim_BN, labels_N[start : start + columns]
+            # What is mapped read-only is copied: torch takes writable arrays only.
+            part_ND = np.require(embeddings_ND[start : start + columns], requirements=["C", "W"])
+            sim_BN = buffer[: len(queries) * len(part_ND)].view(len(queries), len(part_ND))
+            torch.mm(queries, torch.from_numpy(part_ND).T, out=sim_BN)
+            cosines_BN = sim_BN.numpy()
+            _require_finite(cosines_BN, queries_BD, row)
+            yield row, cosines_BN, labels_N[start : start + columns]
             row += len(part_ND)
 
 

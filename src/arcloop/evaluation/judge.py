@@ -72,7 +72,7 @@ def judge(
         search: The index.
         gallery_labels_G: Class of every gallery row; at least one.
         classes: Class names; a label is a position in it.
-        settings: Bounds on memory, pairs, mistakes and points.
+        settings: Batch size, and bounds on memory, pairs, mistakes and points.
         threshold: Similarity under which an answer is "unknown".
 
     Raises:
@@ -84,11 +84,10 @@ def judge(
     )
     ranking = Ranking(gallery, gallery_labels_G, len(classes), k=k, memory_mb=settings.memory_mb)
     gallery_drawn, drawn, compared = _samples(gallery, len(gallery_labels_G), settings)
-    for embeddings_BD, labels_B in regroup(queries, ranking.batch_rows):
-        found_BK = answers.add(embeddings_BD, labels_B)
-        ranking.add(embeddings_BD, labels_B, found_BK)
-        drawn.add(embeddings_BD, labels_B)
-        compared.add(embeddings_BD, labels_B)
+    for batch in regroup(queries, settings.batch_size):
+        ranking.add(*batch, answers.add(*batch))
+        drawn.add(*batch)
+        compared.add(*batch)
     if not len(compared.rows):
         raise DataError("there are no queries to judge", remedy="prepare a query split with rows")
     pairs = compare_pairs(compared.embeddings, compared.labels, gallery, settings.memory_mb)

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from arcloop.evaluation.exact_search import Chunks, Nearest, block_shape, similarity_blocks
-from arcloop.evaluation.retrieval_metrics import average_precision_at_r, overlap, r_precision
+from arcloop.evaluation.exact_search import (
+    Chunks,
+    Nearest,
+    block_shape,
+    map_blocks,
+    similarity_blocks,
+)
+from arcloop.evaluation.retrieval_metrics import (
+    Floats,
+    average_precision_at_r,
+    overlap,
+    r_precision,
+)
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -20,10 +32,7 @@ class Ranking:
         gallery_labels_G: Class of every row.
         num_classes: Number of classes.
         k: Neighbours asked of the index, compared with the exact ones; at most G.
-        memory_mb: Bound on what is held for a block, in MiB.
-
-    Attributes:
-        batch_rows: Most queries to add at a time, for memory to be bounded.
+        memory_mb: Bound on what is held beside queries and gallery, in MiB.
     """
 
     def __init__(
@@ -34,30 +43,41 @@ class Ranking:
         self._relevant_C = np.bincount(gallery_labels_G, minlength=num_classes)
         self._k = k
         self._ranks = max(k, int(self._relevant_C.max()))
-        self.batch_rows, self._columns = block_shape(memory_mb, self._ranks)
+        self._rows, self._columns = block_shape(memory_mb / torch.get_num_threads(), self._ranks)
         self._average_precision = self._r_precision = self._overlap = 0.0
         self._matched = self._seen = 0
 
-    def add(self, embeddings_BD: Embeddings, labels_B: Labels, found_BK: Labels) -> None:
+    def add(self, embeddings_QD: Embeddings, labels_Q: Labels, found_QK: Labels) -> None:
         """Rank the gallery for the next queries.
 
         Args:
-            embeddings_BD: float32, rows of norm 1.
-            labels_B: Their classes.
-            found_BK: Gallery rows the index found for them; -1: none.
+            embeddings_QD: float32, rows of norm 1.
+            labels_Q: Their classes.
+            found_QK: Gallery rows the index found for them; -1: none.
         """
+        relevant_Q = self._relevant_C[labels_Q]
+        ranked = map_blocks(self._rank, embeddings_QD, labels_Q, self._rows)
+        exact, average_precision, precision = zip(*ranked, strict=True)
+        self._average_precision += float(np.concatenate(average_precision).sum())
+        self._r_precision += float(np.concatenate(precision).sum())
+        self._overlap += float(overlap(found_QK, np.concatenate(exact)).sum())
+        self._matched += int((relevant_Q > 0).sum())
+        self._seen += len(labels_Q)
+
+    def _rank(self, embeddings_BD: Embeddings, labels_B: Labels) -> tuple[Labels, Floats, Floats]:
+        """Return the k nearest rows, average precision at R and R-precision of each query."""
         nearest = Nearest(self._ranks)
         blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
         for first_row, sim_BN, _ in blocks:
             nearest.add(first_row, sim_BN)
-        exact_BR = nearest.rows()
+        rows_BR = nearest.rows()
+        same_BR = self._gallery_labels_G[rows_BR] == labels_B[:, None]
         relevant_B = self._relevant_C[labels_B]
-        same_BR = self._gallery_labels_G[exact_BR] == labels_B[:, None]
-        self._average_precision += float(average_precision_at_r(same_BR, relevant_B).sum())
-        self._r_precision += float(r_precision(same_BR, relevant_B).sum())
-        self._overlap += float(overlap(found_BK, exact_BR[:, : self._k]).sum())
-        self._matched += int((relevant_B > 0).sum())
-        self._seen += len(labels_B)
+        return (
+            rows_BR[:, : self._k].copy(),
+            average_precision_at_r(same_BR, relevant_B),
+            r_precision(same_BR, relevant_B),
+        )
 
     def metrics(self) -> dict[str, float]:
         """Return what was measured; MAP@R and R-precision over queries with R > 0, if any."""

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from arcloop.evaluation.exact_search import Chunks, block_shape, similarity_blocks
+from arcloop.evaluation.exact_search import Chunks, block_shape, map_blocks, similarity_blocks
+
+Embeddings = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
 
 NUM_BINS = 20_000
 BIN_WIDTH = 2 / NUM_BINS
@@ -124,10 +128,7 @@ class SimilarityHistogram:
 
 
 def compare_pairs(
-    embeddings_QD: npt.NDArray[np.float32],
-    labels_Q: npt.NDArray[np.int64],
-    gallery: Chunks,
-    memory_mb: int,
+    embeddings_QD: Embeddings, labels_Q: Labels, gallery: Chunks, memory_mb: int
 ) -> SimilarityHistogram:
     """Count all pairs of a query and a gallery row.
 
@@ -135,15 +136,19 @@ def compare_pairs(
         embeddings_QD: float32, rows of norm 1.
         labels_Q: Their classes.
         gallery: Gives the gallery anew.
-        memory_mb: Bound on what is held for a block, in MiB.
+        memory_mb: Bound on what is held beside queries and gallery, in MiB.
     """
-    pairs = SimilarityHistogram()
-    rows, columns = block_shape(memory_mb)
-    for start in range(0, len(labels_Q), rows):
-        labels_B = labels_Q[start : start + rows]
-        blocks = similarity_blocks(embeddings_QD[start : start + rows], gallery, columns)
-        for _, sim_BN, labels_N in blocks:
+    rows, columns = block_shape(memory_mb / torch.get_num_threads())
+
+    def count(embeddings_BD: Embeddings, labels_B: Labels) -> SimilarityHistogram:
+        pairs = SimilarityHistogram()
+        for _, sim_BN, labels_N in similarity_blocks(embeddings_BD, gallery, columns):
             pairs.add(sim_BN, labels_B[:, None] == labels_N)
+        return pairs
+
+    pairs = SimilarityHistogram()
+    for part in map_blocks(count, embeddings_QD, labels_Q, rows):
+        pairs.merge(part)
     return pairs
 
 
