@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,dev
+EXTRAS := cpu,serving,dev
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo serve test check format bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -22,8 +22,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look at
 	$(BIN)/arcloop run experiment=mnist
 
-test: $(INSTALLED)  ## every test
-	$(BIN)/python -m pytest -n $(WORKERS)
+serve: $(INSTALLED)  ## a server of the demo's run on this machine
+	$(BIN)/python serving/serve.py run_dir=runs/mnist
+
+test: $(INSTALLED)  ## every test; those that start servers one after another
+	$(BIN)/python -m pytest -n $(WORKERS) tests src --ignore=tests/serving
+	$(BIN)/python -m pytest tests/serving
 
 check: $(INSTALLED)  ## format, lint, types, import contract, tests, doctests, docs' code
 	$(BIN)/ruff format --check .

@@ -26,7 +26,10 @@ def report(work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; nothing half-written counts, and the same command goes on",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except Exception as cause:
         error = mendable(cause)

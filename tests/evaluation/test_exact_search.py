@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners
 
 from arcloop.errors import DataError
-from arcloop.evaluation.exact_search import Nearest, block_shape, regroup, similarity_blocks
+from arcloop.evaluation.exact_search import (
+    Nearest,
+    block_shape,
+    map_blocks,
+    regroup,
+    similarity_blocks,
+)
 
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
@@ -21,7 +28,7 @@ sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 )
 def test_nearest_are_those_of_a_full_sort(queries, gallery, chunks, columns, k):
     k = min(k, len(gallery[1]))
-    nearest = Nearest(k)
+    nearest = Nearest(len(queries[0]), k, columns)
     for first, similarities, _ in similarity_blocks(
         queries[0], lambda: cut(*gallery, chunks), columns
     ):
@@ -32,7 +39,7 @@ def test_nearest_are_those_of_a_full_sort(queries, gallery, chunks, columns, k):
 def test_similarities_that_differ_in_the_last_bit_are_told_apart():
     value = np.float32(0.7)
     similarities = np.array([[value, np.nextafter(value, np.float32(1)), -value, 1e-7, 0]])
-    nearest = Nearest(5)
+    nearest = Nearest(1, 5, columns=5)
     nearest.add(0, similarities.astype(np.float32))
     assert nearest.rows().tolist() == [[1, 0, 3, 4, 2]]
 
@@ -62,6 +69,33 @@ def test_regrouped_batches_hold_the_same_rows(stream, chunks, rows):
     assert np.concatenate([b[1] for b in batches] or [[]]).tolist() == stream[1].tolist()
     embeddings = np.concatenate([b[0] for b in batches] or [stream[0]])
     assert np.array_equal(embeddings, stream[0])
+
+
+@given(stream=labelled_corners(4, st.integers(0, 30)), rows=st.integers(1, 9))
+def test_work_on_blocks_comes_back_in_their_order(stream, rows):
+    parts = list(map_blocks(lambda *block: block, *stream, rows))
+    assert [len(labels) for _, labels in parts[:-1]] == [rows] * (len(parts) - 1)
+    assert np.array_equal(np.concatenate([part[0] for part in parts] or [stream[0]]), stream[0])
+    assert np.concatenate([part[1] for part in parts] or [[]]).tolist() == stream[1].tolist()
+
+
+def test_cores_are_given_back_though_the_work_fails():
+    threads = torch.get_num_threads()
+
+    def fail(embeddings, labels):
+        assert torch.get_num_threads() == 1
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        list(map_blocks(fail, CORNERS, np.arange(16), 3))
+    assert torch.get_num_threads() == threads
+
+
+def test_a_gallery_may_be_mapped_read_only(tmp_path):
+    np.save(tmp_path / "embeddings.npy", CORNERS)
+    mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
+    ((_, similarities, _),) = similarity_blocks(mapped, lambda: [(mapped, np.arange(16))], 16)
+    assert np.array_equal(similarities, CORNERS @ CORNERS.T)
 
 
 @given(memory_mb=st.integers(1, 512), k=st.integers(0, 10_000))

@@ -98,7 +98,7 @@ def test_metrics_are_those_of_the_definitions(queries, gallery, batches, chunks)
 )
 def test_nothing_depends_on_how_rows_are_cut(queries, gallery, batches, chunks):
     one = judged(queries, gallery, batches=batches, chunks=chunks)
-    other = judged(queries, gallery, batches=[100], chunks=[100], memory_mb=64)
+    other = judged(queries, gallery, batches=[100], chunks=[100], memory_mb=64, batch_size=7)
     assert one.metrics == pytest.approx(other.metrics, abs=1e-12)
     assert one.mistakes == other.mistakes
     assert np.array_equal(one.confusion.counts, other.confusion.counts)

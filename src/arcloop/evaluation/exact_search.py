@@ -144,30 +144,34 @@ def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) 
 class Nearest:
     """The k most similar gallery rows of each query, whatever the blocks they come in.
 
-    Of equally similar rows the lower comes first: each candidate is one integer, similarity in
-    steps of 2**-30 (finer than the rounding of a float32 dot product) over the row counted down.
+    Of equally similar rows the lower comes first: each candidate is one integer, the similarity
+    negated, in steps of 2**-30 (finer than the rounding of a float32 dot product), over the row.
 
     Args:
+        queries: B.
         k: Rows kept for each query, at most the number of gallery rows, under 2**32.
+        columns: Most gallery rows offered at a time.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, queries: int, k: int, columns: int) -> None:
         self._k = k
-        self._keys_BK: Labels | None = None
+        self._keys = np.empty((queries, k + columns), np.int64)
+        self._held = 0
 
     def add(self, first_row: int, sim_BN: Embeddings) -> None:
         """Offer gallery rows from `first_row` on."""
-        keys_BN = (sim_BN * np.float32(2**30)).astype(np.int32).astype(np.int64)
-        keys_BN <<= 32
-        keys_BN |= _LOW_32 - np.arange(first_row, first_row + sim_BN.shape[1])
-        if self._keys_BK is not None:
-            keys_BN = np.concatenate([self._keys_BK, keys_BN], axis=1)
-        if keys_BN.shape[1] > self._k:
-            keys_BN.partition(keys_BN.shape[1] - self._k, axis=1)
-            keys_BN = keys_BN[:, -self._k :]
-        self._keys_BK = keys_BN
+        rows_N = np.arange(first_row, first_row + sim_BN.shape[1])
+        new_BN = self._keys[:, self._held : self._held + len(rows_N)]
+        np.multiply(sim_BN, np.float32(-(2**30)), out=new_BN, casting="unsafe")
+        new_BN <<= 32
+        new_BN |= rows_N
+        self._held += len(rows_N)
+        if self._held > self._k:
+            self._keys[:, : self._held].partition(self._k - 1, axis=1)
+            self._held = self._k
 
     def rows(self) -> Labels:
-        """Return the rows kept, int64 [B, K], most similar first."""
-        assert self._keys_BK is not None
-        return np.asarray(_LOW_32 - (np.sort(self._keys_BK, axis=1)[:, ::-1] & _LOW_32))
+        """Return the rows kept, int64 [B, k], most similar first."""
+        keys_BK = self._keys[:, : self._held]
+        keys_BK.sort(axis=1)
+        return keys_BK & _LOW_32

@@ -66,7 +66,7 @@ class Ranking:
 
     def _rank(self, embeddings_BD: Embeddings, labels_B: Labels) -> tuple[Labels, Floats, Floats]:
         """Return the k nearest rows, average precision at R and R-precision of each query."""
-        nearest = Nearest(self._ranks)
+        nearest = Nearest(len(labels_B), self._ranks, self._columns)
         blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
         for first_row, sim_BN, _ in blocks:
             nearest.add(first_row, sim_BN)

@@ -1,0 +1,47 @@
+"""The second server as a server process."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from server_process import ServerProcess
+
+
+class HttpServer(ServerProcess):
+    """FastAPI under uvicorn, as http-server.json says; see `ServerProcess`."""
+
+    @staticmethod
+    def require() -> None:
+        """It needs nothing that arcloop's serving extra does not bring."""
+
+    def command(self) -> Sequence[str]:
+        script = Path(__file__).with_name("http_server.py")
+        return [sys.executable, str(script), str(self.store)]
+
+    def ports(self) -> Mapping[str, str]:
+        return {"inference_port": self.settings.host}
+
+    def ready(self) -> bool:
+        endpoint = self.endpoint
+        connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def load_failure(self) -> str | None:
+        found = re.findall(
+            r"^(?:\w+\.)*((?:Responder|Searcher)Error: .*)", self.log.read_text(), re.MULTILINE
+        )
+        return found[-1] if found else None
+
+    def stop(self) -> None:
+        """SIGTERM: it answers what was asked, then ends."""
+        self.terminate()

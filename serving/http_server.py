@@ -1,0 +1,51 @@
+"""`python serving/http_server.py MODEL_STORE`: the second server. FastAPI, and no Java.
+
+It unpacks the live version, as http-server.json in the store says, and serves it with the code that
+is archived in it, the same that TorchServe runs: same request, same answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import uvicorn
+
+CONFIG = "http-server.json"
+UNPACKED = "ARCLOOP_UNPACKED"
+
+
+def main(store: Path) -> None:
+    """Serve a model store's live version until SIGTERM; what was asked by then is answered."""
+    config = json.loads((store / CONFIG).read_bytes())
+    # uvicorn raises SIGTERM again when it has drained; by default that would leave the folder.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="arcloop-http-") as folder:
+        unpacked = Path(folder)
+        with zipfile.ZipFile(store / config["archive"]) as packed:
+            packed.extractall(unpacked / "archive")
+        (unpacked / CONFIG).write_text(json.dumps(config))
+        os.environ[UNPACKED] = folder  # workers are processes of their own
+        if config["workers"] > 1:
+            (unpacked / "metrics").mkdir()
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(unpacked / "metrics")
+        uvicorn.run(
+            "http_app:create_app",
+            factory=True,
+            app_dir=str(unpacked / "archive"),  # its code goes before any other
+            host=config["host"],
+            port=config["port"],
+            workers=config["workers"],
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(config["response_timeout_s"]),
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

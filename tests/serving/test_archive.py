@@ -1,0 +1,116 @@
+import dataclasses
+import hashlib
+import json
+import zipfile
+from datetime import UTC, datetime
+
+import pytest
+
+from archive import collect, read_manifest, write_archive
+from arcloop import artifacts
+from arcloop.errors import ArtifactError, ConfigError
+from naming import file_name, make_version, version_of
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def make(run_dir, settings, folder, *, force=False):
+    folder.mkdir(exist_ok=True)
+    parts = collect(run_dir, settings, force=force)
+    return write_archive(parts, folder, version=make_version(NOW, parts.lineage))
+
+
+def test_same_run_and_version_give_the_same_bytes(small_run, run_dir, settings, tmp_path):
+    first = make(small_run, settings, tmp_path / "a")
+    second = make(run_dir, settings, tmp_path / "b")  # a copy, with other file times
+    assert first.name == second.name
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_manifest_names_the_hash_of_every_part_and_where_it_came_from(
+    small_run, settings, tmp_path
+):
+    archive = make(small_run, settings, tmp_path / "a")
+    manifest = read_manifest(archive)
+    with zipfile.ZipFile(archive) as packed:
+        names = set(packed.namelist()) - {"manifest.json", "MAR-INF/MANIFEST.json"}
+        assert names == set(manifest["files"])
+        for name in names:
+            assert (
+                hashlib.sha256(packed.read(name)).hexdigest() == manifest["files"][name]["sha256"]
+            )
+        described = json.loads(packed.read("MAR-INF/MANIFEST.json"))
+    assert {"model.pt", "faiss_index.bin", "faiss_label.json", "images.py", "searcher.py",
+            "handler.py", "model-config.yaml", "golden.npz"} <= names  # fmt: skip
+    assert described["model"]["modelVersion"] == manifest["version"]
+    assert described["model"]["modelVersion"].startswith("20260102T030405Z-")
+    run, index = artifacts.read(small_run, "run"), artifacts.read(small_run / "index", "index")
+    assert manifest["parents"]["run"] == run.sha256
+    assert manifest["parents"]["index"] == index.sha256
+    assert manifest["parents"]["store"] == run.parents["store"]
+    assert manifest["parents"]["model"] == run.file_sha256("model.pt")
+    assert manifest["forced"] is False
+    assert manifest["gate"]["passed"] is True
+
+
+def test_other_settings_make_another_lineage(small_run, settings):
+    other = dataclasses.replace(settings, max_k=7)
+    assert (
+        collect(small_run, settings, force=False).lineage
+        != collect(small_run, other, force=False).lineage
+    )
+
+
+def test_a_run_whose_gate_did_not_pass_is_refused_unless_forced(run_dir, settings, tmp_path):
+    judged = artifacts.read(run_dir / "evaluation", "evaluation")
+    verdict = {"passed": False, "reasons": ["eer is 0.2, but at most 0.1 is required."]}
+    (run_dir / "evaluation/gate.json").write_text(json.dumps(verdict))
+    artifacts.seal(judged.path, "evaluation", config=judged.config, parents=judged.parents)
+    with pytest.raises(ArtifactError, match=r"the gate did not pass: eer is"):
+        make(run_dir, settings, tmp_path / "a")
+    manifest = read_manifest(make(run_dir, settings, tmp_path / "a", force=True))
+    assert manifest["forced"] is True
+    assert manifest["gate"] == verdict
+
+
+def test_a_run_that_was_never_judged_is_refused_unless_forced(run_dir, settings, tmp_path):
+    (run_dir / "evaluation").rename(tmp_path / "gone")
+    with pytest.raises(ArtifactError, match="never judged"):
+        collect(run_dir, settings, force=False)
+    assert collect(run_dir, settings, force=True).manifest["forced"] is True
+
+
+@pytest.mark.parametrize("name", ["model.pt", "index/faiss_index.bin", "golden.npz",
+                                  "evaluation/gate.json"])  # fmt: skip
+def test_a_changed_part_is_refused(run_dir, settings, name):
+    content = bytearray((run_dir / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (run_dir / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match="has other contents"):
+        collect(run_dir, settings, force=True)
+
+
+def test_an_evaluation_of_another_index_is_refused(run_dir, settings):
+    manifest = json.loads((run_dir / "evaluation/manifest.json").read_text())
+    manifest["parents"]["index"] = "0" * 64
+    (run_dir / "evaluation/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="the evaluation is of another index"):
+        collect(run_dir, settings, force=False)
+
+
+def test_a_version_must_be_one(small_run, settings, tmp_path):
+    with pytest.raises(ConfigError, match="is no version"):
+        write_archive(collect(small_run, settings, force=False), tmp_path, version="../../x")
+
+
+def test_file_names_are_read_back(tmp_path):
+    version = "20260102T030405Z-0123456789ab"
+    assert version_of(tmp_path / file_name("a-b", version), "a-b") == version
+    assert version_of(tmp_path / file_name("a-b", version), "a") is None
+    assert version_of(tmp_path / "a-b.mar", "a") is None
+
+
+def test_a_file_that_is_no_archive(tmp_path):
+    (tmp_path / "x.mar").write_bytes(b"junk")
+    with pytest.raises(ArtifactError, match="not an archive"):
+        read_manifest(tmp_path / "x.mar")

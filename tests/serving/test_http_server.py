@@ -1,0 +1,231 @@
+"""What the second server has of its own: batching, readiness, metrics, drain, the page."""
+
+import asyncio
+import json
+import re
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI, Request
+
+from arcloop.images import encode_png
+from batching import Batcher, OverloadedError
+from deploy import deploy
+from http_app import Service
+from http_process import HttpServer
+from requests_read import read_question
+from responder import Question, RefusalError, Reply
+
+
+def echo(questions):
+    return [Reply(200, "OK", question.image) for question in questions]
+
+
+def questions(count):
+    return [Question(str(number).encode()) for number in range(count)]
+
+
+def test_each_gets_its_own_answer_and_batches_fill_under_load():
+    sizes = []
+
+    def reply(batch):
+        sizes.append(len(batch))
+        time.sleep(0.01)
+        return echo(batch)
+
+    async def ask():
+        batcher = Batcher(reply, batch_size=8, queue_size=100)
+        found = await asyncio.gather(*map(batcher.answer, questions(50)))
+        batcher.close()
+        return found
+
+    assert [reply.body for reply in asyncio.run(ask())] == [q.image for q in questions(50)]
+    assert sum(sizes) == 50
+    assert max(sizes) == 8
+    assert len(sizes) <= 8
+
+
+def test_more_than_may_wait_are_refused_and_the_rest_answered():
+    async def ask():
+        batcher = Batcher(echo, batch_size=2, queue_size=5)
+        found = await asyncio.gather(*map(batcher.answer, questions(9)), return_exceptions=True)
+        batcher.close()
+        return found
+
+    found = asyncio.run(ask())
+    assert [reply.body for reply in found[:5]] == [q.image for q in questions(5)]
+    assert all(isinstance(reply, OverloadedError) for reply in found[5:])
+
+
+def test_a_failed_batch_is_told_and_the_next_one_answered():
+    def reply(batch):
+        if batch[0].image == b"0":
+            raise MemoryError("no memory")
+        return echo(batch)
+
+    async def ask():
+        batcher = Batcher(reply, batch_size=2, queue_size=10)
+        found = await asyncio.gather(*map(batcher.answer, questions(4)), return_exceptions=True)
+        batcher.close()
+        return found
+
+    found = asyncio.run(ask())
+    assert [type(reply) for reply in found] == [MemoryError, MemoryError, Reply, Reply]
+
+
+def test_who_gave_up_is_left_out():
+    asked = []
+
+    def reply(batch):
+        asked.extend(question.image for question in batch)
+        return echo(batch)
+
+    async def ask():
+        batcher = Batcher(reply, batch_size=1, queue_size=10)
+        tasks = [asyncio.create_task(batcher.answer(question)) for question in questions(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        batcher.close()
+
+    asyncio.run(ask())
+    assert asked == [b"0", b"2"]
+
+
+CONFIG = {"name": "m", "batch_size": 8, "queue_size": 2, "response_timeout_s": 0.2,
+          "max_request_bytes": 100}  # fmt: skip
+
+
+class Stuck:
+    """A model that answers when it is let."""
+
+    def __init__(self):
+        self.free = threading.Event()
+
+    def reply(self, batch):
+        self.free.wait(10)
+        return echo(batch)
+
+
+def test_it_is_ready_only_while_the_model_answers():
+    stuck = Stuck()
+    service = Service(stuck, CONFIG, Question(b"{}"))
+    app = FastAPI()
+    app.add_api_route("/ready", service.ready)
+    app.add_api_route("/ping", service.ping)
+    app.add_api_route("/predictions/{name}", service.predictions, methods=["POST"])
+
+    async def ask():
+        transport = httpx.ASGITransport(app)
+        async with (
+            service.lifespan(app),
+            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+        ):
+            assert (await client.get("/ready")).status_code == 503
+            assert (await client.get("/ping")).status_code == 200
+            late = await client.post("/predictions/m", content=b"x")
+            assert late.status_code == 503
+            assert late.json() == {"error": "no answer in time"}
+            stuck.free.set()
+            assert (await client.get("/ready")).status_code == 200
+
+    asyncio.run(ask())
+
+
+@pytest.fixture(scope="module")
+def image(small_run):
+    return encode_png(np.load(small_run / "golden.npz")["images"][0])
+
+
+def get(server, path):
+    url = f"http://{server.endpoint.host}:{server.endpoint.port}{path}"
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return response.read().decode()
+
+
+def counted(server):
+    found = re.search(r'request_seconds_count\{status="200"\} (\S+)', get(server, "/metrics"))
+    return float(found.group(1)) if found else 0.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_asked_before_sigterm_is_answered(
+    small_run, make_settings, tmp_path, image, workers, monkeypatch
+):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    settings = make_settings(tmp_path / "store", workers=workers)
+    live = deploy(small_run, settings, force=False)
+    with HttpServer(settings, live.path.parent, tmp_path) as server:
+        server.wait_until_ready()
+        for _ in range(10):
+            assert server.endpoint.ask(image, 5)[0] == 200
+        assert counted(server) == 10  # of all workers together
+        with ThreadPoolExecutor(16) as pool:
+            asked = [pool.submit(server.endpoint.ask, image, 5) for _ in range(64)]
+            while sum(one.done() for one in asked) < 8:
+                time.sleep(0.001)
+            server.terminate()
+            refused = [type(one.exception()) for one in asked if one.exception()]
+        answered = [one.result()[0] for one in asked if not one.exception()]
+    assert set(answered) == {200}
+    assert len(answered) >= 8
+    assert list((tmp_path / "tmp").iterdir()) == []  # what it unpacked is gone
+    assert set(refused) <= {ConnectionRefusedError, ConnectionResetError}
+
+
+def test_page_and_schema(small_run, make_settings, tmp_path):
+    settings = make_settings(tmp_path / "store")
+    live = deploy(small_run, settings, force=False)
+    with HttpServer(settings, live.path.parent, tmp_path) as server:
+        server.wait_until_ready()
+        page = get(server, "/")
+        assert "predictions/synthetic" in page
+        assert "{{" not in page
+        assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from elsewhere
+        schema = json.loads(get(server, "/openapi.json"))
+        assert "/predictions/{name}" in schema["paths"]
+
+
+def ask_form(body, boundary="b"):
+    """What read_question makes of a form."""
+
+    async def read():
+        async def receive():
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        kind = f"multipart/form-data; boundary={boundary}".encode()
+        scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind)]}
+        return await read_question(Request(scope, receive), 100_000)
+
+    return asyncio.run(read())
+
+
+def part(name, value, *more):
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"{"".join(more)}\r\n\r\n'
+    return head.encode() + value + b"\r\n"
+
+
+@pytest.mark.parametrize("file_name", ["", '; filename="x.png"'])
+def test_no_byte_of_a_form_field_is_lost(file_name):
+    every = bytes(range(256)) * 2
+    question = ask_form(part("image", every, file_name) + part("k", b"7") + b"--b--\r\n")
+    assert question == Question(every, "7")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"junk", b"--b", b"--b\r\n\r\nx", part("image", b"x") * 20 + b"--b--\r\n"]
+)
+def test_a_form_that_cannot_be_read_is_refused(body):
+    with pytest.raises(RefusalError):
+        ask_form(body)
+
+
+def test_a_form_without_a_boundary_is_refused():
+    with pytest.raises(RefusalError, match="cannot be read"):
+        ask_form(b"x", boundary="")

@@ -1,0 +1,91 @@
+"""What TorchServe has and the other server has not: management, metrics, workers that return."""
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from arcloop.errors import ResourceError
+from arcloop.images import encode_png
+from arcloop.searcher import read_index
+from client import require_parity
+from deploy import deploy
+from parity import Golden
+from torchserve import TorchServe, require_java
+
+
+@pytest.fixture(scope="module")
+def served(small_run, make_settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    settings = make_settings(folder / "store")
+    live = deploy(small_run, settings, force=False)
+    with TorchServe(settings, live.path.parent, folder) as server:
+        server.wait_until_ready()
+        yield server, live
+
+
+def send(port, method, path):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+@pytest.mark.java
+def test_nothing_can_be_registered_or_removed(served):
+    server, live = served
+    port = server.settings.management_port
+    for method, path in (
+        ("POST", f"/models?url={live.path.name}&model_name=other"),
+        ("POST", "/models?url=http://127.0.0.1:1/evil.mar"),
+        ("DELETE", "/models/synthetic"),
+    ):
+        status, _ = send(port, method, path)
+        assert 400 <= status < 500, (method, path)
+    _, text = send(port, "GET", "/models")
+    assert [model["modelName"] for model in json.loads(text)["models"]] == ["synthetic"]
+
+
+@pytest.mark.java
+def test_metrics_are_there_for_a_scraper(served):
+    status, text = send(served[0].settings.metrics_port, "GET", "/metrics")
+    assert status == 200
+    assert b"ts_inference_requests_total" in text
+
+
+@pytest.mark.java
+def test_a_killed_worker_comes_back(served, small_run):
+    server, live = served
+    _, text = send(server.settings.management_port, "GET", "/models/synthetic")
+    os.kill(json.loads(text)[0]["workers"][0]["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while server.ready() and time.monotonic() < deadline:
+        time.sleep(0.02)  # until its death is noticed
+    image = encode_png(np.load(small_run / "golden.npz")["images"][0])
+    status, _ = server.endpoint.ask(image, 5)  # waits in the queue
+    assert status == 200
+    index = read_index(small_run / "index/faiss_index.bin")
+    server.wait_until_ready()
+    require_parity(
+        server.endpoint, Golden(small_run / "golden.npz", index, tolerance=1e-4), live.version
+    )
+
+
+def test_an_absent_or_old_java_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(ResourceError, match="needs Java 17, and there is no Java here"):
+        require_java()
+    (tmp_path / "bin").mkdir()
+    java = tmp_path / "bin/java"
+    java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
+    java.chmod(0o755)
+    with pytest.raises(ResourceError, match=r'this is openjdk version "11\.0\.2"'):
+        require_java()
