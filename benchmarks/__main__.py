@@ -17,7 +17,7 @@ def main() -> None:
         show(
             [
                 training.compare(store, []),
-                training.compare(store, ["trainer.precision=32-true"]),
+                training.compare(store, ["trainer.precision=bf16-mixed"]),
                 embedding.compare(store, run / "model.pt"),
                 *startup.compare(),
             ]

@@ -27,8 +27,8 @@ def compare(store: Path, overrides: list[str], *, rounds: int = 5) -> Comparison
     config = compose_config(["experiment=mnist", "trainer.max_epochs=1", *overrides])
     with open_dict(config):
         config.callbacks, config.logger = {}, {}
-        config.trainer |= {"logger": False, "limit_val_batches": 0,
-                           "enable_checkpointing": False}  # fmt: skip
+        for name in ("logger", "limit_val_batches", "enable_checkpointing"):
+            config.trainer[name] = False if name != "limit_val_batches" else 0
     recipe = Recipe(**{n: build(config, n) for n in NODES}, seed=0, monitor=config.monitor)
     opened = Store.open(store)
     images_NHWC, labels_N = opened.gather("train", torch.arange(opened.rows("train")).numpy())

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from arcloop.evaluation.exact_search import (
     Chunks,
@@ -45,7 +44,7 @@ def calibrate_threshold(
     Raises:
         DataError: An embedding is not finite.
     """
-    rows, columns = block_shape(_MEMORY_MB / torch.get_num_threads())
+    rows, columns = block_shape(_MEMORY_MB)
 
     def best_of_another_class(embeddings_BD: Embeddings, labels_B: Labels) -> Embeddings:
         best_B = np.full(len(labels_B), -np.inf, np.float32)

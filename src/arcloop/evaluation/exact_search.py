@@ -22,23 +22,24 @@ Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
 
 _QUERIES, _COLUMNS = 128, 8192  # with their keys, about what a processor's cache holds
 _BYTES_PER_CELL = 24  # a similarity, and keys or bins of 8 bytes before and after selection
+_MOST_AT_ONCE = 8  # fixed: a product's last bits depend on its shape, and so may not the cores
 _LOW_32 = np.int64(2**32 - 1)
 
 
 def block_shape(memory_mb: float, k: int = 0) -> tuple[int, int]:
-    """Choose how many queries meet how many gallery rows at a time.
+    """Choose how many queries meet how many gallery rows at a time, whatever the machine.
 
     Args:
-        memory_mb: Bound on what is held for a block, in MiB.
+        memory_mb: Bound on what is held for all blocks that `map_blocks` works on at once, in MiB.
         k: Ranks kept for each query.
 
     Returns:
         (queries, columns), each at least 1.
 
-    >>> block_shape(32), block_shape(1), block_shape(32, k=50_000)
+    >>> block_shape(256), block_shape(8), block_shape(256, k=50_000)
     ((128, 8192), (5, 8192), (13, 50000))
     """
-    cells = int(memory_mb * 2**20) // _BYTES_PER_CELL
+    cells = int(memory_mb * 2**20) // (_MOST_AT_ONCE * _BYTES_PER_CELL)
     # With fewer columns than ranks, the same candidates would be sorted again and again.
     columns = max(1, min(max(_COLUMNS, k), cells))
     return max(1, min(_QUERIES, cells // (columns + k))), columns
@@ -72,7 +73,7 @@ def _joined(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]
 def map_blocks(
     work: Callable[[Embeddings, Labels], T], embeddings_QD: Embeddings, labels_Q: Labels, rows: int
 ) -> Iterator[T]:
-    """Do `work` on blocks of queries, on all cores, and yield what it returns in their order.
+    """Do `work` on blocks of queries, on up to 8 cores, and yield what it returns in their order.
 
     Each core has a block of its own, and its matrix products use that core only: threads that
     shared a product would spend most of their time waiting for each other between products.
@@ -86,7 +87,7 @@ def map_blocks(
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(cores) as pool:
+        with ThreadPoolExecutor(min(cores, _MOST_AT_ONCE)) as pool:
             yield from pool.map(
                 lambda start: work(
                     embeddings_QD[start : start + rows], labels_Q[start : start + rows]

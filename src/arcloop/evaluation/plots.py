@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from arcloop.evaluation.style import (
     CLASSES,
@@ -64,7 +64,11 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
             axis.set_xlim(left=0)
             axis.margins(y=0.14)
             axis.legend()
-    axes[2].set_ylim(bottom=0)
+    rates = axes[2].lines
+    if rates:  # a bell in most schedules: the legend goes above it
+        highest = max(float(np.max(line.get_ydata())) for line in rates)
+        axes[2].set_ylim(0, highest * (1.1 + 0.12 * len(rates)))
+        axes[2].legend(loc="upper right")
     return drawn
 
 
@@ -167,6 +171,7 @@ def class_accuracy(right_C: Ints, total_C: Ints, classes: Sequence[str]) -> Figu
         xlabel="accuracy, and wrong answers / queries",
     )
     axis.set_yticks(places, names)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4, prune="upper"))
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.grid(visible=False, axis="y")
     return drawn

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from arcloop.evaluation.exact_search import (
     Chunks,
@@ -43,7 +42,7 @@ class Ranking:
         self._relevant_C = np.bincount(gallery_labels_G, minlength=num_classes)
         self._k = k
         self._ranks = max(k, int(self._relevant_C.max()))
-        self._rows, self._columns = block_shape(memory_mb / torch.get_num_threads(), self._ranks)
+        self._rows, self._columns = block_shape(memory_mb, self._ranks)
         self._average_precision = self._r_precision = self._overlap = 0.0
         self._matched = self._seen = 0
 

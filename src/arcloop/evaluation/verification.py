@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from arcloop.evaluation.exact_search import Chunks, block_shape, map_blocks, similarity_blocks
 
@@ -138,7 +137,7 @@ def compare_pairs(
         gallery: Gives the gallery anew.
         memory_mb: Bound on what is held beside queries and gallery, in MiB.
     """
-    rows, columns = block_shape(memory_mb / torch.get_num_threads())
+    rows, columns = block_shape(memory_mb)
 
     def count(embeddings_BD: Embeddings, labels_B: Labels) -> SimilarityHistogram:
         pairs = SimilarityHistogram()
