@@ -16,7 +16,7 @@ from rich.table import Table
 from arcloop import steps
 from arcloop.compose import compose_config
 
-console = Console()
+console = Console(width=110)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def show(comparisons: list[Comparison]) -> None:
             f"{statistics.median(c.ours):,.0f} {c.unit}",
             f"{statistics.median(c.other):,.0f} {c.unit}",
             f"{c.ratio:.3f}",
-            f">= {c.target}",
+            f">= {c.target:.2f}",
         )
     console.print(table)
 

@@ -15,6 +15,7 @@ import pytest
 from arcloop import artifacts
 from arcloop.cli import main
 from arcloop.images import encode_png
+from arcloop.training.checkpoints import read_checkpoint
 
 SMALL = [
     "data=synthetic", "data.train=300", "data.val=60", "data.gallery=90", "data.query=70",
@@ -190,6 +191,24 @@ def test_interrupt_ends_with_one_sentence_and_nothing_is_lost(in_tmp):
     import torch
 
     assert torch.load(last, weights_only=True)["global_step"] > 0
+
+
+def test_a_disk_that_fills_up_while_training(in_tmp, small_disk, capsys):
+    run = small_disk / "run"
+    arguments = ["train", *SMALL, f"run_dir={run}", "callbacks=export_only"]
+    (small_disk / "filler").write_bytes(bytes(900_000))
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "No space left" in error
+    assert str(run) in error
+    assert "Traceback" not in error
+    assert not artifacts.exists(run)
+    assert not list(run.rglob("*.tmp-*"))
+    for checkpoint in run.rglob("*.ckpt"):
+        read_checkpoint(checkpoint)  # whole, or not there
+    (small_disk / "filler").unlink()
+    assert main(arguments) == 0
+    artifacts.load(run, "run")
 
 
 def test_two_processes_train_one_run(in_tmp):

@@ -192,6 +192,8 @@ class Config:
     index: Any = MISSING
     deploy: Any = MISSING
     experiment: Any = None
+    cluster: Any = None
+    notify: Any = None
     validation: ValidationSettings = MISSING
     embed: EmbedSettings = MISSING
     calibration: CalibrationSettings = MISSING

@@ -65,18 +65,6 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path, pictures):
     assert list((tmp_path / "stores").iterdir()) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of one megabyte."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)]
-    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(mount).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
 def test_full_disk(small_disk):
     """Without reserved blocks, writing through the map would kill this process with SIGBUS."""
     source = synthetic_source(train=20_000, shard_rows=20_000)  # 1.4 MB
