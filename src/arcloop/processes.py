@@ -70,7 +70,7 @@ def train_in_processes(
 
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
-        write_json(job, _job(config, store, run_dir, overrides))
+        write_json(job, rank_job(config, store, run_dir, overrides))
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -98,9 +98,10 @@ def train_in_processes(
     return load(run_dir, "run")
 
 
-def _job(
+def rank_job(
     config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str]
 ) -> dict[str, Any]:
+    """Return what `python -m arcloop.rank` reads from the file it is given."""
     return {
         # Unresolved: an interpolation of typed settings would come back as a plain dict.
         "config": OmegaConf.to_container(config, resolve=False),

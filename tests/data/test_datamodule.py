@@ -138,14 +138,6 @@ def test_a_resumed_fit_goes_on_where_it_was(store, tmp_path, step, when):
     assert resumed == whole[step:]
 
 
-def test_state_after_a_resume_counts_from_the_start_of_the_epoch(store):
-    loader = datamodule(store).train_dataloader()
-    loader.load_state_dict({"epoch": 0, "next_batch": 2})
-    batches = iter(loader)
-    next(batches)
-    assert loader.state_dict() == {"epoch": 0, "next_batch": 3}
-
-
 PART = """
 import sys
 from torch import distributed

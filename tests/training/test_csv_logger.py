@@ -20,13 +20,13 @@ def test_one_row_a_step_with_all_that_was_logged(tmp_path):
     ]
 
 
-def test_a_resumed_run_goes_on_with_the_rows_up_to_its_checkpoint(tmp_path):
+def test_a_resumed_run_goes_on_with_the_rows_of_steps_done(tmp_path):
     first = CsvLogger(path=str(tmp_path / "m.csv"))
     for step in range(10):
         first.log_metrics({"loss": float(step)}, step)
     first.finalize("killed later")
     second = CsvLogger(path=str(tmp_path / "m.csv"))
-    second.resume(4)
+    second.resume(5)
     second.log_metrics({"loss": 50.0}, 5)
     second.finalize("success")
     assert [row["loss"] for row in rows(tmp_path / "m.csv")] == [

@@ -5,6 +5,7 @@ import torch
 from arcloop.errors import ArtifactError
 from arcloop.models import ConvNet, Embedder
 from arcloop.searcher import Model
+from arcloop.training.checkpoints import AtomicCheckpoints
 from arcloop.training.export import GOLDEN, export_scripted
 
 
@@ -19,7 +20,7 @@ def embedder(seed):
 def checkpoint(tmp_path):
     trained = embedder(1)
     state = {f"embedder.{k}": v for k, v in trained.state_dict().items()}
-    torch.save(
+    AtomicCheckpoints().save_checkpoint(
         {"state_dict": {**state, "head.weight_CD": torch.ones(2, 8)}}, tmp_path / "best.ckpt"
     )
     return trained.eval(), tmp_path / "best.ckpt"

@@ -5,7 +5,7 @@ from arcloop.compose import bundled, compose_config
 from arcloop.errors import ConfigError
 from arcloop.steps import build
 from arcloop.training import NODES, Recipe
-from arcloop.training.module import step_seed
+from arcloop.training.module import batch_seed
 
 
 def recipe(*overrides):
@@ -14,11 +14,13 @@ def recipe(*overrides):
     return Recipe(**nodes, seed=config.seed, monitor=config.monitor)
 
 
-def test_step_seed_differs_by_seed_step_and_rank_and_by_nothing_else():
-    seeds = [step_seed(s, t, r) for s in range(4) for t in range(50) for r in range(4)]
+def test_batch_seed_differs_by_each_of_its_arguments_and_by_nothing_else():
+    seeds = [
+        batch_seed(s, e, b, r)
+        for s in range(3) for e in range(3) for b in range(40) for r in range(3)
+    ]  # fmt: skip
     assert len(set(seeds)) == len(seeds)
-    assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert batch_seed(1, 2, 3, 4) == batch_seed(1, 2, 3, 4)
 
 
 def test_weights_are_a_function_of_the_seed():

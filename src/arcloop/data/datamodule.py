@@ -48,7 +48,14 @@ class EmbeddingDataModule(pl.LightningDataModule):
         batches = ShuffledBatches(
             rows=self.store.rows("train"), batch_size=self._settings.batch_size, seed=self._seed
         )
-        return ResumableLoader(BatchDataset(self.store, "train"), batches, self._settings)
+        return ResumableLoader(
+            BatchDataset(self.store, "train"), batches, self._settings, self._trained_batches
+        )
+
+    def _trained_batches(self) -> int:
+        if self.trainer is None:
+            return 0
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def val_dataloader(self) -> BatchLoader:
         batches = OrderedBatches(

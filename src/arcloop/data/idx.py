@@ -40,11 +40,14 @@ class IdxSource(Source):
     split_seed: NonNegativeInt
 
     def fingerprint(self) -> str:
-        hashes = []
+        return sha256_json(list(self.files().values()))
+
+    def files(self) -> dict[str, str]:
+        hashes = {}
         for file in _files(self.root).values():
             with readable(file):
-                hashes.append(sha256_file(file))
-        return sha256_json(hashes)
+                hashes[str(file)] = sha256_file(file)
+        return hashes
 
     def open(self) -> Listing:
         files = _files(self.root)

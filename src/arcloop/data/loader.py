@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -62,32 +62,42 @@ class BatchLoader(DataLoader[Batch]):
 
 
 class ResumableLoader(BatchLoader):
-    """A training loader that goes on in the middle of an epoch, where a checkpoint was taken.
+    """A training loader that goes on in the middle of an epoch.
 
-    Lightning keeps `state_dict` in its checkpoints and hands it back; which epoch it is, it tells
-    the sampler.
+    Its place is not its own state: batches handed out and read ahead may be more than were trained
+    on, and Lightning hands a loader its state too late if the number of steps was asked for before.
+
+    Args:
+        dataset: Gives a batch for an array of rows.
+        batches: Yields such arrays.
+        settings: Worker processes and how far they read ahead.
+        trained: Returns how many batches of this epoch were trained on; asked when the first batch
+            is.
     """
 
-    _next_batch = 0
+    def __init__(
+        self,
+        dataset: BatchDataset,
+        batches: ShuffledBatches,
+        settings: LoaderSettings,
+        trained: Callable[[], int],
+    ) -> None:
+        super().__init__(dataset, batches, settings)
+        self._trained = trained
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # declared as a private class
         # A generator: nothing starts before the first batch is asked for, which is after Lightning
-        # has set the epoch. What workers read ahead does not count, what is handed out does.
+        # has set the epoch and restored its progress.
         assert isinstance(self.sampler, ShuffledBatches)
-        self._next_batch = self.sampler.first_batch()
-        for batch in super().__iter__():
-            self._next_batch += 1
-            yield batch
+        self.sampler.first = self._trained()
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, and the batch of it that comes next."""
-        assert isinstance(self.sampler, ShuffledBatches)
-        return {"epoch": self.sampler.epoch, "next_batch": self._next_batch}
+        """Return nothing; a loader without this method is one that Lightning warns of."""
+        return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with that batch, if that is the epoch to go on with."""
-        assert isinstance(self.sampler, ShuffledBatches)
-        self.sampler.start = (state["epoch"], state["next_batch"])
+        """Do nothing, see `state_dict`."""
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -35,7 +35,7 @@ class ShuffledBatches(Sampler[Rows]):
 
     Attributes:
         epoch: Epoch whose order `__iter__` follows; set by Lightning through `set_epoch`.
-        start: (epoch, batch): if the next `__iter__` is of this epoch, it starts with this batch.
+        first: Batch that `__iter__` starts with.
     """
 
     def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
@@ -48,26 +48,19 @@ class ShuffledBatches(Sampler[Rows]):
         # A split smaller than a batch is one batch.
         self._rows, self._batch_size, self._seed = rows, min(batch_size, rows // world), seed
         self.epoch = 0
-        self.start = (0, 0)
+        self.first = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next `__iter__`."""
         self.epoch = epoch
 
-    def first_batch(self) -> int:
-        """Return the batch that the next `__iter__` starts with."""
-        epoch, batch = self.start
-        return batch if epoch == self.epoch else 0
-
     def __len__(self) -> int:
         return self._rows // (self._batch_size * place()[1])
 
     def __iter__(self) -> Iterator[Rows]:
-        first = self.first_batch()
-        self.start = (self.epoch, 0)
         rank, world = place()
         order = np.random.default_rng([self._seed, self.epoch]).permutation(self._rows)
-        for batch in range(first, len(self)):
+        for batch in range(self.first, len(self)):
             start = (batch * world + rank) * self._batch_size
             yield np.sort(order[start : start + self._batch_size])
 

@@ -76,6 +76,10 @@ class Source(ABC):
             DataError: The source is not there.
         """
 
+    def files(self) -> dict[str, str]:
+        """Return file -> sha256, where the source is a few files; else nothing."""
+        return {}
+
     @abstractmethod
     def open(self) -> Listing:
         """Look at what there is, without reading images.

@@ -2,7 +2,7 @@
 
 from arcloop.models.convnet import ConvNet
 from arcloop.models.embedder import Embedder
-from arcloop.models.heads import ArcFace, Head
+from arcloop.models.heads import ArcFace, Head, ShardedArcFace
 from arcloop.models.iresnet import IResNet
 
-__all__ = ["ArcFace", "ConvNet", "Embedder", "Head", "IResNet"]
+__all__ = ["ArcFace", "ConvNet", "Embedder", "Head", "IResNet", "ShardedArcFace"]

@@ -4,9 +4,10 @@ from arcloop.training.callbacks import BuildIndex, Evaluate, ExportScripted
 from arcloop.training.csv_logger import CsvLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.recipe import NODES, Recipe
+from arcloop.training.resume import LastCheckpoint
 from arcloop.training.train import train
 
 __all__ = [
-    "NODES", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate", "ExportScripted", "Recipe",
-    "train",
+    "NODES", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate", "ExportScripted",
+    "LastCheckpoint", "Recipe", "train",
 ]  # fmt: skip

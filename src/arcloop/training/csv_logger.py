@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -19,8 +18,8 @@ from arcloop.atomic import write_bytes
 class CsvLogger(Logger):
     """Writes what is logged to a file that a resumed run goes on with.
 
-    Lightning's own CSVLogger deletes the file of an earlier start. This one keeps its rows up to
-    the step at which training goes on.
+    Lightning's own CSVLogger deletes the file of an earlier start. This one keeps its rows of
+    the steps before the one at which training goes on.
 
     Args:
         path: The file.
@@ -41,13 +40,17 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def resume(self, step: int) -> None:
-        """Take over the rows of an earlier start, up to the step its checkpoint was saved at."""
+        """Take over the rows of an earlier start, of the steps done when its checkpoint was saved.
+
+        Args:
+            step: How many they are; they count from 0.
+        """
         if self._path.is_file():
             with open(self._path, newline="", encoding="utf-8") as file:
                 self._rows = {
                     int(row.pop("step")): {name: value for name, value in row.items() if value}
                     for row in csv.DictReader(file)
-                    if int(row["step"]) <= step
+                    if int(row["step"]) < step
                 }
 
     @rank_zero_only
@@ -60,11 +63,12 @@ class CsvLogger(Logger):
         """Do nothing: the run's config.yaml holds them."""
 
     @rank_zero_only
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        self._write()  # so that file and checkpoint tell of the same steps
+    def finalize(self, status: str) -> None:
+        self.flush()
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
+    def flush(self) -> None:
+        """Write all rows so far, for a checkpoint must not be ahead of the file."""
         if self._rows:
             self._write()
 

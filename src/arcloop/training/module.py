@@ -13,7 +13,8 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from arcloop.errors import ResourceError
-from arcloop.models import Embedder, Head
+from arcloop.models import Embedder, Head, ShardedArcFace
+from arcloop.training import sharding
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.neighbours import leave_one_out_top1
 from arcloop.training.optimizers import GroupedOptimizer
@@ -30,7 +31,7 @@ class EmbeddingModule(pl.LightningModule):
         augmentation: Applied to training batches where the batch lies.
         optimizer: Makes the optimizer of both.
         scheduler: Makes the learning-rate schedule from (optimizer, total steps).
-        seed: All randomness of a step is a function of it, the step and the rank, so that a
+        seed: All randomness of a batch is a function of it, of epoch, batch and rank, so that a
             resumed run draws what the uninterrupted one would have drawn.
     """
 
@@ -50,6 +51,12 @@ class EmbeddingModule(pl.LightningModule):
         self._seed = seed
         self._val: list[Batch] = []
 
+    def configure_model(self) -> None:
+        """Split the head now that the process group is up; DDP has to leave its parts alone."""
+        if isinstance(self.head, ShardedArcFace):
+            self.head.split()
+            self._ddp_params_and_buffers_to_ignore = [sharding.HEAD_WEIGHT]
+
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.embedder, self.head)
         total_steps = int(self.trainer.estimated_stepping_batches)
@@ -61,11 +68,34 @@ class EmbeddingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images_BCHW, labels_B = batch
-        torch.manual_seed(step_seed(self._seed, self.global_step, self.global_rank))
+        torch.manual_seed(batch_seed(self._seed, self.current_epoch, batch_idx, self.global_rank))
         pixels_BCHW = self.augmentation(images_BCHW.float(), torch.default_generator)
+        if isinstance(self.head, ShardedArcFace):
+            self.head.at_step(self._seed, self.global_step)
         loss: Tensor = self.head(self.embedder.features(pixels_BCHW), labels_B)
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if not isinstance(self.head, ShardedArcFace) or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            sharding.clip_by_value(optimizer, gradient_clip_val)
+        else:
+            sharding.clip_by_norm(optimizer, self.head, gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(self.head, ShardedArcFace):
+            sharding.hold_whole_head(checkpoint, self.head)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(self.head, ShardedArcFace):
+            sharding.hold_own_shard(checkpoint, self.head)
 
     def on_train_epoch_end(self) -> None:
         loss = float(self.trainer.callback_metrics["train_loss"])
@@ -89,7 +119,7 @@ class EmbeddingModule(pl.LightningModule):
         self.log("val_top1", leave_one_out_top1(embeddings_ND, labels_N), prog_bar=True)
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Mix run seed, optimizer step and rank into one seed, in [0, 2^63)."""
-    (state,) = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+def batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """Mix the run's seed with a batch's place into one seed, in [0, 2^63)."""
+    (state,) = np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1, np.uint64)
     return int(state >> 1)

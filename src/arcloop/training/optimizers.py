@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from arcloop.quantities import NonNegativeFloat, PositiveFloat, check
+from arcloop.training.sparse_rows import update_rows_alone
 
 
 class GroupedOptimizer:
@@ -43,12 +44,15 @@ class GroupedOptimizer:
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
 
     def __call__(self, embedder: nn.Module, head: nn.Module) -> Optimizer:
-        """Make the optimizer of both modules' trainable parameters."""
+        """Make the optimizer of both modules' trainable parameters.
+
+        Where a gradient is sparse, it updates the rows of the gradient alone.
+        """
         groups = [
             *parameter_groups("embedder", embedder, lr=self.lr, weight_decay=self.weight_decay),
             *parameter_groups("head", head, lr=self.head_lr, weight_decay=self.head_weight_decay),
         ]
-        return self.factory(groups)
+        return update_rows_alone(self.factory(groups))
 
 
 def parameter_groups(

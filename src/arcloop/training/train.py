@@ -22,20 +22,20 @@ from arcloop.atomic import sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, unwritable
 from arcloop.progress import say
-from arcloop.training.checkpoints import read_checkpoint
 from arcloop.training.csv_logger import CsvLogger
 from arcloop.training.quiet import quiet
 from arcloop.training.recipe import NODES, Recipe
+from arcloop.training.resume import newest_whole
 
 CONFIG = "config.yaml"
-LAST = "checkpoints/last.ckpt"
+_CHECKPOINTS = "checkpoints"
 _BEGUN = ".begun.json"
 _IDENTITY = (
     "seed", "monitor", "monitor_mode",
     *(name for name in NODES if name not in ("logger", "callbacks")),
 )  # fmt: skip
 _OWN = (
-    artifacts.MANIFEST, _BEGUN, CONFIG, "checkpoints", "model.pt", "golden.npz", "metrics.csv",
+    artifacts.MANIFEST, _BEGUN, CONFIG, _CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
     "tensorboard", "gallery", "index", "evaluation",
 )  # fmt: skip
 
@@ -82,9 +82,10 @@ def train(
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
             if start is not None:
-                _resume_loggers(trainer, start)
+                _resume_loggers(trainer, start[1])
+        checkpoint = None if start is None else start[0]
         try:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # what Lightning makes of Ctrl-C
             if trainer.state.status == TrainerStatus.INTERRUPTED:
                 raise KeyboardInterrupt from None
@@ -102,11 +103,13 @@ def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     return sha256_json([{name: config[name] for name in _IDENTITY}, dict(parents)])
 
 
-def _start(run_dir: Path, identity: str, *, resume: str, overwrite: bool) -> Artifact | Path | None:
-    """Decide between a finished run, a checkpoint to go on from, and a fresh start."""
-    last = run_dir / LAST
+def _start(
+    run_dir: Path, identity: str, *, resume: str, overwrite: bool
+) -> Artifact | tuple[Path, int] | None:
+    """Decide between a finished run, a checkpoint and step to go on from, and a fresh start."""
     if resume == "true":
-        if not last.is_file():
+        last = newest_whole(run_dir / _CHECKPOINTS)
+        if last is None:
             raise ConfigError(
                 "resume=true, but there is no last.ckpt",
                 where=run_dir,
@@ -123,8 +126,8 @@ def _start(run_dir: Path, identity: str, *, resume: str, overwrite: bool) -> Art
     if begun == identity and resume == "auto":
         if artifacts.exists(run_dir):
             return artifacts.load(run_dir, "run")
-        if last.is_file():
-            say(f"train: going on from {last}")
+        if last := newest_whole(run_dir / _CHECKPOINTS):
+            say(f"train: going on from {last[0]}, after {last[1]} steps")
             return last
     if begun is None and run_dir.is_dir() and any(run_dir.iterdir()):
         raise ConfigError(
@@ -168,8 +171,7 @@ def _warn_of_slow_precision(trainer: pl.Trainer) -> None:
         )
 
 
-def _resume_loggers(trainer: pl.Trainer, checkpoint: Path) -> None:
-    step = read_checkpoint(checkpoint)["global_step"]
+def _resume_loggers(trainer: pl.Trainer, step: int) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, CsvLogger):
             logger.resume(step)

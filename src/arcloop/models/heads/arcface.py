@@ -40,18 +40,25 @@ class ArcFace(Head):
         self.easy_margin = easy_margin
 
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits with the margin, [B, C].
-
-        Only B of the B·C logits change, and in place: with many classes one array of [B, C] is all
-        that fits.
-        """
+        """Logits with the margin, [B, C]."""
         logits_BC = self.scaled_cosine(features_BD)
-        target = (torch.arange(len(labels_B), device=labels_B.device), labels_B)
-        cos_B = (logits_BC[target] / self.scale).clamp(-1, 1)
-        logits_BC[target] = self.scale * cos_with_margin(
-            cos_B, self.margin, easy_margin=self.easy_margin
-        )
+        self.add_margin(logits_BC, torch.arange(len(labels_B), device=labels_B.device), labels_B)
         return logits_BC
+
+    def add_margin(self, logits_BC: Tensor, row_M: Tensor, column_M: Tensor) -> None:
+        """Add the margin to the target logits, in place.
+
+        Only M of the B·C logits change: with many classes one array of [B, C] is all that fits.
+
+        Args:
+            logits_BC: Cosines times scale.
+            row_M: Rows of the targets.
+            column_M: Their columns.
+        """
+        cos_M = (logits_BC[row_M, column_M] / self.scale).clamp(-1, 1)
+        logits_BC[row_M, column_M] = self.scale * cos_with_margin(
+            cos_M, self.margin, easy_margin=self.easy_margin
+        )
 
 
 def cos_with_margin(cos: Tensor, margin: Angle, *, easy_margin: bool) -> Tensor:

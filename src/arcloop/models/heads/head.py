@@ -37,8 +37,12 @@ class Head(nn.Module, ABC):
         )
         super().__init__()
         self.scale = float(scale)
+        self.weight = self.make_weight(num_classes, embedding_dim)
+
+    def make_weight(self, num_classes: int, embedding_dim: int) -> nn.Parameter:
+        """Draw the class vectors, [C, D], from torch's global generator."""
         # Only the direction counts: a length near 1 makes a learning rate mean the same at any D.
-        self.weight = nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
+        return nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Mean cross-entropy: with margin in training mode, without in evaluation mode.
@@ -63,11 +67,16 @@ class Head(nn.Module, ABC):
         return (self.scaled_cosine(features_BD) / self.scale).clamp(-1, 1)
 
     def scaled_cosine(self, features_BD: Tensor) -> Tensor:
-        """Cosine times scale, [B, C]: the logits without margin.
+        """Cosine times scale, [B, C]: the logits without margin."""
+        return scaled_cosine(features_BD, self.weight, self.scale)
 
-        The scale goes into the features, B·D products instead of B·C.
-        """
-        wide = torch.promote_types(features_BD.dtype, torch.float32)
-        with torch.autocast(features_BD.device.type, enabled=False):
-            unit_BD = F.normalize(features_BD.to(wide))
-            return F.linear(self.scale * unit_BD, F.normalize(self.weight.to(wide)))
+
+def scaled_cosine(features_BD: Tensor, weight_CD: Tensor, scale: float) -> Tensor:
+    """Cosine of every feature with every class vector, times scale, [B, C].
+
+    The scale goes into the features, B·D products instead of B·C.
+    """
+    wide = torch.promote_types(features_BD.dtype, torch.float32)
+    with torch.autocast(features_BD.device.type, enabled=False):
+        unit_BD = F.normalize(features_BD.to(wide))
+        return F.linear(scale * unit_BD, F.normalize(weight_CD.to(wide)))

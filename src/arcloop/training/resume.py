@@ -1,0 +1,94 @@
+"""last.ckpt: written where nothing is half done, so that a run goes on to the very same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from arcloop.errors import ArtifactError
+from arcloop.progress import say
+from arcloop.quantities import PositiveInt, check
+from arcloop.training.checkpoints import LAST, PREVIOUS, read_checkpoint
+from arcloop.training.csv_logger import CsvLogger
+
+
+class LastCheckpoint(Callback):
+    """Writes last.ckpt at the start of every epoch, after the last one, and every few steps.
+
+    It is written just before a batch is trained on, the one moment at which everything about the
+    batch before it is over: its optimizer step, its validation, its logged row. A checkpoint of the
+    end of a batch, as Lightning's ModelCheckpoint writes it, would lose that batch's row.
+
+    Args:
+        dirpath: Folder to write to.
+        every_n_steps: Optimizer steps between two checkpoints within an epoch; None: only at its
+            start.
+    """
+
+    def __init__(self, *, dirpath: str, every_n_steps: PositiveInt | None) -> None:
+        check("callbacks.last", every_n_steps=(every_n_steps, PositiveInt | None))
+        self._dirpath, self._every = Path(dirpath), every_n_steps
+        self._saved_at: int | None = None
+        self._resumed = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self._resumed:
+            # The step that loggers are told: Lightning has counted a batch that never was one.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = step  # noqa: SLF001
+            self._resumed, self._saved_at = False, step
+        gradients_pending = batch_idx % trainer.accumulate_grad_batches != 0
+        due = batch_idx == 0 or (self._every is not None and step % self._every == 0)
+        if due and not gradients_pending and step > 0 and step != self._saved_at:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step != self._saved_at:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.flush()  # first: rows that are missing could not be had again
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self._dirpath / LAST)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._resumed = True
+
+
+def newest_whole(checkpoints: Path) -> tuple[Path, int] | None:
+    """Find the checkpoint to go on from.
+
+    A damaged last.ckpt is said, and the one before it is taken.
+
+    Args:
+        checkpoints: Folder of last.ckpt.
+
+    Returns:
+        (path, optimizer steps done), or None if there is no checkpoint.
+
+    Raises:
+        ArtifactError: There are only damaged ones.
+    """
+    damaged: ArtifactError | None = None
+    for name in (LAST, PREVIOUS):
+        path = checkpoints / name
+        if path.is_file():
+            try:
+                step = int(read_checkpoint(path)["global_step"])
+            except ArtifactError as cause:
+                say(f"warning: {cause.what}: {path}")
+                damaged = cause
+            else:
+                return path, step
+    if damaged is not None:
+        raise damaged
+    return None

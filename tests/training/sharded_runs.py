@@ -1,0 +1,89 @@
+"""Run as `python sharded_runs.py`, in an empty folder: whole runs, each in parts of several worlds.
+
+The processes of a part have the environment that torchrun gives. One interpreter imports
+everything, and all of them are forks of it.
+"""
+
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import torch._dynamo  # noqa: F401 - these three: so that not every fork imports them again
+
+import arcloop.evaluation
+import arcloop.stages  # noqa: F401
+from arcloop.artifacts import load
+from arcloop.compose import compose_config
+from arcloop.steps import apply, train_here
+
+STORE = Path("store")
+IMAGES = [
+    "data=synthetic", "data.train=150", "data.val=40", "data.gallery=40", "data.query=30",
+    "data.num_classes=7", "data.image_size=16", "data.noise=1.0",
+]  # fmt: skip
+COMMON = [
+    *IMAGES, "backbone.widths=[8,8]", "embedder.embedding_dim=16", "augmentation=none",
+    "scheduler=constant", "optimizer.lr=0.01", "optimizer.head_lr=0.05", "logger=csv",
+    "trainer.log_every_n_steps=1",
+]  # fmt: skip
+SAMPLED = [
+    "head=arcface_sharded", "head.sample_rate=0.5", "optimizer=adamw",
+    "trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2",
+]  # fmt: skip
+RUNS = {  # name -> overrides, processes of each epoch
+    "dense": (["head=arcface", "callbacks=export_only"], (2, 1, 3)),
+    "sharded": (["head=arcface_sharded"], (2, 1, 3)),
+    "sampled": ([*SAMPLED, "callbacks=export_only"], (2, 1)),
+}
+GLOBAL_BATCH = 48
+
+
+def train_part(config, run_dir, overrides, environment):
+    os.environ.update(environment)
+    train_here(config, STORE, run_dir, overrides)
+
+
+def train_in(world, overrides, run_dir):
+    trainer = ["trainer=ddp_cpu", f"trainer.devices={world}"] if world > 1 else ["trainer=cpu"]
+    overrides = [*COMMON, *overrides, *trainer, f"loader.batch_size={GLOBAL_BATCH // world}"]
+    config = compose_config([*overrides, f"run_dir={run_dir}"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(world):
+        environment = {
+            "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world,
+            "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": "test",
+        }  # fmt: skip
+        environment = {k: str(v) for k, v in environment.items()} if world > 1 else {}
+        processes.append(
+            multiprocessing.get_context("fork").Process(
+                target=train_part, args=(config, run_dir, overrides, environment)
+            )
+        )
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit(f"{run_dir} in {world} processes: {[p.exitcode for p in processes]}")
+
+
+def main():
+    apply("prepare", compose_config(IMAGES), {}, STORE)
+    for name, (overrides, worlds) in RUNS.items():
+        run_dir = Path(name)
+        for epochs, world in enumerate(worlds, start=1):
+            resume = ["resume=true"] if epochs > 1 else []
+            train_in(world, [*overrides, *resume, f"trainer.max_epochs={epochs}"], run_dir)
+            load(run_dir, "run")
+            shutil.copy(run_dir / "checkpoints/last.ckpt", f"{name}-{epochs}.ckpt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Killed anywhere and started again, a run ends with the bytes of one that was never killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from arcloop.errors import ArtifactError
+from arcloop.training.checkpoints import AtomicCheckpoints, read_checkpoint, with_digest
+from arcloop.training.resume import newest_whole
+
+OVERRIDES = [
+    "data=synthetic", "data.train=130", "data.val=30", "data.gallery=30", "data.query=20",
+    "data.num_classes=3", "data.image_size=16", "data.noise=1.0", "data.shard_rows=64",
+    "loader.batch_size=10", "trainer.max_epochs=4", "trainer.log_every_n_steps=3",
+    "backbone.widths=[4,4]", "embedder.embedding_dim=8", "embedder.dropout=0.2",
+    "callbacks.last.every_n_steps=2",
+]  # fmt: skip
+STEPS = 4 * 13
+
+# One interpreter imports everything; each start is a fork of it, as cold as a new process is.
+STARTS = """
+import os, sys
+import arcloop.training, arcloop.steps, arcloop.evaluation, arcloop.stages
+from arcloop.cli import main
+for line in sys.stdin:
+    kill, *arguments = line.rstrip("\\n").split("\\t")
+    pid = os.fork()
+    if pid == 0:
+        if kill:
+            import killing
+            killing.at(kill)
+        os.dup2(2, 1)
+        os._exit(main(arguments))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+KILLING = """
+import os, signal
+from pytorch_lightning import Callback, Trainer
+from arcloop.training import checkpoints
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at(place):
+    hook, step = place.split("@")
+    if hook == "replace":  # in the middle of writing a checkpoint
+        def write_bytes(path, content, real=checkpoints.write_bytes):
+            if steps_done() >= int(step):
+                path.with_name(f".{path.name}.tmp-{os.getpid()}").write_bytes(content[:1000])
+                die()
+            real(path, content)
+        checkpoints.write_bytes = write_bytes
+        hook = "on_train_start"
+        def act(self, trainer, *_):
+            global steps_done
+            steps_done = lambda: trainer.global_step
+    else:
+        def act(self, trainer, *_):
+            if trainer.global_step >= int(step):
+                die()
+    real_init = Trainer.__init__
+    killer = type("Killer", (Callback,), {hook: act})()
+    def init(self, *args, callbacks=(), **kwargs):
+        real_init(self, *args, callbacks=[*callbacks, killer], **kwargs)
+    Trainer.__init__ = init
+"""
+HOOKS = (
+    "on_train_batch_start", "on_before_backward", "on_before_zero_grad", "on_train_batch_end",
+    "on_validation_end", "on_train_epoch_end", "replace",
+)  # fmt: skip
+FILES = (
+    "metrics.csv", "model.pt", "index/faiss_index.bin", "index/faiss_label.json",
+    "evaluation/metrics.json",
+)  # fmt: skip
+
+
+@pytest.fixture
+def start(tmp_path):
+    (tmp_path / "killing.py").write_text(KILLING)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTS], cwd=tmp_path, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+
+    def call(run, kill=""):
+        print(kill, "run", *OVERRIDES, f"run_dir={run}", sep="\t", file=process.stdin, flush=True)
+        return int(process.stdout.readline())
+
+    yield call
+    process.communicate(timeout=60)
+
+
+def test_killed_at_twenty_steps_a_run_ends_as_if_it_never_was(start, tmp_path):
+    draw = random.Random(7)
+    steps = sorted(draw.sample(range(1, STEPS), 20))
+    assert start("whole") == 0
+    for step in steps:
+        hook = draw.choice(HOOKS)
+        assert start("killed", f"{hook}@{step}") == -signal.SIGKILL, (hook, step)
+    assert start("killed") == 0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for file in FILES:
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
+    rows = (whole / "metrics.csv").read_text().splitlines()
+    assert [int(row.partition(",")[0]) for row in rows[1:]] == sorted(
+        {*range(2, STEPS, 3), *range(12, STEPS, 13)}
+    )
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    for step in (3, 5):
+        AtomicCheckpoints().save_checkpoint(
+            {"global_step": step, "weights": torch.arange(1000.0)}, tmp_path / "last.ckpt"
+        )
+    return tmp_path
+
+
+def test_the_last_checkpoint_is_taken(two_checkpoints):
+    assert newest_whole(two_checkpoints) == (two_checkpoints / "last.ckpt", 5)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "empty"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(two_checkpoints, damage, capsys):
+    last = two_checkpoints / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes({"flipped": bytes(content), "torn": content[:-700], "empty": b""}[damage])
+    assert newest_whole(two_checkpoints) == (two_checkpoints / "last-previous.ckpt", 3)
+    assert "warning" in capsys.readouterr().err
+
+
+def test_only_damaged_checkpoints_are_an_error(two_checkpoints):
+    for path in two_checkpoints.iterdir():
+        path.write_bytes(b"x" * 2000)
+    with pytest.raises(ArtifactError, match="torn or was changed"):
+        newest_whole(two_checkpoints)
+
+
+def test_no_checkpoint(tmp_path):
+    assert newest_whole(tmp_path) is None
+
+
+def test_every_flipped_byte_is_seen(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpoints().save_checkpoint({"a": torch.zeros(3)}, path)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 0x10
+        path.write_bytes(flipped)
+        with pytest.raises(ArtifactError):
+            read_checkpoint(path)
+
+
+def test_torch_reads_a_checkpoint_with_its_digest(tmp_path):
+    torch.save({"a": torch.arange(4)}, tmp_path / "plain")
+    path = Path(tmp_path / "digested")
+    path.write_bytes(with_digest((tmp_path / "plain").read_bytes()))
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.arange(4))

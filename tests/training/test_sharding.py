@@ -1,0 +1,72 @@
+"""Whole runs under a sharded head, in parts of different numbers of processes."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from arcloop import artifacts
+from arcloop.training.checkpoints import read_checkpoint
+from arcloop.training.sharding import clip_by_value
+
+CLASSES, D = 7, 16
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    script = Path(__file__).with_name("sharded_runs.py")
+    result = subprocess.run(
+        [sys.executable, script], cwd=folder, timeout=150, stderr=subprocess.PIPE, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def curve(run: Path) -> list[float]:
+    with open(run / "metrics.csv", newline="") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+
+def test_the_loss_follows_that_of_the_dense_head_through_every_change_of_world(runs):
+    dense, sharded = curve(runs / "dense"), curve(runs / "sharded")
+    assert len(dense) == len(sharded) == 9
+    assert sharded == pytest.approx(dense, rel=1e-4)
+    # A head that was not carried over would start again high up.
+    assert dense[-1] < 0.8 * dense[0]
+
+
+def test_runs_are_complete(runs):
+    run = artifacts.load(runs / "sharded", "run")
+    assert 0 < run.info["objective"] <= 1
+    artifacts.load(runs / "sharded/evaluation", "evaluation")
+    artifacts.load(runs / "sampled", "run")
+
+
+@pytest.mark.parametrize("name", ["dense-1", "sharded-1", "sharded-2", "sharded-3", "sampled-2"])
+def test_a_checkpoint_holds_the_whole_head_and_its_whole_state(runs, name):
+    checkpoint = read_checkpoint(runs / f"{name}.ckpt")
+    (optimizer,) = checkpoint["optimizer_states"]
+    (group,) = [g for g in optimizer["param_groups"] if g["name"] == "head"]
+    state = optimizer["state"][group["params"][0]]
+    by_class = [v for v in state.values() if v.ndim == 2]
+    assert len(by_class) == (2 if name.startswith("sampled") else 1)
+    for tensor in (checkpoint["state_dict"]["head.weight"], *by_class):
+        assert tensor.shape == (CLASSES, D)
+        assert tensor.isfinite().all()
+        assert tensor.any(dim=1).all()
+        assert len(tensor.unique(dim=0)) == CLASSES
+
+
+def test_clipping_by_value_reaches_sparse_gradients():
+    weight, other = (torch.nn.Parameter(torch.zeros(4, 2)) for _ in range(2))
+    rows = torch.tensor([[1, 3, 1]])
+    values = torch.tensor([[3.0, -1.0], [-5.0, 0.5], [1.0, -1.0]])
+    weight.grad = torch.sparse_coo_tensor(rows, values, (4, 2), check_invariants=False)
+    other.grad = torch.full((4, 2), -3.0)
+    clip_by_value(torch.optim.SGD([weight, other], lr=0.1), 1.5)
+    assert weight.grad.to_dense().tolist() == [[0, 0], [1.5, -1.5], [0, 0], [-1.5, 0.5]]
+    assert other.grad.tolist() == [[-1.5, -1.5]] * 4
