@@ -8,6 +8,32 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+SMALL = [
+    "data=synthetic", "data.train=300", "data.val=60", "data.gallery=90", "data.query=70",
+    "data.num_classes=3", "data.image_size=16", "data.noise=1.0", "data.shard_rows=64",
+    "loader.batch_size=50", "trainer.max_epochs=2", "backbone.widths=[8,8]",
+    "embedder.embedding_dim=16",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder in which `arcloop run` ended well; tests that change it copy it first."""
+    from arcloop.cli import main
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def work(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    return tmp_path / "w"
+
 
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch):

@@ -11,35 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.cli import main
 from arcloop.images import encode_png
 from arcloop.training.checkpoints import read_checkpoint
-
-SMALL = [
-    "data=synthetic", "data.train=300", "data.val=60", "data.gallery=90", "data.query=70",
-    "data.num_classes=3", "data.image_size=16", "data.noise=1.0", "data.shard_rows=64",
-    "loader.batch_size=50", "trainer.max_epochs=2", "backbone.widths=[8,8]",
-    "embedder.embedding_dim=16",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder in which `arcloop run` ended well; tests that change it copy it first."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["run", *SMALL]) == 0
-    return folder
-
-
-@pytest.fixture
-def work(finished, tmp_path, monkeypatch):
-    shutil.copytree(finished, tmp_path / "w")
-    monkeypatch.chdir(tmp_path / "w")
-    return tmp_path / "w"
 
 
 def manifests(folder):

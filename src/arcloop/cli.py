@@ -56,6 +56,14 @@ def _dispatch(arguments: list[str]) -> int:
         from arcloop.query import query
 
         return query(rest)
+    if verb == "lineage":
+        from arcloop.lineage import lineage
+
+        return lineage(rest)
+    if verb == "reproduce":
+        from arcloop.reproduce import reproduce
+
+        return reproduce(rest)
     if "-h" in rest or "--help" in rest:
         print(usage.of_verb(verb))
         return 0

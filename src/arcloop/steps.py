@@ -224,11 +224,18 @@ def build(config: DictConfig, name: str) -> Any:
     Raises:
         ConfigError: Its constructor refuses the values.
     """
+    node = config[name]
+    return {} if node is None else build_node(node)
+
+
+def build_node(node: Any) -> Any:
+    """Make the object that a node describes, out of a config or out of a manifest.
+
+    Raises:
+        ConfigError: Its constructor refuses the values.
+    """
     from hydra.utils import instantiate
 
-    node = config[name]
-    if node is None:
-        return {}
     try:
         return instantiate(node, _convert_="object")
     except Exception as cause:  # whatever a constructor raises on a wrong value

@@ -14,6 +14,8 @@ VERBS = {
     "embed": "run -> embeddings of the gallery",
     "index": "run -> faiss index, with its open-set threshold",
     "evaluate": "run -> metrics, gate and report, without training",
+    "lineage": "model, index, run or archive -> the chain back to its images, verified",
+    "reproduce": "run -> the same again: equal, or the first difference",
     "query": "an image -> its nearest neighbours: arcloop query IMAGE --run RUN_DIR",
 }
 _EXAMPLES = {

@@ -1,0 +1,1 @@
+"""Servers of one archive side by side: requests a second and latency, by number of clients."""

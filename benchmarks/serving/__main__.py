@@ -1,0 +1,223 @@
+"""`python -m benchmarks.serving [--peers PYTHON] [--rows 10000,1000000] [--seconds 3]`.
+
+Every server answers from the same archive, one after another on the same cores, asked from another
+process. LitServe and KServe's server need packages of other versions than ours: name the Python of
+an environment with `pip install litserve kserve torch faiss-cpu pillow pyyaml`, or they are left
+out. Prints a table with ratios to the best peer and to a call in the process, then JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "serving"))  # scripts, not a package
+
+from rich.table import Table
+
+from benchmarks.measure import console, machine
+from benchmarks.serving.workload import Workload, make
+from http_process import HttpServer
+from server_process import ServerProcess
+from torchserve import TorchServe
+
+_HERE = Path(__file__).parent
+_CLIENTS = (1, 8, 32)
+_OURS = "fastapi"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server that is up.
+
+    Attributes:
+        port: Where it is asked.
+        path: What is asked for.
+        bodies: How it wants images: "raw", or in JSON as "one" or as "instances".
+    """
+
+    port: int
+    path: str
+    bodies: str = "raw"
+
+
+Start = Callable[[Workload, Path], contextlib.AbstractContextManager[Contender]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", help="Python that has litserve and kserve")
+    parser.add_argument("--rows", default="10000,1000000")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only", default="", help="names of servers, by commas")
+    given = parser.parse_args()
+    servers = _servers(given.peers)
+    if given.only:
+        servers = {name: servers[name] for name in given.only.split(",")}
+    results = []
+    with tempfile.TemporaryDirectory(prefix="arcloop-bench-") as name:
+        for rows in map(int, given.rows.split(",")):
+            workload = make(Path(name), rows, workers=given.workers)
+            bound = _in_process(workload, given.seconds)
+            results.append({"rows": rows, "server": "in process", "clients": 0, "qps": bound})
+            for server, start in servers.items():
+                results += [
+                    {"rows": rows, "server": server, **found}
+                    for found in _measure(start, workload, Path(name), given.seconds)
+                ]
+            shutil.rmtree(workload.unpacked.parent)
+            _show(rows, [r for r in results if r["rows"] == rows], bound)
+    print(json.dumps({"machine": machine(), "workers": given.workers, "results": results}))
+
+
+def _servers(peers: str | None) -> dict[str, Start]:
+    found: dict[str, Start] = {_OURS: _own(HttpServer), "torchserve": _own(TorchServe)}
+    if peers:
+        found["litserve"] = _litserve(peers)
+        found["kserve"] = _kserve(peers)
+    return found
+
+
+def _measure(start: Start, workload: Workload, folder: Path, seconds: float) -> list[dict]:  # type: ignore[type-arg]
+    found = []
+    with start(workload, Path(tempfile.mkdtemp(dir=folder))) as server:
+        bodies = workload.write_bodies(folder / "bodies.json", server.bodies)
+        for clients in _CLIENTS:
+            command = [sys.executable, str(_HERE / "load.py"), str(server.port), server.path,
+                       str(bodies), str(clients), str(seconds)]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found.append({"clients": clients, **json.loads(done.stdout)})
+    return found
+
+
+def _in_process(workload: Workload, seconds: float) -> float:
+    """Images a second of batches asked by a plain call, in a process of its own."""
+    code = (
+        "import sys, time, json, base64, yaml; from pathlib import Path\n"
+        "from responder import Question, Responder\n"
+        "settings = yaml.safe_load(Path('model-config.yaml').read_bytes())\n"
+        "responder = Responder(Path('.'), settings['handler'])\n"
+        "bodies = json.load(open(sys.argv[1]))['bodies']\n"
+        "questions = [Question(base64.b64decode(b)) for b in bodies]\n"
+        "size = settings['batchSize']\n"
+        "def ask(until):\n"
+        "    done = 0\n"
+        "    while time.perf_counter() < until:\n"
+        "        start = done % len(questions)\n"
+        "        done += len(responder.reply(questions[start:start + size]))\n"
+        "    return done\n"
+        "ask(time.perf_counter() + 0.5)\n"
+        "start = time.perf_counter(); done = ask(start + float(sys.argv[2]))\n"
+        "print(done / (time.perf_counter() - start))\n"
+    )
+    bodies = workload.write_bodies(workload.unpacked.parent / "bodies.json", "raw")
+    command = [sys.executable, "-W", "ignore", "-c", code, str(bodies), str(seconds)]
+    done = subprocess.run(
+        command, cwd=workload.unpacked, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def _own(kind: type[ServerProcess]) -> Start:
+    @contextlib.contextmanager
+    def start(workload: Workload, folder: Path) -> Iterator[Contender]:
+        with kind(workload.settings, workload.archive, folder) as server:
+            server.wait_until_ready()
+            yield Contender(server.endpoint.port, server.endpoint.path)
+
+    return start
+
+
+def _litserve(python: str) -> Start:
+    def command(workload: Workload) -> list[str]:
+        settings = workload.settings
+        given = (workload.unpacked, settings.inference_port, settings.batch_size)
+        return [python, str(_HERE / "litserve_server.py"), *map(str, given)]
+
+    return _foreign(command, lambda _: "/predict", bodies="one")
+
+
+def _kserve(python: str) -> Start:
+    def command(workload: Workload) -> list[str]:
+        settings = workload.settings
+        given = (workload.unpacked, settings.inference_port, settings.name)
+        return [python, str(_HERE / "kserve_server.py"), *map(str, given)]
+
+    return _foreign(command, lambda w: f"/v1/models/{w.settings.name}:predict", bodies="instances")
+
+
+def _foreign(
+    command: Callable[[Workload], list[str]], path: Callable[[Workload], str], *, bodies: str
+) -> Start:
+    @contextlib.contextmanager
+    def start(workload: Workload, folder: Path) -> Iterator[Contender]:
+        with open(folder / "log.txt", "w") as log:
+            process = subprocess.Popen(
+                command(workload), cwd=folder, stdout=log, stderr=log, start_new_session=True
+            )
+        contender = Contender(workload.settings.inference_port, path(workload), bodies)
+        try:
+            _wait_until_open(contender.port, process, folder / "log.txt")
+            yield contender
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    return start
+
+
+def _wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            time.sleep(1)
+            return
+        time.sleep(0.2)
+    raise RuntimeError(log.read_text()[-2000:])
+
+
+def _show(rows: int, results: list[dict], bound: float) -> None:  # type: ignore[type-arg]
+    table = Table(title=f"{rows:,} x 128; in process {bound:,.0f} images/s; {machine()}")
+    for column in (
+        "server",
+        "clients",
+        "QPS",
+        "p50 ms",
+        "p99 ms",
+        "QPS / best peer",
+        "QPS / bound",
+    ):
+        table.add_column(column, justify="right" if column != "server" else "left")
+    for result in results:
+        if not result["clients"]:
+            continue
+        same = [r for r in results if r["clients"] == result["clients"]]
+        best = max((r["qps"] for r in same if r["server"] != _OURS), default=0.0)
+        table.add_row(
+            result["server"],
+            str(result["clients"]),
+            f"{result['qps']:,.0f}",
+            f"{result['p50_ms']:.1f}",
+            f"{result['p99_ms']:.1f}",
+            f"{result['qps'] / best:.2f}" if best else "",
+            f"{result['qps'] / bound:.2f}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
