@@ -66,8 +66,8 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
             axis.legend()
     rates = axes[2].lines
     if rates:  # a bell in most schedules: the legend goes above it
-        highest = max(float(np.max(line.get_ydata())) for line in rates)
-        axes[2].set_ylim(0, highest * (1.1 + 0.12 * len(rates)))
+        fastest = max(float(np.max(line.get_ydata())) for line in rates)
+        axes[2].set_ylim(0, fastest * (1.1 + 0.12 * len(rates)))
         axes[2].legend(loc="upper right")
     return drawn
 

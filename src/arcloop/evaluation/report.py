@@ -23,6 +23,7 @@ from arcloop.evaluation.judge import Judgement
 from arcloop.evaluation.mistakes import Mistake
 from arcloop.evaluation.projection import LEAST_ROWS, project
 from arcloop.evaluation.style import encode_png
+from arcloop.evaluation.verification import Roc
 
 ReadImage = Callable[[str, int], npt.NDArray[np.uint8]]
 """Split ("query" or "gallery") and row -> uint8 [H, W, C]."""
@@ -30,6 +31,7 @@ ReadImage = Callable[[str, int], npt.NDArray[np.uint8]]
 _NEIGHBOURS = 6
 _CONFUSED_PAIRS = 12
 _THUMBNAIL = 128  # pixels; a smaller image keeps its own
+_ROC_POINTS = 120
 _PIXELATED = 64  # pixels up to which an image is shown enlarged with its pixels sharp
 
 
@@ -46,7 +48,7 @@ def write_report(
     lineage: Sequence[tuple[str, str]],
     gate: Verdict,
 ) -> None:
-    """Write confusion_matrix.csv, *.png and report.html.
+    """Write confusion_matrix.csv, roc.csv, *.png and report.html.
 
     Args:
         folder: Where to; it exists.
@@ -61,6 +63,8 @@ def write_report(
         gate: The verdict.
     """
     _write_confusion(folder / "confusion_matrix.csv", judgement, classes)
+    if judgement.pairs.eer() is not None:
+        _write_roc(folder / "roc.csv", judgement.pairs.roc())
     images = {}
     for name, drawn in _figures(judgement, classes, curves):
         content = encode_png(drawn)
@@ -141,6 +145,17 @@ def _write_confusion(path: Path, judgement: Judgement, classes: list[str]) -> No
         writer.writerow(["true class", *names])
         for name, counts_S in zip(names, table.counts.tolist(), strict=True):
             writer.writerow([name, *counts_S])
+
+
+def _write_roc(path: Path, roc: Roc) -> None:
+    """Write points of the curve, evenly over the magnitudes of the false accept rate."""
+    rates = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, _ROC_POINTS)])
+    points = np.unique(np.searchsorted(roc.far, rates))
+    columns = [column[points].tolist() for column in (roc.far, roc.tar, roc.threshold)]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["far", "tar", "threshold"])
+        writer.writerows(zip(*columns, strict=True))
 
 
 def _describe(mistake: Mistake, classes: list[str], image: ReadImage) -> dict[str, Any]:
