@@ -58,12 +58,15 @@ class LoaderSettings(_Checked):
         num_workers: Loader processes; 0 reads in the training process, which is fastest for
             small images, since a batch is gathered with a few copies from the memory map.
         prefetch_factor: Batches each worker keeps ready.
+        on_device: Keep the whole train and val splits on the device, as uint8, so that no batch is
+            copied there; for data that fits.
     """
 
     batch_size: PositiveInt = MISSING
     eval_batch_size: PositiveInt = MISSING
     num_workers: NonNegativeInt = MISSING
     prefetch_factor: PositiveInt = MISSING
+    on_device: bool = MISSING
 
 
 @dataclass(kw_only=True)
@@ -163,6 +166,7 @@ class Config:
         resume: "auto": go on with a run of this config that was interrupted; "true": go on from
             last.ckpt, whatever the config; "false": start again.
         overwrite: Replace a finished run of another config in `run_dir`.
+        compile: Train the backbone through torch.compile; the eager one is what is scripted.
         force: Deploy a run whose gate did not pass; the archive's manifest says so.
         monitor: Metric of val that selects the checkpoint and is a sweep's objective.
         monitor_mode: Whether more ("max") or less ("min") of it is better.
@@ -175,6 +179,7 @@ class Config:
     store_dir: str | None = None
     resume: str = MISSING
     overwrite: bool = MISSING
+    compile: bool = MISSING
     force: bool = MISSING
     monitor: str = MISSING
     monitor_mode: str = MISSING

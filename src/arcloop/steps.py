@@ -43,7 +43,7 @@ STEPS: Mapping[str, Step] = {
         Step(
             "train",
             (
-                "seed", "monitor", "monitor_mode", "loader", "augmentation", "backbone",
+                "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
                 "embedder", "head", "optimizer", "scheduler", "trainer", "logger", "callbacks",
             ),
             ("store",),
@@ -173,7 +173,7 @@ def _recipe(config: DictConfig) -> Any:
     from arcloop.training import NODES, Recipe
 
     nodes = {name: build(config, name) for name in NODES}
-    return Recipe(**nodes, seed=config.seed, monitor=config.monitor)
+    return Recipe(**nodes, seed=config.seed, monitor=config.monitor, compile=config.compile)
 
 
 def _embed(call: _Call) -> Artifact:

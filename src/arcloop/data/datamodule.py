@@ -6,9 +6,17 @@ from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
+from torch.utils.data import Dataset
 
 from arcloop.config import LoaderSettings
-from arcloop.data.loader import BatchDataset, BatchLoader, ResumableLoader
+from arcloop.data.loader import (
+    Batch,
+    BatchDataset,
+    BatchLoader,
+    ResidentDataset,
+    ResumableLoader,
+)
 from arcloop.data.sampler import OrderedBatches, ShuffledBatches
 from arcloop.data.store import Store
 
@@ -49,8 +57,14 @@ class EmbeddingDataModule(pl.LightningDataModule):
             rows=self.store.rows("train"), batch_size=self._settings.batch_size, seed=self._seed
         )
         return ResumableLoader(
-            BatchDataset(self.store, "train"), batches, self._settings, self._trained_batches
+            self._dataset("train"), batches, self._settings, self._trained_batches
         )
+
+    def _dataset(self, split: str) -> Dataset[Batch]:
+        if not self._settings.on_device:
+            return BatchDataset(self.store, split)
+        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device
+        return ResidentDataset(self.store, split, torch.device(device))
 
     def _trained_batches(self) -> int:
         if self.trainer is None:
@@ -61,4 +75,4 @@ class EmbeddingDataModule(pl.LightningDataModule):
         batches = OrderedBatches(
             rows=self.store.rows("val"), batch_size=self._settings.eval_batch_size
         )
-        return BatchLoader(BatchDataset(self.store, "val"), batches, self._settings)
+        return BatchLoader(self._dataset("val"), batches, self._settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from arcloop.config import LoaderSettings
 from arcloop.data.sampler import ShuffledBatches
 from arcloop.data.store import Store
+from arcloop.errors import ResourceError
 
 Batch = tuple[Tensor, Tensor]
 Rows = npt.NDArray[np.int64]
+_RESIDENT_ROWS = 4096
 
 
 class BatchDataset(Dataset[Batch]):
@@ -36,6 +39,41 @@ class BatchDataset(Dataset[Batch]):
         return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), torch.from_numpy(labels_B)
 
 
+class ResidentDataset(Dataset[Batch]):
+    """A split that lives on the device as a whole, uint8; a batch is one gather there.
+
+    Args:
+        store: The store.
+        split: One of `SPLITS`.
+        device: Where to keep it.
+
+    Raises:
+        ResourceError: It does not fit there.
+    """
+
+    def __init__(self, store: Store, split: str, device: torch.device) -> None:
+        rows = store.rows(split)
+        size = rows * math.prod(store.image_shape)
+        if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
+            raise ResourceError(
+                f"{split} needs {size / 2**30:.1f} GiB, but {device} has {free / 2**30:.1f} free",
+                remedy="leave loader.on_device=false",
+            )
+        self._images_NHWC = torch.empty(
+            (rows, *store.image_shape), dtype=torch.uint8, device=device
+        )
+        start = 0
+        for images_BHWC, _ in store.batches(split, _RESIDENT_ROWS):
+            self._images_NHWC[start : start + len(images_BHWC)] = torch.from_numpy(images_BHWC)
+            start += len(images_BHWC)
+        self._labels_N = torch.from_numpy(store.labels(split)).to(device)
+
+    def __getitem__(self, rows: Rows) -> Batch:
+        """Return uint8 [B, C, H, W], strided as channels_last, and int64 [B], on the device."""
+        rows_B = torch.from_numpy(rows).to(self._labels_N.device)
+        return self._images_NHWC[rows_B].permute(0, 3, 1, 2), self._labels_N[rows_B]
+
+
 class BatchLoader(DataLoader[Batch]):
     """Loads what a sampler of batches asks for.
 
@@ -46,9 +84,9 @@ class BatchLoader(DataLoader[Batch]):
     """
 
     def __init__(
-        self, dataset: BatchDataset, batches: Sampler[Rows], settings: LoaderSettings
+        self, dataset: Dataset[Batch], batches: Sampler[Rows], settings: LoaderSettings
     ) -> None:
-        workers = settings.num_workers
+        workers = 0 if settings.on_device else settings.num_workers
         super().__init__(
             dataset,
             batch_size=None,  # an item is a batch already
@@ -56,7 +94,7 @@ class BatchLoader(DataLoader[Batch]):
             num_workers=workers,
             prefetch_factor=settings.prefetch_factor if workers else None,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not settings.on_device,
             collate_fn=_as_it_is,
         )
 
@@ -77,7 +115,7 @@ class ResumableLoader(BatchLoader):
 
     def __init__(
         self,
-        dataset: BatchDataset,
+        dataset: Dataset[Batch],
         batches: ShuffledBatches,
         settings: LoaderSettings,
         trained: Callable[[], int],

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from arcloop.errors import ResourceError
+from arcloop.errors import ConfigError, ResourceError
 from arcloop.models import Embedder, Head, ShardedArcFace
 from arcloop.training import sharding
 from arcloop.training.augmentation import Augmentation
@@ -51,11 +52,25 @@ class EmbeddingModule(pl.LightningModule):
         self._seed = seed
         self._val: list[Batch] = []
 
-    def configure_model(self) -> None:
-        """Split the head now that the process group is up; DDP has to leave its parts alone."""
+    def setup(self, stage: str) -> None:
+        """Split the head now that the process group is up; DDP has to leave its parts alone.
+
+        Raises:
+            ConfigError: The weights are to be averaged too, which takes whole ones.
+        """
         if isinstance(self.head, ShardedArcFace):
+            if any(isinstance(c, WeightAveraging) for c in self._callbacks()):
+                raise ConfigError(
+                    "weights cannot be averaged while the head is split",
+                    where="head=arcface_sharded, callbacks.ema",
+                    remedy="use head=arcface, or leave callbacks.ema out",
+                )
             self.head.split()
             self._ddp_params_and_buffers_to_ignore = [sharding.HEAD_WEIGHT]
+
+    def _callbacks(self) -> Sequence[pl.Callback]:
+        callbacks: Sequence[pl.Callback] = getattr(self.trainer, "callbacks", [])
+        return callbacks
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.embedder, self.head)

@@ -37,6 +37,7 @@ class Recipe:
     Attributes:
         seed: Source of every random number.
         monitor: Metric that selects the checkpoint.
+        compile: Run the backbone through torch.compile while training.
         loader: How batches are read.
         augmentation: Applied to training batches.
         backbone: Makes the backbone from `in_channels`.
@@ -51,6 +52,7 @@ class Recipe:
 
     seed: int
     monitor: str
+    compile: bool = False
     loader: LoaderSettings
     augmentation: Augmentation
     backbone: Callable[..., nn.Module]
@@ -77,6 +79,8 @@ class Recipe:
                          image_shape=image_shape)  # fmt: skip
         head = _call("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
+        if self.compile:
+            embedder.backbone.compile()  # in place: names of weights stay, and so does forward
         return EmbeddingModule(
             embedder,
             head,

@@ -20,7 +20,7 @@ from arcloop import artifacts, times
 from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
-from arcloop.errors import ConfigError, unwritable
+from arcloop.errors import ConfigError, ResourceError, unwritable
 from arcloop.progress import say
 from arcloop.training.csv_logger import CsvLogger
 from arcloop.training.quiet import quiet
@@ -31,7 +31,7 @@ CONFIG = "config.yaml"
 _CHECKPOINTS = "checkpoints"
 _BEGUN = ".begun.json"
 _IDENTITY = (
-    "seed", "monitor", "monitor_mode",
+    "seed", "monitor", "monitor_mode", "compile",
     *(name for name in NODES if name not in ("logger", "callbacks")),
 )  # fmt: skip
 _OWN = (
@@ -83,9 +83,12 @@ def train(
             _begin(run_dir, identity, config, fresh=start is None)
             if start is not None:
                 _resume_loggers(trainer, start[1])
+            say(_mode(trainer, recipe))
         checkpoint = None if start is None else start[0]
         try:
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        except torch.OutOfMemoryError as cause:
+            raise _out_of_memory(trainer, recipe, cause) from None
         except SystemExit:  # what Lightning makes of Ctrl-C
             if trainer.state.status == TrainerStatus.INTERRUPTED:
                 raise KeyboardInterrupt from None
@@ -100,7 +103,9 @@ def train(
 
 def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     """Hash of all that decides what the weights become."""
-    return sha256_json([{name: config[name] for name in _IDENTITY}, dict(parents)])
+    decisive = {name: config[name] for name in _IDENTITY}
+    decisive["averaging"] = config["callbacks"].get("ema")
+    return sha256_json([decisive, dict(parents)])
 
 
 def _start(
@@ -159,6 +164,27 @@ def _begin(run_dir: Path, identity: str, config: Mapping[str, Any], *, fresh: bo
         write_bytes(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False).encode())
     except OSError as cause:
         raise unwritable(run_dir, cause) from cause
+
+
+def _mode(trainer: pl.Trainer, recipe: Recipe) -> str:
+    device = trainer.strategy.root_device
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return (
+        f"train: {trainer.world_size} x {device.type}, {trainer.precision},"
+        f" batch {recipe.loader.batch_size}, "
+        + ("deterministic" if deterministic else "not deterministic")
+        + (", compiled" if recipe.compile else "")
+    )
+
+
+def _out_of_memory(trainer: pl.Trainer, recipe: Recipe, cause: Exception) -> ResourceError:
+    size = recipe.loader.batch_size
+    return ResourceError(
+        f"the memory of {trainer.strategy.root_device} ran out with batches of {size} in"
+        f" {trainer.precision}: {str(cause).partition('. ')[0]}",
+        remedy=f"loader.batch_size={max(size // 2, 1)} trainer.accumulate_grad_batches=2,"
+        " trainer.precision=bf16-mixed, or loader.on_device=false",
+    )
 
 
 def _warn_of_slow_precision(trainer: pl.Trainer) -> None:

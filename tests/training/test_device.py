@@ -1,0 +1,87 @@
+"""What makes training faster changes nothing but the time; what it cannot do it says."""
+
+import copy
+
+import pytest
+import torch
+from tests.conftest import SMALL
+
+from arcloop.cli import main
+from arcloop.compose import compose_config
+from arcloop.steps import build
+from arcloop.training import NODES, Recipe
+
+TRAIN = ["train", *SMALL, "callbacks=export_only"]
+
+
+def weights(run):
+    return torch.jit.load(f"{run}/model.pt").state_dict()
+
+
+def test_data_on_the_device_trains_the_same_model(in_tmp, capsys):
+    assert main([*TRAIN, "run_dir=mapped"]) == 0
+    assert main([*TRAIN, "run_dir=resident", "loader.on_device=true"]) == 0
+    mapped, resident = weights("mapped"), weights("resident")
+    assert all(torch.equal(mapped[name], resident[name]) for name in mapped)
+    assert "1 x cpu, 32-true, batch 50, deterministic" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_one_message(in_tmp, monkeypatch, capsys):
+    from arcloop.training.module import EmbeddingModule
+
+    def training_step(self, batch, batch_idx):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(EmbeddingModule, "training_step", training_step)
+    assert main(TRAIN) == 1
+    error = capsys.readouterr().err.partition("error: ")[2]
+    for part in ("batches of 50", "32-true", "loader.batch_size=25", "accumulate_grad_batches=2",
+                 "precision=bf16-mixed", "on_device=false"):  # fmt: skip
+        assert part in error
+
+
+def test_the_average_is_what_is_exported(in_tmp):
+    """With a decay of 0 the average is the weights themselves, with 0.9 it lags behind."""
+    assert main([*TRAIN, "run_dir=plain"]) == 0
+    for name, decay in (("none", 0.0), ("slow", 0.9)):
+        assert main([*TRAIN, f"run_dir={name}", "callbacks=ema", f"callbacks.ema.decay={decay}",
+                     "callbacks.build_index=null", "callbacks.evaluate=null"]) == 0  # fmt: skip
+    plain, none, slow = weights("plain"), weights("none"), weights("slow")
+    assert all(torch.equal(plain[name], none[name]) for name in plain)
+    assert not all(torch.equal(plain[name], slow[name]) for name in plain)
+
+
+def test_another_average_is_another_run(in_tmp, capsys):
+    assert main([*TRAIN, "run_dir=run"]) == 0
+    assert main(["train", *SMALL, "run_dir=run", "callbacks=ema"]) == 2
+    assert "another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_accumulated_and_clipped(in_tmp, precision):
+    assert main([*TRAIN, f"trainer.precision={precision}", "trainer.accumulate_grad_batches=2",
+                 "trainer.gradient_clip_val=1.0"]) == 0  # fmt: skip
+
+
+def test_a_compiled_backbone_learns_the_same_and_the_eager_one_is_scripted():
+    def gradients(compiled):
+        config = compose_config(["backbone.widths=[4]", "backbone.depth=1"])
+        nodes = {name: build(config, name) for name in NODES}
+        recipe = Recipe(**nodes, seed=0, monitor="val_top1", compile=compiled)
+        module = recipe.make_module((8, 8, 1), 2).train()
+        embedder = module.embedder
+        assert (embedder.backbone._compiled_call_impl is not None) == compiled
+        pixels = torch.linspace(0, 255, 256).sin().view(4, 1, 8, 8)
+        module.head(embedder.features(pixels), torch.tensor([0, 1, 1, 0])).backward()
+        torch.jit.script(copy.deepcopy(embedder))
+        return {name: p.grad for name, p in embedder.named_parameters()}
+
+    eager, compiled = gradients(compiled=False), gradients(compiled=True)
+    assert eager.keys() == compiled.keys()
+    for name, gradient in eager.items():
+        torch.testing.assert_close(compiled[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_are_not_averaged_while_the_head_is_split(in_tmp, capsys):
+    assert main(["train", *SMALL, "callbacks=ema", "head=arcface_sharded"]) == 2
+    assert "cannot be averaged" in capsys.readouterr().err
