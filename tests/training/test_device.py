@@ -78,8 +78,9 @@ def test_a_compiled_backbone_learns_the_same_and_the_eager_one_is_scripted():
 
     eager, compiled = gradients(compiled=False), gradients(compiled=True)
     assert eager.keys() == compiled.keys()
-    for name, gradient in eager.items():
-        torch.testing.assert_close(compiled[name], gradient, rtol=1e-3, atol=1e-4)
+    # As one vector: that of a bias before a batch norm is nothing but rounding.
+    difference = sum((compiled[name] - eager[name]).square().sum() for name in eager)
+    assert difference < 1e-6 * sum(gradient.square().sum() for gradient in eager.values())
 
 
 def test_weights_are_not_averaged_while_the_head_is_split(in_tmp, capsys):
