@@ -13,6 +13,7 @@ from arcloop.errors import ArtifactError
 from arcloop.models import Embedder
 from arcloop.searcher import Model, save_model
 from arcloop.training.checkpoints import read_checkpoint
+from arcloop.training.synced_norm import SyncedBatchNorms
 
 GOLDEN = "golden.npz"
 
@@ -44,6 +45,7 @@ def export_scripted(
         ArtifactError: The checkpoint does not fit, or the scripted model computes something else.
     """
     eager = copy.deepcopy(embedder).cpu().float().eval()
+    SyncedBatchNorms().revert(eager)
     eager.load_state_dict(embedder_weights(checkpoint))
     scripted = torch.jit.script(eager)
     temporary = run_dir / ".model.pt.tmp"

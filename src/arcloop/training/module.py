@@ -88,7 +88,7 @@ class EmbeddingModule(pl.LightningModule):
         if isinstance(self.head, ShardedArcFace):
             self.head.at_step(self._seed, self.global_step)
         loss: Tensor = self.head(self.embedder.features(pixels_BCHW), labels_B)
-        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def configure_gradient_clipping(

@@ -22,6 +22,7 @@ from arcloop.training.checkpoints import AtomicCheckpoints
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.optimizers import GroupedOptimizer
 from arcloop.training.quiet import quiet
+from arcloop.training.synced_norm import SyncedBatchNorms
 
 NODES = (
     "loader", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler", "trainer",
@@ -97,12 +98,13 @@ class Recipe:
             ConfigError: Lightning refuses the trainer's values, or the device is not here.
         """
         progress = [bar()] if console().is_terminal else [EpochLines()]
+        synced = getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False)
         trainer: pl.Trainer = _call(
             "trainer",
             self.trainer,
             callbacks=[*extra, *progress, *(c for c in self.callbacks.values() if c is not None)],
             enable_progress_bar=console().is_terminal,
-            plugins=[AtomicCheckpoints()],
+            plugins=[AtomicCheckpoints(), *([SyncedBatchNorms()] if synced else [])],
             logger=[logger for logger in self.logger.values() if logger is not None],
         )
         return trainer

@@ -1,0 +1,104 @@
+"""Batch norm over the batches of all processes, on any device.
+
+Torch's own SyncBatchNorm needs CUDA and cannot be scripted. Here a layer stays what it is, weights
+and names included, and only its way forward in training changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from torch import Tensor, nn
+
+
+class SyncedBatchNorms(TorchSyncBatchNorm):
+    """Lightning's hook around training in several processes: norms are synced, and set back."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            if type(module) in _SYNCED:
+                module.__class__ = _SYNCED[type(module)]
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            if type(module) in _PLAIN:
+                module.__class__ = _PLAIN[type(module)]
+        return model
+
+
+class _Synced(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - what 1d and 2d have in common
+    """Normalises by mean and variance of the global batch; in evaluation mode as ever."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        with torch.autocast(input.device.type, enabled=False):
+            return self._normalised(input.float()).to(input.dtype)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        dims = [0, *range(2, x.ndim)]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        own = x.numel() / x.shape[1]
+        # The count is summed too: processes may have batches of different sizes.
+        sums = _sum_over_processes(torch.cat([x.sum(dims), x.new_tensor([own])]))
+        count, mean_C = sums[-1].detach(), sums[:-1] / sums[-1].detach()
+        centred = x - mean_C.view(shape)
+        # In a second pass: a difference of squares would lose what the mean does not explain.
+        variance_C = _sum_over_processes(centred.square().sum(dims)) / count
+        self._remember(mean_C.detach(), variance_C.detach() * (count / (count - 1)))
+        result = centred * (variance_C + self.eps).rsqrt().view(shape)
+        if self.affine:
+            result = result * self.weight.view(shape) + self.bias.view(shape)
+        return result
+
+    @torch.no_grad()
+    def _remember(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean_C, share)
+        self.running_var.lerp_(variance_C, share)
+
+
+class _SyncedBatchNorm1d(_Synced, nn.BatchNorm1d):
+    pass
+
+
+class _SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
+    pass
+
+
+_SYNCED: dict[type, type] = {
+    nn.BatchNorm1d: _SyncedBatchNorm1d,
+    nn.BatchNorm2d: _SyncedBatchNorm2d,
+}
+_PLAIN = {synced: plain for plain, synced in _SYNCED.items()}
+
+
+def _sum_over_processes(tensor: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor
+    summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> Tensor:
+        # What a process put in is in the loss of every one of them.
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
