@@ -36,8 +36,12 @@ def test_a_sweep_over_two_processes_makes_complete_runs_on_the_curve_of_one(in_t
         run = artifacts.load(folder / f"head.margin={margin}", "run")
         assert run.config["head"]["margin"] == float(margin)
         assert run.config["trainer"]["devices"] == 2
-    assert losses(folder / "head.margin=0.3") == pytest.approx(losses(in_tmp / "one"), rel=1e-4)
-    assert losses(folder / "head.margin=0.5") != pytest.approx(losses(in_tmp / "one"), rel=1e-4)
+    assert losses(folder / "head.margin=0.3") == pytest.approx(
+        losses(in_tmp / "one"), rel=1e-4, abs=2e-3
+    )
+    assert losses(folder / "head.margin=0.5") != pytest.approx(
+        losses(in_tmp / "one"), rel=1e-4, abs=2e-3
+    )
 
 
 def ranks_of(parent):
