@@ -159,3 +159,44 @@ def test_find_by_hash(tmp_path):
     wanted = write(tmp_path / "b", b"2")
     assert artifacts.find(tmp_path, "store", wanted.sha256) == tmp_path / "b"
     assert artifacts.find(tmp_path, "store", "0" * 64) is None
+
+
+REPLACING = """
+import sys
+from pathlib import Path
+from arcloop.atomic import replace_folder
+for number in range(200):
+    new = Path(f".{sys.argv[1]}")
+    new.mkdir()
+    (new / "whole").touch()
+    replace_folder(new, Path("target"))
+"""
+
+
+def test_a_folder_is_never_missing_while_two_processes_replace_it(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/whole").touch()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", REPLACING, name], cwd=tmp_path) for name in "ab"
+    ]
+    while any(writer.poll() is None for writer in writers):
+        assert (tmp_path / "target").is_dir()
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+LOCKING = """
+from pathlib import Path
+from arcloop.atomic import locked
+for _ in range(200):
+    with locked(Path("count")):
+        Path("count").write_text(str(int(Path("count").read_text()) + 1))
+"""
+
+
+def test_one_process_at_a_time_holds_a_lock(tmp_path):
+    (tmp_path / "count").write_text("0")
+    counters = [subprocess.Popen([sys.executable, "-c", LOCKING], cwd=tmp_path) for _ in range(3)]
+    assert [counter.wait(timeout=60) for counter in counters] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "600"
+    assert [p.name for p in tmp_path.iterdir()] == ["count"]

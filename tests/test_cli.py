@@ -189,7 +189,7 @@ def test_a_disk_that_fills_up_while_training(in_tmp, small_disk, capsys):
 
 
 def test_two_processes_train_one_run(in_tmp):
-    arguments = ["train", *SMALL, "trainer=ddp_cpu", "loader.batch_size=25"]
+    arguments = ["train", *SMALL, "trainer=ddp_cpu", "loader.batch_size=25", "trainer.max_epochs=4"]
     assert main(arguments) == 0
     run = artifacts.load(in_tmp / "runs/synthetic", "run")
     assert run.info["objective"] > 0.6

@@ -150,7 +150,7 @@ def _store(run: Artifact, run_dir: Path) -> Link:
     link, artifact = _verified(store, "store")
     if artifact is not None:
         for parent in link.parents:
-            if parent.fault is None and parent.sha256 is None:
+            if parent.fault is None and "data" in run.config:
                 _compare_source(parent, run, artifact)
     return link
 

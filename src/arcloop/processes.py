@@ -56,7 +56,13 @@ def _devices(trainer: DictConfig) -> int:
 
 
 def train_in_processes(
-    count: int, config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str]
+    count: int,
+    config: DictConfig,
+    store: Path,
+    run_dir: Path,
+    overrides: Sequence[str],
+    *,
+    alone: bool,
 ) -> Artifact:
     """Train with `count` processes and return the sealed run.
 
@@ -70,7 +76,7 @@ def train_in_processes(
 
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
-        write_json(job, rank_job(config, store, run_dir, overrides))
+        write_json(job, rank_job(config, store, run_dir, overrides, alone=alone))
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -99,7 +105,7 @@ def train_in_processes(
 
 
 def rank_job(
-    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str]
+    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, alone: bool
 ) -> dict[str, Any]:
     """Return what `python -m arcloop.rank` reads from the file it is given."""
     return {
@@ -108,4 +114,5 @@ def rank_job(
         "store": str(store),
         "run_dir": str(run_dir),
         "overrides": list(overrides),
+        "alone": alone,
     }

@@ -22,7 +22,8 @@ def main() -> int:
     assert isinstance(config, DictConfig)
 
     def work() -> int:
-        train_here(config, Path(job["store"]), Path(job["run_dir"]), job["overrides"])
+        store, run_dir = Path(job["store"]), Path(job["run_dir"])
+        train_here(config, store, run_dir, job["overrides"], alone=job["alone"])
         return 0
 
     return report(work)

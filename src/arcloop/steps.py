@@ -80,7 +80,7 @@ def run_step(
         DataError, ArtifactError, ResourceError: The step could not be done.
     """
     config = compose_config([*overrides, *([f"run_dir={output}"] if name == "train" else [])])
-    return apply(name, config, inputs, output, overrides)
+    return apply(name, config, inputs, output, overrides, alone=True)
 
 
 def apply(
@@ -91,18 +91,20 @@ def apply(
     overrides: Sequence[str] = (),
     *,
     reuse: bool = False,
+    alone: bool = False,
 ) -> Artifact:
     """Run one step with an already composed and checked config; see `run_step`.
 
     With `reuse`, an artifact at `output` that was made of the same inputs with the same settings is
-    returned as it is. `prepare` and `train` always do so.
+    returned as it is. `prepare` and `train` always do so. With `alone`, what the step does not read
+    is not recorded: nobody said what the other steps were given.
     """
     assert set(STEPS[name].inputs) <= inputs.keys()
     functions: Mapping[str, Callable[[_Call], Artifact]] = {
         "prepare": _prepare, "validate": _validate, "train": _train,
         "embed": _embed, "index": _index, "evaluate": _evaluate,
     }  # fmt: skip
-    return functions[name](_Call(config, inputs, output, overrides, reuse))
+    return functions[name](_Call(config, inputs, output, overrides, reuse, alone))
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class _Call:
     output: Path
     overrides: Sequence[str]
     reuse: bool
+    alone: bool
 
     def build(self, name: str) -> Any:
         return build(self.config, name)
@@ -148,15 +151,23 @@ def _train(call: _Call) -> Artifact:
     store = call.inputs["store"]
     processes = processes_here(call.config)
     if processes > 1:
-        return train_in_processes(processes, call.config, store, call.output, call.overrides)
-    return train_here(call.config, store, call.output, call.overrides)
+        return train_in_processes(
+            processes, call.config, store, call.output, call.overrides, alone=call.alone
+        )
+    return train_here(call.config, store, call.output, call.overrides, alone=call.alone)
 
 
 def train_here(
-    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str]
+    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, alone: bool
 ) -> Artifact:
     """Train in this process: the only one, or one of several that a launcher started."""
     from arcloop.training import train
+
+    recorded = to_plain(config)
+    if alone:
+        others = {node for step in STEPS.values() for node in step.reads}
+        others -= set(STEPS["train"].reads)
+        recorded = {key: value for key, value in recorded.items() if key not in others}
 
     return train(
         _recipe(config),
@@ -164,7 +175,7 @@ def train_here(
         run_dir,
         resume=str(config.resume).lower(),
         overwrite=config.overwrite,
-        config=to_plain(config),
+        config=recorded,
         overrides=overrides,
     )
 

@@ -25,7 +25,8 @@ def store(tmp_path_factory):
 
 
 def datamodule(store, **changed):
-    settings = {"batch_size": 8, "eval_batch_size": 9, "num_workers": 0, "prefetch_factor": 2}
+    settings = {"batch_size": 8, "eval_batch_size": 9, "num_workers": 0, "prefetch_factor": 2,
+                "on_device": False}  # fmt: skip
     return EmbeddingDataModule(store, LoaderSettings(**(settings | changed)), seed=0)
 
 

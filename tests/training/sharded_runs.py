@@ -26,7 +26,7 @@ IMAGES = [
 ]  # fmt: skip
 COMMON = [
     *IMAGES, "backbone.widths=[8,8]", "embedder.embedding_dim=16", "augmentation=none",
-    "scheduler=constant", "optimizer.lr=0.01", "optimizer.head_lr=0.05", "logger=csv",
+    "scheduler=constant", "optimizer.lr=0.002", "optimizer.head_lr=0.05", "logger=csv",
     "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 SAMPLED = [
@@ -43,7 +43,7 @@ GLOBAL_BATCH = 48
 
 def train_part(config, run_dir, overrides, environment):
     os.environ.update(environment)
-    train_here(config, STORE, run_dir, overrides)
+    train_here(config, STORE, run_dir, overrides, alone=False)
 
 
 def train_in(world, overrides, run_dir):

@@ -9,7 +9,7 @@ from typing import Any
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.atomic import sha256_json, write_json
+from arcloop.atomic import locked, sha256_json, write_json
 from arcloop.data.shards import SplitWriter
 from arcloop.data.source import Source
 from arcloop.data.store import CLASSES
@@ -49,16 +49,28 @@ def prepare(source: Source, path: Path, *, workers: int | None = None) -> Artifa
         ResourceError: The disk is full or not writable.
     """
     fingerprint = source.fingerprint()
-    key = _key(source, fingerprint)
-    if artifacts.exists(path):
-        there = artifacts.load(path, "store")
-        if there.info["key"] != key:
-            raise ArtifactError(
-                "the store here is of another source, or of other settings",
-                where=path,
-                remedy="choose another folder, or delete this one",
-            )
+    if there := _there_already(path, _key(source, fingerprint)):
         return there
+    with locked(path):  # every process of a node starts here: one writes, the others wait
+        if there := _there_already(path, _key(source, fingerprint)):
+            return there
+        return _write(source, fingerprint, path, workers or available_workers())
+
+
+def _there_already(path: Path, key: str) -> Artifact | None:
+    if not artifacts.exists(path):
+        return None
+    there = artifacts.load(path, "store")
+    if there.info["key"] != key:
+        raise ArtifactError(
+            "the store here is of another source, or of other settings",
+            where=path,
+            remedy="choose another folder, or delete this one",
+        )
+    return there
+
+
+def _write(source: Source, fingerprint: str, path: Path, workers: int) -> Artifact:
     listing = source.open()
     with artifacts.writing(path, "store", config=asdict(source)) as draft:
         writers = {
@@ -68,7 +80,7 @@ def prepare(source: Source, path: Path, *, workers: int | None = None) -> Artifa
         for writer in writers.values():
             writer.allocate()
         with track("prepare", sum(listing.rows.values())) as advance:
-            dropped = listing.fill(writers, advance, workers or available_workers())
+            dropped = listing.fill(writers, advance, workers)
         for split, rows in dropped.items():
             if len(rows) == writers[split].rows:
                 raise DataError(
@@ -79,7 +91,7 @@ def prepare(source: Source, path: Path, *, workers: int | None = None) -> Artifa
             writers[split] = writers[split].without(list(rows))
         write_json(draft.path / CLASSES, listing.classes)
         draft.info |= {
-            "key": key,
+            "key": _key(source, fingerprint),
             "source": fingerprint,
             "classes": len(listing.classes),
             "image_shape": list(listing.image_shape),

@@ -11,7 +11,7 @@ import numpy as np
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.atomic import write_bytes, write_json
+from arcloop.atomic import locked, write_bytes, write_json
 from arcloop.data.faults import Fault
 from arcloop.data.inspection import Inspection, inspect
 from arcloop.data.source import SPLITS
@@ -45,11 +45,37 @@ def validate(
     store = artifacts.read(store_path, "store")
     config = {"validation": asdict(settings)}
     parents = {"store": store.sha256}
-    if reuse:
-        done = artifacts.current(output, "validation", config, parents)
-        if done and done.info["passed"]:
+    if reuse and (done := _passed_already(output, config, parents)):
+        return done
+    with locked(output):  # see prepare
+        if reuse and (done := _passed_already(output, config, parents)):
             return done
-    with artifacts.writing(output, "validation", config=config, parents=parents) as draft:
+        found = _inspect(store, output, settings)
+    if errors := found.faults.total("error"):
+        listed = found.faults.of("error")[:_NAMED]
+        more = f"\n    and {errors - len(listed)} more" if errors > len(listed) else ""
+        raise DataError(
+            f"the store has {errors} error(s):"
+            + "".join(f"\n    {fault}" for fault in listed)
+            + more,
+            where=store_path,
+            remedy=f"see {output / 'report.html'}; mend the source, delete the store, prepare",
+        )
+    return artifacts.load(output, "validation")
+
+
+def _passed_already(
+    output: Path, config: dict[str, Any], parents: dict[str, str]
+) -> Artifact | None:
+    done = artifacts.current(output, "validation", config, parents)
+    return done if done and done.info["passed"] else None
+
+
+def _inspect(store: Artifact, output: Path, settings: ValidationSettings) -> Inspection:
+    config = {"validation": asdict(settings)}
+    with artifacts.writing(
+        output, "validation", config=config, parents={"store": store.sha256}
+    ) as draft:
         rows = sum(facts["rows"] for facts in store.info["splits"].values())
         with track("validate", rows) as advance:
             found = inspect(store, settings, advance)
@@ -62,17 +88,7 @@ def validate(
         write_json(draft.path / "report.json", report)
         page = render_page(report, found.samples)
         write_bytes(draft.path / "report.html", page.encode())
-    if errors:
-        listed = found.faults.of("error")[:_NAMED]
-        more = f"\n    and {errors - len(listed)} more" if errors > len(listed) else ""
-        raise DataError(
-            f"the store has {errors} error(s):"
-            + "".join(f"\n    {fault}" for fault in listed)
-            + more,
-            where=store_path,
-            remedy=f"see {output / 'report.html'}; mend the source, delete the store, prepare",
-        )
-    return artifacts.load(output, "validation")
+    return found
 
 
 def class_faults(found: Inspection, settings: ValidationSettings) -> Iterator[Fault]:

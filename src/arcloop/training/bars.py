@@ -29,7 +29,9 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             figures = "  ".join(
-                f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items()
+                f"{name} {float(value):.4f}"
+                for name, value in trainer.callback_metrics.items()
+                if not name.startswith("lr-")
             )
             seconds = time.monotonic() - self._start
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,8 @@ def export_scripted(
     eager = copy.deepcopy(embedder).cpu().float().eval()
     SyncedBatchNorms().revert(eager)
     eager.load_state_dict(embedder_weights(checkpoint))
-    scripted = torch.jit.script(eager)
+    with _constants_in_order():
+        scripted = torch.jit.script(eager)
     temporary = run_dir / ".model.pt.tmp"
     save_model(
         scripted,
@@ -69,6 +72,26 @@ def export_scripted(
     temporary.replace(run_dir / "model.pt")
     np.savez(run_dir / GOLDEN, images=golden_NHWC, embeddings=expected_ND)
     return difference
+
+
+class _InOrder(set[str]):
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(super().__iter__()))
+
+
+@contextlib.contextmanager
+def _constants_in_order() -> Iterator[None]:
+    """Make torch write a class's constants in one order.
+
+    It goes through them as a set, so the bytes of model.pt, and with them every hash that is built
+    on them, would change with PYTHONHASHSEED.
+    """
+    namespace = vars(torch.jit._recursive)  # noqa: SLF001 - its name `set`, nobody else's
+    namespace["set"] = _InOrder
+    try:
+        yield
+    finally:
+        del namespace["set"]
 
 
 def embedder_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
