@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from server_config import HTTP_SERVER, http_server_config
 from server_process import ServerProcess
 
 
@@ -18,12 +19,23 @@ class HttpServer(ServerProcess):
     def require() -> None:
         """It needs nothing that arcloop's serving extra does not bring."""
 
+    def configure(self) -> None:
+        told = http_server_config(self.settings, self.archive)
+        (self.folder / HTTP_SERVER).write_text(told, encoding="utf-8")
+        beside = self.folder / self.archive.name
+        if beside != self.archive:
+            beside.symlink_to(self.archive)
+
     def command(self) -> Sequence[str]:
         script = Path(__file__).with_name("http_server.py")
-        return [sys.executable, str(script), str(self.store)]
+        return [sys.executable, str(script), str(self.folder)]
 
     def ports(self) -> Mapping[str, str]:
         return {"inference_port": self.settings.host}
+
+    @property
+    def page(self) -> str:
+        return self.endpoint.root + "/"
 
     def ready(self) -> bool:
         endpoint = self.endpoint

@@ -1,13 +1,15 @@
 """`python serving/http_server.py MODEL_STORE`: the second server. FastAPI, and no Java.
 
 It unpacks the live version, as http-server.json in the store says, and serves it with the code that
-is archived in it, the same that TorchServe runs: same request, same answer.
+is archived in it, the same that TorchServe runs: same request, same answer. A thumbnails.npz beside
+the config, where there is one, is for the page.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 import uvicorn
 
 CONFIG = "http-server.json"
+THUMBNAILS = "thumbnails.npz"
 UNPACKED = "ARCLOOP_UNPACKED"
 
 
@@ -30,10 +33,17 @@ def main(store: Path) -> None:
         with zipfile.ZipFile(store / config["archive"]) as packed:
             packed.extractall(unpacked / "archive")
         (unpacked / CONFIG).write_text(json.dumps(config))
+        if (store / THUMBNAILS).exists():
+            shutil.copyfile(store / THUMBNAILS, unpacked / THUMBNAILS)
+        # Threads of a batch that is done would spin for the next one, on the front end's CPU.
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
         os.environ[UNPACKED] = folder  # workers are processes of their own
-        if config["workers"] > 1:
+        apart = config.get("metrics_host")
+        if apart or config["workers"] > 1:
             (unpacked / "metrics").mkdir()
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(unpacked / "metrics")
+        if apart:
+            _serve_metrics(apart, config["metrics_port"])
         uvicorn.run(
             "http_app:create_app",
             factory=True,
@@ -45,6 +55,16 @@ def main(store: Path) -> None:
             server_header=False,
             timeout_graceful_shutdown=int(config["response_timeout_s"]),
         )
+
+
+def _serve_metrics(host: str, port: int) -> None:
+    """Answer a scraper at a port of its own, which a firewall can tell from the inference port."""
+    import prometheus_client as prometheus  # not before the environment says where counts are kept
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = prometheus.CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    prometheus.start_http_server(port, host, registry)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the servers read: TorchServe's config.properties, http-server.json, model-config.yaml.
 
 TorchServe has had no fixes since August 2025, so all that it offers beside answering is closed: the
-management API is on loopback and cannot register, environment and requests change no setting, and
-nothing is installed or downloaded.
+management API is on loopback and cannot register, unless `deploy.model_api` asks for that, and then
+from the model store alone; environment and requests change no setting, and nothing is installed or
+downloaded.
 """
 
 from __future__ import annotations
@@ -21,28 +22,31 @@ PROPERTIES = "config.properties"
 HTTP_SERVER = "http-server.json"
 
 
-def server_properties(settings: DeploySettings, archive: Path) -> str:
+def server_properties(
+    settings: DeploySettings, archive: Path, *, metrics_host: str = "127.0.0.1"
+) -> str:
     """Return config.properties with which TorchServe serves one archive.
 
     Args:
         settings: Addresses, sizes and limits.
-        archive: The .mar, in the model store.
+        archive: The .mar, in the model store: an absolute path.
+        metrics_host: Address the metrics port listens on.
 
     Raises:
         ConfigError: A path cannot be written in this format.
     """
-    store = archive.parent.resolve()
+    store = archive.parent
     values = {
         "inference_address": f"http://{_in_url(settings.host)}:{settings.inference_port}",
         "management_address": f"http://127.0.0.1:{settings.management_port}",
-        "metrics_address": f"http://127.0.0.1:{settings.metrics_port}",
+        "metrics_address": f"http://{_in_url(metrics_host)}:{settings.metrics_port}",
         "grpc_inference_address": "127.0.0.1",
         "grpc_management_address": "127.0.0.1",
         "grpc_inference_port": settings.grpc_inference_port,
         "grpc_management_port": settings.grpc_management_port,
         "model_store": store,
         "load_models": f"{settings.name}={archive.name}",
-        "enable_model_api": False,
+        "enable_model_api": settings.model_api,
         "allowed_urls": f"file://{store}/.*",
         "use_env_allowed_urls": False,
         "enable_envvars_config": False,
@@ -68,8 +72,16 @@ def server_properties(settings: DeploySettings, archive: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def http_server_config(settings: DeploySettings, archive: Path) -> str:
-    """Return http-server.json, with which the second server serves one archive."""
+def http_server_config(
+    settings: DeploySettings, archive: Path, *, metrics_host: str | None = None
+) -> str:
+    """Return http-server.json, with which the second server serves one archive.
+
+    Args:
+        settings: Addresses, sizes and limits.
+        archive: The .mar, beside this file.
+        metrics_host: Address of a metrics port apart; None: metrics are at the inference port.
+    """
     values = {
         "name": settings.name,
         "archive": archive.name,
@@ -80,6 +92,8 @@ def http_server_config(settings: DeploySettings, archive: Path) -> str:
         "queue_size": settings.queue_size,
         "response_timeout_s": settings.response_timeout_s,
         "max_request_bytes": settings.max_request_bytes,
+        "metrics_host": metrics_host,
+        "metrics_port": settings.metrics_port,
     }
     return json.dumps(values, indent=2) + "\n"
 

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,20 +15,23 @@ from types import TracebackType
 from typing import Self
 
 from arcloop.errors import ArtifactError, ConfigError, ResourceError
-from client import Endpoint
+from client import endpoint_of
 from settings import DeploySettings
 
-_POLL_SECONDS = 0.2
+_GUARD = Path(__file__).with_name("guard.py")
+_POLL_SECONDS = 0.1
 _STOP_SECONDS = 60.0
 
 
 class ServerProcess(ABC):
-    """A server that runs as long as the `with` block.
+    """A server of one archive that runs as long as the `with` block.
+
+    It ends with this process, however that ends; see guard.py.
 
     Args:
         settings: Addresses, ports and time limits.
-        store: The model store it serves from, with its config.
-        folder: An existing folder for its logs and temporary files.
+        archive: What it serves: the live version of a model store, or one that is to become it.
+        folder: An existing folder for its config, logs and temporary files.
 
     Attributes:
         endpoint: Where it is asked.
@@ -37,17 +41,18 @@ class ServerProcess(ABC):
         ConfigError: A port is taken.
     """
 
-    def __init__(self, settings: DeploySettings, store: Path, folder: Path) -> None:
-        self.settings, self.store, self.folder = settings, store.resolve(), folder.resolve()
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-        self.endpoint = Endpoint(
-            host, settings.inference_port, settings.name, settings.response_timeout_s
-        )
+    def __init__(self, settings: DeploySettings, archive: Path, folder: Path) -> None:
+        self.settings, self.archive, self.folder = settings, archive.resolve(), folder.resolve()
+        self.endpoint = endpoint_of(settings)
 
     @staticmethod
     @abstractmethod
     def require() -> None:
         """Raise ResourceError where what the server needs is not on this machine."""
+
+    @abstractmethod
+    def configure(self) -> None:
+        """Write its config to the folder."""
 
     @abstractmethod
     def command(self) -> Sequence[str]:
@@ -74,6 +79,11 @@ class ServerProcess(ABC):
         return os.environ
 
     @property
+    def page(self) -> str | None:
+        """Where a person can try it in a browser."""
+        return None
+
+    @property
     def log(self) -> Path:
         """What it printed."""
         return self.folder / "console.log"
@@ -86,12 +96,13 @@ class ServerProcess(ABC):
     def __enter__(self) -> Self:
         self.require()
         self._require_free_ports()
+        self.configure()
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                self.command(),
+                [sys.executable, "-I", "-S", str(_GUARD), *self.command()],
                 cwd=self.folder,
                 env=self.environment(),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C is for us to turn into an orderly stop
@@ -113,6 +124,8 @@ class ServerProcess(ABC):
         finally:
             _kill_group(self._process.pid)
             self._process.wait()
+            assert self._process.stdin is not None
+            self._process.stdin.close()
 
     def terminate(self) -> None:
         """Send SIGTERM to the first process."""
@@ -131,7 +144,7 @@ class ServerProcess(ABC):
             if reason := self.load_failure():
                 raise ArtifactError(
                     f"the server cannot load the archive: {reason}",
-                    where=self.store,
+                    where=self.archive,
                     remedy="deploy the run again",
                 )
             if ended:
@@ -153,7 +166,7 @@ class ServerProcess(ABC):
     def _failed(self, what: str) -> ResourceError:
         last = self.log.read_text(errors="replace").splitlines()[-5:]
         return ResourceError(
-            "\n    ".join([what, *last]), where=self.store, remedy="see its last lines above"
+            "\n    ".join([what, *last]), where=self.archive, remedy="see its last lines above"
         )
 
     def _require_free_ports(self) -> None:

@@ -29,6 +29,7 @@ class DeploySettings:
     """How an archive is made, kept and served; the choices of conf/deploy/.
 
     Attributes:
+        target: Where it is served: this machine, a Deployment, or KServe.
         name: Of the model, in its URL and file name: letters, digits, "-" and "_".
         model_store: Folder of the versions of this one name.
         keep: Versions that stay loadable. The live one and the one before it always do.
@@ -39,6 +40,8 @@ class DeploySettings:
         metrics_port: TorchServe's metrics, on loopback only.
         grpc_inference_port: TorchServe's gRPC twin of the inference port, on loopback only.
         grpc_management_port: Its gRPC twin of the management port, on loopback only.
+        model_api: Let TorchServe's management, which is on loopback, register and remove archives
+            of the model store: what roll.py needs. On this machine only.
         workers: Processes that hold the model.
         batch_size: Most requests answered in one pass.
         max_batch_delay_ms: Longest wait for a batch to fill.
@@ -53,11 +56,14 @@ class DeploySettings:
         memory_map: Leave the index on disk and read its pages as needed.
         parity_tolerance: Largest difference of a similarity between the server's answer and the
             answer of the run's stored embeddings.
+        thumbnails: Most gallery rows for the page of a second server on this machine to show
+            pictures; a larger gallery has none. 0: none.
 
     Raises:
         ConfigError: Names every value that does not fit.
     """
 
+    target: Literal["local", "kubernetes", "kserve"]
     name: str
     model_store: str
     keep: Annotated[int, Range(low=2)]
@@ -68,6 +74,7 @@ class DeploySettings:
     metrics_port: Port
     grpc_inference_port: Port
     grpc_management_port: Port
+    model_api: bool
     workers: PositiveInt
     batch_size: PositiveInt
     max_batch_delay_ms: NonNegativeInt
@@ -81,6 +88,7 @@ class DeploySettings:
     max_k: PositiveInt
     memory_map: bool
     parity_tolerance: PositiveFloat
+    thumbnails: NonNegativeInt
 
     def __post_init__(self) -> None:
         faults = list(setting_faults(type(self), vars(self), "deploy"))
@@ -100,6 +108,8 @@ class DeploySettings:
             other = taken.setdefault(getattr(self, name), name)
             if other != name:
                 yield f"deploy.{name}={getattr(self, name)} is deploy.{other} already"
+        if self.model_api and self.target != "local":
+            yield "deploy.model_api=true is for this machine: a cluster replaces pods instead"
         if self.default_k > self.max_k:
             yield f"deploy.default_k={self.default_k} must not exceed deploy.max_k={self.max_k}"
 
@@ -133,9 +143,16 @@ def settings_of(node: Mapping[str, Any]) -> DeploySettings:
     Raises:
         ConfigError: A key is missing or unknown, or a value does not fit.
     """
-    known = [field.name for field in dataclasses.fields(DeploySettings)]
+    from k8s.settings import KServeSettings, KubernetesSettings  # they are DeploySettings too
+
+    kinds: dict[str, type[DeploySettings]] = {
+        "kubernetes": KubernetesSettings,
+        "kserve": KServeSettings,
+    }
+    kind = kinds.get(node.get("target", ""), DeploySettings)
+    known = [field.name for field in dataclasses.fields(kind)]
     faults = [f"there is no key deploy.{key}" for key in node if key not in known]
     faults += [f"deploy.{name} is required" for name in known if name not in node]
     if faults:
         raise ConfigError("\n".join(faults), remedy=f"known keys: {', '.join(known)}")
-    return DeploySettings(**node)
+    return kind(**node)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
 import subprocess
@@ -11,7 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from arcloop.errors import ResourceError
-from server_config import PROPERTIES
+from management import Management
+from server_config import PROPERTIES, server_properties
 from server_process import ServerProcess
 
 JAVA = 17
@@ -25,11 +24,14 @@ class TorchServe(ServerProcess):
     def require() -> None:
         require_java()
 
+    def configure(self) -> None:
+        told = server_properties(self.settings, self.archive)
+        (self.folder / PROPERTIES).write_text(told, encoding="utf-8")
+
     def command(self) -> Sequence[str]:
-        properties = str(self.store / PROPERTIES)
         return [
             *self._torchserve("--start", "--foreground", "--ncs"),
-            "--ts-config", properties,
+            "--ts-config", str(self.folder / PROPERTIES),
         ]  # fmt: skip
 
     def ports(self) -> Mapping[str, str]:
@@ -47,25 +49,21 @@ class TorchServe(ServerProcess):
             "METRICS_LOCATION": str(logs),
             "TEMP": str(temporary),
             "TMPDIR": str(temporary),
+            "GOMP_SPINCOUNT": "0",  # threads that wait leave the CPU to the front end
         }
+
+    @property
+    def management(self) -> Management:
+        """Its management API."""
+        return Management(self.settings.management_port, self.settings.name)
 
     def ready(self) -> bool:
         """Whether every worker holds the model; /ping would say so while none does."""
-        statuses = self.worker_statuses()
-        return len(statuses) == self.settings.workers and set(statuses) == {"READY"}
-
-    def worker_statuses(self) -> list[str]:
-        """Return the status of each worker, e.g. ["READY"]; [] where the front end is not up."""
-        port = self.settings.management_port
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
-            connection.request("GET", f"/models/{self.settings.name}")
-            described = json.loads(connection.getresponse().read())
-            return [worker["status"] for worker in described[0]["workers"]]
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-            return []
-        finally:
-            connection.close()
+            found = self.management.default()
+        except ResourceError:
+            return False  # the front end is not up
+        return found is not None and found.ready and len(found.workers) == self.settings.workers
 
     def load_failure(self) -> str | None:
         """Return why a worker died while loading, from its log; it would be started for ever."""

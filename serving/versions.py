@@ -4,7 +4,8 @@
     rollback [VERSION]   make a version live: by default the one before; out of the backup too
     prune                move all but deploy.keep versions to backup/
 
-The store is that of `deploy.model_store`, named by the run or by `name=mnist`.
+The store is that of `deploy.model_store`, named by the run or by `name=mnist`. With
+`deploy=kubernetes`, a rollback is rolled out and proven on the cluster as a deploy is.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from archive import read_manifest
 from arcloop.cli import report
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.progress import say
-from deploy import prove, put_live
+from deploy import print_plan, prove, release
+from k8s.settings import KubernetesSettings
 from model_store import ModelStore
 from settings import DeploySettings, read_request
 
@@ -64,10 +67,16 @@ def _list(call: _Call) -> None:
 
 
 def _rollback(call: _Call) -> None:
+    settings = call.settings
+    if isinstance(settings, KubernetesSettings) and settings.dry_run:
+        found = call.store.find(call.version or _previous(call.store))
+        print_plan(read_manifest(found.path), settings)
+        return
     with call.store.locked() as drafts:
         version = call.version or _previous(call.store)
-        prove(call.store.find(version).path, drafts / "unpacked")
-        say(f"live: {put_live(call.store, version, call.settings).path}")
+        unpacked = drafts / "unpacked"
+        prove(call.store.find(version).path, unpacked)
+        say(f"live: {release(call.store, version, unpacked, settings).path}")
 
 
 def _prune(call: _Call) -> None:

@@ -25,10 +25,11 @@ async def main(port: int, path: str, file: Path, clients: int, seconds: float) -
     found = await asyncio.gather(
         *(_client(port, requests[n:] + requests[:n], start, end) for n in range(clients))
     )
-    latencies = sorted(latency for one in found for latency in one)
+    latencies = sorted(latency for _, one in found for latency in one)
     print(
         json.dumps(
             {
+                "asked": sum(number for number, _ in found),
                 "qps": len(latencies) / seconds,
                 "p50_ms": 1000 * latencies[len(latencies) // 2],
                 "p99_ms": 1000 * latencies[int(len(latencies) * 0.99)],
@@ -37,7 +38,9 @@ async def main(port: int, path: str, file: Path, clients: int, seconds: float) -
     )
 
 
-async def _client(port: int, requests: list[bytes], start: float, end: float) -> list[float]:
+async def _client(
+    port: int, requests: list[bytes], start: float, end: float
+) -> tuple[int, list[float]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     latencies = []
     number = 0
@@ -52,7 +55,7 @@ async def _client(port: int, requests: list[bytes], start: float, end: float) ->
         if asked >= start:
             latencies.append(time.perf_counter() - asked)
     writer.close()
-    return latencies
+    return number, latencies
 
 
 def _request(path: str, headers: dict[str, str], body: bytes) -> bytes:

@@ -1,14 +1,21 @@
 """A small real run, deployments of it with ports of their own, and the word about Java."""
 
+import contextlib
 import dataclasses
+import runpy
 import shutil
 import socket
 import warnings
+from pathlib import Path
 
 import pytest
 
+import archive
+import responder
 from arcloop.cli import main
 from arcloop.errors import ResourceError
+from deploy import deploy
+from serve import SERVERS
 from settings import PORTS, read_request
 from torchserve import require_java
 
@@ -76,3 +83,51 @@ def make_settings(small_run):
 @pytest.fixture
 def settings(make_settings, tmp_path):
     return make_settings(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def servers(small_run, make_settings, tmp_path_factory):
+    """A function: "torchserve" or "fastapi" -> a running server and its live version.
+
+    Both are started once for all tests. Questions are asked at any address, as in a pod.
+    """
+    found = {}
+    with contextlib.ExitStack() as running:
+
+        def server(kind):
+            if kind not in found:
+                folder = tmp_path_factory.mktemp(kind)
+                settings = make_settings(
+                    folder / "store", host="0.0.0.0", max_pixels=4096, max_request_bytes=50_000
+                )
+                live = deploy(small_run, settings, force=False)
+                started = running.enter_context(SERVERS[kind](settings, live.path, folder))
+                started.wait_until_ready()
+                found[kind] = started, live
+            return found[kind]
+
+        yield server
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """A block in which what is archived is broken: a line of responder.py -> another."""
+
+    @contextlib.contextmanager
+    def block(old, new):
+        source = Path(responder.__file__).read_text()
+        assert source.count(old) == 1
+        (tmp_path / "responder.py").write_text(source.replace(old, new))
+        code = [path for path in archive._CODE if path.name != "responder.py"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(archive, "_CODE", (*code, tmp_path / "responder.py"))
+            yield
+
+    return block
+
+
+@pytest.fixture
+def switch():
+    """A Service in miniature; see switch.py."""
+    with runpy.run_path(str(Path(__file__).with_name("switch.py")))["Switch"]() as made:
+        yield made

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 
-from arcloop.images import encode_png
+import thumbnails
+from arcloop.data import Store
+from arcloop.images import decode, encode_png
 from batching import Batcher, OverloadedError
 from deploy import deploy
 from http_app import Service
 from http_process import HttpServer
+from page import Page
 from requests_read import read_question
 from responder import Question, RefusalError, Reply
 
@@ -161,7 +164,7 @@ def test_what_was_asked_before_sigterm_is_answered(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     settings = make_settings(tmp_path / "store", workers=workers)
     live = deploy(small_run, settings, force=False)
-    with HttpServer(settings, live.path.parent, tmp_path) as server:
+    with HttpServer(settings, live.path, tmp_path) as server:
         server.wait_until_ready()
         for _ in range(10):
             assert server.endpoint.ask(image, 5)[0] == 200
@@ -179,17 +182,40 @@ def test_what_was_asked_before_sigterm_is_answered(
     assert set(refused) <= {ConnectionRefusedError, ConnectionResetError}
 
 
-def test_page_and_schema(small_run, make_settings, tmp_path):
-    settings = make_settings(tmp_path / "store")
-    live = deploy(small_run, settings, force=False)
-    with HttpServer(settings, live.path.parent, tmp_path) as server:
-        server.wait_until_ready()
-        page = get(server, "/")
-        assert "predictions/synthetic" in page
-        assert "{{" not in page
-        assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from elsewhere
-        schema = json.loads(get(server, "/openapi.json"))
-        assert "/predictions/{name}" in schema["paths"]
+def test_page_and_schema(servers):
+    server, _ = servers("fastapi")
+    page = get(server, "/")
+    assert "predictions/synthetic" in page
+    assert "{{" not in page
+    assert "http" not in page  # nothing is fetched from elsewhere
+    assert 'data-pictures="0"' in page
+    schema = json.loads(get(server, "/openapi.json"))
+    assert "/predictions/{name}" in schema["paths"]
+
+
+def test_pictures_of_gallery_rows(small_run, tmp_path):
+    """Each is that row of the store, which the index was built from."""
+    thumbnails.write(small_run, 90, tmp_path / "thumbnails.npz")
+    page = Page("m", 5, tmp_path / "thumbnails.npz")
+    rows = Store.open(next((small_run.parents[1] / "stores").iterdir())).batches("gallery", 90)
+    images_NHWC, _ = next(iter(rows))
+    assert len(images_NHWC) == 90
+    for row, image_HWC in enumerate(images_NHWC):
+        answer = asyncio.run(page.picture(row))
+        assert answer.media_type == "image/png"
+        found = decode(answer.body, height=16, width=16, channels=1)
+        np.testing.assert_array_equal(found, image_HWC)
+    for row in (-1, 90):
+        assert asyncio.run(page.picture(row)).status_code == 404
+    assert b'data-pictures="90"' in asyncio.run(page.html()).body
+
+
+def test_no_pictures_of_a_large_gallery_or_an_absent_store(small_run, run_dir, tmp_path, capsys):
+    thumbnails.write(small_run, 89, tmp_path / "thumbnails.npz")
+    assert "90 gallery rows, deploy.thumbnails=89" in capsys.readouterr().err
+    thumbnails.write(run_dir, 90, tmp_path / "thumbnails.npz")  # a copy, far from its store
+    assert "is not at hand" in capsys.readouterr().err
+    assert not (tmp_path / "thumbnails.npz").exists()
 
 
 def ask_form(body, boundary="b"):

@@ -14,19 +14,13 @@ from arcloop.errors import ResourceError
 from arcloop.images import encode_png
 from arcloop.searcher import read_index
 from client import require_parity
-from deploy import deploy
 from parity import Golden
-from torchserve import TorchServe, require_java
+from torchserve import require_java
 
 
-@pytest.fixture(scope="module")
-def served(small_run, make_settings, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    settings = make_settings(folder / "store")
-    live = deploy(small_run, settings, force=False)
-    with TorchServe(settings, live.path.parent, folder) as server:
-        server.wait_until_ready()
-        yield server, live
+@pytest.fixture
+def served(servers):
+    return servers("torchserve")
 
 
 def send(port, method, path):

@@ -1,0 +1,1 @@
+"""A model store's archive -> a rollout on a Kubernetes cluster that is proven or undone."""

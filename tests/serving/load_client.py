@@ -1,0 +1,66 @@
+"""`load_client.py HOST PORT PATH IMAGE CLIENTS`: asks without pause until its input ends.
+
+Prints one JSON object: how often each status and exception came, the versions that answered in the
+order they first did, how many requests had to be sent twice, and the slowest. A request that a
+killed process took with it is sent once more, after a moment, as any client of a pool would.
+"""
+
+import http.client
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+AGAIN_AFTER_SECONDS = 0.2
+
+
+class Load:
+    def __init__(self, host, port, path, image, clients):
+        self.place, self.path, self.body = (host, int(port)), path, Path(image).read_bytes()
+        self.outcomes, self.versions, self.slowest = Counter(), {}, 0.0
+        self.lock, self.over = threading.Lock(), threading.Event()
+        self.threads = [threading.Thread(target=self.client) for _ in range(int(clients))]
+
+    def ask(self):
+        """The status or the exception, and the version that answered."""
+        connection = http.client.HTTPConnection(*self.place, timeout=30)
+        try:
+            connection.request("POST", self.path, self.body)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            version = answer["model"]["version"] if response.status == 200 else None
+            return str(response.status), version
+        except (OSError, http.client.HTTPException, ValueError) as cause:
+            return type(cause).__name__, None
+        finally:
+            connection.close()
+
+    def client(self):
+        while not self.over.is_set():
+            start = time.monotonic()
+            outcome, version = self.ask()
+            found = [outcome]
+            if version is None:
+                time.sleep(AGAIN_AFTER_SECONDS)
+                again, version = self.ask()
+                found = [again, f"again after {outcome}"]
+            with self.lock:
+                self.outcomes.update(found)
+                self.slowest = max(self.slowest, time.monotonic() - start)
+                if version:
+                    self.versions.setdefault(version)
+
+    def run(self):
+        for thread in self.threads:
+            thread.start()
+        sys.stdin.read()
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+        return {"outcomes": self.outcomes, "versions": [*self.versions], "slowest": self.slowest}
+
+
+if __name__ == "__main__":
+    print(json.dumps(Load(*sys.argv[1:]).run()))

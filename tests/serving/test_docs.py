@@ -1,0 +1,52 @@
+"""The commands of docs/serving.md, in the order they are written; servers are tested elsewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from deploy import main as deploy
+from model_store import ModelStore
+from settings import read_request
+from versions import main as versions
+
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "serving.md").read_text()
+LINES = [
+    shlex.split(line)
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_the_commands_do_what_is_said(small_run, tmp_path):
+    mains = {"serving/deploy.py": deploy, "serving/versions.py": versions}
+    store = [f"deploy.model_store={tmp_path / 'store'}"]
+    ran = []
+    for program, *rest in LINES:
+        if program == "python":
+            script, *given = rest
+            arguments = [a.replace("runs/mnist", str(small_run)) for a in given] + store
+            if script in mains:
+                assert mains[script](arguments) == 0
+            else:
+                assert script in ("serving/serve.py", "serving/roll.py")
+                read_request(arguments)
+            ran.append(script)
+        else:
+            assert program == "curl"
+            assert rest[-1] == "http://127.0.0.1:8082/predictions/mnist"
+    assert len(ran) >= 9
+    states = [v.state for v in ModelStore(tmp_path / "store", "synthetic").versions()]
+    assert sorted(states) == ["live", "previous"]
+
+
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"`deploy\.(?!py)([a-z_]+)", TEXT))))
+def test_settings_that_are_named_exist(key, settings):
+    assert hasattr(settings, key)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT))
+def test_links_lead_somewhere(link):
+    assert (DOCS / link).exists()
