@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,serving,dev
+EXTRAS := cpu,serving,kubeflow,dev
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test check format bench clean
+.PHONY: help install demo serve pipeline test check format bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -24,6 +24,9 @@ demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look a
 
 serve: $(INSTALLED)  ## a server of the demo's run on this machine
 	$(BIN)/python serving/serve.py run_dir=runs/mnist
+
+pipeline: $(INSTALLED)  ## the same job as a Kubeflow pipeline, on this machine
+	$(BIN)/python kubeflow/submit.py experiment=mnist
 
 test: $(INSTALLED)  ## every test; those that start servers one after another
 	$(BIN)/python -m pytest -n $(WORKERS) tests src --ignore=tests/serving

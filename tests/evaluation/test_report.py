@@ -77,7 +77,7 @@ def test_files(report):
     folder, *_ = report
     assert sorted(path.name for path in folder.iterdir()) == [
         "class_accuracy.png", "confusion_matrix.csv", "confusion_matrix.png", "projection.png",
-        "report.html", "roc.png", "similarity_histogram.png", "training_curves.png",
+        "report.html", "roc.csv", "roc.png", "similarity_histogram.png", "training_curves.png",
     ]  # fmt: skip
 
 
