@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check format bench clean
+.PHONY: help install demo serve pipeline test check format bench docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -45,6 +45,9 @@ format: $(INSTALLED)  ## format the code and mend what lint can mend
 
 bench: $(INSTALLED)  ## side-by-side measurements, printed as ratios
 	$(BIN)/python -m benchmarks
+
+docs: $(INSTALLED)  ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv and caches; runs and stores stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
