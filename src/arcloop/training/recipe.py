@@ -127,7 +127,7 @@ class Recipe:
         head = _call("head", self.head, embedding_dim=2, num_classes=2)
         for callback in self.callbacks.values():
             if isinstance(callback, Warmup):
-                callback.check(head)
+                callback.check_head(head)
         with torch.device("meta"):
             self._backbone(1)
         self.make_trainer()

@@ -49,7 +49,7 @@ class Warmup(Callback):
         self._margin_steps, self._scale_steps = margin_steps, scale_steps
         self._scale_from = scale_from
 
-    def check(self, head: Head) -> None:
+    def check_head(self, head: Head) -> None:
         """Refuse a head that has not what is to be warmed up.
 
         Raises:
@@ -67,7 +67,7 @@ class Warmup(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, EmbeddingModule)
-        self.check(pl_module.head)
+        self.check_head(pl_module.head)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -75,7 +75,7 @@ class Warmup(Callback):
         assert isinstance(pl_module, EmbeddingModule)
         head, step = pl_module.head, trainer.global_step
         if not isinstance(head, CosineClassifier):
-            return  # with nothing to warm up, or `check` had refused it
+            return  # with nothing to warm up, or `check_head` had refused it
         if self._margin_steps is not None:
             head.warm(margin=min(step / self._margin_steps, 1.0))
         if self._scale_from is not None and self._scale_steps is not None:
