@@ -58,6 +58,16 @@ def test_what_the_miner_leaves():
     assert loss.item() == pytest.approx(sum(violations) / len(violations), rel=1e-5)
 
 
+def test_the_gradient_is_that_of_the_loss():
+    features, labels = batch()
+    (here,) = torch.autograd.grad(
+        head(losses.MultiSimilarityLoss())(features.requires_grad_(), labels), features
+    )
+    (there,) = torch.autograd.grad(losses.MultiSimilarityLoss()(features, labels), features)
+    assert there.any()
+    assert torch.equal(here, there)
+
+
 def test_proxies_are_as_many_and_as_long_as_the_store_says_and_drawn_from_the_seed():
     def made(seed):
         torch.manual_seed(seed)
