@@ -6,8 +6,9 @@ from arcloop.training.module import EmbeddingModule
 from arcloop.training.recipe import NODES, Recipe
 from arcloop.training.resume import LastCheckpoint
 from arcloop.training.train import train
+from arcloop.training.warmup import Warmup
 
 __all__ = [
     "NODES", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate", "ExportScripted",
-    "LastCheckpoint", "Recipe", "train",
+    "LastCheckpoint", "Recipe", "Warmup", "train",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from arcloop.training.module import EmbeddingModule
 from arcloop.training.optimizers import GroupedOptimizer
 from arcloop.training.quiet import quiet
 from arcloop.training.synced_norm import SyncedBatchNorms
+from arcloop.training.warmup import Warmup
 
 NODES = (
     "loader", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler", "trainer",
@@ -123,7 +124,10 @@ class Recipe:
         stand_in = nn.ParameterList([parameter])
         optimizer = _call("optimizer", self.optimizer, stand_in, nn.ParameterList([]))
         _call("scheduler", self.scheduler, optimizer, 10)
-        _call("head", self.head, embedding_dim=2, num_classes=2)
+        head = _call("head", self.head, embedding_dim=2, num_classes=2)
+        for callback in self.callbacks.values():
+            if isinstance(callback, Warmup):
+                callback.check_head(head)
         with torch.device("meta"):
             self._backbone(1)
         self.make_trainer()

@@ -105,6 +105,8 @@ def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     """Hash of all that decides what the weights become."""
     decisive = {name: config[name] for name in _IDENTITY}
     decisive["averaging"] = config["callbacks"].get("ema")
+    if warmup := config["callbacks"].get("warmup"):
+        decisive["warmup"] = warmup
     return sha256_json([decisive, dict(parents)])
 
 
