@@ -8,11 +8,20 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from arcloop.errors import ArtifactError
+from arcloop.errors import ArtifactError, ConfigError
+from arcloop.models import compare
 from arcloop.progress import say
 from arcloop.quantities import PositiveInt, check
 from arcloop.training.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.csv_logger import CsvLogger
+
+
+_PARTS = (
+    ("embedder.backbone.", "backbone"),
+    ("embedder.", "embedder (embedder.embedding_dim, or the size of the images)"),
+    ("", "head, or of other classes"),
+)
+"""Prefix of the weights' names -> what the config calls them."""
 
 
 class LastCheckpoint(Callback):
@@ -92,3 +101,25 @@ def newest_whole(checkpoints: Path) -> tuple[Path, int] | None:
     if damaged is not None:
         raise damaged
     return None
+
+
+def require_fit(checkpoint: Path, module: pl.LightningModule) -> None:
+    """Refuse to go on from a checkpoint of another model, before anything is loaded.
+
+    Raises:
+        ConfigError: Its weights are not those of this module; says which part, and how they differ.
+    """
+    found = compare(read_checkpoint(checkpoint)["state_dict"], module)
+    if found.whole:
+        return
+    names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.misshapen)]
+    # The first part that differs decides what comes after it: the neck follows the backbone.
+    for part, group in _PARTS:
+        if any(name.startswith(part) for name in names):
+            break
+    raise ConfigError(
+        f"this checkpoint is of another {group}: {found}",
+        where=checkpoint,
+        remedy="resume with the settings the run was started with (config.yaml beside it), or"
+        " choose another run_dir=",
+    )
