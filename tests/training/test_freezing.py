@@ -59,7 +59,9 @@ def test_frozen_it_stays_and_freed_it_learns(start, optimizer):
     # No weight of the backbone has any state in the optimizer: it starts when it is freed.
     trained = sum(len(g["params"]) for g in frozen["optimizer_states"][0]["param_groups"])
     assert len(frozen["optimizer_states"][0]["state"]) < trained
-    others = {n: w for n, w in frozen["state_dict"].items() if n.startswith(("head", "embedder.neck"))}
+    others = {
+        n: w for n, w in frozen["state_dict"].items() if n.startswith(("head", "embedder.neck"))
+    }
     assert others["embedder.neck.0.num_batches_tracked"] == 2 * STEPS
 
     assert main([*run, "run_dir=freed", "callbacks.freeze.epochs=1"]) == 0

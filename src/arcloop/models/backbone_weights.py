@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from arcloop.errors import ConfigError
 
@@ -42,8 +43,14 @@ class Comparison:
         return not (self.missing or self.unexpected or self.misshapen)
 
     def __str__(self) -> str:
-        shapes = [f"{name} {_shape(found)}, not {_shape(own)}" for name, found, own in self.misshapen]
-        kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("wrong shape", shapes))
+        shapes = [
+            f"{name} {_shape(found)}, not {_shape(own)}" for name, found, own in self.misshapen
+        ]
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("wrong shape", shapes),
+        )
         return "\n".join(
             [f"{len(self.fitting)} of {self._count} tensors fit"]
             + [f"    {kind} ({len(names)}): {_listing(names)}" for kind, names in kinds if names]
@@ -55,17 +62,21 @@ class Comparison:
 
 
 def compare(state: Mapping[str, Tensor], module: nn.Module) -> Comparison:
-    """Hold a state dict against a module, by names and shapes."""
-    own = module.state_dict()
-    both = [name for name in own if name in state]
+    """Hold a state dict against a module, by names and shapes.
+
+    A parameter that has no shape yet, as a head that is to be split, takes any.
+    """
+    own = module.state_dict(keep_vars=True)
+    shapes = {n: state[n].shape if is_lazy(w) else w.shape for n, w in own.items() if n in state}
+    both = list(shapes)
     return Comparison(
-        fitting=[n for n in both if state[n].shape == own[n].shape],
+        fitting=[n for n in both if state[n].shape == shapes[n]],
         missing=[n for n in own if n not in state and not n.endswith(_OPTIONAL)],
         unexpected=[n for n in state if n not in own],
         misshapen=[
-            (n, tuple(state[n].shape), tuple(own[n].shape))
+            (n, tuple(state[n].shape), tuple(shapes[n]))
             for n in both
-            if state[n].shape != own[n].shape
+            if state[n].shape != shapes[n]
         ],
     )
 

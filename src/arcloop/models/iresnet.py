@@ -63,7 +63,6 @@ class IResNet(nn.Module):
         features_BCHW: Tensor = self.stages(self.stem(x_BCHW))
         return features_BCHW
 
-
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give the weights of insightface's files the names they have here.
 

@@ -52,7 +52,7 @@ class MobileFaceNet(nn.Module):
             raise ConfigError(
                 f"backbone.blocks={list(blocks)} must have 4 entries, and backbone.width={width}"
                 f" must be a multiple of {_GROUP}",
-                remedy="change the values; width 128 and blocks [1, 4, 6, 2] are the published ones",
+                remedy="change the values; published are width 128 and blocks [1, 4, 6, 2]",
             )
         super().__init__()
         self.stem = nn.Sequential(

@@ -24,7 +24,7 @@ _NAME = "torchvision"
 
 @contextlib.contextmanager
 def torchvision_or_stand_in() -> Iterator[None]:
-    """Within it, `import torchvision` gives the real package or, where there is none, a stand-in."""
+    """Within it, `import torchvision` gives the real package or, without one, a stand-in."""
     if _works():
         yield
         return

@@ -28,5 +28,5 @@ class _Join(torch.autograd.Function):
         return map_BCHW.view_as(map_BCHW)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *(torch.zeros_like(p) for p in ctx.saved_tensors))

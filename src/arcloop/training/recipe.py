@@ -162,7 +162,7 @@ def _call(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     """
     if typed := sorted(kwargs.keys() & getattr(factory, "keywords", {}).keys()):
         raise ConfigError(
-            f"{name}.{typed[0]} is not typed by hand: it follows from the data and the other groups",
+            f"{name}.{typed[0]} is not typed by hand: it follows from data and other groups",
             remedy=f"leave {name}.{typed[0]} out",
         )
     try:
@@ -171,5 +171,7 @@ def _call(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         raise
     except Exception as cause:  # whatever a library raises on a wrong value
         raise ConfigError(
-            f"{name}: {str(cause) or type(cause).__name__}", where=f"config group {name}", remedy="change its values"
+            f"{name}: {str(cause) or type(cause).__name__}",
+            where=f"config group {name}",
+            remedy="change its values",
         ) from cause

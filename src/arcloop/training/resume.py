@@ -15,7 +15,6 @@ from arcloop.quantities import PositiveInt, check
 from arcloop.training.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.csv_logger import CsvLogger
 
-
 _PARTS = (
     ("embedder.backbone.", "backbone"),
     ("embedder.", "embedder (embedder.embedding_dim, or the size of the images)"),
@@ -114,9 +113,7 @@ def require_fit(checkpoint: Path, module: pl.LightningModule) -> None:
         return
     names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.misshapen)]
     # The first part that differs decides what comes after it: the neck follows the backbone.
-    for part, group in _PARTS:
-        if any(name.startswith(part) for name in names):
-            break
+    group = next(group for part, group in _PARTS if any(name.startswith(part) for name in names))
     raise ConfigError(
         f"this checkpoint is of another {group}: {found}",
         where=checkpoint,

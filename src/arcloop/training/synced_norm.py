@@ -27,7 +27,8 @@ class SyncedBatchNorms(TorchSyncBatchNorm):
     def apply(self, model: nn.Module) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
-                module.__class__ = _synced(type(module))
+                kind: Any = type(module)
+                module.__class__ = _synced(kind)
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
@@ -83,7 +84,7 @@ class _SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
 
 
 class _SyncedWithActivation(_Synced):
-    """What comes before timm's BatchNormAct2d in the order of methods: norm, dropout, activation."""
+    """Comes before timm's BatchNormAct2d, which is a norm, dropout and an activation in one."""
 
     drop: nn.Module
     act: nn.Module
@@ -94,7 +95,7 @@ class _SyncedWithActivation(_Synced):
 
 
 @functools.cache
-def _synced(kind: type) -> type:
+def _synced(kind: Any) -> Any:
     if issubclass(kind, _Synced):
         return kind
     for synced in (_SyncedBatchNorm1d, _SyncedBatchNorm2d):
