@@ -161,6 +161,7 @@ def test_a_backbone_that_cannot_be_scripted_is_refused_before_training(in_tmp, c
         (["backbone=mobilefacenet", "backbone.width=64"], "another backbone: "),
         (["embedder.embedding_dim=4"], "embedder.embedding_dim"),
         (["data.num_classes=3"], "of other classes"),
+        (["data.num_classes=3", "head=arcface_sharded"], "of other classes"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_not_resumed(in_tmp, capsys, overrides, named):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.models import compare
+from arcloop.models import ShardedArcFace, compare
 from arcloop.progress import say
 from arcloop.quantities import PositiveInt, check
 from arcloop.training.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.sharding import HEAD_WEIGHT
 
 _PARTS = (
     ("embedder.backbone.", "backbone"),
@@ -108,7 +110,14 @@ def require_fit(checkpoint: Path, module: pl.LightningModule) -> None:
     Raises:
         ConfigError: Its weights are not those of this module; says which part, and how they differ.
     """
-    found = compare(read_checkpoint(checkpoint)["state_dict"], module)
+    state = read_checkpoint(checkpoint)["state_dict"]
+    found = compare(state, module)
+    head: Any = module.head
+    if isinstance(head, ShardedArcFace) and HEAD_WEIGHT in state:
+        classes, dim = state[HEAD_WEIGHT].shape  # its own is known only when it is split
+        if classes != head.num_classes:
+            wrong = (HEAD_WEIGHT, (classes, dim), (head.num_classes, dim))
+            found = replace(found, misshapen=[*found.misshapen, wrong])
     if found.whole:
         return
     names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.misshapen)]
