@@ -17,6 +17,9 @@ install: $(INSTALLED)  ## create .venv and install arcloop in it
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@# Without torchvision: it is large, has to match torch's build, and where it does not, Lightning
+	@# cannot be imported any more. arcloop needs nothing of it; see models/without_torchvision.py.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	@touch $@
 
 demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look at

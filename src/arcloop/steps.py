@@ -44,7 +44,8 @@ STEPS: Mapping[str, Step] = {
             "train",
             (
                 "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
-                "embedder", "head", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+                "backbone_weights", "embedder", "head", "optimizer", "scheduler", "trainer",
+                "logger", "callbacks",
             ),
             ("store",),
             "run",

@@ -52,9 +52,9 @@ def train_part(config, run_dir, overrides, environment):
     train_here(config, STORE, run_dir, overrides, alone=False)
 
 
-def train_in(world, overrides, run_dir):
+def train_in(world, overrides, run_dir, common=COMMON):
     trainer = ["trainer=ddp_cpu", f"trainer.devices={world}"] if world > 1 else ["trainer=cpu"]
-    overrides = [*COMMON, *overrides, *trainer, f"loader.batch_size={GLOBAL_BATCH // world}"]
+    overrides = [*common, *overrides, *trainer, f"loader.batch_size={GLOBAL_BATCH // world}"]
     config = compose_config([*overrides, f"run_dir={run_dir}"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -2,6 +2,7 @@
 
 from arcloop.training.callbacks import BuildIndex, Evaluate, ExportScripted
 from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.freezing import FreezeBackbone
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.recipe import NODES, Recipe
 from arcloop.training.resume import LastCheckpoint
@@ -10,5 +11,5 @@ from arcloop.training.warmup import Warmup
 
 __all__ = [
     "NODES", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate", "ExportScripted",
-    "LastCheckpoint", "Recipe", "Warmup", "train",
+    "FreezeBackbone", "LastCheckpoint", "Recipe", "Warmup", "train",
 ]  # fmt: skip

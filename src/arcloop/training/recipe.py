@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,10 +14,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from arcloop.config import LoaderSettings
+from arcloop.config import BackboneWeightsSettings, LoaderSettings
 from arcloop.errors import ArcloopError, ConfigError
-from arcloop.models import Embedder, Head
-from arcloop.progress import console
+from arcloop.models import Embedder, Head, load_weights, read_weights
+from arcloop.progress import console, say
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.bars import EpochLines, bar
 from arcloop.training.checkpoints import AtomicCheckpoints
@@ -26,10 +28,11 @@ from arcloop.training.synced_norm import SyncedBatchNorms
 from arcloop.training.warmup import Warmup
 
 NODES = (
-    "loader", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler", "trainer",
-    "logger", "callbacks",
+    "loader", "augmentation", "backbone", "backbone_weights", "embedder", "head", "optimizer",
+    "scheduler", "trainer", "logger", "callbacks",
 )  # fmt: skip
 """The config's nodes that a `Recipe` takes, by the same names."""
+_STAND_IN_SHAPE = (224, 224, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,8 @@ class Recipe:
         compile: Run the backbone through torch.compile while training.
         loader: How batches are read.
         augmentation: Applied to training batches.
-        backbone: Makes the backbone from `in_channels`.
+        backbone: Makes the backbone from those of `in_channels` and `image_size` that it takes.
+        backbone_weights: What the backbone starts from.
         embedder: Makes the embedder from a backbone and `image_shape`.
         head: Makes the head from `embedding_dim` and `num_classes`.
         optimizer: Makes the optimizer of embedder and head.
@@ -58,6 +62,7 @@ class Recipe:
     loader: LoaderSettings
     augmentation: Augmentation
     backbone: Callable[..., nn.Module]
+    backbone_weights: BackboneWeightsSettings
     embedder: Callable[..., Embedder]
     head: Callable[..., Head]
     optimizer: GroupedOptimizer
@@ -67,20 +72,22 @@ class Recipe:
     callbacks: Mapping[str, Callback | None]
 
     def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
-        """Make the module with weights drawn from `seed`.
+        """Make the module with weights drawn from `seed`, those of the backbone from its file.
 
         Args:
             image_shape: (H, W, C) of the store.
             num_classes: Classes of the store.
 
         Raises:
-            ConfigError: A constructor refuses its values, or the images are too small.
+            ConfigError: A constructor refuses its values, the images are too small, or the
+                backbone's weights do not fit.
         """
         torch.manual_seed(self.seed)
-        embedder = _call("embedder", self.embedder, self._backbone(image_shape[2]),
+        embedder = _call("embedder", self.embedder, self._backbone(image_shape),
                          image_shape=image_shape)  # fmt: skip
         head = _call("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
+        self._load_weights(embedder.backbone)
         if self.compile:
             embedder.backbone.compile()  # in place: names of weights stay, and so does forward
         return EmbeddingModule(
@@ -129,21 +136,46 @@ class Recipe:
             if isinstance(callback, Warmup):
                 callback.check_head(head)
         with torch.device("meta"):
-            self._backbone(1)
+            self._backbone(_STAND_IN_SHAPE)
+        if self.backbone_weights.file is not None:
+            read_weights(Path(self.backbone_weights.file))
         self.make_trainer()
 
-    def _backbone(self, in_channels: int) -> nn.Module:
-        backbone: nn.Module = _call("backbone", self.backbone, in_channels=in_channels)
+    def _backbone(self, image_shape: tuple[int, int, int]) -> nn.Module:
+        height, width, channels = image_shape
+        known = {"in_channels": channels, "image_size": (height, width)}
+        taken = inspect.signature(self.backbone).parameters
+        derived = {name: value for name, value in known.items() if name in taken}
+        backbone: nn.Module = _call("backbone", self.backbone, **derived)
         return backbone
+
+    def _load_weights(self, backbone: nn.Module) -> None:
+        if self.backbone_weights.file is None:
+            return
+        file = Path(self.backbone_weights.file)
+        found = load_weights(
+            backbone, read_weights(file), file=file, strict=self.backbone_weights.strict
+        )
+        say(f"train: weights of the backbone from {file}: {found}")
 
 
 def _call(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a constructor from the config; what it objects to is the config's fault."""
+    """Call a constructor from the config; what it objects to is the config's fault.
+
+    `kwargs` are derived, from the images and from other nodes.
+    """
+    if typed := sorted(kwargs.keys() & getattr(factory, "keywords", {}).keys()):
+        raise ConfigError(
+            f"{name}.{typed[0]} is not typed by hand: it follows from data and other groups",
+            remedy=f"leave {name}.{typed[0]} out",
+        )
     try:
         return factory(*args, **kwargs)
     except ArcloopError:
         raise
     except Exception as cause:  # whatever a library raises on a wrong value
         raise ConfigError(
-            f"{name}: {cause}", where=f"config group {name}", remedy="change its values"
+            f"{name}: {str(cause) or type(cause).__name__}",
+            where=f"config group {name}",
+            remedy="change its values",
         ) from cause

@@ -18,14 +18,14 @@ from pytorch_lightning.trainer.states import TrainerStatus
 
 from arcloop import artifacts, times
 from arcloop.artifacts import Artifact
-from arcloop.atomic import sha256_json, write_bytes, write_json
+from arcloop.atomic import sha256_file, sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, ResourceError, unwritable
 from arcloop.progress import say
 from arcloop.training.csv_logger import CsvLogger
 from arcloop.training.quiet import quiet
 from arcloop.training.recipe import NODES, Recipe
-from arcloop.training.resume import newest_whole
+from arcloop.training.resume import newest_whole, require_fit
 
 CONFIG = "config.yaml"
 _CHECKPOINTS = "checkpoints"
@@ -71,12 +71,16 @@ def train(
     with quiet():
         datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
         parents = {"store": datamodule.store.artifact.sha256}
+        if recipe.backbone_weights.file is not None:
+            parents["backbone_weights"] = sha256_file(Path(recipe.backbone_weights.file))
         identity = _identity(config, parents)
         start = _start(run_dir, identity, resume=resume, overwrite=overwrite)
         if isinstance(start, Artifact):
             say(f"train: {run_dir} is trained with this config already")
             return start
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
+        if start is not None:
+            require_fit(start[0], module)
         trainer = recipe.make_trainer(_Timing(run_dir))
         _warn_of_slow_precision(trainer)
         if trainer.is_global_zero:
@@ -105,8 +109,8 @@ def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     """Hash of all that decides what the weights become."""
     decisive = {name: config[name] for name in _IDENTITY}
     decisive["averaging"] = config["callbacks"].get("ema")
-    if warmup := config["callbacks"].get("warmup"):
-        decisive["warmup"] = warmup
+    for name in ("freeze", "warmup"):
+        decisive[name] = config["callbacks"].get(name)
     return sha256_json([decisive, dict(parents)])
 
 
