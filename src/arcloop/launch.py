@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +73,7 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     from arcloop.sweeps.record import Outcomes, unfinished
 
     planned = plan(verb, overrides)
-    outcomes = planned.folder / ".outcomes" / uuid.uuid4().hex
+    outcomes = Outcomes.of_this_process(planned.folder)
     job = Job(verb, planned.swept, outcomes, planned.gpus, os.getpid())
     try:
         _hydra(job, verb, [*flags, *overrides, *planned.extra])

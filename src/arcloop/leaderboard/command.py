@@ -18,7 +18,7 @@ from arcloop.leaderboard.settings import better_is_more
 from arcloop.leaderboard.value_plots import Objective
 from arcloop.style import encode_png
 
-_FIGURES = ("settings", "curve", "heat_map", "parallel")
+FIGURES = ("settings", "curve", "heat_map", "parallel")
 
 
 def leaderboard(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def leaderboard(arguments: Sequence[str]) -> int:
             write_bytes(path, content)
         except OSError as cause:
             raise unwritable(path, cause) from cause
-    for name in _FIGURES:  # of a leaderboard written when there were other jobs
+    for name in FIGURES:  # of a leaderboard written when there were other jobs
         path = board.folder / f"leaderboard-{name}.png"
         if path not in files:
             path.unlink(missing_ok=True)

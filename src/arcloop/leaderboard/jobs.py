@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from arcloop.errors import ArtifactError
 from arcloop.sweeps import record
 
 SEED = "seed"
-_ABOUT_THE_SWEEP = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
+ABOUT_THE_SWEEP = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
+"""What overrides begin with that say how a sweep ran, not what it tried."""
 _BEGUN = ".begun.json"
 
 
@@ -24,7 +26,8 @@ class Job:
 
     Attributes:
         folder: Where it ran.
-        overrides: Key -> value as given, of what it was composed from.
+        given: What it was composed from.
+        swept: Keys that its sweep varied, and that its folder is named by.
         config: Its resolved config; empty where it made no run.
         objective: The monitored metric of val; None: it has none.
         metrics: Name -> value, of the query split.
@@ -33,12 +36,19 @@ class Job:
     """
 
     folder: Path
-    overrides: Mapping[str, str]
+    given: Sequence[str]
+    swept: tuple[str, ...]
     config: Mapping[str, Any]
     objective: float | None
     metrics: Mapping[str, float]
     failure: str | None
     code: Mapping[str, Any]
+
+    @cached_property
+    def overrides(self) -> Mapping[str, str]:
+        """Key -> value as given."""
+        pairs = (override.lstrip("+~").partition("=") for override in self.given)
+        return {key: value.strip("'\"") for key, _, value in pairs}
 
     @property
     def monitor(self) -> str | None:
@@ -82,16 +92,16 @@ def read_jobs(sweep: Path) -> list[Job]:
 
 def _read(folder: Path) -> Job | None:
     told = record.read(folder)
+    swept = tuple(told.swept) if told else ()
     if _is_run(folder):
-        run = artifacts.read(folder, "run")
-        failure = None if told is None or told.failure is None else told.failure.what
-        return _finished(folder, run, failure)
+        failure = told.failure.what if told and told.failure else None
+        return _finished(folder, artifacts.read(folder, "run"), swept, failure)
     if told is not None:
         failure = told.failure.what if told.failure else "its run was removed"
-        return Job(folder, _pairs(told.overrides), {}, None, {}, failure, {})
+        return Job(folder, told.overrides, swept, {}, None, {}, failure, {})
     if (folder / _BEGUN).is_file():
-        pairs = _pairs(part for part in folder.name.split(",") if "=" in part)
-        return Job(folder, pairs, {}, None, {}, "interrupted: the same command goes on", {})
+        given = [part for part in folder.name.split(",") if "=" in part]
+        return Job(folder, given, (), {}, None, {}, "interrupted: the same command goes on", {})
     return None
 
 
@@ -104,7 +114,7 @@ def _is_run(folder: Path) -> bool:
         return artifacts.read(folder, "run").kind == "run"  # which tells what is wrong with it
 
 
-def _finished(folder: Path, run: Artifact, failure: str | None) -> Job:
+def _finished(folder: Path, run: Artifact, swept: tuple[str, ...], failure: str | None) -> Job:
     evaluation, metrics = folder / "evaluation", {}
     if artifacts.exists(evaluation):
         try:
@@ -116,16 +126,8 @@ def _finished(folder: Path, run: Artifact, failure: str | None) -> Job:
                 remedy=f"arcloop evaluate run_dir={folder}",
             ) from None
     code = json.loads((folder / MANIFEST).read_bytes())["code"]
-    pairs, objective = _pairs(run.info["overrides"]), run.info["objective"]
-    return Job(folder, pairs, run.config, objective, metrics, failure, code)
-
-
-def _pairs(overrides: Iterable[str]) -> dict[str, str]:
-    pairs = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        pairs[key] = value.strip("'\"")
-    return pairs
+    given, objective = run.info["overrides"], run.info["objective"]
+    return Job(folder, given, swept, run.config, objective, metrics, failure, code)
 
 
 def varied(jobs: Sequence[Job]) -> list[str]:
@@ -134,5 +136,5 @@ def varied(jobs: Sequence[Job]) -> list[str]:
     return [
         key
         for key in keys
-        if not key.startswith(_ABOUT_THE_SWEEP) and len({job.value(key) for job in jobs}) > 1
+        if not key.startswith(ABOUT_THE_SWEEP) and len({job.value(key) for job in jobs}) > 1
     ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from arcloop.leaderboard.board import Board
-from arcloop.leaderboard.jobs import SEED
+from arcloop.leaderboard.jobs import ABOUT_THE_SWEEP, SEED
 from arcloop.leaderboard.settings import Estimate, Setting, shown, shown_key
 
 _MOST_ROWS = 30
@@ -138,13 +138,22 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def command(board: Board, setting: Setting) -> str:
-    """Return the command that makes the jobs of a setting, and takes those that are there."""
-    overrides = setting.jobs[0].overrides
-    own = {key: value for key, value in overrides.items() if key != SEED}
-    words = [f"{key}={value}" for key, value in own.items()]
-    numbers = [job.overrides[SEED] for job in setting.jobs if SEED in job.overrides]
-    words += [f"{SEED}={','.join(numbers)}"] if numbers else []
-    sweeping = len(numbers) > 1
-    place = f"hydra.sweep.dir={board.folder}" if sweeping else f"run_dir={setting.jobs[0].folder}"
-    flags = ["-m"] if sweeping else []
-    return shlex.join(["arcloop", "train", *flags, *words, place])
+    """Return the command that makes the jobs of a setting, and takes those that are there.
+
+    Every key that named the jobs' folders is swept in it, be it over one value, as choice(...): so
+    the folders are the same.
+    """
+    first = setting.jobs[0]
+    swept = first.swept or (*board.keys, SEED)
+    numbers = ",".join(job.overrides[SEED] for job in setting.jobs if SEED in job.overrides)
+    words = []
+    for override in first.given:
+        key, _, value = override.partition("=")
+        name = key.lstrip("+~")
+        if name.startswith(ABOUT_THE_SWEEP):
+            continue
+        if name == SEED and "," in numbers:
+            words.append(f"{key}={numbers}")
+        else:
+            words.append(f"{key}=choice({value})" if name in swept else override)
+    return shlex.join(["arcloop", "train", "-m", *words, f"hydra.sweep.dir={board.folder}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,12 @@ def _refuse_mismatch(
         raise ConfigError(
             f"`arcloop {verb}` has no objective that sweep= could choose values by",
             remedy="leave out sweep=: every combination is done",
+        )
+    launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
+    if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError(
+            "launcher=slurm, but there is no Slurm here: no `srun` on the PATH",
+            remedy="run it where jobs are submitted, or use launcher=joblib",
         )
     for override in fixed if verb in TRAINING else ():
         if override.startswith("run_dir=") and "${" not in override:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,6 +110,15 @@ class Outcomes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    @classmethod
+    def of_this_process(cls, sweep: Path) -> Path:
+        """Return the folder for the command that this process is, and remove those of dead ones."""
+        here = sweep / ".outcomes"
+        for stale in here.glob(f"{socket.gethostname()}-*"):
+            if not Path(f"/proc/{stale.name.rpartition('-')[2]}").exists():
+                shutil.rmtree(stale, ignore_errors=True)
+        return here / f"{socket.gethostname()}-{os.getpid()}"
 
     def add(self, number: int, run_dir: str, failure: Failure | None, *, gate: bool | None) -> None:
         """Tell what the job of this number came to."""
