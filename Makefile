@@ -13,7 +13,7 @@ RESULTS ?= experiment=mnist
 RESULTS_PAGE ?= docs/results.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check format bench results clean
+.PHONY: help install demo serve pipeline test check format bench docs results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -55,6 +55,9 @@ bench: $(INSTALLED)  ## side-by-side measurements, printed as ratios
 results: $(INSTALLED)  ## heads side by side on MNIST, over seeds, into docs/results.md
 	$(BIN)/arcloop train -m $(RESULTS) head=$(HEADS) seed=$(SEEDS) hydra.sweep.dir=runs/results
 	$(BIN)/arcloop leaderboard runs/results --markdown $(RESULTS_PAGE)
+
+docs: $(INSTALLED)  ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv and caches; runs and stores stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
