@@ -213,6 +213,8 @@ class Config:
     experiment: Any = None
     cluster: Any = None
     notify: Any = None
+    sweep: Any = None
+    launcher: Any = None
     validation: ValidationSettings = MISSING
     embed: EmbedSettings = MISSING
     calibration: CalibrationSettings = MISSING

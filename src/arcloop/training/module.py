@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from arcloop.errors import ConfigError, ResourceError
+from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
 from arcloop.training import sharding
 from arcloop.training.augmentation import Augmentation
@@ -122,7 +122,7 @@ class EmbeddingModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         loss = float(self.trainer.callback_metrics["train_loss"])
         if not math.isfinite(loss):
-            raise ResourceError(
+            raise DivergedError(
                 f"training diverged: the loss is {loss} after step {self.global_step}",
                 remedy="lower optimizer.lr or head.scale, or lengthen scheduler.warmup",
             )

@@ -65,7 +65,8 @@ def train(
 
     Raises:
         ConfigError: `run_dir` holds another run, or there is nothing to resume.
-        ResourceError: Training diverged, or the folder cannot be written.
+        DivergedError: The loss is not finite any more.
+        ResourceError: The folder cannot be written, or memory ran out.
         KeyboardInterrupt: It was interrupted; last.ckpt is whole and `resume` goes on from it.
     """
     with quiet():
