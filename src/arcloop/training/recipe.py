@@ -19,6 +19,7 @@ from arcloop.progress import console
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.bars import EpochLines, bar
 from arcloop.training.checkpoints import AtomicCheckpoints
+from arcloop.training.exports import Exports, beside
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.optimizers import GroupedOptimizer
 from arcloop.training.quiet import quiet
@@ -26,7 +27,7 @@ from arcloop.training.synced_norm import SyncedBatchNorms
 
 NODES = (
     "loader", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler", "trainer",
-    "logger", "callbacks",
+    "logger", "callbacks", "export",
 )  # fmt: skip
 """The config's nodes that a `Recipe` takes, by the same names."""
 
@@ -49,6 +50,7 @@ class Recipe:
         trainer: Makes the Trainer from callbacks and loggers.
         logger: Name -> logger; None is left out.
         callbacks: Name -> callback, in order; None is left out.
+        export: Name -> what is exported; None is left out.
     """
 
     seed: int
@@ -64,6 +66,7 @@ class Recipe:
     trainer: Callable[..., pl.Trainer]
     logger: Mapping[str, Logger | None]
     callbacks: Mapping[str, Callback | None]
+    export: Exports
 
     def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
         """Make the module with weights drawn from `seed`.
@@ -76,8 +79,7 @@ class Recipe:
             ConfigError: A constructor refuses its values, or the images are too small.
         """
         torch.manual_seed(self.seed)
-        embedder = _call("embedder", self.embedder, self._backbone(image_shape[2]),
-                         image_shape=image_shape)  # fmt: skip
+        embedder = self.make_embedder(image_shape)
         head = _call("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
         if self.compile:
@@ -90,6 +92,16 @@ class Recipe:
             scheduler=self.scheduler,
             seed=self.seed,
         )
+
+    def make_embedder(self, image_shape: tuple[int, int, int]) -> Embedder:
+        """Make an embedder for images (H, W, C), with weights as torch's generator draws them.
+
+        Raises:
+            ConfigError: A constructor refuses its values, or the images are too small.
+        """
+        backbone = self._backbone(image_shape[2])
+        embedder: Embedder = _call("embedder", self.embedder, backbone, image_shape=image_shape)
+        return embedder
 
     def make_trainer(self, *extra: Callback) -> pl.Trainer:
         """Make the Trainer; `extra` callbacks come before the configured ones.
@@ -126,6 +138,7 @@ class Recipe:
         _call("head", self.head, embedding_dim=2, num_classes=2)
         with torch.device("meta"):
             self._backbone(1)
+        beside(self.export)
         self.make_trainer()
 
     def _backbone(self, in_channels: int) -> nn.Module:
