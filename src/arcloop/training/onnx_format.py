@@ -23,7 +23,10 @@ from arcloop.training.formats import Embeddings, Format, Images, example, planes
 
 _INPUT, _OUTPUT = "images", "embeddings"
 _FACTS = "arcloop.json"
-_LEGACY = "You are using the legacy TorchScript-based ONNX export"
+_DEPRECATED = (  # upstream; see OnnxFormat for why it is used
+    "You are using the legacy TorchScript-based ONNX export",
+    "The feature will be removed. Please remove usage of this function",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ class OnnxFormat(Format):
         content = io.BytesIO()
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", _LEGACY, DeprecationWarning)
+                for message in _DEPRECATED:
+                    warnings.filterwarnings("ignore", message, DeprecationWarning)
                 torch.onnx.export(
                     embedder,
                     (example(embedder),),

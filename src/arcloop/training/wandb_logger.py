@@ -47,7 +47,7 @@ class WandbLogger(TrackingLogger):
             name=self._run_dir.name,
             id=known or secrets.token_hex(4),
             resume="allow" if self._mode == "online" else None,  # offline, `wandb sync` joins them
-            dir=str(self._run_dir),
+            dir=str(self._run_dir.resolve()),  # its service may have started in another folder
             mode=self._mode,
             config=dict(config),
             reinit="create_new",  # a sweep has several in one process
