@@ -60,7 +60,7 @@ def pictures(folder):
 def scaled_down(command):
     """The command with what makes it quick: small MNIST, few epochs."""
     verb, *rest = shlex.split(command)[1:]
-    if verb in ("query", "index", "evaluate", "lineage", "reproduce"):
+    if verb in ("query", "index", "evaluate", "export", "lineage", "reproduce"):
         return [verb, *rest]
     small = (
         []

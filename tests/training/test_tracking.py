@@ -20,10 +20,11 @@ ALL_EPOCHS = [5, 11, 17, 23]  # the last steps of four epochs
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     """A database of MLflow, which takes seconds to lay out; each test has its own experiment."""
-    from mlflow.tracking import MlflowClient
-
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    MlflowClient(uri).search_experiments()
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlruns/mlflow.db"
+    first = mlflow_logger(folder, uri, "first")
+    first.begin({}, 0)
+    first.finalize("success")
     return uri
 
 
