@@ -66,7 +66,7 @@ def pictures(folder):
 def scaled_down(command):
     """The command with what makes it quick: small MNIST, few epochs."""
     verb, *rest = shlex.split(command)[1:]
-    if verb in ("query", "index", "evaluate", "lineage", "reproduce", "leaderboard"):
+    if verb in ("query", "index", "evaluate", "export", "lineage", "reproduce", "leaderboard"):
         return [verb, *rest]
     small = (
         []

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class Artifact:
 
     Attributes:
         path: Its folder.
-        kind: What it is: store, validation, run, gallery, index or evaluation.
+        kind: What it is: store, validation, run, gallery, index, evaluation or export.
         sha256: Hash of its manifest, hence of all it holds; children name it as their parent.
         files: Relative path -> {"sha256": hex, "size": bytes}.
         parents: Role -> hash of what it was made from.
@@ -119,12 +119,14 @@ def seal(
     config: Mapping[str, Any],
     parents: Mapping[str, str],
     info: Mapping[str, Any] | None = None,
+    apart: Collection[str] = (),
 ) -> Artifact:
     """Write the manifest of the files now in `path`, last and atomically, and return the artifact.
 
-    Folders inside that hold a manifest of their own are artifacts of their own and not listed.
+    Folders inside that hold a manifest of their own are artifacts of their own and not listed; nor
+    are those named in `apart`: what loggers wrote, with times in it.
     """
-    names = _own_files(path)
+    names = [name for name in _own_files(path) if name.partition("/")[0] not in apart]
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(lambda name: sha256_file(path / name, sync=True), names))
     manifest = {

@@ -208,6 +208,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = MISSING
+    export: Any = MISSING
     index: Any = MISSING
     deploy: Any = MISSING
     experiment: Any = None

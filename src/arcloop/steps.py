@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.compose import compose_config, explain, to_plain
 from arcloop.processes import processes_here, train_in_processes
@@ -45,7 +46,7 @@ STEPS: Mapping[str, Step] = {
             (
                 "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
                 "backbone_weights", "embedder", "head", "optimizer", "scheduler", "trainer",
-                "logger", "callbacks",
+                "logger", "callbacks", "export",
             ),
             ("store",),
             "run",
@@ -61,6 +62,11 @@ STEPS: Mapping[str, Step] = {
     )
 }  # fmt: skip
 
+EXPORT = Step("export", ("export",), ("run",), "export")
+"""Not in `STEPS`: a pipeline needs no pod for what `train` does as it ends."""
+
+ALL_STEPS: Mapping[str, Step] = {**STEPS, "export": EXPORT}
+
 
 def run_step(
     name: str, overrides: Sequence[str], inputs: Mapping[str, Path], output: Path
@@ -68,7 +74,7 @@ def run_step(
     """Run one step with overrides as the command line takes them.
 
     Args:
-        name: A key of `STEPS`.
+        name: A key of `ALL_STEPS`.
         overrides: Hydra overrides; those of groups that the step does not read change nothing.
         inputs: Role -> folder of each artifact that the step takes.
         output: Folder to write; for `train`, the run directory.
@@ -100,10 +106,10 @@ def apply(
     returned as it is. `prepare` and `train` always do so. With `alone`, what the step does not read
     is not recorded: nobody said what the other steps were given.
     """
-    assert set(STEPS[name].inputs) <= inputs.keys()
+    assert set(ALL_STEPS[name].inputs) <= inputs.keys()
     functions: Mapping[str, Callable[[_Call], Artifact]] = {
         "prepare": _prepare, "validate": _validate, "train": _train,
-        "embed": _embed, "index": _index, "evaluate": _evaluate,
+        "embed": _embed, "index": _index, "evaluate": _evaluate, "export": _export,
     }  # fmt: skip
     return functions[name](_Call(config, inputs, output, overrides, reuse, alone))
 
@@ -125,13 +131,15 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
     """Build all that these steps will need, so that a wrong value is told before any of them runs.
 
     Raises:
-        ConfigError: A constructor refuses its values.
+        ConfigError: A constructor refuses its values, or there is nothing to export.
     """
     for name in names:
         if name == "train":
             _recipe(config).rehearse()
+        elif name == "export":
+            _formats(config)
         else:
-            for node in STEPS[name].reads:
+            for node in ALL_STEPS[name].reads:
                 build(config, node)
 
 
@@ -228,6 +236,28 @@ def _evaluate(call: _Call) -> Artifact:
         embed_settings=call.build("embed"),
         reuse=call.reuse,
     )
+
+
+def _export(call: _Call) -> Artifact:
+    from arcloop.training import export_run
+
+    run = call.inputs["run"]
+    # What the run was trained as, whatever conf/ has become since.
+    recorded = artifacts.read(run, "run").config
+    return export_run(
+        run,
+        _formats(call.config),
+        call.output,
+        backbone=build_node(recorded["backbone"]),
+        embedder=build_node(recorded["embedder"]),
+        reuse=call.reuse,
+    )
+
+
+def _formats(config: DictConfig) -> Any:
+    from arcloop.training import some_beside
+
+    return some_beside(build(config, "export"))
 
 
 def build(config: DictConfig, name: str) -> Any:

@@ -12,7 +12,7 @@ from arcloop.atomic import write_json
 _FILE = ".timing.json"
 _STAGE = {
     "store": "prepare", "validation": "validate", "run": "train", "gallery": "embed",
-    "index": "index", "evaluation": "evaluate",
+    "index": "index", "evaluation": "evaluate", "export": "export",
 }  # fmt: skip
 
 

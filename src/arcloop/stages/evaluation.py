@@ -81,6 +81,7 @@ def evaluate(
         verdict = gate(judgement.metrics, settings.gate)
         write_json(draft.path / "metrics.json", judgement.metrics)
         write_json(draft.path / "gate.json", verdict)
+        write_json(draft.path / "mistakes.json", [asdict(m) for m in judgement.mistakes])
         draft.info |= {"metrics": judgement.metrics, "gate": verdict}
         draft.count = images.rows("query")
         times = stage_times(

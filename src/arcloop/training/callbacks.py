@@ -17,9 +17,9 @@ from arcloop.config import CalibrationSettings, EmbedSettings, EvaluateSettings
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError
 from arcloop.progress import say
-from arcloop.quantities import PositiveFloat, check
 from arcloop.retrieval import FaissIndex
 from arcloop.training.export import export_scripted, require_scriptable
+from arcloop.training.formats import TorchScript
 from arcloop.training.module import EmbeddingModule
 
 _GOLDEN_ROWS = 32
@@ -30,12 +30,12 @@ class ExportScripted(Callback):
 
     Args:
         run_dir: The run.
-        max_abs_diff: Largest difference allowed between eager and scripted embeddings.
+        torchscript: How equal the scripted model must be. Other formats follow when the run is
+            sealed, so that none of them can lose it.
     """
 
-    def __init__(self, *, run_dir: str, max_abs_diff: PositiveFloat) -> None:
-        check("callbacks.export", max_abs_diff=(max_abs_diff, PositiveFloat))
-        self._run_dir, self._max_abs_diff = Path(run_dir), max_abs_diff
+    def __init__(self, *, run_dir: str, torchscript: TorchScript) -> None:
+        self._run_dir, self._max_abs_diff = Path(run_dir), torchscript.max_abs_diff
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, EmbeddingModule)

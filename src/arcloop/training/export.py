@@ -46,8 +46,7 @@ def export_scripted(
     Raises:
         ArtifactError: The checkpoint does not fit, or the scripted model computes something else.
     """
-    eager = copy.deepcopy(embedder).cpu().float().eval()
-    SyncedBatchNorms().revert(eager)
+    eager = for_inference(embedder)
     eager.load_state_dict(embedder_weights(checkpoint))
     with _constants_in_order():
         scripted = torch.jit.script(eager)
@@ -72,6 +71,13 @@ def export_scripted(
     temporary.replace(run_dir / "model.pt")
     np.savez(run_dir / GOLDEN, images=golden_NHWC, embeddings=expected_ND)
     return difference
+
+
+def for_inference(embedder: Embedder) -> Embedder:
+    """Copy an embedder to the CPU, in evaluation mode, of whole float32 layers."""
+    eager = copy.deepcopy(embedder).cpu().float().eval()
+    SyncedBatchNorms().revert(eager)
+    return eager
 
 
 def require_scriptable(embedder: Embedder) -> None:

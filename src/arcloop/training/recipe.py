@@ -21,6 +21,7 @@ from arcloop.progress import console, say
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.bars import EpochLines, bar
 from arcloop.training.checkpoints import AtomicCheckpoints
+from arcloop.training.exports import Exports, beside
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.optimizers import GroupedOptimizer
 from arcloop.training.quiet import quiet
@@ -29,7 +30,7 @@ from arcloop.training.warmup import Warmup
 
 NODES = (
     "loader", "augmentation", "backbone", "backbone_weights", "embedder", "head", "optimizer",
-    "scheduler", "trainer", "logger", "callbacks",
+    "scheduler", "trainer", "logger", "callbacks", "export",
 )  # fmt: skip
 """The config's nodes that a `Recipe` takes, by the same names."""
 _STAND_IN_SHAPE = (224, 224, 1)
@@ -54,6 +55,7 @@ class Recipe:
         trainer: Makes the Trainer from callbacks and loggers.
         logger: Name -> logger; None is left out.
         callbacks: Name -> callback, in order; None is left out.
+        export: Name -> what is exported; None is left out.
     """
 
     seed: int
@@ -70,6 +72,7 @@ class Recipe:
     trainer: Callable[..., pl.Trainer]
     logger: Mapping[str, Logger | None]
     callbacks: Mapping[str, Callback | None]
+    export: Exports
 
     def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
         """Make the module with weights drawn from `seed`, those of the backbone from its file.
@@ -83,8 +86,7 @@ class Recipe:
                 backbone's weights do not fit.
         """
         torch.manual_seed(self.seed)
-        embedder = _call("embedder", self.embedder, self._backbone(image_shape),
-                         image_shape=image_shape)  # fmt: skip
+        embedder = self.make_embedder(image_shape)
         head = _call("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
         self._load_weights(embedder.backbone)
@@ -98,6 +100,16 @@ class Recipe:
             scheduler=self.scheduler,
             seed=self.seed,
         )
+
+    def make_embedder(self, image_shape: tuple[int, int, int]) -> Embedder:
+        """Make an embedder for images (H, W, C), with weights as torch's generator draws them.
+
+        Raises:
+            ConfigError: A constructor refuses its values, or the images are too small.
+        """
+        backbone = self._backbone(image_shape)
+        embedder: Embedder = _call("embedder", self.embedder, backbone, image_shape=image_shape)
+        return embedder
 
     def make_trainer(self, *extra: Callback) -> pl.Trainer:
         """Make the Trainer; `extra` callbacks come before the configured ones.
@@ -139,6 +151,7 @@ class Recipe:
             self._backbone(_STAND_IN_SHAPE)
         if self.backbone_weights.file is not None:
             read_weights(Path(self.backbone_weights.file))
+        beside(self.export)
         self.make_trainer()
 
     def _backbone(self, image_shape: tuple[int, int, int]) -> nn.Module:

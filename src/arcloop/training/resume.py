@@ -14,7 +14,7 @@ from arcloop.models import ShardedArcFace, compare
 from arcloop.progress import say
 from arcloop.quantities import PositiveInt, check
 from arcloop.training.checkpoints import LAST, PREVIOUS, read_checkpoint
-from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.run_logger import RunLogger
 from arcloop.training.sharding import HEAD_WEIGHT
 
 _PARTS = (
@@ -63,7 +63,7 @@ class LastCheckpoint(Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
+            if isinstance(logger, RunLogger):
                 logger.flush()  # first: rows that are missing could not be had again
         self._saved_at = trainer.global_step
         trainer.save_checkpoint(self._dirpath / LAST)

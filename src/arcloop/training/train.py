@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,21 +23,25 @@ from arcloop.atomic import sha256_file, sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, ResourceError, unwritable
 from arcloop.progress import say
-from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.exports import beside, export_trained, try_formats
+from arcloop.training.module import EmbeddingModule
 from arcloop.training.quiet import quiet
 from arcloop.training.recipe import NODES, Recipe
 from arcloop.training.resume import newest_whole, require_fit
+from arcloop.training.run_logger import RunLogger
+from arcloop.training.tracking import TRACKED_IDS
 
 CONFIG = "config.yaml"
 _CHECKPOINTS = "checkpoints"
 _BEGUN = ".begun.json"
 _IDENTITY = (
     "seed", "monitor", "monitor_mode", "compile",
-    *(name for name in NODES if name not in ("logger", "callbacks")),
+    *(name for name in NODES if name not in ("logger", "callbacks", "export")),
 )  # fmt: skip
+_OF_LOGGERS = ("tensorboard", "wandb")
 _OWN = (
     artifacts.MANIFEST, _BEGUN, CONFIG, _CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
-    "tensorboard", "gallery", "index", "evaluation",
+    "gallery", "index", "evaluation", "export", *_OF_LOGGERS, *TRACKED_IDS
 )  # fmt: skip
 
 
@@ -78,32 +83,55 @@ def train(
         start = _start(run_dir, identity, resume=resume, overwrite=overwrite)
         if isinstance(start, Artifact):
             say(f"train: {run_dir} is trained with this config already")
-            return start
+            return _exported(start, recipe)
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         if start is not None:
             require_fit(start[0], module)
+        if _first():
+            try_formats(module.embedder, beside(recipe.export))
         trainer = recipe.make_trainer(_Timing(run_dir))
         _warn_of_slow_precision(trainer)
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
-            if start is not None:
-                _resume_loggers(trainer, start[1])
+            for logger in trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.begin(config, 0 if start is None else start[1])
             say(_mode(trainer, recipe))
-        checkpoint = None if start is None else start[0]
-        try:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        except torch.OutOfMemoryError as cause:
-            raise _out_of_memory(trainer, recipe, cause) from None
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            if trainer.state.status == TrainerStatus.INTERRUPTED:
-                raise KeyboardInterrupt from None
-            raise
+        _fit(trainer, module, datamodule, None if start is None else start[0], recipe)
     info = {
         "identity": identity,
         "overrides": list(overrides),
         "objective": _objective(trainer),
     }
-    return artifacts.seal(run_dir, "run", config=config, parents=parents, info=info)
+    run = artifacts.seal(
+        run_dir, "run", config=config, parents=parents, info=info, apart=_OF_LOGGERS
+    )
+    return _exported(run, recipe)
+
+
+def _fit(
+    trainer: pl.Trainer,
+    module: EmbeddingModule,
+    datamodule: EmbeddingDataModule,
+    checkpoint: Path | None,
+    recipe: Recipe,
+) -> None:
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except torch.OutOfMemoryError as cause:
+        raise _out_of_memory(trainer, recipe, cause) from None
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _exported(run: Artifact, recipe: Recipe) -> Artifact:
+    """Make what is exported beside model.pt, once the run can no longer be lost by it."""
+    formats = beside(recipe.export)
+    if formats and _first():
+        export_trained(run.path, formats, backbone=recipe.backbone, embedder=recipe.embedder)
+    return run
 
 
 def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
@@ -148,6 +176,11 @@ def _start(
             remedy="choose another run_dir=",
         )
     return None
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first of those that a launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _begun_identity(run_dir: Path) -> str | None:
@@ -202,12 +235,6 @@ def _warn_of_slow_precision(trainer: pl.Trainer) -> None:
             f"note: this CPU ({capability}) has no bf16 instructions; trainer.precision=32-true"
             " is several times faster here"
         )
-
-
-def _resume_loggers(trainer: pl.Trainer, step: int) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, CsvLogger):
-            logger.resume(step)
 
 
 def _objective(trainer: pl.Trainer) -> float | None:
