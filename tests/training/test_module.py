@@ -62,7 +62,11 @@ def losses_told(capsys, *overrides):
     [
         (["trainer.log_every_n_steps=4"], [3, 7, 11], 2),
         (["trainer.log_every_n_steps=0"], [], 2),
-        (["trainer.max_steps=3"], [], 1),  # ends within an epoch, before any loss was due
+        (
+            ["trainer.max_steps=3", "callbacks.checkpoint.monitor=train_loss"],
+            [],
+            1,
+        ),  # ends within an epoch, before any loss was due
     ],
 )
 def test_the_loss_is_told_every_few_steps_and_at_the_end_of_an_epoch(

@@ -94,7 +94,7 @@ class EmbeddingModule(pl.LightningModule):
         return loss
 
     def _is_logged(self) -> bool:
-        """Whether anybody is told the loss of this step: a logger, or who asks when an epoch is over.
+        """Whether the loss of this step is told: to a logger, or to who asks after an epoch.
 
         Lightning's `log` costs more than the optimizer's step of a small network, at every step.
         """
