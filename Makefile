@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := cpu,serving,kubeflow,dev
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.bench
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check format bench clean
+.PHONY: help install demo serve pipeline test check format bench bench-quick clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -43,8 +44,16 @@ format: $(INSTALLED)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## side-by-side measurements, printed as ratios
+bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md from them
 	$(BIN)/python -m benchmarks
+
+bench-quick: $(BENCH_INSTALLED)  ## the same on small sizes: printed, not kept
+	$(BIN)/python -m benchmarks --quick
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),bench]'
+	$(BIN)/python -m pip install --quiet --no-deps open-metric-learning==4.0.0
+	@touch $@
 
 clean:  ## remove .venv and caches; runs and stores stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

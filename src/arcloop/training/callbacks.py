@@ -18,7 +18,7 @@ from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError
 from arcloop.progress import say
 from arcloop.quantities import PositiveFloat, check
-from arcloop.retrieval import FaissIndex
+from arcloop.retrieval import AutoIndex, FaissIndex
 from arcloop.training.export import export_scripted
 from arcloop.training.module import EmbeddingModule
 
@@ -69,7 +69,7 @@ class BuildIndex(Callback):
         *,
         run_dir: str,
         embed: EmbedSettings,
-        index: FaissIndex,
+        index: FaissIndex | AutoIndex,
         calibration: CalibrationSettings,
     ) -> None:
         self._run_dir = Path(run_dir)

@@ -99,8 +99,9 @@ class EmbeddingModule(pl.LightningModule):
         Lightning's `log` costs more than the optimizer's step of a small network, at every step.
         """
         trainer, done = self.trainer, self.global_step + 1
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set out of sight
         return (
-            (trainer.log_every_n_steps > 0 and done % trainer.log_every_n_steps == 0)
+            (every > 0 and done % every == 0)
             or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             or done == trainer.max_steps
         )
