@@ -116,7 +116,7 @@ def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterat
 
 def _describe_index(artifact: Artifact) -> str:
     size = artifact.info["bytes"] / 2**20
-    factory = artifact.config["index"]["factory"]
+    factory = artifact.info.get("choice", artifact.config["index"])["factory"]
     return f"{factory}, {artifact.info['rows']:,} rows, {size:.1f} MiB"
 
 

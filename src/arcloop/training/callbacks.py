@@ -17,7 +17,7 @@ from arcloop.config import CalibrationSettings, EmbedSettings, EvaluateSettings
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError
 from arcloop.progress import say
-from arcloop.retrieval import FaissIndex
+from arcloop.retrieval import AutoIndex, FaissIndex
 from arcloop.training.export import export_scripted, require_scriptable
 from arcloop.training.formats import TorchScript
 from arcloop.training.module import EmbeddingModule
@@ -73,7 +73,7 @@ class BuildIndex(Callback):
         *,
         run_dir: str,
         embed: EmbedSettings,
-        index: FaissIndex,
+        index: FaissIndex | AutoIndex,
         calibration: CalibrationSettings,
     ) -> None:
         self._run_dir = Path(run_dir)
