@@ -137,7 +137,7 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
 def _prepare(call: _Call) -> Artifact:
     from arcloop.data import prepare
 
-    return prepare(call.build("data"), call.output)
+    return prepare(call.build("data"), call.output, append=call.config.append)
 
 
 def _validate(call: _Call) -> Artifact:

@@ -10,7 +10,7 @@ from arcloop import artifacts
 from arcloop.data import SPLITS, Store, SyntheticSource, prepare, store_key
 from arcloop.errors import ArtifactError, ResourceError
 
-from .conftest import folder_source, synthetic_source
+from .conftest import RAW, folder_source, synthetic_source
 
 
 def test_layout_and_manifest(tmp_path):
@@ -122,7 +122,13 @@ def test_real_mnist(tmp_path):
 
     root = Path(__file__).parents[2] / "data" / "mnist"
     source = IdxSource(
-        name="mnist", shard_rows=20_000, root=str(root), val=5000, gallery=10_000, split_seed=0
+        name="mnist",
+        shard_rows=20_000,
+        **RAW,
+        root=str(root),
+        val=5000,
+        gallery=10_000,
+        split_seed=0,
     )
     prepare(source, tmp_path / "store")
     store = Store.open(tmp_path / "store")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from arcloop.data.append import changes_since
 from arcloop.data.idx import IdxSource
 from arcloop.data.image_folder import ImageFolderSource
 from arcloop.data.prepare import prepare, store_key
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPLITS", "EmbeddingDataModule", "IdxSource", "ImageFolderSource", "Source", "Store",
-    "SyntheticSource", "prepare", "store_key", "validate",
+    "SyntheticSource", "changes_since", "prepare", "store_key", "validate",
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from arcloop.data.image_size import height_and_width
 from arcloop.data.picture_listing import ClassFolder, PictureListing
+from arcloop.data.shares import Shares
 from arcloop.data.source import SPLITS, Listing, Source, existing_root
 from arcloop.data.splits import stratify
 from arcloop.errors import DataError
@@ -39,6 +40,8 @@ class ImageFolderSource(Source):
         on_bad_image: "fail": a picture that cannot be read ends the work; "skip": it is left out,
             and counted.
     """
+
+    appendable = True
 
     root: str
     image_size: PositiveInt | list[PositiveInt]
@@ -83,10 +86,12 @@ class ImageFolderSource(Source):
             )
         height, width = height_and_width(self.image_size)
         return PictureListing(
+            root=root,
             classes=classes,
             image_shape=(height, width, self.channels),
             folders=folders,
             order=self._order(root, folders, classes),
+            shares=None if _is_split(root) else Shares(self._sizes(), self.split_seed),
             skip_bad=self.on_bad_image == "skip",
         )
 
@@ -106,8 +111,10 @@ class ImageFolderSource(Source):
                 )
             return order
         labels = np.repeat([folder.label for folder in folders], counts)
-        sizes = {"val": self.val, "gallery": self.gallery, "query": self.query}
-        return stratify(labels, classes, sizes, self.split_seed, root.absolute())
+        return stratify(labels, classes, self._sizes(), self.split_seed, root.absolute())
+
+    def _sizes(self) -> dict[str, int | float]:
+        return {"val": self.val, "gallery": self.gallery, "query": self.query}
 
 
 def _class_folders(root: Path) -> list[Path]:

@@ -8,12 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from arcloop import quantities
 from arcloop.data.shards import SplitWriter
 from arcloop.errors import DataError
-from arcloop.quantities import PositiveInt
+from arcloop.quantities import JpegQuality, PositiveInt
+
+if TYPE_CHECKING:
+    from arcloop.data.origins import Difference
 
 SPLITS = ("train", "val", "gallery", "query")
 """`train` learns, `val` selects the checkpoint, `gallery` fills the index, `query` judges."""
@@ -50,6 +56,33 @@ class Listing(ABC):
             DataError: Something could not be read, and the settings do not say to skip it.
         """
 
+    def origins(self, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
+        """Return the files that these rows of a split were read from, see `origins.py`.
+
+        Returns:
+            None where a row is not a file of its own.
+        """
+        return None
+
+    def difference(self, held: npt.NDArray[Any]) -> Difference:
+        """Compare what is listed with the origins of a store's rows; of appendable sources."""
+        raise NotImplementedError
+
+    def beyond(
+        self, new: npt.NDArray[np.bool_], classes: list[str], held: npt.NDArray[np.int64]
+    ) -> Listing:
+        """Return a listing of the new images alone, to be appended; of appendable sources.
+
+        Args:
+            new: [N] whether a listed image is new.
+            classes: Class names of the store; they keep their labels, new ones come after.
+            held: [C, splits] images of each class in each of `SPLITS` of the store.
+
+        Raises:
+            DataError: They cannot be split as the settings ask.
+        """
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class Source(ABC):
@@ -58,10 +91,17 @@ class Source(ABC):
     Attributes:
         name: Names the store's folder.
         shard_rows: Rows in one shard of the store.
+        encoding: How the store keeps images: "raw", as pixels, read fastest; or "jpeg", a fraction
+            of the space, lossy, and decoded whenever they are read.
+        jpeg_quality: Of "jpeg": 1 to 100.
     """
+
+    appendable = False  # whether new images can be told from those that a store holds
 
     name: str
     shard_rows: PositiveInt
+    encoding: Literal["raw", "jpeg"]
+    jpeg_quality: JpegQuality
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self), include_extras=True)
@@ -90,7 +130,9 @@ class Source(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return what else decides on the store's contents: all fields but the place."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "root"}
+        unused = {"root"} if self.encoding == "jpeg" else {"root", "encoding", "jpeg_quality"}
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in unused}
 
 
 def existing_root(root: str) -> Path:
