@@ -66,14 +66,14 @@ class Draft:
         info: Facts of its kind, for the manifest.
         parents: Role -> hash of what it is made from.
         count: Images or vectors that went through, for the throughput.
-        adopted: Files taken over from another artifact as they are -> sha256.
+        adopted: Files taken over from another artifact as they are -> that artifact.
     """
 
     path: Path
     info: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     count: int = 0
-    adopted: dict[str, str] = field(default_factory=dict)
+    adopted: dict[str, Artifact] = field(default_factory=dict)
 
     def adopt(self, owner: Artifact, name: str) -> None:
         """Take over a file of another, verified artifact.
@@ -90,7 +90,7 @@ class Draft:
                 raise
             shutil.copyfile(source, target)
         else:
-            self.adopted[name] = owner.file_sha256(name)
+            self.adopted[name] = owner
 
 
 @contextlib.contextmanager
@@ -131,10 +131,10 @@ def writing(
             config=config,
             parents=draft.parents,
             info=draft.info,
-            known=draft.adopted,
+            known={name: owner.file_sha256(name) for name, owner in draft.adopted.items()},
         )
-        if draft.adopted:
-            _write_stamp(sealed, {name: _stamp(temporary / name) for name in draft.adopted})
+        if stamps := _adopted_stamps(draft):
+            _write_stamp(sealed, stamps)
         replace_folder(temporary, path)
     except OSError as cause:
         raise unwritable(path, cause) from cause
@@ -334,6 +334,17 @@ def _own_files(path: Path) -> list[str]:
 def _stamp(file: Path) -> list[int]:
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _adopted_stamps(draft: Draft) -> dict[str, list[int]]:
+    """Return what was verified of the adopted files, where they came from."""
+    owners = {owner.path: owner for owner in draft.adopted.values()}
+    known = {path: _read_stamp(path, owner.sha256) for path, owner in owners.items()}
+    return {
+        name: known[owner.path][name]
+        for name, owner in draft.adopted.items()
+        if name in known[owner.path]
+    }
 
 
 def _write_stamp(artifact: Artifact, stamps: Mapping[str, list[int]]) -> None:

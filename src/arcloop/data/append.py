@@ -93,7 +93,7 @@ def find_base(source: Source, listing: Listing, stores: Path) -> Base | None:
     if chosen is None:
         return None
     found, difference = chosen
-    difference.require_grown({"store": found.path.absolute()})
+    difference.require_grown(found.path)
     store = artifacts.load(found.path, "store")
     classes: list[str] = json.loads((store.path / CLASSES).read_bytes())
     opened = Store(store)

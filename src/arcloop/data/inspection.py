@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_file
 from arcloop.data.faults import Fault, Faults, Level
+from arcloop.data.origins import ORIGINS
 from arcloop.data.row_hashes import RowHashes, row_hashes
 from arcloop.data.shard_check import Shard, check_images, check_labels, list_shards
 from arcloop.data.shards import Images, Labels
@@ -82,6 +84,9 @@ def inspect(
                     _sample(samples, images, labels[rows])
             advance(shard.rows)
         _report_equal(hashes, shards, faults)
+    for name in store.files:
+        if Path(name).name.startswith(ORIGINS):
+            _whole(store, name, faults)
     _report_blank(blank, store, settings, faults)
     return Inspection(classes, counts, faults, samples)
 
@@ -99,15 +104,21 @@ def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def _read_classes(store: Artifact, faults: Faults) -> list[str]:
-    path = store.path / CLASSES
+    if _whole(store, CLASSES, faults):
+        return list(json.loads((store.path / CLASSES).read_bytes()))
+    return [f"class {label}" for label in range(store.info["classes"])]
+
+
+def _whole(store: Artifact, name: str, faults: Faults) -> bool:
+    path = store.path / name
     try:
-        if sha256_file(path) == store.file_sha256(CLASSES):
-            return list(json.loads(path.read_bytes()))
+        if sha256_file(path) == store.file_sha256(name):
+            return True
         message = "has other contents than when it was written"
     except OSError as cause:
         message = f"cannot be read: {cause.strerror}"
-    faults.add(Fault(level="error", check="checksum", message=message, file=CLASSES))
-    return [f"class {label}" for label in range(store.info["classes"])]
+    faults.add(Fault(level="error", check="checksum", message=message, file=name))
+    return False
 
 
 def _sample(samples: Mapping[int, list[Images]], images: Images, labels: Labels) -> None:

@@ -5,7 +5,7 @@ So any row can be walked back to its picture, and a store can tell what its sour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ Paths = npt.NDArray[np.bytes_]
 Origins = npt.NDArray[Any]
 """[N] of path (relative to the source's root), size (bytes) and changed (ns since the epoch)."""
 
+ORIGINS = "origins-"
 _NAMED = 10
 
 
 def origins_file(shard: int) -> str:
     """Return the name of the file that tells where a shard's rows come from."""
-    return f"origins-{shard:05d}.npy"
+    return f"{ORIGINS}{shard:05d}.npy"
 
 
 def make_origins(paths: Sequence[bytes], versions: Ints) -> Origins:
@@ -75,11 +76,11 @@ class Difference:
         """Whether the source has all that it had, unchanged."""
         return not self.removed and not self.changed
 
-    def require_grown(self, where: Mapping[str, Path]) -> None:
+    def require_grown(self, store: Path) -> None:
         """Refuse a source that lost or changed what the store holds.
 
         Args:
-            where: What -> place, for the message: the source and the store.
+            store: The store, for the message.
 
         Raises:
             DataError: It did; the first pictures are named.
@@ -94,7 +95,7 @@ class Difference:
                 faults.append(f"{len(paths)} image(s) of it were {what} since:{listed}{more}")
         raise DataError(
             "the store cannot be appended to: " + "\n  ".join(faults),
-            where="; ".join(f"{what} {path}" for what, path in where.items()),
+            where=store,
             remedy="restore them; or prepare anew, without append=true: images are split anew then",
         )
 

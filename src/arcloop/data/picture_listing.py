@@ -117,7 +117,7 @@ class PictureListing(Listing):
         else:
             labels = np.repeat([folder.label for folder in folders], self._counts)[new]
             held = np.concatenate([held, np.zeros((len(added), len(SPLITS)), np.int64)])
-            drawn = self.shares.assign(labels, held, joined, self.root.absolute())
+            drawn = self.shares.assign(labels, held)
             numbers = np.flatnonzero(new)
             order = {split: numbers[drawn == number] for number, split in enumerate(SPLITS)}
         return replace(self, classes=joined, folders=folders, order=order)

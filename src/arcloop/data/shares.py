@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from arcloop.data.source import SPLITS
-from arcloop.errors import DataError
 
 Ints = npt.NDArray[np.int64]
 
 _LEAST = {"train": 1, "val": 2, "gallery": 1, "query": 1}
 """Images of a class without which it cannot be learned, judged or found."""
-_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -30,40 +28,25 @@ class Shares:
     sizes: Mapping[str, int | float]
     seed: int
 
-    def assign(self, labels: Ints, held: Ints, classes: Sequence[str], where: object) -> Ints:
+    def assign(self, labels: Ints, held: Ints) -> Ints:
         """Draw a split for each new image, so that old and new together come near the sizes.
 
         Which images of a class go where is drawn at random; how many is by what a split lacks most.
         A class that the store does not hold yet comes into every split.
 
         Args:
-            labels: [N] positions in `classes` of the new images.
+            labels: [N] labels of the new images.
             held: [C, splits] images of each class in each of `SPLITS` of the store.
-            classes: Class names, for messages.
-            where: Where the images are, for messages.
 
         Returns:
             [N] positions in `SPLITS`.
-
-        Raises:
-            DataError: A new class has too few images to be split.
         """
-        new = np.bincount(labels, minlength=len(classes))
-        needed = 1 + len(self.sizes)
-        few = np.flatnonzero((held.sum(axis=1) == 0) & (new < needed))
-        if len(few):
-            named = ", ".join(f"{classes[c]!r} ({new[c]})" for c in few[:_NAMED])
-            more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
-            raise DataError(
-                f"too few images of a new class to split: class {named}{more}",
-                where=where,
-                remedy=f"give each new class at least {needed} images, or leave it out yet",
-            )
+        new = np.bincount(labels, minlength=len(held))
         table = share_out(new, held, self.sizes)
         shuffled = np.random.default_rng(self.seed).permutation(len(labels))
         by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
         split = np.empty(len(labels), np.int64)
-        split[by_class] = np.repeat(np.tile(np.arange(len(SPLITS)), len(classes)), table.ravel())
+        split[by_class] = np.repeat(np.tile(np.arange(len(SPLITS)), len(held)), table.ravel())
         return split
 
 
