@@ -62,10 +62,10 @@ def prepare(
     if append:
         require_appendable(source)
     fingerprint = source.fingerprint()
-    if there := _there_already(path, _key(source, fingerprint)):
+    if there := _there_already(path, _key(source, fingerprint), append):
         return there
     with locked(path):  # every process of a node starts here: one writes, the others wait
-        if there := _there_already(path, _key(source, fingerprint)):
+        if there := _there_already(path, _key(source, fingerprint), append):
             return there
         listing = source.open()
         base = find_base(source, listing, path.parent) if append else None
@@ -74,15 +74,16 @@ def prepare(
         return _write(source, fingerprint, listing, base, path, workers or available_workers())
 
 
-def _there_already(path: Path, key: str) -> Artifact | None:
+def _there_already(path: Path, key: str, append: bool) -> Artifact | None:
     if not artifacts.exists(path):
         return None
     there = artifacts.load(path, "store")
     if there.info["key"] != key:
+        remedy = "choose another folder, or delete this one"
+        if append:
+            remedy = "an append makes a store of its own: pass another store_dir beside this one"
         raise ArtifactError(
-            "the store here is of another source, or of other settings",
-            where=path,
-            remedy="choose another folder, or delete this one",
+            "the store here is of another source, or of other settings", where=path, remedy=remedy
         )
     return there
 
