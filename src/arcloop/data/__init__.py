@@ -14,17 +14,22 @@ from arcloop.data.validate import validate
 
 if TYPE_CHECKING:
     from arcloop.data.datamodule import EmbeddingDataModule
+    from arcloop.data.sampler import EpochBatches
 
 __all__ = [
-    "SPLITS", "EmbeddingDataModule", "IdxSource", "ImageFolderSource", "Source", "Store",
+    "SPLITS", "EmbeddingDataModule", "EpochBatches", "IdxSource", "ImageFolderSource", "Source", "Store",
     "SyntheticSource", "prepare", "store_key", "validate",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for those who ask for the datamodule; preparing a store does without."""
+    """Import torch only for those who train; preparing a store does without."""
     if name == "EmbeddingDataModule":
         from arcloop.data.datamodule import EmbeddingDataModule
 
         return EmbeddingDataModule
+    if name == "EpochBatches":
+        from arcloop.data.sampler import EpochBatches
+
+        return EpochBatches
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
