@@ -9,6 +9,7 @@ from arcloop.errors import ConfigError
 GROUPS = sorted(p for p in bundled("conf").iterdir() if p.is_dir())
 REQUIRED = {
     "data=idx": ["data.root=x"],
+    "data=csv": ["data.file=x"],
     "data=image_folder": ["data.root=x"],
     "index=factory": ["index.factory=Flat"],
     "trainer=default": ["trainer.accelerator=cpu"],

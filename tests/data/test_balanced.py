@@ -1,7 +1,7 @@
 """Balanced batches: what holds of every epoch, whatever the data, the seed and the processes."""
 
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -118,7 +118,7 @@ def test_a_process_has_whole_classes_where_they_can_be_shared_out(monkeypatch):
 def test_rare_classes_are_not_first_or_last_in_an_epoch():
     """Every class turns up in every few batches, however many images it has."""
     found = epoch(pk(np.repeat(np.arange(5), [4, 400, 4, 4, 4]), 4, 2))
-    for batch, following in zip(found, found[1:], strict=False):
+    for batch, following in pairwise(found):
         labels = np.repeat(np.arange(5), [4, 400, 4, 4, 4])[batch + following]
         assert set(labels.tolist()) == set(range(5))
 

@@ -106,8 +106,8 @@ def fit(store, folder, *, resume=None, workers=0, limit=1.0, sampler=ShuffledBat
         limit_train_batches=limit,
         callbacks=[ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **when)],
     ).fit(
-        module, datamodule=datamodule(store, num_workers=workers, sampler=sampler), ckpt_path=resume,
-        weights_only=True,
+        module, datamodule=datamodule(store, num_workers=workers, sampler=sampler),
+        ckpt_path=resume, weights_only=True,
     )  # fmt: skip
     return module.seen
 
@@ -162,7 +162,8 @@ train = [
     ClassBalancedBatches(labels_N=labels, batch_size=4, world=2, seed=0),
 ]
 val = OrderedBatches(rows=21, batch_size=4)
-print([[rows.tolist() for rows in kind] for kind in train], [rows.tolist() for rows in val], sep=";")
+train = [[rows.tolist() for rows in kind] for kind in train]
+print(train, [rows.tolist() for rows in val], sep=";")
 distributed.destroy_process_group()
 """
 

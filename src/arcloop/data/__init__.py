@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from arcloop.data.csv_source import CsvSource
 from arcloop.data.idx import IdxSource
 from arcloop.data.image_folder import ImageFolderSource
 from arcloop.data.prepare import prepare, store_key
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from arcloop.data.sampler import EpochBatches
 
 __all__ = [
-    "SPLITS", "EmbeddingDataModule", "EpochBatches", "IdxSource", "ImageFolderSource", "Source", "Store",
-    "SyntheticSource", "prepare", "store_key", "validate",
+    "SPLITS", "CsvSource", "EmbeddingDataModule", "EpochBatches", "IdxSource", "ImageFolderSource",
+    "Source", "Store", "SyntheticSource", "prepare", "store_key", "validate",
 ]  # fmt: skip
 
 

@@ -53,8 +53,8 @@ class EmbeddingDataModule(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.store.classes)
+        """Number of classes to train on; their labels are the first."""
+        return self.store.num_train_classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
