@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from arcloop.config import ValidationSettings
-from arcloop.data import IdxSource, ImageFolderSource, SyntheticSource
+from arcloop.data import CsvSource, IdxSource, ImageFolderSource, SyntheticSource
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -48,6 +48,15 @@ def folder_source(root: Path, **changed: object) -> ImageFolderSource:
         "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
     }  # fmt: skip
     return ImageFolderSource(root=str(root), **(settings | changed))
+
+
+def csv_source(file: Path, **changed: object) -> CsvSource:
+    settings = {
+        "name": "listed", "shard_rows": 7, "image_size": [6, 4], "channels": 3, "root": None,
+        "delimiter": ",", "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
+        "val_classes": 2, "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
+    }  # fmt: skip
+    return CsvSource(file=str(file), **(settings | changed))
 
 
 def synthetic_source(**changed: object) -> SyntheticSource:
