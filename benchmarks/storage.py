@@ -18,12 +18,16 @@ from PIL import Image
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 
+from arcloop import steps
+from arcloop.compose import compose_config
 from arcloop.config import LoaderSettings
-from arcloop.data import EmbeddingDataModule, ImageFolderSource, prepare
+from arcloop.data import Store, prepare
+from arcloop.data.loader import BatchDataset, BatchLoader
+from arcloop.data.sampler import ShuffledBatches
 from arcloop.progress import say
 from benchmarks.measure import console, machine
 
-_ROUNDS = 5
+_ROUNDS, _BATCH = 5, 256
 _ENCODINGS = {"raw": ("raw", 95), "jpeg 95": ("jpeg", 95), "jpeg 85": ("jpeg", 85)}
 
 
@@ -33,8 +37,8 @@ def compare(sizes: dict[int, int]) -> None:
     Args:
         sizes: Side of the images, in pixels -> number of them.
     """
-    table = Table(title=f"store and loader, batch 256; {machine()}")
-    for column in ("pixels", "encoding", "KB/image", "ratio", "0 workers/s", "ratio", "us CPU/image",
+    table = Table(title=f"store and loader, batch {_BATCH}; {machine()}")
+    for column in ("pixels", "encoding", "KB/image", "ratio", "0 workers/s", "ratio", "us of CPU",
                    "2 workers/s", "ratio"):  # fmt: skip
         table.add_column(column, justify="right")
     for side, number in sizes.items():
@@ -76,11 +80,12 @@ def _cut(root: Path, side: int, number: int) -> None:
 def _prepare(folder: Path, side: int, label: str) -> float:
     """Return bytes of an image in the store."""
     encoding, quality = _ENCODINGS[label]
-    source = ImageFolderSource(
-        name="cuts", root=str(folder / "pictures"), image_size=side, channels=3, shard_rows=500,
-        encoding=encoding, jpeg_quality=quality, val=0.02, gallery=0.02, query=0.02, split_seed=0,
-        on_bad_image="fail",
-    )  # fmt: skip
+    overrides = [
+        "data=image_folder", f"data.root={folder / 'pictures'}", f"data.image_size={side}",
+        "data.shard_rows=500", f"data.encoding={encoding}", f"data.jpeg_quality={quality}",
+        "data.val=0.02", "data.gallery=0.02", "data.query=0.02",
+    ]  # fmt: skip
+    source = steps.build(compose_config(overrides), "data")
     store = prepare(source, folder / label, workers=1)
     rows = sum(facts["rows"] for facts in store.info["splits"].values())
     return sum(entry["size"] for entry in store.files.values()) / rows
@@ -88,9 +93,15 @@ def _prepare(folder: Path, side: int, label: str) -> float:
 
 def _loader(store: Path, workers: int):
     settings = LoaderSettings(
-        batch_size=256, eval_batch_size=256, num_workers=workers, prefetch_factor=2, on_device=False
+        batch_size=_BATCH,
+        eval_batch_size=_BATCH,
+        num_workers=workers,
+        prefetch_factor=2,
+        on_device=False,
     )
-    return EmbeddingDataModule(store, settings, seed=0).train_dataloader()
+    opened = Store.open(store)
+    batches = ShuffledBatches(rows=opened.rows("train"), batch_size=_BATCH, seed=0)
+    return BatchLoader(BatchDataset(opened, "train"), batches, settings)
 
 
 def _read(loader) -> tuple[float, float]:
@@ -100,7 +111,7 @@ def _read(loader) -> tuple[float, float]:
         if rows == 0:
             started, cpu = time.perf_counter(), time.process_time()
         rows += len(images)
-    rows -= 256
+    rows -= _BATCH
     return rows / (time.perf_counter() - started), (time.process_time() - cpu) / rows
 
 

@@ -48,7 +48,7 @@ def compare(store: Path, overrides: list[str], *, rounds: int = 5) -> Comparison
 def _through_lightning(recipe: Recipe, store: Path) -> float:
     watch = _Watch()
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.sampler, recipe.seed)
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         recipe.make_trainer(watch).fit(module, datamodule=datamodule)
     return watch.images / watch.seconds

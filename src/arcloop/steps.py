@@ -43,8 +43,9 @@ STEPS: Mapping[str, Step] = {
         Step(
             "train",
             (
-                "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
-                "embedder", "head", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+                "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation",
+                "backbone", "embedder", "head", "optimizer", "scheduler", "trainer", "logger",
+                "callbacks",
             ),
             ("store",),
             "run",

@@ -15,12 +15,19 @@ from hypothesis import strategies as st
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, prepare, store_key
-from arcloop.data.origins import compare, make_origins, read_origins
+from arcloop.data.origins import Held, compare
 from arcloop.data.shares import Shares, share_out
 from arcloop.errors import ArtifactError, ConfigError, DataError
 from arcloop.images import decode
 
-from .conftest import folder_source, idx_source, synthetic_source, write_idx_set, write_pictures
+from .conftest import (
+    csv_source,
+    folder_source,
+    idx_source,
+    synthetic_source,
+    write_idx_set,
+    write_pictures,
+)
 
 SIZES = {"val": 0.2, "gallery": 0.2, "query": 0.2}
 
@@ -38,7 +45,7 @@ def rows_by_path(artifact):
     """Path of each picture -> its split, row and label; every image is decoded and compared."""
     store, found = Store(artifact), {}
     root = artifact.config["root"]
-    for split in SPLITS:
+    for split in SPLITS[:-1] if store.leave_one_out else SPLITS:
         origins = [
             np.load(artifact.path / split / f"origins-{shard:05d}.npy")["path"]
             for shard in range(len(artifact.info["splits"][split]["shards"]))
@@ -246,6 +253,97 @@ def test_a_folder_that_is_split_says_where_new_images_go(tmp_path, stores):
     }
 
 
+def listed(pictures, rows):
+    """Write a CSV list of (path, label, ...), and return a source of it."""
+    file = pictures.parent / "list.csv"
+    columns = ["path", "label", "split"][: len(rows[0])]
+    file.write_text("\n".join(",".join(row) for row in [columns, *rows]) + "\n")
+    return csv_source(file, root=str(pictures), name="pictures")
+
+
+def in_folders(pictures):
+    return [(str(p.relative_to(pictures)), p.parent.name) for p in sorted(pictures.glob("*/*"))]
+
+
+def test_a_list_that_grew(stores, pictures):
+    rows = in_folders(pictures)
+    source = listed(pictures, rows)
+    first = prepare(source, place(stores, source), workers=1)
+    write_pictures(pictures / "bat", 12, seed=7)
+    source = listed(pictures, in_folders(pictures)[::-1])
+    before, after = rows_by_path(first), rows_by_path(append(stores, source))
+    assert len(after) == len(before) + 12
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize("column", [1, 2], ids=["label", "split"])
+def test_another_label_or_split_in_a_list_is_a_change(stores, pictures, column):
+    splits = itertools.cycle(SPLITS)
+    rows = [(*row, next(splits)) for row in in_folders(pictures)]
+    source = listed(pictures, rows)
+    prepare(source, place(stores, source), workers=1)
+    other = ("", "bee", "val")
+    rows[0] = (*rows[0][:column], other[column], *rows[0][column + 1 :])
+    source = listed(pictures, rows)
+    with pytest.raises(DataError, match=r"1 image\(s\) of it were changed since:\n    ant/000.png"):
+        append(stores, source)
+
+
+@pytest.fixture
+def by_class(stores, pictures):
+    for number in range(5):
+        write_pictures(pictures / f"c{number}", 6, seed=60 + number)
+    source = folder_source(pictures, split="disjoint")
+    return source, prepare(source, place(stores, source), workers=1)
+
+
+def test_where_splits_are_by_class_an_image_goes_where_its_class_is(stores, pictures, by_class):
+    source, first = by_class
+    before = rows_by_path(first)
+    for number, name in enumerate(["ant", "bee", "c0", "c1", "c2", "c3", "c4"]):
+        write_pictures(pictures / "more", 2, seed=80 + number)
+        for path in (pictures / "more").iterdir():
+            path.rename(pictures / name / f"a{path.name}")
+        (pictures / "more").rmdir()
+    grown = append(stores, source)
+    after = rows_by_path(grown)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 14
+    old, new = Store(first), Store(grown)
+    assert new.leave_one_out
+    assert new.num_train_classes == old.num_train_classes
+    for split in SPLITS:
+        assert set(new.labels(split)) == set(old.labels(split))
+    assert new.rows("query") == new.rows("gallery") > old.rows("gallery")
+
+
+def test_where_splits_are_by_class_new_classes_are_refused(stores, pictures, by_class):
+    write_pictures(pictures / "bat", 12, seed=7)
+    with pytest.raises(DataError, match="no class in common: bat; those of train have the first"):
+        append(stores, by_class[0])
+
+
+def test_given_splits_without_a_class_in_common(tmp_path, stores):
+    """A new class of gallery has the next label; one of train cannot have it."""
+    root = tmp_path / "root"
+    for seed, split in enumerate(("train", "val", "gallery")):
+        write_pictures(root / split / f"of {split}", 3, seed=seed)
+    source = folder_source(root, split="disjoint")
+    prepare(source, place(stores, source), workers=1)
+    write_pictures(root / "gallery" / "a", 2, seed=50)
+    grown = Store(append(stores, source))
+    assert grown.classes == ["of train", "of val", "of gallery", "a"]
+    assert grown.num_train_classes == 1
+    assert grown.labels("gallery").tolist() == [2, 2, 2, 3, 3]
+    write_pictures(root / "train" / "b", 2, seed=51)
+    with pytest.raises(DataError, match="no class in common: b; "):
+        append(stores, source)
+    (root / "train" / "b").rename(root / "b")
+    write_pictures(root / "query" / "of gallery", 2, seed=52)
+    with pytest.raises(DataError, match="no images of query when the store was prepared"):
+        append(stores, source)
+
+
 def test_new_classes_with_too_few_images_are_named(stores, pictures, first):
     write_pictures(pictures / "bat", 3, seed=7)
     write_pictures(pictures / "cat", 4, seed=8)
@@ -285,7 +383,12 @@ def test_killed_in_the_middle(tmp_path, stores, pictures):
 # --- what is new, and where it goes
 
 PATHS = st.binary(min_size=1, max_size=4).filter(lambda path: not path.endswith(b"\0"))
-VERSIONS = st.tuples(st.integers(0, 3), st.integers(0, 3))
+FIELDS = ("size", "changed", "label", "split")
+VERSIONS = st.tuples(*[st.integers(0, 2)] * 4)
+
+
+def of_dict(pictures):
+    return list(pictures), np.array(list(pictures.values()), np.int64)
 
 
 @given(
@@ -294,11 +397,13 @@ VERSIONS = st.tuples(st.integers(0, 3), st.integers(0, 3))
 )
 def test_compare_is_that_of_two_dicts(then, now):
     now = now | {path: then[path] for path in list(then)[::2]}
-    versions = np.array(list(now.values()), np.int64)
+    (paths, rows), versions = of_dict(then), of_dict(now)[1]
+    held = np.empty(len(paths), [("path", "S4"), *((name, "<i8") for name in FIELDS)])
+    held["path"] = paths
+    for column, name in enumerate(FIELDS):
+        held[name] = rows[:, column]
     difference = compare(
-        make_origins(list(then), np.array(list(then.values()), np.int64)),
-        np.array(list(now), bytes),
-        lambda pictures: versions[pictures],
+        held, np.array(list(now), bytes), lambda n: versions[n, :2], versions[:, 2], versions[:, 3]
     )
     same = {path for path in now if path in then and now[path] == then[path]}
     assert difference.new.tolist() == [path not in then for path in now]
@@ -310,13 +415,15 @@ def test_compare_is_that_of_two_dicts(then, now):
 
 
 def test_origins_name_every_row(first, pictures):
-    origins = read_origins(first)
-    assert sorted(os.fsdecode(path) for path in origins["path"]) == sorted(
+    held = Held.of(first)
+    assert sorted(os.fsdecode(path) for path in held.rows["path"]) == sorted(
         str(path.relative_to(pictures)) for path in pictures.glob("*/*")
     )
-    for path, size, changed in origins.tolist():
+    for path, size, changed, label, _ in held.rows.tolist():
         stat = (pictures / os.fsdecode(path)).stat()
         assert (size, changed) == (stat.st_size, stat.st_mtime_ns)
+        assert held.classes[label] == os.fsdecode(path).split("/")[0]
+    assert held.counts.tolist() == [[4, 2, 2, 2], [6, 3, 3, 3], [8, 4, 4, 4]]
 
 
 @given(
@@ -339,17 +446,21 @@ def test_a_class_comes_as_near_to_its_shares_as_it_can(held, new, shares):
 
 @given(st.lists(st.integers(5, 40), min_size=1, max_size=6), st.integers(0, 3))
 def test_a_new_class_is_in_every_split(new, old_classes):
-    held = np.array([[20, 5, 5, 5]] * old_classes + [[0] * 4] * len(new)).reshape(-1, 4)
+    old = np.repeat(np.arange(old_classes), 35)
+    rows = np.zeros(len(old), [("label", "<i8"), ("split", "<i8")])
+    rows["label"], rows["split"] = old, np.tile(np.repeat(np.arange(4), [20, 5, 5, 5]), old_classes)
+    classes = [str(number) for number in range(old_classes + len(new))]
+    held = Held(rows, classes[:old_classes], old_classes, leave_one_out=False)
     counts = np.array([0] * old_classes + new)
-    shares = Shares({"val": 0.2, "gallery": 0.2, "query": 0.2}, seed=0)
+    shares = Shares(SIZES, seed=0)
     labels = np.repeat(np.arange(len(counts)), counts)
-    drawn = shares.assign(labels, held)
+    drawn = shares.assign(labels, held, classes)
     for label in range(old_classes, len(counts)):
         per_split = np.bincount(drawn[labels == label], minlength=4)
         assert per_split.min() >= 1
-        if sum(counts) * 0.2 >= 2 * len(counts) and counts[label] >= 5:
+        if (len(old) + sum(new)) * 0.2 >= 2 * len(counts) and counts[label] >= 5:
             assert per_split[1] >= 2
-    assert (drawn == shares.assign(labels, held)).all()
+    assert (drawn == shares.assign(labels, held, classes)).all()
 
 
 def test_sizes_in_rows_are_kept_to_where_classes_allow():

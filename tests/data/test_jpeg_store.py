@@ -18,8 +18,10 @@ from PIL import Image
 
 from arcloop import artifacts
 from arcloop.config import LoaderSettings
-from arcloop.data import SPLITS, EmbeddingDataModule, Store, prepare, store_key, validate
+from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.data.jpeg_writer import JpegSplitWriter
+from arcloop.data.loader import BatchDataset, BatchLoader
+from arcloop.data.sampler import OrderedBatches
 from arcloop.errors import ArtifactError, ConfigError, DataError
 
 from .conftest import folder_source, synthetic_source
@@ -93,7 +95,8 @@ def test_workers_of_the_loader_decode_the_same(store):
         settings = LoaderSettings(
             batch_size=8, eval_batch_size=8, num_workers=workers, prefetch_factor=2, on_device=False
         )
-        loader = EmbeddingDataModule(store.artifact.path, settings, seed=0).val_dataloader()
+        rows = OrderedBatches(rows=store.rows("val"), batch_size=8)
+        loader = BatchLoader(BatchDataset(store, "val"), rows, settings)
         return [images.numpy() for images, _ in loader]
 
     store.gather("train", np.arange(50))  # threads were there before the workers are forked

@@ -10,7 +10,7 @@ from arcloop import artifacts
 from arcloop.data import SPLITS, Store, SyntheticSource, prepare, store_key
 from arcloop.errors import ArtifactError, ResourceError
 
-from .conftest import RAW, folder_source, synthetic_source
+from .conftest import folder_source, synthetic_source
 
 
 def test_layout_and_manifest(tmp_path):
@@ -118,18 +118,10 @@ def test_real_mnist(tmp_path):
     """The bundled files: 45k/5k/10k of the training file, the test file in its order."""
     from pathlib import Path
 
-    from arcloop.data import IdxSource
+    from .conftest import idx_source
 
     root = Path(__file__).parents[2] / "data" / "mnist"
-    source = IdxSource(
-        name="mnist",
-        shard_rows=20_000,
-        **RAW,
-        root=str(root),
-        val=5000,
-        gallery=10_000,
-        split_seed=0,
-    )
+    source = idx_source(root, shard_rows=20_000, val=5000, gallery=10_000)
     prepare(source, tmp_path / "store")
     store = Store.open(tmp_path / "store")
     assert [store.rows(split) for split in SPLITS] == [45_000, 5_000, 10_000, 10_000]

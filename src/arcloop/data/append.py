@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact, Draft
 from arcloop.atomic import sha256_json
-from arcloop.data.origins import Difference, read_origins
-from arcloop.data.source import SPLITS, Listing, Source
-from arcloop.data.store import CLASSES, Store
+from arcloop.data.origins import Difference, Held
+from arcloop.data.source import Listing, Source
+from arcloop.data.store import CLASSES
 from arcloop.errors import ConfigError
 
 KEY_DIGITS = 16
@@ -82,25 +79,19 @@ def find_base(source: Source, listing: Listing, stores: Path) -> Base | None:
         ArtifactError: The store was damaged.
     """
     key = settings_key(source)
-    best: tuple[int, bool] = (0, True)
-    chosen: tuple[Artifact, Difference] | None = None
+    best = (0, True)
+    chosen: tuple[Artifact, Held, Difference] | None = None
     for store in artifacts.among(stores, "store"):
-        if store.info.get("settings") != key:
+        if store.info.get("settings") != key or (held := Held.of(store)) is None:
             continue
-        difference = _difference(listing, store)
-        if difference is not None and (difference.kept, difference.grown) > best:
-            best, chosen = (difference.kept, difference.grown), (store, difference)
+        difference = listing.difference(held)
+        if (difference.kept, difference.grown) > best:
+            best, chosen = (difference.kept, difference.grown), (store, held, difference)
     if chosen is None:
         return None
-    found, difference = chosen
-    difference.require_grown(found.path)
-    store = artifacts.load(found.path, "store")
-    classes: list[str] = json.loads((store.path / CLASSES).read_bytes())
-    opened = Store(store)
-    held = np.stack(
-        [np.bincount(opened.labels(split), minlength=len(classes)) for split in SPLITS], axis=1
-    )
-    return Base(store, listing.beyond(difference.new, classes, held))
+    store, held, difference = chosen
+    difference.require_grown(store.path)
+    return Base(artifacts.load(store.path, "store"), listing.beyond(difference.new, held))
 
 
 def changes_since(source: Source, store: Artifact) -> Difference | None:
@@ -109,9 +100,5 @@ def changes_since(source: Source, store: Artifact) -> Difference | None:
     Raises:
         DataError: The source is not there.
     """
-    return _difference(source.open(), store) if source.appendable else None
-
-
-def _difference(listing: Listing, store: Artifact) -> Difference | None:
-    origins = read_origins(store)
-    return None if origins is None else listing.difference(origins)
+    held = Held.of(store) if source.appendable else None
+    return None if held is None else source.open().difference(held)

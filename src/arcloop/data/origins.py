@@ -5,6 +5,8 @@ So any row can be walked back to its picture, and a store can tell what its sour
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
 from arcloop.data.source import SPLITS
+from arcloop.data.store import Store
 from arcloop.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -40,19 +43,105 @@ def make_origins(paths: Sequence[bytes], versions: Ints) -> Origins:
     return origins
 
 
-def read_origins(store: Artifact) -> Origins | None:
-    """Return those of all rows of a store, in no order that means anything; None if it has none."""
-    files: list[Path] = []
-    for split in SPLITS:
-        for shard in range(len(store.info["splits"][split]["shards"])):
-            name = f"{split}/{origins_file(shard)}"
-            if name not in store.files:
+def file_versions(paths: Sequence[str]) -> Ints:
+    """Return size and time of change, [N, 2], of files as they are now."""
+    versions = np.full((len(paths), 2), -1, np.int64)  # of a link that leads nowhere any more
+    for number, path in enumerate(paths):
+        with contextlib.suppress(FileNotFoundError):
+            stat = os.stat(path)  # noqa: PTH116 - of millions of them
+            versions[number] = stat.st_size, stat.st_mtime_ns
+    return versions
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a store holds.
+
+    Attributes:
+        rows: [N] origins, with label and number in `SPLITS`, in no order that means anything.
+        classes: Class names.
+        num_train_classes: Classes of train, which are the first.
+        leave_one_out: Whether gallery is also the query split.
+    """
+
+    rows: Origins
+    classes: list[str]
+    num_train_classes: int
+    leave_one_out: bool
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Held | None:
+        """Read that of a store; None if its rows were not files of their own."""
+        store = Store(artifact)
+        parts: list[Origins] = []
+        for number, split in enumerate(SPLITS):
+            if split == "query" and store.leave_one_out:
+                continue
+            names = [
+                f"{split}/{origins_file(shard)}"
+                for shard in range(len(artifact.info["splits"][split]["shards"]))
+            ]
+            if not all(name in artifact.files for name in names):
                 return None
-            files.append(store.path / name)
-    parts = [np.load(file) for file in files]
-    width = max(part.dtype["path"].itemsize for part in parts)
-    dtype = [("path", f"S{width}"), ("size", "<i8"), ("changed", "<i8")]
-    return np.concatenate([part.astype(dtype) for part in parts])
+            of_split = [np.load(artifact.path / name) for name in names]
+            if of_split:
+                parts.append(_with_labels(of_split, store.labels(split), number))
+        widest = max(parts, key=lambda part: part.dtype["path"].itemsize).dtype
+        rows = np.concatenate([part.astype(widest) for part in parts])
+        return cls(rows, store.classes, store.num_train_classes, store.leave_one_out)
+
+    @property
+    def counts(self) -> Ints:
+        """[C, splits] images of each class in each of `SPLITS`."""
+        counts = np.zeros((len(self.classes), len(SPLITS)), np.int64)
+        np.add.at(counts, (self.rows["label"], self.rows["split"]), 1)
+        return counts
+
+    def train_classes_after(
+        self, classes: Sequence[str], trained: Ints, *, leave_one_out: bool
+    ) -> int:
+        """Return the number of classes of train when images are added.
+
+        Args:
+            classes: Those of the store, and new ones after them.
+            trained: Labels of the images added to train.
+            leave_one_out: Whether gallery is the query split in what is added.
+
+        Raises:
+            DataError: The classes of train would not be the first any more, or the splits would not
+                be of the same kind.
+        """
+        if leave_one_out != self.leave_one_out:
+            raise DataError(
+                "there were no images of query when the store was prepared, or none are there now",
+                remedy="prepare anew, without append=true",
+            )
+        if self.num_train_classes == len(self.classes):
+            return len(classes)
+        new = sorted({classes[label] for label in trained.tolist() if label >= len(self.classes)})
+        if new:
+            raise new_classes_of_train(new)
+        return self.num_train_classes
+
+
+def new_classes_of_train(names: Sequence[str]) -> DataError:
+    """Make the error for classes that cannot get a label."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return DataError(
+        f"new classes where splits have no class in common: {', '.join(names[:_NAMED])}{more};"
+        " those of train have the first labels, and labels of a store do not change",
+        remedy="prepare anew, without append=true",
+    )
+
+
+def _with_labels(origins: Sequence[Origins], labels: Ints, split: int) -> Origins:
+    width = max(part.dtype["path"].itemsize for part in origins)
+    fields = [("path", f"S{width}"), ("size", "<i8"), ("changed", "<i8"), ("label", "<i8")]
+    rows = np.empty(len(labels), [*fields, ("split", "<i8")])
+    for name in ("path", "size", "changed"):
+        rows[name] = np.concatenate([part[name] for part in origins])
+    rows["label"], rows["split"] = labels, split
+    return rows
 
 
 @dataclass(frozen=True)
@@ -63,7 +152,7 @@ class Difference:
         new: [N] whether the store lacks a picture of the source.
         kept: Pictures that both have, unchanged.
         removed: Paths of pictures that only the store has.
-        changed: Paths of pictures that were changed since.
+        changed: Paths of pictures that were changed since, or have another label or split.
     """
 
     new: npt.NDArray[np.bool_]
@@ -100,13 +189,17 @@ class Difference:
         )
 
 
-def compare(held: Origins, paths: Paths, versions: Callable[[Ints], Ints]) -> Difference:
+def compare(
+    held: Origins, paths: Paths, versions: Callable[[Ints], Ints], labels: Ints, splits: Ints | None
+) -> Difference:
     """Compare what a store was made from with what is there now.
 
     Args:
-        held: Of the store.
+        held: Rows of the store.
         paths: [N] of the source.
         versions: Returns sizes and times of change, [n, 2], of the pictures with these numbers.
+        labels: [N] as the store numbers them; -1: a class that it has not.
+        splits: [N] numbers in `SPLITS`, where the source gives them.
     """
     held = np.sort(held, order="path")
     place = np.searchsorted(held["path"], paths).clip(max=len(held) - 1)
@@ -114,7 +207,9 @@ def compare(held: Origins, paths: Paths, versions: Callable[[Ints], Ints]) -> Di
     there = np.flatnonzero(~new)
     place = place[there]
     then = np.stack([held["size"][place], held["changed"][place]], axis=1)
-    differs = (versions(there) != then).any(axis=1)
+    differs = (versions(there) != then).any(axis=1) | (labels[there] != held["label"][place])
+    if splits is not None:
+        differs |= splits[there] != held["split"][place]
     gone = np.ones(len(held), dtype=bool)
     gone[place] = False
     return Difference(

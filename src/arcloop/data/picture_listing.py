@@ -1,20 +1,27 @@
-"""Pictures found in folders, decoded on all cores straight into the store."""
+"""Pictures found by a source, decoded on all cores straight into the store."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.origins import Difference, Origins, compare, make_origins
+from arcloop.data.origins import (
+    Difference,
+    Held,
+    Origins,
+    compare,
+    file_versions,
+    make_origins,
+)
 from arcloop.data.shards import SplitWriter, rows_per_block
-from arcloop.data.shares import Shares
+from arcloop.data.shares import Growth
 from arcloop.data.source import SPLITS, Listing
 from arcloop.data.workers import run_tasks
 from arcloop.errors import DataError
@@ -23,42 +30,44 @@ from arcloop.images import ImageError, decode
 Ints = npt.NDArray[np.int64]
 
 _SLICE_ROWS = 128
+_BLOCK_NAMES = 1 << 16
 _NAMED = 10
 
 
-@dataclass(frozen=True)
-class ClassFolder:
-    """The pictures in one folder, all of one class; names as bytes, a fraction of a list of str."""
+class Pictures(Protocol):
+    """Files of pictures, numbered."""
 
-    path: Path
-    label: int
-    names: npt.NDArray[np.bytes_]
+    def paths(self, numbers: Ints) -> list[str]:
+        """Return where these are."""
+
+    def names(self, numbers: Ints) -> list[bytes]:
+        """Return their paths from the root of the source, by which a store knows them."""
 
 
 @dataclass
 class PictureListing(Listing):
-    """Pictures by folder, and which of them, counted over all folders, each split consists of.
+    """Pictures, and which of them each split consists of.
 
     Attributes:
-        root: Folder to which the pictures' recorded paths are relative.
-        folders: Where they are.
-        order: Split -> pictures.
-        shares: How pictures that are appended are split; None: as `order` says.
-        skip_bad: Leave out what cannot be read.
+        pictures: The files.
+        labels: [N] class of each.
+        order: Split -> numbers of its pictures.
+        skip_bad: Leave out pictures that cannot be read.
+        growth: How pictures that are appended to a store are split; None: as `order` says.
     """
 
-    root: Path
     classes: list[str]
     image_shape: tuple[int, int, int]
-    folders: Sequence[ClassFolder]
+    pictures: Pictures
+    labels: npt.NDArray[np.integer]
     order: Mapping[str, Ints]
-    shares: Shares | None
     skip_bad: bool
+    growth: Growth | None
+    num_train_classes: int
+    leave_one_out: bool
 
     def __post_init__(self) -> None:
         self.rows = {split: len(pictures) for split, pictures in self.order.items()}
-        self._counts = [len(folder.names) for folder in self.folders]
-        self._ends = np.cumsum(self._counts)
         self._versions = {split: np.zeros((rows, 2), np.int64) for split, rows in self.rows.items()}
 
     def fill(
@@ -86,67 +95,52 @@ class PictureListing(Listing):
         return dropped
 
     def origins(self, split: str, rows: Ints) -> Origins:
-        pictures = self.order[split][rows]
-        paths = [
-            prefix + name
-            for (folder, name) in self._located(pictures)
-            for prefix in [self._prefix(folder)]
-        ]
-        return make_origins(paths, self._versions[split][rows])
+        return make_origins(
+            self.pictures.names(self.order[split][rows]), self._versions[split][rows]
+        )
 
-    def difference(self, held: Origins) -> Difference:
-        paths = [
-            np.char.add(self._prefix(folder), folder.names)
-            for folder in self.folders
-            if len(folder.names)
-        ]
+    def difference(self, held: Held) -> Difference:
+        everything = np.arange(len(self.labels))
+        blocks = np.array_split(everything, math.ceil(len(everything) / _BLOCK_NAMES))
+        position = {name: label for label, name in enumerate(held.classes)}
+        label_there = np.array([position.get(name, -1) for name in self.classes], np.int64)
+        split = None
+        if self.growth is None:
+            split = np.full(len(self.labels), -1, np.int64)
+            for name, pictures in self.order.items():
+                split[pictures] = SPLITS.index(name)
+        return compare(
+            held.rows,
+            np.concatenate([np.array(self.pictures.names(block), bytes) for block in blocks]),
+            lambda numbers: file_versions(self.pictures.paths(numbers)),
+            label_there[self.labels],
+            split,
+        )
 
-        def versions(pictures: Ints) -> Ints:
-            stats = [_stat(folder.path, name) for folder, name in self._located(pictures)]
-            return np.array(stats, np.int64).reshape(-1, 2)
-
-        return compare(held, np.concatenate(paths), versions)
-
-    def beyond(self, new: npt.NDArray[np.bool_], classes: list[str], held: Ints) -> PictureListing:
-        added = [name for name in self.classes if name not in set(classes)]
-        joined = [*classes, *added]
-        position = {name: label for label, name in enumerate(joined)}
-        folders = [replace(f, label=position[self.classes[f.label]]) for f in self.folders]
-        if self.shares is None:
+    def beyond(self, new: npt.NDArray[np.bool_], held: Held) -> PictureListing:
+        known = set(held.classes)
+        classes = [*held.classes, *(name for name in self.classes if name not in known)]
+        position = {name: label for label, name in enumerate(classes)}
+        labels = np.array([position[name] for name in self.classes], np.int64)[self.labels]
+        numbers = np.flatnonzero(new)
+        if self.growth is None:
             order = {split: pictures[new[pictures]] for split, pictures in self.order.items()}
         else:
-            labels = np.repeat([folder.label for folder in folders], self._counts)[new]
-            held = np.concatenate([held, np.zeros((len(added), len(SPLITS)), np.int64)])
-            drawn = self.shares.assign(labels, held)
-            numbers = np.flatnonzero(new)
-            order = {split: numbers[drawn == number] for number, split in enumerate(SPLITS)}
-        return replace(self, classes=joined, folders=folders, order=order)
-
-    def _prefix(self, folder: ClassFolder) -> bytes:
-        return os.fsencode(folder.path.relative_to(self.root)) + b"/"
-
-    def _located(self, pictures: Ints) -> Iterator[tuple[ClassFolder, bytes]]:
-        """Yield folder and name of each picture."""
-        folders = np.searchsorted(self._ends, pictures, side="right")
-        for picture, number in zip(pictures, folders, strict=True):
-            folder = self.folders[number]
-            yield folder, folder.names[picture - self._ends[number]]  # counted from its end
+            drawn = self.growth.assign(labels[numbers], held, classes)
+            order = {split: numbers[drawn == SPLITS.index(split)] for split in self.order}
+        num_train_classes = held.train_classes_after(
+            classes, labels[order["train"]], leave_one_out=self.leave_one_out
+        )
+        return replace(
+            self, classes=classes, labels=labels, order=order, num_train_classes=num_train_classes
+        )
 
     def _slices(self, writers: Mapping[str, SplitWriter], size: int) -> Iterator[Slice]:
         for split, pictures in self.order.items():
             for start in range(0, len(pictures), size):
-                located = list(self._located(pictures[start : start + size]))
-                paths = [str(folder.path / os.fsdecode(name)) for folder, name in located]
-                labels = [folder.label for folder, _ in located]
+                chosen = pictures[start : start + size]
+                paths, labels = self.pictures.paths(chosen), self.labels[chosen].tolist()
                 yield Slice(split, writers[split], start, paths, labels)
-
-
-def _stat(folder: Path, name: bytes) -> tuple[int, int]:
-    try:
-        stat = os.stat(os.path.join(os.fsencode(folder), name))  # noqa: PTH116, PTH118 - bytes
-    except FileNotFoundError:  # a link that leads nowhere any more
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -127,14 +127,19 @@ def _write(
         if base:
             base.adopt(draft)
         write_json(draft.path / CLASSES, listing.classes)
+        splits = {split: _split_facts(split, w, base) for split, w in writers.items()}
+        if listing.leave_one_out:
+            splits["query"] = splits["gallery"]
         draft.info |= {
             "key": _key(source, fingerprint),
             "settings": settings_key(source),
             "source": fingerprint,
             "classes": len(listing.classes),
+            "train_classes": listing.num_train_classes,
+            "leave_one_out": listing.leave_one_out,
             "image_shape": list(listing.image_shape),
             "encoding": source.encoding,
-            "splits": {split: _split_facts(split, w, base) for split, w in writers.items()},
+            "splits": splits,
             "appended": {split: w.rows for split, w in writers.items()} if base else None,
             "skipped": _skipped(dropped),
         }

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.data.origins import Held, new_classes_of_train
 from arcloop.data.source import SPLITS
 
 Ints = npt.NDArray[np.int64]
 
 _LEAST = {"train": 1, "val": 2, "gallery": 1, "query": 1}
 """Images of a class without which it cannot be learned, judged or found."""
+
+
+class Growth(Protocol):
+    """A rule by which new images are split."""
+
+    def assign(self, labels: Ints, held: Held, classes: Sequence[str]) -> Ints:
+        """Choose a split for each new image.
+
+        Args:
+            labels: [N] labels of the new images.
+            held: What the store holds.
+            classes: Class names: those of the store, and new ones after them.
+
+        Returns:
+            [N] positions in `SPLITS`.
+
+        Raises:
+            DataError: The rule has no split for a class.
+        """
+
+
+@dataclass(frozen=True)
+class WithTheirClass:
+    """Where splits have no class in common, an image goes where its class is."""
+
+    def assign(self, labels: Ints, held: Held, classes: Sequence[str]) -> Ints:
+        if new := sorted(
+            {classes[label] for label in labels.tolist() if label >= len(held.classes)}
+        ):
+            raise new_classes_of_train(new)
+        of_class: Ints = held.counts.argmax(axis=1)
+        return of_class[labels]
 
 
 @dataclass(frozen=True)
@@ -28,25 +62,20 @@ class Shares:
     sizes: Mapping[str, int | float]
     seed: int
 
-    def assign(self, labels: Ints, held: Ints) -> Ints:
+    def assign(self, labels: Ints, held: Held, classes: Sequence[str]) -> Ints:
         """Draw a split for each new image, so that old and new together come near the sizes.
 
         Which images of a class go where is drawn at random; how many is by what a split lacks most.
         A class that the store does not hold yet comes into every split.
-
-        Args:
-            labels: [N] labels of the new images.
-            held: [C, splits] images of each class in each of `SPLITS` of the store.
-
-        Returns:
-            [N] positions in `SPLITS`.
         """
-        new = np.bincount(labels, minlength=len(held))
-        table = share_out(new, held, self.sizes)
+        counts = np.zeros((len(classes), len(SPLITS)), np.int64)
+        counts[: len(held.classes)] = held.counts
+        new = np.bincount(labels, minlength=len(classes))
+        table = share_out(new, counts, self.sizes)
         shuffled = np.random.default_rng(self.seed).permutation(len(labels))
         by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
         split = np.empty(len(labels), np.int64)
-        split[by_class] = np.repeat(np.tile(np.arange(len(SPLITS)), len(held)), table.ravel())
+        split[by_class] = np.repeat(np.tile(np.arange(len(SPLITS)), len(classes)), table.ravel())
         return split
 
 

@@ -19,8 +19,9 @@ from arcloop.errors import DataError
 from arcloop.quantities import JpegQuality, PositiveInt
 
 if TYPE_CHECKING:
-    from arcloop.data.origins import Difference
+    from arcloop.data.origins import Difference, Held
 
+_PLACE = ("root", "file")
 SPLITS = ("train", "val", "gallery", "query")
 """`train` learns, `val` selects the checkpoint, `gallery` fills the index, `query` judges."""
 
@@ -31,12 +32,16 @@ class Listing(ABC):
     Attributes:
         classes: Class names; a label is a position in it.
         image_shape: (H, W, C) of every image.
-        rows: Split -> number of its rows.
+        rows: Split -> number of its rows, of every split that is stored.
+        num_train_classes: Classes to train on: the first of them, where splits are by class.
+        leave_one_out: Whether gallery is also the query split, whose rows are then stored once.
     """
 
     classes: list[str]
     image_shape: tuple[int, int, int]
     rows: Mapping[str, int]
+    num_train_classes: int
+    leave_one_out: bool
 
     @abstractmethod
     def fill(
@@ -64,22 +69,19 @@ class Listing(ABC):
         """
         return None
 
-    def difference(self, held: npt.NDArray[Any]) -> Difference:
-        """Compare what is listed with the origins of a store's rows; of appendable sources."""
+    def difference(self, held: Held) -> Difference:
+        """Compare what is listed with what a store holds; of appendable sources."""
         raise NotImplementedError
 
-    def beyond(
-        self, new: npt.NDArray[np.bool_], classes: list[str], held: npt.NDArray[np.int64]
-    ) -> Listing:
+    def beyond(self, new: npt.NDArray[np.bool_], held: Held) -> Listing:
         """Return a listing of the new images alone, to be appended; of appendable sources.
 
         Args:
             new: [N] whether a listed image is new.
-            classes: Class names of the store; they keep their labels, new ones come after.
-            held: [C, splits] images of each class in each of `SPLITS` of the store.
+            held: What the store holds. Its classes keep their labels, new ones come after.
 
         Raises:
-            DataError: They cannot be split as the settings ask.
+            DataError: They cannot be added to its splits.
         """
         raise NotImplementedError
 
@@ -130,9 +132,11 @@ class Source(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return what else decides on the store's contents: all fields but the place."""
-        unused = {"root"} if self.encoding == "jpeg" else {"root", "encoding", "jpeg_quality"}
-        fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name not in unused}
+        unused = set(_PLACE)
+        if self.encoding == "raw":
+            unused |= {"encoding", "jpeg_quality"}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 def existing_root(root: str) -> Path:

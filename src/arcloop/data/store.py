@@ -35,6 +35,9 @@ class Store:
         classes: Class names; a label is a position in it.
         image_shape: (H, W, C).
         encoded: Whether images are decoded at every read.
+        num_train_classes: Classes of train: those with the first labels.
+        leave_one_out: Whether gallery is also the query split: row i of the one is row i of the
+            other, in the same files.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -43,6 +46,8 @@ class Store:
         height, width, channels = artifact.info["image_shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
         self.classes: list[str] = json.loads((artifact.path / CLASSES).read_bytes())
+        self.num_train_classes: int = artifact.info.get("train_classes", len(self.classes))
+        self.leave_one_out: bool = artifact.info.get("leave_one_out", False)
         self._shards: dict[str, list[int]] = {
             split: facts["shards"] for split, facts in artifact.info["splits"].items()
         }
@@ -128,7 +133,8 @@ class Store:
         return images[back], labels[back]
 
     def _folder(self, split: str) -> Path:
-        return self.artifact.path / split
+        stored = "gallery" if split == "query" and self.leave_one_out else split
+        return self.artifact.path / stored
 
     def _ends(self, split: str) -> npt.NDArray[np.int64]:
         return np.cumsum(self._shards[split], dtype=np.int64)

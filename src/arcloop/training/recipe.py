@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -13,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from arcloop.config import LoaderSettings
+from arcloop.data import EpochBatches
 from arcloop.errors import ArcloopError, ConfigError
 from arcloop.models import Embedder, Head
 from arcloop.progress import console
@@ -25,8 +27,8 @@ from arcloop.training.quiet import quiet
 from arcloop.training.synced_norm import SyncedBatchNorms
 
 NODES = (
-    "loader", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler", "trainer",
-    "logger", "callbacks",
+    "loader", "sampler", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler",
+    "trainer", "logger", "callbacks",
 )  # fmt: skip
 """The config's nodes that a `Recipe` takes, by the same names."""
 
@@ -40,6 +42,7 @@ class Recipe:
         monitor: Metric that selects the checkpoint.
         compile: Run the backbone through torch.compile while training.
         loader: How batches are read.
+        sampler: Makes the training batches from labels, batch size, processes and seed.
         augmentation: Applied to training batches.
         backbone: Makes the backbone from `in_channels`.
         embedder: Makes the embedder from a backbone and `image_shape`.
@@ -55,6 +58,7 @@ class Recipe:
     monitor: str
     compile: bool = False
     loader: LoaderSettings
+    sampler: Callable[..., EpochBatches]
     augmentation: Augmentation
     backbone: Callable[..., nn.Module]
     embedder: Callable[..., Embedder]
@@ -126,11 +130,20 @@ class Recipe:
         _call("head", self.head, embedding_dim=2, num_classes=2)
         with torch.device("meta"):
             self._backbone(1)
-        self.make_trainer()
+        trainer = self.make_trainer()
+        world, batch_size = processes_of(trainer), self.loader.batch_size
+        labels_N = np.arange(max(2, batch_size) * world)  # classes enough for whatever is asked
+        _call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
+              world=world, seed=self.seed)  # fmt: skip
 
     def _backbone(self, in_channels: int) -> nn.Module:
         backbone: nn.Module = _call("backbone", self.backbone, in_channels=in_channels)
         return backbone
+
+
+def processes_of(trainer: pl.Trainer) -> int:
+    """Return how many processes a trainer will train in, known before they meet."""
+    return trainer.num_devices * trainer.num_nodes
 
 
 def _call(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
