@@ -91,6 +91,17 @@ def five(tmp_path):
     return tmp_path / "root"
 
 
+def test_bad_pictures_are_left_out_of_gallery_and_query_alike(tmp_path, five):
+    settings = {"split": "disjoint", "on_bad_image": "skip"}
+    order = folder_source(five, **settings).open().order["gallery"]
+    bad = folder_source(five, **settings).open().pictures.paths(order[3:4])[0]
+    open(bad, "wb").close()
+    prepare(folder_source(five, **settings), tmp_path / "store", workers=1)
+    store = Store.open(tmp_path / "store")
+    assert store.rows("gallery") == store.rows("query") == len(order) - 1
+    assert store.labels("query").tolist() == store.labels("gallery").tolist()
+
+
 def class_names(store, split):
     return {store.classes[label] for label in set(store.labels(split).tolist())}
 

@@ -141,9 +141,11 @@ def keep_apart(classes: Ints, num_classes: int, size: int) -> None:
         if not held:
             continue
         turn = classes[start : start + num_classes]
-        new = np.flatnonzero(~np.isin(turn, classes[start - held : start]))[: size - held]
-        rest = np.delete(turn, new)
-        turn[:] = np.concatenate([turn[new], rest])
+        free = np.ones(num_classes, bool)
+        free[classes[start - held : start]] = False
+        first = np.zeros(num_classes, bool)
+        first[np.flatnonzero(free[turn])[: size - held]] = True
+        turn[:] = np.concatenate([turn[first], turn[~first]])
 
 
 class _Turns:
@@ -154,31 +156,39 @@ class _Turns:
     """
 
     def __init__(self, labels_N: Labels) -> None:
-        _, counts = np.unique(labels_N, return_counts=True)
+        _, self._counts = np.unique(labels_N, return_counts=True)
         self._rows = np.argsort(labels_N, kind="stable")
-        self._ends = counts.cumsum()
-        self.num_classes = len(counts)
+        self._starts = self._counts.cumsum() - self._counts
+        self.num_classes = len(self._counts)
 
     def draw(self, classes_T: Ints, each: int, random: np.random.Generator) -> Rows:
         """Draw `each` rows of a class for every turn it has.
 
         A row comes again only when all others of its class came, but for those too few for a turn.
 
+        Shapes: T turns, K `each`, C classes, R rounds of a class, N rows of all rounds.
+
         Returns:
             Rows, int64 [T * each], turn by turn.
         """
-        drawn = np.empty((len(classes_T), each), np.int64)
-        turns = np.split(
-            np.argsort(classes_T, kind="stable"),
-            np.bincount(classes_T, minlength=self.num_classes).cumsum()[:-1],
-        )
-        starts = [0, *self._ends[:-1].tolist()]
-        for start, end, of_class in zip(starts, self._ends.tolist(), turns, strict=True):
-            rows = self._rows[start:end]
-            per_round = max(1, len(rows) // each)
-            shuffled = random.permuted(
-                np.tile(rows, (-(-len(of_class) // per_round), 1)), axis=1
-            )  # a round a line
-            columns = np.arange(per_round * each) % len(rows)
-            drawn[of_class] = shuffled[:, columns].reshape(-1, each)[: len(of_class)]
-        return drawn.ravel()
+        turns_C = np.bincount(classes_T, minlength=self.num_classes)
+        per_round_C = np.maximum(1, self._counts // each)
+        rounds_C = -(-turns_C // per_round_C)
+        # All rounds of all classes one after another: the rows of its class, shuffled.
+        class_R = np.repeat(np.arange(self.num_classes), rounds_C)
+        rows_R = self._counts[class_R]
+        starts_R = rows_R.cumsum() - rows_R
+        round_N = np.repeat(np.arange(len(class_R)), rows_R)
+        place_N = np.arange(len(round_N)) + (self._starts[class_R] - starts_R)[round_N]
+        shuffled_N = self._rows[place_N[np.argsort(round_N + random.random(len(round_N)))]]
+
+        by_class = np.argsort(classes_T, kind="stable")
+        class_T = classes_T[by_class]
+        turn_T = np.arange(len(class_T)) - (turns_C.cumsum() - turns_C)[class_T]  # of its class
+        number_T, within_T = np.divmod(turn_T, per_round_C[class_T])
+        number_T += (rounds_C.cumsum() - rounds_C)[class_T]
+        columns_TK = within_T[:, None] * each + np.arange(each)
+        columns_TK %= self._counts[class_T][:, None]
+        drawn_TK = np.empty((len(classes_T), each), np.int64)
+        drawn_TK[by_class] = shuffled_N[starts_R[number_T][:, None] + columns_TK]
+        return drawn_TK.ravel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from arcloop.config import LoaderSettings
-from arcloop.data import EpochBatches
+from arcloop.data import EmbeddingDataModule, EpochBatches
 from arcloop.errors import ArcloopError, ConfigError
 from arcloop.models import Embedder, Head
 from arcloop.progress import console
@@ -68,6 +69,10 @@ class Recipe:
     trainer: Callable[..., pl.Trainer]
     logger: Mapping[str, Logger | None]
     callbacks: Mapping[str, Callback | None]
+
+    def make_datamodule(self, store: Path) -> EmbeddingDataModule:
+        """Make the datamodule over the store in this folder."""
+        return EmbeddingDataModule(store, self.loader, self.sampler, self.seed)
 
     def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
         """Make the module with weights drawn from `seed`.

@@ -19,7 +19,6 @@ from pytorch_lightning.trainer.states import TrainerStatus
 from arcloop import artifacts, times
 from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_json, write_bytes, write_json
-from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, ResourceError, unwritable
 from arcloop.progress import say
 from arcloop.training.csv_logger import CsvLogger
@@ -69,7 +68,7 @@ def train(
         KeyboardInterrupt: It was interrupted; last.ckpt is whole and `resume` goes on from it.
     """
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.sampler, recipe.seed)
+        datamodule = recipe.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
         identity = _identity(config, parents)
         start = _start(run_dir, identity, resume=resume, overwrite=overwrite)
