@@ -92,7 +92,7 @@ def compare(store: Path, overrides: list[str], *, limit: int, rounds: int) -> Co
 def _through_lightning(recipe: Recipe, store: Path) -> float:
     watch = _Watch()
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        datamodule = recipe.make_datamodule(store)
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         recipe.make_trainer(watch).fit(module, datamodule=datamodule)
     return watch.images / watch.seconds
@@ -151,7 +151,9 @@ class _Watch(Callback):
 
 def _loading(store: Path, batch: int) -> Comparison:
     config = compose_config([f"loader.batch_size={batch}"])
-    datamodule = EmbeddingDataModule(store, build(config, "loader"), seed=0)
+    datamodule = EmbeddingDataModule(
+        store, build(config, "loader"), build(config, "sampler"), seed=0
+    )
     loader = datamodule.train_dataloader()
     shape = datamodule.image_shape
     source = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)

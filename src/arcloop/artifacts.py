@@ -8,6 +8,7 @@ packages, so any answer can be walked back to the images it came from.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from arcloop.provenance import git_revision, package_versions
 SCHEMA = 1
 MANIFEST = "manifest.json"
 _STAMP = ".verified.json"
+_CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,31 @@ class Draft:
         info: Facts of its kind, for the manifest.
         parents: Role -> hash of what it is made from.
         count: Images or vectors that went through, for the throughput.
+        adopted: Files taken over from another artifact as they are -> that artifact.
     """
 
     path: Path
     info: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     count: int = 0
+    adopted: dict[str, Artifact] = field(default_factory=dict)
+
+    def adopt(self, owner: Artifact, name: str) -> None:
+        """Take over a file of another, verified artifact.
+
+        It becomes a second name of the same file: nothing is copied or hashed, either artifact may
+        be removed, and the file stays for the other. A file system that cannot do so copies.
+        """
+        source, target = owner.path / name, self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(source)
+        except OSError as cause:
+            if cause.errno not in _CANNOT_LINK:
+                raise
+            shutil.copyfile(source, target)
+        else:
+            self.adopted[name] = owner
 
 
 @contextlib.contextmanager
@@ -104,7 +125,16 @@ def writing(
         draft = Draft(temporary, parents=dict(parents or {}))
         yield draft
         times.note(temporary, watch.seconds, draft.count / watch.seconds)
-        seal(temporary, kind, config=config, parents=draft.parents, info=draft.info)
+        sealed = seal(
+            temporary,
+            kind,
+            config=config,
+            parents=draft.parents,
+            info=draft.info,
+            known={name: owner.file_sha256(name) for name, owner in draft.adopted.items()},
+        )
+        if stamps := _adopted_stamps(draft):
+            _write_stamp(sealed, stamps)
         replace_folder(temporary, path)
     except OSError as cause:
         raise unwritable(path, cause) from cause
@@ -120,21 +150,32 @@ def seal(
     parents: Mapping[str, str],
     info: Mapping[str, Any] | None = None,
     apart: Collection[str] = (),
+    known: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Write the manifest of the files now in `path`, last and atomically, and return the artifact.
 
-    Folders inside that hold a manifest of their own are artifacts of their own and not listed; nor
-    are those named in `apart`: what loggers wrote, with times in it.
+    Folders inside that hold a manifest of their own are artifacts of their own and not listed.
+
+    Args:
+        path: The folder.
+        kind: What it is.
+        config: The resolved settings it was made with.
+        parents: Role -> hash of what it was made from.
+        info: Facts of its kind.
+        apart: Folders in it that are not listed: what loggers wrote, with times in it.
+        known: Files that need not be read again -> their sha256.
     """
     names = [name for name in _own_files(path) if name.partition("/")[0] not in apart]
+    hashes = dict(known or {})
+    unread = [name for name in names if name not in hashes]
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda name: sha256_file(path / name, sync=True), names))
+        read_now = pool.map(lambda name: sha256_file(path / name, sync=True), unread)
+        hashes |= dict(zip(unread, read_now, strict=True))
     manifest = {
         "schema": SCHEMA,
         "kind": kind,
         "files": {
-            name: {"sha256": sha256, "size": (path / name).stat().st_size}
-            for name, sha256 in zip(names, hashes, strict=True)
+            name: {"sha256": hashes[name], "size": (path / name).stat().st_size} for name in names
         },
         "parents": dict(sorted(parents.items())),
         "config": config,
@@ -205,12 +246,11 @@ def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
     unknown: list[str] = []
     for name, entry in artifact.files.items():
         try:
-            stat = (path / name).stat()
+            stamps[name] = _stamp(path / name)
         except FileNotFoundError:
             raise _damaged(path / name, "is missing") from None
-        if stat.st_size != entry["size"]:
-            raise _damaged(path / name, f"has {stat.st_size} bytes, not {entry['size']}")
-        stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        if (size := stamps[name][0]) != entry["size"]:
+            raise _damaged(path / name, f"has {size} bytes, not {entry['size']}")
         if known.get(name) != stamps[name]:
             unknown.append(name)
     with ThreadPoolExecutor() as pool:
@@ -221,7 +261,7 @@ def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
                 raise _damaged(path / name, "has other contents than when it was written")
     if unknown:
         with contextlib.suppress(OSError):  # a read-only artifact is verified in full every time
-            write_json(path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
+            _write_stamp(artifact, stamps)
     return artifact
 
 
@@ -247,6 +287,16 @@ def find(folder: Path, kind: str, sha256: str) -> Path | None:
         if sha256_file(manifest) == sha256 and read(manifest.parent, kind):
             return manifest.parent
     return None
+
+
+def among(folder: Path, kind: str) -> list[Artifact]:
+    """Return the artifacts of a kind that lie in a folder, by name, without verifying them."""
+    found = []
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        if not manifest.parent.name.startswith("."):  # a draft, not renamed yet
+            with contextlib.suppress(ArtifactError):
+                found.append(read(manifest.parent, kind))
+    return found
 
 
 def exists(path: Path) -> bool:
@@ -281,6 +331,26 @@ def _own_files(path: Path) -> list[str]:
             if not name.startswith(".") and not (here == path and name == MANIFEST)
         ]
     return sorted(names)
+
+
+def _stamp(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _adopted_stamps(draft: Draft) -> dict[str, list[int]]:
+    """Return what was verified of the adopted files, where they came from."""
+    owners = {owner.path: owner for owner in draft.adopted.values()}
+    known = {path: _read_stamp(path, owner.sha256) for path, owner in owners.items()}
+    return {
+        name: known[owner.path][name]
+        for name, owner in draft.adopted.items()
+        if name in known[owner.path]
+    }
+
+
+def _write_stamp(artifact: Artifact, stamps: Mapping[str, list[int]]) -> None:
+    write_json(artifact.path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
 
 
 def _read_stamp(path: Path, manifest_sha256: str) -> dict[str, list[int]]:

@@ -176,6 +176,8 @@ class Config:
         run_dir: Where the run is written; the same in every process.
         stores_dir: Where stores are kept, each in a folder named by data and content.
         store_dir: A store at a place of one's own; null: in `stores_dir`.
+        append: Where the source has new images, add them to the store that is there, which keeps
+            the split and the label of every image it holds; false: a store is prepared anew.
         resume: "auto": go on with a run of this config that was interrupted; "true": go on from
             last.ckpt, whatever the config; "false": start again.
         overwrite: Replace a finished run of another config in `run_dir`.
@@ -190,6 +192,7 @@ class Config:
     run_dir: str = MISSING
     stores_dir: str = MISSING
     store_dir: str | None = None
+    append: bool = MISSING
     resume: str = MISSING
     overwrite: bool = MISSING
     compile: bool = MISSING
@@ -198,6 +201,7 @@ class Config:
     monitor_mode: str = MISSING
     data: Any = MISSING
     loader: LoaderSettings = MISSING
+    sampler: Any = MISSING
     augmentation: Any = MISSING
     backbone: Any = MISSING
     backbone_weights: BackboneWeightsSettings = MISSING

@@ -44,9 +44,9 @@ STEPS: Mapping[str, Step] = {
         Step(
             "train",
             (
-                "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
-                "backbone_weights", "embedder", "head", "optimizer", "scheduler", "trainer",
-                "logger", "callbacks", "export",
+                "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation",
+                "backbone", "backbone_weights", "embedder", "head", "optimizer", "scheduler",
+                "trainer", "logger", "callbacks", "export",
             ),
             ("store",),
             "run",
@@ -146,7 +146,7 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
 def _prepare(call: _Call) -> Artifact:
     from arcloop.data import prepare
 
-    return prepare(call.build("data"), call.output)
+    return prepare(call.build("data"), call.output, append=call.config.append)
 
 
 def _validate(call: _Call) -> Artifact:
@@ -160,6 +160,9 @@ def _train(call: _Call) -> Artifact:
     store = call.inputs["store"]
     processes = processes_here(call.config)
     if processes > 1:
+        # Batches that this store cannot have are told once, and before any process is started.
+        datamodule = _recipe(call.config).make_datamodule(store)
+        datamodule.make_batches(processes * call.config.trainer.num_nodes)
         return train_in_processes(
             processes, call.config, store, call.output, call.overrides, alone=call.alone
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.evaluation.leave_one_out import without_own
 from arcloop.evaluation.mistakes import WorstMistakes
 from arcloop.evaluation.retrieval_metrics import recall_at_k
 
@@ -52,9 +53,18 @@ class Answers:
         self._labels: list[npt.NDArray[np.int32]] = []
         self._predicted: list[npt.NDArray[np.int32]] = []
 
-    def add(self, embeddings_BD: Embeddings, labels_B: Labels) -> Labels:
-        """Ask about the next queries and return the gallery rows found, [B, k]."""
-        similarities_BK, rows_BK = self._search(embeddings_BD, self._k)
+    def add(self, embeddings_BD: Embeddings, labels_B: Labels, own_rows_B: Labels) -> Labels:
+        """Ask about the next queries and return the gallery rows found, [B, k].
+
+        Args:
+            embeddings_BD: float32, rows of norm 1.
+            labels_B: Their classes.
+            own_rows_B: Gallery row that is the query itself, and no answer; -1: none.
+        """
+        itself = 1 if (own_rows_B >= 0).any() else 0
+        similarities_BK, rows_BK = self._search(embeddings_BD, self._k + itself)
+        if itself:
+            similarities_BK, rows_BK = without_own(similarities_BK, rows_BK, own_rows_B, self._k)
         there_BK = rows_BK >= 0
         found_BK = np.where(there_BK, self._gallery_labels_G[rows_BK], -1)
         self._hits += [int(recall_at_k(found_BK, labels_B, k).sum()) for k in _RECALLS]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,11 @@ def _joined(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]
 
 
 def map_blocks(
-    work: Callable[[Embeddings, Labels], T], embeddings_QD: Embeddings, labels_Q: Labels, rows: int
+    work: Callable[..., T],
+    embeddings_QD: Embeddings,
+    labels_Q: Labels,
+    rows: int,
+    *more_Q: Labels,
 ) -> Iterator[T]:
     """Do `work` on blocks of queries, on up to 8 cores, and yield what it returns in their order.
 
@@ -79,19 +83,19 @@ def map_blocks(
     shared a product would spend most of their time waiting for each other between products.
 
     Args:
-        work: Takes embeddings [B, D] and labels [B].
+        work: Takes embeddings [B, D], labels [B], and a part [B] of each of `more_Q`.
         embeddings_QD: Queries.
         labels_Q: Their classes.
         rows: B; the last block may be smaller.
+        *more_Q: What else `work` takes of each query.
     """
+    queries: tuple[npt.NDArray[Any], ...] = (embeddings_QD, labels_Q, *more_Q)
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(min(cores, _MOST_AT_ONCE)) as pool:
             yield from pool.map(
-                lambda start: work(
-                    embeddings_QD[start : start + rows], labels_Q[start : start + rows]
-                ),
+                lambda start: work(*(part[start : start + rows] for part in queries)),
                 range(0, len(labels_Q), rows),
             )
     finally:

@@ -13,6 +13,7 @@ from arcloop.errors import DataError
 from arcloop.evaluation.answers import Answers, Search
 from arcloop.evaluation.confusion import Confusion, confusion
 from arcloop.evaluation.exact_search import Chunks, regroup
+from arcloop.evaluation.leave_one_out import no_own_rows
 from arcloop.evaluation.mistakes import Mistake
 from arcloop.evaluation.ranking import Ranking
 from arcloop.evaluation.sample import Sample
@@ -59,6 +60,7 @@ def judge(
     classes: list[str],
     settings: EvaluateSettings,
     threshold: float,
+    own_rows_Q: Labels | None = None,
 ) -> Judgement:
     """Judge the index that will be served, and the embedding behind it.
 
@@ -74,25 +76,46 @@ def judge(
         classes: Class names; a label is a position in it.
         settings: Batch size, and bounds on memory, pairs, mistakes and points.
         threshold: Similarity under which an answer is "unknown".
+        own_rows_Q: Leave-one-out: gallery row that is the query itself, and neither an answer nor
+            part of a pair; -1: none. None: no query is in the gallery.
 
     Raises:
         DataError: There are no queries, or an embedding is not finite.
     """
-    k = min(_NEIGHBOURS, len(gallery_labels_G))
+    others = len(gallery_labels_G) - (1 if own_rows_Q is not None else 0)
+    if not others:
+        raise DataError(
+            "a gallery of one image cannot be judged by leave-one-out",
+            remedy="prepare a gallery split with more rows",
+        )
+    k = min(_NEIGHBOURS, others)
     answers = Answers(
         search, gallery_labels_G, k=k, threshold=threshold, num_mistakes=settings.num_mistakes
     )
     ranking = Ranking(gallery, gallery_labels_G, len(classes), k=k, memory_mb=settings.memory_mb)
     gallery_drawn, drawn, compared = _samples(gallery, len(gallery_labels_G), settings)
+    seen = 0
     for batch in regroup(queries, settings.batch_size):
-        ranking.add(*batch, answers.add(*batch))
+        own_rows_B = no_own_rows(len(batch[1]))
+        if own_rows_Q is not None:
+            own_rows_B = own_rows_Q[seen : seen + len(batch[1])]
+        ranking.add(*batch, answers.add(*batch, own_rows_B), own_rows_B)
         drawn.add(*batch)
         compared.add(*batch)
+        seen += len(batch[1])
     if not len(compared.rows):
         raise DataError("there are no queries to judge", remedy="prepare a query split with rows")
-    pairs = compare_pairs(compared.embeddings, compared.labels, gallery, settings.memory_mb)
+    pairs = compare_pairs(
+        compared.embeddings,
+        compared.labels,
+        gallery,
+        settings.memory_mb,
+        None if own_rows_Q is None else own_rows_Q[compared.rows],
+    )
     labels_Q, predicted_Q = answers.labels(), answers.predicted()
-    table = confusion(labels_Q, predicted_Q, len(classes))
+    in_gallery_C = np.bincount(gallery_labels_G, minlength=len(classes)) > 0
+    judged_C = in_gallery_C | (np.bincount(labels_Q, minlength=len(classes)) > 0)
+    table = confusion(labels_Q, predicted_Q, len(classes), judged_C=judged_C)
     accuracies = table.accuracy[table.total > 0]
     return Judgement(
         metrics={
@@ -104,7 +127,7 @@ def judge(
             "min_class_accuracy": float(accuracies.min()),
             "threshold": threshold,
             "num_gallery": len(gallery_labels_G),
-            "num_classes": len(classes),
+            "num_classes": int(in_gallery_C.sum()),
         },
         confusion=table,
         pairs=pairs,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.evaluation.exact_search import Chunks, block_shape, map_blocks, similarity_blocks
+from arcloop.evaluation.leave_one_out import no_own_rows, own_cells
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -72,6 +73,11 @@ class SimilarityHistogram:
         self.same += other.same
         self.different += other.different
 
+    def remove(self, other: SimilarityHistogram) -> None:
+        """Count the pairs of another histogram no more; they are among those of this one."""
+        self.same -= other.same
+        self.different -= other.different
+
     def roc(self) -> Roc:
         """Return the curve at the edges of the bins; there must be pairs of both kinds."""
         far = _accepted(self.different)
@@ -127,26 +133,41 @@ class SimilarityHistogram:
 
 
 def compare_pairs(
-    embeddings_QD: Embeddings, labels_Q: Labels, gallery: Chunks, memory_mb: int
+    embeddings_QD: Embeddings,
+    labels_Q: Labels,
+    gallery: Chunks,
+    memory_mb: int,
+    own_rows_Q: Labels | None = None,
 ) -> SimilarityHistogram:
-    """Count all pairs of a query and a gallery row.
+    """Count all pairs of a query and a gallery row that is not the query itself.
 
     Args:
         embeddings_QD: float32, rows of norm 1.
         labels_Q: Their classes.
         gallery: Gives the gallery anew.
         memory_mb: Bound on what is held beside queries and gallery, in MiB.
+        own_rows_Q: Gallery row that is the query itself; -1: none. None: no query has one.
     """
     rows, columns = block_shape(memory_mb)
 
-    def count(embeddings_BD: Embeddings, labels_B: Labels) -> SimilarityHistogram:
-        pairs = SimilarityHistogram()
-        for _, sim_BN, labels_N in similarity_blocks(embeddings_BD, gallery, columns):
-            pairs.add(sim_BN, labels_B[:, None] == labels_N)
+    def count(
+        embeddings_BD: Embeddings, labels_B: Labels, own_rows_B: Labels
+    ) -> SimilarityHistogram:
+        pairs, with_itself = SimilarityHistogram(), SimilarityHistogram()
+        blocks = similarity_blocks(embeddings_BD, gallery, columns)
+        for first_row, sim_BN, labels_N in blocks:
+            same_BN = labels_B[:, None] == labels_N
+            own = own_cells(own_rows_B, first_row, len(labels_N))
+            pairs.add(sim_BN, same_BN)
+            if len(own[0]):
+                with_itself.add(sim_BN[own], same_BN[own])
+        pairs.remove(with_itself)
         return pairs
 
+    if own_rows_Q is None:
+        own_rows_Q = no_own_rows(len(labels_Q))
     pairs = SimilarityHistogram()
-    for part in map_blocks(count, embeddings_QD, labels_Q, rows):
+    for part in map_blocks(count, embeddings_QD, labels_Q, rows, own_rows_Q):
         pairs.merge(part)
     return pairs
 

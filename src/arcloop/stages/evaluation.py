@@ -16,6 +16,7 @@ from arcloop.artifacts import Artifact
 from arcloop.atomic import write_json
 from arcloop.config import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
+from arcloop.errors import ArtifactError
 from arcloop.evaluation import gate, judge, write_report
 from arcloop.progress import track
 from arcloop.provenance import git_revision
@@ -23,6 +24,8 @@ from arcloop.retrieval import Gallery, embed, load_model, open_index
 from arcloop.searcher import search
 from arcloop.stages.index import require_same_model
 from arcloop.times import stage_times
+
+_LEAVE_ONE_OUT = "the gallery's own images, each without itself (leave-one-out)"
 
 Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
@@ -51,11 +54,12 @@ def evaluate(
         reuse: Return what is at `output` if it was made of the same parts with these settings.
 
     Raises:
-        ArtifactError: A part is missing, damaged, or of another model.
+        ArtifactError: A part is missing, damaged, or of another model or store.
     """
     images, embeddings = Store.open(store), Gallery(gallery)
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
+    own_rows_Q = _own_rows(images, embeddings)
     index_artifact, faiss_index, labels = open_index(index, model.sha256)
     parents = {
         "model": model.sha256,
@@ -77,12 +81,15 @@ def evaluate(
                 images.classes,
                 settings,
                 threshold=labels["threshold"],
+                own_rows_Q=own_rows_Q,
             )
         verdict = gate(judgement.metrics, settings.gate)
         write_json(draft.path / "metrics.json", judgement.metrics)
         write_json(draft.path / "gate.json", verdict)
         write_json(draft.path / "mistakes.json", [asdict(m) for m in judgement.mistakes])
-        draft.info |= {"metrics": judgement.metrics, "gate": verdict}
+        draft.info |= {
+            "metrics": judgement.metrics, "gate": verdict, "leave_one_out": images.leave_one_out
+        }  # fmt: skip
         draft.count = images.rows("query")
         times = stage_times(
             {
@@ -100,12 +107,33 @@ def evaluate(
             classes=images.classes,
             image=lambda split, row: images.gather(split, np.asarray([row]))[0][0],
             curves=_curves(run_dir / "metrics.csv"),
-            facts=[*times, ("index", _describe_index(index_artifact))],
+            facts=[
+                *times,
+                ("index", _describe_index(index_artifact)),
+                *([("queries", _LEAVE_ONE_OUT)] if images.leave_one_out else []),
+            ],
             config_yaml=_read_text(run_dir / "config.yaml"),
             lineage=[*parents.items(), ("git", str(git_revision()))],
             gate=verdict,
         )
     return artifacts.load(output, "evaluation")
+
+
+def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
+    """Return the gallery row that each query is itself, where gallery is the query split too.
+
+    Raises:
+        ArtifactError: The gallery is of another store, so nobody knows which rows those are.
+    """
+    if not images.leave_one_out:
+        return None
+    if gallery.artifact.parents["store"] != images.artifact.sha256:
+        raise ArtifactError(
+            "this store is judged by leave-one-out, but the gallery was embedded from another",
+            where=gallery.artifact.path,
+            remedy="embed it again: `arcloop embed`",
+        )
+    return np.arange(images.rows("query"))
 
 
 def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -15,6 +16,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from arcloop.config import BackboneWeightsSettings, LoaderSettings
+from arcloop.data import EmbeddingDataModule, EpochBatches
 from arcloop.errors import ArcloopError, ConfigError
 from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.progress import console, say
@@ -29,8 +31,8 @@ from arcloop.training.synced_norm import SyncedBatchNorms
 from arcloop.training.warmup import Warmup
 
 NODES = (
-    "loader", "augmentation", "backbone", "backbone_weights", "embedder", "head", "optimizer",
-    "scheduler", "trainer", "logger", "callbacks", "export",
+    "loader", "sampler", "augmentation", "backbone", "backbone_weights", "embedder", "head",
+    "optimizer", "scheduler", "trainer", "logger", "callbacks", "export",
 )  # fmt: skip
 """The config's nodes that a `Recipe` takes, by the same names."""
 _STAND_IN_SHAPE = (224, 224, 1)
@@ -45,6 +47,7 @@ class Recipe:
         monitor: Metric that selects the checkpoint.
         compile: Run the backbone through torch.compile while training.
         loader: How batches are read.
+        sampler: Makes the training batches from labels, batch size, processes and seed.
         augmentation: Applied to training batches.
         backbone: Makes the backbone from those of `in_channels` and `image_size` that it takes.
         backbone_weights: What the backbone starts from.
@@ -62,6 +65,7 @@ class Recipe:
     monitor: str
     compile: bool = False
     loader: LoaderSettings
+    sampler: Callable[..., EpochBatches]
     augmentation: Augmentation
     backbone: Callable[..., nn.Module]
     backbone_weights: BackboneWeightsSettings
@@ -73,6 +77,10 @@ class Recipe:
     logger: Mapping[str, Logger | None]
     callbacks: Mapping[str, Callback | None]
     export: Exports
+
+    def make_datamodule(self, store: Path) -> EmbeddingDataModule:
+        """Make the datamodule over the store in this folder."""
+        return EmbeddingDataModule(store, self.loader, self.sampler, self.seed)
 
     def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
         """Make the module with weights drawn from `seed`, those of the backbone from its file.
@@ -152,7 +160,11 @@ class Recipe:
         if self.backbone_weights.file is not None:
             read_weights(Path(self.backbone_weights.file))
         beside(self.export)
-        self.make_trainer()
+        trainer = self.make_trainer()
+        world, batch_size = processes_of(trainer), self.loader.batch_size
+        labels_N = np.arange(max(2, batch_size) * world)  # classes enough for whatever is asked
+        _call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
+              world=world, seed=self.seed)  # fmt: skip
 
     def _backbone(self, image_shape: tuple[int, int, int]) -> nn.Module:
         height, width, channels = image_shape
@@ -170,6 +182,11 @@ class Recipe:
             backbone, read_weights(file), file=file, strict=self.backbone_weights.strict
         )
         say(f"train: weights of the backbone from {file}: {found}")
+
+
+def processes_of(trainer: pl.Trainer) -> int:
+    """Return how many processes a trainer will train in, known before they meet."""
+    return trainer.num_devices * trainer.num_nodes
 
 
 def _call(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ from arcloop.progress import say
 from arcloop.training.exports import beside, export_trained, try_formats
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.quiet import quiet
-from arcloop.training.recipe import NODES, Recipe
+from arcloop.training.recipe import NODES, Recipe, processes_of
 from arcloop.training.resume import newest_whole, require_fit
 from arcloop.training.run_logger import RunLogger
 from arcloop.training.tracking import TRACKED_IDS
@@ -75,7 +75,7 @@ def train(
         KeyboardInterrupt: It was interrupted; last.ckpt is whole and `resume` goes on from it.
     """
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        datamodule = recipe.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
         if recipe.backbone_weights.file is not None:
             parents["backbone_weights"] = sha256_file(Path(recipe.backbone_weights.file))
@@ -90,6 +90,7 @@ def train(
         if _first():
             try_formats(module.embedder, beside(recipe.export))
         trainer = recipe.make_trainer(_Timing(run_dir))
+        datamodule.make_batches(processes_of(trainer))  # what it cannot make is told before work
         _warn_of_slow_precision(trainer)
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
