@@ -64,12 +64,14 @@ class Draft:
         info: Facts of its kind, for the manifest.
         parents: Role -> hash of what it is made from.
         count: Images or vectors that went through, for the throughput.
+        timed: Other times worth a note, by name and unit.
     """
 
     path: Path
     info: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     count: int = 0
+    timed: dict[str, float] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -103,7 +105,7 @@ def writing(
     try:
         draft = Draft(temporary, parents=dict(parents or {}))
         yield draft
-        times.note(temporary, watch.seconds, draft.count / watch.seconds)
+        times.note(temporary, watch.seconds, draft.count / watch.seconds, draft.timed)
         seal(temporary, kind, config=config, parents=draft.parents, info=draft.info)
         replace_folder(temporary, path)
     except OSError as cause:

@@ -89,7 +89,7 @@ def map_blocks(
         rows: B; the last block may be smaller.
         *others_Q: What else there is of every query.
     """
-    arrays = (embeddings_QD, labels_Q, *others_Q)
+    arrays: tuple[npt.NDArray[Any], ...] = (embeddings_QD, labels_Q, *others_Q)
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -34,7 +34,9 @@ GLOSSARY = {
     ),
     "recall_at_10": Entry("Recall@10", _SHARE, "The same among the 10 nearest."),
     "precision_at_5": Entry(
-        "Precision@5", _SHARE, "Of the 5 nearest, those of the query's class; 5 also if it has fewer."
+        "Precision@5",
+        _SHARE,
+        "Of the 5 nearest, those of the query's class; 5 also if it has fewer.",
     ),
     "precision_at_10": Entry("Precision@10", _SHARE, "The same of the 10 nearest."),
     "map_at_r": Entry(
@@ -77,7 +79,9 @@ GLOSSARY = {
     "unknown_rate": Entry("Answered “unknown”", _SHARE, "Queries with no row that similar."),
     "num_queries": Entry("Queries", _COUNT, "Images that judge."),
     "num_queries_not_in_gallery": Entry(
-        "Queries of no gallery class", _COUNT, "Never right; left out of MAP@R, R-precision, MRR and nDCG."
+        "Queries of no gallery class",
+        _COUNT,
+        "Never right; left out of MAP@R, R-precision, MRR and nDCG.",
     ),
     "num_gallery": Entry("Gallery", _COUNT, "Rows of the index."),
     "num_classes": Entry("Classes", _COUNT, "Classes of the store."),

@@ -47,7 +47,8 @@ class Team(Share):
     def tell(self, work: Callable[[], T]) -> T:
         box: list[Any] = [_attempt(work) if self.rank == 0 else None]
         self._exchange(lambda: dist.broadcast_object_list(box, src=0, group=self._group))
-        return self._unpacked([box[0]])[0]
+        told: T = self._unpacked(box)[0]
+        return told
 
     def gather(self, work: Callable[[], T]) -> list[T] | None:
         own = _attempt(work)

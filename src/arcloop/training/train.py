@@ -26,6 +26,7 @@ from arcloop.training.csv_logger import CsvLogger
 from arcloop.training.quiet import quiet
 from arcloop.training.recipe import NODES, Recipe
 from arcloop.training.resume import newest_whole
+from arcloop.training.team import own_share
 
 CONFIG = "config.yaml"
 _CHECKPOINTS = "checkpoints"
@@ -98,7 +99,10 @@ def train(
         "overrides": list(overrides),
         "objective": _objective(trainer),
     }
-    return artifacts.seal(run_dir, "run", config=config, parents=parents, info=info)
+    if trainer.is_global_zero:
+        artifacts.seal(run_dir, "run", config=config, parents=parents, info=info)
+    own_share().meet()
+    return artifacts.read(run_dir, "run")
 
 
 def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
