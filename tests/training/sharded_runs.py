@@ -33,9 +33,10 @@ SAMPLED = [
     "head=arcface_sharded", "head.sample_rate=0.5", "optimizer=adamw",
     "trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2",
 ]  # fmt: skip
+SMALL_BATCHES = ["embed.batch_size=6", "embed.shard_rows=16", "evaluate.batch_size=7"]
 RUNS = {  # name -> overrides, processes of each epoch
     "dense": (["head=arcface", "callbacks=export_only"], (2, 1, 3)),
-    "sharded": (["head=arcface_sharded"], (2, 1, 3)),
+    "sharded": (["head=arcface_sharded", *SMALL_BATCHES], (2, 1, 3)),
     "sampled": ([*SAMPLED, "callbacks=export_only"], (2, 1)),
 }
 GLOBAL_BATCH = 48

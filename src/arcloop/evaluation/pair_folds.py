@@ -68,8 +68,7 @@ def _neighbours(order: Labels, labels_N: Labels) -> Labels:
 def fold_accuracies(similarities_P: Floats, same_P: Bools, folds: int = _FOLDS) -> Floats:
     """Accuracy on each fold at the threshold that is best on the others.
 
-    Huang et al., "Labeled Faces in the Wild", UMass Amherst 07-49, 2007, view 2. A pair is accepted
-    from the threshold upwards; of equally good thresholds the lowest similarity is taken.
+    Huang et al., "Labeled Faces in the Wild", UMass Amherst 07-49, 2007, view 2.
 
     Args:
         similarities_P: Cosines.
@@ -92,17 +91,25 @@ def fold_accuracies(similarities_P: Floats, same_P: Bools, folds: int = _FOLDS) 
 
 
 def best_threshold(similarities_P: Floats, same_P: Bools) -> float:
-    """Return the similarity, among those there are, from which accepting is right most often.
+    """Return the threshold from which upwards accepting a pair is right most often.
+
+    It lies half-way between two neighbouring similarities, or is the lowest of all; of equally good
+    ones it is the lowest.
+
+    Args:
+        similarities_P: Cosines.
+        same_P: Whether the pair is of one class.
 
     >>> best_threshold(np.array([0.9, 0.7, 0.5, 0.1]), np.array([True, True, False, False]))
-    0.7
+    0.6
     """
     values, places = np.unique(similarities_P, return_inverse=True)
     same = np.bincount(places[same_P], minlength=len(values))
     different = np.bincount(places[~same_P], minlength=len(values))
     accepted = same[::-1].cumsum()[::-1]
     rejected = different.cumsum() - different
-    return float(values[np.argmax(accepted + rejected)])
+    best = int(np.argmax(accepted + rejected))
+    return float((values[max(best - 1, 0)] + values[best]) / 2)
 
 
 def pair_metrics(sample: Sample) -> dict[str, float]:
