@@ -58,7 +58,9 @@ def evaluate(
     images, embeddings = Store.open(store), Gallery(gallery)
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
-    index_artifact, faiss_index, labels = open_index(index, model.sha256)
+    index_artifact, faiss_index, labels = open_index(
+        index, model.sha256, memory_map=share.world > 1
+    )
     parents = {
         "model": model.sha256,
         "store": images.artifact.sha256,
