@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     meaning: str
 
 
-_SHARE, _COUNT, _COSINE = ".2%", ",", ".4f"
+_SHARE, _COUNT, _DECIMAL = ".2%", ",", ".4f"
 _TAR = "Pairs of one class accepted where {} of the other pairs are."
 _DIR = (
     "Queries of a known class answered with it, and as surely as {} of the unknown ones are with "
@@ -69,13 +69,13 @@ GLOSSARY = {
     "dir_at_far_1e-2": Entry("DIR at FAR 1%", _SHARE, _DIR.format("1%")),
     "nmi": Entry(
         "NMI",
-        _COSINE,
+        _DECIMAL,
         "Normalised mutual information of the classes and as many clusters of queries by k-means.",
     ),
-    "ami": Entry("AMI", _COSINE, "The same less what chance gives; 0 is chance."),
+    "ami": Entry("AMI", _DECIMAL, "The same less what chance gives; 0 is chance."),
     "index_recall_at_1": Entry("Index recall@1", _SHARE, "Queries whose nearest row it finds."),
     "index_recall_at_10": Entry("Index recall@10", _SHARE, "Of the 10 nearest, those it finds."),
-    "threshold": Entry("Threshold", _COSINE, "Similarity under which an answer is “unknown”."),
+    "threshold": Entry("Threshold", _DECIMAL, "Similarity under which an answer is “unknown”."),
     "unknown_rate": Entry("Answered “unknown”", _SHARE, "Queries with no row that similar."),
     "num_queries": Entry("Queries", _COUNT, "Images that judge."),
     "num_queries_not_in_gallery": Entry(
