@@ -34,8 +34,8 @@ def judged(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own
         classes,
         settings(**changed),
         threshold,
+        own,
         num_queries=len(queries[1]),
-        own_row_Q=own,
     )
 
 
@@ -139,6 +139,8 @@ def test_a_query_that_is_a_gallery_row_is_not_its_own_neighbour(rows, chunks, kn
     )
     alone = judged((rows[0][:2], rows[1][:2]), (rows[0][:2], rows[1][:2]), own=np.arange(2))
     assert alone.metrics["top1"] == (rows[1][0] == rows[1][1])
+    with pytest.raises(DataError, match="gallery of one image"):
+        judged((rows[0][:1], rows[1][:1]), (rows[0][:1], rows[1][:1]), own=np.arange(1))
 
 
 def test_the_first_right_row_is_found_however_far_back_it_is():

@@ -104,19 +104,19 @@ class Answers:
         self._threshold = threshold
         self._row = first_row
 
-    def add(self, embeddings_BD: Embeddings, labels_B: Labels, own_row_B: Labels) -> Labels:
+    def add(self, embeddings_BD: Embeddings, labels_B: Labels, own_rows_B: Labels) -> Labels:
         """Ask about the next queries and return the gallery rows found, [B, k].
 
         Args:
             embeddings_BD: float32, rows of norm 1.
             labels_B: Their classes.
-            own_row_B: The gallery row that is the query itself, and no answer; -1: none.
+            own_rows_B: The gallery row that is the query itself, and no answer; -1: none.
         """
-        itself = bool((own_row_B >= 0).any())
+        itself = bool((own_rows_B >= 0).any())
         similarities_BK, rows_BK = self._search(embeddings_BD, self._k + itself)
         if itself:
             # A stable sort of whether it is the query itself: all else keeps its order.
-            own_BK = (rows_BK == own_row_B[:, None]) & (rows_BK >= 0)
+            own_BK = (rows_BK == own_rows_B[:, None]) & (rows_BK >= 0)
             order_BK = own_BK.argsort(axis=1, kind="stable")[:, : self._k]
             rows_BK = np.take_along_axis(rows_BK, order_BK, axis=1)
             similarities_BK = np.take_along_axis(similarities_BK, order_BK, axis=1)

@@ -76,17 +76,17 @@ def judge(
     classes: list[str],
     settings: EvaluateSettings,
     threshold: float,
+    own_rows_Q: Labels | None = None,
     *,
     num_queries: int,
-    own_row_Q: Labels | None = None,
 ) -> Judgement:
     """Judge the index that will be served, and the embedding behind it, in one process.
 
     See `examine` and `conclude`, whose arguments these are.
     """
     findings = examine(
-        queries, gallery, search, gallery_labels_G, classes, settings, threshold,
-        num_queries=num_queries, own_row_Q=own_row_Q,
+        queries, gallery, search, gallery_labels_G, classes, settings, threshold, own_rows_Q,
+        num_queries=num_queries,
     )  # fmt: skip
     return conclude([findings], gallery, gallery_labels_G, classes, settings, threshold)
 
@@ -99,9 +99,9 @@ def examine(
     classes: list[str],
     settings: EvaluateSettings,
     threshold: float,
+    own_rows_Q: Labels | None = None,
     *,
     num_queries: int,
-    own_row_Q: Labels | None = None,
     share: Share = ALONE,
 ) -> Findings:
     """Look at this process's part of the queries.
@@ -120,16 +120,22 @@ def examine(
         classes: Class names; a label is a position in it.
         settings: Batch size, and bounds on memory, pairs, mistakes and points.
         threshold: Similarity under which an answer is "unknown".
+        own_rows_Q: Leave-one-out: for each query of the split, the gallery row that is the query
+            itself, and neither an answer nor part of a pair; -1: none. None: no query has one.
         num_queries: Q, rows of the split over all processes.
-        own_row_Q: For each query of the split, the gallery row that it is itself, which is left
-            out of all it is compared with (leave-one-out); -1: none. None: none for any.
         share: Which part is this process's.
 
     Raises:
-        DataError: There are no queries, or an embedding is not finite.
+        DataError: There are no queries, or nothing to compare them with, or an embedding is not
+            finite.
     """
     if not num_queries:
         raise DataError("there are no queries to judge", remedy="prepare a query split with rows")
+    if own_rows_Q is not None and len(gallery_labels_G) < 2:
+        raise DataError(
+            "a gallery of one image cannot be judged by leave-one-out",
+            remedy="prepare a gallery split with more rows",
+        )
     part = share.part(num_queries, settings.batch_size)
     k = min(_NEIGHBOURS, len(gallery_labels_G))
     answers = Answers(
@@ -151,9 +157,9 @@ def examine(
     for embeddings_BD, labels_B in regroup(queries, settings.batch_size):
         rows = slice(row, row + len(labels_B))
         row = rows.stop
-        own_row_B = np.full(len(labels_B), -1) if own_row_Q is None else own_row_Q[rows]
-        found_BK = answers.add(embeddings_BD, labels_B, own_row_B)
-        ranking.add(embeddings_BD, labels_B, found_BK, compared_Q[rows], own_row_B)
+        own_rows_B = np.full(len(labels_B), -1) if own_rows_Q is None else own_rows_Q[rows]
+        found_BK = answers.add(embeddings_BD, labels_B, own_rows_B)
+        ranking.add(embeddings_BD, labels_B, found_BK, compared_Q[rows], own_rows_B)
         drawn.add(embeddings_BD, labels_B)
         clustered.add(embeddings_BD, labels_B)
     assert row == part.stop

@@ -109,7 +109,7 @@ class Ranking:
         labels_Q: Labels,
         found_QK: Labels,
         compared_Q: Bools,
-        own_row_Q: Labels,
+        own_rows_Q: Labels,
     ) -> None:
         """Rank the gallery for the next queries.
 
@@ -118,10 +118,10 @@ class Ranking:
             labels_Q: Their classes.
             found_QK: Gallery rows the index found for them; -1: none.
             compared_Q: Whether the pairs of the query are counted by similarity.
-            own_row_Q: The gallery row that is the query itself, and no neighbour; -1: none.
+            own_rows_Q: The gallery row that is the query itself, and no neighbour; -1: none.
         """
         ranked = list(
-            map_blocks(self._rank, embeddings_QD, labels_Q, self._rows, compared_Q, own_row_Q)
+            map_blocks(self._rank, embeddings_QD, labels_Q, self._rows, compared_Q, own_rows_Q)
         )
         exact_QK = np.concatenate([block.rows for block in ranked])
         by_query = {
@@ -135,21 +135,21 @@ class Ranking:
         for block in ranked:
             self.counts.pairs.merge(block.pairs)
             self.counts.open_set.merge(block.open_set)
-        self.counts.matched += int((self._relevant(labels_Q, own_row_Q) > 0).sum())
+        self.counts.matched += int((self._relevant(labels_Q, own_rows_Q) > 0).sum())
         self.counts.seen += len(labels_Q)
 
-    def _relevant(self, labels_B: Labels, own_row_B: Labels) -> Labels:
+    def _relevant(self, labels_B: Labels, own_rows_B: Labels) -> Labels:
         """Return R: how many gallery rows are of each query's class, itself aside."""
-        return np.asarray(self._relevant_C[labels_B] - (own_row_B >= 0))
+        return np.asarray(self._relevant_C[labels_B] - (own_rows_B >= 0))
 
     def _rank(
-        self, embeddings_BD: Embeddings, labels_B: Labels, compared_B: Bools, own_row_B: Labels
+        self, embeddings_BD: Embeddings, labels_B: Labels, compared_B: Bools, own_rows_B: Labels
     ) -> _Block:
         nearest = Nearest(len(labels_B), self._ranks, self._columns)
         pairs, open_set = SimilarityHistogram(), OpenSetCounts()
         blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
         for first_row, sim_BN, labels_N in blocks:
-            own = _own(first_row, sim_BN.shape[1], own_row_B)
+            own = _own(first_row, sim_BN.shape[1], own_rows_B)
             if compared_B.any():
                 every = compared_B.all()
                 pairs.add(
@@ -160,9 +160,9 @@ class Ranking:
             sim_BN[own] = _ITSELF
             nearest.add(first_row, sim_BN)
         rows_BR, sim_BR = nearest.rows(), nearest.similarities()
-        there_BR = rows_BR != own_row_B[:, None]  # itself is last, where all rows are ranked
+        there_BR = rows_BR != own_rows_B[:, None]  # itself is last, where all rows are ranked
         same_BR = (self._gallery_labels_G[rows_BR] == labels_B[:, None]) & there_BR
-        relevant_B = self._relevant(labels_B, own_row_B)
+        relevant_B = self._relevant(labels_B, own_rows_B)
         other_BR = ~same_BR & there_BR
         best_other_B = sim_BR[np.arange(len(sim_BR)), other_BR.argmax(axis=1)]
         best_other_B[~other_BR.any(axis=1)] = -np.inf
@@ -170,7 +170,7 @@ class Ranking:
         reciprocal_B = reciprocal_rank(same_BR)
         if len(later := np.flatnonzero((reciprocal_B == 0) & (relevant_B > 0))):
             reciprocal_B[later] = 1 / self._first_right(
-                embeddings_BD[later], labels_B[later], own_row_B[later]
+                embeddings_BD[later], labels_B[later], own_rows_B[later]
             )
         scores = {
             "map_at_r": average_precision_at_r(same_BR, relevant_B),
@@ -182,7 +182,7 @@ class Ranking:
         return _Block(exact_BK, scores, pairs, open_set)
 
     def _first_right(
-        self, embeddings_BD: Embeddings, labels_B: Labels, own_row_B: Labels
+        self, embeddings_BD: Embeddings, labels_B: Labels, own_rows_B: Labels
     ) -> Labels:
         """Return the rank of the first row of each query's class, however far back it is."""
         keys_BN = np.empty((len(labels_B), self._columns), np.int64)
@@ -191,7 +191,7 @@ class Ranking:
         for find in (True, False):
             blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
             for first_row, sim_BN, labels_N in blocks:
-                sim_BN[_own(first_row, sim_BN.shape[1], own_row_B)] = _ITSELF
+                sim_BN[_own(first_row, sim_BN.shape[1], own_rows_B)] = _ITSELF
                 keys_Bn = keys_BN[:, : sim_BN.shape[1]]
                 write_keys(first_row, sim_BN, keys_Bn)
                 if find:
@@ -209,8 +209,8 @@ class _Block(NamedTuple):
     open_set: OpenSetCounts
 
 
-def _own(first_row: int, columns: int, own_row_B: Labels) -> tuple[Labels, Labels]:
+def _own(first_row: int, columns: int, own_rows_B: Labels) -> tuple[Labels, Labels]:
     """Where in a block a query meets itself: its places among the queries and the columns."""
-    column_B = own_row_B - first_row
-    query = np.flatnonzero((own_row_B >= 0) & (column_B >= 0) & (column_B < columns))
+    column_B = own_rows_B - first_row
+    query = np.flatnonzero((own_rows_B >= 0) & (column_B >= 0) & (column_B < columns))
     return query, column_B[query]
