@@ -15,7 +15,7 @@ from omegaconf import open_dict
 from pytorch_lightning.callbacks import Callback
 
 from arcloop.compose import compose_config
-from arcloop.data import EmbeddingDataModule, Store
+from arcloop.data import Store
 from arcloop.steps import build
 from arcloop.training import NODES, Recipe
 from arcloop.training.quiet import quiet
@@ -48,7 +48,7 @@ def compare(store: Path, overrides: list[str], *, rounds: int = 5) -> Comparison
 def _through_lightning(recipe: Recipe, store: Path) -> float:
     watch = _Watch()
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        datamodule = recipe.make_datamodule(store)
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         recipe.make_trainer(watch).fit(module, datamodule=datamodule)
     return watch.images / watch.seconds

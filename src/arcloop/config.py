@@ -189,6 +189,7 @@ class Config:
     monitor_mode: str = MISSING
     data: Any = MISSING
     loader: LoaderSettings = MISSING
+    sampler: Any = MISSING
     augmentation: Any = MISSING
     backbone: Any = MISSING
     embedder: Any = MISSING

@@ -43,8 +43,9 @@ STEPS: Mapping[str, Step] = {
         Step(
             "train",
             (
-                "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
-                "embedder", "head", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+                "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation",
+                "backbone", "embedder", "head", "optimizer", "scheduler", "trainer", "logger",
+                "callbacks",
             ),
             ("store",),
             "run",
@@ -151,6 +152,9 @@ def _train(call: _Call) -> Artifact:
     store = call.inputs["store"]
     processes = processes_here(call.config)
     if processes > 1:
+        # Batches that this store cannot have are told once, and before any process is started.
+        datamodule = _recipe(call.config).make_datamodule(store)
+        datamodule.make_batches(processes * call.config.trainer.num_nodes)
         return train_in_processes(
             processes, call.config, store, call.output, call.overrides, alone=call.alone
         )

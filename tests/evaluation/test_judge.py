@@ -88,7 +88,7 @@ def oracle(queries, gallery, threshold, own=None):
         "min_class_accuracy": min(by_class),
         "threshold": threshold,
         "num_gallery": len(rows),
-        "num_classes": len(CLASSES),
+        "num_classes": len(set(labels.tolist())),
     }
 
 
@@ -266,7 +266,7 @@ def test_an_index_that_finds_nothing_for_a_query_answers_wrong_and_unknown():
     assert judgement.metrics["index_recall_at_10"] == 0.5
     assert judgement.metrics["map_at_r"] == 1
     assert judgement.mistakes == []
-    assert judgement.confusion.counts[0].tolist() == [8, 0, 0]
+    assert judgement.confusion.counts.tolist() == [[8]]
 
 
 def test_pairs_are_bounded_and_the_rest_is_not():

@@ -48,7 +48,16 @@ def test_rehearsal_finds_wrong_values_before_any_work(override, message):
         recipe(override).rehearse()
 
 
-@pytest.mark.parametrize("group", ["backbone", "head", "optimizer", "scheduler", "augmentation"])
+def test_rehearsal_counts_the_processes_of_a_batch():
+    given = "sampler=pk", "sampler.images_per_class=4", "loader.batch_size=2"
+    recipe(*given, "trainer=ddp_cpu", "trainer.devices=2").rehearse()
+    with pytest.raises(ConfigError, match="a global batch of 2 images cannot hold 4"):
+        recipe(*given).rehearse()
+
+
+@pytest.mark.parametrize(
+    "group", ["backbone", "head", "optimizer", "scheduler", "augmentation", "sampler"]
+)
 def test_every_choice_can_be_built(group):
     for file in sorted((bundled("conf") / group).glob("*.yaml")):
         config = compose_config([f"{group}={file.stem}"])

@@ -1,13 +1,13 @@
-"""Pictures found in folders, decoded on all cores straight into the store."""
+"""Pictures found by a source, decoded on all cores straight into the store."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,32 +18,41 @@ from arcloop.data.workers import run_tasks
 from arcloop.errors import DataError
 from arcloop.images import ImageError, decode
 
+Ints = npt.NDArray[np.int64]
+
 _SLICE_ROWS = 128
 _NAMED = 10
 
 
-@dataclass(frozen=True)
-class ClassFolder:
-    """The pictures in one folder, all of one class; names as bytes, a fraction of a list of str."""
+class Pictures(Protocol):
+    """Files of pictures, numbered."""
 
-    path: Path
-    label: int
-    names: npt.NDArray[np.bytes_]
+    def paths(self, numbers: Ints) -> list[str]:
+        """Return where these are."""
 
 
 @dataclass
 class PictureListing(Listing):
-    """Pictures by folder, and which of them, counted over all folders, each split consists of."""
+    """Pictures, and which of them each split consists of.
+
+    Attributes:
+        pictures: The files.
+        labels: [N] class of each.
+        order: Split -> numbers of its pictures.
+        skip_bad: Leave out pictures that cannot be read.
+    """
 
     classes: list[str]
     image_shape: tuple[int, int, int]
-    folders: Sequence[ClassFolder]
-    order: Mapping[str, npt.NDArray[np.int64]]
+    pictures: Pictures
+    labels: npt.NDArray[np.integer]
+    order: Mapping[str, Ints]
     skip_bad: bool
+    num_train_classes: int
+    leave_one_out: bool
 
     def __post_init__(self) -> None:
         self.rows = {split: len(pictures) for split, pictures in self.order.items()}
-        self._ends = np.cumsum([len(folder.names) for folder in self.folders])
 
     def fill(
         self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
@@ -71,13 +80,7 @@ class PictureListing(Listing):
         for split, pictures in self.order.items():
             for start in range(0, len(pictures), size):
                 chosen = pictures[start : start + size]
-                folders = np.searchsorted(self._ends, chosen, side="right")
-                paths, labels = [], []
-                for picture, number in zip(chosen, folders, strict=True):
-                    folder = self.folders[number]
-                    name = folder.names[picture - self._ends[number]]  # counted from its end
-                    paths.append(str(folder.path / os.fsdecode(name)))
-                    labels.append(folder.label)
+                paths, labels = self.pictures.paths(chosen), self.labels[chosen].tolist()
                 yield Slice(split, writers[split], start, paths, labels)
 
 

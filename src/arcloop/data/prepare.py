@@ -90,15 +90,20 @@ def _write(source: Source, fingerprint: str, path: Path, workers: int) -> Artifa
                 )
             writers[split] = writers[split].without(list(rows))
         write_json(draft.path / CLASSES, listing.classes)
+        splits = {
+            split: {"rows": writer.rows, "shards": writer.shards}
+            for split, writer in writers.items()
+        }
+        if listing.leave_one_out:
+            splits["query"] = splits["gallery"]
         draft.info |= {
             "key": _key(source, fingerprint),
             "source": fingerprint,
             "classes": len(listing.classes),
+            "train_classes": listing.num_train_classes,
+            "leave_one_out": listing.leave_one_out,
             "image_shape": list(listing.image_shape),
-            "splits": {
-                split: {"rows": writer.rows, "shards": writer.shards}
-                for split, writer in writers.items()
-            },
+            "splits": splits,
             "skipped": _skipped(dropped),
         }
         draft.count = sum(writer.rows for writer in writers.values())

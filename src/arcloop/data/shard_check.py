@@ -40,10 +40,11 @@ class Shard:
 
 
 def list_shards(store: Artifact) -> list[Shard]:
-    """Return the shards of all splits, in order."""
+    """Return the shards of all splits that are stored, in order."""
     shards: list[Shard] = []
     first = 0
-    for split in SPLITS:
+    stored = SPLITS[:-1] if store.info.get("leave_one_out", False) else SPLITS  # without query
+    for split in stored:
         for number, rows in enumerate(store.info["splits"][split]["shards"]):
             images, labels = f"{split}/{images_file(number)}", f"{split}/{labels_file(number)}"
             shards.append(Shard(split, rows, first, images, labels))

@@ -15,6 +15,7 @@ from arcloop.data.shards import SplitWriter
 from arcloop.errors import DataError
 from arcloop.quantities import PositiveInt
 
+_PLACE = ("root", "file")
 SPLITS = ("train", "val", "gallery", "query")
 """`train` learns, `val` selects the checkpoint, `gallery` fills the index, `query` judges."""
 
@@ -25,12 +26,16 @@ class Listing(ABC):
     Attributes:
         classes: Class names; a label is a position in it.
         image_shape: (H, W, C) of every image.
-        rows: Split -> number of its rows.
+        rows: Split -> number of its rows, of every split that is stored.
+        num_train_classes: Classes to train on: the first of them, where splits are by class.
+        leave_one_out: Whether gallery is also the query split, whose rows are then stored once.
     """
 
     classes: list[str]
     image_shape: tuple[int, int, int]
     rows: Mapping[str, int]
+    num_train_classes: int
+    leave_one_out: bool
 
     @abstractmethod
     def fill(
@@ -90,7 +95,8 @@ class Source(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return what else decides on the store's contents: all fields but the place."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "root"}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in _PLACE}
 
 
 def existing_root(root: str) -> Path:

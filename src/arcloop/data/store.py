@@ -30,6 +30,9 @@ class Store:
         artifact: What it was opened from.
         classes: Class names; a label is a position in it.
         image_shape: (H, W, C).
+        num_train_classes: Classes of train: those with the first labels.
+        leave_one_out: Whether gallery is also the query split: row i of the one is row i of the
+            other, in the same files.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -37,6 +40,8 @@ class Store:
         height, width, channels = artifact.info["image_shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
         self.classes: list[str] = json.loads((artifact.path / CLASSES).read_bytes())
+        self.num_train_classes: int = artifact.info.get("train_classes", len(self.classes))
+        self.leave_one_out: bool = artifact.info.get("leave_one_out", False)
         self._shards: dict[str, list[int]] = {
             split: facts["shards"] for split, facts in artifact.info["splits"].items()
         }
@@ -129,7 +134,8 @@ class Store:
         return images[back], labels[back]
 
     def _folder(self, split: str) -> Path:
-        return self.artifact.path / split
+        stored = "gallery" if split == "query" and self.leave_one_out else split
+        return self.artifact.path / stored
 
     def _open(self, split: str) -> _OpenSplit:
         ends = np.cumsum(self._shards[split])

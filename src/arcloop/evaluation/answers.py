@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.evaluation.leave_one_out import without_own
 from arcloop.evaluation.mistakes import WorstMistakes
 from arcloop.evaluation.retrieval_metrics import precision_at_k, recall_at_k
 
@@ -115,11 +116,7 @@ class Answers:
         itself = bool((own_rows_B >= 0).any())
         similarities_BK, rows_BK = self._search(embeddings_BD, self._k + itself)
         if itself:
-            # A stable sort of whether it is the query itself: all else keeps its order.
-            own_BK = (rows_BK == own_rows_B[:, None]) & (rows_BK >= 0)
-            order_BK = own_BK.argsort(axis=1, kind="stable")[:, : self._k]
-            rows_BK = np.take_along_axis(rows_BK, order_BK, axis=1)
-            similarities_BK = np.take_along_axis(similarities_BK, order_BK, axis=1)
+            similarities_BK, rows_BK = without_own(similarities_BK, rows_BK, own_rows_B, self._k)
         there_BK = rows_BK >= 0
         found_BK = np.where(there_BK, self._gallery_labels_G[rows_BK], -1)
         counts = self.counts

@@ -84,7 +84,7 @@ GLOSSARY = {
         "Never right; left out of MAP@R, R-precision, MRR and nDCG.",
     ),
     "num_gallery": Entry("Gallery", _COUNT, "Rows of the index."),
-    "num_classes": Entry("Classes", _COUNT, "Classes of the store."),
+    "num_classes": Entry("Classes", _COUNT, "Classes of the gallery."),
 }
 
 HEADLINE = ("top1", "recall_at_5", "map_at_r", "eer", "tar_at_far_1e-3", "min_class_accuracy")

@@ -14,6 +14,7 @@ from arcloop.evaluation.answers import AnswerCounts, Answers, Search
 from arcloop.evaluation.clustering import clustering_metrics
 from arcloop.evaluation.confusion import Confusion, confusion
 from arcloop.evaluation.exact_search import Chunks, regroup
+from arcloop.evaluation.leave_one_out import no_own_rows
 from arcloop.evaluation.mistakes import Mistake
 from arcloop.evaluation.pair_folds import pair_metrics
 from arcloop.evaluation.ranking import Ranking, RankingCounts
@@ -157,7 +158,7 @@ def examine(
     for embeddings_BD, labels_B in regroup(queries, settings.batch_size):
         rows = slice(row, row + len(labels_B))
         row = rows.stop
-        own_rows_B = np.full(len(labels_B), -1) if own_rows_Q is None else own_rows_Q[rows]
+        own_rows_B = no_own_rows(len(labels_B)) if own_rows_Q is None else own_rows_Q[rows]
         found_BK = answers.add(embeddings_BD, labels_B, own_rows_B)
         ranking.add(embeddings_BD, labels_B, found_BK, compared_Q[rows], own_rows_B)
         drawn.add(embeddings_BD, labels_B)
@@ -192,7 +193,9 @@ def conclude(
     drawn = Sample.joined([part.drawn for part in findings])
     clustered = Sample.joined([part.clustered for part in findings])
     labels_Q, predicted_Q = answers.label_of_queries(), answers.answer_to_queries()
-    table = confusion(labels_Q, predicted_Q, len(classes))
+    in_gallery_C = np.bincount(gallery_labels_G, minlength=len(classes)) > 0
+    judged_C = in_gallery_C | (np.bincount(labels_Q, minlength=len(classes)) > 0)
+    table = confusion(labels_Q, predicted_Q, len(classes), judged_C=judged_C)
     accuracies = table.accuracy[table.total > 0]
     return Judgement(
         metrics={
@@ -206,7 +209,7 @@ def conclude(
             "min_class_accuracy": float(accuracies.min()),
             "threshold": threshold,
             "num_gallery": len(gallery_labels_G),
-            "num_classes": len(classes),
+            "num_classes": int(in_gallery_C.sum()),
         },
         confusion=table,
         pairs=ranking.pairs,

@@ -17,6 +17,7 @@ from arcloop.evaluation.exact_search import (
     similarity_blocks,
     write_keys,
 )
+from arcloop.evaluation.leave_one_out import LAST, own_cells
 from arcloop.evaluation.open_set import OpenSetCounts
 from arcloop.evaluation.retrieval_metrics import (
     Bools,
@@ -33,7 +34,6 @@ Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 _NDCG_AT = 10
-_ITSELF = np.float32(-1.5)  # less similar than any row can be
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Ranking:
         pairs, open_set = SimilarityHistogram(), OpenSetCounts()
         blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
         for first_row, sim_BN, labels_N in blocks:
-            own = _own(first_row, sim_BN.shape[1], own_rows_B)
+            own = own_cells(own_rows_B, first_row, sim_BN.shape[1])
             if compared_B.any():
                 every = compared_B.all()
                 pairs.add(
@@ -157,7 +157,7 @@ class Ranking:
                     (labels_B if every else labels_B[compared_B])[:, None] == labels_N,
                 )
                 pairs.remove(sim_BN[own][compared_B[own[0]]])
-            sim_BN[own] = _ITSELF
+            sim_BN[own] = LAST
             nearest.add(first_row, sim_BN)
         rows_BR, sim_BR = nearest.rows(), nearest.similarities()
         there_BR = rows_BR != own_rows_B[:, None]  # itself is last, where all rows are ranked
@@ -191,7 +191,7 @@ class Ranking:
         for find in (True, False):
             blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
             for first_row, sim_BN, labels_N in blocks:
-                sim_BN[_own(first_row, sim_BN.shape[1], own_rows_B)] = _ITSELF
+                sim_BN[own_cells(own_rows_B, first_row, sim_BN.shape[1])] = LAST
                 keys_Bn = keys_BN[:, : sim_BN.shape[1]]
                 write_keys(first_row, sim_BN, keys_Bn)
                 if find:
@@ -207,10 +207,3 @@ class _Block(NamedTuple):
     scores: dict[str, Floats]
     pairs: SimilarityHistogram
     open_set: OpenSetCounts
-
-
-def _own(first_row: int, columns: int, own_rows_B: Labels) -> tuple[Labels, Labels]:
-    """Where in a block a query meets itself: its places among the queries and the columns."""
-    column_B = own_rows_B - first_row
-    query = np.flatnonzero((own_rows_B >= 0) & (column_B >= 0) & (column_B < columns))
-    return query, column_B[query]

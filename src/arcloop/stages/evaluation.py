@@ -16,6 +16,7 @@ from arcloop.artifacts import Artifact
 from arcloop.atomic import write_json
 from arcloop.config import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
+from arcloop.errors import ArtifactError
 from arcloop.evaluation import Findings, conclude, examine, gate, search_times, write_report
 from arcloop.progress import track
 from arcloop.provenance import git_revision
@@ -24,6 +25,8 @@ from arcloop.searcher import Model, search
 from arcloop.shares import ALONE, Share
 from arcloop.stages.index import require_same_model
 from arcloop.times import stage_times
+
+_LEAVE_ONE_OUT = "the gallery's own images, each without itself (leave-one-out)"
 
 
 def evaluate(
@@ -52,12 +55,13 @@ def evaluate(
         share: Which part of the queries is this process's. Rank zero concludes and draws.
 
     Raises:
-        ArtifactError: A part is missing, damaged, or of another model.
+        ArtifactError: A part is missing, damaged, or of another model or store.
     """
     share.meet()  # rank zero may have been building the index until now
     images, embeddings = Store.open(store), Gallery(gallery)
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
+    own_rows_Q = _own_rows(images, embeddings)
     index_artifact, faiss_index, labels = open_index(
         index, model.sha256, memory_map=share.world > 1
     )
@@ -83,6 +87,7 @@ def evaluate(
                 images.classes,
                 settings,
                 threshold=labels["threshold"],
+                own_rows_Q=own_rows_Q,
                 num_queries=images.rows("query"),
                 share=share,
             )
@@ -107,7 +112,9 @@ def evaluate(
         verdict = gate(judgement.metrics, settings.gate)
         write_json(draft.path / "metrics.json", judgement.metrics)
         write_json(draft.path / "gate.json", verdict)
-        draft.info |= {"metrics": judgement.metrics, "gate": verdict}
+        draft.info |= {
+            "metrics": judgement.metrics, "gate": verdict, "leave_one_out": images.leave_one_out
+        }  # fmt: skip
         draft.count = images.rows("query")
         times = stage_times(
             {
@@ -125,13 +132,34 @@ def evaluate(
             classes=images.classes,
             image=lambda split, row: images.gather(split, np.asarray([row]))[0][0],
             curves=_curves(run_dir / "metrics.csv"),
-            facts=[*times, ("index", _describe_index(index_artifact, draft.timed))],
+            facts=[
+                *times,
+                ("index", _describe_index(index_artifact, draft.timed)),
+                *([("queries", _LEAVE_ONE_OUT)] if images.leave_one_out else []),
+            ],
             config_yaml=_read_text(run_dir / "config.yaml"),
             lineage=[*parents.items(), ("git", str(git_revision()))],
             gate=verdict,
         )
     share.meet()
     return artifacts.load(output, "evaluation")
+
+
+def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
+    """Return the gallery row that each query is itself, where gallery is the query split too.
+
+    Raises:
+        ArtifactError: The gallery is of another store, so nobody knows which rows those are.
+    """
+    if not images.leave_one_out:
+        return None
+    if gallery.artifact.parents["store"] != images.artifact.sha256:
+        raise ArtifactError(
+            "this store is judged by leave-one-out, but the gallery was embedded from another",
+            where=gallery.artifact.path,
+            remedy="embed it again: `arcloop embed`",
+        )
+    return np.arange(images.rows("query"))
 
 
 def _embed_part(

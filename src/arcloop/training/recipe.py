@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
@@ -13,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from arcloop.config import LoaderSettings
+from arcloop.data import EmbeddingDataModule, EpochBatches
 from arcloop.errors import ArcloopError, ConfigError
 from arcloop.models import Embedder, Head
 from arcloop.progress import console
@@ -25,8 +28,8 @@ from arcloop.training.quiet import quiet
 from arcloop.training.synced_norm import SyncedBatchNorms
 
 NODES = (
-    "loader", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler", "trainer",
-    "logger", "callbacks",
+    "loader", "sampler", "augmentation", "backbone", "embedder", "head", "optimizer", "scheduler",
+    "trainer", "logger", "callbacks",
 )  # fmt: skip
 """The config's nodes that a `Recipe` takes, by the same names."""
 
@@ -40,6 +43,7 @@ class Recipe:
         monitor: Metric that selects the checkpoint.
         compile: Run the backbone through torch.compile while training.
         loader: How batches are read.
+        sampler: Makes the training batches from labels, batch size, processes and seed.
         augmentation: Applied to training batches.
         backbone: Makes the backbone from `in_channels`.
         embedder: Makes the embedder from a backbone and `image_shape`.
@@ -55,6 +59,7 @@ class Recipe:
     monitor: str
     compile: bool = False
     loader: LoaderSettings
+    sampler: Callable[..., EpochBatches]
     augmentation: Augmentation
     backbone: Callable[..., nn.Module]
     embedder: Callable[..., Embedder]
@@ -64,6 +69,10 @@ class Recipe:
     trainer: Callable[..., pl.Trainer]
     logger: Mapping[str, Logger | None]
     callbacks: Mapping[str, Callback | None]
+
+    def make_datamodule(self, store: Path) -> EmbeddingDataModule:
+        """Make the datamodule over the store in this folder."""
+        return EmbeddingDataModule(store, self.loader, self.sampler, self.seed)
 
     def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
         """Make the module with weights drawn from `seed`.
@@ -126,11 +135,20 @@ class Recipe:
         _call("head", self.head, embedding_dim=2, num_classes=2)
         with torch.device("meta"):
             self._backbone(1)
-        self.make_trainer()
+        trainer = self.make_trainer()
+        world, batch_size = processes_of(trainer), self.loader.batch_size
+        labels_N = np.arange(max(2, batch_size) * world)  # classes enough for whatever is asked
+        _call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
+              world=world, seed=self.seed)  # fmt: skip
 
     def _backbone(self, in_channels: int) -> nn.Module:
         backbone: nn.Module = _call("backbone", self.backbone, in_channels=in_channels)
         return backbone
+
+
+def processes_of(trainer: pl.Trainer) -> int:
+    """Return how many processes a trainer will train in, known before they meet."""
+    return trainer.num_devices * trainer.num_nodes
 
 
 def _call(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

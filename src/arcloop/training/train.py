@@ -19,12 +19,11 @@ from pytorch_lightning.trainer.states import TrainerStatus
 from arcloop import artifacts, times
 from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_json, write_bytes, write_json
-from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, ResourceError, unwritable
 from arcloop.progress import say
 from arcloop.training.csv_logger import CsvLogger
 from arcloop.training.quiet import quiet
-from arcloop.training.recipe import NODES, Recipe
+from arcloop.training.recipe import NODES, Recipe, processes_of
 from arcloop.training.resume import newest_whole
 from arcloop.training.team import own_share
 
@@ -70,7 +69,7 @@ def train(
         KeyboardInterrupt: It was interrupted; last.ckpt is whole and `resume` goes on from it.
     """
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        datamodule = recipe.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
         identity = _identity(config, parents)
         start = _start(run_dir, identity, resume=resume, overwrite=overwrite)
@@ -79,6 +78,7 @@ def train(
             return start
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         trainer = recipe.make_trainer(_Timing(run_dir))
+        datamodule.make_batches(processes_of(trainer))  # what it cannot make is told before work
         _warn_of_slow_precision(trainer)
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
