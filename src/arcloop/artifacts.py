@@ -67,12 +67,14 @@ class Draft:
         parents: Role -> hash of what it is made from.
         count: Images or vectors that went through, for the throughput.
         adopted: Files taken over from another artifact as they are -> that artifact.
+        timed: Other times worth a note, by name and unit.
     """
 
     path: Path
     info: dict[str, Any] = field(default_factory=dict)
     parents: dict[str, str] = field(default_factory=dict)
     count: int = 0
+    timed: dict[str, float] = field(default_factory=dict)
     adopted: dict[str, Artifact] = field(default_factory=dict)
 
     def adopt(self, owner: Artifact, name: str) -> None:
@@ -124,7 +126,7 @@ def writing(
     try:
         draft = Draft(temporary, parents=dict(parents or {}))
         yield draft
-        times.note(temporary, watch.seconds, draft.count / watch.seconds)
+        times.note(temporary, watch.seconds, draft.count / watch.seconds, draft.timed)
         sealed = seal(
             temporary,
             kind,

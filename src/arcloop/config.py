@@ -143,6 +143,8 @@ class GateSettings(_Checked):
     min_map_at_r: Fraction | None = MISSING
     max_eer: Fraction | None = MISSING
     min_class_accuracy: Fraction | None = MISSING
+    min_pair_accuracy: Fraction | None = MISSING
+    min_index_recall_at_10: Fraction | None = MISSING
 
 
 @dataclass(kw_only=True)
@@ -153,6 +155,7 @@ class EvaluateSettings(_Checked):
         batch_size: Queries searched at a time.
         memory_mb: Bound on one block of the similarity matrix, in MiB.
         max_pairs: Pairs compared for ROC and histogram; more than that are sampled by query.
+        max_clustered: Queries clustered by k-means, and paired in ten folds; more are sampled.
         num_mistakes: Worst mistakes shown on the page.
         num_projected: Points of the 2-D projection.
         gate: What decides on deployment.
@@ -161,6 +164,7 @@ class EvaluateSettings(_Checked):
     batch_size: PositiveInt = MISSING
     memory_mb: PositiveInt = MISSING
     max_pairs: PositiveInt = MISSING
+    max_clustered: NonNegativeInt = MISSING
     num_mistakes: NonNegativeInt = MISSING
     num_projected: NonNegativeInt = MISSING
     gate: GateSettings = MISSING

@@ -97,3 +97,20 @@ def test_ordered_parts_cover_each_row_once(rows, batch_size, world):
             assert all(len(batch) == batch_size for batch in part[:-1])
             seen += chain(*part)
     assert seen == list(range(rows))
+
+
+@pytest.mark.parametrize(("rows", "world"), [(40, 2), (41, 3), (100, 4)])
+def test_ordered_batches_are_those_of_one_process(monkeypatch, rows, world):
+    def batches(rank, world):
+        at(monkeypatch, rank, world)
+        return [batch.tolist() for batch in OrderedBatches(rows=rows, batch_size=10)]
+
+    one = batches(0, 1)
+    assert list(chain(*(batches(rank, world) for rank in range(world)))) == one
+    assert all(batches(rank, world) for rank in range(world))
+
+
+def test_a_few_rows_are_shared_out_so_that_no_process_is_without(monkeypatch):
+    for rank in range(3):
+        at(monkeypatch, rank, 3)
+        assert list(OrderedBatches(rows=29, batch_size=10))

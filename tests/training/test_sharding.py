@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from arcloop import artifacts
+from arcloop.steps import run_step
 from arcloop.training.checkpoints import read_checkpoint
 from arcloop.training.sharding import clip_by_value
 
@@ -55,6 +56,19 @@ def test_runs_are_complete(runs):
     assert 0 < run.info["objective"] <= 1
     artifacts.load(runs / "sharded/evaluation", "evaluation")
     artifacts.load(runs / "sampled", "run")
+
+
+def test_what_three_processes_found_is_what_one_finds(runs, tmp_path):
+    """`runs/sharded` was judged by its last part, three processes with three batches or less."""
+    run, kinds = runs / "sharded", {"embed": "gallery", "index": "index", "evaluate": "evaluation"}
+    inputs = {"run": run, "store": runs / "store"}
+    overrides = artifacts.load(run, "run").info["overrides"]
+    for step, kind in kinds.items():
+        run_step(step, overrides, inputs, tmp_path / kind)
+        inputs[kind] = tmp_path / kind
+    same = ["gallery/manifest.json", "index/manifest.json", "evaluation/metrics.json",
+            "evaluation/roc.csv", "evaluation/projection.png"]  # fmt: skip
+    assert [n for n in same if (run / n).read_bytes() != (tmp_path / n).read_bytes()] == []
 
 
 @pytest.mark.parametrize("name", ["dense-1", "sharded-1", "sharded-2", "sharded-3", "sampled-2"])

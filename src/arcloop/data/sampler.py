@@ -120,7 +120,13 @@ class OrderedBatches(Sampler[Rows]):
 
     def _part(self) -> range:
         rank, world = place()
-        return range(self._rows * rank // world, self._rows * (rank + 1) // world)
+        # Whole batches, those that one process has: what a network gives for an image may depend in
+        # the last bit on how many others are with it. A process without a batch would be left out
+        # of what the others do together, so a few rows are shared out by row.
+        unit = self._batch_size if self._rows >= world * self._batch_size else 1
+        units = -(-self._rows // unit)
+        first, last = (units * end // world * unit for end in (rank, rank + 1))
+        return range(min(first, self._rows), min(last, self._rows))
 
     def __len__(self) -> int:
         return -(-len(self._part()) // self._batch_size)

@@ -74,7 +74,9 @@ class Store:
         shards = range(len(self._shards[split]))
         return np.concatenate([np.load(self._folder(split) / labels_file(s)) for s in shards])
 
-    def batches(self, split: str, batch_rows: int) -> Iterator[tuple[Images, Labels]]:
+    def batches(
+        self, split: str, batch_rows: int, part: range | None = None
+    ) -> Iterator[tuple[Images, Labels]]:
         """Stream a split in order, in the memory of a batch.
 
         Nothing stays mapped between batches: touched pages of a map count as this process's memory.
@@ -82,13 +84,15 @@ class Store:
         Args:
             split: One of `SPLITS`.
             batch_rows: Rows in a batch; the last may be shorter.
+            part: Which rows; None: all.
 
         Yields:
             uint8 [N, H, W, C] and int64 [N], of which the caller may do what it likes.
         """
-        rows, ends = self.rows(split), self._ends(split)
-        for start in range(0, rows, batch_rows):
-            stop = min(start + batch_rows, rows)
+        part = range(self.rows(split)) if part is None else part
+        ends = self._ends(split)
+        for start in range(part.start, part.stop, batch_rows):
+            stop = min(start + batch_rows, part.stop)
             images = np.empty((stop - start, *self.image_shape), np.uint8)
             labels = np.empty(stop - start, np.int64)
             for shard, source, target in pieces(start, stop, ends):

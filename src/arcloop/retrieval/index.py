@@ -141,15 +141,23 @@ def write_index(
     return {"rows": index.ntotal, "bytes": (folder / INDEX).stat().st_size}
 
 
-def open_index(path: Path, model_sha256: str) -> tuple[Artifact, Any, dict[str, Any]]:
+def open_index(
+    path: Path, model_sha256: str, *, memory_map: bool = False
+) -> tuple[Artifact, Any, dict[str, Any]]:
     """Load an `index` artifact, its faiss index and its labels.
+
+    Args:
+        path: Its folder.
+        model_sha256: Hash of the model it must have been built from.
+        memory_map: Read pages of the index as needed; processes of one machine share them.
 
     Raises:
         ArtifactError: It is missing or damaged, or was built from another model.
     """
     artifact = artifacts.load(path, "index")
     try:
-        index, labels = read_index(path / INDEX), read_labels(path / LABELS)
+        index = read_index(path / INDEX, memory_map=memory_map)
+        labels = read_labels(path / LABELS)
     except SearcherError as cause:
         raise ArtifactError(str(cause), where=path, remedy="build it again") from None
     if labels["model_sha256"] != model_sha256:

@@ -1,6 +1,7 @@
 """What follows fit: thin adapters that call the functions which the steps call too.
 
-They run on rank zero and hold no collective, so other ranks have nothing to wait for.
+Rank zero scripts the model, builds the index and draws the report. Gallery and queries are embedded
+and judged by all ranks, each its share; no collective is in a branch that only some take.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from arcloop.retrieval import AutoIndex, FaissIndex
 from arcloop.training.export import export_scripted, require_scriptable
 from arcloop.training.formats import TorchScript
 from arcloop.training.module import EmbeddingModule
+from arcloop.training.team import own_share
 
 _GOLDEN_ROWS = 32
 
@@ -80,11 +82,12 @@ class BuildIndex(Callback):
         self._embed, self._index, self._calibration = embed, index, calibration
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+        share = own_share()
         store = _datamodule(trainer).store.artifact.path
         model, gallery = self._run_dir / "model.pt", self._run_dir / "gallery"
-        stages.embed_gallery(model, store, gallery, self._embed)
+        stages.embed_gallery(model, store, gallery, self._embed, share=share)
+        if not trainer.is_global_zero:
+            return
         stages.build_index(
             model,
             store,
@@ -109,8 +112,6 @@ class Evaluate(Callback):
         self._run_dir, self._embed, self._settings = Path(run_dir), embed, settings
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         stages.evaluate(
             self._run_dir,
             _datamodule(trainer).store.artifact.path,
@@ -119,6 +120,7 @@ class Evaluate(Callback):
             self._run_dir / "evaluation",
             settings=self._settings,
             embed_settings=self._embed,
+            share=own_share(),
         )
 
 

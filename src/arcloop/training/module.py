@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
@@ -147,13 +146,10 @@ class EmbeddingModule(pl.LightningModule):
         self._val.append((self.embedder(images_BCHW), labels_B))
 
     def on_validation_epoch_end(self) -> None:
-        embeddings_ND, labels_N = (torch.cat(parts) for parts in zip(*self._val, strict=True))
+        embeddings_nD, labels_n = (torch.cat(parts) for parts in zip(*self._val, strict=True))
         self._val.clear()
-        if self.trainer.world_size > 1:
-            embeddings_ND = torch.cat(gather_all_tensors(embeddings_ND))
-            labels_N = torch.cat(gather_all_tensors(labels_N))
         # The same value on every rank: nothing is left to average.
-        self.log("val_top1", leave_one_out_top1(embeddings_ND, labels_N), prog_bar=True)
+        self.log("val_top1", leave_one_out_top1(embeddings_nD, labels_n), prog_bar=True)
 
 
 def seed_batch(seed: int, device: torch.device) -> None:

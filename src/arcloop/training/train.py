@@ -29,6 +29,7 @@ from arcloop.training.quiet import quiet
 from arcloop.training.recipe import NODES, Recipe, processes_of
 from arcloop.training.resume import newest_whole, require_fit
 from arcloop.training.run_logger import RunLogger
+from arcloop.training.team import own_share
 from arcloop.training.tracking import TRACKED_IDS
 
 CONFIG = "config.yaml"
@@ -104,10 +105,10 @@ def train(
         "overrides": list(overrides),
         "objective": _objective(trainer),
     }
-    run = artifacts.seal(
-        run_dir, "run", config=config, parents=parents, info=info, apart=_OF_LOGGERS
-    )
-    return _exported(run, recipe)
+    if trainer.is_global_zero:
+        artifacts.seal(run_dir, "run", config=config, parents=parents, info=info, apart=_OF_LOGGERS)
+    own_share().meet()
+    return _exported(artifacts.read(run_dir, "run"), recipe)
 
 
 def _fit(
