@@ -123,6 +123,15 @@ def test_rare_classes_are_not_first_or_last_in_an_epoch():
         assert set(labels.tolist()) == set(range(5))
 
 
+@pytest.mark.parametrize("make", [pk, lambda labels, *_: balanced(labels, 4)])
+def test_images_of_a_class_come_in_random_order(make):
+    """What comes first and what comes together changes from epoch to epoch."""
+    labels = np.repeat([0, 1], 50)
+    firsts = [epoch(make(labels, 2, 2), number)[0] for number in range(20)]
+    assert len({row for rows in firsts for row in rows}) > 40
+    assert len({tuple(rows) for rows in firsts}) == 20
+
+
 def test_more_classes_than_there_are():
     with pytest.raises(ConfigError) as caught:
         PKBatches(labels_N=np.arange(200) % 10, batch_size=128, world=2, seed=0, images_per_class=4)
