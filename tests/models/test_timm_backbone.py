@@ -50,8 +50,7 @@ def test_published_weights_give_what_timm_makes_of_them(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model", [RESNET, VIT, MOBILE])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("model", "channels"), [(RESNET, 1), (VIT, 3), (MOBILE, 1)])
 def test_scripted_equals_eager_after_a_reload(model: str, channels: int) -> None:
     embedder = Embedder(
         make(model, channels), image_shape=(32, 32, channels), embedding_dim=8, dropout=0.0,

@@ -154,6 +154,21 @@ def test_a_backbone_that_cannot_be_scripted_is_refused_before_training(in_tmp, c
     assert main([*TRAIN, *own, "run_dir=run", "callbacks.export=null"]) == 0
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*TRAIN, "run_dir=run", "callbacks.export=null"]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(once, monkeypatch):
+    """A folder with a finished run of the default backbone; nothing here changes it."""
+    monkeypatch.chdir(once)
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -164,10 +179,8 @@ def test_a_backbone_that_cannot_be_scripted_is_refused_before_training(in_tmp, c
         (["data.num_classes=3", "head=arcface_sharded"], "of other classes"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_not_resumed(in_tmp, capsys, overrides, named):
-    assert main([*TRAIN, "run_dir=run", "callbacks.export=null"]) == 0
+def test_a_checkpoint_of_another_model_is_not_resumed(trained, capsys, overrides, named):
     before = Path("run/manifest.json").read_bytes()
-    capsys.readouterr()
     resumed = [*TRAIN, "run_dir=run", "callbacks.export=null", "resume=true"]
     assert main([*resumed, "trainer.max_epochs=2", *overrides]) == 2
     error = capsys.readouterr().err

@@ -49,50 +49,44 @@ def start(in_tmp, monkeypatch) -> dict[str, torch.Tensor]:
     return first
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_frozen_it_stays_and_freed_it_learns(start, optimizer):
+def test_frozen_it_stays_and_freed_it_learns(start, capsys):
     """Weight decay, momentum and statistics of batch norms would all change it."""
-    run = [*FREEZE, f"optimizer={optimizer}"]
-    assert main([*run, "run_dir=frozen", "callbacks.freeze.epochs=2"]) == 0
+    frozen_run = [*FREEZE, "optimizer=adamw", "run_dir=frozen"]
+    assert main([*frozen_run, "callbacks.freeze.epochs=2"]) == 0
     assert all(same(backbone("frozen"), start))
     frozen = last("frozen")
     # No weight of the backbone has any state in the optimizer: it starts when it is freed.
     trained = sum(len(g["params"]) for g in frozen["optimizer_states"][0]["param_groups"])
     assert len(frozen["optimizer_states"][0]["state"]) < trained
-    others = {
-        n: w for n, w in frozen["state_dict"].items() if n.startswith(("head", "embedder.neck"))
-    }
-    assert others["embedder.neck.0.num_batches_tracked"] == 2 * STEPS
+    assert frozen["state_dict"]["embedder.neck.0.num_batches_tracked"] == 2 * STEPS
 
-    assert main([*run, "run_dir=freed", "callbacks.freeze.epochs=1"]) == 0
-    assert not any(
-        equal for name, equal in zip(start, same(backbone("freed"), start), strict=True)
-        if "running_var" in name or name.endswith("weight")
-    )  # fmt: skip
-    assert backbone("freed")["embedder.backbone.stages.0.2.num_batches_tracked"] == STEPS
+    assert main([*frozen_run, "callbacks.freeze.epochs=1"]) == 2
+    assert "another config" in capsys.readouterr().err
+
+    assert main([*FREEZE, "run_dir=freed", "callbacks.freeze.epochs=1"]) == 0
+    freed = backbone("freed")
+    changed = [name for name, equal in zip(start, same(freed, start), strict=True) if not equal]
+    assert {n for n in start if "running_" in n or n.endswith("weight")} <= set(changed)
+    assert freed["embedder.backbone.stages.0.2.num_batches_tracked"] == STEPS
 
 
-@pytest.mark.parametrize("step", [3, 8])
-def test_interrupted_frozen_or_freed_it_ends_with_the_same_bytes(in_tmp, monkeypatch, step):
+def test_interrupted_frozen_and_freed_it_ends_with_the_same_bytes(in_tmp, monkeypatch):
     assert main([*FREEZE, "run_dir=whole"]) == 0
     real = EmbeddingModule.training_step
+    for step in (3, 9):  # within the frozen epoch, and within the other
 
-    def training_step(self, batch, batch_idx):
-        if self.global_step == step:
-            raise ResourceError("interrupted")
-        return real(self, batch, batch_idx)
+        def training_step(self, batch, batch_idx, step=step):
+            if self.global_step == step:
+                raise ResourceError("interrupted")
+            return real(self, batch, batch_idx)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(EmbeddingModule, "training_step", training_step)
-        assert main([*FREEZE, "run_dir=stopped"]) == 1
-    assert last("stopped")["global_step"] == step - step % 2
+        with monkeypatch.context() as patch:
+            patch.setattr(EmbeddingModule, "training_step", training_step)
+            assert main([*FREEZE, "run_dir=stopped"]) == 1
+        assert last("stopped")["global_step"] == step - 1
     assert main([*FREEZE, "run_dir=stopped"]) == 0
-    for file in ("metrics.csv", "checkpoints/last.ckpt"):
-        content = [Path(run, file).read_bytes() for run in ("whole", "stopped")]
-        if file.endswith("csv"):
-            assert content[0] == content[1]
-    whole, stopped = last("whole"), last("stopped")
-    assert all(same(whole["state_dict"], stopped["state_dict"]))
+    assert Path("whole/metrics.csv").read_bytes() == Path("stopped/metrics.csv").read_bytes()
+    assert all(same(last("whole")["state_dict"], last("stopped")["state_dict"]))
 
 
 def test_averages_of_a_frozen_backbone_are_itself(start):
@@ -101,12 +95,6 @@ def test_averages_of_a_frozen_backbone_are_itself(start):
     assert main([*FREEZE, *ema, "run_dir=averaged", "callbacks.freeze.epochs=2"]) == 0
     for name, value in backbone("averaged").items():
         torch.testing.assert_close(value, start[name], rtol=1e-6, atol=0)
-
-
-def test_another_time_of_freezing_is_another_run(in_tmp, capsys):
-    assert main([*FREEZE, "run_dir=run"]) == 0
-    assert main([*FREEZE, "run_dir=run", "callbacks.freeze.epochs=2"]) == 2
-    assert "another config" in capsys.readouterr().err
 
 
 def test_epochs_out_of_range_are_named(in_tmp, capsys):
