@@ -23,7 +23,6 @@ from arcloop.compose import compose_config
 from arcloop.config import LoaderSettings
 from arcloop.data import Store, prepare
 from arcloop.data.loader import BatchDataset, BatchLoader
-from arcloop.data.sampler import ShuffledBatches
 from arcloop.progress import say
 from benchmarks.measure import console, machine
 
@@ -100,7 +99,8 @@ def _loader(store: Path, workers: int):
         on_device=False,
     )
     opened = Store.open(store)
-    batches = ShuffledBatches(rows=opened.rows("train"), batch_size=_BATCH, seed=0)
+    rows = np.random.default_rng(0).permutation(opened.rows("train"))
+    batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
     return BatchLoader(BatchDataset(opened, "train"), batches, settings)
 
 

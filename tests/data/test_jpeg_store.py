@@ -234,6 +234,9 @@ def test_the_rows_around_a_bad_one_are_checked_all_the_same(copy, settings, monk
         ("leak", "query/jpeg-00000.npy", 0),
         ("leak", "query/jpeg-00000.npy", 1),
     }
+    report = (copy.parent / "validation" / "report.json").read_text()
+    for row in (2, 4):
+        assert f"the same image as train/jpeg-00000.npy row {row}" in report
 
 
 @pytest.mark.parametrize(
