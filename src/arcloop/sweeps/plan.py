@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arcloop.compose import bundled, check, compose_with_hydra, explain
 from arcloop.errors import ConfigError
@@ -54,7 +54,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     given = _parse(arguments)
     fixed = [o.input_line or "" for o in given if not o.is_sweep_override()]
     swept = [o for o in given if o.is_sweep_override()]
-    config = compose_with_hydra([*fixed, *_firsts(swept)])
+    config = compose_with_hydra([*fixed, *(_values(override)[0] for override in swept)])
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     swept += [o for o in _parse([f"{k}={v}" for k, v in params.items()]) if o.is_sweep_override()]
     if not swept:
@@ -63,7 +63,8 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
             remedy="give a key several values, as in head.margin=0.2,0.3, or leave out -m",
         )
     _refuse_mismatch(verb, config, swept, fixed)
-    _check_values(fixed, swept)
+    check(_without_hydra(config))
+    _check_other_values(fixed, swept)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
     jobs = min(len(gpus), config.launcher.jobs) if gpus else 0
     return Plan(
@@ -123,10 +124,16 @@ def _refuse_mismatch(
             )
 
 
-def _check_values(fixed: Sequence[str], swept: Sequence[Override]) -> None:
-    """Compose and check once for each value; tell what is wrong with any of them together."""
-    firsts = _firsts(swept)
-    check(compose_with_hydra([*fixed, *firsts], hydra=False))
+def _without_hydra(config: DictConfig) -> DictConfig:
+    plain = config.copy()
+    with open_dict(plain):
+        del plain["hydra"]
+    return plain
+
+
+def _check_other_values(fixed: Sequence[str], swept: Sequence[Override]) -> None:
+    """Compose and check once for each value but the first; tell what is wrong of all together."""
+    firsts = [_values(override)[0] for override in swept]
     faults = {}
     for number, override in enumerate(swept):
         for value in _values(override)[1:_MOST_VALUES]:
@@ -139,10 +146,6 @@ def _check_values(fixed: Sequence[str], swept: Sequence[Override]) -> None:
         raise next(iter(faults.values()))
     if faults:
         raise ConfigError("\n".join(faults), remedy="correct the config; nothing was started")
-
-
-def _firsts(swept: Sequence[Override]) -> list[str]:
-    return [_values(override)[0] for override in swept]
 
 
 def _values(override: Override) -> list[str]:
