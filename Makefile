@@ -6,8 +6,14 @@ EXTRAS := cpu,serving,kubeflow,dev
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
+# What docs/results.md compares; each may be given, as in `make results HEADS=arcface,cosface`.
+HEADS ?= softmax,cosface,arcface,adacos
+SEEDS ?= 0,1,2
+RESULTS ?= experiment=mnist
+RESULTS_PAGE ?= docs/results.md
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check format bench clean
+.PHONY: help install demo serve pipeline test check format bench docs results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -17,6 +23,9 @@ install: $(INSTALLED)  ## create .venv and install arcloop in it
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@# Without torchvision: it is large, has to match torch's build, and where it does not, Lightning
+	@# cannot be imported any more. arcloop needs nothing of it; see models/without_torchvision.py.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	@touch $@
 
 demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look at
@@ -45,6 +54,13 @@ format: $(INSTALLED)  ## format the code and mend what lint can mend
 
 bench: $(INSTALLED)  ## side-by-side measurements, printed as ratios
 	$(BIN)/python -m benchmarks
+
+results: $(INSTALLED)  ## heads side by side on MNIST, over seeds, into docs/results.md
+	$(BIN)/arcloop train -m $(RESULTS) head=$(HEADS) seed=$(SEEDS) hydra.sweep.dir=runs/results
+	$(BIN)/arcloop leaderboard runs/results --markdown $(RESULTS_PAGE)
+
+docs: $(INSTALLED)  ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove .venv and caches; runs and stores stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,6 +8,7 @@ from arcloop.errors import ConfigError
 
 GROUPS = sorted(p for p in bundled("conf").iterdir() if p.is_dir())
 REQUIRED = {
+    "backbone=timm": ["backbone.model=resnet18"],
     "data=idx": ["data.root=x"],
     "data=image_folder": ["data.root=x"],
     "index=factory": ["index.factory=Flat"],

@@ -1,8 +1,10 @@
-"""Every command in the README runs, in the order it is written, on small data of the same kind."""
+"""Every command in README and docs runs, in the order it is written, on small data of its kind."""
 
 import gzip
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,16 @@ from PIL import Image, ImageDraw
 
 from arcloop.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    page.name: page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+}
 QUICK = ["trainer.max_epochs=2", "loader.batch_size=32", "backbone.widths=[8,8]"]
 
 
-def commands():
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
+def commands(page):
+    for block in re.findall(r"```bash\n(.*?)```", PAGES[page], flags=re.DOTALL):
         yield from (line for line in block.splitlines() if line.startswith("arcloop "))
 
 
@@ -60,7 +66,15 @@ def pictures(folder):
 def scaled_down(command):
     """The command with what makes it quick: small MNIST, few epochs."""
     verb, *rest = shlex.split(command)[1:]
-    if verb in ("query", "index", "evaluate", "export", "lineage", "reproduce"):
+    if verb in (
+        "query",
+        "index",
+        "evaluate",
+        "export",
+        "lineage",
+        "reproduce",
+        "leaderboard",
+    ):
         return [verb, *rest]
     small = (
         []
@@ -72,18 +86,15 @@ def scaled_down(command):
     return [verb, *rest, *small, *quick, "evaluate.gate.min_top1=0.5"]
 
 
-def test_the_commands_of_the_readme(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", sorted(page for page in PAGES if list(commands(page))))
+def test_commands(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small_mnist(tmp_path / "mnist")
     pictures(tmp_path / "my/pictures")
     Path("some").mkdir()
     Image.new("L", (28, 28), 30).save("some/digit.png")
-    ran = []
-    for command in commands():
-        code = main(scaled_down(command))
-        assert code in (0, 3), command
-        ran.append(command)
-    assert len(ran) >= 9
+    for command in commands(page):
+        assert main(scaled_down(command)) in (0, 3), command
 
 
 def test_the_error_that_the_readme_shows(capsys):
@@ -95,10 +106,19 @@ def test_the_error_that_the_readme_shows(capsys):
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README))))
 def test_make_targets_of_the_readme_exist(target):
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)\)", README))
 def test_links_of_the_readme_lead_somewhere(link):
-    assert (Path(__file__).parents[1] / link).exists()
+    assert (ROOT / link).exists()
+
+
+def test_the_site_builds_strictly(tmp_path):
+    """Links, navigation and the page that is made from conf/ included."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    subprocess.run(build, cwd=ROOT, check=True)
+    page = (tmp_path / "configuration/index.html").read_text()
+    for group in (p.name for p in (ROOT / "conf").iterdir() if p.is_dir()):
+        assert f'id="{group}"' in page

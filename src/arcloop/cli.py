@@ -64,6 +64,10 @@ def _dispatch(arguments: list[str]) -> int:
         from arcloop.reproduce import reproduce
 
         return reproduce(rest)
+    if verb == "leaderboard":
+        from arcloop.leaderboard.command import leaderboard
+
+        return leaderboard(rest)
     if "-h" in rest or "--help" in rest:
         print(usage.of_verb(verb))
         return 0

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcloop import signatures
 from arcloop.config import (
+    BackboneWeightsSettings,
     CalibrationSettings,
     Config,
     EmbedSettings,
@@ -40,6 +41,7 @@ from arcloop.errors import ArcloopError, ConfigError
 
 _SETTINGS = {
     "loader": LoaderSettings,
+    "backbone_weights": BackboneWeightsSettings,
     "validation": ValidationSettings,
     "embed": EmbedSettings,
     "calibration": CalibrationSettings,
@@ -71,15 +73,24 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: Anything about it is wrong.
     """
+    config = compose_with_hydra(overrides, hydra=False)
+    check(config)
+    return config
+
+
+def compose_with_hydra(overrides: Sequence[str], *, hydra: bool = True) -> DictConfig:
+    """Compose without checking, with Hydra's own settings if asked for.
+
+    Raises:
+        ConfigError: An override names no key or choice, or has the wrong type.
+    """
     register()
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-            config = compose("config", list(overrides))
+            return compose("config", list(overrides), return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as cause:
         raise explain(cause) from None
-    check(config)
-    return config
 
 
 def check(config: DictConfig) -> None:
@@ -176,6 +187,12 @@ def _bad_override(cause: BaseException, chain: Sequence[BaseException]) -> Confi
             str(root).splitlines()[0],
             where=where.group(1) if where else None,
             remedy="change the value",
+        )
+    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if several:
+        return ConfigError(
+            f"{several.group(1)} has several values",
+            remedy="-m makes a job for each; a list is written in brackets",
         )
     lines = [line for line in str(cause).splitlines() if line.strip()]
     first = lines[0] if lines else type(cause).__name__

@@ -70,6 +70,19 @@ class LoaderSettings(_Checked):
 
 
 @dataclass(kw_only=True)
+class BackboneWeightsSettings(_Checked):
+    """Weights that the backbone starts from.
+
+    Attributes:
+        file: A state dict (torch.save or .safetensors), or a checkpoint of arcloop; null: random.
+        strict: Refuse a file unless all of it fits; false: take what fits and say what does not.
+    """
+
+    file: str | None = MISSING
+    strict: bool = MISSING
+
+
+@dataclass(kw_only=True)
 class ValidationSettings(_Checked):
     """What a store must satisfy before anything is trained on it.
 
@@ -187,6 +200,7 @@ class Config:
     loader: LoaderSettings = MISSING
     augmentation: Any = MISSING
     backbone: Any = MISSING
+    backbone_weights: BackboneWeightsSettings = MISSING
     embedder: Any = MISSING
     head: Any = MISSING
     optimizer: Any = MISSING
@@ -200,6 +214,8 @@ class Config:
     experiment: Any = None
     cluster: Any = None
     notify: Any = None
+    sweep: Any = None
+    launcher: Any = None
     validation: ValidationSettings = MISSING
     embed: EmbedSettings = MISSING
     calibration: CalibrationSettings = MISSING

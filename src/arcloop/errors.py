@@ -55,6 +55,10 @@ class ResourceError(ArcloopError):
     """The machine cannot do it: disk full, target read-only, memory exhausted, a process lost."""
 
 
+class DivergedError(ArcloopError):
+    """Training left the finite numbers; the same config does so again."""
+
+
 _MACHINE_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 

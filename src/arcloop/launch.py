@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from arcloop.compose import bundled, check, explain, register
-from arcloop.errors import mendable
-from arcloop.progress import say
+from arcloop.errors import ResourceError
 
 if TYPE_CHECKING:
     from arcloop.chain import Outcome
 
 GATE_NOT_PASSED = 3
-_LONGEST_NAME = 200
 FROM_RUN = ("embed", "index", "evaluate", "export")
 """Verbs that start from a finished run, with its settings."""
 
@@ -35,38 +29,9 @@ FROM_RUN = ("embed", "index", "evaluate", "export")
 def launch(verb: str, arguments: Sequence[str]) -> int:
     """Compose the config with Hydra's command line and carry out the verb; returns the exit code.
 
-    A job of a sweep that fails is told and the sweep goes on; its objective is NaN.
-
     Raises:
-        ArcloopError: The config or, in a single run, the work is at fault.
+        ArcloopError: The config or the work is at fault; in a sweep, that of any job.
     """
-    failures: list[Exception] = []
-    outcomes: list[Outcome] = []
-
-    def job(config: DictConfig) -> float | None:
-        settings = HydraConfig.get()
-        sweeping = settings.mode == RunMode.MULTIRUN
-        overrides = list(settings.overrides.task)
-        if sweeping and not any(o.startswith("run_dir=") for o in overrides):
-            swept = [o for o in overrides if o not in arguments]
-            config.run_dir = str(Path(settings.sweep.dir) / folder_name(swept))
-        try:
-            check(config)
-            from arcloop.chain import execute  # not before the config is known to be good
-
-            if sweeping:
-                say(f"job {settings.job.num}: {' '.join(overrides)} -> {config.run_dir}")
-            outcome = execute(verb, config, overrides)
-        except Exception as error:
-            if sweeping and not mendable(error):
-                raise
-            failures.append(error)
-            if sweeping:
-                say(f"job {settings.job.num} failed: {mendable(error)}")
-            return math.nan
-        outcomes.append(outcome)
-        return outcome.objective
-
     register()
     # Threads that spin for long while they wait make training several times slower beside other
     # work; threads that sleep at once cost a quarter of the speed on an idle machine.
@@ -77,7 +42,58 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
     stored = stored_overrides(overrides) if verb in FROM_RUN else []
-    before, sys.argv = sys.argv, [f"arcloop {verb}", *flags, *stored, *overrides]
+    if {"-m", "--multirun"} & set(flags) or "hydra.mode=MULTIRUN" in overrides:
+        return _sweep(verb, flags, [*stored, *overrides])
+    return _single(verb, flags, [*stored, *overrides])
+
+
+def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
+    failures: list[Exception] = []
+    outcomes: list[Outcome] = []
+
+    def job(config: DictConfig) -> None:
+        try:
+            check(config)
+            from arcloop.chain import execute  # not before the config is known to be good
+
+            outcomes.append(execute(verb, config, list(HydraConfig.get().overrides.task)))
+        except Exception as error:  # noqa: BLE001 - raised below, past Hydra
+            failures.append(error)
+
+    _hydra(job, verb, [*flags, *overrides])
+    if failures:
+        raise failures[0]
+    return GATE_NOT_PASSED if any(o.gate_passed is False for o in outcomes) else 0
+
+
+def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run a job for each point; one that fails is recorded, and the sweep goes on."""
+    from arcloop.sweeps.job import Job
+    from arcloop.sweeps.plan import plan
+    from arcloop.sweeps.record import Outcomes, unfinished
+
+    planned = plan(verb, overrides)
+    outcomes = Outcomes.of_this_process(planned.folder)
+    job = Job(verb, planned.swept, outcomes, planned.gpus, os.getpid())
+    try:
+        _hydra(job, verb, [*flags, *overrides, *planned.extra])
+    except Exception as error:
+        if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):  # of joblib
+            raise ResourceError(
+                "a process of the sweep was killed; jobs that were under way ended with it",
+                where=planned.folder,
+                remedy="mind the memory (launcher.jobs= fewer); the same command goes on",
+            ) from None
+        raise
+    finally:
+        told = Outcomes(outcomes).take()
+    if any(failure for _, failure, _ in told):
+        raise unfinished(told, planned.folder)
+    return GATE_NOT_PASSED if any(gate is False for *_, gate in told) else 0
+
+
+def _hydra(job: Callable[[DictConfig], object], verb: str, arguments: Sequence[str]) -> None:
+    before, sys.argv = sys.argv, [f"arcloop {verb}", *arguments]
     try:
         hydra.main(config_path=str(bundled("conf")), config_name="config", version_base="1.3")(
             job
@@ -86,23 +102,6 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
         raise explain(error) from None
     finally:
         sys.argv = before
-    if failures:
-        raise failures[0]
-    return GATE_NOT_PASSED if any(o.gate_passed is False for o in outcomes) else 0
-
-
-def folder_name(swept: Sequence[str]) -> str:
-    """Name a job's folder by what the sweep varies, as a file system takes it.
-
-    >>> folder_name(["head.margin=0.2", "data.root=/a/b"])
-    'head.margin=0.2,data.root=-a-b'
-    """
-    name = re.sub(r"[^\w.,=+\[\]-]", "-", ",".join(swept)) or "only"
-    return (
-        name
-        if len(name) <= _LONGEST_NAME
-        else f"{name[: _LONGEST_NAME - 9]}-{crc32(name.encode()):08x}"
-    )
 
 
 def stored_overrides(given: Sequence[str]) -> list[str]:

@@ -115,6 +115,8 @@ def _verified(folder: Path, kind: str) -> tuple[Link, Artifact | None]:
         link.parents.append(_source(artifact))
     elif kind == "run":
         link.parents.append(_store(artifact, folder))
+        if "backbone_weights" in artifact.parents:
+            link.parents.append(_weights(artifact))
     else:
         link.parents += [
             _parent(role, sha256, folder) for role, sha256 in sorted(artifact.parents.items())
@@ -152,6 +154,16 @@ def _store(run: Artifact, run_dir: Path) -> Link:
         for parent in link.parents:
             if parent.fault is None and "data" in run.config:
                 _compare_source(parent, run, artifact)
+    return link
+
+
+def _weights(run: Artifact) -> Link:
+    file = Path(run.config["backbone_weights"]["file"])
+    link = Link(f"weights {file}", run.parents["backbone_weights"])
+    if not file.is_file():
+        link.fault = "the file is not there any more"
+    elif sha256_file(file) != link.sha256:
+        link.fault = "the file was changed since the backbone started from it"
     return link
 
 

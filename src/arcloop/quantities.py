@@ -41,6 +41,8 @@ Fraction = Annotated[float, Range(low=0, high=1)]
 """A share or probability in [0, 1]."""
 Angle = Annotated[float, Range(low=0, high=math.pi, high_open=True)]
 """An angle in radians in [0, pi)."""
+CosineMargin = Annotated[float, Range(low=0, high=1)]
+"""A margin in units of the cosine in [0, 1]."""
 Similarity = Annotated[float, Range(low=-1, high=1)]
 """A cosine in [-1, 1]."""
 

@@ -45,8 +45,8 @@ STEPS: Mapping[str, Step] = {
             "train",
             (
                 "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
-                "embedder", "head", "optimizer", "scheduler", "trainer", "logger", "callbacks",
-                "export",
+                "backbone_weights", "embedder", "head", "optimizer", "scheduler", "trainer",
+                "logger", "callbacks", "export",
             ),
             ("store",),
             "run",

@@ -17,6 +17,7 @@ VERBS = {
     "export": "run -> model.onnx, model.pt2, proven equal to model.pt, without training",
     "lineage": "model, index, run or archive -> the chain back to its images, verified",
     "reproduce": "run -> the same again: equal, or the first difference",
+    "leaderboard": "folder of a sweep -> its runs ranked: table, CSV, page and plots",
     "query": "an image -> its nearest neighbours: arcloop query IMAGE --run RUN_DIR",
 }
 _EXAMPLES = {
@@ -30,7 +31,7 @@ _EXAMPLES = {
     "export": ["arcloop export run_dir=runs/mnist export=onnx"],
 }
 _ENDING = """\
-  -m            one job for every combination of comma-separated values
+  -m            one job for every combination of comma-separated values; sweep=optuna chooses
   --cfg job     print the composed config and stop
 Exit codes: 0 done, 1 data or machine at fault, 2 config at fault, 3 the gate did not pass.
 ARCLOOP_TRACEBACK=1 shows where an error came from."""

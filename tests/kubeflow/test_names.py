@@ -1,4 +1,4 @@
-"""The folder is called kubeflow, and so is the SDK on PyPI: ours must never be taken for it."""
+"""The folder is called kubeflow, and so is the SDK on PyPI, which is installed beside the tests."""
 
 import subprocess
 import sys
@@ -9,24 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def sdk(tmp_path):
-    """A stand-in for the installed SDK: a regular package of that name, last on the path."""
-    (tmp_path / "kubeflow").mkdir()
-    (tmp_path / "kubeflow/__init__.py").write_text("whose = 'the SDK'\n")
-    return tmp_path
-
-
 @pytest.mark.parametrize("first", ["", str(ROOT), str(ROOT / "kubeflow")])
-def test_the_sdk_is_found_next_to_our_folder(sdk, first):
-    code = (
-        f"import sys; sys.path.insert(0, {first!r}); sys.path.append({str(sdk)!r});"
-        "import kubeflow; print(kubeflow.whose)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "the SDK"
+def test_the_sdk_is_found_next_to_our_folder(first):
+    code = f"import sys; sys.path.insert(0, {first!r}); from kubeflow.trainer import TrainerClient"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_our_folder_is_no_package():

@@ -1,4 +1,4 @@
-"""Whole runs under a sharded head, in parts of different numbers of processes."""
+"""Whole runs under heads that are split or remember, in parts of different numbers of processes."""
 
 import csv
 import subprocess
@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     script = Path(__file__).with_name("sharded_runs.py")
     result = subprocess.run(
-        [sys.executable, script], cwd=folder, timeout=150, stderr=subprocess.PIPE, text=True
+        [sys.executable, script], cwd=folder, timeout=240, stderr=subprocess.PIPE, text=True
     )
     assert result.returncode == 0, result.stderr
     return folder
@@ -37,6 +37,17 @@ def test_the_loss_follows_that_of_the_dense_head_through_every_change_of_world(r
     assert sharded == pytest.approx(dense, rel=1e-5)
     # A head that was not carried over would start again high up.
     assert dense[-1] < 0.8 * dense[0]
+
+
+def test_what_a_head_remembers_is_that_of_the_global_batch_and_outlives_a_change_of_world(runs):
+    assert curve(runs / "remembering") == pytest.approx(curve(runs / "alone"), rel=1e-5)
+    for epoch in (1, 2):
+        several, one = (
+            read_checkpoint(runs / f"{name}-{epoch}.ckpt")["state_dict"]
+            for name in ("remembering", "alone")
+        )
+        for name in ("head.length_mean", "head.length_std"):
+            assert several[name].item() == pytest.approx(one[name].item(), rel=1e-4)
 
 
 def test_runs_are_complete(runs):

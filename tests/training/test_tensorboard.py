@@ -15,8 +15,8 @@ from tensorboard.plugins.projector import ProjectorConfig
 from arcloop.cli import main
 from arcloop.data import Store
 from arcloop.evaluation import Mistake, mistake_sheet
-from arcloop.evaluation.style import RIGHT, WRONG
 from arcloop.searcher import Model
+from arcloop.style import RIGHT, WRONG
 from arcloop.training.projector import CONFIG, write_projector
 
 RUN = "runs/synthetic"

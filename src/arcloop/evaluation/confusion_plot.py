@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgba
 from matplotlib.figure import Figure
 
-from arcloop.evaluation.style import SQUARE, WRONG, figure, name_margin, short_name, styled
+from arcloop.style import SQUARE, WRONG, figure, name_margin, short_name, styled
 
 Ints = npt.NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from arcloop.evaluation.mistakes import Mistake
 from arcloop.evaluation.report import ReadImage
-from arcloop.evaluation.style import RIGHT, WRONG, encode_png, figure, short_name, styled
+from arcloop.style import RIGHT, WRONG, encode_png, figure, short_name, styled
 
 _ROWS, _NEIGHBOURS = 24, 5
 _CELL, _GAP, _BORDER = 64, 6, 3  # pixels of the sheet

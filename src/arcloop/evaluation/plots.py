@@ -11,7 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from arcloop.evaluation.style import (
+from arcloop.evaluation.verification import NUM_BINS, Roc
+from arcloop.style import (
     CLASSES,
     INK,
     RIGHT,
@@ -23,7 +24,6 @@ from arcloop.evaluation.style import (
     short_name,
     styled,
 )
-from arcloop.evaluation.verification import NUM_BINS, Roc
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

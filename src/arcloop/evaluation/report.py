@@ -22,8 +22,8 @@ from arcloop.evaluation.glossary import GLOSSARY, HEADLINE, format_metric
 from arcloop.evaluation.judge import Judgement
 from arcloop.evaluation.mistakes import Mistake
 from arcloop.evaluation.projection import LEAST_ROWS, project
-from arcloop.evaluation.style import encode_png
 from arcloop.evaluation.verification import Roc
+from arcloop.style import encode_png
 
 ReadImage = Callable[[str, int], npt.NDArray[np.uint8]]
 """Split ("query" or "gallery") and row -> uint8 [H, W, C]."""

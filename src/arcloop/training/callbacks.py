@@ -18,7 +18,7 @@ from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError
 from arcloop.progress import say
 from arcloop.retrieval import FaissIndex
-from arcloop.training.export import export_scripted
+from arcloop.training.export import export_scripted, require_scriptable
 from arcloop.training.formats import TorchScript
 from arcloop.training.module import EmbeddingModule
 
@@ -36,6 +36,10 @@ class ExportScripted(Callback):
 
     def __init__(self, *, run_dir: str, torchscript: TorchScript) -> None:
         self._run_dir, self._max_abs_diff = Path(run_dir), torchscript.max_abs_diff
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, EmbeddingModule)
+        require_scriptable(pl_module.embedder)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -13,10 +13,11 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from arcloop.errors import ConfigError, ResourceError
+from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
 from arcloop.training import sharding
 from arcloop.training.augmentation import Augmentation
+from arcloop.training.frozen_features import frozen_features
 from arcloop.training.neighbours import leave_one_out_top1
 from arcloop.training.optimizers import GroupedOptimizer
 
@@ -50,6 +51,7 @@ class EmbeddingModule(pl.LightningModule):
         self.embedder, self.head, self.augmentation = embedder, head, augmentation
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._seed = seed
+        self.backbone_frozen = False  # set by callbacks.freeze
         self._val: list[Batch] = []
 
     def setup(self, stage: str) -> None:
@@ -87,9 +89,14 @@ class EmbeddingModule(pl.LightningModule):
         pixels_BCHW = self.augmentation(images_BCHW.float(), torch.default_generator)
         if isinstance(self.head, ShardedArcFace):
             self.head.at_step(self._seed, self.global_step)
-        loss: Tensor = self.head(self.embedder.features(pixels_BCHW), labels_B)
+        loss: Tensor = self.head(self._features(pixels_BCHW), labels_B)
         self.log("train_loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    def _features(self, pixels_BCHW: Tensor) -> Tensor:
+        if self.backbone_frozen:
+            return frozen_features(self.embedder, pixels_BCHW)
+        return self.embedder.features(pixels_BCHW)
 
     def configure_gradient_clipping(
         self,
@@ -115,7 +122,7 @@ class EmbeddingModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         loss = float(self.trainer.callback_metrics["train_loss"])
         if not math.isfinite(loss):
-            raise ResourceError(
+            raise DivergedError(
                 f"training diverged: the loss is {loss} after step {self.global_step}",
                 remedy="lower optimizer.lr or head.scale, or lengthen scheduler.warmup",
             )

@@ -93,12 +93,12 @@ def encode_png(drawn: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def short_name(name: str) -> str:
-    """Shorten a class name for an axis, and keep matplotlib from reading "$" as mathematics."""
-    short = name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+def short_name(name: str, length: int = _NAME_LENGTH) -> str:
+    """Shorten a name for an axis, and keep matplotlib from reading "$" as mathematics."""
+    short = name if len(name) <= length else name[: length - 1] + "…"
     return short.replace("$", r"\$")
 
 
-def name_margin(names: Sequence[str]) -> float:
+def name_margin(names: Sequence[str], length: int = _NAME_LENGTH) -> float:
     """Return the margin, in inches, that the longest of these names needs beside an axis."""
-    return 0.45 + 0.072 * max(min(len(name), _NAME_LENGTH) for name in names)
+    return 0.45 + 0.072 * max(min(len(name), length) for name in names)

@@ -1,0 +1,131 @@
+"""Hook of the site: makes the page of all config groups out of conf/ and of what it names.
+
+The choices and their values come from the files, the words about each value from the docstring of
+the constructor or of the settings that take it, so the page cannot go stale.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from arcloop.compose import bundled
+from arcloop.config import Config
+
+PAGE = "configuration.md"
+_INTRODUCTION = """\
+# Every config group
+
+*Made from `conf/` and from the code's own docstrings.* `GROUP=CHOICE` takes a choice of a group,
+`GROUP.KEY=VALUE` changes a value of it; `arcloop VERB --cfg job` prints what it comes to. The files
+themselves are short, and are the schema's other half: look at them.
+"""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the page to the site."""
+    files.append(File.generated(config, PAGE, content=page()))
+    return files
+
+
+def page() -> str:
+    """Return the page, Markdown."""
+    conf = bundled("conf")
+    groups = sorted(folder for folder in conf.iterdir() if folder.is_dir())
+    parts = [_INTRODUCTION, "## Values of their own\n", *_top_level(conf / "config.yaml")]
+    for group in groups:
+        parts += [f"## {group.name}\n", *_group(group)]
+    return "\n".join(parts)
+
+
+def _top_level(file: Path) -> Iterator[str]:
+    values = yaml.safe_load(file.read_bytes())
+    words = described(Config)
+    rows = [
+        (name, value, words[name])
+        for name, value in values.items()
+        if name in words and not isinstance(value, dict)
+    ]
+    yield from _table(rows)
+    for name, annotation in inspect.get_annotations(Config, eval_str=True).items():
+        if is_dataclass(annotation):
+            yield f"### {name}\n\n{_first_line(annotation)}\n"
+            yield from _table(_rows(annotation, values[name]))
+
+
+def _group(folder: Path) -> Iterator[str]:
+    for file in sorted(folder.glob("*.yaml")):
+        node = yaml.safe_load(file.read_bytes()) or {}
+        target = _target(node)
+        yield f"### {folder.name}={file.stem}\n\n{_comment(file) or _first_line(target)}\n"
+        if target is not None:
+            yield from _table(_rows(target, node))
+        body = "\n".join(f"    {line}" for line in file.read_text().splitlines())
+        yield f'??? abstract "conf/{folder.name}/{file.name}"\n\n    ```yaml\n{body}\n    ```\n'
+
+
+def _rows(target: Any, node: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    words = described(target)
+    return [(name, value, words[name]) for name, value in node.items() if name in words]
+
+
+def _table(rows: list[tuple[str, Any, str]]) -> Iterator[str]:
+    if rows:
+        yield "| key | value | meaning |\n|---|---|---|"
+        for name, value, words in rows:
+            shown = "" if isinstance(value, dict) else f"`{_scalar(value)}`"
+            yield f"| `{name}` | {shown} | {words.replace('|', chr(92) + '|')} |"
+        yield ""
+
+
+def _scalar(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).strip()
+    return text.removesuffix("...").strip()
+
+
+def _target(node: Mapping[str, Any]) -> Any:
+    if "_target_" not in node:
+        return None
+    module, _, name = str(node["_target_"]).rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _comment(file: Path) -> str:
+    lines = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return " ".join(line for line in lines if not line.startswith("@package"))
+
+
+def _first_line(target: Any) -> str:
+    return (inspect.getdoc(target) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def described(target: Any) -> dict[str, str]:
+    """Return what a docstring says of each argument or attribute.
+
+    Args:
+        target: A class or function with a docstring in Google's style.
+
+    Returns:
+        Name -> words, on one line.
+    """
+    text = inspect.getdoc(target) or ""
+    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", text, flags=re.DOTALL | re.M)
+    if not section:
+        return {}
+    entries = re.findall(
+        r"^ {4}(\w+)[^:\n]*: (.*?)(?=^ {4}\w|\Z)", section.group(1), flags=re.DOTALL | re.M
+    )
+    return {name: " ".join(words.split()) for name, words in entries}

@@ -1,0 +1,1 @@
+"""`arcloop leaderboard`: what the jobs of a sweep came to. Nothing here imports torch."""

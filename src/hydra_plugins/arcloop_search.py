@@ -1,0 +1,59 @@
+"""Where Hydra looks for sweepers: `sweep=optuna` and `sweep=random`, see arcloop.sweeps.search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class SearchSweeper(Sweeper):
+    """Lets an optuna sampler propose what the jobs try.
+
+    Args:
+        sampler: Makes the sampler from a seed.
+        trials: Jobs in all.
+        seed: Source of the proposals.
+        direction: "max" or "min".
+        at_once: Jobs proposed, and launched, together.
+    """
+
+    def __init__(
+        self, sampler: Callable[..., Any], trials: int, seed: int, direction: str, at_once: int
+    ) -> None:
+        from arcloop.sweeps.search import Search
+
+        self._search = Search(
+            sampler, trials=trials, seed=seed, direction=direction, at_once=at_once
+        )
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self._folder = str(config.hydra.sweep.dir)
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        self._search.run(arguments, self._folder, self._launcher.launch)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="arcloop_search",
+    provider="arcloop",
+    node={
+        "_target_": f"{SearchSweeper.__module__}.{SearchSweeper.__name__}",
+        "sampler": "${sweep.sampler}",
+        "trials": "${sweep.trials}",
+        "seed": "${sweep.seed}",
+        "direction": "${monitor_mode}",
+        "at_once": "${oc.select:launcher.jobs,1}",
+    },
+)
