@@ -17,6 +17,7 @@ from arcloop.errors import ArcloopError, ArtifactError, ConfigError
 from arcloop.models import Embedder
 from arcloop.progress import say
 from arcloop.searcher import MODEL, Model
+from arcloop.training.building import make_embedder
 from arcloop.training.export import GOLDEN, for_inference
 from arcloop.training.formats import Format, TorchScript
 
@@ -82,7 +83,7 @@ def export_run(
         run_dir: Folder of a sealed `run`.
         formats: Name -> format.
         output: Folder of the `export` to write.
-        backbone: Makes the run's backbone from `in_channels`.
+        backbone: Makes the run's backbone, see `make_backbone`.
         embedder: Makes the run's embedder from a backbone and `image_shape`.
         reuse: Return what is at `output` if it was made of the same model with these settings.
 
@@ -151,10 +152,10 @@ def _trained(
 ) -> Embedder:
     """Make the eager embedder with the weights of model.pt."""
     try:
-        made = embedder(backbone(in_channels=image_shape[2]), image_shape=image_shape)
+        made = make_embedder(backbone, embedder, image_shape)
         scripted = torch.jit.load(str(model), map_location="cpu")  # type: ignore[no-untyped-call]
         made.load_state_dict(scripted.state_dict())
-    except (RuntimeError, TypeError, ConfigError) as cause:
+    except (RuntimeError, ConfigError) as cause:
         raise ArtifactError(
             f"model.pt is not of the backbone that the run's config describes: {cause}",
             where=model,

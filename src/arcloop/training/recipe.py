@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from torch import nn
 
 from arcloop.config import BackboneWeightsSettings, LoaderSettings
 from arcloop.data import EmbeddingDataModule, EpochBatches
-from arcloop.errors import ArcloopError, ConfigError
 from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.progress import console, say
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.bars import EpochLines, bar
+from arcloop.training.building import call, make_backbone, make_embedder
 from arcloop.training.checkpoints import AtomicCheckpoints
 from arcloop.training.exports import Exports, beside
 from arcloop.training.module import EmbeddingModule
@@ -94,8 +93,8 @@ class Recipe:
                 backbone's weights do not fit.
         """
         torch.manual_seed(self.seed)
-        embedder = self.make_embedder(image_shape)
-        head = _call("head", self.head, embedding_dim=embedder.embedding_dim,
+        embedder = make_embedder(self.backbone, self.embedder, image_shape)
+        head = call("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
         self._load_weights(embedder.backbone)
         if self.compile:
@@ -109,16 +108,6 @@ class Recipe:
             seed=self.seed,
         )
 
-    def make_embedder(self, image_shape: tuple[int, int, int]) -> Embedder:
-        """Make an embedder for images (H, W, C), with weights as torch's generator draws them.
-
-        Raises:
-            ConfigError: A constructor refuses its values, or the images are too small.
-        """
-        backbone = self._backbone(image_shape)
-        embedder: Embedder = _call("embedder", self.embedder, backbone, image_shape=image_shape)
-        return embedder
-
     def make_trainer(self, *extra: Callback) -> pl.Trainer:
         """Make the Trainer; `extra` callbacks come before the configured ones.
 
@@ -127,7 +116,7 @@ class Recipe:
         """
         progress = [bar()] if console().is_terminal else [EpochLines()]
         synced = getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False)
-        trainer: pl.Trainer = _call(
+        trainer: pl.Trainer = call(
             "trainer",
             self.trainer,
             callbacks=[*extra, *progress, *(c for c in self.callbacks.values() if c is not None)],
@@ -149,30 +138,22 @@ class Recipe:
     def _rehearse(self) -> None:
         parameter = nn.Parameter(torch.zeros(2, 2))
         stand_in = nn.ParameterList([parameter])
-        optimizer = _call("optimizer", self.optimizer, stand_in, nn.ParameterList([]))
-        _call("scheduler", self.scheduler, optimizer, 10)
-        head = _call("head", self.head, embedding_dim=2, num_classes=2)
+        optimizer = call("optimizer", self.optimizer, stand_in, nn.ParameterList([]))
+        call("scheduler", self.scheduler, optimizer, 10)
+        head = call("head", self.head, embedding_dim=2, num_classes=2)
         for callback in self.callbacks.values():
             if isinstance(callback, Warmup):
                 callback.check_head(head)
         with torch.device("meta"):
-            self._backbone(_STAND_IN_SHAPE)
+            make_backbone(self.backbone, _STAND_IN_SHAPE)
         if self.backbone_weights.file is not None:
             read_weights(Path(self.backbone_weights.file))
         beside(self.export)
         trainer = self.make_trainer()
         world, batch_size = processes_of(trainer), self.loader.batch_size
         labels_N = np.arange(max(2, batch_size) * world)  # classes enough for whatever is asked
-        _call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
-              world=world, seed=self.seed)  # fmt: skip
-
-    def _backbone(self, image_shape: tuple[int, int, int]) -> nn.Module:
-        height, width, channels = image_shape
-        known = {"in_channels": channels, "image_size": (height, width)}
-        taken = inspect.signature(self.backbone).parameters
-        derived = {name: value for name, value in known.items() if name in taken}
-        backbone: nn.Module = _call("backbone", self.backbone, **derived)
-        return backbone
+        call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
+             world=world, seed=self.seed)  # fmt: skip
 
     def _load_weights(self, backbone: nn.Module) -> None:
         if self.backbone_weights.file is None:
@@ -187,25 +168,3 @@ class Recipe:
 def processes_of(trainer: pl.Trainer) -> int:
     """Return how many processes a trainer will train in, known before they meet."""
     return trainer.num_devices * trainer.num_nodes
-
-
-def _call(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a constructor from the config; what it objects to is the config's fault.
-
-    `kwargs` are derived, from the images and from other nodes.
-    """
-    if typed := sorted(kwargs.keys() & getattr(factory, "keywords", {}).keys()):
-        raise ConfigError(
-            f"{name}.{typed[0]} is not typed by hand: it follows from data and other groups",
-            remedy=f"leave {name}.{typed[0]} out",
-        )
-    try:
-        return factory(*args, **kwargs)
-    except ArcloopError:
-        raise
-    except Exception as cause:  # whatever a library raises on a wrong value
-        raise ConfigError(
-            f"{name}: {str(cause) or type(cause).__name__}",
-            where=f"config group {name}",
-            remedy="change its values",
-        ) from cause

@@ -14,10 +14,9 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerStatus
 
-from arcloop import artifacts, times
+from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_file, sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
@@ -30,6 +29,7 @@ from arcloop.training.recipe import NODES, Recipe, processes_of
 from arcloop.training.resume import newest_whole, require_fit
 from arcloop.training.run_logger import RunLogger
 from arcloop.training.team import own_share
+from arcloop.training.timing import Timing
 from arcloop.training.tracking import TRACKED_IDS
 
 CONFIG = "config.yaml"
@@ -88,16 +88,13 @@ def train(
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         if start is not None:
             require_fit(start[0], module)
-        if _first():
-            try_formats(module.embedder, beside(recipe.export))
-        trainer = recipe.make_trainer(_Timing(run_dir))
+        _try_exports(recipe, module)
+        trainer = recipe.make_trainer(Timing(run_dir))
         datamodule.make_batches(processes_of(trainer))  # what it cannot make is told before work
         _warn_of_slow_precision(trainer)
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
-            for logger in trainer.loggers:
-                if isinstance(logger, RunLogger):
-                    logger.begin(config, 0 if start is None else start[1])
+            _begin_loggers(trainer, config, 0 if start is None else start[1])
             say(_mode(trainer, recipe))
         _fit(trainer, module, datamodule, None if start is None else start[0], recipe)
     info = {
@@ -126,6 +123,11 @@ def _fit(
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt from None
         raise
+
+
+def _try_exports(recipe: Recipe, module: EmbeddingModule) -> None:
+    if _first():
+        try_formats(module.embedder, beside(recipe.export))
 
 
 def _exported(run: Artifact, recipe: Recipe) -> Artifact:
@@ -239,35 +241,13 @@ def _warn_of_slow_precision(trainer: pl.Trainer) -> None:
         )
 
 
+def _begin_loggers(trainer: pl.Trainer, config: Mapping[str, Any], step: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.begin(config, step)
+
+
 def _objective(trainer: pl.Trainer) -> float | None:
     """The best value of the monitored metric, which a sweep compares."""
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     return None if score is None else float(score)
-
-
-class _Timing(Callback):
-    """Notes how long the fit took, and images per second of the training batches alone."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
-        self._fit = self._epoch = times.Stopwatch()
-        self._images, self._seconds = 0, 0.0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch = times.Stopwatch()
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self._images += len(batch[1]) * trainer.world_size
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._seconds += self._epoch.seconds
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self._seconds:
-            times.note(self._run_dir, self._fit.seconds, self._images / self._seconds)
