@@ -15,7 +15,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from arcloop import artifacts
+from arcloop import drafts
 from arcloop.compose import compose_config
 from arcloop.retrieval import Gallery
 from arcloop.steps import build
@@ -96,7 +96,7 @@ def _rate(index: Any, queries: Any) -> float:
 def clustered_gallery(folder: Path, rows: int) -> Path:
     """Write a gallery artifact of made-up embeddings; returns its folder."""
     made = {"model": "0" * 64, "store": "0" * 64}
-    with artifacts.writing(folder, "gallery", config={}, parents=made) as draft:
+    with drafts.writing(folder, "gallery", config={}, parents=made) as draft:
         for number, start in enumerate(range(0, rows, _CHUNK)):
             take = min(_CHUNK, rows - start)
             np.save(draft.path / f"embeddings-{number:05d}.npy",

@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from arcloop import artifacts
+from arcloop import drafts
 from arcloop.config import LoaderSettings
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.data.jpeg_writer import JpegSplitWriter
@@ -182,7 +182,7 @@ def rewrite(store, split, shard, change):
 
 def reseal(store):
     manifest = json.loads((store / "manifest.json").read_text())
-    artifacts.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
+    drafts.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
 
 def errors(store, settings):

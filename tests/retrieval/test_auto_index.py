@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.compose import compose_config
 from arcloop.errors import ConfigError
 from arcloop.retrieval import Gallery
@@ -23,7 +23,7 @@ def clustered(rows, seed):
 
 def write(folder, rows_ND):
     """A gallery in shards of 1,000 rows."""
-    with artifacts.writing(folder, "gallery", config={}, parents={"model": "0" * 64}) as draft:
+    with drafts.writing(folder, "gallery", config={}, parents={"model": "0" * 64}) as draft:
         for number, start in enumerate(range(0, len(rows_ND), 1000)):
             shard = rows_ND[start : start + 1000]
             np.save(draft.path / f"embeddings-{number:05d}.npy", shard)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arcloop import artifacts
-from arcloop.artifacts import Artifact, Draft
+from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_json
 from arcloop.data.origins import Difference, Held
 from arcloop.data.source import Listing, Source
 from arcloop.data.store import CLASSES
+from arcloop.drafts import Draft
 from arcloop.errors import ConfigError
 
 KEY_DIGITS = 16

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.atomic import locked, sha256_json, write_json
 from arcloop.data.append import KEY_DIGITS, Base, find_base, require_appendable, settings_key
@@ -106,7 +106,7 @@ def _write(
 ) -> Artifact:
     parents = {"store": base.store.sha256} if base else {}
     listing = base.new if base else listing
-    with artifacts.writing(path, "store", config=asdict(source), parents=parents) as draft:
+    with drafts.writing(path, "store", config=asdict(source), parents=parents) as draft:
         writers = {
             split: _writer(source, listing, draft.path, split, base) for split in listing.rows
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.atomic import locked, write_bytes, write_json
 from arcloop.data.faults import Fault
@@ -74,7 +74,7 @@ def _passed_already(
 
 def _inspect(store: Artifact, output: Path, settings: ValidationSettings) -> Inspection:
     config = {"validation": asdict(settings)}
-    with artifacts.writing(
+    with drafts.writing(
         output, "validation", config=config, parents={"store": store.sha256}
     ) as draft:
         rows = sum(facts["rows"] for facts in store.info["splits"].values())

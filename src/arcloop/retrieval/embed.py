@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.progress import track
@@ -110,7 +110,7 @@ def write_gallery(
         share.meet()  # until it is sealed
         return artifacts.load(output, "gallery")
     parents = {**parents, "model": model.sha256}
-    with artifacts.writing(output, "gallery", config=config, parents=parents) as draft:
+    with drafts.writing(output, "gallery", config=config, parents=parents) as draft:
         folder = Path(share.tell(lambda: str(draft.path.absolute())))
         share.gather(write_part)
         _join_pieces(folder)

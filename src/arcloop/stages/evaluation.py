@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.atomic import write_json
 from arcloop.config import EmbedSettings, EvaluateSettings
@@ -96,7 +96,7 @@ def evaluate(
         share.gather(examine_part)
         share.meet()  # until it is sealed
         return artifacts.load(output, "evaluation")
-    with artifacts.writing(output, "evaluation", config=config, parents=parents) as draft:
+    with drafts.writing(output, "evaluation", config=config, parents=parents) as draft:
         findings = share.gather(examine_part)
         assert findings is not None
         judgement = conclude(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.config import CalibrationSettings, EmbedSettings
 from arcloop.data import Store
@@ -51,7 +51,7 @@ def build_index(
     parents = {"gallery": embeddings.artifact.sha256, "model": embedder.sha256}
     if reuse and (current := artifacts.current(output, "index", config, parents)):
         return current
-    with artifacts.writing(output, "index", config=config, parents=parents) as draft:
+    with drafts.writing(output, "index", config=config, parents=parents) as draft:
         built, choice = index.make(embeddings)
         threshold = _threshold(images, embedder, embeddings, calibration, embed_settings)
         classes = images.classes

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError
 from arcloop.models import Embedder
@@ -100,7 +100,7 @@ def export_run(
     trained = _trained(run_dir / MODEL, model.image_shape, backbone, embedder)
     with (
         np.load(run_dir / GOLDEN) as golden,
-        artifacts.writing(output, "export", config=config, parents=parents) as draft,
+        drafts.writing(output, "export", config=config, parents=parents) as draft,
     ):
         for name, chosen in formats.items():
             file = draft.path / chosen.file

@@ -16,7 +16,7 @@ import yaml
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.trainer.states import TrainerStatus
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_file, sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
@@ -103,7 +103,7 @@ def train(
         "objective": _objective(trainer),
     }
     if trainer.is_global_zero:
-        artifacts.seal(run_dir, "run", config=config, parents=parents, info=info, apart=_OF_LOGGERS)
+        drafts.seal(run_dir, "run", config=config, parents=parents, info=info, apart=_OF_LOGGERS)
     own_share().meet()
     return _exported(artifacts.read(run_dir, "run"), recipe)
 
