@@ -30,7 +30,7 @@ from benchmarks.measure import Comparison, Section, alternate
 TITLE = "Training and loading"
 _MNIST = ["experiment=mnist"]
 _FACES = ["data=synthetic", "data.image_size=112", "data.channels=3", "data.num_classes=100",
-          "data.train=4000", "backbone=iresnet18", "augmentation=none"]  # fmt: skip
+          "data.train=400", "backbone=iresnet18", "augmentation=none"]  # fmt: skip
 _STEPS = {64: 300, 256: 150, 512: 80}
 
 
@@ -39,9 +39,9 @@ def measure(*, quick: bool) -> Section:
     with tempfile.TemporaryDirectory() as name:
         mnist = _prepared(_MNIST, Path(name) / "mnist")
         for batch in (64, 256, 512):
-            limit = 30 if quick else _STEPS[batch]
+            limit = 10 if quick else _STEPS[batch]
             job = [*_MNIST, f"loader.batch_size={batch}"]
-            comparisons.append(compare(mnist, job, limit=limit, rounds=2 if quick else 5))
+            comparisons.append(compare(mnist, job, limit=limit, rounds=1 if quick else 5))
         bf16 = [*_MNIST, "trainer.precision=bf16-mixed"]
         if not quick and torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
             comparisons.append(compare(mnist, bf16, limit=150, rounds=5))
