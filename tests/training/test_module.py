@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.test_compose import REQUIRED
 
 from arcloop.compose import bundled, compose_config
 from arcloop.errors import ConfigError
@@ -51,6 +52,7 @@ def test_rehearsal_finds_wrong_values_before_any_work(override, message):
 @pytest.mark.parametrize("group", ["backbone", "head", "optimizer", "scheduler", "augmentation"])
 def test_every_choice_can_be_built(group):
     for file in sorted((bundled("conf") / group).glob("*.yaml")):
-        config = compose_config([f"{group}={file.stem}"])
+        choice = f"{group}={file.stem}"
+        config = compose_config([choice, *REQUIRED.get(choice, [])])
         nodes = {name: build(config, name) for name in NODES}
         Recipe(**nodes, seed=0, monitor="val_top1").rehearse()
