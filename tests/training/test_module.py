@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.test_compose import REQUIRED
 
 from arcloop.cli import main
 from arcloop.compose import bundled, compose_config
@@ -112,6 +113,7 @@ def test_rehearsal_counts_the_processes_of_a_batch():
 )
 def test_every_choice_can_be_built(group):
     for file in sorted((bundled("conf") / group).glob("*.yaml")):
-        config = compose_config([f"{group}={file.stem}"])
+        choice = f"{group}={file.stem}"
+        config = compose_config([choice, *REQUIRED.get(choice, [])])
         nodes = {name: build(config, name) for name in NODES}
         Recipe(**nodes, seed=0, monitor="val_top1").rehearse()
