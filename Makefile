@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := cpu,serving,kubeflow,dev
 INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.bench
 WORKERS ?= 2
 
 # What docs/results.md compares; each may be given, as in `make results HEADS=arcface,cosface`.
@@ -13,7 +14,7 @@ RESULTS ?= experiment=mnist
 RESULTS_PAGE ?= docs/results.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check format bench docs results clean
+.PHONY: help install demo serve pipeline test check format bench bench-quick docs results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -23,6 +24,9 @@ install: $(INSTALLED)  ## create .venv and install arcloop in it
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@# Without torchvision: it is large, has to match torch's build, and where it does not, Lightning
+	@# cannot be imported any more. arcloop needs nothing of it; see models/without_torchvision.py.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	@touch $@
 
 demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look at
@@ -49,8 +53,16 @@ format: $(INSTALLED)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## side-by-side measurements, printed as ratios
+bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md from them
 	$(BIN)/python -m benchmarks
+
+bench-quick: $(BENCH_INSTALLED)  ## the same on small sizes: printed, not kept
+	$(BIN)/python -m benchmarks --quick
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS),bench]'
+	$(BIN)/python -m pip install --quiet --no-deps open-metric-learning==4.0.0
+	@touch $@
 
 results: $(INSTALLED)  ## heads side by side on MNIST, over seeds, into docs/results.md
 	$(BIN)/arcloop train -m $(RESULTS) head=$(HEADS) seed=$(SEEDS) hydra.sweep.dir=runs/results

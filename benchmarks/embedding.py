@@ -14,13 +14,15 @@ from arcloop.stages import embed_gallery
 from benchmarks.measure import Comparison, alternate
 
 
-def compare(store: Path, model: Path, *, batch_size: int = 512, rounds: int = 5) -> Comparison:
+def compare(
+    store: Path, model: Path, *, batch_size: int = 512, rounds: int = 5, device: str = "cpu"
+) -> Comparison:
     """Images per second over the gallery, model loading excluded on both sides by warm-up."""
     opened = Store.open(store)
     images_NHWC, _ = opened.gather("gallery", torch.arange(opened.rows("gallery")).numpy())
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
-    scripted = torch.jit.load(str(model))
-    settings = EmbedSettings(batch_size=batch_size, shard_rows=100_000, device="cpu")
+    scripted = torch.jit.load(str(model), map_location=device)
+    settings = EmbedSettings(batch_size=batch_size, shard_rows=100_000, device=device)
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +34,7 @@ def compare(store: Path, model: Path, *, batch_size: int = 512, rounds: int = 5)
     def bare() -> float:
         start = time.perf_counter()
         for images in images_NCHW.split(batch_size):
-            scripted(images)
+            scripted(images.to(device)).cpu()
         return len(images_NCHW) / (time.perf_counter() - start)
 
     return alternate(

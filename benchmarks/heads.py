@@ -1,9 +1,9 @@
 """The head alone: dense, sharded, and sharded with a tenth of the classes sampled.
 
-`python -m benchmarks.heads [classes ...]` prints, for one process and for several, milliseconds of
-a training step and peak memory of a process, each with its ratio to the dense head. The step is
-embedder (one linear layer), head, backward and optimizer, under DDP where there are several
-processes. On GPUs when there are any, one process each; otherwise on the CPU, with a small batch.
+Milliseconds of a training step and peak memory of a process, in one process and in several, each
+with its ratio to the dense head. The step is embedder (one linear layer of 512 dimensions), head,
+backward and optimizer, global batch 64, under DDP where there are several processes. On GPUs when
+there are any, one process each, batch 1024. Empty: the machine has not the memory for it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.table import Table
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +27,7 @@ from arcloop.compose import compose_config
 from arcloop.models import ShardedArcFace
 from arcloop.steps import build
 from arcloop.training.sharding import HEAD_WEIGHT
-from benchmarks.measure import console, machine
+from benchmarks.measure import Section
 
 WAYS = {
     "dense": ["head=arcface"],
@@ -41,38 +39,37 @@ _FEWEST, _MOST, _SECONDS = 5, 50, 5.0
 Result = dict[str, float]
 
 
-def compare(
-    classes: Sequence[int] = (10_000, 100_000, 1_000_000), worlds: Sequence[int] = ()
-) -> None:
-    """Print a table for each number of processes: one, and as many as there are GPUs, or two."""
+TITLE = "Split classes"
+
+
+def measure(*, quick: bool) -> Section:
+    """One process, and as many as there are GPUs, or two."""
     devices = torch.cuda.device_count()
-    for processes in worlds or sorted({1, devices or 2}):
-        where = f"{devices} GPUs" if devices else machine()
-        table = Table(
-            title=f"{processes} process(es), D={D}, batch {_batch(processes)} each; {where}"
-        )
-        for column in ("classes", "head", "ms/step", "ratio", "peak MiB/process", "ratio"):
-            table.add_column(column, justify="left" if column == "head" else "right")
+    classes = (1_000,) if quick else (10_000, 100_000, 1_000_000)
+    rows = []
+    for processes in sorted({1, devices or 2}):
         for number in classes:
             results = {way: _measured(number, way, processes) for way in WAYS}
             for way, result in results.items():
-                table.add_row(f"{number:,}", way, *_cells(result, results["dense"]))
-        console.print(table)
+                rows.append(_row(processes, number, way, result, results["dense"]))
+    return Section([], {"a training step of the head": rows})
+
+
+def _row(
+    processes: int, classes: int, way: str, result: Result | None, dense: Result | None
+) -> dict[str, Any]:
+    of_dense = {key: result[key] / dense[key] if result and dense else None
+                for key in ("ms", "mib")}  # fmt: skip
+    return {
+        "processes": processes, "classes": classes, "head": way,
+        "ms a step": result and result["ms"], "to dense": of_dense["ms"],
+        "peak MiB a process": result and result["mib"], "its ratio": of_dense["mib"],
+    }  # fmt: skip
 
 
 def _batch(processes: int) -> int:
     """Rows in a batch of one process: of all together as many, however many there are."""
     return (1024 if torch.cuda.is_available() else 64) // processes
-
-
-def _cells(result: Result | None, dense: Result | None) -> list[str]:
-    if result is None:
-        return ["does not fit", "", "", ""]
-    cells = []
-    for name, form in (("ms", "{:,.1f}"), ("mib", "{:,.0f}")):
-        cells.append(form.format(result[name]))
-        cells.append("" if dense is None else f"{result[name] / dense[name]:.3f}")
-    return cells
 
 
 def _measured(classes: int, way: str, processes: int) -> Result | None:
@@ -186,7 +183,3 @@ def _steps(
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
         _rank(sys.argv[2], int(sys.argv[3]))
-    elif len(sys.argv) > 1:
-        compare([int(classes) for classes in sys.argv[1:]])
-    else:
-        compare()

@@ -1,38 +1,74 @@
-"""What the benchmarks share: recipes from the config, alternating rounds, a table of ratios."""
+"""What the benchmarks share: alternating rounds, fresh processes, and what a section is made of."""
 
 from __future__ import annotations
 
+import json
 import os
-import platform
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from arcloop import steps
-from arcloop.compose import compose_config
-
-console = Console(width=110)
+console = Console(width=120)
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rates of two ways of doing the same work, measured in turn; higher is better."""
+    """Rates of two ways of doing the same work, measured in turn; higher is better.
+
+    Attributes:
+        name: What was compared.
+        ours: One rate a round.
+        other: The rates of the rounds' other half.
+        unit: Of the rates.
+        target: The ratio to reach; None: only told.
+    """
 
     name: str
     ours: list[float]
     other: list[float]
     unit: str
-    target: float
+    target: float | None
 
     @property
     def ratio(self) -> float:
         """Median over the rounds of ours / other."""
         return statistics.median(a / b for a, b in zip(self.ours, self.other, strict=True))
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """The medians of both."""
+        return statistics.median(self.ours), statistics.median(self.other)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a benchmark found.
+
+    Attributes:
+        comparisons: Ratios, most of them with a target.
+        tables: Caption -> rows of one table, all with the same keys.
+        notes: Sentences of what was left out, and why.
+    """
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Section:
+        compared = [Comparison(**one) for one in value["comparisons"]]
+        return cls(compared, dict(value["tables"]), list(value["notes"]))
 
 
 def alternate(
@@ -41,7 +77,7 @@ def alternate(
     other: Callable[[], float],
     *,
     unit: str,
-    target: float,
+    target: float | None,
     rounds: int = 5,
 ) -> Comparison:
     """Measure A B A B ... after a round that is not counted; both return a rate."""
@@ -50,35 +86,73 @@ def alternate(
     return Comparison(name, [a for a, _ in pairs], [b for _, b in pairs], unit, target)
 
 
-def show(comparisons: list[Comparison]) -> None:
-    table = Table(title=machine())
-    for column in ("comparison", "ours", "other", "ratio (median)", "target"):
-        table.add_column(column)
-    for c in comparisons:
-        table.add_row(
-            c.name,
-            f"{statistics.median(c.ours):,.0f} {c.unit}",
-            f"{statistics.median(c.other):,.0f} {c.unit}",
-            f"{c.ratio:.3f}",
-            f">= {c.target:.2f}",
-        )
+def in_process(
+    module: str, *arguments: str, python: str = sys.executable, timeout_s: float = 1800
+) -> Any:
+    """Run `python -m module arguments` in a process of its own; return the JSON of its last line.
+
+    Raises:
+        RuntimeError: It failed; with the end of what it said.
+    """
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [python, "-W", "ignore", "-m", module, *arguments],
+        capture_output=True, text=True, check=False, timeout=timeout_s,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def peak_mib() -> float:
+    """Largest resident size that this process has had, in MiB, not that of who forked it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def show(title: str, section: Section) -> None:
+    """Print a section."""
+    if section.comparisons:
+        _print(title, [compared_row(one) for one in section.comparisons])
+    for caption, rows in section.tables.items():
+        _print(caption, rows)
+    for note in section.notes:
+        console.print(note)
+
+
+def compared_row(one: Comparison) -> Row:
+    ours, other = one.middle
+    return {
+        "comparison": one.name,
+        "ours": f"{number(ours)} {one.unit}".strip(),
+        "other": f"{number(other)} {one.unit}".strip(),
+        "ratio": f"{one.ratio:.3g}",
+        "aim": "" if one.target is None else f"{one.target:.3g}",
+        "reached": "" if one.target is None else ("yes" if one.ratio >= one.target else "no"),
+    }
+
+
+def _print(title: str, rows: Sequence[Row]) -> None:
+    table = Table(title=title)
+    for name in rows[0] if rows else ():
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(number(value) for value in row.values()))
     console.print(table)
 
 
-def machine() -> str:
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"
+def number(value: Any) -> str:
+    """Three or four figures, as they are read.
 
-
-def mnist_store(folder: Path) -> Path:
-    """Prepare the bundled MNIST once for this benchmark."""
-    store = folder / "store"
-    steps.apply("prepare", compose_config(["experiment=mnist"]), {}, store)
-    return store
+    >>> number(12345.6), number(0.98765), number(34.56), number("a"), number(7), number(None)
+    ('12,346', '0.9877', '34.56', 'a', '7', '')
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    if value and abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

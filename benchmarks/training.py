@@ -1,46 +1,90 @@
-"""Training through Lightning, the store and the loader, against a bare loop over tensors in memory.
+"""Training through Lightning, Hydra, the store and the loader, against a bare loop over tensors.
 
-Same network, head, optimizer, schedule, augmentation, precision and batch size.
+Same network, head, optimizer, schedule, augmentation, precision and batch size, alternating in one
+process; `embed` against a loop over model.pt; and loading alone: batches gathered from the store
+against numpy copying as many bytes.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import open_dict
 from pytorch_lightning.callbacks import Callback
 
+from arcloop import steps
 from arcloop.compose import compose_config
 from arcloop.data import EmbeddingDataModule, Store
 from arcloop.steps import build
 from arcloop.training import NODES, Recipe
 from arcloop.training.quiet import quiet
-from benchmarks.measure import Comparison, alternate
+from benchmarks import embedding
+from benchmarks.measure import Comparison, Section, alternate
+
+TITLE = "Training and loading"
+_MNIST = ["experiment=mnist"]
+_FACES = ["data=synthetic", "data.image_size=112", "data.channels=3", "data.num_classes=100",
+          "data.train=400", "backbone=iresnet18", "augmentation=none"]  # fmt: skip
+_STEPS = {64: 300, 256: 150, 512: 80}
 
 
-def compare(store: Path, overrides: list[str], *, rounds: int = 5) -> Comparison:
-    """Images per second of one epoch each."""
-    config = compose_config(["experiment=mnist", "trainer.max_epochs=1", *overrides])
+def measure(*, quick: bool) -> Section:
+    comparisons = []
+    with tempfile.TemporaryDirectory() as name:
+        mnist = _prepared(_MNIST, Path(name) / "mnist")
+        for batch in (64, 256, 512):
+            limit = 10 if quick else _STEPS[batch]
+            job = [*_MNIST, f"loader.batch_size={batch}"]
+            comparisons.append(compare(mnist, job, limit=limit, rounds=1 if quick else 5))
+        bf16 = [*_MNIST, "trainer.precision=bf16-mixed"]
+        if not quick and torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+            comparisons.append(compare(mnist, bf16, limit=150, rounds=5))
+        faces = _prepared(_FACES, Path(name) / "faces")
+        job = [*_FACES, "loader.batch_size=32"]
+        comparisons.append(compare(faces, job, limit=2 if quick else 6, rounds=1 if quick else 3))
+        short = [*_MNIST, "callbacks=export_only", "+trainer.limit_train_batches=2"]
+        run = steps.run_step(
+            "train", [*short, "trainer.max_epochs=1"], {"store": mnist}, Path(name) / "run"
+        )
+        rounds = 1 if quick else 5
+        comparisons.append(embedding.compare(mnist, run.path / "model.pt", rounds=rounds))
+        comparisons += [_loading(mnist, 64), _loading(mnist, 512), _loading(faces, 32)]
+    return Section(comparisons)
+
+
+def _prepared(overrides: list[str], store: Path) -> Path:
+    steps.apply("prepare", compose_config(overrides), {}, store)
+    return store
+
+
+def compare(store: Path, overrides: list[str], *, limit: int, rounds: int) -> Comparison:
+    """Images per second of `limit` steps each."""
+    config = compose_config([*overrides, "trainer.max_epochs=1"])
     with open_dict(config):
         config.callbacks, config.logger = {}, {}
-        for name in ("logger", "limit_val_batches", "enable_checkpointing"):
-            config.trainer[name] = False if name != "limit_val_batches" else 0
+        for name in ("logger", "enable_checkpointing"):
+            config.trainer[name] = False
+        config.trainer.limit_val_batches, config.trainer.limit_train_batches = 0, limit
     recipe = Recipe(**{n: build(config, n) for n in NODES}, seed=0, monitor=config.monitor)
     opened = Store.open(store)
-    images_NHWC, labels_N = opened.gather("train", torch.arange(opened.rows("train")).numpy())
+    images_NHWC, labels_N = opened.gather("train", np.arange(opened.rows("train")))
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
     labels = torch.from_numpy(labels_N)
     precision = str(config.trainer.precision)
+    network = str(config.backbone._target_).rpartition(".")[2]
+    height = opened.image_shape[0]
     return alternate(
-        f"train, {precision}, batch {recipe.loader.batch_size}, vs bare loop",
+        f"train {network} at {height}x{height}, {precision}, batch {recipe.loader.batch_size}",
         lambda: _through_lightning(recipe, store),
-        lambda: _bare_loop(recipe, opened, images_NCHW, labels, precision),
+        lambda: _bare_loop(recipe, opened, images_NCHW, labels, precision, limit),
         unit="images/s",
-        target=0.95,
+        target=0.97,
         rounds=rounds,
     )
 
@@ -48,38 +92,48 @@ def compare(store: Path, overrides: list[str], *, rounds: int = 5) -> Comparison
 def _through_lightning(recipe: Recipe, store: Path) -> float:
     watch = _Watch()
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        datamodule = recipe.make_datamodule(store)
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
         recipe.make_trainer(watch).fit(module, datamodule=datamodule)
     return watch.images / watch.seconds
 
 
 def _bare_loop(
-    recipe: Recipe, store: Store, images: torch.Tensor, labels: torch.Tensor, precision: str
+    recipe: Recipe,
+    store: Store,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    precision: str,
+    limit: int,
 ) -> float:
-    module = recipe.make_module(store.image_shape, len(store.classes))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = recipe.make_module(store.image_shape, len(store.classes)).to(device)
     embedder, head, augmentation = module.embedder, module.head, module.augmentation
     embedder.train(), head.train()
     batch = recipe.loader.batch_size
-    steps = len(labels) // batch
     optimizer = recipe.optimizer(embedder, head)
-    scheduler = recipe.scheduler(optimizer, steps)
+    scheduler = recipe.scheduler(optimizer, limit)
     generator = torch.default_generator
+    images, labels = images.to(device), labels.to(device)
+    order = torch.randperm(len(labels)).to(device)
     start = time.perf_counter()
-    order = torch.randperm(len(labels))
-    for step in range(steps):
-        rows = order[step * batch : (step + 1) * batch]
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16")):
+    for step in range(limit):
+        rows = order[step * batch % (len(order) - batch) :][:batch]
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision.startswith("bf16")):
             pixels = augmentation(images[rows].float(), generator)
             loss = head(embedder.features(pixels), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-    return steps * batch / (time.perf_counter() - start)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return limit * batch / (time.perf_counter() - start)
 
 
 class _Watch(Callback):
+    """Images a second from the start of the epoch to the end of its last step."""
+
     def __init__(self) -> None:
         self.images, self.seconds, self._start = 0, 0.0, 0.0
 
@@ -90,4 +144,33 @@ class _Watch(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
         self.images += len(batch[1])
+        if trainer.is_last_batch and trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self._start
+
+
+def _loading(store: Path, batch: int) -> Comparison:
+    config = compose_config([f"loader.batch_size={batch}"])
+    datamodule = EmbeddingDataModule(
+        store, build(config, "loader"), build(config, "sampler"), seed=0
+    )
+    loader = datamodule.train_dataloader()
+    shape = datamodule.image_shape
+    source = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
+
+    def gather() -> float:
+        start, images = time.perf_counter(), 0
+        for pixels, _ in loader:
+            images += len(pixels)
+        return images / (time.perf_counter() - start)
+
+    def copy() -> float:
+        start = time.perf_counter()
+        for _ in range(len(loader)):
+            np.copyto(np.empty_like(source), source)
+        return len(loader) * batch / (time.perf_counter() - start)
+
+    return alternate(
+        f"load {shape[0]}x{shape[1]}x{shape[2]}, batch {batch}, against memcpy",
+        gather, copy, unit="images/s", target=0.5, rounds=5,
+    )  # fmt: skip

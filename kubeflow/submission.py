@@ -120,10 +120,11 @@ def _faults(submission: Submission) -> Sequence[str]:
     runs_here = cluster.is_local and not submission.compile_only
     if variable and runs_here and not os.environ.get(variable):
         faults.append(f"notify needs the webhook's URL in the environment variable {variable}")
-    root = plain["data"].get("root")
-    bundled = root and "bundled" in str(submission.request.written["data"]["root"])
-    if root and not cluster.is_local and not bundled and not root.startswith("/"):
-        faults.append(f"data.root={root} must be a path in the steps' pods, so begin with /")
+    for key in ("root", "file"):
+        place = plain["data"].get(key)
+        bundled = place and "bundled" in str(submission.request.written["data"][key])
+        if place and not cluster.is_local and not bundled and not place.startswith("/"):
+            faults.append(f"data.{key}={place} must be a path in the steps' pods, so begin with /")
     if cluster.train == "trainjob":
         asked = (plain["trainer"]["num_nodes"], plain["trainer"]["devices"])
         given = (cluster.trainjob.nodes, cluster.trainjob.processes)

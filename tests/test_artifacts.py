@@ -8,12 +8,12 @@ import textwrap
 
 import pytest
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.errors import ArtifactError, ResourceError
 
 
 def write(path, content=b"abc", *, config=None, parents=None):
-    with artifacts.writing(path, "store", config=config or {}, parents=parents) as draft:
+    with drafts.writing(path, "store", config=config or {}, parents=parents) as draft:
         (draft.path / "part").mkdir()
         (draft.path / "part" / "a.bin").write_bytes(content)
         draft.info["rows"] = 3
@@ -79,7 +79,7 @@ def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
     before = write(tmp_path / "s", b"old")
 
     def fail() -> None:
-        with artifacts.writing(tmp_path / "s", "store", config={}) as draft:
+        with drafts.writing(tmp_path / "s", "store", config={}) as draft:
             (draft.path / "b").write_bytes(b"new")
             raise ZeroDivisionError
 
@@ -108,8 +108,8 @@ def test_killed_writer_leaves_no_artifact_and_its_draft_is_swept(tmp_path):
     script = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from arcloop import artifacts
-        with artifacts.writing(Path({str(tmp_path)!r}) / "s", "store", config={{}}) as draft:
+        from arcloop import drafts
+        with drafts.writing(Path({str(tmp_path)!r}) / "s", "store", config={{}}) as draft:
             (draft.path / "half").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
     """)
@@ -124,7 +124,7 @@ def test_nested_artifact_is_its_own(tmp_path):
     run = tmp_path / "run"
     write(run / "gallery")
     (run / "model.pt").write_bytes(b"weights")
-    artifact = artifacts.seal(run, "run", config={}, parents={})
+    artifact = drafts.seal(run, "run", config={}, parents={})
     assert list(artifact.files) == ["model.pt"]
 
 

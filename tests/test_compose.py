@@ -8,7 +8,9 @@ from arcloop.errors import ConfigError
 
 GROUPS = sorted(p for p in bundled("conf").iterdir() if p.is_dir())
 REQUIRED = {
+    "backbone=timm": ["backbone.model=resnet18"],
     "data=idx": ["data.root=x"],
+    "data=csv": ["data.file=x"],
     "data=image_folder": ["data.root=x"],
     "index=factory": ["index.factory=Flat"],
     "trainer=default": ["trainer.accelerator=cpu"],
@@ -73,7 +75,17 @@ def test_a_value_lives_in_one_place():
     """What YAML sets has no default in Python."""
     from arcloop.signatures import signature_of
 
-    for group in ("data", "head", "backbone", "augmentation", "index", "optimizer", "scheduler"):
+    groups = (
+        "data",
+        "sampler",
+        "head",
+        "backbone",
+        "augmentation",
+        "index",
+        "optimizer",
+        "scheduler",
+    )
+    for group in groups:
         for file in (bundled("conf") / group).glob("*.yaml"):
             choice = f"{group}={file.stem}"
             node = to_plain(compose_config([choice, *REQUIRED.get(choice, [])]))[group]

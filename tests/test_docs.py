@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = {
     page.name: page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 }
+AS_THEY_ARE = ("query", "index", "evaluate", "export", "lineage", "reproduce", "leaderboard")
 QUICK = ["trainer.max_epochs=2", "loader.batch_size=32", "backbone.widths=[8,8]"]
 
 
@@ -66,7 +67,7 @@ def pictures(folder):
 def scaled_down(command):
     """The command with what makes it quick: small MNIST, few epochs."""
     verb, *rest = shlex.split(command)[1:]
-    if verb in ("query", "index", "evaluate", "lineage", "reproduce", "leaderboard"):
+    if verb in AS_THEY_ARE:
         return [verb, *rest]
     small = (
         []

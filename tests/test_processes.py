@@ -121,3 +121,14 @@ def test_another_number_of_processes_than_asked_for_is_refused(
     error = capsys.readouterr().err
     assert message in error
     assert "1 nodes x 4 devices" in error
+
+
+def test_what_fails_after_fit_in_one_process_ends_the_job_with_its_message(in_tmp, capfd):
+    """Rank zero builds the index while the other waits for it."""
+    after_fit = [one for one in TWO if not one.startswith("callbacks=")]
+    index = ["index=factory", "index.factory='IVF4096,Flat'", "trainer.max_epochs=1"]
+    assert main(["train", *after_fit, *index]) in (1, 2)
+    text = capfd.readouterr().err
+    assert "a gallery of 90 rows cannot train index 'IVF4096,Flat'" in text
+    assert re.search(r"error: rank \d of 2 ended with code \d", text)
+    assert not artifacts.exists(in_tmp / "runs/synthetic")

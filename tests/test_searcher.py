@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -41,6 +43,27 @@ def load(folder, **options):
     return Searcher.load(
         folder / "model.pt", folder / "index.bin", folder / "labels.json", **options
     )
+
+
+def own_memory():
+    """Bytes of this process that are not pages of a file."""
+    (line,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line) * 1024
+
+
+def test_a_mapped_index_stays_on_the_disk(tmp_path):
+    """So the processes of a machine share its pages."""
+    index = faiss.IndexFlatIP(128)
+    index.add(np.random.default_rng(0).random((64_000, 128), np.float32))  # 31 MiB
+    faiss.write_index(index, str(tmp_path / "index.bin"))
+    query = index.reconstruct(63_999)[None]
+    grown = {}
+    for memory_map in (True, False):
+        before = own_memory()
+        found = read_index(tmp_path / "index.bin", memory_map=memory_map)
+        assert found.search(query, 3)[1].tolist() == index.search(query, 3)[1].tolist()
+        grown[memory_map] = own_memory() - before
+    assert grown[True] < 2**22 < 2**24 < grown[False]
 
 
 @pytest.mark.parametrize("memory_map", [False, True])

@@ -5,6 +5,7 @@ import sys
 import pytest
 import pytorch_lightning
 import torch
+from pytorch_metric_learning import distances, losses, miners, reducers
 
 from arcloop.signatures import faults, signature_of
 
@@ -46,6 +47,7 @@ def test_nothing_heavy_is_imported():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+PML = "pytorch_metric_learning"
 HEAD = {"_target_": "arcloop.models.ArcFace", "_partial_": True, "scale": 32.0}
 
 
@@ -57,6 +59,16 @@ HEAD = {"_target_": "arcloop.models.ArcFace", "_partial_": True, "scale": 32.0}
         ({"head": {**HEAD, "easy_margin": 1}}, "head.easy_margin=1 must be true or false"),
         ({"head": {"_target_": "arcloop.models.Nope"}}, "names nothing that is installed"),
         ({"head": {"_target_": "nope.Nope"}}, "names nothing that is installed"),
+        ({"index": {"_target_": "faiss_gpu.Index"}}, "pip install 'arcloop[gpu]'"),
+        (
+            {"loss": {"_target_": f"{PML}.losses.MultiSimilarityLoss", "alfa": 2}},
+            "loss.alfa is unknown; did you mean alpha",
+        ),
+        (
+            {"loss": {"_target_": f"{PML}.losses.ContrastiveLoss", "mat_based_loss": True}},
+            "loss.mat_based_loss is unknown",
+        ),
+        ({"miner": {"_target_": f"{PML}.miners.TripletMarginMiner", "margn": 2}}, "margin"),
         (
             {"a": [{"_target_": "torch.optim.SGD", "_partial_": True, "lrr": 1}]},
             "a[0].lrr is unknown",
@@ -76,3 +88,35 @@ def test_a_good_node_has_no_fault():
     assert list(faults({"head": HEAD, "optimizer": {"factory": sgd}})) == []
     assert torch.optim.SGD
     assert pytorch_lightning
+
+
+CALLABLES = [
+    f"{module.__name__}.{name}"
+    for module in (losses, miners, distances, reducers)
+    for name, value in vars(module).items()
+    if inspect.isclass(value) and not name.endswith("Mixin")
+]
+
+
+FOLLOWED = [t for t in CALLABLES if (s := signature_of(t)) is not None and not s.open]
+
+
+@pytest.mark.parametrize("target", FOLLOWED)
+def test_keywords_are_followed_to_the_classes_that_take_them(target):
+    """What passes **kwargs on to its base takes what that takes, and Python agrees."""
+    signature = signature_of(target)
+    module, _, name = target.rpartition(".")
+    make = getattr(sys.modules[module], name)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nope'"):
+        make(**{n: 1 for n, p in signature.parameters.items() if p.required}, nope=1)
+    for parameter in signature.parameters:
+        message = ""
+        try:
+            make(**{parameter: 1})
+        except Exception as error:  # noqa: BLE001 - a value that fits no one
+            message = str(error)
+        assert f"unexpected keyword argument '{parameter}'" not in message
+
+
+def test_most_of_them_are_followed():
+    assert len(FOLLOWED) > 0.9 * len(CALLABLES)

@@ -3,7 +3,7 @@
 Every server answers from the same archive, one after another on the same cores, asked from another
 process. LitServe and KServe's server need packages of other versions than ours: name the Python of
 an environment with `pip install litserve kserve torch faiss-cpu pillow pyyaml`, or they are left
-out. Prints a table with ratios to the best peer and to a call in the process, then JSON.
+out. Prints JSON.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "serving"))  # scripts, not a package
 
 import psutil
-from rich.table import Table
 
-from benchmarks.measure import console, machine
 from benchmarks.serving.workload import Workload, make
 from http_process import HttpServer
 from server_process import ServerProcess
@@ -84,8 +82,7 @@ def main() -> None:
                     for found in _measure(start, workload, Path(name), given.seconds)
                 ]
             shutil.rmtree(workload.unpacked.parent)
-            _show(rows, [r for r in results if r["rows"] == rows], bound)
-    print(json.dumps({"machine": machine(), "workers": given.workers, "results": results}))
+    print(json.dumps(results))
 
 
 def _servers(peers: str | None) -> dict[str, Start]:
@@ -212,36 +209,6 @@ def _wait_until_answering(
         connection.close()
         time.sleep(0.2)
     raise RuntimeError(f"{told}\n{(folder / 'log.txt').read_text()[-2000:]}")
-
-
-def _show(rows: int, results: list[dict], bound: float) -> None:  # type: ignore[type-arg]
-    table = Table(title=f"{rows:,} x 128; in process {bound:,.0f} images/s; {machine()}")
-    for column in (
-        "server",
-        "clients",
-        "QPS",
-        "p50 ms",
-        "p99 ms",
-        "QPS / best peer",
-        "QPS / bound",
-    ):
-        table.add_column(column, justify="right" if column != "server" else "left")
-    for result in results:
-        if not result["clients"]:
-            continue
-        same = [r for r in results if r["clients"] == result["clients"]]
-        best = max((r["qps"] for r in same if r["server"] != _OURS), default=0.0)
-        table.add_row(
-            result["server"],
-            str(result["clients"]),
-            f"{result['qps']:,.0f}",
-            f"{result['p50_ms']:.1f}",
-            f"{result['p99_ms']:.1f}",
-            f"{result['cpu_ms']:.2f}",
-            f"{result['qps'] / best:.2f}" if best else "",
-            f"{result['qps'] / bound:.2f}",
-        )
-    console.print(table)
 
 
 if __name__ == "__main__":

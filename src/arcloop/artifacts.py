@@ -10,18 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arcloop import times
-from arcloop.atomic import remove_stale_drafts, replace_folder, sha256_file, write_json
-from arcloop.errors import ArtifactError, unwritable
-from arcloop.provenance import git_revision, package_versions
+from arcloop.atomic import sha256_file, write_json
+from arcloop.errors import ArtifactError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -34,7 +30,7 @@ class Artifact:
 
     Attributes:
         path: Its folder.
-        kind: What it is: store, validation, run, gallery, index or evaluation.
+        kind: What it is: store, validation, run, gallery, index, evaluation or export.
         sha256: Hash of its manifest, hence of all it holds; children name it as their parent.
         files: Relative path -> {"sha256": hex, "size": bytes}.
         parents: Role -> hash of what it was made from.
@@ -53,94 +49,6 @@ class Artifact:
     def file_sha256(self, name: str) -> str:
         """Return the recorded sha256 of one file."""
         return str(self.files[name]["sha256"])
-
-
-@dataclass
-class Draft:
-    """A folder being written.
-
-    Attributes:
-        path: Where to put files.
-        info: Facts of its kind, for the manifest.
-        parents: Role -> hash of what it is made from.
-        count: Images or vectors that went through, for the throughput.
-    """
-
-    path: Path
-    info: dict[str, Any] = field(default_factory=dict)
-    parents: dict[str, str] = field(default_factory=dict)
-    count: int = 0
-
-
-@contextlib.contextmanager
-def writing(
-    path: Path, kind: str, *, config: Mapping[str, Any], parents: Mapping[str, str] | None = None
-) -> Iterator[Draft]:
-    """Write an artifact to a temporary sibling and rename it to `path` when whole.
-
-    An artifact already at `path` stays until the new one is complete, then is replaced. When the
-    body raises, nothing is left behind.
-
-    Raises:
-        ArtifactError: `path` holds something that is not an artifact.
-        ResourceError: The target cannot be written.
-    """
-    path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
-        raise ArtifactError(
-            "refusing to replace a folder that arcloop did not write",
-            where=path,
-            remedy="choose another folder, or empty this one",
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_drafts(path)
-        temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
-        temporary.mkdir()
-    except OSError as cause:
-        raise unwritable(path, cause) from cause
-    watch = times.Stopwatch()
-    try:
-        draft = Draft(temporary, parents=dict(parents or {}))
-        yield draft
-        times.note(temporary, watch.seconds, draft.count / watch.seconds)
-        seal(temporary, kind, config=config, parents=draft.parents, info=draft.info)
-        replace_folder(temporary, path)
-    except OSError as cause:
-        raise unwritable(path, cause) from cause
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def seal(
-    path: Path,
-    kind: str,
-    *,
-    config: Mapping[str, Any],
-    parents: Mapping[str, str],
-    info: Mapping[str, Any] | None = None,
-) -> Artifact:
-    """Write the manifest of the files now in `path`, last and atomically, and return the artifact.
-
-    Folders inside that hold a manifest of their own are artifacts of their own and not listed.
-    """
-    names = _own_files(path)
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(lambda name: sha256_file(path / name, sync=True), names))
-    manifest = {
-        "schema": SCHEMA,
-        "kind": kind,
-        "files": {
-            name: {"sha256": sha256, "size": (path / name).stat().st_size}
-            for name, sha256 in zip(names, hashes, strict=True)
-        },
-        "parents": dict(sorted(parents.items())),
-        "config": config,
-        "info": dict(info or {}),
-        "code": {"git": git_revision(), "packages": package_versions()},
-    }
-    write_json(path / MANIFEST, manifest)
-    return read(path, kind)
 
 
 def read(path: Path, kind: str) -> Artifact:
@@ -198,17 +106,16 @@ def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
     """
     path = Path(path)
     artifact = read(path, kind)
-    known = _read_stamp(path, artifact.sha256) if trust else {}
+    known = read_stamp(path, artifact.sha256) if trust else {}
     stamps: dict[str, list[int]] = {}
     unknown: list[str] = []
     for name, entry in artifact.files.items():
         try:
-            stat = (path / name).stat()
+            stamps[name] = _stamp(path / name)
         except FileNotFoundError:
             raise _damaged(path / name, "is missing") from None
-        if stat.st_size != entry["size"]:
-            raise _damaged(path / name, f"has {stat.st_size} bytes, not {entry['size']}")
-        stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        if (size := stamps[name][0]) != entry["size"]:
+            raise _damaged(path / name, f"has {size} bytes, not {entry['size']}")
         if known.get(name) != stamps[name]:
             unknown.append(name)
     with ThreadPoolExecutor() as pool:
@@ -219,7 +126,7 @@ def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
                 raise _damaged(path / name, "has other contents than when it was written")
     if unknown:
         with contextlib.suppress(OSError):  # a read-only artifact is verified in full every time
-            write_json(path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
+            write_stamp(artifact, stamps)
     return artifact
 
 
@@ -247,6 +154,16 @@ def find(folder: Path, kind: str, sha256: str) -> Path | None:
     return None
 
 
+def among(folder: Path, kind: str) -> list[Artifact]:
+    """Return the artifacts of a kind that lie in a folder, by name, without verifying them."""
+    found = []
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        if not manifest.parent.name.startswith("."):  # a draft, not renamed yet
+            with contextlib.suppress(ArtifactError):
+                found.append(read(manifest.parent, kind))
+    return found
+
+
 def exists(path: Path) -> bool:
     """Whether a whole artifact is at `path` (its manifest is there)."""
     return (Path(path) / MANIFEST).is_file()
@@ -268,20 +185,18 @@ def _damaged(file: Path, how: str) -> ArtifactError:
     )
 
 
-def _own_files(path: Path) -> list[str]:
-    names = []
-    for folder, subfolders, files in os.walk(path):
-        here = Path(folder)
-        subfolders[:] = sorted(s for s in subfolders if not (here / s / MANIFEST).exists())
-        names += [
-            str((here / name).relative_to(path))
-            for name in files
-            if not name.startswith(".") and not (here == path and name == MANIFEST)
-        ]
-    return sorted(names)
+def _stamp(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def _read_stamp(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
+def write_stamp(artifact: Artifact, stamps: Mapping[str, list[int]]) -> None:
+    """Note beside an artifact which files were verified, and as what."""
+    write_json(artifact.path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
+
+
+def read_stamp(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
+    """Return size, time and inode of the files of this manifest when last verified."""
     try:
         stamp = json.loads((path / _STAMP).read_bytes())
     except (OSError, ValueError):

@@ -21,9 +21,10 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
     "embed": ("embed",),
     "index": ("index",),
     "evaluate": ("evaluate",),
+    "export": ("export",),
     "run": ("prepare", "validate", "train", "embed", "index", "evaluate"),
 }
-"""Verb -> the steps that lead to it. `embed`, `index` and `evaluate` start from a finished run."""
+"""Verb -> the steps that lead to it. `FROM_RUN` of launch.py start from a finished run."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,17 @@ def execute(verb: str, config: DictConfig, overrides: Sequence[str]) -> Outcome:
     names = CHAINS[verb]
     steps.rehearse(config, names)
     run_dir = Path(config.run_dir)
-    store = store_path(config) if "prepare" in names else find_store(run_dir)
     folders = {
-        "store": store,
-        "validation": store / "validation",
+        **_store_folders(config, names, run_dir),
         "run": run_dir,
         "gallery": run_dir / "gallery",
         "index": run_dir / "index",
         "evaluation": run_dir / "evaluation",
+        "export": run_dir / "export",
     }
     made: dict[str, Artifact] = {}
     for name in names:
-        step = steps.STEPS[name]
+        step = steps.ALL_STEPS[name]
         inputs = {role: folders[role] for role in step.inputs}
         reuse = name != verb  # what the verb itself names is done again
         made[name] = steps.apply(name, config, inputs, folders[step.output], overrides, reuse=reuse)
@@ -74,6 +74,13 @@ def execute(verb: str, config: DictConfig, overrides: Sequence[str]) -> Outcome:
     for artifact in made.values():
         say(f"{artifact.kind}: {artifact.path}")
     return Outcome(_objective(made))
+
+
+def _store_folders(config: DictConfig, names: Sequence[str], run_dir: Path) -> dict[str, Path]:
+    if not any("store" in steps.ALL_STEPS[name].inputs for name in names) and names != ("prepare",):
+        return {}
+    store = store_path(config) if "prepare" in names else find_store(run_dir)
+    return {"store": store, "validation": store / "validation"}
 
 
 def _objective(made: Mapping[str, Artifact]) -> float | None:

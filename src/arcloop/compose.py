@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcloop import signatures
 from arcloop.config import (
+    BackboneWeightsSettings,
     CalibrationSettings,
     Config,
     EmbedSettings,
@@ -40,6 +41,7 @@ from arcloop.errors import ArcloopError, ConfigError
 
 _SETTINGS = {
     "loader": LoaderSettings,
+    "backbone_weights": BackboneWeightsSettings,
     "validation": ValidationSettings,
     "embed": EmbedSettings,
     "calibration": CalibrationSettings,

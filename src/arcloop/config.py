@@ -70,6 +70,19 @@ class LoaderSettings(_Checked):
 
 
 @dataclass(kw_only=True)
+class BackboneWeightsSettings(_Checked):
+    """Weights that the backbone starts from.
+
+    Attributes:
+        file: A state dict (torch.save or .safetensors), or a checkpoint of arcloop; null: random.
+        strict: Refuse a file unless all of it fits; false: take what fits and say what does not.
+    """
+
+    file: str | None = MISSING
+    strict: bool = MISSING
+
+
+@dataclass(kw_only=True)
 class ValidationSettings(_Checked):
     """What a store must satisfy before anything is trained on it.
 
@@ -130,6 +143,8 @@ class GateSettings(_Checked):
     min_map_at_r: Fraction | None = MISSING
     max_eer: Fraction | None = MISSING
     min_class_accuracy: Fraction | None = MISSING
+    min_pair_accuracy: Fraction | None = MISSING
+    min_index_recall_at_10: Fraction | None = MISSING
 
 
 @dataclass(kw_only=True)
@@ -140,6 +155,7 @@ class EvaluateSettings(_Checked):
         batch_size: Queries searched at a time.
         memory_mb: Bound on one block of the similarity matrix, in MiB.
         max_pairs: Pairs compared for ROC and histogram; more than that are sampled by query.
+        max_clustered: Queries clustered by k-means, and paired in ten folds; more are sampled.
         num_mistakes: Worst mistakes shown on the page.
         num_projected: Points of the 2-D projection.
         gate: What decides on deployment.
@@ -148,6 +164,7 @@ class EvaluateSettings(_Checked):
     batch_size: PositiveInt = MISSING
     memory_mb: PositiveInt = MISSING
     max_pairs: PositiveInt = MISSING
+    max_clustered: NonNegativeInt = MISSING
     num_mistakes: NonNegativeInt = MISSING
     num_projected: NonNegativeInt = MISSING
     gate: GateSettings = MISSING
@@ -163,6 +180,8 @@ class Config:
         run_dir: Where the run is written; the same in every process.
         stores_dir: Where stores are kept, each in a folder named by data and content.
         store_dir: A store at a place of one's own; null: in `stores_dir`.
+        append: Where the source has new images, add them to the store that is there, which keeps
+            the split and the label of every image it holds; false: a store is prepared anew.
         resume: "auto": go on with a run of this config that was interrupted; "true": go on from
             last.ckpt, whatever the config; "false": start again.
         overwrite: Replace a finished run of another config in `run_dir`.
@@ -177,6 +196,7 @@ class Config:
     run_dir: str = MISSING
     stores_dir: str = MISSING
     store_dir: str | None = None
+    append: bool = MISSING
     resume: str = MISSING
     overwrite: bool = MISSING
     compile: bool = MISSING
@@ -185,8 +205,10 @@ class Config:
     monitor_mode: str = MISSING
     data: Any = MISSING
     loader: LoaderSettings = MISSING
+    sampler: Any = MISSING
     augmentation: Any = MISSING
     backbone: Any = MISSING
+    backbone_weights: BackboneWeightsSettings = MISSING
     embedder: Any = MISSING
     head: Any = MISSING
     optimizer: Any = MISSING
@@ -194,6 +216,7 @@ class Config:
     trainer: Any = MISSING
     logger: Any = MISSING
     callbacks: Any = MISSING
+    export: Any = MISSING
     index: Any = MISSING
     deploy: Any = MISSING
     experiment: Any = None

@@ -80,10 +80,29 @@ def decode(
     return array.reshape(height, width, channels)
 
 
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """Return height and width, in pixels, of an encoded image that can be decoded."""
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
+        return opened.height, opened.width
+
+
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     """Encode a uint8 [H, W, C] array (C = 1 or 3) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
+    """Encode a uint8 [H, W, C] array (C = 1 or 3) as baseline JPEG, colours at half the resolution.
+
+    Args:
+        image: The pixels; they do not come back exactly, at any quality.
+        quality: 1 to 100, as libjpeg counts it.
+    """
+    buffer = io.BytesIO()
+    pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    pixels.save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
 
 

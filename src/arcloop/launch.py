@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from arcloop.chain import Outcome
 
 GATE_NOT_PASSED = 3
-FROM_RUN = ("embed", "index", "evaluate")
+FROM_RUN = ("embed", "index", "evaluate", "export")
 """Verbs that start from a finished run, with its settings."""
 
 
@@ -105,7 +105,7 @@ def _hydra(job: Callable[[DictConfig], object], verb: str, arguments: Sequence[s
 
 
 def stored_overrides(given: Sequence[str]) -> list[str]:
-    """Return the overrides of the run that `given` names, less the keys that it gives again.
+    """Return the overrides of the run that `given` names, less what it gives again.
 
     Args:
         given: Overrides, among them run_dir=...; [] is returned where there is no run.
@@ -118,6 +118,10 @@ def stored_overrides(given: Sequence[str]) -> list[str]:
         manifest = json.loads((Path(values["run_dir"]) / MANIFEST).read_bytes())
     except (KeyError, OSError, ValueError):
         return []
-    return [
-        o for o in manifest["info"]["overrides"] if o.partition("=")[0].lstrip("+~") not in keys
-    ]
+    return [o for o in manifest["info"]["overrides"] if not _given_again(o, keys)]
+
+
+def _given_again(override: str, keys: Sequence[str]) -> bool:
+    """Whether a key is among `keys`, or its group: values of another choice would not fit it."""
+    key = override.partition("=")[0].lstrip("+~")
+    return key in keys or key.partition(".")[0] in keys

@@ -19,9 +19,11 @@ from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.atomic import sha256_file
 from arcloop.chain import find_store
-from arcloop.errors import ArcloopError, ArtifactError, DataError
+from arcloop.data import changes_since
+from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
 from arcloop.steps import build_node
 
+_NAMED = 3
 _PLACES = {"gallery": "gallery", "index": "index", "evaluation": "evaluation"}
 
 
@@ -113,8 +115,12 @@ def _verified(folder: Path, kind: str) -> tuple[Link, Artifact | None]:
     link = Link(what, artifact.sha256, _facts(folder, artifact))
     if kind == "store":
         link.parents.append(_source(artifact))
+        if "store" in artifact.parents:
+            link.parents.append(_appended_to(artifact))
     elif kind == "run":
         link.parents.append(_store(artifact, folder))
+        if "backbone_weights" in artifact.parents:
+            link.parents.append(_weights(artifact))
     else:
         link.parents += [
             _parent(role, sha256, folder) for role, sha256 in sorted(artifact.parents.items())
@@ -149,10 +155,32 @@ def _store(run: Artifact, run_dir: Path) -> Link:
         return Link(f"store {run.parents['store'][:12]}...", fault=cause.what)
     link, artifact = _verified(store, "store")
     if artifact is not None:
-        for parent in link.parents:
-            if parent.fault is None and "data" in run.config:
-                _compare_source(parent, run, artifact)
+        source = link.parents[0]
+        if source.fault is None and "data" in run.config:
+            _compare_source(source, run, artifact)
     return link
+
+
+def _weights(run: Artifact) -> Link:
+    file = Path(run.config["backbone_weights"]["file"])
+    link = Link(f"weights {file}", run.parents["backbone_weights"])
+    if not file.is_file():
+        link.fault = "the file is not there any more"
+    elif sha256_file(file) != link.sha256:
+        link.fault = "the file was changed since the backbone started from it"
+    return link
+
+
+def _appended_to(store: Artifact) -> Link:
+    """Follow a store to the version of it that images were appended to.
+
+    That one may be gone: the shards it had are in this one too, and were verified with it.
+    """
+    sha256 = store.parents["store"]
+    found = artifacts.find(store.path.parent, "store", sha256)
+    if found is None:
+        return Link(f"store {sha256[:12]}..., appended to, is not there any more")
+    return _verified(found, "store")[0]
 
 
 def _source(store: Artifact) -> Link:
@@ -166,11 +194,20 @@ def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
         source = build_node(run.config["data"])
         link.sha256 = source.fingerprint()
         link.facts = source.files()
-    except (DataError, OSError) as cause:
+        if link.sha256 == store.info["source"]:
+            return
+        since = changes_since(source, store)
+    except (ConfigError, DataError, OSError) as cause:
         link.fault = f"it cannot be read: {cause}".replace("\n", ";")
+        return
+    if since is None or not since.grown:
+        link.fault = "it was changed since the store was prepared"
+        for what, paths in (
+            (("removed", since.removed), ("changed", since.changed)) if since else ()
+        ):
+            link.fault += f"; {len(paths)} {what}: {', '.join(paths[:_NAMED])}" if paths else ""
     else:
-        if link.sha256 != store.info["source"]:
-            link.fault = "it was changed since the store was prepared"
+        link.facts = {"new since": f"{since.new.sum()} images"}
 
 
 def _facts(folder: Path, artifact: Artifact) -> dict[str, str]:

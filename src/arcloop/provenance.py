@@ -10,7 +10,7 @@ from pathlib import Path
 
 _RECORDED_PACKAGES = (
     "arcloop", "faiss-cpu", "faiss-gpu", "hydra-core", "numpy", "omegaconf", "pillow",
-    "pytorch-lightning", "torch", "torchmetrics",
+    "pytorch-lightning", "timm", "torch", "torchmetrics",
 )  # fmt: skip
 
 

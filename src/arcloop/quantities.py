@@ -39,8 +39,12 @@ PositiveFloat = Annotated[float, Range(low=0, low_open=True, high_open=True)]
 NonNegativeFloat = Annotated[float, Range(low=0, high_open=True)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 """A share or probability in [0, 1]."""
+JpegQuality = Annotated[int, Range(low=1, high=100)]
+"""As libjpeg counts it: 100 is the best, and still lossy."""
 Angle = Annotated[float, Range(low=0, high=math.pi, high_open=True)]
 """An angle in radians in [0, pi)."""
+CosineMargin = Annotated[float, Range(low=0, high=1)]
+"""A margin in units of the cosine in [0, 1]."""
 Similarity = Annotated[float, Range(low=-1, high=1)]
 """A cosine in [-1, 1]."""
 

@@ -86,7 +86,8 @@ def _config(run: Artifact, again: Path) -> DictConfig:
     """
     config = compose_config([*run.info["overrides"], f"run_dir={again}"])
     for name in {name for step in steps.STEPS.values() for name in step.reads} - _COMPOSED:
-        _take(config, name, run.config[name])
+        if name in run.config:  # of an older version: it knew no such group
+            _take(config, name, run.config[name])
     return config
 
 

@@ -220,7 +220,8 @@ def read_index(path: Path, *, memory_map: bool = False) -> Any:
         SearcherError: The file is not one.
     """
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP if memory_map else 0)
+        # IO_FLAG_MMAP alone maps inverted lists, and reads a flat or HNSW index whole.
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
     except RuntimeError as cause:
         raise SearcherError(f"{path} is not a faiss index: {cause}") from None
 

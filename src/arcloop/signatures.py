@@ -9,15 +9,13 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
-import importlib.machinery
-import importlib.util
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from arcloop import quantities
+from arcloop.definitions import Module, extra_for, find, find_in, resolution_order
 from arcloop.quantities import complaint
 
 _RESERVED = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
@@ -66,7 +64,9 @@ def _target_faults(node: Mapping[str, Any], key: str) -> Iterator[str]:
     try:
         signature = signature_of(target)
     except LookupError:
-        yield f"{key}._target_={target} names nothing that is installed"
+        extra = extra_for(target.partition(".")[0])
+        remedy = f"; pip install 'arcloop[{extra}]'" if extra else ""
+        yield f"{key}._target_={target} names nothing that is installed{remedy}"
         return
     if signature is None:
         return
@@ -108,87 +108,13 @@ def signature_of(target: str) -> Signature | None:
     Raises:
         LookupError: There is no such module or name.
     """
-    found = _find(target)
+    found = find(target)
     if found is None:
         return None
     module, node = found
     if isinstance(node, ast.FunctionDef):
         return _of_function(node, skip_first=False)
     return _of_class(module, node)
-
-
-@dataclass(frozen=True)
-class _Module:
-    name: str
-    file: Path
-    is_package: bool
-
-    @functools.cached_property
-    def body(self) -> list[ast.stmt]:
-        return ast.parse(self.file.read_text(encoding="utf-8")).body
-
-
-def _find(target: str) -> tuple[_Module, ast.FunctionDef | ast.ClassDef] | None:
-    """Follow the dotted path through packages and re-exports to a definition."""
-    parts = target.split(".")
-    for split in range(len(parts) - 1, 0, -1):
-        module = _module(".".join(parts[:split]))
-        if module is None:
-            continue
-        if module.file.suffix != ".py":
-            return None
-        rest = parts[split:]
-        return _definition(module, rest[0]) if len(rest) == 1 else None
-    raise LookupError(target)
-
-
-@functools.cache
-def _module(name: str) -> _Module | None:
-    """Locate a module without importing it or any package above it."""
-    search: list[str] | None = None
-    spec = None
-    for depth, _ in enumerate(parts := name.split("."), start=1):
-        partial = ".".join(parts[:depth])
-        if depth == 1:
-            spec = importlib.util.find_spec(partial)  # a top-level name is found, not imported
-        else:
-            spec = importlib.machinery.PathFinder.find_spec(partial, search)
-        if spec is None or spec.origin is None:
-            return None
-        search = spec.submodule_search_locations
-    assert spec is not None
-    assert spec.origin is not None
-    return _Module(name, Path(spec.origin), spec.submodule_search_locations is not None)
-
-
-def _definition(
-    module: _Module, name: str
-) -> tuple[_Module, ast.FunctionDef | ast.ClassDef] | None:
-    for statement in module.body:
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
-            return module, statement
-        if isinstance(statement, ast.ImportFrom):
-            for alias in statement.names:
-                if (alias.asname or alias.name) == name:
-                    return _find(f"{_absolute(module, statement)}.{alias.name}")
-        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.If | ast.Try):
-            names = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
-            imported = {a.name for n in ast.walk(statement) if isinstance(n, ast.ImportFrom)
-                        for a in n.names}  # fmt: skip
-            if name in names | imported:
-                return None  # defined in a way that only running it would tell
-    if any(isinstance(s, ast.ImportFrom) and s.names[0].name == "*" for s in module.body):
-        return None
-    raise LookupError(f"{module.name}.{name}")
-
-
-def _absolute(module: _Module, statement: ast.ImportFrom) -> str:
-    if statement.level == 0:
-        return statement.module or ""
-    package = module.name.split(".")
-    up = statement.level - (1 if module.is_package else 0)
-    base = package[: len(package) - up]
-    return ".".join([*base, *([statement.module] if statement.module else [])])
 
 
 def _of_function(node: ast.FunctionDef, *, skip_first: bool) -> Signature:
@@ -205,10 +131,11 @@ def _of_function(node: ast.FunctionDef, *, skip_first: bool) -> Signature:
     return Signature(parameters, open=arguments.kwarg is not None)
 
 
-def _of_class(module: _Module, node: ast.ClassDef) -> Signature | None:
+def _of_class(module: Module, node: ast.ClassDef) -> Signature | None:
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return _of_function(statement, skip_first=True)
+            own = _of_function(statement, skip_first=True)
+            return (_with_inherited(module, node) if own.open else None) or own
     parameters: dict[str, Parameter] = {}
     is_open = False
     for base in node.bases:
@@ -230,11 +157,58 @@ def _of_class(module: _Module, node: ast.ClassDef) -> Signature | None:
     return Signature(parameters, is_open)
 
 
-def _base_signature(module: _Module, name: str) -> Signature | None:
+def _with_inherited(module: Module, node: ast.ClassDef) -> Signature | None:
+    """Follow `super().__init__(**kwargs)` from class to class to one that takes no more keywords.
+
+    Returns:
+        All that is taken on the way; None if anything else is done with the keywords, or where a
+        class cannot be read.
+    """
+    parameters: dict[str, Parameter] = {}
+    filled: set[str] = set()
+    for definition in resolution_order(module, node):
+        if definition is None:
+            return None
+        init = _init(definition[1])
+        if init is None:
+            continue
+        signature = _of_function(init, skip_first=True)
+        for name, parameter in signature.parameters.items():
+            if name not in filled:
+                parameters.setdefault(name, parameter)
+        if not signature.open:
+            return Signature(parameters, open=False)
+        passed = _passed_on(init)
+        if passed is None:
+            return None
+        filled |= passed
+    return Signature(parameters, open=False)
+
+
+def _init(node: ast.AST) -> ast.FunctionDef | None:
+    inits = (n for n in ast.iter_child_nodes(node) if isinstance(n, ast.FunctionDef))
+    return next((n for n in inits if n.name == "__init__"), None)
+
+
+def _passed_on(init: ast.FunctionDef) -> set[str] | None:
+    """Names given to `super().__init__(name=..., **kwargs)`; None if kwargs go anywhere else."""
+    assert init.args.kwarg is not None
+    keywords = init.args.kwarg.arg
+    uses = [n for n in ast.walk(init) if isinstance(n, ast.Name) and n.id == keywords]
+    for call in (n for n in ast.walk(init) if isinstance(n, ast.Call)):
+        forwards = any(k.arg is None and ast.unparse(k.value) == keywords for k in call.keywords)
+        # A config gives no positional arguments: *args is empty.
+        positional = [a for a in call.args if not isinstance(a, ast.Starred)]
+        if forwards and ast.unparse(call.func) == "super().__init__" and not positional:
+            return {k.arg for k in call.keywords if k.arg} if len(uses) == 1 else None
+    return None
+
+
+def _base_signature(module: Module, name: str) -> Signature | None:
     if name in ("ABC", "Protocol", "object", "Generic"):
         return Signature({}, open=False)
     try:
-        found = _definition(module, name)
+        found = find_in(module, name)
     except LookupError:
         return None
     if found is None or isinstance(found[1], ast.FunctionDef):

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.compose import compose_config, explain, to_plain
 from arcloop.processes import processes_here, train_in_processes
@@ -43,8 +44,9 @@ STEPS: Mapping[str, Step] = {
         Step(
             "train",
             (
-                "seed", "monitor", "monitor_mode", "compile", "loader", "augmentation", "backbone",
-                "embedder", "head", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+                "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation",
+                "backbone", "backbone_weights", "embedder", "head", "optimizer", "scheduler",
+                "trainer", "logger", "callbacks", "export",
             ),
             ("store",),
             "run",
@@ -60,6 +62,11 @@ STEPS: Mapping[str, Step] = {
     )
 }  # fmt: skip
 
+EXPORT = Step("export", ("export",), ("run",), "export")
+"""Not in `STEPS`: a pipeline needs no pod for what `train` does as it ends."""
+
+ALL_STEPS: Mapping[str, Step] = {**STEPS, "export": EXPORT}
+
 
 def run_step(
     name: str, overrides: Sequence[str], inputs: Mapping[str, Path], output: Path
@@ -67,7 +74,7 @@ def run_step(
     """Run one step with overrides as the command line takes them.
 
     Args:
-        name: A key of `STEPS`.
+        name: A key of `ALL_STEPS`.
         overrides: Hydra overrides; those of groups that the step does not read change nothing.
         inputs: Role -> folder of each artifact that the step takes.
         output: Folder to write; for `train`, the run directory.
@@ -99,10 +106,10 @@ def apply(
     returned as it is. `prepare` and `train` always do so. With `alone`, what the step does not read
     is not recorded: nobody said what the other steps were given.
     """
-    assert set(STEPS[name].inputs) <= inputs.keys()
+    assert set(ALL_STEPS[name].inputs) <= inputs.keys()
     functions: Mapping[str, Callable[[_Call], Artifact]] = {
         "prepare": _prepare, "validate": _validate, "train": _train,
-        "embed": _embed, "index": _index, "evaluate": _evaluate,
+        "embed": _embed, "index": _index, "evaluate": _evaluate, "export": _export,
     }  # fmt: skip
     return functions[name](_Call(config, inputs, output, overrides, reuse, alone))
 
@@ -124,20 +131,22 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
     """Build all that these steps will need, so that a wrong value is told before any of them runs.
 
     Raises:
-        ConfigError: A constructor refuses its values.
+        ConfigError: A constructor refuses its values, or there is nothing to export.
     """
     for name in names:
         if name == "train":
             _recipe(config).rehearse()
+        elif name == "export":
+            _formats(config)
         else:
-            for node in STEPS[name].reads:
+            for node in ALL_STEPS[name].reads:
                 build(config, node)
 
 
 def _prepare(call: _Call) -> Artifact:
     from arcloop.data import prepare
 
-    return prepare(call.build("data"), call.output)
+    return prepare(call.build("data"), call.output, append=call.config.append)
 
 
 def _validate(call: _Call) -> Artifact:
@@ -151,6 +160,9 @@ def _train(call: _Call) -> Artifact:
     store = call.inputs["store"]
     processes = processes_here(call.config)
     if processes > 1:
+        # Batches that this store cannot have are told once, and before any process is started.
+        datamodule = _recipe(call.config).make_datamodule(store)
+        datamodule.make_batches(processes * call.config.trainer.num_nodes)
         return train_in_processes(
             processes, call.config, store, call.output, call.overrides, alone=call.alone
         )
@@ -227,6 +239,28 @@ def _evaluate(call: _Call) -> Artifact:
         embed_settings=call.build("embed"),
         reuse=call.reuse,
     )
+
+
+def _export(call: _Call) -> Artifact:
+    from arcloop.training import export_run
+
+    run = call.inputs["run"]
+    # What the run was trained as, whatever conf/ has become since.
+    recorded = artifacts.read(run, "run").config
+    return export_run(
+        run,
+        _formats(call.config),
+        call.output,
+        backbone=build_node(recorded["backbone"]),
+        embedder=build_node(recorded["embedder"]),
+        reuse=call.reuse,
+    )
+
+
+def _formats(config: DictConfig) -> Any:
+    from arcloop.training import some_beside
+
+    return some_beside(build(config, "export"))
 
 
 def build(config: DictConfig, name: str) -> Any:

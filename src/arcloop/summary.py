@@ -13,7 +13,10 @@ from rich.table import Table
 from arcloop import artifacts
 from arcloop.times import stage_times
 
-_METRICS = ("top1", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "eer")
+_METRICS = (
+    "top1", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "eer", "pair_accuracy",
+    "index_recall_at_10",
+)  # fmt: skip
 
 
 def print_summary(folders: Mapping[str, Path]) -> None:

@@ -12,7 +12,7 @@ from arcloop.atomic import write_json
 _FILE = ".timing.json"
 _STAGE = {
     "store": "prepare", "validation": "validate", "run": "train", "gallery": "embed",
-    "index": "index", "evaluation": "evaluate",
+    "index": "index", "evaluation": "evaluate", "export": "export",
 }  # fmt: skip
 
 
@@ -28,9 +28,18 @@ class Stopwatch:
         return time.monotonic() - self._start
 
 
-def note(folder: Path, seconds: float, per_second: float) -> None:
-    """Note how long the artifact in `folder` took, and its throughput (0: nothing was counted)."""
-    write_json(folder / _FILE, {"seconds": seconds, "per_second": per_second})
+def note(
+    folder: Path, seconds: float, per_second: float, others: Mapping[str, float] | None = None
+) -> None:
+    """Note how long the artifact in `folder` took, and its throughput (0: nothing was counted).
+
+    Args:
+        folder: Of the artifact.
+        seconds: Of wall time.
+        per_second: Images or vectors a second.
+        others: Other times worth a note; the name of each ends with its unit.
+    """
+    write_json(folder / _FILE, {"seconds": seconds, "per_second": per_second, **(others or {})})
 
 
 def stage_times(folders: Mapping[str, Path]) -> list[tuple[str, str]]:

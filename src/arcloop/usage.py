@@ -14,6 +14,7 @@ VERBS = {
     "embed": "run -> embeddings of the gallery",
     "index": "run -> faiss index, with its open-set threshold",
     "evaluate": "run -> metrics, gate and report, without training",
+    "export": "run -> model.onnx, model.pt2, proven equal to model.pt, without training",
     "lineage": "model, index, run or archive -> the chain back to its images, verified",
     "reproduce": "run -> the same again: equal, or the first difference",
     "leaderboard": "folder of a sweep -> its runs ranked: table, CSV, page and plots",
@@ -27,6 +28,7 @@ _EXAMPLES = {
     "embed": ["arcloop embed run_dir=runs/mnist"],
     "index": ["arcloop index run_dir=runs/mnist index=hnsw"],
     "evaluate": ["arcloop evaluate run_dir=runs/mnist evaluate.gate.min_top1=0.99"],
+    "export": ["arcloop export run_dir=runs/mnist export=onnx"],
 }
 _ENDING = """\
   -m            one job for every combination of comma-separated values; sweep=optuna chooses

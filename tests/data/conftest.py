@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from arcloop.config import ValidationSettings
-from arcloop.data import IdxSource, ImageFolderSource, SyntheticSource
+from arcloop.data import CsvSource, IdxSource, ImageFolderSource, SyntheticSource
+
+RAW = {"encoding": "raw", "jpeg_quality": 95}
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -36,22 +38,34 @@ def write_idx_set(
 
 
 def idx_source(root: Path, **changed: object) -> IdxSource:
-    settings = {"name": "idx", "shard_rows": 7, "val": 12, "gallery": 0.25, "split_seed": 0}
+    settings = {"name": "idx", "shard_rows": 7, **RAW, "split": "stratified", "val": 12,
+                "gallery": 0.25, "val_classes": 2, "test_classes": 2, "split_seed": 0}  # fmt: skip
     return IdxSource(root=str(root), **(settings | changed))
 
 
 def folder_source(root: Path, **changed: object) -> ImageFolderSource:
     settings = {
-        "name": "pictures", "shard_rows": 7, "image_size": [6, 4], "channels": 3,
-        "val": 0.2, "gallery": 0.2, "query": 0.2, "split_seed": 0, "on_bad_image": "fail",
+        "name": "pictures", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3,
+        "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2, "val_classes": 2,
+        "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
     }  # fmt: skip
     return ImageFolderSource(root=str(root), **(settings | changed))
 
 
+def csv_source(file: Path, **changed: object) -> CsvSource:
+    settings = {
+        "name": "listed", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3, "root": None,
+        "delimiter": ",", "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
+        "val_classes": 2, "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
+    }  # fmt: skip
+    return CsvSource(file=str(file), **(settings | changed))
+
+
 def synthetic_source(**changed: object) -> SyntheticSource:
     settings = {
-        "name": "synthetic", "shard_rows": 16, "num_classes": 3, "image_size": 8, "channels": 1,
-        "train": 50, "val": 20, "gallery": 20, "query": 20, "noise": 0.3, "seed": 1,
+        "name": "synthetic", "shard_rows": 16, **RAW, "num_classes": 3, "image_size": 8,
+        "channels": 1, "train": 50, "val": 20, "gallery": 20, "query": 20, "split": "stratified",
+        "val_classes": 2, "test_classes": 2, "noise": 0.3, "seed": 1,
     }  # fmt: skip
     return SyntheticSource(**(settings | changed))
 

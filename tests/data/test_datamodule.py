@@ -2,7 +2,9 @@ import ast
 import multiprocessing
 import subprocess
 import sys
+from functools import partial
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -10,6 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from arcloop.config import LoaderSettings
 from arcloop.data import EmbeddingDataModule, prepare
+from arcloop.data.balanced import ClassBalancedBatches, PKBatches
 from arcloop.data.sampler import ShuffledBatches
 from arcloop.errors import ArtifactError
 
@@ -24,10 +27,10 @@ def store(tmp_path_factory):
     return path
 
 
-def datamodule(store, **changed):
+def datamodule(store, *, sampler=ShuffledBatches, **changed):
     settings = {"batch_size": 8, "eval_batch_size": 9, "num_workers": 0, "prefetch_factor": 2,
                 "on_device": False}  # fmt: skip
-    return EmbeddingDataModule(store, LoaderSettings(**(settings | changed)), seed=0)
+    return EmbeddingDataModule(store, LoaderSettings(**(settings | changed)), sampler, seed=0)
 
 
 def test_batch(store):
@@ -95,7 +98,7 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(store, folder, *, resume=None, workers=0, limit=1.0, **when):
+def fit(store, folder, *, resume=None, workers=0, limit=1.0, sampler=ShuffledBatches, **when):
     module = Recorder()
     pl.Trainer(
         accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
@@ -103,8 +106,8 @@ def fit(store, folder, *, resume=None, workers=0, limit=1.0, **when):
         limit_train_batches=limit,
         callbacks=[ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **when)],
     ).fit(
-        module, datamodule=datamodule(store, num_workers=workers), ckpt_path=resume,
-        weights_only=True,
+        module, datamodule=datamodule(store, num_workers=workers, sampler=sampler),
+        ckpt_path=resume, weights_only=True,
     )  # fmt: skip
     return module.seen
 
@@ -124,6 +127,8 @@ VALIDATIONS = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
         (6, STEPS),  # after its last batch
         (10, STEPS),  # in the second
         (10, STEPS | {"workers": 2}),
+        (10, STEPS | {"sampler": partial(PKBatches, images_per_class=4)}),
+        (10, STEPS | {"sampler": ClassBalancedBatches, "workers": 2}),
         (12, EPOCHS),
         (12, VALIDATIONS),
         (8, VALIDATIONS | {"limit": 4}),  # an epoch that does not use all batches
@@ -141,16 +146,24 @@ def test_a_resumed_fit_goes_on_where_it_was(store, tmp_path, step, when):
 
 PART = """
 import sys
+import numpy as np
 from torch import distributed
+from arcloop.data.balanced import ClassBalancedBatches, PKBatches
 from arcloop.data.sampler import OrderedBatches, ShuffledBatches
 
 rank, meeting_place = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group(
     "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2
 )
-train = ShuffledBatches(rows=50, batch_size=4, seed=0)
+labels = np.arange(50) % 5
+train = [
+    ShuffledBatches(labels_N=labels, batch_size=4, world=2, seed=0),
+    PKBatches(labels_N=labels, batch_size=4, world=2, seed=0, images_per_class=2),
+    ClassBalancedBatches(labels_N=labels, batch_size=4, world=2, seed=0),
+]
 val = OrderedBatches(rows=21, batch_size=4)
-print([rows.tolist() for rows in train], [rows.tolist() for rows in val], sep=";")
+train = [[rows.tolist() for rows in kind] for kind in train]
+print(train, [rows.tolist() for rows in val], sep=";")
 distributed.destroy_process_group()
 """
 
@@ -165,6 +178,15 @@ def test_two_processes_see_the_global_batches_of_one(tmp_path):
     ]  # fmt: skip
     parts = [process.communicate(timeout=120)[0].split(";") for process in processes]
     train, val = ([ast.literal_eval(part[kind]) for part in parts] for kind in (0, 1))
-    alone = [rows.tolist() for rows in ShuffledBatches(rows=50, batch_size=8, seed=0)]
-    assert [sorted(one + other) for one, other in zip(*train, strict=True)] == alone
+    settings = {"labels_N": np.arange(50) % 5, "batch_size": 8, "world": 1, "seed": 0}
+    alone = [
+        ShuffledBatches(**settings),
+        PKBatches(**settings, images_per_class=2),
+        ClassBalancedBatches(**settings),
+    ]
+    for kind, whole in enumerate(alone):
+        together = [
+            sorted(one + other) for one, other in zip(*(t[kind] for t in train), strict=True)
+        ]
+        assert together == [rows.tolist() for rows in whole]
     assert [row for part in val for batch in part for row in batch] == list(range(21))

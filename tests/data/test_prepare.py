@@ -118,12 +118,10 @@ def test_real_mnist(tmp_path):
     """The bundled files: 45k/5k/10k of the training file, the test file in its order."""
     from pathlib import Path
 
-    from arcloop.data import IdxSource
+    from .conftest import idx_source
 
     root = Path(__file__).parents[2] / "data" / "mnist"
-    source = IdxSource(
-        name="mnist", shard_rows=20_000, root=str(root), val=5000, gallery=10_000, split_seed=0
-    )
+    source = idx_source(root, shard_rows=20_000, val=5000, gallery=10_000)
     prepare(source, tmp_path / "store")
     store = Store.open(tmp_path / "store")
     assert [store.rows(split) for split in SPLITS] == [45_000, 5_000, 10_000, 10_000]

@@ -14,13 +14,18 @@ def at(monkeypatch, rank, world):
     monkeypatch.setattr(sampler, "place", lambda: (rank, world))
 
 
+def shuffled(*, rows, batch_size, seed, world=1):
+    labels = np.zeros(rows, np.int64)
+    return ShuffledBatches(labels_N=labels, batch_size=batch_size, world=world, seed=seed)
+
+
 def epoch(batches, number=0):
     batches.set_epoch(number)
     return [rows.tolist() for rows in batches]
 
 
 def test_each_row_at_most_once_and_the_rest_left_out():
-    batches = epoch(ShuffledBatches(rows=103, batch_size=10, seed=0))
+    batches = epoch(shuffled(rows=103, batch_size=10, seed=0))
     assert [len(rows) for rows in batches] == [10] * 10
     rows = list(chain(*batches))
     assert len(set(rows)) == 100
@@ -28,7 +33,7 @@ def test_each_row_at_most_once_and_the_rest_left_out():
 
 
 def test_order_is_a_function_of_seed_and_epoch():
-    one, same, other = (ShuffledBatches(rows=200, batch_size=10, seed=s) for s in (5, 5, 6))
+    one, same, other = (shuffled(rows=200, batch_size=10, seed=s) for s in (5, 5, 6))
     assert epoch(one, 3) == epoch(same, 3)
     assert epoch(one, 3) == epoch(one, 3)
     assert epoch(one, 3) != epoch(one, 4)
@@ -38,25 +43,25 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_rows_are_spread_over_the_epoch():
-    first, *_ = epoch(ShuffledBatches(rows=10_000, batch_size=1000, seed=0))
+    first, *_ = epoch(shuffled(rows=10_000, batch_size=1000, seed=0))
     assert 4700 < np.mean(first) < 5300
     assert first == sorted(first)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_share_the_global_batches_of_one(monkeypatch, world):
-    alone = epoch(ShuffledBatches(rows=103, batch_size=8, seed=0), 2)
+    alone = epoch(shuffled(rows=103, batch_size=8, seed=0), 2)
     parts = []
     for rank in range(world):
         at(monkeypatch, rank, world)
-        batches = ShuffledBatches(rows=103, batch_size=8 // world, seed=0)
+        batches = shuffled(rows=103, batch_size=8 // world, seed=0, world=world)
         assert len(batches) == len(alone)
         parts.append(epoch(batches, 2))
     assert [sorted(chain(*of_all)) for of_all in zip(*parts, strict=True)] == alone
 
 
 def test_start_in_the_middle():
-    batches = ShuffledBatches(rows=100, batch_size=10, seed=0)
+    batches = shuffled(rows=100, batch_size=10, seed=0)
     whole = epoch(batches, 1)
     batches.first = 7
     assert len(batches) == 10
@@ -68,7 +73,7 @@ def test_a_split_smaller_than_a_batch_is_one_batch(monkeypatch, world):
     seen = []
     for rank in range(world):
         at(monkeypatch, rank, world)
-        (batch,) = ShuffledBatches(rows=9, batch_size=10, seed=0)
+        (batch,) = shuffled(rows=9, batch_size=10, seed=0, world=world)
         seen += batch.tolist()
     assert len(seen) == len(set(seen)) == 9 // world * world
 
@@ -77,7 +82,7 @@ def test_a_split_smaller_than_a_batch_is_one_batch(monkeypatch, world):
 def test_too_few_images_for_a_batch_norm_are_refused(monkeypatch, world):
     at(monkeypatch, 0, world)
     with pytest.raises(DataError, match="too few"):
-        ShuffledBatches(rows=2 * world - 1, batch_size=10, seed=0)
+        shuffled(rows=2 * world - 1, batch_size=10, seed=0, world=world)
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 5))
@@ -92,3 +97,20 @@ def test_ordered_parts_cover_each_row_once(rows, batch_size, world):
             assert all(len(batch) == batch_size for batch in part[:-1])
             seen += chain(*part)
     assert seen == list(range(rows))
+
+
+@pytest.mark.parametrize(("rows", "world"), [(40, 2), (41, 3), (100, 4)])
+def test_ordered_batches_are_those_of_one_process(monkeypatch, rows, world):
+    def batches(rank, world):
+        at(monkeypatch, rank, world)
+        return [batch.tolist() for batch in OrderedBatches(rows=rows, batch_size=10)]
+
+    one = batches(0, 1)
+    assert list(chain(*(batches(rank, world) for rank in range(world)))) == one
+    assert all(batches(rank, world) for rank in range(world))
+
+
+def test_a_few_rows_are_shared_out_so_that_no_process_is_without(monkeypatch):
+    for rank in range(3):
+        at(monkeypatch, rank, 3)
+        assert list(OrderedBatches(rows=29, batch_size=10))

@@ -26,7 +26,7 @@ def read(folder, shards):
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 15))
 def test_pieces_cover_each_row_once(start, length, shard_rows):
     stop = start + length
-    cut = list(pieces(start, stop, shard_rows))
+    cut = list(pieces(start, stop, np.array([shard_rows, 2 * shard_rows, 200])))
     in_split = [
         shard * shard_rows + row
         for shard, source, _ in cut
@@ -35,7 +35,8 @@ def test_pieces_cover_each_row_once(start, length, shard_rows):
     assert in_split == list(range(start, stop))
     asked = [row for _, _, target in cut for row in range(target.start, target.stop)]
     assert asked == list(range(length))
-    assert all(0 <= source.start <= source.stop <= shard_rows for _, source, _ in cut)
+    sizes = [shard_rows, shard_rows, 200]
+    assert all(0 <= source.start < source.stop <= sizes[shard] for shard, source, _ in cut)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_rows_can_be_left_out_again(tmp_path, monkeypatch, dropped):
     monkeypatch.setattr("arcloop.data.shards._BLOCK_BYTES", 7 * 6)
     writer = SplitWriter(tmp_path / "train", 20, 6, SHAPE).allocate()
     writer.write(0, *rows(0, 20))
-    kept = writer.without(dropped)
+    kept = writer.finish(dropped)
     left = [row for row in range(20) if row not in dropped]
     images, labels = read(kept.folder, len(kept.shards))
     assert np.concatenate(images)[:, 0, 0, 0].tolist() == left

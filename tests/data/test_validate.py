@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.lib.format import open_memmap
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.data import SPLITS, prepare, validate
 from arcloop.data.inspection import pixel_std
 from arcloop.data.row_hashes import row_hashes
@@ -34,7 +34,7 @@ def store(sound, tmp_path):
 def reseal(store):
     """Write the manifest anew, as a prepare that wrote such files would have."""
     manifest = json.loads((store / "manifest.json").read_text())
-    artifacts.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
+    drafts.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
 
 def images(store, split, shard):

@@ -23,6 +23,7 @@ def settings(**changed):
         "batch_size": 4,
         "memory_mb": 1,
         "max_pairs": 10**9,
+        "max_clustered": 100,
         "num_mistakes": 5,
         "num_projected": 30,
         "gate": GateSettings(**bounds),

@@ -33,7 +33,9 @@ def test_nearest_are_those_of_a_full_sort(queries, gallery, chunks, columns, k):
         queries[0], lambda: cut(*gallery, chunks), columns
     ):
         nearest.add(first, similarities)
-    assert nearest.rows().tolist() == exact(gallery[0])(queries[0], k)[1].tolist()
+    similarities, rows = exact(gallery[0])(queries[0], k)
+    assert nearest.rows().tolist() == rows.tolist()
+    assert nearest.similarities().tolist() == similarities.tolist()
 
 
 def test_similarities_that_differ_in_the_last_bit_are_told_apart():
@@ -73,8 +75,9 @@ def test_regrouped_batches_hold_the_same_rows(stream, chunks, rows):
 
 @given(stream=labelled_corners(4, st.integers(0, 30)), rows=st.integers(1, 9))
 def test_work_on_blocks_comes_back_in_their_order(stream, rows):
-    parts = list(map_blocks(lambda *block: block, *stream, rows))
-    assert [len(labels) for _, labels in parts[:-1]] == [rows] * (len(parts) - 1)
+    parts = list(map_blocks(lambda *block: block, *stream, rows, np.arange(len(stream[1]))))
+    assert [len(labels) for _, labels, _ in parts[:-1]] == [rows] * (len(parts) - 1)
+    assert [place for part in parts for place in part[2]] == list(range(len(stream[1])))
     assert np.array_equal(np.concatenate([part[0] for part in parts] or [stream[0]]), stream[0])
     assert np.concatenate([part[1] for part in parts] or [[]]).tolist() == stream[1].tolist()
 

@@ -11,6 +11,8 @@ METRICS = {
     "map_at_r": 0.9,
     "eer": 0.02,
     "min_class_accuracy": 0.9,
+    "pair_accuracy": 0.97,
+    "index_recall_at_10": 0.98,
 }
 NO_BOUNDS = dict.fromkeys(GateSettings.__dataclass_fields__)
 
@@ -27,6 +29,8 @@ def bounds(**set_ones):
         ("min_map_at_r", "map_at_r", 0.9, 0.95),
         ("max_eer", "eer", 0.02, 0.01),
         ("min_class_accuracy", "min_class_accuracy", 0.9, 0.95),
+        ("min_pair_accuracy", "pair_accuracy", 0.95, 0.98),
+        ("min_index_recall_at_10", "index_recall_at_10", 0.98, 0.99),
     ],
 )
 def test_each_bound_decides(name, metric, good, bad):
@@ -49,7 +53,8 @@ def test_each_bound_decides(name, metric, good, bad):
 
 def test_every_bound_there_is_was_tried_above():
     assert set(NO_BOUNDS) == {
-        "min_top1", "min_recall_at_5", "min_map_at_r", "max_eer", "min_class_accuracy"
+        "min_top1", "min_recall_at_5", "min_map_at_r", "max_eer", "min_class_accuracy",
+        "min_pair_accuracy", "min_index_recall_at_10",
     }  # fmt: skip
 
 

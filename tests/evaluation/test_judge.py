@@ -1,6 +1,7 @@
 """The whole judgement against loops over every query and every gallery row."""
 
 import math
+import pickle
 
 import faiss
 import numpy as np
@@ -11,14 +12,19 @@ from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
 
 from arcloop.errors import DataError
-from arcloop.evaluation import judge
+from arcloop.evaluation import conclude, examine, judge
 from arcloop.searcher import search as search_faiss
+from arcloop.shares import Share
 
 CLASSES = ["a", "b", "c"]
+ELSEWHERE = {  # tested with what computes them
+    "eer", "tar_at_far_1e-2", "tar_at_far_1e-3", "tar_at_far_1e-4", "nmi", "ami", "pair_accuracy",
+    "pair_accuracy_std",
+}  # fmt: skip
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
 
-def judged(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, **changed):
+def judged(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own=None, **changed):
     chunks = changed.pop("chunks", [5])
     return judge(
         cut(*queries, changed.pop("batches", [4])),
@@ -28,46 +34,78 @@ def judged(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, **c
         classes,
         settings(**changed),
         threshold,
+        own,
+        num_queries=len(queries[1]),
     )
 
 
-def oracle(queries, gallery, threshold):
-    """Every metric but those of verification, by definition."""
+def oracle(queries, gallery, threshold, own=None):
+    """Every metric but those of verification and clusters, by definition."""
     rows, labels = gallery
-    top1, unknown, average, precision = [], [], [], []
-    recalls = {1: [], 5: [], 10: []}
-    for embedding, label in zip(*queries, strict=True):
+    top1, unknown, known = [], [], []
+    by_rank = {"map_at_r": [], "r_precision": [], "mrr": [], "ndcg_at_10": []}
+    recalls, precisions = {1: [], 5: [], 10: []}, {5: [], 10: []}
+    for query, (embedding, label) in enumerate(zip(*queries, strict=True)):
         similarities = [float(np.dot(embedding.astype(float), row.astype(float))) for row in rows]
         order = sorted(range(len(rows)), key=lambda row: (-similarities[row], row))
+        order = [row for row in order if own is None or row != own[query]]
         same = [bool(labels[row] == label) for row in order]
         top1.append(same[0])
         unknown.append(similarities[order[0]] < threshold)
         for k, hits in recalls.items():
             hits.append(any(same[:k]))
+        for k, shares in precisions.items():
+            shares.append(sum(same[:k]) / k)
         r = sum(same)
+        known.append((r > 0, same[0], similarities[order[0]],
+                      [similarities[row] for row in order if labels[row] != label]))  # fmt: skip
         if r:
-            precision.append(sum(same[:r]) / r)
-            average.append(sum(sum(same[:i]) / i for i in range(1, r + 1) if same[i - 1]) / r)
+            by_rank["r_precision"].append(sum(same[:r]) / r)
+            by_rank["map_at_r"].append(
+                sum(sum(same[:i]) / i for i in range(1, r + 1) if same[i - 1]) / r
+            )
+            by_rank["mrr"].append(1 / (same.index(True) + 1))
+            ideal = sum(1 / math.log2(i + 1) for i in range(1, min(r, 10) + 1))
+            gain = sum(1 / math.log2(i + 1) for i in range(1, 11) if same[i - 1 : i] == [True])
+            by_rank["ndcg_at_10"].append(gain / ideal)
     by_class = [
         np.mean([hit for hit, label in zip(top1, queries[1], strict=True) if label == c])
         for c in sorted(set(queries[1].tolist()))
     ]
-    expected = {
+    matched = len(by_rank["mrr"])
+    return {
         "top1": np.mean(top1),
         **{f"recall_at_{k}": np.mean(hits) for k, hits in recalls.items()},
+        **{f"precision_at_{k}": np.mean(shares) for k, shares in precisions.items()},
+        **{name: np.mean(values) for name, values in by_rank.items() if matched},
+        **identification(known),
         "unknown_rate": np.mean(unknown),
+        "index_recall_at_1": 1.0,
         "index_recall_at_10": 1.0,
         "num_queries": len(top1),
-        "num_queries_not_in_gallery": len(top1) - len(average),
+        "num_queries_not_in_gallery": len(top1) - matched,
         "mean_class_accuracy": np.mean(by_class),
         "min_class_accuracy": min(by_class),
         "threshold": threshold,
         "num_gallery": len(rows),
-        "num_classes": len(CLASSES),
+        "num_classes": len(set(labels.tolist())),
     }
-    if average:
-        expected |= {"map_at_r": np.mean(average), "r_precision": np.mean(precision)}
-    return expected
+
+
+def identification(queries):
+    """DIR at FAR of (class is in the gallery, right, best similarity, those to other classes)."""
+    absent = [best for known, _, best, _ in queries if not known]
+    unknown = absent or [max(others) for *_, others in queries if others]
+    known = [(right, best) for is_known, right, best, _ in queries if is_known]
+    rates = {}
+    for name, far in (("1e-1", 0.1), ("1e-2", 0.01)):
+        if known and len(unknown) * far >= 1:
+            rates[f"dir_at_far_{name}"] = max(
+                np.mean([right and best >= threshold for right, best in known])
+                for threshold in [best for _, best in known] + [2]
+                if np.mean([score >= threshold for score in unknown]) <= far
+            )
+    return rates
 
 
 @effort(max_examples=40)
@@ -80,13 +118,73 @@ def oracle(queries, gallery, threshold):
 def test_metrics_are_those_of_the_definitions(queries, gallery, batches, chunks):
     judgement = judged(queries, gallery, batches=batches, chunks=chunks)
     expected = oracle(queries, gallery, 0.5)
-    verification = {"eer", "tar_at_far_1e-2", "tar_at_far_1e-3", "tar_at_far_1e-4"}
-    assert judgement.metrics.keys() - verification == expected.keys()
+    assert judgement.metrics.keys() - ELSEWHERE == expected.keys()
     for name, value in expected.items():
         assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
     assert judgement.pairs.same.sum() + judgement.pairs.different.sum() == (
         len(queries[1]) * len(gallery[1])
     )
+
+
+@effort(max_examples=40)
+@given(rows=labelled_corners(3, st.integers(3, 25)), chunks=sizes, known=st.integers(0, 25))
+def test_a_query_that_is_a_gallery_row_is_not_its_own_neighbour(rows, chunks, known):
+    own = np.where(np.arange(len(rows[1])) < known, np.arange(len(rows[1])), -1)
+    judgement = judged(rows, rows, own=own, chunks=chunks)
+    expected = oracle(rows, rows, 0.5, own)
+    for name, value in expected.items():
+        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
+    assert judgement.pairs.same.sum() + judgement.pairs.different.sum() == (
+        len(own) ** 2 - (own >= 0).sum()
+    )
+    alone = judged((rows[0][:2], rows[1][:2]), (rows[0][:2], rows[1][:2]), own=np.arange(2))
+    assert alone.metrics["top1"] == (rows[1][0] == rows[1][1])
+    with pytest.raises(DataError, match="gallery of one image"):
+        judged((rows[0][:1], rows[1][:1]), (rows[0][:1], rows[1][:1]), own=np.arange(1))
+
+
+def test_the_first_right_row_is_found_however_far_back_it_is():
+    """Every query's class has one row, so ranks up to the second are kept; it may be the last."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((40, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    queries, gallery = (rows[20:], np.arange(20)), (rows[:20], np.arange(20))
+    classes = [str(label) for label in range(20)]
+    metrics = judged(queries, gallery, classes=classes, memory_mb=1, chunks=[3]).metrics
+    assert metrics["mrr"] == pytest.approx(oracle(queries, gallery, 0.5)["mrr"], abs=1e-12)
+    assert metrics["recall_at_10"] < 1
+
+
+@effort(max_examples=20)
+@given(
+    queries=labelled_corners(3, st.integers(1, 30)),
+    gallery=labelled_corners(3, st.integers(1, 25)),
+    world=st.integers(2, 4),
+)
+def test_shares_put_together_are_the_whole_to_the_last_bit(queries, gallery, world):
+    def share_of(rank):
+        share = Share()
+        share.rank, share.world = rank, world
+        part = share.part(len(queries[1]), settings().batch_size)
+        own = slice(part.start, part.stop)
+        found = examine(
+            cut(queries[0][own], queries[1][own], [3]), lambda: cut(*gallery, [5]),
+            exact(gallery[0]), gallery[1], CLASSES, settings(num_mistakes=3), 0.5,
+            num_queries=len(queries[1]), share=share,
+        )  # fmt: skip
+        return pickle.loads(pickle.dumps(found))
+
+    merged = conclude(
+        [share_of(rank) for rank in range(world)], lambda: cut(*gallery, [5]), gallery[1],
+        CLASSES, settings(num_mistakes=3), 0.5,
+    )  # fmt: skip
+    whole = judged(queries, gallery, num_mistakes=3)
+    assert repr(merged.metrics) == repr(whole.metrics)
+    assert merged.mistakes == whole.mistakes
+    assert np.array_equal(merged.confusion.counts, whole.confusion.counts)
+    assert np.array_equal(merged.pairs.same, whole.pairs.same)
+    assert np.array_equal(merged.queries.embeddings, whole.queries.embeddings)
+    assert np.array_equal(merged.queries_right, whole.queries_right)
 
 
 @effort(max_examples=40)
@@ -168,7 +266,7 @@ def test_an_index_that_finds_nothing_for_a_query_answers_wrong_and_unknown():
     assert judgement.metrics["index_recall_at_10"] == 0.5
     assert judgement.metrics["map_at_r"] == 1
     assert judgement.mistakes == []
-    assert judgement.confusion.counts[0].tolist() == [8, 0, 0]
+    assert judgement.confusion.counts.tolist() == [[8]]
 
 
 def test_pairs_are_bounded_and_the_rest_is_not():

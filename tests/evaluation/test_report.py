@@ -53,7 +53,7 @@ def report(tmp_path_factory):
     queries, gallery = (rows[:200], labels[:200]), (rows[200:], labels[200:])
     judgement = judge(
         cut(*queries, [64]), lambda: cut(*gallery, [99]), exact(gallery[0]), gallery[1], classes,
-        settings(num_mistakes=7, num_projected=120), threshold=0.8,
+        settings(num_mistakes=7, num_projected=120), threshold=0.8, num_queries=200,
     )  # fmt: skip
     splits = {"query": images[:200], "gallery": images[200:]}
     verdict = gate(judgement.metrics, settings().gate)
@@ -164,7 +164,7 @@ def write_small(folder, query_labels, gallery_labels, image=None, **changed):
     classes = ["a", "b"]
     judgement = judge(
         [(CORNERS, query_labels)], lambda: [(CORNERS, gallery_labels)], exact(CORNERS),
-        gallery_labels, classes, settings(**changed), threshold=-1.0,
+        gallery_labels, classes, settings(**changed), threshold=-1.0, num_queries=16,
     )  # fmt: skip
     write_report(
         folder, judgement, title="small", classes=classes, image=image, curves=[], facts=[],

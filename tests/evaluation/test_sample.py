@@ -1,42 +1,53 @@
 import numpy as np
 import pytest
 
-from arcloop.evaluation.sample import Sample
+from arcloop.evaluation.sample import Sample, Sampler, sampled_rows
 
 
-def fill(capacity, chunk, total=1000):
-    sample = Sample(capacity, 2)
-    rows = np.arange(total)
-    for start in range(0, total, chunk):
+def fill(chosen, chunk, total=1000, first=0):
+    sampler = Sampler(chosen, 2, first)
+    rows = np.arange(first, total)
+    for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        sample.add(np.stack([part, -part], axis=1).astype(np.float32), part % 7)
-    return sample
+        sampler.add(np.stack([part, -part], axis=1).astype(np.float32), part % 7)
+    return sampler.sample()
+
+
+def test_as_many_rows_as_there_is_room_each_once_in_order():
+    rows = sampled_rows(1000, 50)
+    assert len(rows) == 50
+    assert np.all(np.diff(rows) > 0)
+    assert sampled_rows(30, 50).tolist() == list(range(30))
+    assert len(sampled_rows(30, 0)) == 0
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one():
+    assert set(sampled_rows(1000, 50)) < set(sampled_rows(1000, 300))
+
+
+def test_every_part_of_the_split_is_as_likely():
+    tenths = np.bincount(sampled_rows(10_000, 2000) // 1000, minlength=10)
+    assert np.all(abs(tenths - 200) < 5 * np.sqrt(200 * 0.9))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 333, 1000])
-def test_the_sample_does_not_depend_on_the_chunks(chunk):
-    sample, whole = fill(50, chunk), fill(50, 1000)
-    assert sample.rows.tolist() == whole.rows.tolist()
-    assert len(sample.rows) == 50
+def test_embeddings_and_labels_belong_to_the_rows(chunk):
+    chosen = sampled_rows(1000, 50)
+    sample = fill(chosen, chunk)
+    assert sample.rows.tolist() == chosen.tolist()
+    assert np.array_equal(sample.embeddings[:, 0], chosen)
+    assert np.array_equal(sample.embeddings[:, 1], -chosen)
+    assert np.array_equal(sample.labels, chosen % 7)
 
 
-def test_embeddings_and_labels_belong_to_the_rows():
-    sample = fill(50, 64)
-    assert np.all(np.diff(sample.rows) > 0)
-    assert np.array_equal(sample.embeddings[:, 0], sample.rows)
-    assert np.array_equal(sample.embeddings[:, 1], -sample.rows)
-    assert np.array_equal(sample.labels, sample.rows % 7)
+def test_parts_of_a_split_join_to_the_sample_of_all():
+    chosen = sampled_rows(1000, 50)
+    parts = [fill(chosen, 7, total=400), fill(chosen, 9, first=400), fill(chosen, 9, first=1000)]
+    joined, whole = Sample.joined(parts), fill(chosen, 1000)
+    assert joined.rows.tolist() == whole.rows.tolist()
+    assert np.array_equal(joined.embeddings, whole.embeddings)
+    assert np.array_equal(joined.labels, whole.labels)
 
 
-def test_a_short_stream_is_kept_whole():
-    assert fill(50, 10, total=30).rows.tolist() == list(range(30))
-
-
-def test_nothing_is_kept_without_room():
-    assert len(fill(0, 10).rows) == 0
-
-
-def test_every_part_of_the_stream_is_as_likely():
-    rows = fill(2000, 1000, total=10_000).rows
-    tenths = np.bincount(rows // 1000, minlength=10)
-    assert np.all(abs(tenths - 200) < 5 * np.sqrt(200 * 0.9))
+def test_nothing_chosen_is_an_empty_sample_of_the_same_width():
+    assert fill(np.empty(0, np.int64), 10).embeddings.shape == (0, 2)

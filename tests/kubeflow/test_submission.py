@@ -74,6 +74,15 @@ def test_a_token_is_taken_from_the_environment(arguments, recorder, monkeypatch,
     }
 
 
+def test_places_of_data_are_those_in_the_pods(arguments, recorder, capsys):
+    kept = [a for a in arguments if not a.startswith("data")]
+    assert submit([*kept, "data=csv", "data.file=my/list.csv", "data.root=my/images"]) == 2
+    told = capsys.readouterr().err
+    assert "data.file=my/list.csv must be a path in the steps' pods, so begin with /" in told
+    assert "data.root=my/images must be" in told
+    assert not recorder.calls
+
+
 def test_compile_only_asks_nobody(arguments, recorder, in_folder, capsys):
     assert submit([*arguments, "mode=compile"]) == 0
     assert recorder.calls == []

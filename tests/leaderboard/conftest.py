@@ -2,7 +2,7 @@
 
 import pytest
 
-from arcloop import artifacts
+from arcloop import drafts
 from arcloop.atomic import write_json
 from arcloop.sweeps.job import folder_name
 from arcloop.sweeps.record import Failure, JobRecord
@@ -27,9 +27,9 @@ class SweepFolder:
                 "head": {"margin": 0.3}, **(config or {}),
             }  # fmt: skip
             info = {"overrides": overrides, "objective": objective}
-            artifacts.seal(folder, "run", config=config, parents={}, info=info)
+            drafts.seal(folder, "run", config=config, parents={}, info=info)
         if metrics is not None:
-            with artifacts.writing(folder / "evaluation", "evaluation", config={}) as draft:
+            with drafts.writing(folder / "evaluation", "evaluation", config={}) as draft:
                 write_json(draft.path / "metrics.json", metrics)
         swept = {key: str(value) for key, value in values.items()}
         told = None if failure is None else Failure(failure, again=False, exit_code=1)

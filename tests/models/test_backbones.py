@@ -1,7 +1,9 @@
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from arcloop.compose import bundled
 from arcloop.errors import ConfigError
 from arcloop.models import ConvNet, IResNet
 
@@ -36,13 +38,20 @@ def test_a_convolution_is_followed_by_norm_and_relu() -> None:
     assert out_BCHW.mean().item() == pytest.approx(0.4, abs=0.05)
 
 
-@pytest.mark.parametrize("layers", [[2, 2, 2, 2], [3, 4, 6, 3]])
+@pytest.mark.parametrize(
+    ("depth", "layers"),
+    [(18, [2, 2, 2, 2]), (34, [3, 4, 6, 3]), (50, [3, 4, 14, 3]), (100, [3, 13, 30, 3])],
+)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_iresnet_has_the_published_size_and_stride(layers: list[int], channels: int) -> None:
-    net = IResNet(in_channels=channels, layers=layers, widths=[64, 128, 256, 512]).eval()
+def test_iresnet_has_the_published_size_and_stride(
+    depth: int, layers: list[int], channels: int
+) -> None:
+    node = yaml.safe_load((bundled("conf") / f"backbone/iresnet{depth}.yaml").read_text())
+    with torch.device("meta"):
+        net = IResNet(in_channels=channels, layers=node["layers"], widths=node["widths"]).eval()
+        shape = net(torch.zeros(1, channels, 32, 32)).shape
     assert sum(p.numel() for p in net.parameters()) == published_iresnet_size(layers, channels)
-    with torch.no_grad():
-        assert net(torch.zeros(1, channels, 32, 32)).shape == (1, 512, 2, 2)
+    assert shape == (1, 512, 2, 2)
 
 
 def test_iresnet_takes_odd_sizes() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from archive import collect, read_manifest, write_archive
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.errors import ArtifactError, ConfigError
 from naming import file_name, make_version, version_of
 
@@ -65,7 +65,7 @@ def test_a_run_whose_gate_did_not_pass_is_refused_unless_forced(run_dir, setting
     judged = artifacts.read(run_dir / "evaluation", "evaluation")
     verdict = {"passed": False, "reasons": ["eer is 0.2, but at most 0.1 is required."]}
     (run_dir / "evaluation/gate.json").write_text(json.dumps(verdict))
-    artifacts.seal(judged.path, "evaluation", config=judged.config, parents=judged.parents)
+    drafts.seal(judged.path, "evaluation", config=judged.config, parents=judged.parents)
     with pytest.raises(ArtifactError, match=r"the gate did not pass: eer is"):
         make(run_dir, settings, tmp_path / "a")
     manifest = read_manifest(make(run_dir, settings, tmp_path / "a", force=True))

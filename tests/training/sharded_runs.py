@@ -33,9 +33,16 @@ SAMPLED = [
     "head=arcface_sharded", "head.sample_rate=0.5", "optimizer=adamw",
     "trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2",
 ]  # fmt: skip
+SMALL_BATCHES = ["embed.batch_size=6", "embed.shard_rows=16", "evaluate.batch_size=7"]
+REMEMBERING = [
+    "head=adaface", "head.momentum=0.7", "callbacks=warmup", "callbacks.warmup.margin_steps=5",
+    "callbacks.export=null", "callbacks.build_index=null", "callbacks.evaluate=null",
+]  # fmt: skip
 RUNS = {  # name -> overrides, processes of each epoch
     "dense": (["head=arcface", "callbacks=export_only"], (2, 1, 3)),
-    "sharded": (["head=arcface_sharded"], (2, 1, 3)),
+    "sharded": (["head=arcface_sharded", *SMALL_BATCHES], (2, 1, 3)),
+    "remembering": (REMEMBERING, (2, 1)),
+    "alone": (REMEMBERING, (1, 1)),
     "sampled": ([*SAMPLED, "callbacks=export_only"], (2, 1)),
 }
 GLOBAL_BATCH = 48
@@ -46,9 +53,9 @@ def train_part(config, run_dir, overrides, environment):
     train_here(config, STORE, run_dir, overrides, alone=False)
 
 
-def train_in(world, overrides, run_dir):
+def train_in(world, overrides, run_dir, common=COMMON):
     trainer = ["trainer=ddp_cpu", f"trainer.devices={world}"] if world > 1 else ["trainer=cpu"]
-    overrides = [*COMMON, *overrides, *trainer, f"loader.batch_size={GLOBAL_BATCH // world}"]
+    overrides = [*common, *overrides, *trainer, f"loader.batch_size={GLOBAL_BATCH // world}"]
     config = compose_config([*overrides, f"run_dir={run_dir}"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

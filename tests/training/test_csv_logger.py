@@ -26,7 +26,7 @@ def test_a_resumed_run_goes_on_with_the_rows_of_steps_done(tmp_path):
         first.log_metrics({"loss": float(step)}, step)
     first.finalize("killed later")
     second = CsvLogger(path=str(tmp_path / "m.csv"))
-    second.resume(5)
+    second.begin({}, 5)
     second.log_metrics({"loss": 50.0}, 5)
     second.finalize("success")
     assert [row["loss"] for row in rows(tmp_path / "m.csv")] == [

@@ -1,11 +1,20 @@
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 
+from arcloop.cli import main
 from arcloop.compose import bundled, compose_config
 from arcloop.errors import ConfigError
 from arcloop.steps import build
 from arcloop.training import NODES, Recipe
-from arcloop.training.module import batch_seed
+from arcloop.training.module import batch_seed, seed_batch
+
+SMALL = [
+    "data=synthetic", "data.train=300", "data.val=60", "data.num_classes=3", "data.image_size=16",
+    "loader.batch_size=50", "backbone.widths=[4,4]", "embedder.embedding_dim=8",
+]  # fmt: skip
 
 
 def recipe(*overrides):
@@ -21,6 +30,49 @@ def test_batch_seed_differs_by_each_of_its_arguments_and_by_nothing_else():
     ]  # fmt: skip
     assert len(set(seeds)) == len(seeds)
     assert batch_seed(1, 2, 3, 4) == batch_seed(1, 2, 3, 4)
+
+
+def test_a_batch_draws_what_torch_seeded_as_a_whole_would_draw():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    seed_batch(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def losses_told(capsys, *overrides):
+    """Train; return the steps of the losses in metrics.csv, and how many lines tell one."""
+    alone = [
+        "callbacks=export_only",
+        "callbacks.export=null",
+        "run_dir=run",
+        "trainer.max_epochs=2",
+    ]
+    assert main(["train", *SMALL, *alone, *overrides]) == 0
+    rows = []
+    if Path("run/metrics.csv").exists():
+        with open("run/metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+    return [int(r["step"]) for r in rows if r.get("train_loss")], capsys.readouterr().err.count(
+        "train_loss"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "epochs"),
+    [
+        (["trainer.log_every_n_steps=4"], [3, 7, 11], 2),
+        (["trainer.log_every_n_steps=0"], [], 2),
+        (
+            ["trainer.max_steps=3", "callbacks.checkpoint.monitor=train_loss"],
+            [],
+            1,
+        ),  # ends within an epoch, before any loss was due
+    ],
+)
+def test_the_loss_is_told_every_few_steps_and_at_the_end_of_an_epoch(
+    in_tmp, capsys, overrides, steps, epochs
+):
+    assert losses_told(capsys, *overrides) == (steps, epochs)
 
 
 def test_weights_are_a_function_of_the_seed():
@@ -48,7 +100,16 @@ def test_rehearsal_finds_wrong_values_before_any_work(override, message):
         recipe(override).rehearse()
 
 
-@pytest.mark.parametrize("group", ["backbone", "head", "optimizer", "scheduler", "augmentation"])
+def test_rehearsal_counts_the_processes_of_a_batch():
+    given = "sampler=pk", "sampler.images_per_class=4", "loader.batch_size=2"
+    recipe(*given, "trainer=ddp_cpu", "trainer.devices=2").rehearse()
+    with pytest.raises(ConfigError, match="a global batch of 2 images cannot hold 4"):
+        recipe(*given).rehearse()
+
+
+@pytest.mark.parametrize(
+    "group", ["backbone", "head", "optimizer", "scheduler", "augmentation", "sampler"]
+)
 def test_every_choice_can_be_built(group):
     for file in sorted((bundled("conf") / group).glob("*.yaml")):
         config = compose_config([f"{group}={file.stem}"])

@@ -86,7 +86,7 @@ def start(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", STARTS], cwd=tmp_path, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
     )  # fmt: skip
 
     def call(run, kill=""):

@@ -1,4 +1,4 @@
-"""Whole runs under a sharded head, in parts of different numbers of processes."""
+"""Whole runs under heads that are split or remember, in parts of different numbers of processes."""
 
 import csv
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from arcloop import artifacts
+from arcloop.steps import run_step
 from arcloop.training.checkpoints import read_checkpoint
 from arcloop.training.sharding import clip_by_value
 
@@ -20,7 +21,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     script = Path(__file__).with_name("sharded_runs.py")
     result = subprocess.run(
-        [sys.executable, script], cwd=folder, timeout=150, stderr=subprocess.PIPE, text=True
+        [sys.executable, script], cwd=folder, timeout=240, stderr=subprocess.PIPE, text=True
     )
     assert result.returncode == 0, result.stderr
     return folder
@@ -39,11 +40,35 @@ def test_the_loss_follows_that_of_the_dense_head_through_every_change_of_world(r
     assert dense[-1] < 0.8 * dense[0]
 
 
+def test_what_a_head_remembers_is_that_of_the_global_batch_and_outlives_a_change_of_world(runs):
+    assert curve(runs / "remembering") == pytest.approx(curve(runs / "alone"), rel=1e-5)
+    for epoch in (1, 2):
+        several, one = (
+            read_checkpoint(runs / f"{name}-{epoch}.ckpt")["state_dict"]
+            for name in ("remembering", "alone")
+        )
+        for name in ("head.length_mean", "head.length_std"):
+            assert several[name].item() == pytest.approx(one[name].item(), rel=1e-4)
+
+
 def test_runs_are_complete(runs):
     run = artifacts.load(runs / "sharded", "run")
     assert 0 < run.info["objective"] <= 1
     artifacts.load(runs / "sharded/evaluation", "evaluation")
     artifacts.load(runs / "sampled", "run")
+
+
+def test_what_three_processes_found_is_what_one_finds(runs, tmp_path):
+    """`runs/sharded` was judged by its last part, three processes with three batches or less."""
+    run, kinds = runs / "sharded", {"embed": "gallery", "index": "index", "evaluate": "evaluation"}
+    inputs = {"run": run, "store": runs / "store"}
+    overrides = artifacts.load(run, "run").info["overrides"]
+    for step, kind in kinds.items():
+        run_step(step, overrides, inputs, tmp_path / kind)
+        inputs[kind] = tmp_path / kind
+    same = ["gallery/manifest.json", "index/manifest.json", "evaluation/metrics.json",
+            "evaluation/roc.csv", "evaluation/projection.png"]  # fmt: skip
+    assert [n for n in same if (run / n).read_bytes() != (tmp_path / n).read_bytes()] == []
 
 
 @pytest.mark.parametrize("name", ["dense-1", "sharded-1", "sharded-2", "sharded-3", "sampled-2"])

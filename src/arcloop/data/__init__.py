@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from arcloop.data.append import changes_since
+from arcloop.data.csv_source import CsvSource
 from arcloop.data.idx import IdxSource
 from arcloop.data.image_folder import ImageFolderSource
 from arcloop.data.prepare import prepare, store_key
@@ -14,17 +16,22 @@ from arcloop.data.validate import validate
 
 if TYPE_CHECKING:
     from arcloop.data.datamodule import EmbeddingDataModule
+    from arcloop.data.sampler import EpochBatches
 
 __all__ = [
-    "SPLITS", "EmbeddingDataModule", "IdxSource", "ImageFolderSource", "Source", "Store",
-    "SyntheticSource", "prepare", "store_key", "validate",
+    "SPLITS", "CsvSource", "EmbeddingDataModule", "EpochBatches", "IdxSource", "ImageFolderSource",
+    "Source", "Store", "SyntheticSource", "changes_since", "prepare", "store_key", "validate",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for those who ask for the datamodule; preparing a store does without."""
+    """Import torch only for those who train; preparing a store does without."""
     if name == "EmbeddingDataModule":
         from arcloop.data.datamodule import EmbeddingDataModule
 
         return EmbeddingDataModule
+    if name == "EpochBatches":
+        from arcloop.data.sampler import EpochBatches
+
+        return EpochBatches
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from arcloop.artifacts import Artifact
+from arcloop.data.faults import Fault, Faults
+from arcloop.data.shards import npy_header
 
 _CHUNK = 1 << 20
 
@@ -66,3 +72,55 @@ class CheckedFile:
         while self.read(_CHUNK):
             pass
         return self._sha256.hexdigest()
+
+
+@contextlib.contextmanager
+def checking(
+    store: Artifact,
+    split: str,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    faults: Faults,
+) -> Iterator[CheckedFile | None]:
+    """Open a .npy of a store behind its header, and compare its hash when the caller is done.
+
+    Args:
+        store: The store, not verified.
+        split: The split that the file is in.
+        name: Path of the file within the store.
+        shape: What the header must say.
+        dtype: What the header must say.
+        faults: Told of what is wrong.
+
+    Yields:
+        The file; None if there is nothing in it that could be read as such an array.
+    """
+    fault = partial(Fault, level="error", split=split, file=name)
+    path, entry = store.path / name, store.files[name]
+    header = npy_header(shape, dtype)
+    given = False
+    try:
+        with CheckedFile(path) as file:
+            found = file.read(len(header))
+            if found != header:
+                message = f"its header is {_text(found)!r}, not {_text(header)!r}"
+                faults.add(fault(check="header", message=message))
+            given = True
+            yield file if found == header else None
+            sha256, size = file.sha256(), path.stat().st_size
+    except OSError as cause:
+        faults.add(fault(check="checksum", message=f"cannot be read: {cause.strerror}"))
+        if not given:
+            yield None
+        return
+    if size != entry["size"]:
+        message = f"has {size} bytes, not {entry['size']} as when it was written"
+        faults.add(fault(check="checksum", message=message))
+    elif sha256 != entry["sha256"]:
+        message = "has other contents than when it was written"
+        faults.add(fault(check="checksum", message=message))
+
+
+def _text(header: bytes) -> str:
+    return header[10:].decode("ascii", "replace").strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from arcloop.data.loader import (
     ResidentDataset,
     ResumableLoader,
 )
-from arcloop.data.sampler import OrderedBatches, ShuffledBatches
+from arcloop.data.sampler import EpochBatches, OrderedBatches, place
 from arcloop.data.store import Store
 
 
@@ -30,12 +31,20 @@ class EmbeddingDataModule(pl.LightningDataModule):
     Args:
         store_path: Folder of the `store`.
         settings: How batches are read.
-        seed: Of the shuffling.
+        sampler: Makes the training batches from `labels_N`, `batch_size`, `world` and `seed`.
+        seed: Of the sampler.
     """
 
-    def __init__(self, store_path: Path, settings: LoaderSettings, seed: int) -> None:
+    def __init__(
+        self,
+        store_path: Path,
+        settings: LoaderSettings,
+        sampler: Callable[..., EpochBatches],
+        seed: int,
+    ) -> None:
         super().__init__()
-        self._store_path, self._settings, self._seed = store_path, settings, seed
+        self._store_path, self._settings = store_path, settings
+        self._sampler, self._seed = sampler, seed
 
     @cached_property
     def store(self) -> Store:
@@ -44,18 +53,29 @@ class EmbeddingDataModule(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.store.classes)
+        """Number of classes to train on; their labels are the first."""
+        return self.store.num_train_classes
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the images."""
         return self.store.image_shape
 
-    def train_dataloader(self) -> ResumableLoader:
-        batches = ShuffledBatches(
-            rows=self.store.rows("train"), batch_size=self._settings.batch_size, seed=self._seed
+    def make_batches(self, world: int) -> EpochBatches:
+        """Make the training batches of `world` processes.
+
+        Raises:
+            ConfigError, DataError: The sampler cannot have such batches of this store.
+        """
+        return self._sampler(
+            labels_N=self.store.labels("train"),
+            batch_size=self._settings.batch_size,
+            world=world,
+            seed=self._seed,
         )
+
+    def train_dataloader(self) -> ResumableLoader:
+        batches = self.make_batches(place()[1])
         return ResumableLoader(
             self._dataset("train"), batches, self._settings, self._trained_batches
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from arcloop.atomic import sha256_file, sha256_json
+from arcloop.data.disjoint import Division, disjoint
 from arcloop.data.idx_file import read_all, read_blocks, read_shape, readable
 from arcloop.data.shards import SplitWriter, rows_per_block
 from arcloop.data.source import SPLITS, Listing, Source, existing_root
@@ -18,25 +20,37 @@ from arcloop.errors import DataError
 from arcloop.quantities import Fraction, NonNegativeInt, PositiveInt
 
 Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 
 _PARTS = {"train": "train", "t10k": "test"}  # prefix of the file names -> what it is called
+_LEFT_OUT = 255
 
 
 @dataclass(kw_only=True)
 class IdxSource(Source):
-    """The training file is split, seeded and stratified; the test file (t10k) is the query split.
+    """The training file trains and selects; the test file (t10k) judges.
 
     Attributes:
         root: Folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte
             and t10k-labels-idx1-ubyte, each plain or with ".gz".
-        val: Rows of the training file (int) or share of it (float) that select the checkpoint.
-        gallery: Rows or share of the training file that fill the index.
+        split: "stratified": the training file is shared out, class by class, over train, val and
+            gallery, and the test file is the query split. "disjoint": train and val are the images
+            of their classes in the training file, gallery those of its classes in the test file,
+            and also the query split, by leave-one-out. All other images are left out.
+        val: If stratified, rows of the training file (int) or share of it (float) that select the
+            checkpoint.
+        gallery: If stratified, rows or share of the training file that fill the index.
+        val_classes: If disjoint, classes (int) or share of all classes (float) of val.
+        test_classes: If disjoint, classes or share that fill the index and judge.
         split_seed: Of the draw.
     """
 
     root: str
+    split: Literal["stratified", "disjoint"]
     val: PositiveInt | Fraction
     gallery: PositiveInt | Fraction
+    val_classes: PositiveInt | Fraction
+    test_classes: PositiveInt | Fraction
     split_seed: NonNegativeInt
 
     def fingerprint(self) -> str:
@@ -69,40 +83,69 @@ class IdxSource(Source):
             )
         _, height, width = shapes["train"]
         names, joined = np.unique(np.concatenate(list(labels.values())), return_inverse=True)
-        encoded = joined.astype(np.uint8)
+        classes = [str(name) for name in names]
+        encoded = np.split(joined, [len(labels["train"])])
+        rows, division = self._divide(encoded[0], encoded[1], classes)
+        new_label = division.new_label.astype(np.uint8)
         return IdxListing(
-            classes=[str(name) for name in names],
+            classes=[classes[label] for label in division.order.tolist()],
             image_shape=(height, width, 1),
             images={part: files[part, "images"] for part in _PARTS},
-            labels=dict(zip(_PARTS, np.split(encoded, [len(labels["train"])]), strict=True)),
-            split=self._split(encoded[: len(labels["train"])], names),
+            labels={p: new_label[of_part] for p, of_part in zip(_PARTS, encoded, strict=True)},
+            split=rows,
+            num_train_classes=division.num_train_classes,
+            leave_one_out=division.leave_one_out,
         )
 
-    def _split(self, labels: Bytes, names: Bytes) -> Bytes:
-        """Return the number in `SPLITS` of each row of the training file."""
-        present, encoded = np.unique(labels, return_inverse=True)
-        sizes = {"val": self.val, "gallery": self.gallery}
-        classes = [str(names[label]) for label in present]
-        split = np.empty(len(labels), dtype=np.uint8)
-        for name, rows in stratify(encoded, classes, sizes, self.split_seed, self.root).items():
+    def _divide(
+        self, train: Ints, test: Ints, classes: list[str]
+    ) -> tuple[dict[str, Bytes], Division]:
+        """Return the number in `SPLITS` of each row of either file, and what it comes from."""
+        everything = np.concatenate([train, test])
+        in_train = np.arange(len(everything)) < len(train)
+        if self.split == "disjoint":
+            division = disjoint(
+                everything,
+                classes,
+                val_classes=self.val_classes,
+                test_classes=self.test_classes,
+                seed=self.split_seed,
+                where=self.root,
+            )
+            kept = {
+                split: rows[in_train[rows] if split != "gallery" else ~in_train[rows]]
+                for split, rows in division.rows.items()
+            }
+        else:
+            present, encoded = np.unique(train, return_inverse=True)
+            sizes = {"val": self.val, "gallery": self.gallery}
+            there = [classes[label] for label in present.tolist()]
+            kept = stratify(encoded, there, sizes, self.split_seed, self.root)
+            kept |= {"query": np.flatnonzero(~in_train)}
+            division = Division(kept, np.arange(len(classes)), len(classes))
+        split = np.full(len(everything), _LEFT_OUT, np.uint8)
+        for name, rows in kept.items():
             split[rows] = SPLITS.index(name)
-        return split
+        return {"train": split[in_train], "t10k": split[~in_train]}, division
 
 
 @dataclass
 class IdxListing(Listing):
-    """The files, their labels, and where each row of the training file belongs."""
+    """The files, their labels, and where each row of a file belongs: a number in `SPLITS`."""
 
     classes: list[str]
     image_shape: tuple[int, int, int]
     images: Mapping[str, Path]
     labels: Mapping[str, Bytes]
-    split: Bytes
+    split: Mapping[str, Bytes]
+    num_train_classes: int
+    leave_one_out: bool
 
     def __post_init__(self) -> None:
-        counts = np.bincount(self.split, minlength=len(SPLITS))
-        counts[SPLITS.index("query")] = len(self.labels["t10k"])
-        self.rows = dict(zip(SPLITS, counts.tolist(), strict=True))
+        everything = np.concatenate(list(self.split.values()))
+        counts = np.bincount(everything[everything != _LEFT_OUT], minlength=len(SPLITS))
+        stored = SPLITS[:-1] if self.leave_one_out else SPLITS
+        self.rows = dict(zip(stored, counts.tolist(), strict=False))
 
     def fill(
         self,
@@ -110,10 +153,9 @@ class IdxListing(Listing):
         advance: Callable[[int], None],
         workers: int,
     ) -> Mapping[str, Mapping[int, str]]:
-        everything = np.full(len(self.labels["t10k"]), SPLITS.index("query"), np.uint8)
-        for part, split in {"train": self.split, "t10k": everything}.items():
+        for part, split in self.split.items():
             first = 0  # row of the file
-            written = dict.fromkeys(SPLITS, 0)
+            written = dict.fromkeys(SPLITS, 0)  # no split has rows of both files
             for images in read_blocks(self.images[part], 3, rows_per_block(self.image_shape)):
                 block = slice(first, first + len(images))
                 for name, writer in writers.items():
@@ -121,8 +163,8 @@ class IdxListing(Listing):
                     labels = self.labels[part][block][chosen].astype(np.int64)
                     writer.write(written[name], images[chosen, ..., np.newaxis], labels)
                     written[name] += len(labels)
+                    advance(len(labels))
                 first = block.stop
-                advance(len(images))
         return {}
 
 

@@ -4,59 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.image_size import height_and_width
-from arcloop.data.picture_listing import ClassFolder, PictureListing
-from arcloop.data.source import SPLITS, Listing, Source, existing_root
-from arcloop.data.splits import stratify
+from arcloop.data.picture_source import PictureSource
+from arcloop.data.source import SPLITS, Listing, existing_root
 from arcloop.errors import DataError
 from arcloop.images import EXTENSIONS
-from arcloop.quantities import Fraction, NonNegativeInt, PositiveInt
 
 
 @dataclass(kw_only=True)
-class ImageFolderSource(Source):
-    """Pictures of any size and mode, in one of two layouts.
+class ImageFolderSource(PictureSource):
+    """Pictures in one of two layouts.
 
-    `root/<class>/*.png` is split here, seeded and stratified. `root/{train,val,gallery,query}/
-    <class>/*.png` is taken as it is split, and `val`, `gallery` and `query` are not used. Files
-    with other extensions, and names that start with a dot, are passed over.
+    `root/<class>/*.png` is split here. `root/{train,val,gallery,query}/<class>/*.png` is taken as
+    it is split; with `split=disjoint` there may be no `query`. Files with other extensions, and
+    names that start with a dot, are passed over.
 
     Attributes:
         root: The folder.
-        image_size: Height and width, or one number for both, to which pictures are resized.
-        channels: 1 (grey) or 3 (RGB), to which they are converted.
-        val: Rows (int) or share of all rows (float) that select the checkpoint.
-        gallery: Rows or share that fill the index.
-        query: Rows or share that judge.
-        split_seed: Of the draw.
-        on_bad_image: "fail": a picture that cannot be read ends the work; "skip": it is left out,
-            and counted.
     """
 
     root: str
-    image_size: PositiveInt | list[PositiveInt]
-    channels: Literal[1, 3]
-    val: PositiveInt | Fraction
-    gallery: PositiveInt | Fraction
-    query: PositiveInt | Fraction
-    split_seed: NonNegativeInt
-    on_bad_image: Literal["fail", "skip"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        height_and_width(self.image_size)
 
     def fingerprint(self) -> str:
         """Hash relative paths, sizes and times of change: reading every picture takes too long."""
         root, digest = existing_root(self.root), hashlib.sha256()
-        for folder in _class_folders(root):
+        for folder in self._class_folders(root):
             digest.update(os.fsencode(folder.relative_to(root)) + b"\n")
             for entry in _pictures(folder):
                 digest.update(os.fsencode(entry.name) + f"\0{_version(entry)}\n".encode())
@@ -64,68 +42,77 @@ class ImageFolderSource(Source):
 
     def open(self) -> Listing:
         root = existing_root(self.root)
-        paths = _class_folders(root)
-        classes = sorted({path.name for path in paths})
+        folders = self._class_folders(root)
+        classes = sorted({folder.name for folder in folders})
         position = {name: label for label, name in enumerate(classes)}
-        folders = [
-            ClassFolder(
-                path,
-                position[path.name],
-                np.array([os.fsencode(e.name) for e in _pictures(path)], bytes),
-            )
-            for path in paths
-        ]
-        if not any(len(folder.names) for folder in folders):
+        names = [np.array([os.fsencode(e.name) for e in _pictures(f)], bytes) for f in folders]
+        counts = [len(of_folder) for of_folder in names]
+        if not any(counts):
             raise DataError(
                 f"no images ({', '.join(EXTENSIONS)}) in a folder per class",
                 where=root.absolute(),
                 remedy="put images at <root>/<class>/<image>, or correct data.root",
             )
-        height, width = height_and_width(self.image_size)
-        return PictureListing(
-            classes=classes,
-            image_shape=(height, width, self.channels),
-            folders=folders,
-            order=self._order(root, folders, classes),
-            skip_bad=self.on_bad_image == "skip",
-        )
-
-    def _order(
-        self, root: Path, folders: list[ClassFolder], classes: list[str]
-    ) -> dict[str, npt.NDArray[np.int64]]:
-        """Return, by split, which pictures of all those in `folders` it consists of."""
-        counts = [len(folder.names) for folder in folders]
+        given = None
         if _is_split(root):
-            of_picture = np.repeat([folder.path.parent.name for folder in folders], counts)
-            order = {split: np.flatnonzero(of_picture == split) for split in SPLITS}
-            if empty := [split for split, pictures in order.items() if not len(pictures)]:
-                raise DataError(
-                    f"no images in {', '.join(empty)}",
-                    where=root.absolute(),
-                    remedy="put images at <root>/<split>/<class>/<image>",
-                )
-            return order
-        labels = np.repeat([folder.label for folder in folders], counts)
-        sizes = {"val": self.val, "gallery": self.gallery, "query": self.query}
-        return stratify(labels, classes, sizes, self.split_seed, root.absolute())
-
-
-def _class_folders(root: Path) -> list[Path]:
-    """List the folder of every class; in a folder that is split already, of every class and split.
-
-    Raises:
-        DataError: A split is missing.
-    """
-    if not _is_split(root):
-        return _subfolders(root)
-    missing = [split for split in SPLITS if not _subfolders(root / split)]
-    if missing:
-        raise DataError(
-            f"the folder is split already, but class folders are missing in {', '.join(missing)}",
+            of_picture = np.repeat([folder.parent.name for folder in folders], counts)
+            given = {split: np.flatnonzero(of_picture == split) for split in SPLITS}
+        return self._listing(
+            FolderPictures(root, folders, names),
+            np.repeat([position[folder.name] for folder in folders], counts),
+            classes,
+            given,
             where=root.absolute(),
-            remedy=f"provide all of {', '.join(SPLITS)}, or put the classes directly into the root",
+            layout="<root>/<split>/<class>/<image>",
         )
-    return [folder for split in SPLITS for folder in _subfolders(root / split)]
+
+    def _class_folders(self, root: Path) -> list[Path]:
+        """List the folder of every class; in a folder that is split already, of all splits.
+
+        Raises:
+            DataError: A split is missing.
+        """
+        if not _is_split(root):
+            return _subfolders(root)
+        folders = {split: _subfolders(root / split) for split in SPLITS}
+        if missing := [split for split in self.splits_needed() if not folders[split]]:
+            raise DataError(
+                f"the folder is split already, but class folders are missing in"
+                f" {', '.join(missing)}",
+                where=root.absolute(),
+                remedy=f"provide all of {', '.join(self.splits_needed())}, or put the classes"
+                " directly into the root",
+            )
+        return [folder for of_split in folders.values() for folder in of_split]
+
+
+class FolderPictures:
+    """Pictures by folder; names as bytes, a fraction of a list of str.
+
+    Args:
+        root: Folder that the others are in.
+        folders: The folders.
+        names: Names of the pictures in each.
+    """
+
+    def __init__(
+        self, root: Path, folders: Sequence[Path], names: Sequence[npt.NDArray[np.bytes_]]
+    ) -> None:
+        self._folders, self._names = folders, names
+        self._prefixes = [os.fsencode(folder.relative_to(root)) + b"/" for folder in folders]
+        self._ends = np.cumsum([len(of_folder) for of_folder in names])
+
+    def paths(self, numbers: npt.NDArray[np.int64]) -> list[str]:
+        return [str(self._folders[f] / os.fsdecode(name)) for f, name in self._located(numbers)]
+
+    def names(self, numbers: npt.NDArray[np.int64]) -> list[bytes]:
+        return [self._prefixes[f] + name for f, name in self._located(numbers)]
+
+    def _located(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        """Yield number of the folder, and name, of each picture."""
+        folders = np.searchsorted(self._ends, numbers, side="right")
+        for number, f in zip(numbers.tolist(), folders.tolist(), strict=True):
+            yield f, self._names[f][number - self._ends[f]]  # counted from the folder's end
 
 
 def _is_split(root: Path) -> bool:

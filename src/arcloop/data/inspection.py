@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.atomic import sha256_file
 from arcloop.data.faults import Fault, Faults, Level
+from arcloop.data.origins import ORIGINS
 from arcloop.data.row_hashes import RowHashes, row_hashes
 from arcloop.data.shard_check import Shard, check_images, check_labels, list_shards
 from arcloop.data.shards import Images, Labels
@@ -39,12 +41,16 @@ class Inspection:
         counts: Split -> [C] images of each class.
         faults: What is wrong.
         samples: Label -> a few training images [H, W, C], for the first classes.
+        num_train_classes: Classes that are trained on, the first ones.
+        leave_one_out: Whether gallery is also the query split.
     """
 
     classes: list[str]
     counts: dict[str, Ints]
     faults: Faults
     samples: dict[int, list[Images]]
+    num_train_classes: int
+    leave_one_out: bool
 
 
 def inspect(
@@ -64,6 +70,7 @@ def inspect(
         label: [] for label in range(min(len(classes), _SAMPLED_CLASSES))
     }
     shards = list_shards(store)
+    leave_one_out = store.info.get("leave_one_out", False)
     blank: list[tuple[Shard, Ints]] = []
     with row_hashes() as hashes:
         for shard in shards:
@@ -81,9 +88,15 @@ def inspect(
                 if shard.split == "train" and labels is not None:
                     _sample(samples, images, labels[rows])
             advance(shard.rows)
-        _report_equal(hashes, shards, faults)
+        _report_equal(hashes, shards, faults, leave_one_out=leave_one_out)
+    for name in store.files:
+        if Path(name).name.startswith(ORIGINS):
+            _whole(store, name, faults)
+    if leave_one_out:
+        counts["query"] = counts["gallery"]
     _report_blank(blank, store, settings, faults)
-    return Inspection(classes, counts, faults, samples)
+    num_train_classes = store.info.get("train_classes", len(classes))
+    return Inspection(classes, counts, faults, samples, num_train_classes, leave_one_out)
 
 
 def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -99,15 +112,21 @@ def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def _read_classes(store: Artifact, faults: Faults) -> list[str]:
-    path = store.path / CLASSES
+    if _whole(store, CLASSES, faults):
+        return list(json.loads((store.path / CLASSES).read_bytes()))
+    return [f"class {label}" for label in range(store.info["classes"])]
+
+
+def _whole(store: Artifact, name: str, faults: Faults) -> bool:
+    path = store.path / name
     try:
-        if sha256_file(path) == store.file_sha256(CLASSES):
-            return list(json.loads(path.read_bytes()))
+        if sha256_file(path) == store.file_sha256(name):
+            return True
         message = "has other contents than when it was written"
     except OSError as cause:
         message = f"cannot be read: {cause.strerror}"
-    faults.add(Fault(level="error", check="checksum", message=message, file=CLASSES))
-    return [f"class {label}" for label in range(store.info["classes"])]
+    faults.add(Fault(level="error", check="checksum", message=message, file=name))
+    return False
 
 
 def _sample(samples: Mapping[int, list[Images]], images: Images, labels: Labels) -> None:
@@ -142,8 +161,14 @@ def _report_blank(
             )
 
 
-def _report_equal(hashes: RowHashes, shards: Sequence[Shard], faults: Faults) -> None:
-    """Report equal images: across splits an error for each pair of splits, within one a warning."""
+def _report_equal(
+    hashes: RowHashes, shards: Sequence[Shard], faults: Faults, *, leave_one_out: bool
+) -> None:
+    """Report equal images: across splits an error for each pair of splits, within one a warning.
+
+    By leave-one-out, a second image of gallery is another row than the query's own, and would be
+    found: an error, as it is between gallery and query.
+    """
     starts = np.array([shard.first for shard in shards])
     splits = np.array([shard.split for shard in shards])
 
@@ -168,6 +193,9 @@ def _report_equal(hashes: RowHashes, shards: Sequence[Shard], faults: Faults) ->
             first, *others = group[of_split == split].tolist()
             firsts.append(first)
             for row in others:
-                report("warning", "duplicate", row, first)
+                if leave_one_out and split == "gallery":
+                    report("error", "leak", row, first)
+                else:
+                    report("warning", "duplicate", row, first)
         for one, other in itertools.combinations(sorted(firsts), 2):
             report("error", "leak", other, one)

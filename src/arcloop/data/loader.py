@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arcloop.config import LoaderSettings
-from arcloop.data.sampler import ShuffledBatches
+from arcloop.data.sampler import EpochBatches
 from arcloop.data.store import Store
 from arcloop.errors import ResourceError
 
@@ -116,7 +116,7 @@ class ResumableLoader(BatchLoader):
     def __init__(
         self,
         dataset: Dataset[Batch],
-        batches: ShuffledBatches,
+        batches: EpochBatches,
         settings: LoaderSettings,
         trained: Callable[[], int],
     ) -> None:
@@ -126,7 +126,7 @@ class ResumableLoader(BatchLoader):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # declared as a private class
         # A generator: nothing starts before the first batch is asked for, which is after Lightning
         # has set the epoch and restored its progress.
-        assert isinstance(self.sampler, ShuffledBatches)
+        assert isinstance(self.sampler, EpochBatches)
         self.sampler.first = self._trained()
         yield from super().__iter__()
 

@@ -1,49 +1,74 @@
-"""Pictures found in folders, decoded on all cores straight into the store."""
+"""Pictures found by a source, decoded on all cores straight into the store."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.data.origins import (
+    Difference,
+    Held,
+    Origins,
+    compare,
+    file_versions,
+    make_origins,
+)
 from arcloop.data.shards import SplitWriter, rows_per_block
-from arcloop.data.source import Listing
+from arcloop.data.shares import Growth
+from arcloop.data.source import SPLITS, Listing
 from arcloop.data.workers import run_tasks
 from arcloop.errors import DataError
 from arcloop.images import ImageError, decode
 
+Ints = npt.NDArray[np.int64]
+
 _SLICE_ROWS = 128
+_BLOCK_NAMES = 1 << 16
 _NAMED = 10
 
 
-@dataclass(frozen=True)
-class ClassFolder:
-    """The pictures in one folder, all of one class; names as bytes, a fraction of a list of str."""
+class Pictures(Protocol):
+    """Files of pictures, numbered."""
 
-    path: Path
-    label: int
-    names: npt.NDArray[np.bytes_]
+    def paths(self, numbers: Ints) -> list[str]:
+        """Return where these are."""
+
+    def names(self, numbers: Ints) -> list[bytes]:
+        """Return their paths from the root of the source, by which a store knows them."""
 
 
 @dataclass
 class PictureListing(Listing):
-    """Pictures by folder, and which of them, counted over all folders, each split consists of."""
+    """Pictures, and which of them each split consists of.
+
+    Attributes:
+        pictures: The files.
+        labels: [N] class of each.
+        order: Split -> numbers of its pictures.
+        skip_bad: Leave out pictures that cannot be read.
+        growth: How pictures that are appended to a store are split; None: as `order` says.
+    """
 
     classes: list[str]
     image_shape: tuple[int, int, int]
-    folders: Sequence[ClassFolder]
-    order: Mapping[str, npt.NDArray[np.int64]]
+    pictures: Pictures
+    labels: npt.NDArray[np.integer]
+    order: Mapping[str, Ints]
     skip_bad: bool
+    growth: Growth | None
+    num_train_classes: int
+    leave_one_out: bool
 
     def __post_init__(self) -> None:
         self.rows = {split: len(pictures) for split, pictures in self.order.items()}
-        self._ends = np.cumsum([len(folder.names) for folder in self.folders])
+        self._versions = {split: np.zeros((rows, 2), np.int64) for split, rows in self.rows.items()}
 
     def fill(
         self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
@@ -53,7 +78,9 @@ class PictureListing(Listing):
         bad: list[BadPicture] = []
         for done in run_tasks(decode_slice, self._slices(writers, size), min(workers, slices)):
             bad += done.bad
-            advance(done.rows)
+            rows = len(done.versions)
+            self._versions[done.split][done.start : done.start + rows] = done.versions
+            advance(rows)
         bad.sort(key=lambda picture: picture.path)
         if bad and not self.skip_bad:
             listed = "".join(f"\n    {p.path}: {p.reason}" for p in bad[:_NAMED])
@@ -67,17 +94,52 @@ class PictureListing(Listing):
             dropped[picture.split][picture.row] = picture.path
         return dropped
 
+    def origins(self, split: str, rows: Ints) -> Origins:
+        return make_origins(
+            self.pictures.names(self.order[split][rows]), self._versions[split][rows]
+        )
+
+    def difference(self, held: Held) -> Difference:
+        everything = np.arange(len(self.labels))
+        blocks = np.array_split(everything, math.ceil(len(everything) / _BLOCK_NAMES))
+        position = {name: label for label, name in enumerate(held.classes)}
+        label_there = np.array([position.get(name, -1) for name in self.classes], np.int64)
+        split = None
+        if self.growth is None:
+            split = np.full(len(self.labels), -1, np.int64)
+            for name, pictures in self.order.items():
+                split[pictures] = SPLITS.index(name)
+        return compare(
+            held.rows,
+            np.concatenate([np.array(self.pictures.names(block), bytes) for block in blocks]),
+            lambda numbers: file_versions(self.pictures.paths(numbers)),
+            label_there[self.labels],
+            split,
+        )
+
+    def beyond(self, new: npt.NDArray[np.bool_], held: Held) -> PictureListing:
+        known = set(held.classes)
+        classes = [*held.classes, *(name for name in self.classes if name not in known)]
+        position = {name: label for label, name in enumerate(classes)}
+        labels = np.array([position[name] for name in self.classes], np.int64)[self.labels]
+        numbers = np.flatnonzero(new)
+        if self.growth is None:
+            order = {split: pictures[new[pictures]] for split, pictures in self.order.items()}
+        else:
+            drawn = self.growth.assign(labels[numbers], held, classes)
+            order = {split: numbers[drawn == SPLITS.index(split)] for split in self.order}
+        num_train_classes = held.train_classes_after(
+            classes, labels[order["train"]], leave_one_out=self.leave_one_out
+        )
+        return replace(
+            self, classes=classes, labels=labels, order=order, num_train_classes=num_train_classes
+        )
+
     def _slices(self, writers: Mapping[str, SplitWriter], size: int) -> Iterator[Slice]:
         for split, pictures in self.order.items():
             for start in range(0, len(pictures), size):
                 chosen = pictures[start : start + size]
-                folders = np.searchsorted(self._ends, chosen, side="right")
-                paths, labels = [], []
-                for picture, number in zip(chosen, folders, strict=True):
-                    folder = self.folders[number]
-                    name = folder.names[picture - self._ends[number]]  # counted from its end
-                    paths.append(str(folder.path / os.fsdecode(name)))
-                    labels.append(folder.label)
+                paths, labels = self.pictures.paths(chosen), self.labels[chosen].tolist()
                 yield Slice(split, writers[split], start, paths, labels)
 
 
@@ -104,9 +166,18 @@ class BadPicture:
 
 @dataclass(frozen=True)
 class SliceDone:
-    """How many rows a slice had, and those that are bad."""
+    """What became of a slice.
 
-    rows: int
+    Attributes:
+        split: Its split.
+        start: Its first row.
+        versions: [rows, 2] size and time of change of each file when it was read.
+        bad: Those that could not be.
+    """
+
+    split: str
+    start: int
+    versions: Ints
     bad: list[BadPicture]
 
 
@@ -114,13 +185,17 @@ def decode_slice(task: Slice) -> SliceDone:
     """Decode pictures and write them to their rows; rows of bad ones stay black."""
     height, width, channels = task.writer.image_shape
     images = np.zeros((len(task.paths), height, width, channels), np.uint8)
+    versions = np.zeros((len(task.paths), 2), np.int64)
     bad = []
     for number, path in enumerate(task.paths):
         try:
-            content = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                stat = os.fstat(file.fileno())
+                content = file.read()
+            versions[number] = stat.st_size, stat.st_mtime_ns
             images[number] = decode(content, height=height, width=width, channels=channels)
         except (ImageError, OSError) as cause:
             reason = cause.strerror if isinstance(cause, OSError) else str(cause)
             bad.append(BadPicture(task.split, task.start + number, path, str(reason)))
     task.writer.write(task.start, images, np.array(task.labels, np.int64))
-    return SliceDone(len(task.paths), bad)
+    return SliceDone(task.split, task.start, versions, bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import Sampler
 from arcloop.errors import DataError
 
 Rows = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64]
 
 
 def place() -> tuple[int, int]:
@@ -21,48 +23,86 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-class ShuffledBatches(Sampler[Rows]):
-    """Batches of an epoch in random order; the incomplete last one is left out.
+class EpochBatches(Sampler[Rows], ABC):
+    """Batches of training: an epoch is one order of rows, which all processes share.
 
     Each process takes its part of every global batch, so one process with batches of 256 and two
-    with 128 train on the same global batches. Rows within a batch ascend: their order means nothing
+    with 128 train on the same global batches. Rows within a part ascend: their order means nothing
     to a loss, and files are read forwards.
 
     Args:
-        rows: Rows of the split.
+        batches: Batches in an epoch.
         batch_size: Rows in a batch of one process.
-        seed: Of the shuffling.
+        world: Processes.
+        seed: Of every draw, together with the epoch.
 
     Attributes:
         epoch: Epoch whose order `__iter__` follows; set by Lightning through `set_epoch`.
         first: Batch that `__iter__` starts with.
     """
 
-    def __init__(self, *, rows: int, batch_size: int, seed: int) -> None:
-        world = place()[1]
-        if rows < 2 * world:
-            raise DataError(
-                f"train has {rows} images: too few for {world} process(es)",
-                remedy="give it more images, or train in one process",
-            )
-        # A split smaller than a batch is one batch.
-        self._rows, self._batch_size, self._seed = rows, min(batch_size, rows // world), seed
+    def __init__(self, *, batches: int, batch_size: int, world: int, seed: int) -> None:
+        self._batches, self._batch_size = batches, batch_size
+        self._world, self._seed = world, seed
         self.epoch = 0
         self.first = 0
+
+    @abstractmethod
+    def order(self, random: np.random.Generator) -> Rows:
+        """Draw an epoch: rows of its global batches one after another, int64 [N] or more."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next `__iter__`."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._rows // (self._batch_size * place()[1])
+        return self._batches
 
     def __iter__(self) -> Iterator[Rows]:
         rank, world = place()
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._rows)
-        for batch in range(self.first, len(self)):
+        assert world == self._world
+        order = self.order(np.random.default_rng([self._seed, self.epoch]))
+        for batch in range(self.first, self._batches):
             start = (batch * world + rank) * self._batch_size
             yield np.sort(order[start : start + self._batch_size])
+
+
+class ShuffledBatches(EpochBatches):
+    """Every row at most once an epoch, in random order; the incomplete last batch is left out.
+
+    Args:
+        labels_N: Class of every row of the split.
+        batch_size: Rows in a batch of one process; a split smaller than a batch is one batch.
+        world: Processes.
+        seed: Of the shuffling.
+
+    Raises:
+        DataError: There are fewer than two rows for each process.
+    """
+
+    def __init__(self, *, labels_N: Labels, batch_size: int, world: int, seed: int) -> None:
+        self._rows = len(labels_N)
+        size = rows_of_a_batch(self._rows, batch_size, world)
+        super().__init__(
+            batches=self._rows // (size * world), batch_size=size, world=world, seed=seed
+        )
+
+    def order(self, random: np.random.Generator) -> Rows:
+        return random.permutation(self._rows)
+
+
+def rows_of_a_batch(rows: int, batch_size: int, world: int) -> int:
+    """Return the rows of a process in a batch: `batch_size`, or its part of a smaller split.
+
+    Raises:
+        DataError: There are fewer than two rows for each process: too few for a batch norm.
+    """
+    if rows < 2 * world:
+        raise DataError(
+            f"train has {rows} images: too few for {world} process(es)",
+            remedy="give it more images, or train in one process",
+        )
+    return min(batch_size, rows // world)
 
 
 class OrderedBatches(Sampler[Rows]):
@@ -80,7 +120,13 @@ class OrderedBatches(Sampler[Rows]):
 
     def _part(self) -> range:
         rank, world = place()
-        return range(self._rows * rank // world, self._rows * (rank + 1) // world)
+        # Whole batches, those that one process has: what a network gives for an image may depend in
+        # the last bit on how many others are with it. A process without a batch would be left out
+        # of what the others do together, so a few rows are shared out by row.
+        unit = self._batch_size if self._rows >= world * self._batch_size else 1
+        units = -(-self._rows // unit)
+        first, last = (units * end // world * unit for end in (rank, rank + 1))
+        return range(min(first, self._rows), min(last, self._rows))
 
     def __len__(self) -> int:
         return -(-len(self._part()) // self._batch_size)

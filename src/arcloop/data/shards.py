@@ -1,4 +1,8 @@
-"""The files of one split: `images-00000.npy` (uint8 N,H,W,C) beside `labels-00000.npy` (int64)."""
+"""The files of one split: `images-00000.npy` (uint8 N,H,W,C) beside `labels-00000.npy` (int64).
+
+Where images are kept encoded, `jpeg-00000.npy` (uint8, all bytes in one row) and
+`offsets-00000.npy` (int64 N+1, where each image starts in them) stand for `images-00000.npy`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +40,16 @@ def labels_file(shard: int) -> str:
     return f"labels-{shard:05d}.npy"
 
 
+def jpeg_file(shard: int) -> str:
+    """Return the name of a shard's encoded images."""
+    return f"jpeg-{shard:05d}.npy"
+
+
+def offsets_file(shard: int) -> str:
+    """Return the name of the file that says where each encoded image starts."""
+    return f"offsets-{shard:05d}.npy"
+
+
 def npy_header(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bytes:
     """Return what a .npy of this shape and type starts with.
 
@@ -55,20 +71,29 @@ def rows_per_block(image_shape: Sequence[int]) -> int:
     return max(1, _BLOCK_BYTES // math.prod(image_shape))
 
 
-def pieces(start: int, stop: int, shard_rows: int) -> Iterator[tuple[int, slice, slice]]:
+def pieces(
+    start: int, stop: int, ends: npt.NDArray[np.int64]
+) -> Iterator[tuple[int, slice, slice]]:
     """Cut rows `start` to `stop` of a split at the shards' borders.
+
+    Args:
+        start: First row.
+        stop: Row after the last.
+        ends: [shards] row after the last of each shard.
 
     Yields:
         Shard, rows within the shard, and where they are among the rows asked for.
 
     Example:
-        >>> list(pieces(3, 6, shard_rows=5))
+        >>> list(pieces(3, 6, ends=np.array([5, 10])))
         [(0, slice(3, 5, None), slice(0, 2, None)), (1, slice(0, 1, None), slice(2, 3, None))]
     """
-    for shard in range(start // shard_rows, -(-stop // shard_rows)):
-        first = shard * shard_rows
-        low, high = max(start, first), min(stop, first + shard_rows)
-        yield shard, slice(low - first, high - first), slice(low - start, high - start)
+    shard, done = int(ends.searchsorted(start, side="right")), start
+    while done < stop:
+        first = int(ends[shard - 1]) if shard else 0
+        high = min(stop, int(ends[shard]))
+        yield shard, slice(done - first, high - first), slice(done - start, high - start)
+        shard, done = shard + 1, high
 
 
 @dataclass(frozen=True)
@@ -82,12 +107,14 @@ class SplitWriter:
         rows: Rows in all.
         shard_rows: Rows in every shard but the last.
         image_shape: (H, W, C).
+        first_shard: Number of the first shard.
     """
 
     folder: Path
     rows: int
     shard_rows: int
     image_shape: tuple[int, int, int]
+    first_shard: int = 0
 
     @property
     def shards(self) -> list[int]:
@@ -95,16 +122,25 @@ class SplitWriter:
         whole, rest = divmod(self.rows, self.shard_rows)
         return [self.shard_rows] * whole + ([rest] if rest else [])
 
-    def allocate(self) -> SplitWriter:
+    @cached_property
+    def numbered(self) -> list[tuple[int, int]]:
+        """Number and rows of each shard."""
+        return list(enumerate(self.shards, start=self.first_shard))
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return np.cumsum(self.shards, dtype=np.int64)
+
+    def allocate(self) -> Self:
         """Create the files in full size.
 
         Raises:
             OSError: No space is left.
         """
         self.folder.mkdir()
-        for shard, rows in enumerate(self.shards):
-            _allocate(self.folder / images_file(shard), (rows, *self.image_shape), np.uint8)
-            _allocate(self.folder / labels_file(shard), (rows,), np.int64)
+        for shard, rows in self.numbered:
+            allocate(self.folder / images_file(shard), (rows, *self.image_shape), np.uint8)
+            allocate(self.folder / labels_file(shard), (rows,), np.int64)
         return self
 
     def write(self, start: int, images: Images, labels: Labels) -> None:
@@ -115,12 +151,23 @@ class SplitWriter:
             images: [N, H, W, C].
             labels: [N].
         """
-        for shard, rows, piece in pieces(start, start + len(labels), self.shard_rows):
+        for number, rows, piece in pieces(start, start + len(labels), self._ends):
+            shard = self.first_shard + number
             npy.open_memmap(self.folder / images_file(shard), "r+")[rows] = images[piece]
             npy.open_memmap(self.folder / labels_file(shard), "r+")[rows] = labels[piece]
 
-    def without(self, dropped: Sequence[int]) -> SplitWriter:
-        """Write the split again, leaving out these rows; return the writer of what is left."""
+    def finish(self, dropped: Sequence[int]) -> Self:
+        """Bring the files into their last form when every row is written.
+
+        Args:
+            dropped: Rows to leave out.
+
+        Returns:
+            The writer of what is left.
+        """
+        return self._without(dropped) if dropped else self
+
+    def _without(self, dropped: Sequence[int]) -> Self:
         keep = np.ones(self.rows, dtype=bool)
         keep[list(dropped)] = False
         folder = self.folder.with_name(self.folder.name + "-kept")
@@ -128,7 +175,8 @@ class SplitWriter:
         done, block = 0, rows_per_block(self.image_shape)
         for start in range(0, self.rows, block):
             stop = min(start + block, self.rows)
-            for shard, rows, piece in pieces(start, stop, self.shard_rows):
+            for number, rows, piece in pieces(start, stop, self._ends):
+                shard = self.first_shard + number
                 chosen = keep[start + piece.start : start + piece.stop]
                 images = np.load(self.folder / images_file(shard), mmap_mode="r")[rows][chosen]
                 labels = np.load(self.folder / labels_file(shard), mmap_mode="r")[rows][chosen]
@@ -139,7 +187,7 @@ class SplitWriter:
         return replace(kept, folder=self.folder)
 
 
-def _allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
     """Create a .npy of this shape with its blocks reserved on the disk.
 
     Writing through a map into blocks that were never reserved kills the process with SIGBUS when

@@ -8,13 +8,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from arcloop import quantities
 from arcloop.data.shards import SplitWriter
 from arcloop.errors import DataError
-from arcloop.quantities import PositiveInt
+from arcloop.quantities import JpegQuality, PositiveInt
 
+if TYPE_CHECKING:
+    from arcloop.data.origins import Difference, Held
+
+_PLACE = ("root", "file")
 SPLITS = ("train", "val", "gallery", "query")
 """`train` learns, `val` selects the checkpoint, `gallery` fills the index, `query` judges."""
 
@@ -25,12 +32,16 @@ class Listing(ABC):
     Attributes:
         classes: Class names; a label is a position in it.
         image_shape: (H, W, C) of every image.
-        rows: Split -> number of its rows.
+        rows: Split -> number of its rows, of every split that is stored.
+        num_train_classes: Classes to train on: the first of them, where splits are by class.
+        leave_one_out: Whether gallery is also the query split, whose rows are then stored once.
     """
 
     classes: list[str]
     image_shape: tuple[int, int, int]
     rows: Mapping[str, int]
+    num_train_classes: int
+    leave_one_out: bool
 
     @abstractmethod
     def fill(
@@ -50,6 +61,30 @@ class Listing(ABC):
             DataError: Something could not be read, and the settings do not say to skip it.
         """
 
+    def origins(self, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
+        """Return the files that these rows of a split were read from, see `origins.py`.
+
+        Returns:
+            None where a row is not a file of its own.
+        """
+        return None
+
+    def difference(self, held: Held) -> Difference:
+        """Compare what is listed with what a store holds; of appendable sources."""
+        raise NotImplementedError
+
+    def beyond(self, new: npt.NDArray[np.bool_], held: Held) -> Listing:
+        """Return a listing of the new images alone, to be appended; of appendable sources.
+
+        Args:
+            new: [N] whether a listed image is new.
+            held: What the store holds. Its classes keep their labels, new ones come after.
+
+        Raises:
+            DataError: They cannot be added to its splits.
+        """
+        raise NotImplementedError
+
 
 @dataclass(kw_only=True)
 class Source(ABC):
@@ -58,10 +93,17 @@ class Source(ABC):
     Attributes:
         name: Names the store's folder.
         shard_rows: Rows in one shard of the store.
+        encoding: How the store keeps images: "raw", as pixels, read fastest; or "jpeg", a fraction
+            of the space, lossy, and decoded whenever they are read.
+        jpeg_quality: Of "jpeg": 1 to 100.
     """
+
+    appendable = False  # whether new images can be told from those that a store holds
 
     name: str
     shard_rows: PositiveInt
+    encoding: Literal["raw", "jpeg"]
+    jpeg_quality: JpegQuality
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self), include_extras=True)
@@ -90,7 +132,11 @@ class Source(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return what else decides on the store's contents: all fields but the place."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "root"}
+        unused = set(_PLACE)
+        if self.encoding == "raw":
+            unused |= {"encoding", "jpeg_quality"}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in unused}
 
 
 def existing_root(root: str) -> Path:

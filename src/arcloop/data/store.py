@@ -1,4 +1,7 @@
-"""The store: uint8 images and int64 labels of four splits, in shards, read through memory maps."""
+"""The store: uint8 images and int64 labels of four splits, in shards, read through memory maps.
+
+Images that are kept as JPEG are decoded as they are read, so the rest sees pixels all the same.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import numpy.typing as npt
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.data.shards import Images, Labels, images_file, labels_file, pieces
+from arcloop.data.shard_reading import JpegShard, RawShard, ShardImages, in_threads
+from arcloop.data.shards import Images, Labels, labels_file, pieces
 
 CLASSES = "classes.json"
 
@@ -30,13 +34,20 @@ class Store:
         artifact: What it was opened from.
         classes: Class names; a label is a position in it.
         image_shape: (H, W, C).
+        encoded: Whether images are decoded at every read.
+        num_train_classes: Classes of train: those with the first labels.
+        leave_one_out: Whether gallery is also the query split: row i of the one is row i of the
+            other, in the same files.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        self.encoded = artifact.info.get("encoding", "raw") != "raw"
         height, width, channels = artifact.info["image_shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
         self.classes: list[str] = json.loads((artifact.path / CLASSES).read_bytes())
+        self.num_train_classes: int = artifact.info.get("train_classes", len(self.classes))
+        self.leave_one_out: bool = artifact.info.get("leave_one_out", False)
         self._shards: dict[str, list[int]] = {
             split: facts["shards"] for split, facts in artifact.info["splits"].items()
         }
@@ -63,7 +74,9 @@ class Store:
         shards = range(len(self._shards[split]))
         return np.concatenate([np.load(self._folder(split) / labels_file(s)) for s in shards])
 
-    def batches(self, split: str, batch_rows: int) -> Iterator[tuple[Images, Labels]]:
+    def batches(
+        self, split: str, batch_rows: int, part: range | None = None
+    ) -> Iterator[tuple[Images, Labels]]:
         """Stream a split in order, in the memory of a batch.
 
         Nothing stays mapped between batches: touched pages of a map count as this process's memory.
@@ -71,20 +84,21 @@ class Store:
         Args:
             split: One of `SPLITS`.
             batch_rows: Rows in a batch; the last may be shorter.
+            part: Which rows; None: all.
 
         Yields:
             uint8 [N, H, W, C] and int64 [N], of which the caller may do what it likes.
         """
-        rows = self.rows(split)
-        for start in range(0, rows, batch_rows):
-            stop = min(start + batch_rows, rows)
+        part = range(self.rows(split)) if part is None else part
+        ends = self._ends(split)
+        for start in range(part.start, part.stop, batch_rows):
+            stop = min(start + batch_rows, part.stop)
             images = np.empty((stop - start, *self.image_shape), np.uint8)
             labels = np.empty(stop - start, np.int64)
-            # Every shard but the last has as many rows as the first.
-            for shard, source, target in pieces(start, stop, self._shards[split][0]):
-                folder = self._folder(split)
-                images[target] = np.load(folder / images_file(shard), mmap_mode="r")[source]
-                labels[target] = np.load(folder / labels_file(shard), mmap_mode="r")[source]
+            for shard, source, target in pieces(start, stop, ends):
+                self._read(self._shard(split, shard), source, images[target])
+                file = self._folder(split) / labels_file(shard)
+                labels[target] = np.load(file, mmap_mode="r")[source]
             yield images, labels
 
     def gather(self, split: str, indices: npt.NDArray[np.int64]) -> tuple[Images, Labels]:
@@ -111,13 +125,10 @@ class Store:
             raise IndexError(f"rows of {split} are 0 to {rows - 1}")
         opened = self._opened.get(split) or self._opened.setdefault(split, self._open(split))
         images = np.empty((len(indices), *self.image_shape), np.uint8)
-        start = 0
-        stops = indices.searchsorted(opened.ends).tolist()
-        for shard, first, stop in zip(opened.images, opened.starts, stops, strict=True):
-            if stop > start:
-                # "clip" lets take() write straight into the result; "raise" goes through a buffer.
-                shard.take(indices[start:stop] - first, 0, images[start:stop], "clip")
-            start = stop
+        if self.encoded:
+            in_threads(lambda part: opened.read(indices[part], images[part]), len(indices))
+        else:
+            opened.read(indices, images)
         labels = opened.labels[indices]
         if order is None:
             return images, labels
@@ -126,15 +137,28 @@ class Store:
         return images[back], labels[back]
 
     def _folder(self, split: str) -> Path:
-        return self.artifact.path / split
+        stored = "gallery" if split == "query" and self.leave_one_out else split
+        return self.artifact.path / stored
+
+    def _ends(self, split: str) -> npt.NDArray[np.int64]:
+        return np.cumsum(self._shards[split], dtype=np.int64)
+
+    def _shard(self, split: str, shard: int) -> ShardImages:
+        return (JpegShard if self.encoded else RawShard)(self._folder(split), shard)
+
+    def _read(self, shard: ShardImages, rows: slice, out: Images) -> None:
+        if not self.encoded:
+            shard.read(rows, out)
+            return
+
+        def read(part: slice) -> None:
+            shard.read(slice(rows.start + part.start, rows.start + part.stop), out[part])
+
+        in_threads(read, len(out))
 
     def _open(self, split: str) -> _OpenSplit:
-        ends = np.cumsum(self._shards[split])
-        images = [
-            # Plain arrays: a memmap's own Python code costs more than reading a few rows.
-            np.load(self._folder(split) / images_file(shard), mmap_mode="r").view(np.ndarray)
-            for shard in range(len(ends))
-        ]
+        ends = self._ends(split)
+        images = [self._shard(split, shard) for shard in range(len(ends))]
         return _OpenSplit(images, [0, *ends[:-1].tolist()], ends, self.labels(split))
 
 
@@ -142,7 +166,16 @@ class Store:
 class _OpenSplit:
     """What `gather` keeps open: mapped shards, the row at which each starts and ends, labels."""
 
-    images: list[Images]
+    images: list[ShardImages]
     starts: list[int]
     ends: npt.NDArray[np.int64]
     labels: Labels
+
+    def read(self, rows: npt.NDArray[np.int64], out: Images) -> None:
+        """Put ascending rows of the split into `out`."""
+        start = 0
+        stops = rows.searchsorted(self.ends).tolist()
+        for shard, first, stop in zip(self.images, self.starts, stops, strict=True):
+            if stop > start:
+                shard.read(rows[start:stop] - first, out[start:stop])
+            start = stop

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from arcloop.atomic import sha256_json
+from arcloop.data.disjoint import class_totals
 from arcloop.data.image_size import height_and_width
 from arcloop.data.shards import Images, Labels, SplitWriter, rows_per_block
 from arcloop.data.source import SPLITS, Listing, Source
@@ -24,10 +25,14 @@ class SyntheticSource(Source):
     """Each class is a seeded pattern of 7 x 7 cells; each image is its pattern with noise.
 
     Attributes:
-        num_classes: Classes; row i is of class i modulo this.
+        num_classes: Classes; row i of a split is of class i modulo this.
         image_size: Height and width, or one number for both, in pixels.
         channels: 1 or 3.
         train: Rows of this split, as are `val`, `gallery` and `query`.
+        split: "stratified": every split has all classes. "disjoint": train, val and gallery have
+            no class in common, and gallery is also the query split, by leave-one-out.
+        val_classes: If disjoint, classes (int) or share of all classes (float) of val.
+        test_classes: If disjoint, classes or share of gallery.
         noise: Half-width of the uniform noise, as a share of the range of a pixel.
         seed: Of patterns and noise.
     """
@@ -39,6 +44,9 @@ class SyntheticSource(Source):
     val: PositiveInt
     gallery: PositiveInt
     query: PositiveInt
+    split: Literal["stratified", "disjoint"]
+    val_classes: PositiveInt | Fraction
+    test_classes: PositiveInt | Fraction
     noise: Fraction
     seed: NonNegativeInt
 
@@ -52,12 +60,22 @@ class SyntheticSource(Source):
     def open(self) -> Listing:
         height, width = height_and_width(self.image_size)
         digits = len(str(self.num_classes - 1))
+        totals = {} if self.split == "stratified" else self._class_totals()
         return SyntheticListing(
             classes=[f"class-{label:0{digits}d}" for label in range(self.num_classes)],
             image_shape=(height, width, self.channels),
-            rows={split: getattr(self, split) for split in SPLITS},
+            rows={split: getattr(self, split) for split in totals or SPLITS},
             noise=self.noise,
             seed=self.seed,
+            class_totals=totals,
+        )
+
+    def _class_totals(self) -> dict[str, int]:
+        return class_totals(
+            self.num_classes,
+            val_classes=self.val_classes,
+            test_classes=self.test_classes,
+            where="data.num_classes",
         )
 
 
@@ -70,9 +88,12 @@ class SyntheticListing(Listing):
     rows: Mapping[str, int]
     noise: float
     seed: int
+    class_totals: Mapping[str, int]  # classes of each split, in this order; empty: all of all
     _patterns: Images = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.num_train_classes = self.class_totals.get("train", len(self.classes))
+        self.leave_one_out = bool(self.class_totals)
         shape = (len(self.classes), _CELLS, _CELLS, self.image_shape[2])
         self._patterns = np.random.default_rng(self.seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -93,7 +114,9 @@ class SyntheticListing(Listing):
     def generate(self, split: str, start: int, stop: int) -> tuple[Images, Labels]:
         """Return images [N, H, W, C] and labels [N] of rows `start` to `stop` of a split."""
         height, width, channels = self.image_shape
-        labels = np.arange(start, stop, dtype=np.int64) % len(self.classes)
+        labels = self._first_class(split) + np.arange(start, stop, dtype=np.int64) % (
+            self.class_totals.get(split, len(self.classes))
+        )
         rows = np.arange(height) * _CELLS // height
         columns = np.arange(width) * _CELLS // width
         pattern_NHWC = self._patterns[labels[:, None, None], rows[:, None], columns]
@@ -108,3 +131,7 @@ class SyntheticListing(Listing):
         noise = np.rint((np.arange(256) - 127.5) * 2 * self.noise).astype(np.int16)
         noisy = pattern_NHWC + noise[random_NHWC].reshape(pattern_NHWC.shape)
         return noisy.clip(0, 255).astype(np.uint8), labels
+
+    def _first_class(self, split: str) -> int:
+        before = SPLITS[: SPLITS.index(split)]
+        return sum(self.class_totals.get(earlier, 0) for earlier in before)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.atomic import locked, write_bytes, write_json
 from arcloop.data.faults import Fault
@@ -73,7 +74,7 @@ def _passed_already(
 
 def _inspect(store: Artifact, output: Path, settings: ValidationSettings) -> Inspection:
     config = {"validation": asdict(settings)}
-    with artifacts.writing(
+    with drafts.writing(
         output, "validation", config=config, parents={"store": store.sha256}
     ) as draft:
         rows = sum(facts["rows"] for facts in store.info["splits"].values())
@@ -94,33 +95,75 @@ def _inspect(store: Artifact, output: Path, settings: ValidationSettings) -> Ins
 def class_faults(found: Inspection, settings: ValidationSettings) -> Iterator[Fault]:
     """Yield what is wrong with the number of images of each class.
 
-    `val` is judged by leave-one-out neighbours, so a class needs two images in it; what is not in
-    the gallery cannot be found there.
+    `val` is judged by leave-one-out neighbours, so a class needs two images in it, and so is
+    `gallery` where it is the query split too; what is not in the gallery cannot be found there.
     """
-    least = {"train": settings.min_images_per_class, "val": 2, "gallery": 1}
-    for split, wanted in least.items():
-        for label in np.flatnonzero(found.counts[split] < wanted):
-            yield Fault(
-                level="error",
-                check="class size",
-                message=f"class {found.classes[label]!r} has {found.counts[split][label]} image(s);"
-                f" at least {wanted} are needed",
-                split=split,
-            )
-    for label in np.flatnonzero(found.counts["query"] == 0):
-        yield Fault(
-            level="warning",
-            check="class size",
-            message=f"class {found.classes[label]!r} has no images, so it is not judged",
-            split="query",
+    trained = found.num_train_classes
+    wanted = {
+        "train": settings.min_images_per_class,
+        "val": 2,
+        "gallery": 2 if found.leave_one_out else 1,
+    }
+    belongs = _classes_of(found)
+    for split, least in wanted.items():
+        for label in np.flatnonzero(belongs[split] & (found.counts[split] < least)):
+            yield _class_fault(
+                found, label, split, f"{found.counts[split][label]} image(s); at least {least} are"
+                " needed"
+            )  # fmt: skip
+    in_splits = np.stack([found.counts[split] > 0 for split in SPLITS])
+    for label in np.flatnonzero(
+        ~in_splits.any(axis=0) & (np.arange(len(found.classes)) >= trained)
+    ):
+        yield _class_fault(found, label, None, "no images")
+    for label in np.flatnonzero(belongs["gallery"] & ~in_splits[SPLITS.index("query")]):
+        yield replace(
+            _class_fault(found, label, "query", "no images, so it is not judged"), level="warning"
         )
-    smallest, largest = int(found.counts["train"].min()), int(found.counts["train"].max())
+    yield from _shared_classes(found)
+    smallest, largest = (
+        int(bound) for bound in (found.counts["train"][:trained].min(), found.counts["train"].max())
+    )
     if largest > settings.max_imbalance * smallest:
         yield Fault(
             level="warning",
             check="imbalance",
             message=f"the largest class has {largest} images, the smallest {smallest}",
             split="train",
+        )
+
+
+def _class_fault(found: Inspection, label: np.integer, split: str | None, what: str) -> Fault:
+    message = f"class {found.classes[label]!r} has {what}"
+    return Fault(level="error", check="class size", message=message, split=split)
+
+
+def _classes_of(found: Inspection) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return which classes belong to a split: all, or with class-disjoint splits its own."""
+    trained = np.arange(len(found.classes)) < found.num_train_classes
+    if trained.all():
+        return dict.fromkeys(SPLITS, trained)
+    judged = (found.counts["gallery"] > 0) | (found.counts["query"] > 0)
+    return {
+        "train": trained,
+        "val": ~trained & (found.counts["val"] > 0),
+        "gallery": ~trained & judged,
+    }
+
+
+def _shared_classes(found: Inspection) -> Iterator[Fault]:
+    """Yield the classes that are on two sides of class-disjoint splits."""
+    if found.num_train_classes == len(found.classes):
+        return
+    there = {split: found.counts[split] > 0 for split in SPLITS}
+    sides = [there["train"], there["val"], there["gallery"] | there["query"]]
+    for label in np.flatnonzero(np.sum(sides, axis=0) > 1):
+        within = ", ".join(split for split in SPLITS if there[split][label])
+        yield Fault(
+            level="error",
+            check="class overlap",
+            message=f"class {found.classes[label]!r} is in {within}, but the splits have no class"
+            " in common",
         )
 
 

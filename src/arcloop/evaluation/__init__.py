@@ -2,8 +2,13 @@
 
 from arcloop.evaluation.calibration import calibrate_threshold
 from arcloop.evaluation.gate import gate
-from arcloop.evaluation.judge import Judgement, judge
+from arcloop.evaluation.judge import Findings, Judgement, conclude, examine, judge
+from arcloop.evaluation.latency import search_times
+from arcloop.evaluation.mistake_sheet import mistake_sheet
 from arcloop.evaluation.mistakes import Mistake
 from arcloop.evaluation.report import write_report
 
-__all__ = ["Judgement", "Mistake", "calibrate_threshold", "gate", "judge", "write_report"]
+__all__ = [
+    "Findings", "Judgement", "Mistake", "calibrate_threshold", "conclude", "examine", "gate",
+    "judge", "mistake_sheet", "search_times", "write_report",
+]  # fmt: skip

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.evaluation.leave_one_out import without_own
 from arcloop.evaluation.mistakes import WorstMistakes
-from arcloop.evaluation.retrieval_metrics import recall_at_k
+from arcloop.evaluation.retrieval_metrics import precision_at_k, recall_at_k
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -16,6 +19,58 @@ Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
 """Embeddings [B, D] and k -> similarities and gallery rows [B, k], nearest first; row -1: none."""
 
 _RECALLS = (1, 5, 10)
+_PRECISIONS = (5, 10)
+
+
+@dataclass
+class AnswerCounts:
+    """What was counted of some queries; parts of a split are merged in its order.
+
+    Attributes:
+        worst: The worst mistakes.
+        hits: Queries with one of their class among the first 1, 5 and 10.
+        precisions: Sum of Precision@5 and @10 over the queries of each batch.
+        unknown: Queries answered "unknown".
+        labels: Class of every query, by batch; half the width: they are kept of every query.
+        predicted: Class it was answered with, by batch; -1: none.
+    """
+
+    worst: WorstMistakes
+    hits: Labels = field(default_factory=lambda: np.zeros(len(_RECALLS), np.int64))
+    precisions: list[tuple[float, ...]] = field(default_factory=list)
+    unknown: int = 0
+    labels: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    predicted: list[npt.NDArray[np.int32]] = field(default_factory=list)
+
+    def merge(self, other: AnswerCounts) -> None:
+        """Count the queries that follow too."""
+        self.worst.merge(other.worst)
+        self.hits += other.hits
+        self.precisions += other.precisions
+        self.unknown += other.unknown
+        self.labels += other.labels
+        self.predicted += other.predicted
+
+    def label_of_queries(self) -> Labels:
+        """Return the class of every query."""
+        return np.concatenate(self.labels).astype(np.int64)
+
+    def answer_to_queries(self) -> Labels:
+        """Return the class every query was answered with; -1: none."""
+        return np.concatenate(self.predicted).astype(np.int64)
+
+    def metrics(self) -> dict[str, float]:
+        """Return Recall@k, Precision@k, the share answered "unknown", and the number of queries."""
+        seen = sum(map(len, self.labels))
+        return {
+            **{f"recall_at_{k}": int(n) / seen for k, n in zip(_RECALLS, self.hits, strict=True)},
+            **{
+                f"precision_at_{k}": math.fsum(sums) / seen
+                for k, sums in zip(_PRECISIONS, zip(*self.precisions, strict=True), strict=True)
+            },
+            "unknown_rate": self.unknown / seen,
+            "num_queries": seen,
+        }
 
 
 class Answers:
@@ -27,9 +82,10 @@ class Answers:
         k: Neighbours asked for.
         threshold: Similarity under which an answer is "unknown".
         num_mistakes: Worst mistakes kept.
+        first_row: Row of the first query in the query split.
 
     Attributes:
-        worst: The mistakes kept.
+        counts: What was counted.
     """
 
     def __init__(
@@ -40,45 +96,38 @@ class Answers:
         k: int,
         threshold: float,
         num_mistakes: int,
+        first_row: int = 0,
     ) -> None:
-        self.worst = WorstMistakes(num_mistakes)
+        self.counts = AnswerCounts(WorstMistakes(num_mistakes))
         self._search = search
         self._gallery_labels_G = gallery_labels_G
         self._k = k
         self._threshold = threshold
-        self._hits = np.zeros(len(_RECALLS), np.int64)
-        self._unknown = 0
-        self._seen = 0
-        self._labels: list[npt.NDArray[np.int32]] = []
-        self._predicted: list[npt.NDArray[np.int32]] = []
+        self._row = first_row
 
-    def add(self, embeddings_BD: Embeddings, labels_B: Labels) -> Labels:
-        """Ask about the next queries and return the gallery rows found, [B, k]."""
-        similarities_BK, rows_BK = self._search(embeddings_BD, self._k)
+    def add(self, embeddings_BD: Embeddings, labels_B: Labels, own_rows_B: Labels) -> Labels:
+        """Ask about the next queries and return the gallery rows found, [B, k].
+
+        Args:
+            embeddings_BD: float32, rows of norm 1.
+            labels_B: Their classes.
+            own_rows_B: The gallery row that is the query itself, and no answer; -1: none.
+        """
+        itself = bool((own_rows_B >= 0).any())
+        similarities_BK, rows_BK = self._search(embeddings_BD, self._k + itself)
+        if itself:
+            similarities_BK, rows_BK = without_own(similarities_BK, rows_BK, own_rows_B, self._k)
         there_BK = rows_BK >= 0
         found_BK = np.where(there_BK, self._gallery_labels_G[rows_BK], -1)
-        self._hits += [int(recall_at_k(found_BK, labels_B, k).sum()) for k in _RECALLS]
+        counts = self.counts
+        counts.hits += [int(recall_at_k(found_BK, labels_B, k).sum()) for k in _RECALLS]
+        counts.precisions.append(
+            tuple(float(precision_at_k(found_BK, labels_B, k).sum()) for k in _PRECISIONS)
+        )
         known_B = there_BK[:, 0] & (similarities_BK[:, 0] >= self._threshold)
-        self._unknown += int((~known_B).sum())
-        self.worst.add(self._seen, labels_B, rows_BK, found_BK, similarities_BK)
-        # Half the width: they are all that is kept of every query.
-        self._labels.append(labels_B.astype(np.int32))
-        self._predicted.append(found_BK[:, 0].astype(np.int32))
-        self._seen += len(labels_B)
+        counts.unknown += int((~known_B).sum())
+        counts.worst.add(self._row, labels_B, rows_BK, found_BK, similarities_BK)
+        counts.labels.append(labels_B.astype(np.int32))
+        counts.predicted.append(found_BK[:, 0].astype(np.int32))
+        self._row += len(labels_B)
         return rows_BK
-
-    def labels(self) -> Labels:
-        """Return the class of every query."""
-        return np.concatenate(self._labels).astype(np.int64)
-
-    def predicted(self) -> Labels:
-        """Return the class every query was answered with; -1: none."""
-        return np.concatenate(self._predicted).astype(np.int64)
-
-    def metrics(self) -> dict[str, float]:
-        """Return Recall@k, the share answered "unknown", and the number of queries."""
-        recalls = {
-            f"recall_at_{k}": int(hits) / self._seen
-            for k, hits in zip(_RECALLS, self._hits, strict=True)
-        }
-        return recalls | {"unknown_rate": self._unknown / self._seen, "num_queries": self._seen}

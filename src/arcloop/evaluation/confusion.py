@@ -21,8 +21,8 @@ class Confusion:
     Attributes:
         total: int64 [C], queries of each class.
         right: int64 [C], those answered with their class.
-        labels: Classes of the table, ascending: all, or of more than a thousand those that take
-            part in most mistakes.
+        labels: Classes of the table, ascending: all that are judged, or of more than a thousand
+            those that take part in most mistakes.
         counts: int64 [len(labels), len(labels)], rows true class, columns answered class. Queries
             that the index gave no neighbour for are in none.
         pairs: (true class, answered class, count) of the most frequent mistakes over all classes.
@@ -42,7 +42,11 @@ class Confusion:
 
 
 def confusion(
-    labels_Q: Labels, predicted_Q: Labels, num_classes: int, most_classes: int = _MOST_CLASSES
+    labels_Q: Labels,
+    predicted_Q: Labels,
+    num_classes: int,
+    most_classes: int = _MOST_CLASSES,
+    judged_C: npt.NDArray[np.bool_] | None = None,
 ) -> Confusion:
     """Count answers by true class.
 
@@ -51,6 +55,8 @@ def confusion(
         predicted_Q: Answered class; -1: none.
         num_classes: C.
         most_classes: Classes the table holds at most: it is square, and a face model has 100,000.
+        judged_C: Which classes have a part in it; None: all. Where splits are by class, those of
+            train have none.
 
     >>> table = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
     >>> table.counts.tolist(), table.accuracy.tolist(), table.pairs
@@ -60,7 +66,10 @@ def confusion(
     wrong_Q = ~right_Q & (predicted_Q >= 0)
     true_W, answered_W = labels_Q[wrong_Q], predicted_Q[wrong_Q]
     mistakes_C = np.bincount(np.concatenate([true_W, answered_W]), minlength=num_classes)
-    labels = np.sort(np.argsort(-mistakes_C, kind="stable")[:most_classes])
+    order = np.argsort(-mistakes_C, kind="stable")
+    if judged_C is not None:
+        order = order[judged_C[order]]
+    labels = np.sort(order[:most_classes])
 
     place_C = np.full(num_classes, -1)
     place_C[labels] = np.arange(len(labels))

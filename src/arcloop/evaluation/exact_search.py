@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,11 @@ def _joined(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]
 
 
 def map_blocks(
-    work: Callable[[Embeddings, Labels], T], embeddings_QD: Embeddings, labels_Q: Labels, rows: int
+    work: Callable[..., T],
+    embeddings_QD: Embeddings,
+    labels_Q: Labels,
+    rows: int,
+    *others_Q: npt.NDArray[Any],
 ) -> Iterator[T]:
     """Do `work` on blocks of queries, on up to 8 cores, and yield what it returns in their order.
 
@@ -79,19 +83,19 @@ def map_blocks(
     shared a product would spend most of their time waiting for each other between products.
 
     Args:
-        work: Takes embeddings [B, D] and labels [B].
+        work: Takes embeddings [B, D], labels [B], and the same rows of each of `others_Q`.
         embeddings_QD: Queries.
         labels_Q: Their classes.
         rows: B; the last block may be smaller.
+        *others_Q: What else there is of every query.
     """
+    arrays: tuple[npt.NDArray[Any], ...] = (embeddings_QD, labels_Q, *others_Q)
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(min(cores, _MOST_AT_ONCE)) as pool:
             yield from pool.map(
-                lambda start: work(
-                    embeddings_QD[start : start + rows], labels_Q[start : start + rows]
-                ),
+                lambda start: work(*(array[start : start + rows] for array in arrays)),
                 range(0, len(labels_Q), rows),
             )
     finally:
@@ -161,18 +165,35 @@ class Nearest:
 
     def add(self, first_row: int, sim_BN: Embeddings) -> None:
         """Offer gallery rows from `first_row` on."""
-        rows_N = np.arange(first_row, first_row + sim_BN.shape[1])
-        new_BN = self._keys[:, self._held : self._held + len(rows_N)]
-        np.multiply(sim_BN, np.float32(-(2**30)), out=new_BN, casting="unsafe")
-        new_BN <<= 32
-        new_BN |= rows_N
-        self._held += len(rows_N)
+        new_BN = self._keys[:, self._held : self._held + sim_BN.shape[1]]
+        write_keys(first_row, sim_BN, new_BN)
+        self._held += sim_BN.shape[1]
         if self._held > self._k:
             self._keys[:, : self._held].partition(self._k - 1, axis=1)
             self._held = self._k
 
     def rows(self) -> Labels:
         """Return the rows kept, int64 [B, k], most similar first."""
+        return self._sorted() & _LOW_32
+
+    def similarities(self) -> npt.NDArray[np.float64]:
+        """Return their similarities, float64 [B, k], in steps of 2**-30."""
+        return np.asarray((self._sorted() >> 32) / -(2.0**30))
+
+    def _sorted(self) -> Labels:
         keys_BK = self._keys[:, : self._held]
         keys_BK.sort(axis=1)
-        return keys_BK & _LOW_32
+        return keys_BK
+
+
+def write_keys(first_row: int, sim_BN: Embeddings, keys_BN: Labels) -> None:
+    """Write the keys by which rows are ranked, lowest first, see `Nearest`.
+
+    Args:
+        first_row: Row of the gallery that the block starts with.
+        sim_BN: Cosines.
+        keys_BN: Where to write them, int64.
+    """
+    np.multiply(sim_BN, np.float32(-(2**30)), out=keys_BN, casting="unsafe")
+    keys_BN <<= 32
+    keys_BN |= np.arange(first_row, first_row + sim_BN.shape[1])

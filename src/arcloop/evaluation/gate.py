@@ -30,7 +30,7 @@ def gate(metrics: Mapping[str, float], settings: GateSettings) -> Verdict:
 
     >>> gate({"top1": 0.9}, GateSettings(
     ...     min_top1=0.8, min_recall_at_5=None, min_map_at_r=None, max_eer=None,
-    ...     min_class_accuracy=None))
+    ...     min_class_accuracy=None, min_pair_accuracy=None, min_index_recall_at_10=None))
     {'passed': True, 'reasons': ['top1 is 0.9, at least 0.8 as required.']}
     """
     reasons = [

@@ -84,6 +84,13 @@ class WorstMistakes:
                     neighbour_similarities=tuple(similarities_BK[query][there].tolist()),
                 )
             )
+        self._keep(new)
+
+    def merge(self, other: WorstMistakes) -> None:
+        """Look through what another part of the queries kept."""
+        self._keep(other.found)
+
+    def _keep(self, new: list[Mistake]) -> None:
         self.found = heapq.nsmallest(
             self._count, [*self.found, *new], key=lambda m: (-m.similarity, m.query_row)
         )

@@ -14,7 +14,10 @@ Floats = npt.NDArray[np.float64]
 
 
 def recall_at_k(neighbour_labels_QK: Labels, query_labels_Q: Labels, k: int) -> Bools:
-    """Whether a neighbour of the query's class is among the first k.
+    """Whether a neighbour of the query's class is among the first k: the hit rate.
+
+    This is what metric learning calls Recall@k (Jégou et al., TPAMI 2011; Oh Song et al., CVPR
+    2016). It is not the share of the relevant rows that were found.
 
     Args:
         neighbour_labels_QK: Class of each neighbour, best first; negative: there is none.
@@ -28,6 +31,27 @@ def recall_at_k(neighbour_labels_QK: Labels, query_labels_Q: Labels, k: int) -> 
     array([ True, False])
     """
     return np.asarray((neighbour_labels_QK[:, :k] == query_labels_Q[:, None]).any(axis=1))
+
+
+def precision_at_k(neighbour_labels_QK: Labels, query_labels_Q: Labels, k: int) -> Floats:
+    """Precision@k: the share of the first k ranks that hold a neighbour of the query's class.
+
+    The share is of k also where fewer rows are of the class, or fewer were found: Manning et al.,
+    "Introduction to Information Retrieval", section 8.4.
+
+    Args:
+        neighbour_labels_QK: Class of each neighbour, best first; negative: there is none.
+        query_labels_Q: Class of each query, not negative.
+        k: Ranks looked at, from 1; ranks beyond K count as no neighbour.
+
+    Returns:
+        float64 [Q] in [0, 1].
+
+    >>> precision_at_k(np.array([[1, 0, 2], [2, 2, -1]]), np.array([0, 2]), k=2)
+    array([0.5, 1. ])
+    """
+    hits_Q = (neighbour_labels_QK[:, :k] == query_labels_Q[:, None]).sum(axis=1)
+    return np.asarray(hits_Q / k, dtype=np.float64)
 
 
 def r_precision(same_QK: Bools, relevant_Q: Labels) -> Floats:
@@ -72,6 +96,48 @@ def average_precision_at_r(same_QK: Bools, relevant_Q: Labels) -> Floats:
     return np.asarray(precision_QK.sum(axis=1) / np.maximum(relevant_Q, 1), dtype=np.float64)
 
 
+def reciprocal_rank(same_QK: Bools) -> Floats:
+    """One over the rank of the first neighbour of the query's class; its mean is MRR.
+
+    Voorhees, "The TREC-8 Question Answering Track Report", 1999.
+
+    Args:
+        same_QK: Whether the neighbour at each rank is of the query's class.
+
+    Returns:
+        float64 [Q] in [0, 1]; 0 where none is.
+
+    >>> reciprocal_rank(np.array([[False, True, True], [False, False, False]]))
+    array([0.5, 0. ])
+    """
+    return np.asarray(same_QK.any(axis=1) / (same_QK.argmax(axis=1) + 1.0), dtype=np.float64)
+
+
+def ndcg_at_k(same_QK: Bools, relevant_Q: Labels, k: int) -> Floats:
+    """Normalised discounted cumulative gain at k, where a row is relevant or not.
+
+    DCG@k = sum over ranks i <= k of rel_i / log2(i + 1), over the same of the best ranking there
+    could be, which has min(k, R) relevant rows first: Järvelin and Kekäläinen, TOIS 2002.
+
+    Args:
+        same_QK: Whether the neighbour at each rank is of the query's class; K >= min(k, gallery).
+        relevant_Q: R of each query.
+        k: Ranks looked at, from 1.
+
+    Returns:
+        float64 [Q] in [0, 1]; 0 where R = 0, to be left out of a mean.
+
+    >>> ndcg_at_k(np.array([[True, False, True, False]]), np.array([2]), k=3).round(4)
+    array([0.9197])
+    """
+    gain_k = 1 / np.log2(np.arange(2, k + 2))
+    best_k = gain_k.cumsum()
+    seen_QK = same_QK[:, :k]
+    found_Q = (seen_QK * gain_k[: seen_QK.shape[1]]).sum(axis=1)
+    best_Q = best_k[np.clip(relevant_Q, 1, k) - 1]
+    return np.asarray(found_Q / best_Q, dtype=np.float64)
+
+
 def _within_r(same_QK: Bools, relevant_Q: Labels) -> Bools:
     return np.asarray(same_QK & (np.arange(same_QK.shape[1]) < relevant_Q[:, None]))
 
@@ -81,7 +147,7 @@ def overlap(found_QK: Labels, exact_QK: Labels) -> Floats:
 
     Args:
         found_QK: Rows the index returned; -1: none.
-        exact_QK: Rows an exact search returns, K >= 1.
+        exact_QK: Rows an exact search returns, K >= 1; -1: there is none, nor is one to be found.
 
     Returns:
         float64 [Q] in [0, 1].

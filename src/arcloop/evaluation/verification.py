@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.evaluation.exact_search import Chunks, block_shape, map_blocks, similarity_blocks
-
-Embeddings = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64]
 
 NUM_BINS = 20_000
 BIN_WIDTH = 2 / NUM_BINS
 _FARS = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
+_ROWS = 8  # binned at a time: temporary arrays that a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,15 @@ class SimilarityHistogram:
         >>> int(pairs.same[-1]), int(pairs.different[0])
         (1, 1)
         """
-        scaled = sim_QG * np.float32(NUM_BINS / 2)
-        scaled += np.float32(NUM_BINS / 2)
-        # Truncation sends what lies a rounding under -1 to bin 0; 1 and above have a bin of their
-        # own, which joins the last: two passes over the block less than clipping.
-        bins_QG = scaled.astype(np.int64)
-        same = _count(bins_QG[same_QG])
-        self.same += same
-        self.different += _count(bins_QG.ravel()) - same
+        for start in range(0, len(sim_QG), _ROWS):
+            bins_QG = bins(sim_QG[start : start + _ROWS])
+            same = count_bins(bins_QG[same_QG[start : start + _ROWS]])
+            self.same += same
+            self.different += count_bins(bins_QG.ravel()) - same
+
+    def remove(self, sim_P: npt.NDArray[np.float32]) -> None:
+        """Take back pairs of one class that were counted and are none: a row with itself."""
+        self.same -= count_bins(bins(sim_P))
 
     def merge(self, other: SimilarityHistogram) -> None:
         """Count the pairs of another histogram too."""
@@ -74,8 +73,8 @@ class SimilarityHistogram:
 
     def roc(self) -> Roc:
         """Return the curve at the edges of the bins; there must be pairs of both kinds."""
-        far = _accepted(self.different)
-        tar = _accepted(self.same)
+        far = accepted_from_above(self.different)
+        tar = accepted_from_above(self.same)
         threshold = np.linspace(1, -1, NUM_BINS + 1)
         return Roc(far / far[-1], tar / tar[-1], threshold)
 
@@ -116,39 +115,11 @@ class SimilarityHistogram:
         point = self._point_at_far(far)
         if point is None or not self.same.any():
             return None
-        accepted = _accepted(self.same)
+        accepted = accepted_from_above(self.same)
         return float(accepted[point] / accepted[-1])
 
     def _point_at_far(self, far: float) -> int | None:
-        accepted = _accepted(self.different)
-        if accepted[-1] * far < 1:
-            return None
-        return int(np.searchsorted(accepted, accepted[-1] * far, side="right")) - 1
-
-
-def compare_pairs(
-    embeddings_QD: Embeddings, labels_Q: Labels, gallery: Chunks, memory_mb: int
-) -> SimilarityHistogram:
-    """Count all pairs of a query and a gallery row.
-
-    Args:
-        embeddings_QD: float32, rows of norm 1.
-        labels_Q: Their classes.
-        gallery: Gives the gallery anew.
-        memory_mb: Bound on what is held beside queries and gallery, in MiB.
-    """
-    rows, columns = block_shape(memory_mb)
-
-    def count(embeddings_BD: Embeddings, labels_B: Labels) -> SimilarityHistogram:
-        pairs = SimilarityHistogram()
-        for _, sim_BN, labels_N in similarity_blocks(embeddings_BD, gallery, columns):
-            pairs.add(sim_BN, labels_B[:, None] == labels_N)
-        return pairs
-
-    pairs = SimilarityHistogram()
-    for part in map_blocks(count, embeddings_QD, labels_Q, rows):
-        pairs.merge(part)
-    return pairs
+        return point_at_far(self.different, far)
 
 
 def verification_metrics(pairs: SimilarityHistogram) -> dict[str, float]:
@@ -158,12 +129,38 @@ def verification_metrics(pairs: SimilarityHistogram) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def _count(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    counts = np.bincount(bins, minlength=NUM_BINS + 1)
+def bins(similarities: npt.NDArray[np.floating]) -> Counts:
+    """Return the bin of each cosine; what rounding puts outside [-1, 1] counts as -1 or 1."""
+    scaled = similarities * similarities.dtype.type(NUM_BINS / 2)
+    scaled += similarities.dtype.type(NUM_BINS / 2)
+    # Truncation sends what lies a rounding under -1 to bin 0; 1 and above have a bin of their own,
+    # which `count_bins` lets join the last: two passes over a block less than clipping.
+    return np.asarray(scaled.astype(np.int64))
+
+
+def count_bins(found: Counts) -> Counts:
+    """Return how many similarities are in each bin, int64 [NUM_BINS]."""
+    counts = np.bincount(found, minlength=NUM_BINS + 1)
     counts[-2] += counts[-1]
     return counts[:-1]
 
 
-def _accepted(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Pairs accepted as the threshold falls edge by edge from 1, where there are none, to -1."""
+def accepted_from_above(counts: Counts) -> Counts:
+    """Return how many are accepted as the threshold falls edge by edge from 1, none, to -1, all."""
     return np.concatenate([[0], counts[::-1].cumsum()])
+
+
+def point_at_far(counts: Counts, far: float) -> int | None:
+    """Return the edge, counted from 1 downwards, of the lowest threshold with no larger rate.
+
+    Args:
+        counts: int64 [NUM_BINS], those who should not be accepted.
+        far: A share in (0, 1].
+
+    Returns:
+        None if there are fewer than 1 / far of them: such a rate cannot be told from zero.
+    """
+    accepted = accepted_from_above(counts)
+    if accepted[-1] * far < 1:
+        return None
+    return int(np.searchsorted(accepted, accepted[-1] * far, side="right")) - 1

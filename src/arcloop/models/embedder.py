@@ -66,7 +66,7 @@ class Embedder(nn.Module):
         map_channels, map_height, map_width = _map_shape(backbone, self.image_shape)
         self.neck = nn.Sequential(
             nn.BatchNorm2d(map_channels),
-            nn.Dropout(dropout),
+            nn.Dropout(float(dropout)),  # TorchScript takes no int for it
             nn.Flatten(),
             nn.Linear(map_channels * map_height * map_width, embedding_dim),
         )
@@ -88,9 +88,18 @@ class Embedder(nn.Module):
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings before they are brought to norm 1, float32 [B, D]; arguments as `forward`."""
+        return self.project(self.feature_map(images_BCHW))
+
+    def feature_map(self, images_BCHW: Tensor) -> Tensor:
+        """What the backbone makes of images, [B, C', H', W']; arguments as `forward`."""
         x_BCHW = self.normalise(images_BCHW).contiguous(memory_format=torch.channels_last)
+        map_BCHW: Tensor = self.backbone(x_BCHW)
+        return map_BCHW
+
+    def project(self, map_BCHW: Tensor) -> Tensor:
+        """Feature map -> embeddings before they are brought to norm 1, float32 [B, D]."""
         # float() ends a surrounding autocast: the last norm and what follows run in float32.
-        features_BD: Tensor = self.norm(self.neck(self.backbone(x_BCHW)).float())
+        features_BD: Tensor = self.norm(self.neck(map_BCHW).float())
         return features_BD
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
@@ -106,8 +115,9 @@ def _map_shape(backbone: nn.Module, image_shape: tuple[int, int, int]) -> tuple[
     try:
         shape = backbone.eval()(torch.zeros(1, channels, height, width)).shape
         found = "x".join(map(str, shape[1:]))
-    except RuntimeError as cause:  # torch refuses windows larger than what they slide over
-        shape, found = torch.Size(), str(cause)
+    # torch refuses windows larger than what they slide over, timm sizes that its windows do not fit
+    except (RuntimeError, AssertionError, ValueError) as cause:
+        shape, found = torch.Size(), str(cause) or type(cause).__name__
     finally:
         backbone.train(was_training)
     if len(shape) != 4 or shape.numel() == 0:

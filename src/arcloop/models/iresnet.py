@@ -7,6 +7,8 @@ last layers (BN, dropout, FC, BN) are the neck, which is the embedder's.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -61,6 +63,18 @@ class IResNet(nn.Module):
         features_BCHW: Tensor = self.stages(self.stem(x_BCHW))
         return features_BCHW
 
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the weights of insightface's files the names they have here.
+
+        Args:
+            state: A state dict of this class (returned as it is), or of insightface's IResNet, of
+                which the last layers, the neck, are left out.
+        """
+        if "conv1.weight" not in state:
+            return dict(state)
+        named = {_translated(name): value for name, value in state.items()}
+        return {name: value for name, value in named.items() if name is not None}
+
 
 class Block(nn.Module):
     """BN - conv - BN - PReLU - conv (with the stride) - BN, added to its input.
@@ -91,3 +105,21 @@ class Block(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         out_BCHW: Tensor = self.residual(x_BCHW) + self.shortcut(x_BCHW)
         return out_BCHW
+
+
+_STEM = {"conv1": 0, "bn1": 1, "prelu": 2}
+_RESIDUAL = {"bn1": 0, "conv1": 1, "bn2": 2, "prelu": 3, "conv2": 4, "bn3": 5}
+_NECK = ("bn2", "fc", "features")
+
+
+def _translated(name: str) -> str | None:
+    """Return the name here of a weight in insightface's file, None of one of the neck."""
+    if found := re.fullmatch(r"layer(\d+)\.(\d+)\.downsample\.(.+)", name):
+        return f"stages.{int(found[1]) - 1}.{found[2]}.shortcut.{found[3]}"
+    if found := re.fullmatch(r"layer(\d+)\.(\d+)\.(\w+)\.(\w+)", name):
+        place = _RESIDUAL.get(found[3], found[3])
+        return f"stages.{int(found[1]) - 1}.{found[2]}.residual.{place}.{found[4]}"
+    layer, _, tensor = name.partition(".")
+    if layer in _NECK:
+        return None
+    return f"stem.{_STEM[layer]}.{tensor}" if layer in _STEM else name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.progress import track
 from arcloop.searcher import Model, SearcherError
+from arcloop.shares import ALONE, Share
 
 Images = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+
+_STEMS = "embeddings", "labels"
 
 
 def load_model(path: Path, device: str) -> Model:
@@ -72,10 +75,13 @@ def write_gallery(
     shard_rows: int,
     config: Mapping[str, Any],
     parents: Mapping[str, str],
+    part: range | None = None,
+    share: Share = ALONE,
 ) -> Artifact:
     """Embed the gallery and write it as a `gallery` artifact.
 
-    Memory is bounded by one shard, whatever the batch size and the number of rows.
+    Memory is bounded by one shard, whatever the batch size and the number of rows. Every process
+    writes its rows into the folder that rank zero opened; the files are those of one process.
 
     Args:
         model: The scripted embedder.
@@ -85,37 +91,82 @@ def write_gallery(
         shard_rows: Rows in an embeddings-*.npy; the last may be shorter.
         config: Settings to record.
         parents: Hashes of what it is made from; "model" is added.
+        part: Which rows `batches` are; None: all.
+        share: Of several processes, each with its part.
 
     Raises:
         ResourceError: The folder cannot be written.
     """
+    part = range(rows) if part is None else part
+
+    def write_part() -> None:
+        with track("embed gallery", len(part)) as advance:
+            embedded = _counted(embed(model, batches), advance)
+            _write_shards(folder, embedded, part.start, shard_rows)
+
+    if share.rank:
+        folder = Path(share.tell(lambda: ""))
+        share.gather(write_part)
+        share.meet()  # until it is sealed
+        return artifacts.load(output, "gallery")
     parents = {**parents, "model": model.sha256}
-    with (
-        artifacts.writing(output, "gallery", config=config, parents=parents) as draft,
-        track("embed gallery", rows) as advance,
-    ):
-        pending: list[tuple[Embeddings, Labels]] = []
-        held = shard = 0
-        for embeddings, labels in embed(model, batches):
-            advance(len(labels))
-            while held + len(labels) >= shard_rows:
-                take = shard_rows - held
-                pending.append((embeddings[:take], labels[:take]))
-                _write_shard(draft.path, shard, pending)
-                embeddings, labels = embeddings[take:], labels[take:]
-                pending, held, shard = [], 0, shard + 1
-            pending.append((embeddings, labels))
-            held += len(labels)
-        if held:
-            _write_shard(draft.path, shard, pending)
+    with drafts.writing(output, "gallery", config=config, parents=parents) as draft:
+        folder = Path(share.tell(lambda: str(draft.path.absolute())))
+        share.gather(write_part)
+        _join_pieces(folder)
         draft.count = rows
         draft.info |= {"rows": rows, "embedding_dim": model.embedding_dim}
+    share.meet()
     return artifacts.load(output, "gallery")
 
 
-def _write_shard(folder: Path, number: int, parts: list[tuple[Embeddings, Labels]]) -> None:
-    np.save(folder / f"embeddings-{number:05d}.npy", np.concatenate([e for e, _ in parts]))
-    np.save(folder / f"labels-{number:05d}.npy", np.concatenate([label for _, label in parts]))
+def _counted(
+    batches: Iterable[tuple[Embeddings, Labels]], advance: Callable[[int], None]
+) -> Iterator[tuple[Embeddings, Labels]]:
+    for embeddings, labels in batches:
+        advance(len(labels))
+        yield embeddings, labels
+
+
+def _write_shards(
+    folder: Path, batches: Iterable[tuple[Embeddings, Labels]], row: int, shard_rows: int
+) -> None:
+    """Write rows from `row` on, a file for each shard; of one begun elsewhere, a piece."""
+    pending: list[tuple[Embeddings, Labels]] = []
+    start = row
+    for embeddings, labels in batches:
+        while len(labels) >= (room := shard_rows - row % shard_rows):
+            pending.append((embeddings[:room], labels[:room]))
+            _write_shard(folder, start, shard_rows, pending)
+            embeddings, labels = embeddings[room:], labels[room:]
+            row += room
+            pending, start = [], row
+        pending.append((embeddings, labels))
+        row += len(labels)
+    if row > start:
+        _write_shard(folder, start, shard_rows, pending)
+
+
+def _write_shard(
+    folder: Path, start: int, shard_rows: int, parts: list[tuple[Embeddings, Labels]]
+) -> None:
+    shard, first = divmod(start, shard_rows)
+    for stem, arrays in zip(_STEMS, zip(*parts, strict=True), strict=True):
+        # A piece has a hidden name, which tells where in the shard it belongs.
+        name = f".{stem}-{shard:05d}-{first:09d}.npy" if first else f"{stem}-{shard:05d}.npy"
+        np.save(folder / name, np.concatenate(arrays))
+
+
+def _join_pieces(folder: Path) -> None:
+    """Append the pieces of a shard, one shard in memory at a time."""
+    pieces: dict[str, list[Path]] = {}
+    for piece in sorted(folder.glob(".*-*-*.npy")):
+        pieces.setdefault(piece.name[1:].rpartition("-")[0], []).append(piece)
+    for name, files in pieces.items():
+        whole = folder / f"{name}.npy"
+        np.save(whole, np.concatenate([np.load(file) for file in (whole, *files)]))
+        for file in files:
+            file.unlink()
 
 
 class Gallery:

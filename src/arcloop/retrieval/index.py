@@ -10,6 +10,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
@@ -17,8 +18,12 @@ from arcloop.atomic import write_json
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.progress import track
 from arcloop.quantities import PositiveInt, check
-from arcloop.retrieval.embed import Gallery
+from arcloop.retrieval.embed import Embeddings, Gallery
 from arcloop.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
+
+Rows = npt.NDArray[np.int64]
+_FEWEST, _FEWEST_HELD_OUT = 39, 30
+"""Training rows of a cell; 39 is what faiss asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,24 @@ class FaissIndex:
         check("index", train_rows=(self.train_rows, PositiveInt))
         self._empty(dim=64, rows=100_000)  # a misspelt factory or parameter is refused now
 
-    def build(self, gallery: Gallery) -> Any:
+    def make(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
+        """Build, and tell what: "factory", the string with all its numbers, and "search".
+
+        Raises:
+            ConfigError: The gallery is too small for this index.
+        """
+        return self.build(gallery), self.choice(gallery)
+
+    def choice(self, gallery: Gallery) -> dict[str, Any]:
+        """Return what is built over a gallery, for its manifest."""
+        return {"factory": self._factory(gallery.rows), "search": dict(self.search)}
+
+    def build(self, gallery: Gallery, *, held_out: Rows | None = None) -> Any:
         """Train the index where it must be, and add the gallery in row order.
+
+        Args:
+            gallery: The rows to add.
+            held_out: Rows that it is not trained on.
 
         Returns:
             A faiss index of inner product with `gallery.rows` rows.
@@ -56,7 +77,9 @@ class FaissIndex:
         with track("build index", gallery.rows, "vectors") as advance:
             if not index.is_trained:
                 try:
-                    index.train(_sample(gallery, self.train_rows))
+                    if held_out is not None:  # a few rows fewer than what faiss warns of
+                        faiss.extract_index_ivf(index).cp.min_points_per_centroid = _FEWEST_HELD_OUT
+                    index.train(self._training_rows(gallery, held_out))
                 except RuntimeError as cause:
                     raise ConfigError(
                         f"a gallery of {gallery.rows} rows cannot train index "
@@ -69,10 +92,8 @@ class FaissIndex:
         return index
 
     def _empty(self, dim: int, rows: int) -> Any:
-        nlist = max(1, min(int(4 * math.sqrt(rows)), rows // 39))
         try:
-            factory = self.factory.replace("{nlist}", str(nlist))
-            index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(dim, self._factory(rows), faiss.METRIC_INNER_PRODUCT)
             index.verbose = False
             space = faiss.ParameterSpace()
             for name, value in self.search.items():
@@ -84,6 +105,14 @@ class FaissIndex:
                 remedy="see the faiss wiki, 'The index factory', for what a factory string may be",
             ) from None
         return index
+
+    def _training_rows(self, gallery: Gallery, held_out: Rows | None) -> Embeddings:
+        rows, embeddings = sample_rows(gallery, self.train_rows)
+        return embeddings if held_out is None else embeddings[~np.isin(rows, held_out)]
+
+    def _factory(self, rows: int) -> str:
+        nlist = max(1, min(int(4 * math.sqrt(rows)), rows // _FEWEST))
+        return self.factory.replace("{nlist}", str(nlist))
 
 
 def write_index(
@@ -112,15 +141,23 @@ def write_index(
     return {"rows": index.ntotal, "bytes": (folder / INDEX).stat().st_size}
 
 
-def open_index(path: Path, model_sha256: str) -> tuple[Artifact, Any, dict[str, Any]]:
+def open_index(
+    path: Path, model_sha256: str, *, memory_map: bool = False
+) -> tuple[Artifact, Any, dict[str, Any]]:
     """Load an `index` artifact, its faiss index and its labels.
+
+    Args:
+        path: Its folder.
+        model_sha256: Hash of the model it must have been built from.
+        memory_map: Read pages of the index as needed; processes of one machine share them.
 
     Raises:
         ArtifactError: It is missing or damaged, or was built from another model.
     """
     artifact = artifacts.load(path, "index")
     try:
-        index, labels = read_index(path / INDEX), read_labels(path / LABELS)
+        index = read_index(path / INDEX, memory_map=memory_map)
+        labels = read_labels(path / LABELS)
     except SearcherError as cause:
         raise ArtifactError(str(cause), where=path, remedy="build it again") from None
     if labels["model_sha256"] != model_sha256:
@@ -132,16 +169,17 @@ def open_index(path: Path, model_sha256: str) -> tuple[Artifact, Any, dict[str, 
     return artifact, index, labels
 
 
-def _sample(gallery: Gallery, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def sample_rows(gallery: Gallery, rows: int) -> tuple[Rows, Embeddings]:
+    """Return at most `rows` evenly spaced rows of a gallery: their numbers, and them [n, D]."""
     step = max(1, math.ceil(gallery.rows / rows))
 
-    def picked() -> Iterator[Any]:
+    def picked() -> Iterator[Embeddings]:
         first = 0
         for embeddings, _ in gallery.chunks():
             yield embeddings[first::step]
             first = (first - len(embeddings)) % step
 
-    return np.concatenate(list(picked()))
+    return np.arange(0, gallery.rows, step, dtype=np.int64), np.concatenate(list(picked()))
 
 
 def _first_line(cause: Exception) -> str:

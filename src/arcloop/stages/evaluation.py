@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,20 +11,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.atomic import write_json
 from arcloop.config import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
-from arcloop.evaluation import gate, judge, write_report
+from arcloop.errors import ArtifactError
+from arcloop.evaluation import Findings, conclude, examine, gate, search_times, write_report
 from arcloop.progress import track
 from arcloop.provenance import git_revision
 from arcloop.retrieval import Gallery, embed, load_model, open_index
-from arcloop.searcher import search
+from arcloop.searcher import Model, search
+from arcloop.shares import ALONE, Share
 from arcloop.stages.index import require_same_model
 from arcloop.times import stage_times
 
-Batch = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+_LEAVE_ONE_OUT = "the gallery's own images, each without itself (leave-one-out)"
 
 
 def evaluate(
@@ -37,6 +39,7 @@ def evaluate(
     settings: EvaluateSettings,
     embed_settings: EmbedSettings,
     reuse: bool = False,
+    share: Share = ALONE,
 ) -> Artifact:
     """Judge a model and its index on the query split, decide the gate, draw the report.
 
@@ -49,14 +52,19 @@ def evaluate(
         settings: How to judge.
         embed_settings: How to embed.
         reuse: Return what is at `output` if it was made of the same parts with these settings.
+        share: Which part of the queries is this process's. Rank zero concludes and draws.
 
     Raises:
-        ArtifactError: A part is missing, damaged, or of another model.
+        ArtifactError: A part is missing, damaged, or of another model or store.
     """
+    share.meet()  # rank zero may have been building the index until now
     images, embeddings = Store.open(store), Gallery(gallery)
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
-    index_artifact, faiss_index, labels = open_index(index, model.sha256)
+    own_rows_Q = _own_rows(images, embeddings)
+    index_artifact, faiss_index, labels = open_index(
+        index, model.sha256, memory_map=share.world > 1
+    )
     parents = {
         "model": model.sha256,
         "store": images.artifact.sha256,
@@ -66,22 +74,48 @@ def evaluate(
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.current(output, "evaluation", config, parents)):
         return current
-    with artifacts.writing(output, "evaluation", config=config, parents=parents) as draft:
-        with track("evaluate", images.rows("query")) as advance:
-            queries = images.batches("query", embed_settings.batch_size)
-            judgement = judge(
-                embed(model, _counted(queries, advance)),
+    part = share.part(images.rows("query"), settings.batch_size)
+    search_index = partial(search, faiss_index)
+
+    def examine_part() -> Findings:
+        with track("evaluate", len(part)) as advance:
+            return examine(
+                _embed_part(model, images, part, embed_settings.batch_size, advance),
                 embeddings.chunks,
-                partial(search, faiss_index),
+                search_index,
                 embeddings.labels,
                 images.classes,
                 settings,
                 threshold=labels["threshold"],
+                own_rows_Q=own_rows_Q,
+                num_queries=images.rows("query"),
+                share=share,
             )
+
+    if share.rank:
+        share.gather(examine_part)
+        share.meet()  # until it is sealed
+        return artifacts.load(output, "evaluation")
+    with drafts.writing(output, "evaluation", config=config, parents=parents) as draft:
+        findings = share.gather(examine_part)
+        assert findings is not None
+        judgement = conclude(
+            findings,
+            embeddings.chunks,
+            embeddings.labels,
+            images.classes,
+            settings,
+            threshold=labels["threshold"],
+        )
+        if len(judgement.queries.rows):
+            draft.timed = search_times(search_index, judgement.queries.embeddings)
         verdict = gate(judgement.metrics, settings.gate)
         write_json(draft.path / "metrics.json", judgement.metrics)
         write_json(draft.path / "gate.json", verdict)
-        draft.info |= {"metrics": judgement.metrics, "gate": verdict}
+        write_json(draft.path / "mistakes.json", [asdict(m) for m in judgement.mistakes])
+        draft.info |= {
+            "metrics": judgement.metrics, "gate": verdict, "leave_one_out": images.leave_one_out
+        }  # fmt: skip
         draft.count = images.rows("query")
         times = stage_times(
             {
@@ -99,24 +133,58 @@ def evaluate(
             classes=images.classes,
             image=lambda split, row: images.gather(split, np.asarray([row]))[0][0],
             curves=_curves(run_dir / "metrics.csv"),
-            facts=[*times, ("index", _describe_index(index_artifact))],
+            facts=[
+                *times,
+                ("index", _describe_index(index_artifact, draft.timed)),
+                *([("queries", _LEAVE_ONE_OUT)] if images.leave_one_out else []),
+            ],
             config_yaml=_read_text(run_dir / "config.yaml"),
             lineage=[*parents.items(), ("git", str(git_revision()))],
             gate=verdict,
         )
+    share.meet()
     return artifacts.load(output, "evaluation")
 
 
-def _counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
-    for batch in batches:
-        yield batch
-        advance(len(batch[1]))
+def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
+    """Return the gallery row that each query is itself, where gallery is the query split too.
+
+    Raises:
+        ArtifactError: The gallery is of another store, so nobody knows which rows those are.
+    """
+    if not images.leave_one_out:
+        return None
+    if gallery.artifact.parents["store"] != images.artifact.sha256:
+        raise ArtifactError(
+            "this store is judged by leave-one-out, but the gallery was embedded from another",
+            where=gallery.artifact.path,
+            remedy="embed it again: `arcloop embed`",
+        )
+    return np.arange(images.rows("query"))
 
 
-def _describe_index(artifact: Artifact) -> str:
+def _embed_part(
+    model: Model, images: Store, part: range, batch_rows: int, advance: Callable[[int], None]
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Embed a part of the queries in the batches that one process has, whole at either end."""
+    row = part.start // batch_rows * batch_rows
+    stop = min(-(-part.stop // batch_rows) * batch_rows, images.rows("query"))
+    batches = images.batches("query", batch_rows, range(row, stop))
+    for embeddings, labels in embed(model, batches):
+        own = slice(max(part.start - row, 0), max(part.stop - row, 0))
+        row += len(labels)
+        advance(len(labels[own]))
+        yield embeddings[own], labels[own]
+
+
+def _describe_index(artifact: Artifact, timed: Mapping[str, float]) -> str:
     size = artifact.info["bytes"] / 2**20
-    factory = artifact.config["index"]["factory"]
-    return f"{factory}, {artifact.info['rows']:,} rows, {size:.1f} MiB"
+    factory = artifact.info.get("choice", artifact.config["index"])["factory"]
+    facts = [factory, f"{artifact.info['rows']:,} rows", f"{size:.1f} MiB"]
+    if timed:
+        median, slow = timed["search_p50_ms"], timed["search_p99_ms"]
+        facts.append(f"{median:.2f} ms a search of one query, 99% within {slow:.2f} ms")
+    return ", ".join(facts)
 
 
 def _curves(path: Path) -> list[dict[str, float]]:

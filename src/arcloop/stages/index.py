@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arcloop import artifacts
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
 from arcloop.config import CalibrationSettings, EmbedSettings
 from arcloop.data import Store
 from arcloop.errors import ArtifactError
 from arcloop.evaluation import calibrate_threshold
 from arcloop.progress import track
-from arcloop.retrieval import FaissIndex, Gallery, embed, load_model, write_index
+from arcloop.retrieval import AutoIndex, FaissIndex, Gallery, embed, load_model, write_index
 
 
 def build_index(
@@ -23,7 +23,7 @@ def build_index(
     gallery: Path,
     output: Path,
     *,
-    index: FaissIndex,
+    index: FaissIndex | AutoIndex,
     calibration: CalibrationSettings,
     embed_settings: EmbedSettings,
     reuse: bool = False,
@@ -51,11 +51,12 @@ def build_index(
     parents = {"gallery": embeddings.artifact.sha256, "model": embedder.sha256}
     if reuse and (current := artifacts.current(output, "index", config, parents)):
         return current
-    with artifacts.writing(output, "index", config=config, parents=parents) as draft:
-        built = index.build(embeddings)
+    with drafts.writing(output, "index", config=config, parents=parents) as draft:
+        built, choice = index.make(embeddings)
         threshold = _threshold(images, embedder, embeddings, calibration, embed_settings)
         classes = images.classes
         draft.info |= write_index(built, embeddings, draft.path, classes, threshold)
+        draft.info["choice"] = choice
         draft.count = embeddings.rows
     return artifacts.load(output, "index")
 

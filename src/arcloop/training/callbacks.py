@@ -1,6 +1,7 @@
 """What follows fit: thin adapters that call the functions which the steps call too.
 
-They run on rank zero and hold no collective, so other ranks have nothing to wait for.
+Rank zero scripts the model, builds the index and draws the report. Gallery and queries are embedded
+and judged by all ranks, each its share; no collective is in a branch that only some take.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from arcloop.config import CalibrationSettings, EmbedSettings, EvaluateSettings
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError
 from arcloop.progress import say
-from arcloop.quantities import PositiveFloat, check
-from arcloop.retrieval import FaissIndex
-from arcloop.training.export import export_scripted
+from arcloop.retrieval import AutoIndex, FaissIndex
+from arcloop.training.export import export_scripted, require_scriptable
+from arcloop.training.formats import TorchScript
 from arcloop.training.module import EmbeddingModule
+from arcloop.training.team import own_share
 
 _GOLDEN_ROWS = 32
 
@@ -30,12 +32,16 @@ class ExportScripted(Callback):
 
     Args:
         run_dir: The run.
-        max_abs_diff: Largest difference allowed between eager and scripted embeddings.
+        torchscript: How equal the scripted model must be. Other formats follow when the run is
+            sealed, so that none of them can lose it.
     """
 
-    def __init__(self, *, run_dir: str, max_abs_diff: PositiveFloat) -> None:
-        check("callbacks.export", max_abs_diff=(max_abs_diff, PositiveFloat))
-        self._run_dir, self._max_abs_diff = Path(run_dir), max_abs_diff
+    def __init__(self, *, run_dir: str, torchscript: TorchScript) -> None:
+        self._run_dir, self._max_abs_diff = Path(run_dir), torchscript.max_abs_diff
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, EmbeddingModule)
+        require_scriptable(pl_module.embedder)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -69,18 +75,19 @@ class BuildIndex(Callback):
         *,
         run_dir: str,
         embed: EmbedSettings,
-        index: FaissIndex,
+        index: FaissIndex | AutoIndex,
         calibration: CalibrationSettings,
     ) -> None:
         self._run_dir = Path(run_dir)
         self._embed, self._index, self._calibration = embed, index, calibration
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+        share = own_share()
         store = _datamodule(trainer).store.artifact.path
         model, gallery = self._run_dir / "model.pt", self._run_dir / "gallery"
-        stages.embed_gallery(model, store, gallery, self._embed)
+        stages.embed_gallery(model, store, gallery, self._embed, share=share)
+        if not trainer.is_global_zero:
+            return
         stages.build_index(
             model,
             store,
@@ -105,8 +112,6 @@ class Evaluate(Callback):
         self._run_dir, self._embed, self._settings = Path(run_dir), embed, settings
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         stages.evaluate(
             self._run_dir,
             _datamodule(trainer).store.artifact.path,
@@ -115,6 +120,7 @@ class Evaluate(Callback):
             self._run_dir / "evaluation",
             settings=self._settings,
             embed_settings=self._embed,
+            share=own_share(),
         )
 
 

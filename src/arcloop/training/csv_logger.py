@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from arcloop.atomic import write_bytes
+from arcloop.training.run_logger import RunLogger
 
 
-class CsvLogger(Logger):
+class CsvLogger(RunLogger):
     """Writes what is logged to a file that a resumed run goes on with.
 
     Lightning's own CSVLogger deletes the file of an earlier start. This one keeps its rows of
@@ -39,10 +39,11 @@ class CsvLogger(Logger):
         return ""
 
     @rank_zero_only
-    def resume(self, step: int) -> None:
+    def begin(self, config: Mapping[str, Any], step: int) -> None:
         """Take over the rows of an earlier start, of the steps done when its checkpoint was saved.
 
         Args:
+            config: The run's config.yaml holds it.
             step: How many they are; they count from 0.
         """
         if self._path.is_file():

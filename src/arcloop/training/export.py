@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arcloop.errors import ArtifactError
+from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import Embedder
 from arcloop.searcher import Model, save_model
 from arcloop.training.checkpoints import read_checkpoint
@@ -46,8 +46,7 @@ def export_scripted(
     Raises:
         ArtifactError: The checkpoint does not fit, or the scripted model computes something else.
     """
-    eager = copy.deepcopy(embedder).cpu().float().eval()
-    SyncedBatchNorms().revert(eager)
+    eager = for_inference(embedder)
     eager.load_state_dict(embedder_weights(checkpoint))
     with _constants_in_order():
         scripted = torch.jit.script(eager)
@@ -72,6 +71,30 @@ def export_scripted(
     temporary.replace(run_dir / "model.pt")
     np.savez(run_dir / GOLDEN, images=golden_NHWC, embeddings=expected_ND)
     return difference
+
+
+def for_inference(embedder: Embedder) -> Embedder:
+    """Copy an embedder to the CPU, in evaluation mode, of whole float32 layers."""
+    eager = copy.deepcopy(embedder).cpu().float().eval()
+    SyncedBatchNorms().revert(eager)
+    return eager
+
+
+def require_scriptable(embedder: Embedder) -> None:
+    """Refuse before training what could not be exported after it.
+
+    Raises:
+        ConfigError: TorchScript cannot compile the backbone.
+    """
+    try:
+        torch.jit.script(copy.deepcopy(embedder).cpu().eval())
+    except Exception as cause:  # whatever its compiler raises on code that it cannot compile
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise ConfigError(
+            f"the model cannot be scripted: {' '.join(lines[:3])[:300] or type(cause).__name__}",
+            where="backbone, callbacks.export",
+            remedy="choose another backbone, or leave callbacks.export out",
+        ) from cause
 
 
 class _InOrder(set[str]):

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from arcloop.errors import ArtifactError
+from arcloop.errors import ArtifactError, ConfigError
+from arcloop.models import ShardedArcFace, compare
 from arcloop.progress import say
 from arcloop.quantities import PositiveInt, check
 from arcloop.training.checkpoints import LAST, PREVIOUS, read_checkpoint
-from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.run_logger import RunLogger
+from arcloop.training.sharding import HEAD_WEIGHT
+
+_PARTS = (
+    ("embedder.backbone.", "backbone"),
+    ("embedder.", "embedder (embedder.embedding_dim, or the size of the images)"),
+    ("", "head, or of other classes"),
+)
+"""Prefix of the weights' names -> what the config calls them."""
 
 
 class LastCheckpoint(Callback):
@@ -53,7 +63,7 @@ class LastCheckpoint(Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
+            if isinstance(logger, RunLogger):
                 logger.flush()  # first: rows that are missing could not be had again
         self._saved_at = trainer.global_step
         trainer.save_checkpoint(self._dirpath / LAST)
@@ -92,3 +102,30 @@ def newest_whole(checkpoints: Path) -> tuple[Path, int] | None:
     if damaged is not None:
         raise damaged
     return None
+
+
+def require_fit(checkpoint: Path, module: pl.LightningModule) -> None:
+    """Refuse to go on from a checkpoint of another model, before anything is loaded.
+
+    Raises:
+        ConfigError: Its weights are not those of this module; says which part, and how they differ.
+    """
+    state = read_checkpoint(checkpoint)["state_dict"]
+    found = compare(state, module)
+    head: Any = module.head
+    if isinstance(head, ShardedArcFace) and HEAD_WEIGHT in state:
+        classes, dim = state[HEAD_WEIGHT].shape  # its own is known only when it is split
+        if classes != head.num_classes:
+            wrong = (HEAD_WEIGHT, (classes, dim), (head.num_classes, dim))
+            found = replace(found, misshapen=[*found.misshapen, wrong])
+    if found.whole:
+        return
+    names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.misshapen)]
+    # The first part that differs decides what comes after it: the neck follows the backbone.
+    group = next(group for part, group in _PARTS if any(name.startswith(part) for name in names))
+    raise ConfigError(
+        f"this checkpoint is of another {group}: {found}",
+        where=checkpoint,
+        remedy="resume with the settings the run was started with (config.yaml beside it), or"
+        " choose another run_dir=",
+    )

@@ -6,6 +6,7 @@ and names included, and only its way forward in training changes.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -13,20 +14,27 @@ import torch.distributed as dist
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, nn
 
+from arcloop.errors import ConfigError
+
 
 class SyncedBatchNorms(TorchSyncBatchNorm):
-    """Lightning's hook around training in several processes: norms are synced, and set back."""
+    """Lightning's hook around training in several processes: norms are synced, and set back.
+
+    Raises:
+        ConfigError: The model has a kind of batch norm that cannot be synced.
+    """
 
     def apply(self, model: nn.Module) -> nn.Module:
         for module in model.modules():
-            if type(module) in _SYNCED:
-                module.__class__ = _SYNCED[type(module)]
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
+                kind: Any = type(module)
+                module.__class__ = _synced(kind)
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         for module in model.modules():
-            if type(module) in _PLAIN:
-                module.__class__ = _PLAIN[type(module)]
+            if isinstance(module, _Synced):
+                module.__class__ = _plain(type(module))
         return model
 
 
@@ -75,11 +83,35 @@ class _SyncedBatchNorm2d(_Synced, nn.BatchNorm2d):
     pass
 
 
-_SYNCED: dict[type, type] = {
-    nn.BatchNorm1d: _SyncedBatchNorm1d,
-    nn.BatchNorm2d: _SyncedBatchNorm2d,
-}
-_PLAIN = {synced: plain for plain, synced in _SYNCED.items()}
+class _SyncedWithActivation(_Synced):
+    """Comes before timm's BatchNormAct2d, which is a norm, dropout and an activation in one."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name for it
+        x = super().forward(input)
+        return self.act(self.drop(x)) if self.training else x  # in evaluation it has done so itself
+
+
+@functools.cache
+def _synced(kind: Any) -> Any:
+    if issubclass(kind, _Synced):
+        return kind
+    for synced in (_SyncedBatchNorm1d, _SyncedBatchNorm2d):
+        if kind is _plain(synced):
+            return synced
+    if kind.__name__ == "BatchNormAct2d":
+        return type(f"_Synced{kind.__name__}", (_SyncedWithActivation, kind), {})
+    raise ConfigError(
+        f"a batch norm of the kind {kind.__name__} cannot be synced over processes",
+        where="trainer.sync_batchnorm=true",
+        remedy="set it to false: each process then norms by its own batch",
+    )
+
+
+def _plain(synced: type) -> type:
+    return next(kind for kind in synced.__mro__ if not issubclass(kind, _Synced))
 
 
 def _sum_over_processes(tensor: Tensor) -> Tensor:

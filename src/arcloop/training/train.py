@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,30 +14,35 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerStatus
 
-from arcloop import artifacts, times
+from arcloop import artifacts, drafts
 from arcloop.artifacts import Artifact
-from arcloop.atomic import sha256_json, write_bytes, write_json
+from arcloop.atomic import sha256_file, sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, ResourceError, unwritable
 from arcloop.progress import say
-from arcloop.training.csv_logger import CsvLogger
+from arcloop.training.exports import beside, export_trained, try_formats
+from arcloop.training.module import EmbeddingModule
 from arcloop.training.quiet import quiet
-from arcloop.training.recipe import NODES, Recipe
-from arcloop.training.resume import newest_whole
+from arcloop.training.recipe import NODES, Recipe, processes_of
+from arcloop.training.resume import newest_whole, require_fit
+from arcloop.training.run_logger import RunLogger
+from arcloop.training.team import own_share
+from arcloop.training.timing import Timing
+from arcloop.training.tracking import TRACKED_IDS
 
 CONFIG = "config.yaml"
 _CHECKPOINTS = "checkpoints"
 _BEGUN = ".begun.json"
 _IDENTITY = (
     "seed", "monitor", "monitor_mode", "compile",
-    *(name for name in NODES if name not in ("logger", "callbacks")),
+    *(name for name in NODES if name not in ("logger", "callbacks", "export")),
 )  # fmt: skip
+_OF_LOGGERS = ("tensorboard", "wandb")
 _OWN = (
     artifacts.MANIFEST, _BEGUN, CONFIG, _CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
-    "tensorboard", "gallery", "index", "evaluation",
+    "gallery", "index", "evaluation", "export", *_OF_LOGGERS, *TRACKED_IDS
 )  # fmt: skip
 
 
@@ -70,42 +76,74 @@ def train(
         KeyboardInterrupt: It was interrupted; last.ckpt is whole and `resume` goes on from it.
     """
     with quiet():
-        datamodule = EmbeddingDataModule(store, recipe.loader, recipe.seed)
+        datamodule = recipe.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
+        if recipe.backbone_weights.file is not None:
+            parents["backbone_weights"] = sha256_file(Path(recipe.backbone_weights.file))
         identity = _identity(config, parents)
         start = _start(run_dir, identity, resume=resume, overwrite=overwrite)
         if isinstance(start, Artifact):
             say(f"train: {run_dir} is trained with this config already")
-            return start
+            return _exported(start, recipe)
         module = recipe.make_module(datamodule.image_shape, datamodule.num_classes)
-        trainer = recipe.make_trainer(_Timing(run_dir))
+        if start is not None:
+            require_fit(start[0], module)
+        _try_exports(recipe, module)
+        trainer = recipe.make_trainer(Timing(run_dir))
+        datamodule.make_batches(processes_of(trainer))  # what it cannot make is told before work
         _warn_of_slow_precision(trainer)
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
-            if start is not None:
-                _resume_loggers(trainer, start[1])
+            _begin_loggers(trainer, config, 0 if start is None else start[1])
             say(_mode(trainer, recipe))
-        checkpoint = None if start is None else start[0]
-        try:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        except torch.OutOfMemoryError as cause:
-            raise _out_of_memory(trainer, recipe, cause) from None
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            if trainer.state.status == TrainerStatus.INTERRUPTED:
-                raise KeyboardInterrupt from None
-            raise
+        _fit(trainer, module, datamodule, None if start is None else start[0], recipe)
     info = {
         "identity": identity,
         "overrides": list(overrides),
         "objective": _objective(trainer),
     }
-    return artifacts.seal(run_dir, "run", config=config, parents=parents, info=info)
+    if trainer.is_global_zero:
+        drafts.seal(run_dir, "run", config=config, parents=parents, info=info, apart=_OF_LOGGERS)
+    own_share().meet()
+    return _exported(artifacts.read(run_dir, "run"), recipe)
+
+
+def _fit(
+    trainer: pl.Trainer,
+    module: EmbeddingModule,
+    datamodule: EmbeddingDataModule,
+    checkpoint: Path | None,
+    recipe: Recipe,
+) -> None:
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except torch.OutOfMemoryError as cause:
+        raise _out_of_memory(trainer, recipe, cause) from None
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _try_exports(recipe: Recipe, module: EmbeddingModule) -> None:
+    if _first():
+        try_formats(module.embedder, beside(recipe.export))
+
+
+def _exported(run: Artifact, recipe: Recipe) -> Artifact:
+    """Make what is exported beside model.pt, once the run can no longer be lost by it."""
+    formats = beside(recipe.export)
+    if formats and _first():
+        export_trained(run.path, formats, backbone=recipe.backbone, embedder=recipe.embedder)
+    return run
 
 
 def _identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     """Hash of all that decides what the weights become."""
     decisive = {name: config[name] for name in _IDENTITY}
     decisive["averaging"] = config["callbacks"].get("ema")
+    for name in ("freeze", "warmup"):
+        decisive[name] = config["callbacks"].get(name)
     return sha256_json([decisive, dict(parents)])
 
 
@@ -142,6 +180,11 @@ def _start(
             remedy="choose another run_dir=",
         )
     return None
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first of those that a launcher started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _begun_identity(run_dir: Path) -> str | None:
@@ -198,41 +241,13 @@ def _warn_of_slow_precision(trainer: pl.Trainer) -> None:
         )
 
 
-def _resume_loggers(trainer: pl.Trainer, step: int) -> None:
+def _begin_loggers(trainer: pl.Trainer, config: Mapping[str, Any], step: int) -> None:
     for logger in trainer.loggers:
-        if isinstance(logger, CsvLogger):
-            logger.resume(step)
+        if isinstance(logger, RunLogger):
+            logger.begin(config, step)
 
 
 def _objective(trainer: pl.Trainer) -> float | None:
     """The best value of the monitored metric, which a sweep compares."""
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     return None if score is None else float(score)
-
-
-class _Timing(Callback):
-    """Notes how long the fit took, and images per second of the training batches alone."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
-        self._fit = self._epoch = times.Stopwatch()
-        self._images, self._seconds = 0, 0.0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch = times.Stopwatch()
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        self._images += len(batch[1]) * trainer.world_size
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._seconds += self._epoch.seconds
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self._seconds:
-            times.note(self._run_dir, self._fit.seconds, self._images / self._seconds)

@@ -10,11 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-from arcloop.models.heads.head import Head
+from arcloop.models.heads.cosine_classifier import TargetMargin
 from arcloop.quantities import Angle, PositiveFloat, PositiveInt, check
 
 
-class ArcFace(Head):
+class ArcFace(TargetMargin):
     """The target's logit is s·cos(θ + m), every other one s·cos θ (equation 3).
 
     Args:
@@ -39,29 +39,12 @@ class ArcFace(Head):
         self.margin = float(margin)
         self.easy_margin = easy_margin
 
-    def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits with the margin, [B, C]."""
-        logits_BC = self.scaled_cosine(features_BD)
-        self.add_margin(logits_BC, torch.arange(len(labels_B), device=labels_B.device), labels_B)
-        return logits_BC
-
-    def add_margin(self, logits_BC: Tensor, row_M: Tensor, column_M: Tensor) -> None:
-        """Add the margin to the target logits, in place.
-
-        Only M of the B·C logits change: with many classes one array of [B, C] is all that fits.
-
-        Args:
-            logits_BC: Cosines times scale.
-            row_M: Rows of the targets.
-            column_M: Their columns.
-        """
-        cos_M = (logits_BC[row_M, column_M] / self.scale).clamp(-1, 1)
-        logits_BC[row_M, column_M] = self.scale * cos_with_margin(
-            cos_M, self.margin, easy_margin=self.easy_margin
-        )
+    def with_margin(self, cos_M: Tensor) -> Tensor:
+        margin = self.margin_share * self.margin
+        return cos_with_margin(cos_M, margin, easy_margin=self.easy_margin)
 
 
-def cos_with_margin(cos: Tensor, margin: Angle, *, easy_margin: bool) -> Tensor:
+def cos_with_margin(cos: Tensor, margin: Angle | Tensor, *, easy_margin: bool) -> Tensor:
     """cos(θ + m) from cos θ, without the acos whose gradient is infinite at |cos θ| = 1.
 
     Beyond θ = π - m, where cos(θ + m) would rise again, it goes on falling as cos θ - m·sin m
@@ -69,7 +52,7 @@ def cos_with_margin(cos: Tensor, margin: Angle, *, easy_margin: bool) -> Tensor:
 
     Args:
         cos: cos θ in [-1, 1], any shape, float32 or float64.
-        margin: m, in radians.
+        margin: m, in radians, in [0, π); a tensor like `cos` where each θ has its own.
         easy_margin: Which continuation to take.
 
     Returns:
@@ -79,11 +62,20 @@ def cos_with_margin(cos: Tensor, margin: Angle, *, easy_margin: bool) -> Tensor:
     >>> cos_with_margin(torch.tensor([1.0, 0.0, -1.0]), 0.5, easy_margin=False)
     tensor([ 0.8776, -0.4794, -1.2397])
     """
+    cos_m, sin_m = (
+        (margin.cos(), margin.sin())
+        if isinstance(margin, Tensor)
+        else (math.cos(margin), math.sin(margin))
+    )
+    moved = cos * cos_m - sine(cos) * sin_m
+    if easy_margin:
+        return torch.where(cos > 0, moved, cos)
+    return torch.where(cos > -cos_m, moved, cos - margin * sin_m)
+
+
+def sine(cos: Tensor) -> Tensor:
+    """Sin θ from cos θ, for θ in [0, π], with a gradient that is finite at |cos θ| = 1."""
     # The floor lies below the square of any sine but 0, so it changes no value. At 0 it stops the
     # gradient, which would be infinite.
     floor = torch.finfo(cos.dtype).eps ** 2
-    sin = ((1 - cos) * (1 + cos)).clamp_min(floor).sqrt()
-    moved = cos * math.cos(margin) - sin * math.sin(margin)
-    if easy_margin:
-        return torch.where(cos > 0, moved, cos)
-    return torch.where(cos > -math.cos(margin), moved, cos - margin * math.sin(margin))
+    return ((1 - cos) * (1 + cos)).clamp_min(floor).sqrt()

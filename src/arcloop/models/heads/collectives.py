@@ -77,6 +77,31 @@ class _GatherFeatures(torch.autograd.Function):
         return own_BD * world
 
 
+def gather_batch(own_BD: Tensor) -> Tensor:
+    """Stack the features of all processes, [N, D], where each takes a loss of all of them.
+
+    The gradient that comes back is that of the mean of these losses over the processes, times W as
+    DDP will take the mean: of one and the same loss, what a single process would have got.
+    """
+    gathered: Tensor = _GatherBatch.apply(own_BD)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatherBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own_BD: Tensor) -> Tensor:
+        ctx.rows = len(own_BD)
+        return gather_rows(own_BD).view(-1, own_BD.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        rank = place()[0]
+        # Each loss counts 1/W, and W of them are summed up here: what is left is a factor of 1.
+        grad_ND = sum_over_processes(grads[0].clone())
+        own_BD: Tensor = grad_ND[rank * ctx.rows : (rank + 1) * ctx.rows]
+        return own_BD
+
+
 def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
     """Cross-entropy of all rows over the classes of all processes.
 

@@ -22,7 +22,7 @@ from arcloop.models.heads.collectives import (
     sharded_cross_entropy,
     take_rows,
 )
-from arcloop.models.heads.head import scaled_cosine
+from arcloop.models.heads.cosine_classifier import scaled_cosine, widened
 from arcloop.quantities import Angle, PositiveFloat, PositiveInt, Range, check
 
 SampleRate = Annotated[float, Range(low=0, high=1, low_open=True)]
@@ -119,8 +119,7 @@ class ShardedArcFace(ArcFace):
         Returns:
             Scalar, float32 (float64 if the features are).
         """
-        wide = torch.promote_types(features_BD.dtype, torch.float32)
-        features_ND = gather_features(features_BD.to(wide))
+        features_ND = gather_features(widened(features_BD))
         row_M, class_M = self._targets(gather_rows(labels_B))
         if self.training and self.sample_rate < 1:
             sampled_n = self._sample(class_M)

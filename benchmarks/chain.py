@@ -1,0 +1,179 @@
+"""The whole chain on the classic example's work, against the same written as tutorials write it.
+
+MNIST as 28x28 PNG files in class folders: the training file as 49,000 train, 10,000 gallery and
+1,000 val, on which ours chooses its checkpoint; the test file as 10,000 query. (No image is in both
+train and gallery: `validate` refuses that.) The same two-convolution network, ArcFace with s = 32
+and m = 0.5, SGD with a rate of 0.01, 2 epochs of batches of 64, in float32; and once with our own
+defaults of network, batch, rate and augmentation. Ours is `arcloop run` as a command, start-up,
+report and all; theirs is benchmarks/peers/classic.py. Each in turn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcloop import steps
+from arcloop.compose import compose_config
+from arcloop.data import Store
+from arcloop.images import encode_png
+from benchmarks.measure import Comparison, Section, in_process
+
+TITLE = "The whole chain"
+_STAGES = ("prepare", "validate", "train", "embed", "index", "evaluate")
+_SAME = [
+    "backbone._target_=benchmarks.peers.network.TwoConvolutions", "~backbone.widths",
+    "~backbone.depth",
+    "embedder.embedding_dim=128", "augmentation=none", "head.margin=0.5", "head.scale=32",
+    "optimizer.lr=0.01", "optimizer.head_lr=0.01", "optimizer.weight_decay=0.0",
+    "optimizer.head_weight_decay=0.0", "optimizer.factory.momentum=0.0",
+    "optimizer.factory.nesterov=false", "scheduler=constant", "loader.batch_size=64",
+]  # fmt: skip
+_DATA = ["data=image_folder", "data.image_size=28", "data.channels=1", "embedder.mean=[0.1307]",
+         "embedder.std=[0.3081]", "name=chain", "evaluate.gate.min_top1=0.0"]  # fmt: skip
+_WAYS = {"ours": _SAME, "ours, default job": []}
+
+
+def measure(*, quick: bool) -> Section:
+    epochs = 1 if quick else 2
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = mnist_pngs(folder / "images", share=20 if quick else 1)
+        rounds: list[dict[str, Any]] = []
+        for _ in range(1 if quick else 2):
+            found = {
+                way: _ours(images, folder, [*more, f"trainer.max_epochs={epochs}"])
+                for way, more in _WAYS.items()
+            }
+            found["theirs"] = in_process(
+                "benchmarks.peers.classic", str(images), str(folder / "peer"), str(epochs)
+            )
+            shutil.rmtree(folder / "peer")
+            rounds.append(found)
+        section = _section(rounds)
+        _opencv(section, images, folder, rounds=1 if quick else 3)
+    return section
+
+
+def mnist_pngs(folder: Path, *, share: int) -> Path:
+    """Write the bundled MNIST as PNG files; with a share, one image of so many."""
+    config = compose_config(["data=mnist", "data.val=1", "data.gallery=1"])
+    steps.apply("prepare", config, {}, folder.with_name("store"))
+    store = Store.open(folder.with_name("store"))
+    for split in ("train", "val", "gallery", "query"):
+        for label in range(10):
+            (folder / split / str(label)).mkdir(parents=True)
+    for source in ("train", "query"):
+        images_NHWC, labels_N = store.gather(source, np.arange(0, store.rows(source), share))
+        for row, (image, label) in enumerate(zip(images_NHWC, labels_N, strict=True)):
+            split = source if source == "query" else _split(row)
+            (folder / split / str(label) / f"{row:05d}.png").write_bytes(encode_png(image))
+    return folder
+
+
+def _split(row: int) -> str:
+    """Of 60 images of the training file 10 are gallery, 1 is val and 49 are train."""
+    return "gallery" if row % 6 == 0 else "val" if row % 60 == 1 else "train"
+
+
+def _ours(images: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    work = Path(tempfile.mkdtemp(dir=folder))
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "arcloop", "run", *_DATA, *overrides, f"data.root={images}"]
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=work, check=False, capture_output=True, text=True,
+        env=_environment(root),
+    )  # fmt: skip
+    whole = time.perf_counter() - start
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    run = work / "runs" / "chain"
+    (store,) = (work / "stores").iterdir()
+    places = (store, store / "validation", run, run / "gallery", run / "index", run / "evaluation")
+    seconds = {
+        stage: json.loads((place / ".timing.json").read_bytes())["seconds"]
+        for stage, place in zip(_STAGES, places, strict=True)
+    }
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_bytes())
+    shutil.rmtree(work)
+    return {"seconds": seconds, "whole": whole, "top1": metrics["top1"]}
+
+
+def _environment(root: Path) -> dict[str, str]:
+    paths = [str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _section(rounds: list[dict[str, Any]]) -> Section:
+    for found in rounds:
+        found["theirs"]["whole"] = sum(found["theirs"]["seconds"].values())
+    ways = [*_WAYS, "theirs"]
+    rows = []
+    for stage in (*_STAGES, "whole"):
+        middle = {
+            way: statistics.median(
+                r[way]["whole"] if stage == "whole" else r[way]["seconds"][stage] for r in rounds
+            )
+            for way in ways
+        }
+        rows.append({"stage": "whole command" if stage == "whole" else stage,
+                     **{f"{way}, s": seconds for way, seconds in middle.items()},
+                     "theirs / ours": middle["theirs"] / middle["ours"]})  # fmt: skip
+    top1 = {way: statistics.median(r[way]["top1"] for r in rounds) for way in ways}
+    rows.append({"stage": "query top-1", **{f"{way}, s": value for way, value in top1.items()},
+                 "theirs / ours": top1["theirs"] / top1["ours"]})  # fmt: skip
+    comparisons = [
+        Comparison(
+            f"whole chain, {way}",
+            [1 / r[way]["whole"] for r in rounds],
+            [1 / r["theirs"]["whole"] for r in rounds],
+            "runs/s",
+            8.0,
+        )
+        for way in _WAYS
+    ]
+    comparisons += [
+        Comparison(
+            f"query top-1, {way}",
+            [r[way]["top1"] for r in rounds],
+            [r["theirs"]["top1"] for r in rounds],
+            "",
+            1.0,
+        )
+        for way in _WAYS
+    ]
+    return Section(comparisons, {"seconds of each stage": rows})
+
+
+def _opencv(section: Section, images: Path, folder: Path, *, rounds: int) -> None:
+    """Add `prepare` against OpenCV on all cores, where it is installed."""
+    if importlib.util.find_spec("cv2") is None:
+        section.notes.append("OpenCV is not installed here: `prepare` was not compared with it.")
+        return
+    count = sum(1 for _ in images.glob("*/*/*.png"))
+    config = compose_config([*_DATA, f"data.root={images}"])
+    ours, theirs = [], []
+    for number in range(rounds + 1):
+        start = time.perf_counter()
+        steps.apply("prepare", config, {}, folder / f"store-{number}")
+        seconds = time.perf_counter() - start
+        other = in_process("benchmarks.peers.opencv_prepare", str(images), str(folder / "cv"))
+        shutil.rmtree(folder / f"store-{number}"), shutil.rmtree(folder / "cv")
+        if number:
+            ours.append(count / seconds)
+            theirs.append(count / other)
+    section.comparisons.append(
+        Comparison("prepare, against OpenCV on all cores", ours, theirs, "images/s", 1.0)
+    )

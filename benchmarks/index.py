@@ -1,0 +1,123 @@
+"""Indexes over 100,000 and 1,000,000 clustered vectors of 128 dimensions: recall, speed, size.
+
+Classes of 20 images lie round 500 directions, as kinds of things do; queries are further images of
+the same classes. Every index and flat answer the same 1,000 queries in turn, 10 neighbours each.
+What `index=auto` builds is chosen by its own rules, which see no clock. Build times are of one run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from arcloop import drafts
+from arcloop.compose import compose_config
+from arcloop.retrieval import Gallery
+from arcloop.steps import build
+from benchmarks.measure import Comparison, Section, alternate
+
+TITLE = "Index"
+DIM, A_CLASS, QUERIES, K = 128, 20, 1000, 10
+_KINDS, _SPREAD, _CHUNK = 500, 0.6, 50_000
+_SWEEPS: dict[str, tuple[list[str], str, list[int]]] = {
+    "flat": (["index=flat"], "", [0]),
+    "ivf": (["index=ivf_flat"], "nprobe", [1, 4, 16, 64]),
+    "pq": (["index=ivf_pq"], "nprobe", [1, 4, 16, 64]),
+    "hnsw": (["index=hnsw"], "efSearch", [16, 64, 256]),
+    "auto": (["index=auto"], "", [0]),
+}
+
+
+def measure(*, quick: bool) -> Section:
+    frontier, comparisons = [], []
+    for rows in (20_000,) if quick else (100_000, 1_000_000):
+        with tempfile.TemporaryDirectory() as name:
+            gallery = Gallery(clustered_gallery(Path(name) / "gallery", rows))
+            points, compared = _frontier(gallery, quick=quick)
+        frontier += points
+        comparisons += compared
+    return Section(comparisons, {"recall, speed and size": frontier})
+
+
+def _frontier(gallery: Gallery, *, quick: bool) -> tuple[list[dict[str, Any]], list[Comparison]]:
+    queries = clustered(QUERIES, gallery.rows // A_CLASS, seed=2)
+    flat, exact = None, np.empty(0)
+    points, comparisons = [], []
+    for name, (overrides, parameter, values) in _SWEEPS.items():
+        if name == "hnsw" and gallery.rows > 100_000:
+            continue  # minutes of building; see the smaller gallery
+        small = ["index.flat_rows=1000"] if name == "auto" and quick else []
+        start = time.perf_counter()
+        index, choice = build(compose_config([*overrides, *small]), "index").make(gallery)
+        built = time.perf_counter() - start
+        if flat is None:
+            flat, (_, exact) = index, index.search(queries, K)
+        size = faiss.serialize_index(index).nbytes / gallery.rows
+        for value in values:
+            if parameter:
+                faiss.ParameterSpace().set_index_parameter(index, parameter, value)
+            recall = float((index.search(queries, K)[1][:, 0] == exact[:, 0]).mean())
+            rate = alternate(
+                f"{name} against flat, {gallery.rows:,} rows",
+                lambda index=index: _rate(index, queries),
+                lambda flat=flat: _rate(flat, queries),
+                unit="queries/s", target=20.0 if gallery.rows >= 1_000_000 else None,
+                rounds=2 if quick else 3,
+            )  # fmt: skip
+            points.append({
+                "rows": gallery.rows, "index": name,
+                "search": f"{parameter}={value}" if parameter else _told(choice["search"]),
+                "recall@1": recall, "queries/s": rate.middle[0], "x flat": rate.ratio,
+                "bytes a vector": size, "built in s": built, "factory": choice["factory"],
+            })  # fmt: skip
+        if name == "auto":
+            comparisons.append(rate)
+            comparisons.append(
+                Comparison(f"recall@1 of auto, {gallery.rows:,} rows", [recall], [1.0], "", 0.99)
+            )
+    return points, comparisons
+
+
+def _told(search: dict[str, int]) -> str:
+    return " ".join(f"{name}={value}" for name, value in search.items())
+
+
+def _rate(index: Any, queries: Any) -> float:
+    start = time.perf_counter()
+    index.search(queries, K)
+    return len(queries) / (time.perf_counter() - start)
+
+
+def clustered_gallery(folder: Path, rows: int) -> Path:
+    """Write a gallery artifact of made-up embeddings; returns its folder."""
+    made = {"model": "0" * 64, "store": "0" * 64}
+    with drafts.writing(folder, "gallery", config={}, parents=made) as draft:
+        for number, start in enumerate(range(0, rows, _CHUNK)):
+            take = min(_CHUNK, rows - start)
+            np.save(draft.path / f"embeddings-{number:05d}.npy",
+                    clustered(take, rows // A_CLASS, seed=100 + number))  # fmt: skip
+            np.save(draft.path / f"labels-{number:05d}.npy", np.zeros(take, np.int64))
+        draft.count = rows
+        draft.info |= {"rows": rows, "embedding_dim": DIM}
+    return folder
+
+
+def clustered(rows: int, classes: int, *, seed: int) -> Any:
+    """Unit vectors [rows, DIM]: a class's direction, near that of its kind, and noise."""
+    random, fixed = np.random.default_rng(seed), np.random.default_rng(0)
+    kinds = _unit(fixed.standard_normal((_KINDS, DIM), np.float32))
+    centres = _unit(kinds[np.arange(classes) % _KINDS] + _noise(fixed, classes))
+    return _unit(centres[random.integers(0, classes, rows)] + _noise(random, rows))
+
+
+def _noise(random: np.random.Generator, rows: int) -> Any:
+    return random.standard_normal((rows, DIM), np.float32) * np.float32(_SPREAD / DIM**0.5)
+
+
+def _unit(vectors: Any) -> Any:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

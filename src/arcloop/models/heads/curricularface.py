@@ -1,0 +1,87 @@
+"""CurricularFace: hard negatives count little at first and more and more as training goes on.
+
+Huang et al., CurricularFace: Adaptive Curriculum Learning Loss for Deep Face Recognition, arXiv
+2004.00288.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arcloop.models.heads.arcface import cos_with_margin
+from arcloop.models.heads.collectives import gather_rows
+from arcloop.models.heads.cosine_classifier import CosineClassifier, scaled_cosine
+from arcloop.quantities import Angle, Fraction, PositiveFloat, PositiveInt, check
+
+
+class CurricularFace(CosineClassifier):
+    """ArcFace in which a negative harder than the target is weighted by t + cos θ (section 3).
+
+    The target's logit is s·T with T = cos(θ + m); that of another class s·cos θ where cos θ <= T,
+    and s·cos θ·(t + cos θ) where it is harder than that. t is the moving average of the targets'
+    cosines over global batches, updated by a training step before it is used, as in
+    the authors' code.
+
+    Args:
+        embedding_dim: D, length of a feature.
+        num_classes: C.
+        scale: s, the radius of the hypersphere.
+        margin: m, additive angle in radians.
+        momentum: Share of the old t in the new one. (The paper's text says that α = 0.99 is the
+            share of the batch; the authors' code gives it to the old t.)
+
+    Attributes:
+        t: The moving average, a buffer; 0 at first.
+    """
+
+    t: Tensor
+
+    def __init__(
+        self,
+        *,
+        embedding_dim: PositiveInt,
+        num_classes: PositiveInt,
+        scale: PositiveFloat,
+        margin: Angle,
+        momentum: Fraction,
+    ) -> None:
+        check("head", margin=(margin, Angle), momentum=(momentum, Fraction))
+        super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
+        self.margin, self.momentum = float(margin), float(momentum)
+        self.register_buffer("t", torch.tensor(0.0))
+
+    def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits with margin and weighted negatives, [B, C], after t has been updated."""
+        cos_BC = scaled_cosine(features_BD, self.weight, 1.0)
+        rows_B = torch.arange(len(labels_B), device=labels_B.device)
+        target_B = cos_BC[rows_B, labels_B].clamp(-1, 1)
+        moved_B = cos_with_margin(target_B, self.margin_share * self.margin, easy_margin=False)
+        mean = gather_rows(target_B.detach()).mean()
+        self.t.lerp_(mean.to(self.t.dtype), 1 - self.momentum)
+        # A copy: the buffer may move on before this step's gradient is taken.
+        weighted_BC: Tensor = _WeightHardNegatives.apply(  # type: ignore[no-untyped-call]
+            cos_BC, moved_B.detach()[:, None], self.t.clone()
+        )
+        logits_BC = weighted_BC.mul_(self.scale)
+        logits_BC[rows_B, labels_B] = self.scale * moved_B
+        return logits_BC
+
+
+class _WeightHardNegatives(torch.autograd.Function):
+    """cos·(t + cos) where cos > threshold; written out to keep two arrays instead of four."""
+
+    @staticmethod
+    def forward(ctx: Any, cos_BC: Tensor, threshold_B1: Tensor, t: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_BC, threshold_B1, t)
+        weighted_BC = (cos_BC + t).mul_(cos_BC)
+        return torch.where(cos_BC > threshold_B1, weighted_BC, cos_BC, out=weighted_BC)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos_BC, threshold_B1, t = ctx.saved_tensors
+        grad_BC = (2 * cos_BC).add_(t).mul_(grads[0])
+        torch.where(cos_BC > threshold_B1, grad_BC, grads[0], out=grad_BC)
+        return grad_BC, None, None

@@ -1,0 +1,29 @@
+"""docs/metrics.md runs, and leaves out no metric."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from arcloop.cli import main
+from arcloop.evaluation.glossary import GLOSSARY
+
+PAGE = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+
+
+def test_every_metric_is_on_the_page_and_in_the_glossary():
+    assert set(GLOSSARY) <= set(re.findall(r"`([\w-]+)`", PAGE))
+
+
+def test_the_command_of_the_page(work):
+    (command,) = re.findall(r"```bash\n(arcloop .*)\n```", PAGE)
+    _, verb, *rest = shlex.split(command.replace("runs/mnist", "runs/synthetic"))
+    assert main([verb, *rest]) == 0
+    metrics = json.loads(Path("runs/synthetic/evaluation/metrics.json").read_bytes())
+    assert metrics.keys() <= GLOSSARY.keys()
+    assert {"map_at_r", "mrr", "dir_at_far_1e-1", "ami", "pair_accuracy"} <= metrics.keys()
+    timing = json.loads(Path("runs/synthetic/evaluation/.timing.json").read_bytes())
+    assert 0 < timing["search_p50_ms"] <= timing["search_p99_ms"]
+    report = Path("runs/synthetic/evaluation/report.html").read_text()
+    assert "ms a search of one query" in report
+    assert "DIR at FAR 10%" in report

@@ -1,0 +1,95 @@
+"""Queries that are in the gallery, against the whole similarity matrix without its diagonal."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from tests.evaluation.conftest import CORNERS, exact, labelled_corners
+from tests.evaluation.test_judge import ELSEWHERE, judged, oracle, sizes
+
+from arcloop.errors import DataError
+from arcloop.evaluation.verification import NUM_BINS, SimilarityHistogram
+
+
+@st.composite
+def galleries_with_queries(draw):
+    """A gallery, some of its rows as queries, and some queries that are not in it."""
+    rows, labels = draw(labelled_corners(3, st.integers(2, 25)))
+    own = np.array(draw(st.lists(st.integers(-1, len(labels) - 1), min_size=1, max_size=12)))
+    others, other_labels = draw(labelled_corners(3, st.just(len(own))))
+    there = own >= 0
+    queries = (
+        np.where(there[:, None], rows[own], others),
+        np.where(there, labels[own], other_labels),
+    )
+    return queries, (rows, labels), own
+
+
+def pairs_by_definition(queries, gallery, own):
+    expected = SimilarityHistogram()
+    for query, label, itself in zip(*queries, own.tolist(), strict=True):
+        for number, (row, other) in enumerate(zip(*gallery, strict=True)):
+            place = min(int((float(query @ row) + 1) * NUM_BINS / 2), NUM_BINS - 1)
+            counts = expected.same if label == other else expected.different
+            counts[place] += number != itself
+    return expected
+
+
+@effort(max_examples=60, deadline=None)
+@given(galleries_with_queries(), sizes, sizes)
+def test_a_query_is_in_no_metric_its_own_neighbour(drawn, batches, chunks):
+    queries, gallery, own = drawn
+    judgement = judged(queries, gallery, own=own, batches=batches, chunks=chunks, num_mistakes=99)
+    expected = oracle(queries, gallery, 0.5, own)
+    assert judgement.metrics.keys() - ELSEWHERE == expected.keys()
+    for name, value in expected.items():
+        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
+    pairs = pairs_by_definition(queries, gallery, own)
+    assert np.array_equal(judgement.pairs.same, pairs.same)
+    assert np.array_equal(judgement.pairs.different, pairs.different)
+    assert judgement.metrics.get("eer") == pairs.eer()
+    for mistake in judgement.mistakes:
+        assert own[mistake.query_row] not in mistake.neighbour_rows
+
+
+@effort(max_examples=60, deadline=None)
+@given(labelled_corners(3, st.integers(2, 25)), st.integers(0, 10**6))
+def test_the_place_of_a_row_changes_nothing(gallery, seed):
+    """Whichever row a query is, and whatever equal rows there are beside it."""
+    rows, labels = gallery
+    own = np.random.default_rng(seed).permutation(len(labels))
+    judgement = judged((rows[own], labels[own]), gallery, own=own)
+    expected = oracle((rows[own], labels[own]), gallery, 0.5, own)
+    for name, value in expected.items():
+        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_without_it_every_query_would_find_itself():
+    rows = np.eye(4, dtype=np.float32)  # no two of them alike
+    labels = np.array([0, 1, 2, 0])
+    gallery = rows, labels
+    assert judged(gallery, gallery).metrics["top1"] == 1
+    alone = judged(gallery, gallery, own=np.arange(4)).metrics
+    assert alone["top1"] < 1
+    assert alone["num_queries_not_in_gallery"] == 2
+    assert alone["eer"] == 0.5
+
+
+def test_an_index_that_misses_the_query_itself_gives_no_neighbour_more():
+    rows = CORNERS[:8]
+    labels = np.arange(8) % 2
+
+    def search(queries, k):  # of an index that does not hold row 0
+        similarities, found = exact(rows[1:])(queries, k)
+        return similarities, np.where(found >= 0, found + 1, -1)
+
+    judgement = judged((rows, labels), (rows, labels), own=np.arange(8), search=search)
+    assert all(len(mistake.neighbour_rows) <= 7 for mistake in judgement.mistakes)
+    assert all(m.query_row not in m.neighbour_rows for m in judgement.mistakes)
+
+
+def test_a_gallery_of_one_image_cannot_be_judged():
+    one = CORNERS[:1], np.array([0])
+    with pytest.raises(DataError, match="gallery of one image"):
+        judged(one, one, own=np.arange(1))

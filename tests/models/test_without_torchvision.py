@@ -1,0 +1,86 @@
+"""The stand-in stands in only where it must, and never stays."""
+
+import sys
+from importlib import import_module
+
+import pytest
+
+from arcloop.models.without_torchvision import torchvision_or_stand_in
+
+REAL = {
+    "__init__.py": "REAL = True\n",
+    "ops/__init__.py": "",
+    "ops/misc.py": "class FrozenBatchNorm2d: real = True\n",
+}
+BROKEN = {"__init__.py": "from torchvision import ops\n", "ops/__init__.py": "raise {error}\n"}
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put a package named torchvision of these files on the path; leave no trace of it."""
+    before = {name for name in sys.modules if name.partition(".")[0] == "torchvision"}
+    assert not before
+
+    def call(files):
+        for name, text in files.items():
+            path = tmp_path / "torchvision" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield call
+    for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def imported():
+    return [name for name in sys.modules if name.partition(".")[0] == "torchvision"]
+
+
+def test_the_real_one_is_used_where_it_works(install):
+    install(REAL)
+    with torchvision_or_stand_in():
+        import torchvision
+        from torchvision.ops.misc import FrozenBatchNorm2d
+
+        assert torchvision.REAL
+        assert FrozenBatchNorm2d.real is True
+    assert "torchvision.ops.misc" in imported()
+
+
+@pytest.mark.parametrize(
+    "error", ["RuntimeError('operator torchvision::nms does not exist')", "ImportError", "OSError"]
+)
+def test_a_broken_one_is_stood_in_for(install, error):
+    install({name: text.format(error=error) for name, text in BROKEN.items()})
+    with torchvision_or_stand_in():
+        from torchvision.ops.misc import FrozenBatchNorm2d
+    assert isinstance(FrozenBatchNorm2d, type)
+    assert imported() == []
+
+
+def test_placeholders_can_be_named_and_subclassed_but_not_used(install):
+    with torchvision_or_stand_in():
+        import torchvision.transforms.functional as F
+        from torchvision import transforms
+
+        class Mine(transforms.ToTensor):
+            pass
+
+        assert {F.InterpolationMode.NEAREST: 1, F.InterpolationMode.BOX: 2}
+        assert not isinstance(3, F.InterpolationMode)
+        assert not hasattr(transforms, "__wrapped__")
+        for use in (Mine, F.pil_to_tensor, transforms.Compose):
+            with pytest.raises(ImportError, match="needs torchvision"):
+                use([])
+    assert imported() == []
+    with pytest.raises(ModuleNotFoundError):
+        import torchvision  # noqa: F401
+
+
+def test_it_is_taken_away_after_a_failure_too(install):
+    finders = list(sys.meta_path)
+    with pytest.raises(ImportError), torchvision_or_stand_in():
+        import_module("torchvision.ops").nms()
+    assert imported() == []
+    assert sys.meta_path == finders

@@ -1,0 +1,31 @@
+"""Run as `python freezing_runs.py`, in an empty folder: a frozen, then freed backbone, in 1 and 2.
+
+The backbone is of timm, with its own kind of batch norm, which DDP has to sync too.
+"""
+
+from pathlib import Path
+
+from sharded_runs import IMAGES, STORE, train_in
+
+import arcloop.training  # noqa: F401 - so that not every fork imports it again
+from arcloop.compose import compose_config
+from arcloop.models.timm_backbone import import_timm
+from arcloop.steps import apply
+
+COMMON = [
+    *IMAGES, "backbone=timm", "backbone.model=test_efficientnet", "embedder.embedding_dim=16",
+    "augmentation=none", "scheduler=constant", "optimizer.lr=0.002", "optimizer.head_lr=0.02",
+    "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=3", "callbacks=freeze",
+    "callbacks.freeze.epochs=2", "callbacks.build_index=null", "callbacks.evaluate=null",
+]  # fmt: skip
+
+
+def main():
+    import_timm()
+    apply("prepare", compose_config(IMAGES), {}, STORE)
+    for world in (1, 2):
+        train_in(world, [], Path(f"in-{world}"), common=COMMON)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Run as `python shared_judging.py`, in an empty folder: one model judged by 1, 2 and 3 processes.
+
+One interpreter imports everything, and all processes are forks of it that talk over gloo.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from arcloop import stages
+from arcloop.compose import compose_config
+from arcloop.data import Store
+from arcloop.errors import ArcloopError, DataError
+from arcloop.searcher import save_model
+from arcloop.steps import apply, build
+from arcloop.training.neighbours import leave_one_out_top1
+from arcloop.training.team import own_share
+
+STORE, RUN = Path("store"), Path("run")
+SETTINGS = [
+    "data=synthetic", "data.train=20", "data.val=41", "data.gallery=97", "data.query=71",
+    "data.num_classes=5", "data.image_size=16", "data.noise=1.0", "backbone.widths=[8,8]",
+    "embedder.embedding_dim=16", "embed.batch_size=8", "embed.shard_rows=20",
+    "evaluate.batch_size=12", "evaluate.num_projected=40", "evaluate.max_pairs=4000",
+    "evaluate.max_clustered=60",
+]  # fmt: skip
+NAN = np.float32("nan")
+
+
+def fork(world, work, name):
+    """Run `work(share)` in forks; returns what each returned or the error it ended with."""
+    meeting = Path(f"{name}.meeting").absolute()
+
+    def main(rank):
+        if world > 1:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
+            )
+        try:
+            outcome = work(own_share())
+        except ArcloopError as error:
+            outcome = f"{type(error).__name__}: {error}"
+        Path(f"{name}-{rank}.json").write_text(json.dumps(outcome))
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=main, args=(rank,)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + 60
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            sys.exit(f"{name}: a process hangs")
+    return [process.exitcode for process in processes]
+
+
+def judge(config, folder):
+    def work(share):
+        store = Store.open(STORE).artifact.path
+        gallery, index = folder / "gallery", folder / "index"
+        settings = build(config, "embed")
+        stages.embed_gallery(RUN / "model.pt", store, gallery, settings, share=share)
+        if share.rank == 0:
+            stages.build_index(
+                RUN / "model.pt", store, gallery, index, index=build(config, "index"),
+                calibration=build(config, "calibration"), embed_settings=settings,
+            )  # fmt: skip
+        found = stages.evaluate(
+            RUN, store, gallery, index, folder / "evaluation",
+            settings=build(config, "evaluate"), embed_settings=settings, share=share,
+        )  # fmt: skip
+        return found.info["metrics"]
+
+    return work
+
+
+def compare_val(parts):
+    """Rows with many ties, of which each rank has another number."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randint(-1, 2, (sum(parts), 3), generator=random).float()
+    rows = torch.nn.functional.normalize(rows + 0.1)
+    labels = torch.randint(0, 4, (sum(parts),), generator=random)
+
+    def work(share):
+        start = sum(parts[: share.rank])
+        own = slice(start, start + parts[share.rank])
+        return [leave_one_out_top1(rows[own], labels[own], tile) for tile in (7, 1024)]
+
+    return work
+
+
+def fail(share):
+    def part():
+        if share.rank == 1:
+            raise DataError("image 7 is torn")
+        return 1
+
+    return share.gather(part)
+
+
+def fail_first(share):
+    return share.tell(lambda: [][0])
+
+
+def vanish(share):
+    if share.rank == 1:
+        os._exit(9)
+    return share.gather(lambda: 1)
+
+
+def main():
+    config = compose_config(SETTINGS)
+    apply("prepare", config, {}, STORE)
+    torch.manual_seed(0)
+    embedder = build(config, "embedder")(build(config, "backbone")(in_channels=1),
+                                         image_shape=(16, 16, 1)).eval()  # fmt: skip
+    RUN.mkdir()
+    save_model(
+        torch.jit.script(embedder), RUN / "model.pt", image_shape=(16, 16, 1), embedding_dim=16
+    )
+    codes = {}
+    for world in (1, 2, 3):
+        codes[f"judged-{world}"] = fork(world, judge(config, Path(str(world))), f"judged-{world}")
+    for parts in ([40], [13, 27], [0, 29, 11]):
+        name = f"val-{len(parts)}"
+        codes[name] = fork(len(parts), compare_val(parts), name)
+    for work in (fail, fail_first, vanish):
+        codes[work.__name__] = fork(2, work, work.__name__)
+    Path("codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()

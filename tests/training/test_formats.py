@@ -1,0 +1,143 @@
+"""Each format computes what the eager embedder computes, for any batch, from any machine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from arcloop.errors import ArtifactError, ConfigError
+from arcloop.models import ConvNet, Embedder, IResNet
+from arcloop.training import OnnxFormat, TorchExportFormat
+from arcloop.training.exports import beside, export_run, try_formats
+from arcloop.training.onnx_format import opset_range
+
+FORMATS = {
+    "onnx": OnnxFormat(opset=17, max_abs_diff=1e-5),
+    "onnx of the newest opset": OnnxFormat(opset=opset_range()[1], max_abs_diff=1e-5),
+    "onnx of the oldest opset": OnnxFormat(opset=opset_range()[0], max_abs_diff=1e-5),
+    "torch_export": TorchExportFormat(max_abs_diff=1e-5),
+}
+BACKBONES = {
+    "convnet": lambda channels: ConvNet(in_channels=channels, widths=[4, 8], depth=2),
+    "iresnet": lambda channels: IResNet(in_channels=channels, layers=[1, 2], widths=[4, 8]),
+}
+
+
+def embedder(backbone, channels=3):
+    """One whose running statistics are not those of a fresh layer, which would hide a mistake."""
+    torch.manual_seed(0)
+    made = Embedder(backbone, image_shape=(16, 20, channels), embedding_dim=8, dropout=0.5,
+                    mean=[0.4], std=[0.2])  # fmt: skip
+    for module in made.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return made.eval()
+
+
+def images(rows, channels=3):
+    return np.random.default_rng(rows).integers(0, 256, (rows, 16, 20, channels), dtype=np.uint8)
+
+
+def eager(model, images_NHWC):
+    with torch.inference_mode():
+        return model(torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)).numpy()
+
+
+@pytest.mark.parametrize(("backbone", "channels"), [("convnet", 1), ("iresnet", 3)])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_read_anew_embeds_batches_of_any_size_as_the_eager_model(
+    tmp_path, name, backbone, channels
+):
+    chosen, model = FORMATS[name], embedder(BACKBONES[backbone](channels), channels)
+    path = tmp_path / chosen.file
+    chosen.write(model, path)
+    for rows in (1, 2, 7):
+        batch = images(rows, channels)
+        found = chosen.embed(path, batch)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, eager(model, batch), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch_export"])
+def test_the_same_weights_give_the_same_bytes_and_no_path_of_this_machine(tmp_path, name):
+    chosen, model = FORMATS[name], embedder(BACKBONES["convnet"](3))
+    chosen.write(model, tmp_path / "one")
+    chosen.write(model, tmp_path / "two")
+    content = (tmp_path / "one").read_bytes()
+    assert content == (tmp_path / "two").read_bytes()
+    for place in (Path(__file__).parents[2], Path(torch.__file__).parents[1], tmp_path):
+        assert str(place).encode() not in content
+
+
+def test_onnx_takes_uint8_and_says_what_it_is(tmp_path):
+    import onnx
+
+    FORMATS["onnx"].write(embedder(BACKBONES["convnet"](3)), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    (given,) = model.graph.input
+    assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    batch, *shape = given.type.tensor_type.shape.dim
+    assert batch.dim_param == "batch"
+    assert [dim.dim_value for dim in shape] == [3, 16, 20]
+    assert [o.version for o in model.opset_import] == [17]
+    (facts,) = model.metadata_props
+    assert facts.value == '{"image_shape": [16, 20, 3], "embedding_dim": 8}'
+
+
+@pytest.mark.parametrize("opset", [opset_range()[0] - 1, opset_range()[1] + 1])
+def test_an_opset_that_cannot_be_written_is_refused_before_anything(opset):
+    lowest, highest = opset_range()
+    with pytest.raises(ConfigError, match=f"write opsets {lowest} to {highest}"):
+        beside({"onnx": OnnxFormat(opset=opset, max_abs_diff=1e-5)})
+
+
+class Digamma(nn.Module):
+    """Computes what ONNX has no operator for."""
+
+    def forward(self, x):
+        return torch.special.digamma(x[:, :, ::4, ::4] + 10)
+
+
+def test_an_operator_that_onnx_lacks_is_named_with_a_remedy():
+    with pytest.raises(ConfigError) as caught:
+        try_formats(embedder(Digamma()), {"onnx": FORMATS["onnx"]})
+    assert "aten::digamma" in str(caught.value)
+    assert "export=torch_export" in str(caught.value)
+    try_formats(embedder(Digamma()), {"torch_export": FORMATS["torch_export"]})
+
+
+class Branching(nn.Module):
+    """Computes what cannot be traced: which layer runs depends on the values."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_what_torch_export_cannot_express_is_one_message():
+    with pytest.raises(ConfigError, match=r"torch\.export cannot express") as caught:
+        try_formats(embedder(Branching()), {"torch_export": FORMATS["torch_export"]})
+    assert "export=onnx" in str(caught.value)
+
+
+class Blurred(OnnxFormat):
+    """A format that loses precision, as one in half precision would."""
+
+    def embed(self, path, images_NHWC):
+        return super().embed(path, images_NHWC).astype(np.float16).astype(np.float32)
+
+
+def test_a_format_that_computes_something_else_does_not_pass(work):
+    from arcloop import artifacts
+    from arcloop.steps import build_node
+
+    run = work / "runs/synthetic"
+    recorded = artifacts.read(run, "run").config
+    parts = {name: build_node(recorded[name]) for name in ("backbone", "embedder")}
+    lossy = {"onnx": Blurred(opset=17, max_abs_diff=1e-5)}
+    with pytest.raises(ArtifactError, match=r"model.onnx differs from the model by \d"):
+        export_run(run, lossy, run / "export", **parts)
+    assert not (run / "export").exists()

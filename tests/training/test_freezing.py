@@ -1,0 +1,121 @@
+"""A frozen backbone stays what it is, to the bit; freed, it learns; whatever happens on the way."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import SMALL
+
+from arcloop.cli import main
+from arcloop.errors import ResourceError
+from arcloop.training.checkpoints import read_checkpoint
+from arcloop.training.module import EmbeddingModule
+
+# Per epoch 6 steps; the weights that are compared are those of the end, not of the best epoch.
+FREEZE = [
+    "train", *SMALL, "callbacks=freeze", "callbacks.export=null", "callbacks.build_index=null",
+    "callbacks.evaluate=null", "callbacks.last.every_n_steps=2", "embedder.dropout=0.2",
+]  # fmt: skip
+STEPS = 6
+
+
+def last(run: str) -> dict:
+    return read_checkpoint(Path(run) / "checkpoints/last.ckpt")
+
+
+def backbone(run: str) -> dict[str, torch.Tensor]:
+    weights = last(run)["state_dict"].items()
+    return {name: w for name, w in weights if name.startswith("embedder.backbone.")}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[bool]:
+    assert one.keys() == other.keys()
+    return [torch.equal(one[name], other[name]) for name in one]
+
+
+@pytest.fixture
+def start(in_tmp, monkeypatch) -> dict[str, torch.Tensor]:
+    """Weights of the backbone before the first step."""
+    first = {}
+
+    def on_fit_start(self: EmbeddingModule) -> None:
+        first.update({f"embedder.backbone.{n}": w.clone() for n, w in
+                      self.embedder.backbone.state_dict().items()})  # fmt: skip
+
+    monkeypatch.setattr(EmbeddingModule, "on_fit_start", on_fit_start)
+    return first
+
+
+def test_frozen_it_stays_and_freed_it_learns(start, capsys):
+    """Weight decay, momentum and statistics of batch norms would all change it."""
+    frozen_run = [*FREEZE, "optimizer=adamw", "run_dir=frozen"]
+    assert main([*frozen_run, "callbacks.freeze.epochs=2"]) == 0
+    assert all(same(backbone("frozen"), start))
+    frozen = last("frozen")
+    # No weight of the backbone has any state in the optimizer: it starts when it is freed.
+    trained = sum(len(g["params"]) for g in frozen["optimizer_states"][0]["param_groups"])
+    assert len(frozen["optimizer_states"][0]["state"]) < trained
+    assert frozen["state_dict"]["embedder.neck.0.num_batches_tracked"] == 2 * STEPS
+
+    assert main([*frozen_run, "callbacks.freeze.epochs=1"]) == 2
+    assert "another config" in capsys.readouterr().err
+
+    assert main([*FREEZE, "run_dir=freed", "callbacks.freeze.epochs=1"]) == 0
+    freed = backbone("freed")
+    changed = [name for name, equal in zip(start, same(freed, start), strict=True) if not equal]
+    assert {n for n in start if "running_" in n or n.endswith("weight")} <= set(changed)
+    assert freed["embedder.backbone.stages.0.2.num_batches_tracked"] == STEPS
+
+
+def test_interrupted_frozen_and_freed_it_ends_with_the_same_bytes(in_tmp, monkeypatch):
+    assert main([*FREEZE, "run_dir=whole"]) == 0
+    real = EmbeddingModule.training_step
+    for step in (3, 9):  # within the frozen epoch, and within the other
+
+        def training_step(self, batch, batch_idx, step=step):
+            if self.global_step == step:
+                raise ResourceError("interrupted")
+            return real(self, batch, batch_idx)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EmbeddingModule, "training_step", training_step)
+            assert main([*FREEZE, "run_dir=stopped"]) == 1
+        assert last("stopped")["global_step"] == step - 1
+    assert main([*FREEZE, "run_dir=stopped"]) == 0
+    assert Path("whole/metrics.csv").read_bytes() == Path("stopped/metrics.csv").read_bytes()
+    assert all(same(last("whole")["state_dict"], last("stopped")["state_dict"]))
+
+
+def test_averages_of_a_frozen_backbone_are_itself(start):
+    ema = ["+callbacks.ema._target_=pytorch_lightning.callbacks.EMAWeightAveraging",
+           "+callbacks.ema.decay=0.5"]  # fmt: skip
+    assert main([*FREEZE, *ema, "run_dir=averaged", "callbacks.freeze.epochs=2"]) == 0
+    for name, value in backbone("averaged").items():
+        torch.testing.assert_close(value, start[name], rtol=1e-6, atol=0)
+
+
+def test_epochs_out_of_range_are_named(in_tmp, capsys):
+    assert main([*FREEZE, "callbacks.freeze.epochs=0"]) == 2
+    assert "callbacks.freeze.epochs=0 must be in [1, inf]" in capsys.readouterr().err
+
+
+def test_two_processes_follow_the_loss_of_one(tmp_path):
+    script = Path(__file__).with_name("freezing_runs.py")
+    result = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, timeout=150, stderr=subprocess.PIPE, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+    def curve(run: str) -> list[float]:
+        with open(tmp_path / run / "metrics.csv", newline="") as file:
+            return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+    one, two = curve("in-1"), curve("in-2")
+    assert len(one) == 9
+    assert two == pytest.approx(one, rel=1e-3)
+    one, two = (read_checkpoint(tmp_path / r / "checkpoints/last.ckpt") for r in ("in-1", "in-2"))
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=5e-2, atol=2e-3)

@@ -1,0 +1,115 @@
+"""Every choice of head trains through the real command; warm-up follows the steps exactly."""
+
+import csv
+
+import pytest
+import torch
+from tests.conftest import SMALL
+
+from arcloop import artifacts
+from arcloop.cli import main
+from arcloop.compose import bundled
+from arcloop.training.checkpoints import read_checkpoint
+
+CHOICES = sorted(file.stem for file in (bundled("conf") / "head").glob("*.yaml"))
+TRAIN = ["train", *SMALL, "trainer.max_epochs=1", "augmentation=none"]
+NO_EXPORT = ["callbacks.export=null", "callbacks.build_index=null", "callbacks.evaluate=null"]
+BUFFERS = {
+    "adacos": {"head.scale"}, "curricularface": {"head.t"},
+    "adaface": {"head.length_mean", "head.length_std"},
+}  # fmt: skip
+NO_WEIGHTS = ["pair_loss"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A folder with one store for all runs."""
+    folder = tmp_path_factory.mktemp("heads")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.parametrize("head", CHOICES)
+def test_every_head_trains(shared, head):
+    overrides = [f"head={head}", f"run_dir={head}", "trainer.max_epochs=2", *NO_EXPORT]
+    assert main([*TRAIN, *overrides]) == 0
+    run = artifacts.load(shared / head, "run")
+    assert run.info["objective"] > 0.4  # chance is a third
+    checkpoint = read_checkpoint(shared / head / "checkpoints/last.ckpt")
+    state = {name for name in checkpoint["state_dict"] if name.startswith("head.")}
+    groups = [group["name"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
+    assert ("head" in groups) == (head not in NO_WEIGHTS)
+    weights = {name for name in state if name.endswith(("weight", "proxies"))}
+    assert len(weights) == (head not in NO_WEIGHTS)
+    assert state - weights == BUFFERS.get(head, set())
+
+
+def losses(run, *overrides):
+    """The loss of each step of a run in which nothing moves, so that margin and scale decide it."""
+    still = ["optimizer.lr=1e-30", "optimizer.head_lr=1e-30", "scheduler=constant", "logger=csv",
+             "trainer.log_every_n_steps=1", *NO_EXPORT]  # fmt: skip
+    assert main([*TRAIN, *still, *overrides, f"run_dir={run}"]) == 0
+    with open(f"{run}/metrics.csv", newline="") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+
+@pytest.mark.parametrize("head", ["arcface_sharded", "cosface"])
+def test_margin_and_scale_rise_with_the_steps(shared, head):
+    warm = ["callbacks=warmup", "callbacks.warmup.margin_steps=4",
+            "callbacks.warmup.scale_from=4.0", "callbacks.warmup.scale_steps=2"]  # fmt: skip
+    warmed = losses(f"{head}-warm", f"head={head}", "head.margin=0.4", "head.scale=8.0", *warm)
+    assert len(warmed) == 6
+    steady = {
+        (margin, scale): losses(
+            f"{head}-{margin}-{scale}", f"head={head}", f"head.margin={margin}",
+            f"head.scale={scale}",
+        )
+        for margin, scale in ((0.0, 4.0), (0.1, 6.0), (0.4, 8.0))
+    }  # fmt: skip
+    expected = {0: (0.0, 4.0), 1: (0.1, 6.0), 4: (0.4, 8.0), 5: (0.4, 8.0)}
+    for step, values in expected.items():
+        assert warmed[step] == pytest.approx(steady[values][step], rel=1e-6)
+    assert len({steady[values][0] for values in steady}) == len(steady)
+
+
+def test_a_resumed_run_goes_on_with_margin_and_memory_as_they_were(shared):
+    overrides = ["head=curricularface", "callbacks=warmup", "callbacks.warmup.margin_steps=9",
+                 "scheduler=constant", *NO_EXPORT]  # fmt: skip
+    assert main([*TRAIN, *overrides, "run_dir=whole", "trainer.max_epochs=2"]) == 0
+    assert main([*TRAIN, *overrides, "run_dir=parts"]) == 0
+    more = [*TRAIN, *overrides, "run_dir=parts", "trainer.max_epochs=2", "resume=true"]
+    assert main(more) == 0
+    whole, parts = (
+        read_checkpoint(shared / run / "checkpoints/last.ckpt")["state_dict"]
+        for run in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert whole["head.t"] != 0
+
+
+def test_another_warm_up_is_another_run(shared, capsys):
+    warm = [*TRAIN, "run_dir=plain", "head=cosface", "callbacks=warmup", *NO_EXPORT]
+    assert main([*TRAIN, "run_dir=plain", "head=cosface", *NO_EXPORT]) == 0
+    assert main(warm) == 2
+    assert "another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["head=softmax"], "NormalizedSoftmax has no margin to warm up"),
+        (["head=pair_loss"], "PairLoss has no margin to warm up"),
+        (
+            ["head=adacos", "callbacks.warmup.margin_steps=null",
+             "callbacks.warmup.scale_from=1.0", "callbacks.warmup.scale_steps=3"],
+            "AdaCos has no scale to warm up",
+        ),
+        (["callbacks.warmup.scale_from=1.0"], "give both"),
+        (["callbacks.warmup.margin_steps=0"], "callbacks.warmup.margin_steps=0"),
+    ],
+)  # fmt: skip
+def test_a_warm_up_of_what_is_not_there_is_refused(in_tmp, overrides, message, capsys):
+    assert main([*TRAIN, "callbacks=warmup", *overrides]) == 2
+    assert message in capsys.readouterr().err
+    assert not (in_tmp / "runs").exists()

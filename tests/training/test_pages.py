@@ -1,0 +1,44 @@
+"""The commands and snippets of docs/export.md and docs/tracking.md run as they are written."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from arcloop.cli import main
+from arcloop.compose import bundled, compose_config
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_page_about_formats(work):
+    (work / "runs/synthetic").rename(work / "runs/mnist")
+    lines = "".join(blocks("export.md", "console")).splitlines()
+    of_a_run = [line for line in lines if line.startswith(("arcloop export", "arcloop lineage"))]
+    assert len(of_a_run) == 2
+    for command in of_a_run:
+        assert main(shlex.split(command)[1:]) == 0, command
+    names = {}
+    for snippet in blocks("export.md", "python"):
+        exec(snippet, names)
+    assert names["embeddings"].shape == (32, 16)
+
+
+@pytest.mark.parametrize(("page", "group"), [("export.md", "export"), ("tracking.md", "logger")])
+def test_the_page_names_every_choice(page, group):
+    named = set(re.findall(rf"^\| `{group}=(\w+)`", (DOCS / page).read_text(), flags=re.MULTILINE))
+    choices = {file.stem for file in (bundled("conf") / group).glob("*.yaml")}
+    assert named == choices - {"csv"}
+
+
+def test_commands_of_the_page_about_loggers_compose():
+    lines = "".join(blocks("tracking.md", "console")).splitlines()
+    commands = [line for line in lines if line.startswith("arcloop train ")]
+    assert len(commands) == 2
+    for command in commands:
+        compose_config(shlex.split(command)[2:])
