@@ -134,21 +134,25 @@ def test_a_gate_that_does_not_pass_in_any_job(work):
     assert not (work / "runs/synthetic/job.json").exists()
 
 
-def test_a_process_of_a_sweep_ends_with_the_command_that_started_it(tmp_path):
-    child = "import os, time; from arcloop.sweeps.job import _end_with; _end_with(os.getppid())"
-    parent = (
-        "import subprocess, sys, time; child = subprocess.Popen("
-        f"[sys.executable, '-c', {child + '; print(os.getpid(), flush=True); time.sleep(60)'!r}]);"
-        "time.sleep(60)"
+def test_a_process_of_a_sweep_ends_with_the_command_that_started_it():
+    child = (
+        "import os, time; from arcloop.sweeps.job import _end_with; _end_with(os.getppid());"
+        "print(os.getpid(), flush=True); time.sleep(600)"
     )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    assert Path(f"/proc/{pid}").exists()
+    process.kill()
+    process.wait()
     deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    left = Path(f"/proc/{pid}").exists()
+    if left:
+        os.kill(pid, signal.SIGKILL)
+    process.stdout.close()
+    assert not left
 
 
 def test_make_results_writes_a_table_with_a_command_for_each_row(in_tmp):
