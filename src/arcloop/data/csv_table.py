@@ -6,21 +6,19 @@ import csv
 import difflib
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.data.line_faults import LineFaults
 from arcloop.data.source import SPLITS
 from arcloop.errors import DataError
 
 Ints = npt.NDArray[np.int64]
-
-_LISTED = 20  # faults of a kind
 
 
 class Cells(NamedTuple):
@@ -99,7 +97,7 @@ def read_table(file: Path, root: Path, delimiter: str) -> Table:
         DataError: Columns or files are missing, a label is empty, a split is unknown, a path is
             listed twice: all of it in one message, with line numbers.
     """
-    faults = _Faults()
+    faults = LineFaults()
     pictures, lines, numbers = CsvPictures(root), array("q"), array("q")
     splits = array("b")
     label_numbers: dict[str, int] = {}
@@ -184,7 +182,7 @@ def _columns(header: list[str], file: Path, delimiter: str) -> tuple[int, int, i
     )
 
 
-def _check_cells(cells: Cells, root: Path, faults: _Faults) -> None:
+def _check_cells(cells: Cells, root: Path, faults: LineFaults) -> None:
     line = cells.line
     if not cells.whole:
         faults.add("rows of another length", line, "has not as many cells as the header")
@@ -204,7 +202,7 @@ def _check_cells(cells: Cells, root: Path, faults: _Faults) -> None:
 
 
 def _report_repeated(
-    pictures: CsvPictures, lines: Ints, labels: Ints, names: list[str], faults: _Faults
+    pictures: CsvPictures, lines: Ints, labels: Ints, names: list[str], faults: LineFaults
 ) -> None:
     """Report files that are listed more than once, however their paths are written."""
     places = (os.path.normpath(pictures.path(number)) for number in range(len(pictures)))
@@ -227,32 +225,3 @@ def _report_repeated(
                 f"{path} is {names[labels[number]]!r}, but {names[labels[first]]!r} on line"
                 f" {lines[first]}",
             )  # fmt: skip
-
-
-@dataclass
-class _Faults:
-    """Faults of a file: of each kind, so many are listed, and all are counted."""
-
-    listed: list[tuple[int, str]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, kind: str, line: int, message: str) -> None:
-        self.counts[kind] += 1
-        if self.counts[kind] <= _LISTED:
-            self.listed.append((line, message))
-
-    def fail(self, file: Path) -> None:
-        """Raise if there is any."""
-        if not self.counts:
-            return
-        listed = "".join(f"\n    line {line}: {message}" for line, message in sorted(self.listed))
-        more = "".join(
-            f"\n    and {count - _LISTED} more {kind}"
-            for kind, count in self.counts.items()
-            if count > _LISTED
-        )
-        raise DataError(
-            f"the list of images has {self.counts.total()} fault(s):{listed}{more}",
-            where=file.absolute(),
-            remedy="correct these lines",
-        )
