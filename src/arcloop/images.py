@@ -7,16 +7,39 @@ and nothing of arcloop: it is archived beside the model and runs where arcloop i
 from __future__ import annotations
 
 import io
-import warnings
+import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_PIXELS = 64 * 1024 * 1024
+
+_PLUGINS: Mapping[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+}
+_ORIENTING = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+"""Where Pillow looks for an orientation."""
+_UNDECODABLE = (
+    OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises on damaged images."""
 
 
 class ImageError(ValueError):
@@ -50,39 +73,47 @@ def decode(
     Raises:
         ImageError: Empty, truncated, not PNG/JPEG/WebP/BMP, or larger than `max_pixels`.
     """
-    if isinstance(source, bytes) and not source:
-        raise ImageError("empty: 0 bytes")
-    file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     try:
-        with warnings.catch_warnings():
-            # PIL's own bomb warning is about a limit we set ourselves, in pixels, below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as opened:
-                pixels = opened.width * opened.height
-                if pixels > max_pixels:
-                    raise ImageError(f"{pixels:,} pixels; at most {max_pixels:,} are decoded")
-                if opened.format == "JPEG":  # decode at a reduced scale, never below the target
-                    opened.draft(None, (width * 2, height * 2))
-                turned = opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
-                image = ImageOps.exif_transpose(opened) if turned else opened
-                image = _to_mode(image, "L" if channels == 1 else "RGB")
-                if image.size != (width, height):
-                    image = image.resize((width, height), Image.Resampling.BILINEAR)
-                array = np.array(image, dtype=np.uint8)
+        encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with _open(encoded) as opened:
+            pixels = opened.width * opened.height
+            if pixels > max_pixels:
+                raise ImageError(f"{pixels:,} pixels; at most {max_pixels:,} are decoded")
+            if opened.format == "JPEG":  # decode at a reduced scale, never below the target
+                opened.draft(None, (width * 2, height * 2))
+            opened.load()  # what a PNG says of its orientation may follow its pixels
+            turned = not _ORIENTING.isdisjoint(opened.info)
+            image = ImageOps.exif_transpose(opened) if turned else opened
+            image = _to_mode(image, "L" if channels == 1 else "RGB")
+            if image.size != (width, height):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            array = np.array(image, dtype=np.uint8)
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise ImageError(f"not an image in {', '.join(FORMATS)} format") from None
     except FileNotFoundError:
         raise ImageError("no such file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as cause:
+    except _UNDECODABLE as cause:
         raise ImageError(f"cannot be decoded: {cause}") from None
     return array.reshape(height, width, channels)
 
 
+def _open(encoded: bytes) -> ImageFile.ImageFile:
+    """Read an image's head, by the plug-in of its format alone.
+
+    Image.open would ask every plug-in, and warn of sizes that `decode` refuses: for a small image
+    that takes as long as decoding it.
+    """
+    if not encoded:
+        raise ImageError("empty: 0 bytes")
+    for signature, plugin in _PLUGINS.items():
+        if encoded.startswith(signature) and (signature != b"RIFF" or encoded[8:12] == b"WEBP"):
+            return plugin(io.BytesIO(encoded))
+    raise ImageError(f"not an image in {', '.join(FORMATS)} format")
+
+
 def size_of(encoded: bytes) -> tuple[int, int]:
     """Return height and width, in pixels, of an encoded image that can be decoded."""
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
+    with _open(encoded) as opened:
         return opened.height, opened.width
 
 
