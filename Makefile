@@ -14,7 +14,7 @@ RESULTS ?= experiment=mnist
 RESULTS_PAGE ?= docs/results.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check format bench bench-quick docs results clean
+.PHONY: help install demo serve pipeline test check lint format bench bench-quick docs results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -42,12 +42,13 @@ test: $(INSTALLED)  ## every test; those that start servers one after another
 	$(BIN)/python -m pytest -n $(WORKERS) tests src --ignore=tests/serving
 	$(BIN)/python -m pytest tests/serving
 
-check: $(INSTALLED)  ## format, lint, types, import contract, tests, doctests, docs' code
+check: lint test  ## lint, then tests, doctests, docs' code
+
+lint: $(INSTALLED)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) test
 
 format: $(INSTALLED)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
