@@ -217,7 +217,8 @@ def _unknown_key(key: str) -> ConfigError:
     groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
     known = groups.union(_keys(_read(conf / "config.yaml")), *choices.values())
     siblings = {k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]}
-    near = difflib.get_close_matches(key, sorted(siblings), n=2)
+    near = difflib.get_close_matches(key, sorted(siblings), n=2, cutoff=0.85)
+    near = near or difflib.get_close_matches(key, sorted(siblings), n=2)
     near = near or difflib.get_close_matches(key, sorted(known), n=2)
     remedy = f"did you mean {' or '.join(near)}?" if near else "see `arcloop --help` for the keys"
     return ConfigError(f"there is no key {key}", remedy=remedy)

@@ -82,9 +82,11 @@ def rerun(run: Artifact, again: Path) -> None:
 def _config(run: Artifact, again: Path) -> DictConfig:
     """Compose the run's overrides anew, and take every value of the steps from its record.
 
-    What only says where to write, or refers to other values, is as composed now.
+    What only says where to write, or refers to other values, is as composed now. The second run
+    starts from nothing, also where the first went on from a checkpoint: of the same config, that
+    makes no difference.
     """
-    config = compose_config([*run.info["overrides"], f"run_dir={again}"])
+    config = compose_config([*run.info["overrides"], f"run_dir={again}", "resume=auto"])
     for name in {name for step in steps.STEPS.values() for name in step.reads} - _COMPOSED:
         if name in run.config:  # of an older version: it knew no such group
             _take(config, name, run.config[name])
