@@ -2,8 +2,8 @@
 
 A run of its own for each number of epochs, as the schedule depends on it, in turn over the seeds.
 Seconds are those of fit with its validation, without scripting, embedding, index and report. The
-default job's own 5 epochs, and all else about it, were chosen on val; the first table tells with how
-many the median over the seeds reaches a goal on query, which is a measurement, not a choice.
+default job's own 5 epochs, and all else about it, were chosen on val; the first table tells with
+how many the median over the seeds reaches a goal on query, which is a measurement, not a choice.
 """
 
 from __future__ import annotations

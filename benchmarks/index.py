@@ -2,9 +2,9 @@
 
 Classes of 20 images lie round 500 directions, as kinds of things do; queries are further images of
 the same classes. Every index and flat answer the same 1,000 queries in turn, 10 neighbours each.
-What `index=auto` builds is chosen by its own rules, which see no clock. Build times are of one run.
-These are data that cells suit. Where 50,000 classes lie anywhere on the sphere, nothing but flat was
-found to reach a recall of 0.99 at less cost: there `auto` says so and stays flat.
+What `index=auto` builds is chosen by its own rules, which see no clock. Build times are of one
+run. These are data that cells suit. Where 50,000 classes lie anywhere on the sphere, nothing but
+flat was found to reach a recall of 0.99 at less cost: there `auto` says so and stays flat.
 """
 
 from __future__ import annotations

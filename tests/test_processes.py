@@ -4,13 +4,13 @@ import csv
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from tests.conftest import SMALL
 
 from arcloop import artifacts
@@ -78,12 +78,6 @@ def test_a_rank_killed_in_the_middle_ends_the_job_by_name_and_it_goes_on(in_tmp)
     assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
     assert main([*arguments, "resume=true"]) == 0
     assert artifacts.exists(in_tmp / "runs/synthetic")
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 @pytest.mark.parametrize("variables", ["options", "PET"])

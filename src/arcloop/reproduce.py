@@ -74,8 +74,9 @@ def rerun(run: Artifact, again: Path) -> None:
     for step, kind in _FOLLOWING.items():
         if artifacts.exists(run.path / kind):
             recorded = artifacts.read(run.path / kind, kind).config
-            for name, values in recorded.items():  # without _target_, which cannot have changed
-                _take(config, name, {**run.config[name], **values})
+            for name, values in recorded.items():
+                before = {} if "_target_" in values else run.config[name]
+                _take(config, name, {**before, **values})
             steps.apply(step, config, inputs, again / kind, reuse=True)
 
 

@@ -7,11 +7,12 @@ everything, and all of them are forks of it.
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401 - these three: so that not every fork imports them again
+from ports import free_port
 
 import arcloop.evaluation
 import arcloop.stages  # noqa: F401
@@ -57,10 +58,7 @@ def train_in(world, overrides, run_dir, common=COMMON):
     trainer = ["trainer=ddp_cpu", f"trainer.devices={world}"] if world > 1 else ["trainer=cpu"]
     overrides = [*common, *overrides, *trainer, f"loader.batch_size={GLOBAL_BATCH // world}"]
     config = compose_config([*overrides, f"run_dir={run_dir}"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
+    port, processes = free_port(), []
     for rank in range(world):
         environment = {
             "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world,
@@ -75,8 +73,11 @@ def train_in(world, overrides, run_dir, common=COMMON):
         )
     for process in processes:
         process.start()
-    for process in processes:
-        process.join()
+    while alive := [process for process in processes if process.is_alive()]:
+        wait([process.sentinel for process in alive])
+        if any(process.exitcode for process in processes):
+            for process in processes:  # they would wait for the one that failed
+                process.kill()
     if any(process.exitcode for process in processes):
         sys.exit(f"{run_dir} in {world} processes: {[p.exitcode for p in processes]}")
 

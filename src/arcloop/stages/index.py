@@ -47,7 +47,9 @@ def build_index(
     images, embeddings = Store.open(store), Gallery(gallery)
     embedder = load_model(model, embed_settings.device)
     require_same_model(embeddings, embedder.sha256)
-    config = {"index": asdict(index), "calibration": asdict(calibration)}
+    kind = type(index)  # another choice may have other settings: see reproduce
+    target = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+    config = {"index": target | asdict(index), "calibration": asdict(calibration)}
     parents = {"gallery": embeddings.artifact.sha256, "model": embedder.sha256}
     if reuse and (current := artifacts.current(output, "index", config, parents)):
         return current
