@@ -173,7 +173,8 @@ def _start(
         if last := newest_whole(run_dir / _CHECKPOINTS):
             say(f"train: going on from {last[0]}, after {last[1]} steps")
             return last
-    if begun is None and run_dir.is_dir() and any(run_dir.iterdir()):
+    # Rank zero looks: others may come when it has begun to lay the folder out.
+    if begun is None and _first() and run_dir.is_dir() and any(run_dir.iterdir()):
         raise ConfigError(
             "this folder holds things that are not of a run",
             where=run_dir,
