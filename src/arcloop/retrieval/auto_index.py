@@ -41,7 +41,7 @@ class AutoIndex:
     (André et al., arXiv 1812.09162), and the best are looked at again in 32, 16 or 8 bits. How many
     cells and how many of the best is measured: the nearest neighbour of gallery rows that nothing
     was trained on must be found as often as `recall` asks, with two standard errors to spare.
-    HNSW is never chosen: built by several threads, it is another index each time.
+    HNSW is never chosen: faiss does not promise the same graph when several threads build it.
 
     Args:
         recall: Share of queries whose nearest row is to be found, against an exact search.

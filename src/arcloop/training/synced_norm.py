@@ -10,11 +10,11 @@ import functools
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, nn
 
 from arcloop.errors import ConfigError
+from arcloop.models.heads.collectives import sum_over_processes
 
 
 class SyncedBatchNorms(TorchSyncBatchNorm):
@@ -53,11 +53,11 @@ class _Synced(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - what 1d and 2d
         shape = [1, -1, *[1] * (x.ndim - 2)]
         own = x.numel() / x.shape[1]
         # The count is summed too: processes may have batches of different sizes.
-        sums = _sum_over_processes(torch.cat([x.sum(dims), x.new_tensor([own])]))
+        sums = _sum(torch.cat([x.sum(dims), x.new_tensor([own])]))
         count, mean_C = sums[-1].detach(), sums[:-1] / sums[-1].detach()
         centred = x - mean_C.view(shape)
         # In a second pass: a difference of squares would lose what the mean does not explain.
-        variance_C = _sum_over_processes(centred.square().sum(dims)) / count
+        variance_C = _sum(centred.square().sum(dims)) / count
         self._remember(mean_C.detach(), variance_C.detach() * (count / (count - 1)))
         result = centred * (variance_C + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -114,9 +114,7 @@ def _plain(synced: type) -> type:
     return next(kind for kind in synced.__mro__ if not issubclass(kind, _Synced))
 
 
-def _sum_over_processes(tensor: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized()):
-        return tensor
+def _sum(tensor: Tensor) -> Tensor:
     summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed
 
@@ -124,13 +122,9 @@ def _sum_over_processes(tensor: Tensor) -> Tensor:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
+        return sum_over_processes(tensor.clone())
 
     @staticmethod
     def backward(_ctx: Any, *grads: Tensor) -> Tensor:
         # What a process put in is in the loss of every one of them.
-        total = grads[0].clone()
-        dist.all_reduce(total)
-        return total
+        return sum_over_processes(grads[0].clone())

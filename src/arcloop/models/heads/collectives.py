@@ -56,50 +56,38 @@ def gather_rows(own_B: Tensor) -> Tensor:
 
 
 def gather_features(own_BD: Tensor) -> Tensor:
-    """Stack the features of all processes, [N, D]; each gets the gradient of its own loss back."""
-    gathered: Tensor = _GatherFeatures.apply(own_BD)  # type: ignore[no-untyped-call]
+    """Stack the features of all processes, [N, D]; each gets the gradient of its own loss back.
+
+    Every process has the part of that gradient which comes through its own classes: their sum is of
+    the mean of the losses, and W times as much is of the own one, of which DDP takes the mean.
+    """
+    gathered: Tensor = _Gather.apply(own_BD, place()[1])  # type: ignore[no-untyped-call]
     return gathered
-
-
-class _GatherFeatures(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own_BD: Tensor) -> Tensor:
-        ctx.rows = len(own_BD)
-        return gather_rows(own_BD).view(-1, own_BD.shape[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        rank, world = place()
-        # Every process has the part of the gradient that comes through its own classes.
-        grad_ND = sum_over_processes(grads[0].clone())
-        # Of the mean over processes -> of the own loss; DDP will take the mean.
-        own_BD: Tensor = grad_ND[rank * ctx.rows : (rank + 1) * ctx.rows]
-        return own_BD * world
 
 
 def gather_batch(own_BD: Tensor) -> Tensor:
     """Stack the features of all processes, [N, D], where each takes a loss of all of them.
 
     The gradient that comes back is that of the mean of these losses over the processes, times W as
-    DDP will take the mean: of one and the same loss, what a single process would have got.
+    DDP will take the mean: of one and the same loss, what a single process would have got. Each
+    loss counts 1/W, and W of them are summed up: what is left is a factor of 1.
     """
-    gathered: Tensor = _GatherBatch.apply(own_BD)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(own_BD, 1)  # type: ignore[no-untyped-call]
     return gathered
 
 
-class _GatherBatch(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own_BD: Tensor) -> Tensor:
-        ctx.rows = len(own_BD)
+    def forward(ctx: Any, own_BD: Tensor, factor: int) -> Tensor:
+        ctx.rows, ctx.factor = len(own_BD), factor
         return gather_rows(own_BD).view(-1, own_BD.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         rank = place()[0]
-        # Each loss counts 1/W, and W of them are summed up here: what is left is a factor of 1.
         grad_ND = sum_over_processes(grads[0].clone())
-        own_BD: Tensor = grad_ND[rank * ctx.rows : (rank + 1) * ctx.rows]
-        return own_BD
+        own_BD = grad_ND[rank * ctx.rows : (rank + 1) * ctx.rows]
+        return own_BD * ctx.factor, None
 
 
 def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
