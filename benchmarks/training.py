@@ -68,8 +68,7 @@ def compare(store: Path, overrides: list[str], *, limit: int, rounds: int) -> Co
     config = compose_config([*overrides, "trainer.max_epochs=1"])
     with open_dict(config):
         config.callbacks, config.logger = {}, {}
-        for name in ("logger", "enable_checkpointing"):
-            config.trainer[name] = False
+        config.trainer.enable_checkpointing = False
         config.trainer.limit_val_batches, config.trainer.limit_train_batches = 0, limit
     recipe = Recipe(**{n: build(config, n) for n in NODES}, seed=0, monitor=config.monitor)
     opened = Store.open(store)
