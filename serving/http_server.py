@@ -52,6 +52,7 @@ def main(store: Path) -> None:
             port=config["port"],
             workers=config["workers"],
             access_log=False,
+            proxy_headers=False,  # nobody asks where a question comes from
             server_header=False,
             timeout_graceful_shutdown=int(config["response_timeout_s"]),
         )

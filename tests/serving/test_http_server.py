@@ -33,71 +33,72 @@ def questions(count):
     return [Question(str(number).encode()) for number in range(count)]
 
 
-def test_each_gets_its_own_answer_and_batches_fill_under_load():
-    sizes = []
+class Held:
+    """Echoes batches; the first is kept back until it is told, and so others wait behind it."""
 
-    def reply(batch):
-        sizes.append(len(batch))
-        time.sleep(0.01)
+    def __init__(self, fault=None):
+        self.batches, self.fault = [], fault
+        self.begun, self.told = threading.Event(), threading.Event()
+
+    def __call__(self, batch):
+        self.batches.append([question.image for question in batch])
+        if len(self.batches) == 1:
+            self.begun.set()
+            assert self.told.wait(30)
+            if self.fault:
+                raise self.fault
         return echo(batch)
 
-    async def ask():
-        batcher = Batcher(reply, batch_size=8, queue_size=100)
-        found = await asyncio.gather(*map(batcher.answer, questions(50)))
-        batcher.close()
-        return found
 
-    assert [reply.body for reply in asyncio.run(ask())] == [q.image for q in questions(50)]
-    assert sum(sizes) == 50
-    assert max(sizes) == 8
-    assert len(sizes) <= 8
+async def ask_behind_a_held_one(held, count, meanwhile=lambda tasks: None, **sizes):
+    batcher = Batcher(held, **sizes)
+    first, *others = questions(count)
+    tasks = [asyncio.create_task(batcher.answer(first))]
+    await asyncio.to_thread(held.begun.wait, 30)
+    tasks += [asyncio.create_task(batcher.answer(question)) for question in others]
+    await asyncio.sleep(0)
+    meanwhile(tasks)
+    await asyncio.sleep(0)
+    held.told.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    batcher.close()
+    return found
+
+
+def test_each_gets_its_own_answer_and_batches_fill_under_load():
+    held = Held()
+    found = asyncio.run(ask_behind_a_held_one(held, 51, batch_size=8, queue_size=100))
+    assert [reply.body for reply in found] == [q.image for q in questions(51)]
+    assert [len(batch) for batch in held.batches] == [1, 8, 8, 8, 8, 8, 8, 2]
 
 
 def test_more_than_may_wait_are_refused_and_the_rest_answered():
-    async def ask():
-        batcher = Batcher(echo, batch_size=2, queue_size=5)
-        found = await asyncio.gather(*map(batcher.answer, questions(9)), return_exceptions=True)
-        batcher.close()
-        return found
-
-    found = asyncio.run(ask())
-    assert [reply.body for reply in found[:5]] == [q.image for q in questions(5)]
-    assert all(isinstance(reply, OverloadedError) for reply in found[5:])
+    found = asyncio.run(ask_behind_a_held_one(Held(), 10, batch_size=2, queue_size=5))
+    assert [reply.body for reply in found[:6]] == [q.image for q in questions(6)]
+    assert all(isinstance(reply, OverloadedError) for reply in found[6:])
 
 
 def test_a_failed_batch_is_told_and_the_next_one_answered():
-    def reply(batch):
-        if batch[0].image == b"0":
-            raise MemoryError("no memory")
-        return echo(batch)
-
-    async def ask():
-        batcher = Batcher(reply, batch_size=2, queue_size=10)
-        found = await asyncio.gather(*map(batcher.answer, questions(4)), return_exceptions=True)
-        batcher.close()
-        return found
-
-    found = asyncio.run(ask())
-    assert [type(reply) for reply in found] == [MemoryError, MemoryError, Reply, Reply]
+    held = Held(fault=MemoryError("no memory"))
+    found = asyncio.run(ask_behind_a_held_one(held, 3, batch_size=2, queue_size=10))
+    assert [type(reply) for reply in found] == [MemoryError, Reply, Reply]
 
 
 def test_who_gave_up_is_left_out():
-    asked = []
+    held = Held()
+    sizes = {"batch_size": 1, "queue_size": 10}
+    asyncio.run(ask_behind_a_held_one(held, 3, lambda tasks: tasks[1].cancel(), **sizes))
+    assert held.batches == [[b"0"], [b"2"]]
 
-    def reply(batch):
-        asked.extend(question.image for question in batch)
-        return echo(batch)
 
-    async def ask():
-        batcher = Batcher(reply, batch_size=1, queue_size=10)
-        tasks = [asyncio.create_task(batcher.answer(question)) for question in questions(3)]
-        await asyncio.sleep(0)
-        tasks[1].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def test_closing_ends_after_the_batch_at_hand():
+    async def close():
+        batcher = Batcher(echo, batch_size=2, queue_size=5)
+        await batcher.answer(Question(b""))
         batcher.close()
+        assert not any(thread.name == "model" for thread in threading.enumerate())
 
-    asyncio.run(ask())
-    assert asked == [b"0", b"2"]
+    asyncio.run(close())
 
 
 CONFIG = {"name": "m", "batch_size": 8, "queue_size": 2, "response_timeout_s": 0.2,

@@ -162,12 +162,16 @@ def _writer(
 def _write_origins(
     listing: Listing, split: str, dropped: Sequence[int], writer: SplitWriter
 ) -> None:
-    kept = np.delete(np.arange(listing.rows[split]), dropped)
+    dropped_N = np.asarray(dropped, np.int64)
+    kept_before_N = dropped_N - np.arange(len(dropped_N))
     first = 0
     for shard, rows in writer.numbered:
-        origins = listing.origins(split, kept[first : first + rows])
-        if origins is not None:
-            np.save(writer.folder / origins_file(shard), origins)
+        kept = np.arange(first, first + rows)
+        kept += kept_before_N.searchsorted(kept, side="right")  # as many as were dropped before
+        origins = listing.origins(split, kept)
+        if origins is None:
+            return
+        np.save(writer.folder / origins_file(shard), origins)
         first += rows
 
 

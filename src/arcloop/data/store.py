@@ -71,8 +71,11 @@ class Store:
 
     def labels(self, split: str) -> Labels:
         """Return the labels of a whole split, int64 [N]."""
-        shards = range(len(self._shards[split]))
-        return np.concatenate([np.load(self._folder(split) / labels_file(s)) for s in shards])
+        labels = np.empty(self.rows(split), np.int64)
+        ends = self._ends(split)
+        for shard, _, target in pieces(0, len(labels), ends):
+            labels[target] = np.load(self._folder(split) / labels_file(shard))
+        return labels
 
     def batches(
         self, split: str, batch_rows: int, part: range | None = None
@@ -104,7 +107,7 @@ class Store:
     def gather(self, split: str, indices: npt.NDArray[np.int64]) -> tuple[Images, Labels]:
         """Read rows in any order, a copy per shard and none per row; ascending rows read fastest.
 
-        The maps, and the split's labels, are kept for the next call.
+        The maps are kept for the next call.
 
         Args:
             split: One of `SPLITS`.
@@ -125,11 +128,13 @@ class Store:
             raise IndexError(f"rows of {split} are 0 to {rows - 1}")
         opened = self._opened.get(split) or self._opened.setdefault(split, self._open(split))
         images = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int64)
         if self.encoded:
-            in_threads(lambda part: opened.read(indices[part], images[part]), len(indices))
+            in_threads(
+                lambda part: opened.read(indices[part], images[part], labels[part]), len(indices)
+            )
         else:
-            opened.read(indices, images)
-        labels = opened.labels[indices]
+            opened.read(indices, images, labels)
         if order is None:
             return images, labels
         back = np.empty_like(order)
@@ -159,23 +164,28 @@ class Store:
     def _open(self, split: str) -> _OpenSplit:
         ends = self._ends(split)
         images = [self._shard(split, shard) for shard in range(len(ends))]
-        return _OpenSplit(images, [0, *ends[:-1].tolist()], ends, self.labels(split))
+        labels = [
+            np.load(self._folder(split) / labels_file(shard), mmap_mode="r").view(np.ndarray)
+            for shard in range(len(ends))
+        ]
+        return _OpenSplit(images, labels, [0, *ends[:-1].tolist()], ends)
 
 
 @dataclass(frozen=True)
 class _OpenSplit:
-    """What `gather` keeps open: mapped shards, the row at which each starts and ends, labels."""
+    """What `gather` keeps open: mapped shards, and the row at which each starts and ends."""
 
     images: list[ShardImages]
+    labels: list[Labels]
     starts: list[int]
     ends: npt.NDArray[np.int64]
-    labels: Labels
 
-    def read(self, rows: npt.NDArray[np.int64], out: Images) -> None:
-        """Put ascending rows of the split into `out`."""
+    def read(self, rows: npt.NDArray[np.int64], images: Images, labels: Labels) -> None:
+        """Put ascending rows of the split into `images` and `labels`."""
         start = 0
-        stops = rows.searchsorted(self.ends).tolist()
-        for shard, first, stop in zip(self.images, self.starts, stops, strict=True):
+        for shard, stop in enumerate(rows.searchsorted(self.ends).tolist()):
             if stop > start:
-                shard.read(rows[start:stop] - first, out[start:stop])
-            start = stop
+                within = rows[start:stop] - self.starts[shard]
+                self.images[shard].read(within, images[start:stop])
+                self.labels[shard].take(within, 0, labels[start:stop], "clip")
+                start = stop

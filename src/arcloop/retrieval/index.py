@@ -86,6 +86,7 @@ class FaissIndex:
                         f"{self.factory!r}: {_first_line(cause)}",
                         remedy="use index=flat, or a larger gallery",
                     ) from None
+            _reserve(index, gallery.rows)
             for embeddings, _ in gallery.chunks():
                 index.add(embeddings)
                 advance(len(embeddings))
@@ -180,6 +181,15 @@ def sample_rows(gallery: Gallery, rows: int) -> tuple[Rows, Embeddings]:
             first = (first - len(embeddings)) % step
 
     return np.arange(0, gallery.rows, step, dtype=np.int64), np.concatenate(list(picked()))
+
+
+def _reserve(index: Any, rows: int) -> None:
+    """Make room for so many vectors at once: what grows by doubling is there twice at times."""
+    flat = index.storage if isinstance(index, faiss.IndexHNSW) else index
+    flat = faiss.downcast_index(flat)
+    if isinstance(flat, faiss.IndexFlatCodes):
+        flat.codes.resize(rows * flat.code_size)
+        flat.codes.resize(0)
 
 
 def _first_line(cause: Exception) -> str:
