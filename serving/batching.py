@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 from responder import Question, Reply
 
-
 _GRACE_SHARE = 0.05
 
 

@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts what it puts in the background with Ctrl-C ignored; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = [
     "data=synthetic", "data.train=300", "data.val=60", "data.gallery=90", "data.query=70",

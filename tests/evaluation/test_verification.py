@@ -16,7 +16,8 @@ from arcloop.evaluation.verification import (
 
 def histogram(similarities, same):
     pairs = SimilarityHistogram()
-    pairs.add(np.asarray(similarities, np.float32)[None], np.asarray(same, bool)[None])
+    labels = np.where(np.asarray(same, bool), 0, 1)
+    pairs.add(np.asarray(similarities, np.float32)[None], np.zeros(1, np.int64), labels)
     return pairs
 
 
@@ -123,22 +124,25 @@ def test_pairs_of_one_kind_have_no_rates(same):
 
 @given(st.integers(0, 99), st.integers(0, 20))
 def test_parts_and_pairs_taken_back(seed, split):
-    """20 rows of 9 pairs, more rows than are binned at a time; a tenth pair of each is none."""
+    """20 queries, more than are binned at a time, of which some count; each also meets itself."""
     random = np.random.default_rng(seed)
-    similarities = random.integers(-4, 5, (20, 10)).astype(np.float32) / 4
-    same = random.random((20, 10)) < 0.5
-    same[:, 9] = True
+    similarities = random.integers(-4, 5, (20, 9)).astype(np.float32) / 4
+    labels_Q, labels_G = random.integers(0, 3, 20), random.integers(0, 3, 9)
+    counts = random.random(20) < 0.7
     whole, parts = SimilarityHistogram(), SimilarityHistogram()
-    whole.add(similarities[:, :9], same[:, :9])
-    for part in (slice(split), slice(split, None)):
+    whole.add(similarities, labels_Q, labels_G, np.flatnonzero(counts))
+    for rows in (np.flatnonzero(counts)[:split], np.flatnonzero(counts)[split:]):
         pairs = SimilarityHistogram()
-        pairs.add(similarities[part], same[part])
-        pairs.remove(similarities[part, 9])
+        pairs.add(similarities, labels_Q, labels_G, rows)
+        for row in rows:
+            pairs.add(similarities[row, :1][None], labels_Q[row : row + 1], labels_Q[row : row + 1])
+        pairs.remove(similarities[rows, 0])
         parts.merge(pairs)
     assert np.array_equal(parts.different, whole.different)
     assert np.array_equal(parts.same, whole.same)
+    same = labels_Q[:, None] == labels_G
     for value in np.arange(-4, 5) / 4:
         place = min(int((value + 1) * NUM_BINS / 2), NUM_BINS - 1)
-        found = similarities[:, :9] == value
-        assert whole.same[place] == (found & same[:, :9]).sum()
-        assert whole.different[place] == (found & ~same[:, :9]).sum()
+        found = (similarities == value) & counts[:, None]
+        assert whole.same[place] == (found & same).sum()
+        assert whole.different[place] == (found & ~same).sum()

@@ -5,8 +5,10 @@ Shapes: B queries and N gallery rows of a block, D dimensions, K ranks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from arcloop.errors import DataError
+from arcloop.evaluation.free_memory import give_back_free_memory
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -90,16 +93,26 @@ def map_blocks(
         *others_Q: What else there is of every query.
     """
     arrays: tuple[npt.NDArray[Any], ...] = (embeddings_QD, labels_Q, *others_Q)
+
+    def work_on(start: int) -> T:
+        try:
+            return work(*(array[start : start + rows] for array in arrays))
+        finally:
+            give_back_free_memory()
+
     cores = torch.get_num_threads()
+    pool = _pool(os.getpid(), min(cores, _MOST_AT_ONCE))
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(cores, _MOST_AT_ONCE)) as pool:
-            yield from pool.map(
-                lambda start: work(*(array[start : start + rows] for array in arrays)),
-                range(0, len(labels_Q), rows),
-            )
+        yield from pool.map(work_on, range(0, len(labels_Q), rows))
     finally:
         torch.set_num_threads(cores)
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Return a process's threads, which stay: what MKL holds for one is lost when it ends."""
+    return ThreadPoolExecutor(threads, f"blocks-of-{process}")
 
 
 def similarity_blocks(
@@ -122,16 +135,15 @@ def similarity_blocks(
     queries = torch.from_numpy(np.require(queries_BD, requirements=["C", "W"]))
     buffer = torch.empty(len(queries) * columns)
     row = 0
-    for embeddings_ND, labels_N in gallery():
-        for start in range(0, len(labels_N), columns):
-            # What is mapped read-only is copied: torch takes writable arrays only.
-            part_ND = np.require(embeddings_ND[start : start + columns], requirements=["C", "W"])
-            sim_BN = buffer[: len(queries) * len(part_ND)].view(len(queries), len(part_ND))
-            torch.mm(queries, torch.from_numpy(part_ND).T, out=sim_BN)
-            cosines_BN = sim_BN.numpy()
-            _require_finite(cosines_BN, queries_BD, row)
-            yield row, cosines_BN, labels_N[start : start + columns]
-            row += len(part_ND)
+    for embeddings_ND, labels_N in regroup(gallery(), columns):
+        # What is mapped read-only is copied: torch takes writable arrays only.
+        part_ND = np.require(embeddings_ND, requirements=["C", "W"])
+        sim_BN = buffer[: len(queries) * len(part_ND)].view(len(queries), len(part_ND))
+        torch.mm(queries, torch.from_numpy(part_ND).T, out=sim_BN)
+        cosines_BN = sim_BN.numpy()
+        _require_finite(cosines_BN, queries_BD, row)
+        yield row, cosines_BN, labels_N
+        row += len(part_ND)
 
 
 def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) -> None:

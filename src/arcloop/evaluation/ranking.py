@@ -120,21 +120,23 @@ class Ranking:
             compared_Q: Whether the pairs of the query are counted by similarity.
             own_rows_Q: The gallery row that is the query itself, and no neighbour; -1: none.
         """
-        ranked = list(
-            map_blocks(self._rank, embeddings_QD, labels_Q, self._rows, compared_Q, own_rows_Q)
-        )
-        exact_QK = np.concatenate([block.rows for block in ranked])
+        exact, scores = [], []
+        for block in map_blocks(
+            self._rank, embeddings_QD, labels_Q, self._rows, compared_Q, own_rows_Q
+        ):
+            self.counts.pairs.merge(block.pairs)  # at once: they are larger than all the rest
+            self.counts.open_set.merge(block.open_set)
+            exact.append(block.rows)
+            scores.append(block.scores)
+        exact_QK = np.concatenate(exact)
         by_query = {
             "index_recall_at_1": overlap(found_QK[:, :1], exact_QK[:, :1]),
             "index_recall_at_10": overlap(found_QK, exact_QK),
         }
-        for name in ranked[0].scores:
-            by_query[name] = np.concatenate([block.scores[name] for block in ranked])
+        for name in scores[0]:
+            by_query[name] = np.concatenate([part[name] for part in scores])
         for name, values_Q in by_query.items():
             self.counts.sums.setdefault(name, []).append(float(values_Q.sum()))
-        for block in ranked:
-            self.counts.pairs.merge(block.pairs)
-            self.counts.open_set.merge(block.open_set)
         self.counts.matched += int((self._relevant(labels_Q, own_rows_Q) > 0).sum())
         self.counts.seen += len(labels_Q)
 
@@ -145,21 +147,8 @@ class Ranking:
     def _rank(
         self, embeddings_BD: Embeddings, labels_B: Labels, compared_B: Bools, own_rows_B: Labels
     ) -> _Block:
-        nearest = Nearest(len(labels_B), self._ranks, self._columns)
         pairs, open_set = SimilarityHistogram(), OpenSetCounts()
-        blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
-        for first_row, sim_BN, labels_N in blocks:
-            own = own_cells(own_rows_B, first_row, sim_BN.shape[1])
-            if compared_B.any():
-                every = compared_B.all()
-                pairs.add(
-                    sim_BN if every else sim_BN[compared_B],
-                    (labels_B if every else labels_B[compared_B])[:, None] == labels_N,
-                )
-                pairs.remove(sim_BN[own][compared_B[own[0]]])
-            sim_BN[own] = LAST
-            nearest.add(first_row, sim_BN)
-        rows_BR, sim_BR = nearest.rows(), nearest.similarities()
+        rows_BR, sim_BR = self._compare(embeddings_BD, labels_B, compared_B, own_rows_B, pairs)
         there_BR = rows_BR != own_rows_B[:, None]  # itself is last, where all rows are ranked
         same_BR = (self._gallery_labels_G[rows_BR] == labels_B[:, None]) & there_BR
         relevant_B = self._relevant(labels_B, own_rows_B)
@@ -178,8 +167,29 @@ class Ranking:
             "mrr": reciprocal_B,
             "ndcg_at_10": ndcg_at_k(same_BR, relevant_B, _NDCG_AT),
         }
-        exact_BK = np.where(there_BR, rows_BR, -1)[:, : self._k]
+        nearest = slice(None), slice(self._k)  # a part of all the ranks would keep them all alive
+        exact_BK = np.where(there_BR[nearest], rows_BR[nearest], -1)
         return _Block(exact_BK, scores, pairs, open_set)
+
+    def _compare(
+        self,
+        embeddings_BD: Embeddings,
+        labels_B: Labels,
+        compared_B: Bools,
+        own_rows_B: Labels,
+        pairs: SimilarityHistogram,
+    ) -> tuple[Labels, Floats]:
+        """Return the nearest rows [B, ranks] and their similarities; count the pairs."""
+        nearest = Nearest(len(labels_B), self._ranks, self._columns)
+        counted = np.flatnonzero(compared_B)
+        blocks = similarity_blocks(embeddings_BD, self._gallery, self._columns)
+        for first_row, sim_BN, labels_N in blocks:
+            own = own_cells(own_rows_B, first_row, sim_BN.shape[1])
+            pairs.add(sim_BN, labels_B, labels_N, counted)
+            pairs.remove(sim_BN[own][compared_B[own[0]]])
+            sim_BN[own] = LAST
+            nearest.add(first_row, sim_BN)
+        return nearest.rows(), nearest.similarities()
 
     def _first_right(
         self, embeddings_BD: Embeddings, labels_B: Labels, own_rows_B: Labels

@@ -44,21 +44,31 @@ class SimilarityHistogram:
         self.same = np.zeros(NUM_BINS, np.int64)
         self.different = np.zeros(NUM_BINS, np.int64)
 
-    def add(self, sim_QG: npt.NDArray[np.float32], same_QG: npt.NDArray[np.bool_]) -> None:
+    def add(
+        self,
+        sim_QG: npt.NDArray[np.float32],
+        labels_Q: npt.NDArray[np.int64],
+        labels_G: npt.NDArray[np.int64],
+        counted: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Count the pairs of a block.
 
         Args:
             sim_QG: Cosines; what rounding puts outside [-1, 1] counts as -1 or 1.
-            same_QG: Whether query and gallery row are of one class.
+            labels_Q: Classes of the queries.
+            labels_G: Classes of the gallery rows.
+            counted: Queries whose pairs are counted; None: all.
 
         >>> pairs = SimilarityHistogram()
-        >>> pairs.add(np.array([[1.0, -1.0]], np.float32), np.array([[True, False]]))
+        >>> pairs.add(np.array([[1.0, -1.0]], np.float32), np.array([7]), np.array([7, 8]))
         >>> int(pairs.same[-1]), int(pairs.different[0])
         (1, 1)
         """
-        for start in range(0, len(sim_QG), _ROWS):
-            bins_QG = bins(sim_QG[start : start + _ROWS])
-            same = count_bins(bins_QG[same_QG[start : start + _ROWS]])
+        queries = np.arange(len(sim_QG)) if counted is None else counted
+        for start in range(0, len(queries), _ROWS):
+            rows = queries[start : start + _ROWS]
+            bins_QG = bins(sim_QG[rows])
+            same = count_bins(bins_QG[labels_Q[rows, None] == labels_G])
             self.same += same
             self.different += count_bins(bins_QG.ravel()) - same
 

@@ -23,6 +23,7 @@ Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 _STEMS = "embeddings", "labels"
+_CHUNK_ROWS = 8192
 
 
 def load_model(path: Path, device: str) -> Model:
@@ -170,7 +171,7 @@ def _join_pieces(folder: Path) -> None:
 
 
 class Gallery:
-    """The embeddings of a gallery on disk, read shard by shard.
+    """The embeddings of a gallery on disk, read a few thousand rows at a time.
 
     Args:
         path: Folder of a `gallery` artifact.
@@ -191,11 +192,14 @@ class Gallery:
         return np.concatenate([np.load(file) for file in self._files("labels")])
 
     def chunks(self) -> Iterator[tuple[Embeddings, Labels]]:
-        """Yield (float32 [n, D], int64 [n]) in row order, one shard in memory at a time."""
-        for embeddings, labels in zip(
-            self._files("embeddings"), self._files("labels"), strict=True
-        ):
-            yield np.load(embeddings), np.load(labels)
+        """Yield (float32 [n, D], int64 [n]) in row order, at most 8,192 rows at a time."""
+        for files in zip(*map(self._files, _STEMS), strict=True):
+            rows = len(np.load(files[1], mmap_mode="r"))
+            for start in range(0, rows, _CHUNK_ROWS):
+                piece = slice(start, start + _CHUNK_ROWS)
+                # Copied, and the map closed: touched pages of one count as this process's memory.
+                embeddings, labels = (np.array(np.load(f, mmap_mode="r")[piece]) for f in files)
+                yield embeddings, labels
 
     def _files(self, stem: str) -> list[Path]:
         return sorted(self.artifact.path.glob(f"{stem}-*.npy"))
