@@ -69,6 +69,14 @@ class EmbeddingModule(pl.LightningModule):
             self.head.split()
             self._ddp_params_and_buffers_to_ignore = [sharding.HEAD_WEIGHT]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook it is in, fifty times a step, and torch looks each time whether
+        # that is a parameter: as long as the optimizer's step of a small network takes.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def _callbacks(self) -> Sequence[pl.Callback]:
         callbacks: Sequence[pl.Callback] = getattr(self.trainer, "callbacks", [])
         return callbacks
