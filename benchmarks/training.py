@@ -31,7 +31,7 @@ TITLE = "Training and loading"
 _MNIST = ["experiment=mnist"]
 _FACES = ["data=synthetic", "data.image_size=112", "data.channels=3", "data.num_classes=100",
           "data.train=400", "backbone=iresnet18", "augmentation=none"]  # fmt: skip
-_STEPS = {64: 300, 256: 150, 512: 80}
+_STEPS = {64: 200, 256: 80, 512: 40}
 
 
 def measure(*, quick: bool) -> Section:
@@ -44,10 +44,10 @@ def measure(*, quick: bool) -> Section:
             comparisons.append(compare(mnist, job, limit=limit, rounds=1 if quick else 5))
         bf16 = [*_MNIST, "trainer.precision=bf16-mixed"]
         if not quick and torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-            comparisons.append(compare(mnist, bf16, limit=150, rounds=5))
+            comparisons.append(compare(mnist, bf16, limit=120, rounds=5))
         faces = _prepared(_FACES, Path(name) / "faces")
         job = [*_FACES, "loader.batch_size=32"]
-        comparisons.append(compare(faces, job, limit=2 if quick else 6, rounds=1 if quick else 3))
+        comparisons.append(compare(faces, job, limit=2 if quick else 4, rounds=1 if quick else 3))
         short = [*_MNIST, "callbacks=export_only", "+trainer.limit_train_batches=2"]
         run = steps.run_step(
             "train", [*short, "trainer.max_epochs=1"], {"store": mnist}, Path(name) / "run"

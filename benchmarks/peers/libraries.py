@@ -118,7 +118,9 @@ def _ours(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], f
         index = faiss.IndexFlatIP(DIM)
         index.add(gallery)
         batches = ((queries[i : i + 512], truth[i : i + 512]) for i in range(0, len(truth), 512))
-        judged = judge(batches, chunks, index.search, labels, names, settings, 0.0)
+        judged = judge(
+            batches, chunks, index.search, labels, names, settings, 0.0, num_queries=len(truth)
+        )
         return judged.metrics["map_at_r"]
 
     return work

@@ -71,6 +71,8 @@ class Model:
     Args:
         path: model.pt, as written by `save_model`.
         device: A torch device, e.g. "cpu" or "cuda".
+        bulk: For batches of hundreds: on a CPU, layouts that a small network takes a sixth less
+            time with, where a single image takes twice as long.
 
     Attributes:
         image_shape: (height, width, channels) of the images it takes.
@@ -78,7 +80,7 @@ class Model:
         sha256: Hash of the file.
     """
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    def __init__(self, path: Path, device: str = "cpu", *, bulk: bool = False) -> None:
         content = Path(path).read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.device = torch.device(device)
@@ -93,9 +95,10 @@ class Model:
         except (RuntimeError, ValueError, KeyError, TypeError) as cause:
             raise SearcherError(f"{path} is not a scripted arcloop model: {cause}") from None
         self.image_shape = (int(height), int(width), int(channels))
-        # Not optimize_for_inference: going to MKLDNN's layout and back makes one image take twice
-        # as long, and only a small network in large batches a tenth less.
-        self._module = torch.jit.freeze(module.eval())
+        module = torch.jit.freeze(module.eval())
+        if bulk and self.device.type == "cpu":
+            module = torch.jit.optimize_for_inference(module)
+        self._module = module
 
     @torch.inference_mode()
     def embed(self, batch_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

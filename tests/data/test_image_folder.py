@@ -145,9 +145,16 @@ def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad, monkeypatch):
     images = [rows_of(store, split)[0] for split in SPLITS]
     assert sorted(image.tobytes() for part in images for image in part) == expected
     assert sum(len(rows_of(store, split)[1]) for split in SPLITS) == 45
-    for facts in artifact.info["splits"].values():
+    for split, facts in artifact.info["splits"].items():
         assert all(rows == 4 for rows in facts["shards"][:-1])
         assert sum(facts["shards"]) == facts["rows"]
+        origins = [
+            np.load(file) for file in sorted((store.artifact.path / split).glob("origins-*"))
+        ]
+        assert [len(part) for part in origins] == facts["shards"]
+        for image, origin in zip(rows_of(store, split)[0], np.concatenate(origins), strict=True):
+            path = with_bad / origin["path"].decode()
+            assert np.array_equal(image, decode(path, height=6, width=4, channels=3))
 
 
 def test_only_bad_pictures(tmp_path, pictures):

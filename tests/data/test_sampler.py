@@ -42,6 +42,16 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert epoch(one, 1) != epoch(other, 0)
 
 
+@given(st.integers(2, 300), st.integers(0, 99), st.integers(0, 9))
+def test_an_epoch_is_numpys_own_permutation(rows, seed, number):
+    """Whatever type holds it."""
+    found = list(chain(*epoch(shuffled(rows=rows, batch_size=rows, seed=seed), number)))
+    assert found == sorted(np.random.default_rng([seed, number]).permutation(rows))
+    drawn = shuffled(rows=rows, batch_size=rows, seed=seed)
+    order = drawn.order(np.random.default_rng([seed, number]))
+    assert order.tolist() == np.random.default_rng([seed, number]).permutation(rows).tolist()
+
+
 def test_rows_are_spread_over_the_epoch():
     first, *_ = epoch(shuffled(rows=10_000, batch_size=1000, seed=0))
     assert 4700 < np.mean(first) < 5300

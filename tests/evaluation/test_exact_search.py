@@ -1,5 +1,7 @@
 """Blocks and selection against a sort of everything."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,15 @@ def test_work_on_blocks_comes_back_in_their_order(stream, rows):
     assert [place for part in parts for place in part[2]] == list(range(len(stream[1])))
     assert np.array_equal(np.concatenate([part[0] for part in parts] or [stream[0]]), stream[0])
     assert np.concatenate([part[1] for part in parts] or [[]]).tolist() == stream[1].tolist()
+
+
+def test_threads_stay_from_batch_to_batch():
+    """What MKL keeps for a thread is lost when the thread ends, and grows with their number."""
+    before = set(threading.enumerate())
+    seen = set()
+    for _ in range(20):
+        seen |= set(map_blocks(lambda *_: threading.current_thread(), CORNERS, np.arange(16), 3))
+    assert len(seen - before) <= torch.get_num_threads()
 
 
 def test_cores_are_given_back_though_the_work_fails():

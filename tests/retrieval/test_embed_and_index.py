@@ -1,3 +1,5 @@
+import importlib
+
 import faiss
 import numpy as np
 import pytest
@@ -50,15 +52,25 @@ def gallery(model, folder, array, *, batch=64, shard_rows=100):
     return Gallery(folder)
 
 
-@given(rows=st.integers(1, 40), batch=st.integers(1, 50), shard=st.integers(1, 50))
+@given(
+    rows=st.integers(1, 40),
+    batch=st.integers(1, 50),
+    shard=st.integers(1, 50),
+    chunk=st.integers(1, 50),
+)
 @settings(max_examples=25, deadline=None)
 def test_shards_hold_every_row_in_order_whatever_the_sizes(
-    model, tmp_path_factory, rows, batch, shard
+    model, tmp_path_factory, rows, batch, shard, chunk
 ):
     array = images(rows)
     found = gallery(model, tmp_path_factory.mktemp("g") / "g", array, batch=batch, shard_rows=shard)
-    chunks = list(found.chunks())
-    assert [len(e) for e, _ in chunks[:-1]] == [shard] * (len(chunks) - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        module = importlib.import_module("arcloop.retrieval.embed")  # the package has a function so
+        patch.setattr(module, "_CHUNK_ROWS", chunk)
+        chunks = list(found.chunks())
+    assert max(len(e) for e, _ in chunks) <= min(shard, chunk)
+    assert all(len(e) == len(labels) > 0 for e, labels in chunks)
+    assert np.concatenate([labels for _, labels in chunks]).tolist() == found.labels.tolist()
     pixels = array.reshape(rows, -1).astype(np.float64) + 1
     expected = pixels / np.linalg.norm(pixels, axis=1, keepdims=True)
     np.testing.assert_allclose(np.concatenate([e for e, _ in chunks]), expected, atol=1e-6)

@@ -175,12 +175,13 @@ def test_what_was_asked_before_sigterm_is_answered(
             while sum(one.done() for one in asked) < 8:
                 time.sleep(0.001)
             server.terminate()
-            refused = [type(one.exception()) for one in asked if one.exception()]
+            refused = [one.exception() for one in asked if one.exception()]
         answered = [one.result()[0] for one in asked if not one.exception()]
     assert set(answered) == {200}
     assert len(answered) >= 8
     assert list((tmp_path / "tmp").iterdir()) == []  # what it unpacked is gone
-    assert set(refused) <= {ConnectionRefusedError, ConnectionResetError}
+    # One whose request was on its way hears that the connection ended.
+    assert all(isinstance(one, ConnectionRefusedError | ConnectionResetError) for one in refused)
 
 
 def test_page_and_schema(servers):

@@ -27,7 +27,7 @@ _CHUNK_ROWS = 8192
 
 
 def load_model(path: Path, device: str) -> Model:
-    """Load model.pt for inference.
+    """Load model.pt for inference on large batches.
 
     Args:
         path: model.pt.
@@ -46,7 +46,7 @@ def load_model(path: Path, device: str) -> Model:
     if not path.is_file():
         raise ArtifactError("there is no model.pt", where=path.parent, remedy="train first")
     try:
-        return Model(path, device)
+        return Model(path, device, bulk=True)
     except SearcherError as cause:
         raise ArtifactError(str(cause), where=path, remedy="export the run again") from None
 
