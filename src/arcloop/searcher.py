@@ -164,9 +164,6 @@ class Searcher:
         self.classes: list[str] = labels["classes"]
         self.labels = np.asarray(labels["labels"], dtype=np.int64)
         self.threshold = float(labels["threshold"])
-        # faiss counts queries x dimensions. By itself it scans the gallery once for each of up to a
-        # thousand queries; from half a dozen on, one product for all of them is faster.
-        faiss.cvar.distance_compute_blas_threshold = _PRODUCT_FROM * model.embedding_dim
 
     @classmethod
     def load(
@@ -215,6 +212,9 @@ def search(
     index: Any, embeddings: npt.NDArray[np.float32], k: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Search any faiss index: similarities and rows [N, k], nearest first; row -1 is none."""
+    # faiss counts queries x dimensions. By itself it scans a flat index once for each of up to a
+    # thousand queries; from half a dozen on, one product for all of them is faster.
+    faiss.cvar.distance_compute_blas_threshold = _PRODUCT_FROM * index.d
     similarities, rows = index.search(np.ascontiguousarray(embeddings, dtype=np.float32), k)
     return similarities, rows
 

@@ -26,6 +26,8 @@ Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
 _QUERIES, _COLUMNS = 128, 8192  # with their keys, about what a processor's cache holds
 _BYTES_PER_CELL = 24  # a similarity, and keys or bins of 8 bytes before and after selection
 _MOST_AT_ONCE = 8  # fixed: a product's last bits depend on its shape, and so may not the cores
+_FIRST_OFFERED, _MANY = 1024, 32
+_FEW = 16  # one in so many: picking them costs less than keys for all
 _LOW_32 = np.int64(2**32 - 1)
 
 
@@ -95,10 +97,7 @@ def map_blocks(
     arrays: tuple[npt.NDArray[Any], ...] = (embeddings_QD, labels_Q, *others_Q)
 
     def work_on(start: int) -> T:
-        try:
-            return work(*(array[start : start + rows] for array in arrays))
-        finally:
-            give_back_free_memory()
+        return work(*(array[start : start + rows] for array in arrays))
 
     cores = torch.get_num_threads()
     pool = _pool(os.getpid(), min(cores, _MOST_AT_ONCE))
@@ -107,6 +106,7 @@ def map_blocks(
         yield from pool.map(work_on, range(0, len(labels_Q), rows))
     finally:
         torch.set_num_threads(cores)
+        give_back_free_memory()
 
 
 @cache
@@ -173,16 +173,48 @@ class Nearest:
     def __init__(self, queries: int, k: int, columns: int) -> None:
         self._k = k
         self._keys = np.empty((queries, k + columns), np.int64)
-        self._held = 0
+        self._held = self._seen = 0
 
     def add(self, first_row: int, sim_BN: Embeddings) -> None:
         """Offer gallery rows from `first_row` on."""
-        new_BN = self._keys[:, self._held : self._held + sim_BN.shape[1]]
-        write_keys(first_row, sim_BN, new_BN)
-        self._held += sim_BN.shape[1]
-        if self._held > self._k:
-            self._keys[:, : self._held].partition(self._k - 1, axis=1)
-            self._held = self._k
+        start = 0
+        while start < sim_BN.shape[1]:
+            # When many times k were seen, few of as many again can be better.
+            many = max(_FIRST_OFFERED, _MANY * self._k)
+            stop = start + (3 * self._seen if self._seen >= many else many - self._seen)
+            self._offer(first_row + start, sim_BN[:, start:stop], sure=self._seen < many)
+            start = stop
+
+    def _offer(self, first_row: int, sim_BN: Embeddings, *, sure: bool) -> None:
+        self._seen += sim_BN.shape[1]
+        if sure or not self._offer_better(first_row, sim_BN):
+            new_BN = self._keys[:, self._held : self._held + sim_BN.shape[1]]
+            write_keys(first_row, sim_BN, new_BN)
+            self._select(self._held + sim_BN.shape[1])
+
+    def _offer_better(self, first_row: int, sim_BN: Embeddings) -> bool:
+        """Offer only what can be among the k, of which the last is now known; False: too many."""
+        last_B = (self._keys[:, self._k - 1] >> 32) + 1  # a step more: keys are cut towards zero
+        limit_B = np.nextafter((last_B * -(2.0**-30)).astype(np.float32), np.float32(-2))
+        places = np.flatnonzero(sim_BN >= limit_B[:, None])
+        if len(places) * _FEW > sim_BN.size:
+            return False
+        queries, columns = np.divmod(places, sim_BN.shape[1])
+        keys = np.empty((len(places), 1), np.int64)
+        write_keys(0, sim_BN[queries, columns][:, None], keys)
+        counts_B = np.bincount(queries, minlength=len(sim_BN))
+        new_BM = self._keys[:, self._k : self._k + counts_B.max()]
+        new_BM[...] = np.iinfo(np.int64).max
+        within = np.arange(len(queries)) - (counts_B.cumsum() - counts_B)[queries]
+        new_BM[queries, within] = keys[:, 0] | (first_row + columns)
+        self._select(self._k + new_BM.shape[1])
+        return True
+
+    def _select(self, held: int) -> None:
+        """Bring the k best of so many to the front, the last of them to its place."""
+        if held >= self._k:
+            self._keys[:, :held].partition(self._k - 1, axis=1)
+        self._held = min(held, self._k)
 
     def rows(self) -> Labels:
         """Return the rows kept, int64 [B, k], most similar first."""
