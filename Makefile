@@ -54,10 +54,10 @@ format: $(INSTALLED)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md from them
+bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md from them; over half an hour
 	$(BIN)/python -m benchmarks
 
-bench-quick: $(BENCH_INSTALLED)  ## the same on small sizes: printed, not kept
+bench-quick: $(BENCH_INSTALLED)  ## the same on small sizes, printed and not kept
 	$(BIN)/python -m benchmarks --quick
 
 $(BENCH_INSTALLED): $(INSTALLED)

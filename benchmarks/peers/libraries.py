@@ -14,6 +14,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,7 @@ def _ours(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], f
 
     from arcloop.compose import compose_config
     from arcloop.evaluation import judge
+    from arcloop.searcher import search
     from arcloop.steps import build
 
     settings = build(compose_config(), "evaluate")
@@ -119,7 +121,14 @@ def _ours(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], f
         index.add(gallery)
         batches = ((queries[i : i + 512], truth[i : i + 512]) for i in range(0, len(truth), 512))
         judged = judge(
-            batches, chunks, index.search, labels, names, settings, 0.0, num_queries=len(truth)
+            batches,
+            chunks,
+            partial(search, index),
+            labels,
+            names,
+            settings,
+            0.0,
+            num_queries=len(truth),
         )
         return judged.metrics["map_at_r"]
 
