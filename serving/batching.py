@@ -40,7 +40,6 @@ class Batcher:
     ) -> None:
         self._reply, self._batch_size, self._queue_size = reply, batch_size, queue_size
         self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
-        self._closed = False
         self._grace_s = 0.0
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
@@ -62,8 +61,7 @@ class Batcher:
         return await asked.future
 
     def close(self) -> None:
-        """End the thread, after the batch it is at."""
-        self._closed = True
+        """End the thread, after what waits."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -81,7 +79,7 @@ class Batcher:
         batch: list[_Asked] = []
         asked = self._waiting.get()
         until = time.perf_counter() + self._grace_s
-        while asked is not None and not self._closed:
+        while asked is not None:
             batch.append(asked)
             if len(batch) == self._batch_size:
                 return batch
@@ -89,7 +87,8 @@ class Batcher:
                 asked = self._waiting.get(timeout=max(0.0, until - time.perf_counter()))
             except queue.Empty:
                 return batch
-        return []
+        self._waiting.put(None)  # for the next call, which finds nothing before it
+        return batch
 
     def _answer_batch(self, batch: Sequence[_Asked]) -> None:
         outcome: list[Reply] | Exception

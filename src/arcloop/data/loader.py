@@ -101,7 +101,7 @@ class BatchLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # declared as a private class
         if self.num_workers or self.pin_memory:
             return super().__iter__()
-        # Without workers, torch's own iterator costs as much as reading a batch of 64 small images.
+        # Without workers, torch's own iterator takes a third of the time of 64 small images.
         return (self.dataset[rows] for rows in self.sampler)
 
 

@@ -23,7 +23,7 @@ Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 _STEMS = "embeddings", "labels"
-_CHUNK_ROWS = 8192
+_CHUNK_ROWS = 8192  # as many as evaluation compares at a time, which then joins none
 
 
 def load_model(path: Path, device: str) -> Model:
