@@ -65,7 +65,8 @@ async def ask_behind_a_held_one(
     held.told.set()
     if closed:
         batcher.close()
-    found = await asyncio.gather(*tasks, return_exceptions=True)
+    async with asyncio.timeout(30):
+        found = await asyncio.gather(*tasks, return_exceptions=True)
     if not closed:
         batcher.close()
     return found
