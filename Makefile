@@ -14,7 +14,7 @@ RESULTS ?= experiment=mnist
 RESULTS_PAGE ?= docs/results.md
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check lint format bench bench-quick docs results clean
+.PHONY: help install demo serve pipeline test check lint format bench bench-full bench-quick docs results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -54,8 +54,11 @@ format: $(INSTALLED)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md from them; over half an hour
+bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md from them; a quarter of an hour
 	$(BIN)/python -m benchmarks
+
+bench-full: $(BENCH_INSTALLED)  ## with the largest sizes too, about an hour
+	$(BIN)/python -m benchmarks --full
 
 bench-quick: $(BENCH_INSTALLED)  ## the same on small sizes, printed and not kept
 	$(BIN)/python -m benchmarks --quick

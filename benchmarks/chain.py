@@ -28,7 +28,7 @@ from arcloop import steps
 from arcloop.compose import compose_config
 from arcloop.data import Store
 from arcloop.images import encode_png
-from benchmarks.measure import Comparison, Section, in_process
+from benchmarks.measure import Comparison, Section, Size, in_process
 
 TITLE = "The whole chain"
 _STAGES = ("prepare", "validate", "train", "embed", "index", "evaluate")
@@ -45,13 +45,13 @@ _DATA = ["data=image_folder", "data.image_size=28", "data.channels=1", "embedder
 _WAYS = {"ours": _SAME, "ours, default job": []}
 
 
-def measure(*, quick: bool) -> Section:
-    epochs = 1 if quick else 2
+def measure(size: Size) -> Section:
+    epochs = size.of(1, 2, 2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images = mnist_pngs(folder / "images", share=20 if quick else 1)
+        images = mnist_pngs(folder / "images", share=size.of(20, 1, 1))
         rounds: list[dict[str, Any]] = []
-        for _ in range(1 if quick else 2):
+        for _ in range(size.of(1, 1, 2)):
             found = {
                 way: _ours(images, folder, [*more, f"trainer.max_epochs={epochs}"])
                 for way, more in _WAYS.items()
@@ -64,7 +64,7 @@ def measure(*, quick: bool) -> Section:
             shutil.rmtree(folder / "peer")
             rounds.append(found)
         section = _section(rounds)
-        _opencv(section, images, folder, rounds=1 if quick else 3)
+        _opencv(section, images, folder, rounds=size.of(1, 2, 3))
     return section
 
 

@@ -18,16 +18,16 @@ import torch
 from arcloop import steps
 from arcloop.compose import compose_config
 from benchmarks import embedding, heads, training
-from benchmarks.measure import Section
+from benchmarks.measure import Section, Size
 
 TITLE = "On a GPU"
 _GPU = ["trainer=gpu", "loader.on_device=true"]
 
 
-def measure(*, quick: bool) -> Section:
+def measure(size: Size) -> Section:
     if not torch.cuda.is_available():
         return Section(notes=["Unmeasured: no GPU was at hand."])
-    limit, rounds = (20, 2) if quick else (100, 5)
+    limit, rounds = size.of((20, 2), (100, 5), (100, 5))
     section = Section()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -46,5 +46,5 @@ def measure(*, quick: bool) -> Section:
         section.tables["the default job"] = [{"whole command, s": time.perf_counter() - start}]
         model = folder / "run" / "model.pt"
         section.comparisons.append(embedding.compare(folder / "mnist", model, device="cuda"))
-    section.tables |= heads.measure(quick=quick).tables
+    section.tables |= heads.measure(size).tables
     return section

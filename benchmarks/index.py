@@ -21,7 +21,7 @@ from arcloop import drafts
 from arcloop.compose import compose_config
 from arcloop.retrieval import Gallery
 from arcloop.steps import build
-from benchmarks.measure import Comparison, Section, alternate
+from benchmarks.measure import Comparison, Section, Size, alternate
 
 TITLE = "Index"
 DIM, A_CLASS, QUERIES, K = 128, 20, 1000, 10
@@ -35,32 +35,33 @@ _SWEEPS: dict[str, tuple[list[str], str, list[int]]] = {
 }
 
 
-def measure(*, quick: bool) -> Section:
+def measure(size: Size) -> Section:
     frontier, comparisons = [], []
-    for rows in (20_000,) if quick else (100_000, 1_000_000):
+    sizes = (100_000, 1_000_000)
+    for rows in size.of((20_000,), sizes, sizes):
         with tempfile.TemporaryDirectory() as name:
             gallery = Gallery(clustered_gallery(Path(name) / "gallery", rows))
-            points, compared = _frontier(gallery, quick=quick)
+            points, compared = _frontier(gallery, size)
         frontier += points
         comparisons += compared
     note = "HNSW over 1,000,000 rows takes many minutes to build and was left out."
-    return Section(comparisons, {"recall, speed and size": frontier}, [] if quick else [note])
+    return Section(comparisons, {"recall, speed and size": frontier}, size.of([], [note], [note]))
 
 
-def _frontier(gallery: Gallery, *, quick: bool) -> tuple[list[dict[str, Any]], list[Comparison]]:
+def _frontier(gallery: Gallery, size: Size) -> tuple[list[dict[str, Any]], list[Comparison]]:
     queries = clustered(QUERIES, gallery.rows // A_CLASS, seed=2)
     flat, exact = None, np.empty(0)
     points, comparisons = [], []
     for name, (overrides, parameter, values) in _SWEEPS.items():
         if name == "hnsw" and gallery.rows > 100_000:
             continue  # minutes of building; see the smaller gallery
-        small = ["index.flat_rows=1000"] if name == "auto" and quick else []
+        small = ["index.flat_rows=1000"] if name == "auto" and size is Size.QUICK else []
         start = time.perf_counter()
         index, choice = build(compose_config([*overrides, *small]), "index").make(gallery)
         built = time.perf_counter() - start
         if flat is None:
             flat, (_, exact) = index, index.search(queries, K)
-        size = faiss.serialize_index(index).nbytes / gallery.rows
+        held = faiss.serialize_index(index).nbytes / gallery.rows
         for value in values:
             if parameter:
                 faiss.ParameterSpace().set_index_parameter(index, parameter, value)
@@ -70,13 +71,13 @@ def _frontier(gallery: Gallery, *, quick: bool) -> tuple[list[dict[str, Any]], l
                 lambda index=index: _rate(index, queries),
                 lambda flat=flat: _rate(flat, queries),
                 unit="queries/s", target=20.0 if gallery.rows >= 1_000_000 else None,
-                rounds=2 if quick else 3,
+                rounds=size.of(1, 2, 3),
             )  # fmt: skip
             points.append({
                 "rows": gallery.rows, "index": name,
                 "search": f"{parameter}={value}" if parameter else _told(choice["search"]),
                 "recall@1": recall, "queries/s": rate.middle[0], "x flat": rate.ratio,
-                "bytes a vector": size, "built in s": built, "factory": choice["factory"],
+                "bytes a vector": held, "built in s": built, "factory": choice["factory"],
             })  # fmt: skip
         if name == "auto":
             comparisons.append(rate)

@@ -15,30 +15,31 @@ import os
 import sys
 from typing import Any
 
-from benchmarks.measure import Comparison, Section, in_process
+from benchmarks.measure import Comparison, Section, Size, in_process
 
 TITLE = "Against metric-learning libraries"
 _MODULES = {"pml": "pytorch_metric_learning", "oml": "oml"}
 
 
-def measure(*, quick: bool) -> Section:
+def measure(size: Size) -> Section:
     """Set ARCLOOP_PEERS to a Python that has the libraries, if this one has them not."""
     peers = os.environ.get("ARCLOOP_PEERS")
     python = peers or sys.executable
     here = [who for who, name in _MODULES.items() if peers or importlib.util.find_spec(name)]
-    work = [("head", size) for size in ((10, 10_000) if quick else (10, 10_000, 100_000))]
-    work += [("metrics", size) for size in ((2_000,) if quick else (10_000, 50_000))]
+    few, many = (10, 10_000), (10, 10_000, 100_000)
+    work = [("head", count) for count in size.of(few, many, many)]
+    work += [("metrics", count) for count in size.of((2_000,), (10_000, 50_000), (10_000, 50_000))]
     section = Section()
     rows: list[dict[str, Any]] = []
-    for what, size in work:
-        rounds = 1 if quick or (what, size) == ("metrics", 50_000) else 3
+    for what, count in work:
+        rounds = 1 if (what, count) == ("metrics", 50_000) else size.of(1, 2, 3)
         found: dict[str, list[dict[str, float]]] = {who: [] for who in ("arcloop", *here)}
         for _ in range(rounds):
             for who in found:
                 found[who].append(
-                    in_process("benchmarks.peers.libraries", who, what, str(size), python=python)
+                    in_process("benchmarks.peers.libraries", who, what, str(count), python=python)
                 )
-        named = f"{what}, {size:,} classes" if what == "head" else f"{what}, {size:,} x {size:,}"
+        named = f"{what}, {count:,} classes" if what == "head" else f"{what}, {count:,} x {count:,}"
         for who, told in found.items():
             told.sort(key=lambda one: one["s"])
             middle = told[len(told) // 2]

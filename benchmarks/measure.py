@@ -9,14 +9,28 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 console = Console(width=120)
 Row = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class Size(Enum):
+    """How much is measured: in two minutes, in a quarter of an hour, or all of it, in an hour."""
+
+    QUICK = "quick"
+    USUAL = "usual"
+    FULL = "full"
+
+    def of(self, quick: T, usual: T, full: T) -> T:
+        """Return the one that is for this size."""
+        return {Size.QUICK: quick, Size.USUAL: usual, Size.FULL: full}[self]
 
 
 @dataclass(frozen=True)

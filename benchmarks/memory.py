@@ -1,4 +1,4 @@
-"""Peak memory of each step, 200,000 and 2,000,000 synthetic images of 28x28: it must not grow.
+"""Peak memory of each step, with ten times the synthetic images of 28x28: it must not grow.
 
 Of the images 94% are train, 5% gallery, 0.5% each val and query, so that every split grows tenfold;
 evaluate compares each query with each gallery row, 10,000 x 100,000 pairs at most. The index
@@ -17,15 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Comparison, Section, in_process, peak_mib
+from benchmarks.measure import Comparison, Section, Size, in_process, peak_mib
 
 TITLE = "Memory"
 _STEPS = ("prepare", "validate", "train", "embed", "index", "evaluate")
 _OUTPUTS = ("store", "validation", "run", "gallery", "index", "evaluation")
 
 
-def measure(*, quick: bool) -> Section:
-    sizes = (4_000, 40_000) if quick else (200_000, 2_000_000)
+def measure(size: Size) -> Section:
+    sizes = size.of((4_000, 40_000), (20_000, 200_000), (200_000, 2_000_000))
     few, many = (_peaks(rows) for rows in sizes)
     rows = [
         {"step": step, f"{sizes[0]:,} images, MiB": few[step],

@@ -56,8 +56,7 @@ def write(results: Path = RESULTS, page: Path = PAGE, pictures: Path = PICTURES)
         parts.append(_body(sections[name]))
         drawn = _pictures(name, sections[name], pictures)
         parts += [_picture(module.TITLE, page, pictures, picture) for picture in drawn]
-        quick = " Taken with --quick, on small sizes." if taken[name]["quick"] else ""
-        parts.append(f"Taken {in_words(taken[name]['machine'])}.{quick}\n")
+        parts.append(f"Taken {in_words(taken[name]['machine'])}; {taken[name]['size']} size.\n")
     page.write_text("\n".join(parts))
 
 
@@ -97,8 +96,8 @@ def _pictures(name: str, section: Section, pictures: Path) -> list[str]:
         for rows in sizes:
             frontier([p for p in points if p["rows"] == rows], pictures / f"index-{rows}.png")
         return [f"index-{rows}" for rows in sizes]
-    if name == "accuracy" and "by epoch" in tables:
-        lines(tables["by epoch"], "s of fit", "query top-1", pictures / "accuracy.png")
+    if name == "accuracy" and "by epochs" in tables:
+        lines(tables["by epochs"], "s of fit", "query top-1", pictures / "accuracy.png")
         return ["accuracy"]
     return []
 

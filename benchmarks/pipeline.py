@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import Section
+from benchmarks.measure import Section, Size
 
 _SUBMIT = Path(__file__).parents[1] / "kubeflow" / "submit.py"
 _JOB = [
@@ -25,13 +25,13 @@ _STEPS = 6
 TITLE = "A pipeline on this machine"
 
 
-def measure(*, quick: bool) -> Section:
+def measure(size: Size) -> Section:
     """Seconds of both, and the difference over the number of steps."""
     if importlib.util.find_spec("kfp") is None:
         return Section(notes=["Unmeasured: kfp is not installed here."])
     job = [*_JOB, "evaluate.gate.max_eer=0.0", "evaluate.gate.min_map_at_r=1.0"]
     pairs = []
-    for number in range(2 if quick else 4):  # the first round fills the caches of the disk
+    for number in range(size.of(2, 3, 4)):  # the first round fills the caches of the disk
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             alone = _seconds([sys.executable, "-m", "arcloop", "run", *job], folder)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcloop.compose import bundled
-from benchmarks.measure import Comparison, Section, alternate
+from benchmarks.measure import Comparison, Section, Size, alternate
 
 TITLE = "Start-up"
 _APP = """
@@ -38,8 +38,8 @@ main(sys.argv[1:])
 """
 
 
-def measure(*, quick: bool) -> Section:
-    rounds = 1 if quick else 7
+def measure(size: Size) -> Section:
+    rounds = size.of(1, 5, 7)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bare = _bare_app(folder)
@@ -61,7 +61,7 @@ def measure(*, quick: bool) -> Section:
                 ["train", "head=arcface", "loader.batch_size=x"],
             )
         ]
-        comparisons.append(_first_step(folder, rounds=min(rounds, 3)))
+        comparisons.append(_first_step(folder, rounds=size.of(1, 2, 3)))
     return Section(comparisons)
 
 

@@ -24,7 +24,8 @@ from arcloop.config import LoaderSettings
 from arcloop.data import Store, prepare
 from arcloop.data.loader import BatchDataset, BatchLoader
 from arcloop.progress import say
-from benchmarks.measure import console, machine
+from benchmarks.machine import describe, in_words
+from benchmarks.measure import console
 
 _ROUNDS, _BATCH = 5, 256
 _ENCODINGS = {"raw": ("raw", 95), "jpeg 95": ("jpeg", 95), "jpeg 85": ("jpeg", 85)}
@@ -36,7 +37,7 @@ def compare(sizes: dict[int, int]) -> None:
     Args:
         sizes: Side of the images, in pixels -> number of them.
     """
-    table = Table(title=f"store and loader, batch {_BATCH}; {machine()}")
+    table = Table(title=f"store and loader, batch {_BATCH}; {in_words(describe())}")
     for column in ("pixels", "encoding", "KB/image", "ratio", "0 workers/s", "ratio", "us of CPU",
                    "2 workers/s", "ratio"):  # fmt: skip
         table.add_column(column, justify="right")

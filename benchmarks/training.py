@@ -23,36 +23,39 @@ from arcloop.compose import compose_config
 from arcloop.data import EmbeddingDataModule, Store
 from arcloop.steps import build
 from arcloop.training import NODES, Recipe
+from arcloop.training.bf16 import has_bf16
 from arcloop.training.quiet import quiet
 from benchmarks import embedding
-from benchmarks.measure import Comparison, Section, alternate
+from benchmarks.measure import Comparison, Section, Size, alternate
 
 TITLE = "Training and loading"
 _MNIST = ["experiment=mnist"]
 _FACES = ["data=synthetic", "data.image_size=112", "data.channels=3", "data.num_classes=100",
           "data.train=400", "backbone=iresnet18", "augmentation=none"]  # fmt: skip
-_STEPS = {64: 200, 256: 80, 512: 40}
+_STEPS = {64: 200, 128: 120, 256: 80, 512: 40}
 
 
-def measure(*, quick: bool) -> Section:
+def measure(size: Size) -> Section:
+    rounds = size.of(1, 3, 5)
     comparisons = []
     with tempfile.TemporaryDirectory() as name:
         mnist = _prepared(_MNIST, Path(name) / "mnist")
-        for batch in (64, 256, 512):
-            limit = 10 if quick else _STEPS[batch]
+        for batch, steps_of_it in _STEPS.items():
+            limit = size.of(10, steps_of_it, steps_of_it)
             job = [*_MNIST, f"loader.batch_size={batch}"]
-            comparisons.append(compare(mnist, job, limit=limit, rounds=1 if quick else 5))
+            comparisons.append(compare(mnist, job, limit=limit, rounds=rounds))
         bf16 = [*_MNIST, "trainer.precision=bf16-mixed"]
-        if not quick and torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-            comparisons.append(compare(mnist, bf16, limit=120, rounds=5))
+        if has_bf16(Path("/proc/cpuinfo").read_text()):
+            limit = size.of(10, _STEPS[128], _STEPS[128])
+            comparisons.append(compare(mnist, bf16, limit=limit, rounds=rounds))
         faces = _prepared(_FACES, Path(name) / "faces")
         job = [*_FACES, "loader.batch_size=32"]
-        comparisons.append(compare(faces, job, limit=2 if quick else 4, rounds=1 if quick else 3))
+        limit = size.of(1, 2, 4)
+        comparisons.append(compare(faces, job, limit=limit, rounds=size.of(1, 2, 3)))
         short = [*_MNIST, "callbacks=export_only", "+trainer.limit_train_batches=2"]
         run = steps.run_step(
             "train", [*short, "trainer.max_epochs=1"], {"store": mnist}, Path(name) / "run"
         )
-        rounds = 1 if quick else 5
         comparisons.append(embedding.compare(mnist, run.path / "model.pt", rounds=rounds))
         comparisons += [_loading(mnist, 64), _loading(mnist, 512), _loading(faces, 32)]
     return Section(comparisons)

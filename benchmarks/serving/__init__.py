@@ -12,15 +12,15 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.measure import Comparison, Section, in_process
+from benchmarks.measure import Comparison, Section, Size, in_process
 
 TITLE = "Serving"
 OURS = "fastapi"
 
 
-def measure(*, quick: bool) -> Section:
-    rows_asked = "10000" if quick else "10000,1000000"
-    options = ["--rows", rows_asked, "--seconds", "0.5" if quick else "3"]
+def measure(size: Size) -> Section:
+    rows_asked = size.of("10000", "10000", "10000,1000000")
+    options = ["--rows", rows_asked, "--seconds", size.of("0.5", "2", "3")]
     if peers := os.environ.get("ARCLOOP_SERVING_PEERS"):
         options += ["--peers", peers]
     elif shutil.which("java") is None:

@@ -26,7 +26,7 @@ FOUND = {
 def write_results(folder):
     folder.mkdir()
     for name, section in FOUND.items():
-        value = {"section": name, "quick": False, "machine": MACHINE, "found": section.as_dict()}
+        value = {"section": name, "size": "usual", "machine": MACHINE, "found": section.as_dict()}
         (folder / f"{name}.json").write_text(json.dumps(value))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,6 +102,9 @@ class EmbeddingModule(pl.LightningModule):
         if self._is_logged():
             self.log("train_loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    # Lightning inspects it at every step; a signature that is there is read, not made.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def _is_logged(self) -> bool:
         """Whether the loss of this step is told: to a logger, or to who asks after an epoch.

@@ -24,6 +24,7 @@ from arcloop.training.building import call, make_backbone, make_embedder
 from arcloop.training.checkpoints import AtomicCheckpoints
 from arcloop.training.exports import Exports, beside
 from arcloop.training.module import EmbeddingModule
+from arcloop.training.no_profiler import NoProfiler
 from arcloop.training.optimizers import GroupedOptimizer
 from arcloop.training.quiet import quiet
 from arcloop.training.synced_norm import SyncedBatchNorms
@@ -115,7 +116,8 @@ class Recipe:
             ConfigError: Lightning refuses the trainer's values, or the device is not here.
         """
         progress = [bar()] if console().is_terminal else [EpochLines()]
-        synced = getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False)
+        given = getattr(self.trainer, "keywords", {})
+        synced = given.get("sync_batchnorm", False)
         trainer: pl.Trainer = call(
             "trainer",
             self.trainer,
@@ -123,7 +125,11 @@ class Recipe:
             enable_progress_bar=console().is_terminal,
             plugins=[AtomicCheckpoints(), *([SyncedBatchNorms()] if synced else [])],
             logger=[logger for logger in self.logger.values() if logger is not None],
+            profiler=given.get("profiler") or NoProfiler(),
         )
+        # Deterministic algorithms would also fill all memory that torch takes, lest it be read
+        # before it is written; nothing here does that, and it takes 5% of the default job's step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         return trainer
 
     def rehearse(self) -> None:

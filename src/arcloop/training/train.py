@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.trainer.states import TrainerStatus
 
 from arcloop import artifacts, drafts
@@ -22,6 +21,7 @@ from arcloop.atomic import sha256_file, sha256_json, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
 from arcloop.errors import ConfigError, ResourceError, unwritable
 from arcloop.progress import say
+from arcloop.training.bf16 import warn_of_slow_bf16
 from arcloop.training.exports import beside, export_trained, try_formats
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.quiet import quiet
@@ -91,7 +91,7 @@ def train(
         _try_exports(recipe, module)
         trainer = recipe.make_trainer(Timing(run_dir))
         datamodule.make_batches(processes_of(trainer))  # what it cannot make is told before work
-        _warn_of_slow_precision(trainer)
+        warn_of_slow_bf16(trainer)
         if trainer.is_global_zero:
             _begin(run_dir, identity, config, fresh=start is None)
             _begin_loggers(trainer, config, 0 if start is None else start[1])
@@ -230,16 +230,6 @@ def _out_of_memory(trainer: pl.Trainer, recipe: Recipe, cause: Exception) -> Res
         remedy=f"loader.batch_size={max(size // 2, 1)} trainer.accumulate_grad_batches=2,"
         " trainer.precision=bf16-mixed, or loader.on_device=false",
     )
-
-
-def _warn_of_slow_precision(trainer: pl.Trainer) -> None:
-    on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
-    capability = torch.backends.cpu.get_cpu_capability()
-    if on_cpu and "bf16" in str(trainer.precision) and not capability.startswith("AVX512"):
-        say(
-            f"note: this CPU ({capability}) has no bf16 instructions; trainer.precision=32-true"
-            " is several times faster here"
-        )
 
 
 def _begin_loggers(trainer: pl.Trainer, config: Mapping[str, Any], step: int) -> None:
