@@ -14,6 +14,8 @@ from arcloop.config import LoaderSettings
 from arcloop.data import EmbeddingDataModule, prepare
 from arcloop.data.balanced import ClassBalancedBatches, PKBatches
 from arcloop.data.sampler import ShuffledBatches
+from arcloop.data.split_labels import SplitLabels
+from arcloop.data.store import Store
 from arcloop.errors import ArtifactError
 
 from .conftest import synthetic_source
@@ -190,3 +192,20 @@ def test_two_processes_see_the_global_batches_of_one(tmp_path):
         ]
         assert together == [rows.tolist() for rows in whole]
     assert [row for part in val for batch in part for row in batch] == list(range(21))
+
+
+def test_only_samplers_that_need_the_labels_read_them(tmp_path):
+    prepare(synthetic_source(channels=3, image_size=[8, 6]), tmp_path / "store")
+    _, expected = synthetic_source(channels=3, image_size=[8, 6]).open().generate("train", 0, 50)
+    labels = SplitLabels(Store.open(tmp_path / "store"), "train")
+    assert np.asarray(labels).tolist() == expected.tolist()
+    assert labels[[3, 1]].tolist() == expected[[3, 1]].tolist()
+    plain = datamodule(tmp_path / "store")
+    balanced = datamodule(tmp_path / "store", sampler=ClassBalancedBatches)
+    assert len(plain.store.classes) == len(balanced.store.classes)  # both are opened
+    for file in (tmp_path / "store" / "train").glob("labels-*.npy"):
+        file.unlink()
+    assert len(labels) == 50
+    assert len(plain.make_batches(1)) == 50 // 8
+    with pytest.raises(FileNotFoundError):
+        balanced.make_batches(1)

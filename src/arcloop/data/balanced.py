@@ -156,6 +156,7 @@ class _Turns:
     """
 
     def __init__(self, labels_N: Labels) -> None:
+        labels_N = np.asarray(labels_N)  # read once, see `SplitLabels`
         _, self._counts = np.unique(labels_N, return_counts=True)
         self._rows = np.argsort(labels_N, kind="stable")
         self._starts = self._counts.cumsum() - self._counts

@@ -19,6 +19,7 @@ from arcloop.data.loader import (
     ResumableLoader,
 )
 from arcloop.data.sampler import EpochBatches, OrderedBatches, place
+from arcloop.data.split_labels import SplitLabels
 from arcloop.data.store import Store
 
 
@@ -68,7 +69,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
             ConfigError, DataError: The sampler cannot have such batches of this store.
         """
         return self._sampler(
-            labels_N=self.store.labels("train"),
+            labels_N=SplitLabels(self.store, "train"),
             batch_size=self._settings.batch_size,
             world=world,
             seed=self._seed,

@@ -23,6 +23,7 @@ from arcloop.training.bars import EpochLines, bar
 from arcloop.training.building import call, make_backbone, make_embedder
 from arcloop.training.checkpoints import AtomicCheckpoints
 from arcloop.training.exports import Exports, beside
+from arcloop.training.memory import keep_memory_between_steps
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.no_profiler import NoProfiler
 from arcloop.training.optimizers import GroupedOptimizer
@@ -127,9 +128,7 @@ class Recipe:
             logger=[logger for logger in self.logger.values() if logger is not None],
             profiler=given.get("profiler") or NoProfiler(),
         )
-        # Deterministic algorithms would also fill all memory that torch takes, lest it be read
-        # before it is written; nothing here does that, and it takes 5% of the default job's step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        keep_memory_between_steps()
         return trainer
 
     def rehearse(self) -> None:
