@@ -4,6 +4,7 @@ import math
 import operator
 import os
 import signal
+import sys
 from functools import partial
 
 import pytest
@@ -42,6 +43,32 @@ def test_error_of_a_task_arrives_whole():
         list(run_tasks(operator.call, tasks, 2))
     assert caught.value.where.name == "nowhere"
     assert caught.value.remedy == "correct data.root"
+
+
+def test_error_says_where_in_the_process_it_was_raised():
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(run_tasks(operator.call, [partial(operator.truediv, 1, 0)] * 2, 2))
+    assert "in _done" in "".join(caught.value.__notes__)
+
+
+def test_tasks_and_results_larger_than_a_pipe_holds():
+    half = b"x" * (1 << 20)
+    tasks = [partial(operator.add, half, half)] * 12
+    assert [len(result) for result in run_tasks(operator.call, tasks, 2)] == [2 << 20] * 12
+
+
+def test_process_that_cannot_be_started(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ResourceError, match="cannot be started: No such file"):
+        list(run_tasks(operator.call, [os.getpid] * 2, 2))
+
+
+def test_results_not_asked_for_leave_no_process_behind():
+    results = run_tasks(operator.call, [os.getpid] * 9, 2)
+    pid = next(results)
+    assert os.path.exists(f"/proc/{pid}")
+    results.close()
+    assert not os.path.exists(f"/proc/{pid}")
 
 
 def test_killed_process_is_told():
