@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from arcloop.data import SPLITS, Store, prepare, store_key
+from arcloop.data.picture_listing import _read
 from arcloop.errors import ConfigError, DataError
 from arcloop.images import decode
 
@@ -198,6 +199,36 @@ def test_size_of_other_than_two_numbers(tmp_path, size):
         folder_source(tmp_path, image_size=size)
 
 
+def test_script_without_main_guard_is_run_once(tmp_path, pictures, monkeypatch):
+    for number in range(60):
+        write_pictures(pictures / f"c{number}", 10, seed=number)
+    source = folder_source(pictures)
+    (tmp_path / "work.py").write_text(
+        "from pathlib import Path\n"
+        "from arcloop.data import ImageFolderSource, prepare\n"
+        "print('run')\n"
+        f"prepare({source!r}, Path('stores/store'), workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "work.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    monkeypatch.chdir(tmp_path)
+    here = prepare(source, tmp_path / "here", workers=1)
+    assert Store.open(tmp_path / "stores" / "store").artifact.files == here.files
+
+
+def test_file_is_read_whole_whatever_its_size_is_told_as(tmp_path):
+    (tmp_path / "plain").write_bytes(bytes(range(256)) * 9000)
+    content, size, changed = _read(str(tmp_path / "plain"))
+    assert content == bytes(range(256)) * 9000
+    assert (size, changed) == (len(content), (tmp_path / "plain").stat().st_mtime_ns)
+    content, size, _ = _read("/proc/self/status")  # its size is told as 0
+    assert size == 0
+    assert content.startswith(b"Name:")
+    assert content.endswith(b"\n")
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_in_the_middle_leaves_no_store_and_no_worker(tmp_path, pictures, sent):
     for number in range(200):
@@ -240,5 +271,5 @@ def children(pid: int) -> list[int]:
 
 def is_worker(pid: int) -> bool:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-        return "spawn_main" in file.read()
+        return "arcloop.data.workers" in file.read()
     return False

@@ -98,12 +98,13 @@ class FolderPictures:
     def __init__(
         self, root: Path, folders: Sequence[Path], names: Sequence[npt.NDArray[np.bytes_]]
     ) -> None:
-        self._folders, self._names = folders, names
+        self._names = names
+        self._folders = [f"{folder}/" for folder in folders]
         self._prefixes = [os.fsencode(folder.relative_to(root)) + b"/" for folder in folders]
-        self._ends = np.cumsum([len(of_folder) for of_folder in names])
+        self._ends = np.cumsum([len(of_folder) for of_folder in names]).tolist()
 
     def paths(self, numbers: npt.NDArray[np.int64]) -> list[str]:
-        return [str(self._folders[f] / os.fsdecode(name)) for f, name in self._located(numbers)]
+        return [self._folders[f] + os.fsdecode(name) for f, name in self._located(numbers)]
 
     def names(self, numbers: npt.NDArray[np.int64]) -> list[bytes]:
         return [self._prefixes[f] + name for f, name in self._located(numbers)]

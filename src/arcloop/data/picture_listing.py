@@ -29,8 +29,9 @@ from arcloop.images import ImageError, decode
 
 Ints = npt.NDArray[np.int64]
 
-_SLICE_ROWS = 128
+_SLICE_ROWS = 256
 _BLOCK_NAMES = 1 << 16
+_READ_BYTES = 1 << 20
 _NAMED = 10
 
 
@@ -189,13 +190,24 @@ def decode_slice(task: Slice) -> SliceDone:
     bad = []
     for number, path in enumerate(task.paths):
         try:
-            with open(path, "rb") as file:
-                stat = os.fstat(file.fileno())
-                content = file.read()
-            versions[number] = stat.st_size, stat.st_mtime_ns
+            content, size, changed = _read(path)
+            versions[number] = size, changed
             images[number] = decode(content, height=height, width=width, channels=channels)
         except (ImageError, OSError) as cause:
             reason = cause.strerror if isinstance(cause, OSError) else str(cause)
             bad.append(BadPicture(task.split, task.start + number, path, str(reason)))
     task.writer.write(task.start, images, np.array(task.labels, np.int64))
     return SliceDone(task.split, task.start, versions, bad)
+
+
+def _read(path: str) -> tuple[bytes, int, int]:
+    """Return a file's content, size and time of change; for a small one in half of open's time."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        stat = os.fstat(file)
+        parts = [os.read(file, stat.st_size + 1)]
+        while parts[-1] and sum(map(len, parts)) != stat.st_size:  # it changes, or is no plain file
+            parts.append(os.read(file, _READ_BYTES))
+    finally:
+        os.close(file)
+    return b"".join(parts), stat.st_size, stat.st_mtime_ns
