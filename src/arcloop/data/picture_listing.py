@@ -20,6 +20,7 @@ from arcloop.data.origins import (
     file_versions,
     make_origins,
 )
+from arcloop.data.png_sheet import PngSheet
 from arcloop.data.shards import SplitWriter, rows_per_block
 from arcloop.data.shares import Growth
 from arcloop.data.source import SPLITS, Listing
@@ -188,14 +189,19 @@ def decode_slice(task: Slice) -> SliceDone:
     images = np.zeros((len(task.paths), height, width, channels), np.uint8)
     versions = np.zeros((len(task.paths), 2), np.int64)
     bad = []
+    sheet, on_sheet = PngSheet(height, width, channels), []
     for number, path in enumerate(task.paths):
         try:
             content, size, changed = _read(path)
             versions[number] = size, changed
-            images[number] = decode(content, height=height, width=width, channels=channels)
+            if sheet.add(content):
+                on_sheet.append(number)
+            else:
+                images[number] = decode(content, height=height, width=width, channels=channels)
         except (ImageError, OSError) as cause:
             reason = cause.strerror if isinstance(cause, OSError) else str(cause)
             bad.append(BadPicture(task.split, task.start + number, path, str(reason)))
+    images[on_sheet] = sheet.decode()
     task.writer.write(task.start, images, np.array(task.labels, np.int64))
     return SliceDone(task.split, task.start, versions, bad)
 

@@ -25,9 +25,7 @@ from arcloop.errors import ResourceError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_IN_FLIGHT = (
-    2  # tasks per process: the next is there when one is done; more would be dealt unevenly
-)
+_IN_FLIGHT = 2  # tasks per process: the next is there when one is done, and the last end together
 _ENVIRONMENT = {
     # Starting numpy's threads is half of the time to import it, and nothing here needs them.
     "OPENBLAS_NUM_THREADS": "1",
