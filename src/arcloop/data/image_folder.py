@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.data.picture_listing import MANY, SLICE_ROWS
 from arcloop.data.picture_source import PictureSource
 from arcloop.data.source import SPLITS, Listing, existing_root
 from arcloop.errors import DataError
@@ -39,6 +40,14 @@ class ImageFolderSource(PictureSource):
             for entry in _pictures(folder):
                 digest.update(os.fsencode(entry.name) + f"\0{_version(entry)}\n".encode())
         return digest.hexdigest()
+
+    def likely_tasks(self) -> int:
+        root, files = existing_root(self.root), 0
+        for folder in self._class_folders(root):
+            files += len(_entries(folder))
+            if files >= MANY:
+                return MANY // SLICE_ROWS
+        return 0
 
     def open(self) -> Listing:
         root = existing_root(self.root)

@@ -24,13 +24,15 @@ from arcloop.data.png_sheet import PngSheet
 from arcloop.data.shards import SplitWriter, rows_per_block
 from arcloop.data.shares import Growth
 from arcloop.data.source import SPLITS, Listing
-from arcloop.data.workers import run_tasks
+from arcloop.data.workers import Workers
 from arcloop.errors import DataError
 from arcloop.images import ImageError, decode
 
 Ints = npt.NDArray[np.int64]
 
-_SLICE_ROWS = 256
+SLICE_ROWS = 256
+MANY = 4096
+"""Pictures that are worth starting processes for before all are counted."""
 _BLOCK_NAMES = 1 << 16
 _READ_BYTES = 1 << 20
 _NAMED = 10
@@ -73,12 +75,12 @@ class PictureListing(Listing):
         self._versions = {split: np.zeros((rows, 2), np.int64) for split, rows in self.rows.items()}
 
     def fill(
-        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
+        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: Workers
     ) -> Mapping[str, Mapping[int, str]]:
-        size = min(_SLICE_ROWS, rows_per_block(self.image_shape))
-        slices = sum(math.ceil(rows / size) for rows in self.rows.values())
+        size = min(SLICE_ROWS, rows_per_block(self.image_shape))
+        workers.start(sum(math.ceil(rows / size) for rows in self.rows.values()))
         bad: list[BadPicture] = []
-        for done in run_tasks(decode_slice, self._slices(writers, size), min(workers, slices)):
+        for done in workers.run(decode_slice, self._slices(writers, size)):
             bad += done.bad
             rows = len(done.versions)
             self._versions[done.split][done.start : done.start + rows] = done.versions

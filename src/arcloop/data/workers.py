@@ -30,8 +30,6 @@ _ENVIRONMENT = {
     # Starting numpy's threads is half of the time to import it, and nothing here needs them.
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # Pillow keeps this many blocks of memory for the next picture: a tenth of the time of a photo.
-    "PILLOW_BLOCKS_MAX": "4",
 }
 _PROGRAM = """
 import signal, sys
@@ -47,27 +45,54 @@ def available_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def run_tasks(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
-) -> Iterator[Result]:
-    """Apply a function of an importable module to tasks in processes; yield results in any order.
+class Workers:
+    """Processes that do tasks; none is there before it is needed, or after this is left.
 
-    With one worker everything happens in this process. Processes are started anew: forking one that
-    has threads, as any process with torch has, can deadlock.
+    They are started anew: forking a process that has threads, as any with torch has, can deadlock.
 
-    Raises:
-        ResourceError: A process cannot be started, or died, most often killed for want of memory.
+    Args:
+        count: How many there are at most. With one, everything happens in this process.
     """
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    remaining = iter(tasks)
-    with contextlib.ExitStack() as stack:
-        started = [stack.enter_context(_Worker()) for _ in range(workers)]
-        at = {worker.channel: worker for worker in started}
-        for worker, task in zip(started * _IN_FLIGHT, remaining, strict=False):
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._started: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._started:
+            self._started.pop().stop()
+
+    def start(self, tasks: int) -> None:
+        """Start as many as so many tasks can keep at work, if they are not there.
+
+        Called ahead, what they import is imported while this process finds out what there is to do.
+
+        Raises:
+            ResourceError: A process cannot be started.
+        """
+        wanted = min(self._count, tasks)
+        while 1 < wanted > len(self._started):
+            self._started.append(_Worker())
+
+    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """Apply a function of an importable module to tasks; yield results in any order.
+
+        Where no process was started, this one does them.
+
+        Raises:
+            ResourceError: A process died, most often killed for want of memory.
+        """
+        if not self._started:
+            yield from map(function, tasks)
+            return
+        remaining = iter(tasks)
+        at = {worker.channel: worker for worker in self._started}
+        for worker, task in zip(self._started * _IN_FLIGHT, remaining, strict=False):
             worker.send(function, task)
-        while busy := [worker.channel for worker in started if worker.in_flight]:
+        while busy := [worker.channel for worker in self._started if worker.in_flight]:
             for channel in wait(busy):
                 worker = at[channel]  # type: ignore[index]
                 result = worker.receive()
@@ -77,7 +102,7 @@ def run_tasks(
 
 
 class _Worker:
-    """A process that does tasks; it is killed when it is left."""
+    """A process that does tasks."""
 
     def __init__(self) -> None:
         self.channel, theirs = Pipe()
@@ -99,10 +124,7 @@ class _Worker:
         finally:
             theirs.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         self._process.kill()
         self._process.wait()
         self.channel.close()
