@@ -189,15 +189,17 @@ def _opencv(section: Section, images: Path, folder: Path, *, rounds: int) -> Non
 
 
 def jpeg_photos(folder: Path, *, count: int) -> Path:
-    """Write JPEG files of smooth colours with some grain: about the detail that photos have."""
+    """Write JPEG files of smooth colours with some grain, about the detail of photos; each ten times."""
     generator = np.random.default_rng(0)
+    encoded = b""
     for number in range(count):
+        if number % 10 == 0:
+            colours = Image.fromarray(generator.integers(0, 256, (20, 27, 3), np.uint8))
+            smooth = np.asarray(colours.resize((400, 300), Image.Resampling.BICUBIC), np.int16)
+            photo = smooth + generator.integers(-8, 9, (300, 400, 1), np.int16)
+            encoded = encode_jpeg(photo.clip(0, 255).astype(np.uint8), 90)
         split = ("train", "train", "train", "val", "gallery", "query")[number % 6]
         target = folder / split / str(number // 6 % 10)
         target.mkdir(parents=True, exist_ok=True)
-        colours = Image.fromarray(generator.integers(0, 256, (20, 27, 3), np.uint8))
-        smooth = np.asarray(colours.resize((400, 300), Image.Resampling.BICUBIC), np.int16)
-        photo = smooth + generator.integers(-8, 9, (300, 400, 1), np.int16)
-        encoded = encode_jpeg(photo.clip(0, 255).astype(np.uint8), 90)
         (target / f"{number:05d}.jpg").write_bytes(encoded)
     return folder

@@ -1,6 +1,7 @@
 """Many small PNGs decoded as one tall image: for each alone, most of the time goes into beginning.
 
-Their rows are unpacked, stacked, and given to Pillow's decoder together.
+Their rows are unpacked, stacked, and given to Pillow's decoder together. To the bit, the pixels are
+those of `images.decode`, to which everything that is not plain and whole is left.
 """
 
 from __future__ import annotations
