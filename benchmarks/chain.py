@@ -189,7 +189,7 @@ def _opencv(section: Section, images: Path, folder: Path, *, rounds: int) -> Non
 
 
 def jpeg_photos(folder: Path, *, count: int) -> Path:
-    """Write JPEG files of smooth colours with some grain, about the detail of photos; each ten times."""
+    """Write JPEG files of smooth colours with the grain of photos, each ten times."""
     generator = np.random.default_rng(0)
     encoded = b""
     for number in range(count):
