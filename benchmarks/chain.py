@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from arcloop import steps
 from arcloop.compose import compose_config
 from arcloop.data import Store
-from arcloop.images import encode_png
+from arcloop.images import encode_jpeg, encode_png
 from benchmarks.measure import Comparison, Section, Size, in_process
 
 TITLE = "The whole chain"
@@ -42,6 +43,7 @@ _SAME = [
 ]  # fmt: skip
 _DATA = ["data=image_folder", "data.image_size=28", "data.channels=1", "embedder.mean=[0.1307]",
          "embedder.std=[0.3081]", "name=chain", "evaluate.gate.min_top1=0.0"]  # fmt: skip
+_PHOTOS = 3000
 _WAYS = {"ours": _SAME, "ours, default job": []}
 
 
@@ -162,18 +164,42 @@ def _opencv(section: Section, images: Path, folder: Path, *, rounds: int) -> Non
     if importlib.util.find_spec("cv2") is None:
         section.notes.append("OpenCV is not installed here: `prepare` was not compared with it.")
         return
-    count = sum(1 for _ in images.glob("*/*/*.png"))
-    config = compose_config([*_DATA, f"data.root={images}"])
-    ours, theirs = [], []
-    for number in range(rounds + 1):
-        start = time.perf_counter()
-        steps.apply("prepare", config, {}, folder / f"store-{number}")
-        seconds = time.perf_counter() - start
-        other = in_process("benchmarks.peers.opencv_prepare", str(images), str(folder / "cv"))
-        shutil.rmtree(folder / f"store-{number}"), shutil.rmtree(folder / "cv")
-        if number:
-            ours.append(count / seconds)
-            theirs.append(count / other)
-    section.comparisons.append(
-        Comparison("prepare, against OpenCV on all cores", ours, theirs, "images/s", 1.0)
-    )
+    photos = jpeg_photos(folder / "photos", count=_PHOTOS if rounds > 1 else _PHOTOS // 10)
+    for name, root, size, channels in (
+        ("prepare, against OpenCV on all cores", images, 28, 1),
+        ("prepare 400x300 JPEG photos to 112x112, against OpenCV on all cores", photos, 112, 3),
+    ):
+        count = sum(1 for _ in root.glob("*/*/*.*"))
+        kind = [f"data.image_size={size}", f"data.channels={channels}", f"data.root={root}"]
+        config = compose_config(["data=image_folder", *kind])
+        ours, theirs = [], []
+        for number in range(rounds + 1):
+            start = time.perf_counter()
+            steps.apply("prepare", config, {}, folder / f"store-{number}")
+            seconds = time.perf_counter() - start
+            other = in_process(
+                "benchmarks.peers.opencv_prepare",
+                str(root), str(folder / "cv"), str(size), str(channels),
+            )  # fmt: skip
+            shutil.rmtree(folder / f"store-{number}"), shutil.rmtree(folder / "cv")
+            if number:
+                ours.append(count / seconds)
+                theirs.append(count / other)
+        section.comparisons.append(Comparison(name, ours, theirs, "images/s", 1.0))
+
+
+def jpeg_photos(folder: Path, *, count: int) -> Path:
+    """Write JPEG files of smooth colours with the grain of photos, each ten times."""
+    generator = np.random.default_rng(0)
+    encoded = b""
+    for number in range(count):
+        if number % 10 == 0:
+            colours = Image.fromarray(generator.integers(0, 256, (20, 27, 3), np.uint8))
+            smooth = np.asarray(colours.resize((400, 300), Image.Resampling.BICUBIC), np.int16)
+            photo = smooth + generator.integers(-8, 9, (300, 400, 1), np.int16)
+            encoded = encode_jpeg(photo.clip(0, 255).astype(np.uint8), 90)
+        split = ("train", "train", "train", "val", "gallery", "query")[number % 6]
+        target = folder / split / str(number // 6 % 10)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / f"{number:05d}.jpg").write_bytes(encoded)
+    return folder

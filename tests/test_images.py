@@ -1,4 +1,6 @@
 import io
+import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -29,6 +31,85 @@ def test_image_of_the_right_size_is_not_touched():
 def test_png_round_trip(seed, channels):
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, channels), dtype=np.uint8)
     assert np.array_equal(decode(encode_png(pixels), **SIZE, channels=channels), pixels)
+
+
+def by_pillow(content):
+    """Return what Pillow's own way of opening a file makes of it; None: it is damaged."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError, EOFError):
+        return None
+
+
+def chunks_of(content):
+    start, found = 8, []
+    while start < len(content):
+        size = int.from_bytes(content[start : start + 4])
+        found.append(content[start : start + size + 12])
+        start += size + 12
+    return found
+
+
+def chunk(name, data):
+    checksum = zlib.crc32(name + data).to_bytes(4)
+    return len(data).to_bytes(4) + name + data + checksum
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([(), (3,)]), st.integers(1, 9), st.integers(1, 9),
+    st.integers(0, 9), st.lists(st.integers(0, 99), max_size=3), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_png_is_decoded_as_pillow_does(seed, channels, height, width, level, cuts, smooth):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+    if smooth:  # other filters of rows
+        pixels = (pixels % 3).cumsum(axis=0, dtype=np.uint8).cumsum(axis=1, dtype=np.uint8)
+    content = encoded(Image.fromarray(pixels), compress_level=level)
+    head, data, end = chunks_of(content)
+    ends = [0, *sorted(min(cut, len(data) - 12) for cut in cuts), len(data) - 12]
+    parts = [chunk(b"IDAT", data[8:-4][a:b]) for a, b in itertools.pairwise(ends)]
+    content = content[:8] + head + b"".join(parts) + end
+    array = decode(content, height=height, width=width, channels=3 if channels else 1)
+    assert np.array_equal(array.reshape(pixels.shape), pixels)
+    assert np.array_equal(by_pillow(content), pixels)
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(["L", "RGB"]), st.integers(0, 500),
+    st.integers(1, 255), st.sampled_from(["flip", "cut", "drop", "repeat", "append"]),
+)  # fmt: skip
+@settings(max_examples=400, deadline=None)
+def test_damaged_png_is_what_pillow_says_it_is(seed, mode, place, bits, damage):
+    pixels = np.random.default_rng(seed).integers(0, 256, (7, 5, 3), np.uint8)
+    whole = encoded(Image.fromarray(pixels).convert(mode))
+    place %= len(whole)
+    chunks = chunks_of(whole)
+    content = {
+        "flip": whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :],
+        "cut": whole[:place],
+        "drop": whole[:8] + b"".join(c for n, c in enumerate(chunks) if n != place % 3),
+        "repeat": whole[:8] + b"".join(c * (1 + (n == place % 3)) for n, c in enumerate(chunks)),
+        "append": whole + bytes([bits]) * place,
+    }[damage]
+    expected = by_pillow(content)
+    if expected is None or not content:
+        with pytest.raises(ImageError):
+            decode(content, height=7, width=5, channels=len(mode))
+    else:
+        array = decode(content, height=7, width=5, channels=len(mode))
+        assert np.array_equal(array.reshape(expected.shape), expected)
+
+
+def test_result_can_be_written_to():
+    for form in ("PNG", "JPEG"):
+        assert decode(encoded(Image.new("L", (6, 4)), form), **SIZE, channels=1).flags.writeable
+
+
+def test_png_larger_than_allowed():
+    with pytest.raises(ImageError, match="24 pixels; at most 23"):
+        decode(encoded(Image.new("L", (6, 4))), **SIZE, channels=1, max_pixels=23)
 
 
 MODES = {

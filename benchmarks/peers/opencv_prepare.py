@@ -1,4 +1,4 @@
-"""OpenCV on all cores, class folders to uint8 shards: `IMAGES WORK`; prints seconds."""
+"""OpenCV on all cores, class folders to uint8 shards: `IMAGES WORK SIZE CHANNELS` -> seconds."""
 
 from __future__ import annotations
 
@@ -15,25 +15,34 @@ import numpy as np
 INTERVAL = 5000
 
 
+def read(path, size, channels):
+    image = cv2.imread(path, cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB)
+    if image.shape[:2] != (size, size):
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    return image.reshape(size, size, channels)
+
+
 def shard(task):
-    paths, labels, target, number = task
+    paths, labels, target, number, size, channels = task
     cv2.setNumThreads(1)
-    images = np.stack([cv2.imread(path, cv2.IMREAD_GRAYSCALE) for path in paths])
-    np.save(target / f"images-{number:03d}.npy", images[..., None])
+    images = np.stack([read(path, size, channels) for path in paths])
+    np.save(target / f"images-{number:03d}.npy", images)
     np.save(target / f"labels-{number:03d}.npy", np.array(labels))
 
 
 def main():
     source, work, tasks = Path(sys.argv[1]), Path(sys.argv[2]), []
-    start = time.perf_counter()
+    size, channels = int(sys.argv[3]), int(sys.argv[4])
+    start, cores = time.perf_counter(), len(os.sched_getaffinity(0))
     for split in sorted(source.iterdir()):
         target = work / split.name
         target.mkdir(parents=True)
-        found = [(str(p), int(p.parent.name)) for p in sorted(split.glob("*/*.png"))]
-        for number, first in enumerate(range(0, len(found), INTERVAL)):
-            paths, labels = zip(*found[first : first + INTERVAL], strict=True)
-            tasks.append((paths, labels, target, number))
-    with get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        found = [(str(p), int(p.parent.name)) for p in sorted(split.glob("*/*.*"))]
+        interval = min(INTERVAL, -(-len(found) // cores))  # few pictures too keep all cores at work
+        for number, first in enumerate(range(0, len(found), interval)):
+            paths, labels = zip(*found[first : first + interval], strict=True)
+            tasks.append((paths, labels, target, number, size, channels))
+    with get_context("spawn").Pool(cores) as pool:
         pool.map(shard, tasks, chunksize=1)
     print(json.dumps(time.perf_counter() - start))
 

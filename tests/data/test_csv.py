@@ -214,3 +214,10 @@ def test_a_long_list_takes_little_memory_for_a_row(tmp_path):
         tracemalloc.stop()
         assert table.pictures.paths(np.array([rows - 1])) == [str(tmp_path / named[-1][0])]
     assert (peaks[1] - peaks[0]) / (many - few) < 120  # bytes; a str alone takes 60
+
+
+def test_long_list_is_expected_to_keep_processes_at_work(listed, monkeypatch):
+    source = csv_source(listed)
+    assert source.likely_tasks() == 0
+    monkeypatch.setattr("arcloop.data.csv_source._ROW_BYTES", 0)
+    assert source.likely_tasks() > 1

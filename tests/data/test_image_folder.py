@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from arcloop.data import SPLITS, Store, prepare, store_key
+from arcloop.data.picture_listing import _read
 from arcloop.errors import ConfigError, DataError
 from arcloop.images import decode
 
@@ -40,10 +41,22 @@ def test_every_picture_is_decoded_to_its_class(tmp_path, pictures):
 
 
 def test_processes_change_nothing(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("arcloop.data.picture_listing._SLICE_ROWS", 5)
+    monkeypatch.setattr("arcloop.data.picture_listing.SLICE_ROWS", 5)
     one = prepare(folder_source(pictures), tmp_path / "one", workers=1)
     two = prepare(folder_source(pictures), tmp_path / "two", workers=2)
     assert one.files == two.files
+
+
+def test_processes_that_are_started_before_the_pictures_are_counted_change_nothing(
+    tmp_path, pictures, monkeypatch
+):
+    one = prepare(folder_source(pictures), tmp_path / "one", workers=2)
+    monkeypatch.setattr("arcloop.data.image_folder.MANY", 20)
+    assert folder_source(pictures).likely_tasks() == 0
+    monkeypatch.setattr("arcloop.data.image_folder.SLICE_ROWS", 5)
+    assert folder_source(pictures).likely_tasks() == 4
+    assert prepare(folder_source(pictures), tmp_path / "two", workers=2).files == one.files
+    assert not any(map(is_worker, children(os.getpid())))
 
 
 def test_folder_that_is_split_already(tmp_path):
@@ -128,7 +141,7 @@ def test_all_bad_pictures_are_named(tmp_path, with_bad):
 
 
 def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad, monkeypatch):
-    monkeypatch.setattr("arcloop.data.picture_listing._SLICE_ROWS", 2)
+    monkeypatch.setattr("arcloop.data.picture_listing.SLICE_ROWS", 2)
     source = folder_source(with_bad, on_bad_image="skip", shard_rows=4)
     artifact = prepare(source, tmp_path / "store", workers=1)
     assert artifact.info["skipped"]["count"] == 4
@@ -198,6 +211,36 @@ def test_size_of_other_than_two_numbers(tmp_path, size):
         folder_source(tmp_path, image_size=size)
 
 
+def test_script_without_main_guard_is_run_once(tmp_path, pictures, monkeypatch):
+    for number in range(60):
+        write_pictures(pictures / f"c{number}", 10, seed=number)
+    source = folder_source(pictures)
+    (tmp_path / "work.py").write_text(
+        "from pathlib import Path\n"
+        "from arcloop.data import ImageFolderSource, prepare\n"
+        "print('run')\n"
+        f"prepare({source!r}, Path('stores/store'), workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "work.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    monkeypatch.chdir(tmp_path)
+    here = prepare(source, tmp_path / "here", workers=1)
+    assert Store.open(tmp_path / "stores" / "store").artifact.files == here.files
+
+
+def test_file_is_read_whole_whatever_its_size_is_told_as(tmp_path):
+    (tmp_path / "plain").write_bytes(bytes(range(256)) * 9000)
+    content, size, changed = _read(str(tmp_path / "plain"))
+    assert content == bytes(range(256)) * 9000
+    assert (size, changed) == (len(content), (tmp_path / "plain").stat().st_mtime_ns)
+    content, size, _ = _read("/proc/self/status")  # its size is told as 0
+    assert size == 0
+    assert content.startswith(b"Name:")
+    assert content.endswith(b"\n")
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_in_the_middle_leaves_no_store_and_no_worker(tmp_path, pictures, sent):
     for number in range(200):
@@ -240,5 +283,5 @@ def children(pid: int) -> list[int]:
 
 def is_worker(pid: int) -> bool:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-        return "spawn_main" in file.read()
+        return "arcloop.data.workers" in file.read()
     return False

@@ -105,7 +105,7 @@ def test_workers_of_the_loader_decode_the_same(store):
 
 
 def test_processes_and_slices_change_nothing(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("arcloop.data.picture_listing._SLICE_ROWS", 5)
+    monkeypatch.setattr("arcloop.data.picture_listing.SLICE_ROWS", 5)
     one = prepare(folder_source(pictures, **JPEG), tmp_path / "one", workers=1)
     two = prepare(folder_source(pictures, **JPEG), tmp_path / "two", workers=2)
     assert one.files == two.files

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arcloop.data.csv_table import read_cells, read_table
+from arcloop.data.picture_listing import MANY, SLICE_ROWS
 from arcloop.data.picture_source import PictureSource
 from arcloop.data.source import SPLITS, Listing, existing_root
 from arcloop.errors import ConfigError, DataError
 
 _BLOCK = 1 << 20
+_ROW_BYTES = 100  # seldom more
 
 
 @dataclass(kw_only=True)
@@ -49,6 +51,10 @@ class CsvSource(PictureSource):
         for cells in read_cells(file, self.delimiter):
             digest.update(f"{_version(root / cells.path)}\n".encode())
         return digest.hexdigest()
+
+    def likely_tasks(self) -> int:
+        file, _ = self._places()
+        return MANY // SLICE_ROWS if file.stat().st_size > MANY * _ROW_BYTES else 0
 
     def open(self) -> Listing:
         file, root = self._places()

@@ -16,6 +16,7 @@ from arcloop.data.idx_file import read_all, read_blocks, read_shape, readable
 from arcloop.data.shards import SplitWriter, rows_per_block
 from arcloop.data.source import SPLITS, Listing, Source, existing_root
 from arcloop.data.splits import stratify
+from arcloop.data.workers import Workers
 from arcloop.errors import DataError
 from arcloop.quantities import Fraction, NonNegativeInt, PositiveInt
 
@@ -151,7 +152,7 @@ class IdxListing(Listing):
         self,
         writers: Mapping[str, SplitWriter],
         advance: Callable[[int], None],
-        workers: int,
+        workers: Workers,
     ) -> Mapping[str, Mapping[int, str]]:
         for part, split in self.split.items():
             first = 0  # row of the file

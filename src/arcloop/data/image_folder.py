@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.data.picture_listing import MANY, SLICE_ROWS
 from arcloop.data.picture_source import PictureSource
 from arcloop.data.source import SPLITS, Listing, existing_root
 from arcloop.errors import DataError
@@ -39,6 +40,14 @@ class ImageFolderSource(PictureSource):
             for entry in _pictures(folder):
                 digest.update(os.fsencode(entry.name) + f"\0{_version(entry)}\n".encode())
         return digest.hexdigest()
+
+    def likely_tasks(self) -> int:
+        root, files = existing_root(self.root), 0
+        for folder in self._class_folders(root):
+            files += len(_entries(folder))
+            if files >= MANY:
+                return MANY // SLICE_ROWS
+        return 0
 
     def open(self) -> Listing:
         root = existing_root(self.root)
@@ -98,12 +107,13 @@ class FolderPictures:
     def __init__(
         self, root: Path, folders: Sequence[Path], names: Sequence[npt.NDArray[np.bytes_]]
     ) -> None:
-        self._folders, self._names = folders, names
+        self._names = names
+        self._folders = [f"{folder}/" for folder in folders]
         self._prefixes = [os.fsencode(folder.relative_to(root)) + b"/" for folder in folders]
-        self._ends = np.cumsum([len(of_folder) for of_folder in names])
+        self._ends = np.cumsum([len(of_folder) for of_folder in names]).tolist()
 
     def paths(self, numbers: npt.NDArray[np.int64]) -> list[str]:
-        return [str(self._folders[f] / os.fsdecode(name)) for f, name in self._located(numbers)]
+        return [self._folders[f] + os.fsdecode(name) for f, name in self._located(numbers)]
 
     def names(self, numbers: npt.NDArray[np.int64]) -> list[bytes]:
         return [self._prefixes[f] + name for f, name in self._located(numbers)]

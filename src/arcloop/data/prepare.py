@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from arcloop.data.origins import origins_file
 from arcloop.data.shards import SplitWriter
 from arcloop.data.source import Listing, Source
 from arcloop.data.store import CLASSES
-from arcloop.data.workers import available_workers
+from arcloop.data.workers import Workers, available_workers
 from arcloop.errors import ArtifactError, DataError
 from arcloop.progress import say, track
 
@@ -61,17 +62,21 @@ def prepare(
     """
     if append:
         require_appendable(source)
-    fingerprint = source.fingerprint()
-    if there := _there_already(path, _key(source, fingerprint), append):
-        return there
-    with locked(path):  # every process of a node starts here: one writes, the others wait
+    with Workers(workers or available_workers()) as processes:
+        # Of processes started alike, all but one only wait below, and need no help.
+        if not artifacts.exists(path) and "LOCAL_WORLD_SIZE" not in os.environ:
+            processes.start(source.likely_tasks())
+        fingerprint = source.fingerprint()
         if there := _there_already(path, _key(source, fingerprint), append):
             return there
-        listing = source.open()
-        base = find_base(source, listing, path.parent) if append else None
-        if append:
-            _tell(base)
-        return _write(source, fingerprint, listing, base, path, workers or available_workers())
+        with locked(path):  # every process of a node starts here: one writes, the others wait
+            if there := _there_already(path, _key(source, fingerprint), append):
+                return there
+            listing = source.open()
+            base = find_base(source, listing, path.parent) if append else None
+            if append:
+                _tell(base)
+            return _write(source, fingerprint, listing, base, path, processes)
 
 
 def _there_already(path: Path, key: str, append: bool) -> Artifact | None:
@@ -102,7 +107,7 @@ def _write(
     listing: Listing,
     base: Base | None,
     path: Path,
-    workers: int,
+    workers: Workers,
 ) -> Artifact:
     parents = {"store": base.store.sha256} if base else {}
     listing = base.new if base else listing

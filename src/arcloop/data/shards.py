@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -98,9 +98,7 @@ def pieces(
 
 @dataclass(frozen=True)
 class SplitWriter:
-    """Writes the rows of one split, in any order and from any process, through memory maps.
-
-    A map is closed after each write: pages of an open one count as memory of this process.
+    """Writes the rows of one split, in any order and from any process.
 
     Attributes:
         folder: The split's folder.
@@ -150,11 +148,14 @@ class SplitWriter:
             start: First row.
             images: [N, H, W, C].
             labels: [N].
+
+        Raises:
+            OSError: The disk refuses.
         """
         for number, rows, piece in pieces(start, start + len(labels), self._ends):
             shard = self.first_shard + number
-            npy.open_memmap(self.folder / images_file(shard), "r+")[rows] = images[piece]
-            npy.open_memmap(self.folder / labels_file(shard), "r+")[rows] = labels[piece]
+            _write_rows(self.folder / images_file(shard), rows.start, images[piece])
+            _write_rows(self.folder / labels_file(shard), rows.start, labels[piece])
 
     def finish(self, dropped: Sequence[int]) -> Self:
         """Bring the files into their last form when every row is written.
@@ -187,11 +188,21 @@ class SplitWriter:
         return replace(kept, folder=self.folder)
 
 
+def _write_rows(path: Path, first: int, rows: npt.NDArray[Any]) -> None:
+    """Write rows into a .npy that is there in full size."""
+    with open(path, "r+b") as file:
+        version = npy.read_magic(file)
+        assert version == (1, 0)
+        npy.read_array_header_1_0(file)
+        file.seek(first * rows[:1].nbytes, os.SEEK_CUR)
+        file.write(np.ascontiguousarray(rows).data)
+
+
 def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
     """Create a .npy of this shape with its blocks reserved on the disk.
 
-    Writing through a map into blocks that were never reserved kills the process with SIGBUS when
-    the disk is full; reserving them raises OSError here instead.
+    So a full disk is told before the work. And writing through a map into blocks that were never
+    reserved would kill the process with SIGBUS.
     """
     header = npy_header(shape, dtype)
     with open(path, "xb") as file:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from arcloop import quantities
 from arcloop.data.shards import SplitWriter
+from arcloop.data.workers import Workers
 from arcloop.errors import DataError
 from arcloop.quantities import JpegQuality, PositiveInt
 
@@ -45,14 +46,14 @@ class Listing(ABC):
 
     @abstractmethod
     def fill(
-        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
+        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: Workers
     ) -> Mapping[str, Mapping[int, str]]:
         """Write every row of every split, in memory that does not grow with their number.
 
         Args:
             writers: Split -> where its rows go; already of the right size.
             advance: Told how many more rows are done.
-            workers: Processes that may be used.
+            workers: Processes that may be started and used.
 
         Returns:
             Split -> rows to be left out again because they could not be read, with their names.
@@ -121,6 +122,14 @@ class Source(ABC):
     def files(self) -> dict[str, str]:
         """Return file -> sha256, where the source is a few files; else nothing."""
         return {}
+
+    def likely_tasks(self) -> int:
+        """Return how many tasks for processes to expect at least, as is told in milliseconds.
+
+        Raises:
+            DataError: The source is not there.
+        """
+        return 0
 
     @abstractmethod
     def open(self) -> Listing:

@@ -14,6 +14,7 @@ from arcloop.data.disjoint import class_totals
 from arcloop.data.image_size import height_and_width
 from arcloop.data.shards import Images, Labels, SplitWriter, rows_per_block
 from arcloop.data.source import SPLITS, Listing, Source
+from arcloop.data.workers import Workers
 from arcloop.quantities import Fraction, NonNegativeInt, PositiveInt
 
 _GENERATOR = 1  # raise it when the same settings give other images
@@ -101,7 +102,7 @@ class SyntheticListing(Listing):
         self,
         writers: Mapping[str, SplitWriter],
         advance: Callable[[int], None],
-        workers: int,
+        workers: Workers,
     ) -> Mapping[str, Mapping[int, str]]:
         block = rows_per_block(self.image_shape)
         for split, writer in writers.items():
