@@ -52,8 +52,8 @@ class RankingCounts:
     def metrics(self) -> dict[str, float]:
         """Return what was measured; those of ranks over queries with R > 0, if there are any."""
         return {
-            **self.ranks.means(self.matched),
             **self.index.means(self.seen),
+            **self.ranks.means(self.matched),
             **self.open_set.metrics(),
             "num_queries_not_in_gallery": self.seen - self.matched,
         }
