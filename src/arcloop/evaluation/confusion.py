@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 Labels = npt.NDArray[np.int64]
 
@@ -85,12 +83,7 @@ def confusion(
 
 
 def _table(true: Labels, answered: Labels, size: int) -> Labels:
-    if size == 1:  # torchmetrics asks for two classes
-        return np.array([[len(true)]])
-    counts = multiclass_confusion_matrix(
-        torch.from_numpy(answered), torch.from_numpy(true), num_classes=size
-    )
-    return np.asarray(counts.numpy(), dtype=np.int64)
+    return np.bincount(true * size + answered, minlength=size**2).reshape(size, size)
 
 
 def _pairs(true: Labels, answered: Labels, num_classes: int) -> list[tuple[int, int, int]]:

@@ -33,6 +33,7 @@ class Nearest:
         self._k = k
         self._keys = np.empty((queries, 0), np.int64)
         self._seen = 0
+        self._in_order = False
 
     def add(self, first_row: int, sim_BN: Similarities) -> None:
         """Offer gallery rows from `first_row` on."""
@@ -56,18 +57,25 @@ class Nearest:
 
     def _offer_better(self, first_row: int, sim_BN: Similarities, part: slice) -> bool:
         """Offer only what can be among the k, of which the last is now known; False: too many."""
-        queries, columns = at_least(sim_BN[:, part], self._keys[:, -1])
-        if len(columns) * _FEW > len(sim_BN) * (part.stop - part.start):
+        better_Bn = sim_BN[:, part] >= _limit(self._keys[:, -1])[:, None]
+        places = np.flatnonzero(better_Bn)  # row by row
+        if len(places) * _FEW > better_Bn.size:
             return False
-        if not len(columns):
-            return True
-        columns += part.start
-        counts_B = np.bincount(queries, minlength=len(sim_BN))
-        keys = np.full((len(sim_BN), self._k + counts_B.max()), _NONE)
-        keys[:, : self._k] = self._keys
-        place = self._k + np.arange(len(queries)) - (counts_B.cumsum() - counts_B)[queries]
-        keys[queries, place] = keys_of(sim_BN[queries, columns], first_row + columns)
-        self._select(keys)
+        if len(places):
+            queries, width = better_Bn.shape
+            row_B = np.arange(queries)
+            counts_B = np.diff(np.searchsorted(places, np.arange(queries + 1) * width))
+            columns = places - np.repeat(row_B * width - part.start, counts_B)
+            similarities = sim_BN.reshape(-1)[
+                columns + np.repeat(row_B * sim_BN.shape[1], counts_B)
+            ]
+            keys = np.full((queries, self._k + counts_B.max()), _NONE)
+            keys[:, : self._k] = self._keys
+            # The first places of a row take what was found in it.
+            keys[:, self._k :][np.arange(counts_B.max()) < counts_B[:, None]] = keys_of(
+                similarities, first_row + columns
+            )
+            self._select(keys)
         return True
 
     def _select(self, keys: Labels) -> None:
@@ -78,18 +86,22 @@ class Nearest:
         elif keys.shape[1] == self._k:
             keys.partition(self._k - 1, axis=1)
         self._keys = keys
+        self._in_order = False
 
     def rows(self) -> Labels:
         """Return the rows kept, int64 [B, k], most similar first."""
-        return self._sorted() & _LOW_32
+        self._sort()
+        return self._keys & _LOW_32
 
     def similarities(self) -> npt.NDArray[np.float64]:
         """Return their similarities, float64 [B, k], in steps of 2**-30."""
-        return np.asarray((self._sorted() >> 32) * -_STEP)
+        self._sort()
+        return np.asarray((self._keys >> 32) * -_STEP)
 
-    def _sorted(self) -> Labels:
-        self._keys.sort(axis=1)
-        return self._keys
+    def _sort(self) -> None:
+        if not self._in_order:
+            self._keys.sort(axis=1)
+            self._in_order = True
 
 
 def at_least(
@@ -104,11 +116,15 @@ def at_least(
     Returns:
         The queries, rising, and the columns of what was found.
     """
-    last_B = (keys_B >> 32) + 1  # a step more: keys are cut towards zero
-    limit_B = np.nextafter((last_B * -_STEP).astype(np.float32), np.float32(-2))
-    places = np.flatnonzero(sim_BN >= limit_B[:, None])
+    places = np.flatnonzero(sim_BN >= _limit(keys_B)[:, None])
     queries, columns = np.divmod(places, sim_BN.shape[1])
     return queries, columns
+
+
+def _limit(keys_B: Labels) -> Similarities:
+    """Return a similarity under which every key is larger than a given one."""
+    last_B = (keys_B >> 32) + 1  # a step more: keys are cut towards zero
+    return np.nextafter((last_B * -_STEP).astype(np.float32), np.float32(-2))
 
 
 def keys_of(similarities: Similarities, rows: Labels) -> Labels:
