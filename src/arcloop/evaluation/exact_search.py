@@ -33,9 +33,9 @@ See = Callable[[slice, int, Embeddings, Labels], None]
 _MOST_AT_ONCE = 8  # fixed: a product's last bits depend on its shape, and so may not the cores
 _QUERIES, _CELLS = 512, 2**19  # of a block; its similarities are about what a cache holds
 _MOST_TOGETHER = 4096
-_FEWEST_COLUMNS = 2048
-_BYTES_PER_CELL, _BYTES_PER_RANK = 15, 80  # similarities are 4, the rest is made of them
-_READ_ROWS = 8192
+_BYTES_PER_COSINE = 4
+_BYTES_PER_CELL, _BYTES_PER_RANK = 15, 64  # with what is made of them, while and after comparing
+_READ_ROWS = 8192  # of the gallery, at a time
 
 
 class BlockShape(NamedTuple):
@@ -64,23 +64,21 @@ def block_shape(memory_mb: float, k: int = 0, batch: int = _MOST_TOGETHER) -> Bl
         Numbers that are each at least 1.
 
     >>> block_shape(64), block_shape(64, batch=512).columns, block_shape(64, k=50_000).together
-    (BlockShape(together=4096, queries=512, columns=1024), 8192, 41)
+    (BlockShape(together=4096, queries=512, columns=1024), 8192, 20)
     """
     size = int(memory_mb * 2**20)
-    together = max(1, min(batch, _MOST_TOGETHER, size // (4 * 8 * max(k, 1))))
+    together = max(1, min(batch, _MOST_TOGETHER, size // (8 * 8 * max(k, 1))))
     size = (size - 8 * together * k) // _MOST_AT_ONCE  # of a block
-    queries = min(_QUERIES, -(-together // _MOST_AT_ONCE))
-    columns = max(1, min(_CELLS // queries, size // _BYTES_PER_CELL))
-    while queries > 1 and _held(queries, columns, k) > size:
-        if columns > _FEWEST_COLUMNS:
-            columns //= 2
-        else:
-            queries = -(-queries // 2)
-    return BlockShape(together, queries, columns)
-
-
-def _held(queries: int, columns: int, k: int) -> int:
-    return queries * max(_BYTES_PER_CELL * columns, 4 * columns + _BYTES_PER_RANK * k)
+    most = max(1, size * 3 // 4 // (_BYTES_PER_RANK * max(k, 1)))  # the rest is for cosines
+    blocks = max(_MOST_AT_ONCE, -(-together // min(_QUERIES, most)))
+    queries = -(-together // blocks)
+    columns = min(
+        _READ_ROWS,
+        _CELLS // queries,
+        size // queries // _BYTES_PER_CELL,
+        (size // queries - _BYTES_PER_RANK * k) // _BYTES_PER_COSINE,
+    )
+    return BlockShape(together, queries, max(1, columns))
 
 
 def regroup(
