@@ -1,8 +1,9 @@
 """One library doing one piece of work, in a process of its own: `WHO WHAT SIZE` -> JSON.
 
 WHO is arcloop, pml (pytorch-metric-learning) or oml (open-metric-learning). WHAT is `head`, forward
-and backward of ArcFace over SIZE classes, or `metrics`, Recall@k and MAP@R of SIZE queries in a
-gallery of SIZE rows. Prints seconds, MiB beyond what the imports took, and the result.
+and backward of ArcFace over SIZE classes; `metrics`, Recall@k and MAP@R of SIZE queries in a
+gallery of SIZE rows; or `judgement`, all that `arcloop evaluate` measures of them (arcloop alone).
+Prints seconds, MiB beyond what the imports took, and the result.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ DIM, BATCH, SCALE, MARGIN, A_CLASS = 128, 64, 32.0, 0.5, 20
 
 def main() -> None:
     who, what, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    work = {"head": head, "metrics": metrics}[what](who, min(size, 40))
+    work = _WORK[what](who, min(size, 40))
     work()  # what is loaded or made at first use is there now
     before = peak_mib()
-    work = {"head": head, "metrics": metrics}[what](who, size)
+    work = _WORK[what](who, size)
     seconds, found = [], 0.0
     for _ in range(20 if what == "head" else 1):
         start = time.perf_counter()
@@ -88,7 +89,18 @@ def _stand_in() -> None:
 
 
 def metrics(who: str, rows: int) -> Callable[[], float]:
-    """MAP@R of unit vectors round a direction for each 20 of them."""
+    """MAP@R, and what else a library's retrieval metrics are."""
+    return {"arcloop": _ours, "pml": _pml, "oml": _oml}[who](*_embeddings(rows))
+
+
+def judgement(who: str, rows: int) -> Callable[[], float]:
+    """MAP@R, and all that arcloop judges by."""
+    assert who == "arcloop"
+    return _judge(*_embeddings(rows))
+
+
+def _embeddings(rows: int) -> tuple[Any, Any, Any, Any]:
+    """Queries, their labels, gallery and its labels: unit vectors round a direction for each 20."""
     classes = max(1, rows // A_CLASS)
     random = np.random.default_rng(0)
     centres = random.standard_normal((classes, DIM), np.float32)
@@ -98,10 +110,19 @@ def metrics(who: str, rows: int) -> Callable[[], float]:
         rows_ND = centres[labels] + 1.5 * random.standard_normal((rows, DIM), np.float32)
         return rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True), labels
 
-    return {"arcloop": _ours, "pml": _pml, "oml": _oml}[who](*drawn(), *drawn())
+    return *drawn(), *drawn()
 
 
 def _ours(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], float]:
+    from arcloop.evaluation import evaluate_retrieval
+
+    def work() -> float:
+        return evaluate_retrieval((queries, truth), (gallery, labels))["map_at_r"]
+
+    return work
+
+
+def _judge(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], float]:
     import faiss
 
     from arcloop.compose import compose_config
@@ -165,6 +186,8 @@ def _oml(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], fl
 
     return work
 
+
+_WORK = {"head": head, "metrics": metrics, "judgement": judgement}
 
 if __name__ == "__main__":
     main()

@@ -153,7 +153,7 @@ class EvaluateSettings(_Checked):
 
     Attributes:
         batch_size: Queries searched at a time.
-        memory_mb: Bound on one block of the similarity matrix, in MiB.
+        memory_mb: Bound on what comparing holds beside queries and gallery, in MiB.
         max_pairs: Pairs compared for ROC and histogram; more than that are sampled by query.
         max_clustered: Queries clustered by k-means, and paired in ten folds; more are sampled.
         num_mistakes: Worst mistakes shown on the page.

@@ -27,3 +27,8 @@ def test_the_command_of_the_page(work):
     report = Path("runs/synthetic/evaluation/report.html").read_text()
     assert "ms a search of one query" in report
     assert "DIR at FAR 10%" in report
+
+
+def test_the_python_of_the_page():
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(block, "metrics.md", "exec"), {})

@@ -7,8 +7,9 @@ from arcloop.evaluation.latency import search_times
 from arcloop.evaluation.mistake_sheet import mistake_sheet
 from arcloop.evaluation.mistakes import Mistake
 from arcloop.evaluation.report import write_report
+from arcloop.evaluation.retrieval_evaluation import evaluate_retrieval
 
 __all__ = [
-    "Findings", "Judgement", "Mistake", "calibrate_threshold", "conclude", "examine", "gate",
-    "judge", "mistake_sheet", "search_times", "write_report",
+    "Findings", "Judgement", "Mistake", "calibrate_threshold", "conclude", "evaluate_retrieval",
+    "examine", "gate", "judge", "mistake_sheet", "search_times", "write_report",
 ]  # fmt: skip

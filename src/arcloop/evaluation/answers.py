@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,15 +10,16 @@ import numpy.typing as npt
 
 from arcloop.evaluation.leave_one_out import without_own
 from arcloop.evaluation.mistakes import WorstMistakes
-from arcloop.evaluation.retrieval_metrics import precision_at_k, recall_at_k
+from arcloop.evaluation.query_sums import QuerySums
+from arcloop.evaluation.retrieval_metrics import hits_at_k
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
 """Embeddings [B, D] and k -> similarities and gallery rows [B, k], nearest first; row -1: none."""
 
-_RECALLS = (1, 5, 10)
-_PRECISIONS = (5, 10)
+_RECALL_AT = (1, 5, 10)
+_PRECISION_AT = (5, 10)
 
 
 @dataclass
@@ -28,16 +28,14 @@ class AnswerCounts:
 
     Attributes:
         worst: The worst mistakes.
-        hits: Queries with one of their class among the first 1, 5 and 10.
-        precisions: Sum of Precision@5 and @10 over the queries of each batch.
+        hits: Recall@k and Precision@k.
         unknown: Queries answered "unknown".
         labels: Class of every query, by batch; half the width: they are kept of every query.
         predicted: Class it was answered with, by batch; -1: none.
     """
 
     worst: WorstMistakes
-    hits: Labels = field(default_factory=lambda: np.zeros(len(_RECALLS), np.int64))
-    precisions: list[tuple[float, ...]] = field(default_factory=list)
+    hits: QuerySums = field(default_factory=QuerySums)
     unknown: int = 0
     labels: list[npt.NDArray[np.int32]] = field(default_factory=list)
     predicted: list[npt.NDArray[np.int32]] = field(default_factory=list)
@@ -45,8 +43,7 @@ class AnswerCounts:
     def merge(self, other: AnswerCounts) -> None:
         """Count the queries that follow too."""
         self.worst.merge(other.worst)
-        self.hits += other.hits
-        self.precisions += other.precisions
+        self.hits.merge(other.hits)
         self.unknown += other.unknown
         self.labels += other.labels
         self.predicted += other.predicted
@@ -63,11 +60,7 @@ class AnswerCounts:
         """Return Recall@k, Precision@k, the share answered "unknown", and the number of queries."""
         seen = sum(map(len, self.labels))
         return {
-            **{f"recall_at_{k}": int(n) / seen for k, n in zip(_RECALLS, self.hits, strict=True)},
-            **{
-                f"precision_at_{k}": math.fsum(sums) / seen
-                for k, sums in zip(_PRECISIONS, zip(*self.precisions, strict=True), strict=True)
-            },
+            **self.hits.means(seen),
             "unknown_rate": self.unknown / seen,
             "num_queries": seen,
         }
@@ -120,10 +113,7 @@ class Answers:
         there_BK = rows_BK >= 0
         found_BK = np.where(there_BK, self._gallery_labels_G[rows_BK], -1)
         counts = self.counts
-        counts.hits += [int(recall_at_k(found_BK, labels_B, k).sum()) for k in _RECALLS]
-        counts.precisions.append(
-            tuple(float(precision_at_k(found_BK, labels_B, k).sum()) for k in _PRECISIONS)
-        )
+        counts.hits.add(hits_at_k(found_BK, labels_B, _RECALL_AT, _PRECISION_AT))
         known_B = there_BK[:, 0] & (similarities_BK[:, 0] >= self._threshold)
         counts.unknown += int((~known_B).sum())
         counts.worst.add(self._row, labels_B, rows_BK, found_BK, similarities_BK)

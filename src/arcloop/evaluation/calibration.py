@@ -7,13 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.evaluation.exact_search import (
-    Chunks,
-    block_shape,
-    map_blocks,
-    regroup,
-    similarity_blocks,
-)
+from arcloop.evaluation.exact_search import BlockShape, Chunks, block_shape, compare, regroup
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -44,19 +38,24 @@ def calibrate_threshold(
     Raises:
         DataError: An embedding is not finite.
     """
-    rows, columns = block_shape(_MEMORY_MB)
-
-    def best_of_another_class(embeddings_BD: Embeddings, labels_B: Labels) -> Embeddings:
-        best_B = np.full(len(labels_B), -np.inf, np.float32)
-        for _, sim_BN, labels_N in similarity_blocks(embeddings_BD, gallery, columns):
-            sim_BN[labels_B[:, None] == labels_N] = -np.inf
-            np.maximum(best_B, sim_BN.max(axis=1), out=best_B)
-        return best_B
-
+    shape = block_shape(_MEMORY_MB, batch=_BATCH_ROWS)
     best: list[Embeddings] = []
     for embeddings_QD, labels_Q in regroup(val, _BATCH_ROWS):
-        best += map_blocks(best_of_another_class, embeddings_QD, labels_Q, rows)
+        best.append(_best_of_another_class(embeddings_QD, labels_Q, gallery, shape))
     return least_threshold(np.concatenate(best), far)
+
+
+def _best_of_another_class(
+    embeddings_QD: Embeddings, labels_Q: Labels, gallery: Chunks, shape: BlockShape
+) -> Embeddings:
+    best_Q = np.full(len(labels_Q), -np.inf, np.float32)
+
+    def see(block: slice, _: int, sim_BN: Embeddings, labels_N: Labels) -> None:
+        sim_BN[labels_Q[block, None] == labels_N] = -np.inf
+        np.maximum(best_Q[block], sim_BN.max(axis=1), out=best_Q[block])
+
+    compare(see, embeddings_QD, gallery, shape)
+    return best_Q
 
 
 def least_threshold(best_Q: Embeddings, far: float) -> float:

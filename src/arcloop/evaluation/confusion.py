@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 Labels = npt.NDArray[np.int64]
 
@@ -87,6 +85,10 @@ def confusion(
 def _table(true: Labels, answered: Labels, size: int) -> Labels:
     if size == 1:  # torchmetrics asks for two classes
         return np.array([[len(true)]])
+    # Here, for its import takes a second, which who only ranks embeddings need not wait for.
+    import torch
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     counts = multiclass_confusion_matrix(
         torch.from_numpy(answered), torch.from_numpy(true), num_classes=size
     )

@@ -1,15 +1,19 @@
-"""Every query against every gallery row, block by block, in bounded memory.
+"""Every query against every gallery row, block by block, in bounded memory, on several cores.
 
-Shapes: B queries and N gallery rows of a block, D dimensions, K ranks.
+Shapes: Q queries that read the gallery together, B of a block of them, N gallery rows of a block,
+D dimensions, K ranks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
+from itertools import zip_longest
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,34 +24,61 @@ from arcloop.evaluation.free_memory import give_back_free_memory
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+S = TypeVar("S")
 T = TypeVar("T")
 Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
+See = Callable[[slice, int, Embeddings, Labels], None]
+"""Takes the block's place among the queries, its first gallery row, cosines [B, N], labels [N]."""
 
-_QUERIES, _COLUMNS = 128, 8192  # with their keys, about what a processor's cache holds
-_BYTES_PER_CELL = 24  # a similarity, and keys or bins of 8 bytes before and after selection
 _MOST_AT_ONCE = 8  # fixed: a product's last bits depend on its shape, and so may not the cores
-_FIRST_OFFERED, _MANY = 1024, 32
-_FEW = 16  # one in so many: picking them costs less than keys for all
-_LOW_32 = np.int64(2**32 - 1)
+_QUERIES, _CELLS = 512, 2**19  # of a block; its similarities are about what a cache holds
+_MOST_TOGETHER = 4096
+_BYTES_PER_COSINE = 4
+_BYTES_PER_CELL, _BYTES_PER_RANK = 15, 64  # with what is made of them, while and after comparing
+_READ_ROWS = 8192  # of the gallery, at a time
 
 
-def block_shape(memory_mb: float, k: int = 0) -> tuple[int, int]:
-    """Choose how many queries meet how many gallery rows at a time, whatever the machine.
+class BlockShape(NamedTuple):
+    """How the comparison is cut, whatever the machine.
+
+    Attributes:
+        together: Queries that read the gallery together, Q.
+        queries: B.
+        columns: N.
+    """
+
+    together: int
+    queries: int
+    columns: int
+
+
+def block_shape(memory_mb: float, k: int = 0, batch: int = _MOST_TOGETHER) -> BlockShape:
+    """Choose how many queries meet how many gallery rows at a time.
 
     Args:
-        memory_mb: Bound on what is held for all blocks that `map_blocks` works on at once, in MiB.
+        memory_mb: Bound on what is held beside queries and gallery, on 8 cores, in MiB.
         k: Ranks kept for each query.
+        batch: Queries there are at a time.
 
     Returns:
-        (queries, columns), each at least 1.
+        Numbers that are each at least 1.
 
-    >>> block_shape(256), block_shape(8), block_shape(256, k=50_000)
-    ((128, 8192), (5, 8192), (13, 50000))
+    >>> block_shape(64), block_shape(64, batch=512).columns, block_shape(64, k=50_000).together
+    (BlockShape(together=4096, queries=512, columns=1024), 8192, 20)
     """
-    cells = int(memory_mb * 2**20) // (_MOST_AT_ONCE * _BYTES_PER_CELL)
-    # With fewer columns than ranks, the same candidates would be sorted again and again.
-    columns = max(1, min(max(_COLUMNS, k), cells))
-    return max(1, min(_QUERIES, cells // (columns + k))), columns
+    size = int(memory_mb * 2**20)
+    together = max(1, min(batch, _MOST_TOGETHER, size // (8 * 8 * max(k, 1))))
+    size = (size - 8 * together * k) // _MOST_AT_ONCE  # of a block
+    most = max(1, size * 3 // 4 // (_BYTES_PER_RANK * max(k, 1)))  # the rest is for cosines
+    blocks = max(_MOST_AT_ONCE, -(-together // min(_QUERIES, most)))
+    queries = -(-together // blocks)
+    columns = min(
+        _READ_ROWS,
+        _CELLS // queries,
+        size // queries // _BYTES_PER_CELL,
+        (size // queries - _BYTES_PER_RANK * k) // _BYTES_PER_COSINE,
+    )
+    return BlockShape(together, queries, max(1, columns))
 
 
 def regroup(
@@ -75,75 +106,113 @@ def _joined(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]
     return np.concatenate([e for e, _ in parts]), np.concatenate([label for _, label in parts])
 
 
-def map_blocks(
-    work: Callable[..., T],
-    embeddings_QD: Embeddings,
-    labels_Q: Labels,
-    rows: int,
-    *others_Q: npt.NDArray[Any],
-) -> Iterator[T]:
-    """Do `work` on blocks of queries, on up to 8 cores, and yield what it returns in their order.
+def blocks_of(rows: int, shape: BlockShape) -> list[slice]:
+    """Cut queries that read the gallery together into blocks; the last may have fewer."""
+    starts = range(0, rows, shape.queries)
+    return [slice(start, min(start + shape.queries, rows)) for start in starts]
+
+
+def compare(see: See, queries_QD: Embeddings, gallery: Chunks, shape: BlockShape) -> None:
+    """Show the cosines of queries with the whole gallery, on up to 8 cores.
 
     Each core has a block of its own, and its matrix products use that core only: threads that
-    shared a product would spend most of their time waiting for each other between products.
+    shared a product would spend most of their time waiting for each other between products. The
+    gallery is read once, and a block sees it in row order.
 
     Args:
-        work: Takes embeddings [B, D], labels [B], and the same rows of each of `others_Q`.
-        embeddings_QD: Queries.
-        labels_Q: Their classes.
-        rows: B; the last block may be smaller.
-        *others_Q: What else there is of every query.
+        see: Told of every block; the cosines are overwritten once it has returned.
+        queries_QD: float32, rows of norm 1.
+        gallery: Gives the gallery anew in row order, in chunks of any length.
+        shape: How to cut; `blocks_of` the queries are the blocks.
+
+    Raises:
+        DataError: An embedding is not finite.
     """
-    arrays: tuple[npt.NDArray[Any], ...] = (embeddings_QD, labels_Q, *others_Q)
+    queries = torch.from_numpy(np.require(queries_QD, requirements=["C", "W"]))
+    blocks = blocks_of(len(queries), shape)
+    buffers: SimpleQueue[torch.Tensor] = SimpleQueue()
+    for _ in range(min(len(blocks), _cores())):
+        buffers.put(torch.empty(min(shape.queries, len(queries)) * shape.columns))
 
-    def work_on(start: int) -> T:
-        return work(*(array[start : start + rows] for array in arrays))
+    def see_part(
+        block: slice, first_row: int, part_ND: torch.Tensor, labels_N: Labels,
+        before: Future[None] | None,
+    ) -> None:  # fmt: skip
+        if before is not None:  # taken up earlier, so this waits for what is being done
+            before.result()
+        buffer = buffers.get()
+        try:
+            for start in range(0, len(part_ND), shape.columns):
+                piece = slice(start, start + shape.columns)
+                columns_DN = part_ND[piece].T
+                rows = block.stop - block.start
+                sim_BN = buffer[: rows * columns_DN.shape[1]].view(rows, -1)
+                torch.mm(queries[block], columns_DN, out=sim_BN)
+                cosines_BN = sim_BN.numpy()
+                _require_finite(cosines_BN, queries_QD[block], first_row + start)
+                see(block, first_row + start, cosines_BN, labels_N[piece])
+        finally:
+            buffers.put(buffer)
 
+    row = 0
+    read = max(1, _READ_ROWS // shape.columns) * shape.columns
+    before: list[Future[None]] = []
+    with _one_core_each() as pool:
+        try:
+            for embeddings_ND, labels_N in regroup(gallery(), read):
+                # What is mapped read-only is copied: torch takes writable arrays only.
+                part_ND = torch.from_numpy(np.require(embeddings_ND, requirements=["C", "W"]))
+                now = [
+                    pool.submit(_on_one_core, see_part, block, row, part_ND, labels_N, earlier)
+                    for block, earlier in zip_longest(blocks, before)
+                ]
+                row += len(labels_N)
+                # Two parts at once: the next is read, and begun, while cores end this one.
+                ending, before = before, now
+                _results(ending)
+        finally:
+            _results(before)
+    give_back_free_memory()
+
+
+def in_parallel(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """Do `work` on each, on up to 8 cores, each with products of its own; results in order."""
+    with _one_core_each() as pool:
+        return _results([pool.submit(_on_one_core, work, item) for item in items])
+
+
+@contextmanager
+def _one_core_each() -> Iterator[ThreadPoolExecutor]:
+    """Lend the threads, each with products on one core; to be done when left."""
     cores = torch.get_num_threads()
-    pool = _pool(os.getpid(), min(cores, _MOST_AT_ONCE))
+    pool = _pool(os.getpid(), _cores())
     torch.set_num_threads(1)
     try:
-        yield from pool.map(work_on, range(0, len(labels_Q), rows))
+        yield pool
     finally:
         torch.set_num_threads(cores)
-        give_back_free_memory()
+
+
+def _on_one_core(work: Callable[..., T], *arguments: Any) -> T:
+    # A thread takes over, for good, what was set in another when it first asks how many there are.
+    torch.get_num_threads()
+    return work(*arguments)
+
+
+def _results(futures: Sequence[Future[T]]) -> list[T]:
+    """Return what they return, or raise what one raises, once all have ended."""
+    wait(futures)
+    return [future.result() for future in futures]
+
+
+def _cores() -> int:
+    return min(torch.get_num_threads(), _MOST_AT_ONCE)
 
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Return a process's threads, which stay: what MKL holds for one is lost when it ends."""
     return ThreadPoolExecutor(threads, f"blocks-of-{process}")
-
-
-def similarity_blocks(
-    queries_BD: Embeddings, gallery: Chunks, columns: int
-) -> Iterator[tuple[int, Embeddings, Labels]]:
-    """Compare queries with the whole gallery.
-
-    Args:
-        queries_BD: float32, rows of norm 1.
-        gallery: Gives the gallery anew in row order, in chunks of any length.
-        columns: Gallery rows compared at a time.
-
-    Yields:
-        (first gallery row, float32 cosines [B, N], int64 labels [N]); the cosines are overwritten
-        by the next block.
-
-    Raises:
-        DataError: An embedding is not finite.
-    """
-    queries = torch.from_numpy(np.require(queries_BD, requirements=["C", "W"]))
-    buffer = torch.empty(len(queries) * columns)
-    row = 0
-    for embeddings_ND, labels_N in regroup(gallery(), columns):
-        # What is mapped read-only is copied: torch takes writable arrays only.
-        part_ND = np.require(embeddings_ND, requirements=["C", "W"])
-        sim_BN = buffer[: len(queries) * len(part_ND)].view(len(queries), len(part_ND))
-        torch.mm(queries, torch.from_numpy(part_ND).T, out=sim_BN)
-        cosines_BN = sim_BN.numpy()
-        _require_finite(cosines_BN, queries_BD, row)
-        yield row, cosines_BN, labels_N
-        row += len(part_ND)
 
 
 def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) -> None:
@@ -156,88 +225,3 @@ def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) 
             where="queries" if in_queries else f"gallery row {first_row + spoilt_N.argmax()}",
             remedy="training diverged: lower the learning rate, then train and embed again",
         )
-
-
-class Nearest:
-    """The k most similar gallery rows of each query, whatever the blocks they come in.
-
-    Of equally similar rows the lower comes first: each candidate is one integer, the similarity
-    negated, in steps of 2**-30 (finer than the rounding of a float32 dot product), over the row.
-
-    Args:
-        queries: B.
-        k: Rows kept for each query, at most the number of gallery rows, under 2**32.
-        columns: Most gallery rows offered at a time.
-    """
-
-    def __init__(self, queries: int, k: int, columns: int) -> None:
-        self._k = k
-        self._keys = np.empty((queries, k + columns), np.int64)
-        self._held = self._seen = 0
-
-    def add(self, first_row: int, sim_BN: Embeddings) -> None:
-        """Offer gallery rows from `first_row` on."""
-        start = 0
-        while start < sim_BN.shape[1]:
-            # When many times k were seen, few of as many again can be better.
-            many = max(_FIRST_OFFERED, _MANY * self._k)
-            stop = start + (3 * self._seen if self._seen >= many else many - self._seen)
-            self._offer(first_row + start, sim_BN[:, start:stop], sure=self._seen < many)
-            start = stop
-
-    def _offer(self, first_row: int, sim_BN: Embeddings, *, sure: bool) -> None:
-        self._seen += sim_BN.shape[1]
-        if sure or not self._offer_better(first_row, sim_BN):
-            new_BN = self._keys[:, self._held : self._held + sim_BN.shape[1]]
-            write_keys(first_row, sim_BN, new_BN)
-            self._select(self._held + sim_BN.shape[1])
-
-    def _offer_better(self, first_row: int, sim_BN: Embeddings) -> bool:
-        """Offer only what can be among the k, of which the last is now known; False: too many."""
-        last_B = (self._keys[:, self._k - 1] >> 32) + 1  # a step more: keys are cut towards zero
-        limit_B = np.nextafter((last_B * -(2.0**-30)).astype(np.float32), np.float32(-2))
-        places = np.flatnonzero(sim_BN >= limit_B[:, None])
-        if len(places) * _FEW > sim_BN.size:
-            return False
-        queries, columns = np.divmod(places, sim_BN.shape[1])
-        keys = np.empty((len(places), 1), np.int64)
-        write_keys(0, sim_BN[queries, columns][:, None], keys)
-        counts_B = np.bincount(queries, minlength=len(sim_BN))
-        new_BM = self._keys[:, self._k : self._k + counts_B.max()]
-        new_BM[...] = np.iinfo(np.int64).max
-        within = np.arange(len(queries)) - (counts_B.cumsum() - counts_B)[queries]
-        new_BM[queries, within] = keys[:, 0] | (first_row + columns)
-        self._select(self._k + new_BM.shape[1])
-        return True
-
-    def _select(self, held: int) -> None:
-        """Bring the k best of so many to the front, the last of them to its place."""
-        if held >= self._k:
-            self._keys[:, :held].partition(self._k - 1, axis=1)
-        self._held = min(held, self._k)
-
-    def rows(self) -> Labels:
-        """Return the rows kept, int64 [B, k], most similar first."""
-        return self._sorted() & _LOW_32
-
-    def similarities(self) -> npt.NDArray[np.float64]:
-        """Return their similarities, float64 [B, k], in steps of 2**-30."""
-        return np.asarray((self._sorted() >> 32) / -(2.0**30))
-
-    def _sorted(self) -> Labels:
-        keys_BK = self._keys[:, : self._held]
-        keys_BK.sort(axis=1)
-        return keys_BK
-
-
-def write_keys(first_row: int, sim_BN: Embeddings, keys_BN: Labels) -> None:
-    """Write the keys by which rows are ranked, lowest first, see `Nearest`.
-
-    Args:
-        first_row: Row of the gallery that the block starts with.
-        sim_BN: Cosines.
-        keys_BN: Where to write them, int64.
-    """
-    np.multiply(sim_BN, np.float32(-(2**30)), out=keys_BN, casting="unsafe")
-    keys_BN <<= 32
-    keys_BN |= np.arange(first_row, first_row + sim_BN.shape[1])

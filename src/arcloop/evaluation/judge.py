@@ -143,7 +143,10 @@ def examine(
         search, gallery_labels_G, k=k, threshold=threshold, num_mistakes=settings.num_mistakes,
         first_row=part.start,
     )  # fmt: skip
-    ranking = Ranking(gallery, gallery_labels_G, len(classes), k=k, memory_mb=settings.memory_mb)
+    ranking = Ranking(
+        gallery, gallery_labels_G, len(classes), k=k, memory_mb=settings.memory_mb,
+        batch=settings.batch_size,
+    )  # fmt: skip
     embedding_dim = next(iter(gallery()))[0].shape[1]
     drawn, clustered = (
         Sampler(sampled_rows(num_queries, capacity), embedding_dim, part.start)

@@ -5,6 +5,8 @@ Shapes: Q queries, K ranks (best first). R of a query is the number of gallery r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -52,6 +54,24 @@ def precision_at_k(neighbour_labels_QK: Labels, query_labels_Q: Labels, k: int) 
     """
     hits_Q = (neighbour_labels_QK[:, :k] == query_labels_Q[:, None]).sum(axis=1)
     return np.asarray(hits_Q / k, dtype=np.float64)
+
+
+def hits_at_k(
+    neighbour_labels_QK: Labels,
+    query_labels_Q: Labels,
+    recall_at: Iterable[int],
+    precision_at: Iterable[int],
+) -> dict[str, Bools | Floats]:
+    """Recall@k and Precision@k of each query at several k, by the name of the metric.
+
+    >>> hits_at_k(np.array([[1, 0, 2]]), np.array([0]), recall_at=[1, 5], precision_at=[2])
+    {'recall_at_1': array([False]), 'recall_at_5': array([ True]), 'precision_at_2': array([0.5])}
+    """
+    found_QK, labels_Q = neighbour_labels_QK, query_labels_Q
+    return {
+        **{f"recall_at_{k}": recall_at_k(found_QK, labels_Q, k) for k in recall_at},
+        **{f"precision_at_{k}": precision_at_k(found_QK, labels_Q, k) for k in precision_at},
+    }
 
 
 def r_precision(same_QK: Bools, relevant_Q: Labels) -> Floats:

@@ -65,6 +65,8 @@ def evaluate(
     index_artifact, faiss_index, labels = open_index(
         index, model.sha256, memory_map=share.world > 1
     )
+    threshold = float(labels["threshold"])
+    del labels  # they hold a Python number for every row of the gallery
     parents = {
         "model": model.sha256,
         "store": images.artifact.sha256,
@@ -86,7 +88,7 @@ def evaluate(
                 embeddings.labels,
                 images.classes,
                 settings,
-                threshold=labels["threshold"],
+                threshold=threshold,
                 own_rows_Q=own_rows_Q,
                 num_queries=images.rows("query"),
                 share=share,
@@ -105,7 +107,7 @@ def evaluate(
             embeddings.labels,
             images.classes,
             settings,
-            threshold=labels["threshold"],
+            threshold=threshold,
         )
         if len(judgement.queries.rows):
             draft.timed = search_times(search_index, judgement.queries.embeddings)

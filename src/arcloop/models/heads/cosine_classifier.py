@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -147,9 +148,18 @@ def scaled_cosine(features_BD: Tensor, weight_CD: Tensor, scale: float | Tensor)
 
     The scale goes into the features, B·D products instead of B·C.
     """
-    with torch.autocast(features_BD.device.type, enabled=False):
-        unit_BD = F.normalize(widened(features_BD))
-        return F.linear(scale * unit_BD, F.normalize(weight_CD.to(unit_BD.dtype)))
+    kind = features_BD.device.type
+    # Leaving autocast costs some of a small head's time, also where there was none to leave.
+    full = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    with full:
+        unit_BD = _unit(widened(features_BD))
+        return F.linear(scale * unit_BD, _unit(weight_CD.to(unit_BD.dtype)))
+
+
+def _unit(rows_ND: Tensor) -> Tensor:
+    """Do what `F.normalize` does, to the bit, in fewer steps forward and backward."""
+    length_N1: Tensor = torch.linalg.vector_norm(rows_ND, dim=1, keepdim=True)
+    return rows_ND / length_N1.clamp_min(1e-12)
 
 
 def lengths(features_BD: Tensor) -> Tensor:

@@ -1,0 +1,191 @@
+"""Retrieval metrics of plain arrays against loops, against the judge, and cut in any way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
+
+from arcloop.errors import DataError
+from arcloop.evaluation import evaluate_retrieval, judge
+from arcloop.evaluation import exact_search as blocks
+
+sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
+
+
+def by_definition(queries, gallery, own, recall_at, precision_at, ndcg_at):
+    """Every metric from a sort of the whole gallery for one query after the other."""
+    values = {}
+
+    def note(name, value):
+        values.setdefault(name, []).append(value)
+
+    for query, (embedding, label) in enumerate(zip(*queries, strict=True)):
+        similarity = gallery[0].astype(float) @ embedding.astype(float)
+        order = sorted(range(len(similarity)), key=lambda row: (-similarity[row], row))
+        same = [bool(gallery[1][row] == label) for row in order if row != own[query]]
+        for k in recall_at:
+            note(f"recall_at_{k}", any(same[:k]))
+        for k in precision_at:
+            note(f"precision_at_{k}", sum(same[:k]) / k)
+        if r := sum(same):
+            note("r_precision", sum(same[:r]) / r)
+            note("map_at_r", sum(sum(same[: i + 1]) / (i + 1) for i in range(r) if same[i]) / r)
+            note("mrr", 1 / (1 + same.index(True)))
+            for k in ndcg_at:
+                gain = sum(1 / math.log2(i + 2) for i, hit in enumerate(same[:k]) if hit)
+                best = sum(1 / math.log2(i + 2) for i in range(min(r, k)))
+                note(f"ndcg_at_{k}", gain / best)
+    return {name: np.mean(found) for name, found in values.items()} | {
+        "num_queries": len(queries[1]),
+        "num_queries_not_in_gallery": len(queries[1]) - len(values.get("mrr", [])),
+        "num_gallery": len(gallery[1]),
+    }
+
+
+@effort(max_examples=60)
+@given(
+    queries=labelled_corners(4, st.integers(1, 12)),
+    gallery=labelled_corners(3, st.integers(1, 25)),
+    names=st.permutations([-7, 0, 3, 2**40]),
+    batches=sizes,
+    chunks=sizes,
+    k=st.integers(1, 40),
+)
+def test_metrics_are_those_of_the_definitions(queries, gallery, names, batches, chunks, k):
+    """Ties, classes that the gallery has not, any labels, streams, and a k beyond the gallery."""
+    names = np.array(names)
+    queries, gallery = (queries[0], names[queries[1]]), (gallery[0], names[gallery[1]])
+    found = evaluate_retrieval(
+        cut(*queries, batches),
+        lambda: cut(*gallery, chunks),
+        recall_at=(1, k), precision_at=(k,), ndcg_at=(k,), memory_mb=1,
+    )  # fmt: skip
+    no_own = np.full(len(queries[1]), -1)
+    expected = by_definition(queries, gallery, no_own, (1, k), (k,), (k,))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-12), name
+
+
+@effort(max_examples=40)
+@given(gallery=labelled_corners(3, st.integers(2, 25)), share=st.floats(0, 1), chunks=sizes)
+def test_a_query_is_not_its_own_neighbour(gallery, share, chunks):
+    """Nor where other rows are equal to it, nor where it is the only one of its class."""
+    first = slice(max(1, int(share * len(gallery[1]))))
+    queries = gallery[0][first], gallery[1][first]
+    found = evaluate_retrieval(
+        queries, lambda: cut(*gallery, chunks), leave_one_out=True, memory_mb=1
+    )
+    expected = by_definition(queries, gallery, range(len(queries[1])), (1, 5, 10), (5, 10), (10,))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-12), name
+
+
+def drawn(rows, classes, *, seed=0):
+    random = np.random.default_rng(seed)
+    labels = random.integers(classes, size=rows)
+    centres = np.random.default_rng(9).standard_normal((classes, 16))
+    embeddings = centres[labels] + 1.5 * random.standard_normal((rows, 16))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings.astype(np.float32), labels
+
+
+def judged(queries, gallery, own, classes):
+    return judge(
+        cut(*queries, [100]), lambda: cut(*gallery, [250]), exact(gallery[0]), gallery[1],
+        [str(label) for label in range(classes)], settings(batch_size=64), 0.5, own,
+        num_queries=len(queries[1]),
+    ).metrics  # fmt: skip
+
+
+@effort(max_examples=40)
+@given(labelled_corners(3, st.integers(1, 12)), labelled_corners(3, st.integers(2, 25)))
+def test_the_judge_finds_the_same(queries, gallery):
+    for of, own in ((queries, None), (gallery, np.arange(len(gallery[1])))):
+        found = evaluate_retrieval(of, gallery, leave_one_out=own is not None)
+        expected = judged(of, gallery, own, 3)
+        assert found.keys() <= expected.keys()
+        for name, value in found.items():
+            assert value == pytest.approx(expected[name], abs=1e-14), name
+
+
+@pytest.mark.parametrize("classes", [3, 400])
+def test_the_judge_finds_the_same_where_products_round(classes):
+    """Its blocks are others, so rows that are alike to the last bit may change places."""
+    queries, gallery = drawn(300, classes, seed=1), drawn(900, classes)
+    expected = judged(queries, gallery, None, classes)
+    for name, value in evaluate_retrieval(queries, gallery).items():
+        assert value == pytest.approx(expected[name], abs=1e-6), name
+
+
+def test_the_first_right_row_is_found_however_far_back_it_is():
+    """One row of the class among many that are nearer, and rows equal to it before and after."""
+    random = np.random.default_rng(0)
+    rows = np.array([[1, 0]] * 3000 + [[0.6, 0.8]] * 10, np.float32)
+    labels = np.repeat([0, 1], [3000, 10])
+    labels[3004] = 2
+    order = random.permutation(len(rows))
+    found = evaluate_retrieval((rows[:1], np.array([2])), (rows[order], labels[order]))
+    rank = 3001 + (np.flatnonzero(order >= 3000) < np.flatnonzero(order == 3004)).sum()
+    assert found["mrr"] == pytest.approx(1 / rank, abs=1e-12)
+    assert found["recall_at_10"] == found["map_at_r"] == 0
+
+
+@pytest.mark.parametrize("classes", [5, 800])
+def test_metrics_are_the_same_to_the_bit_on_any_number_of_cores(classes, monkeypatch):
+    monkeypatch.setattr(blocks, "_QUERIES", 32)  # many blocks, though few queries
+    queries, gallery = drawn(300, classes, seed=1), drawn(3000, classes)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for cores in (1, 2, 3, 8):
+            torch.set_num_threads(cores)
+            found.append(evaluate_retrieval(queries, gallery))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(one == found[0] for one in found)
+
+
+def test_arrays_streams_and_tensors_are_the_same_to_the_bit():
+    queries, gallery = drawn(300, 40, seed=1), drawn(900, 40)
+    of_arrays = evaluate_retrieval(queries, gallery)
+    assert of_arrays == evaluate_retrieval(cut(*queries, [70]), lambda: cut(*gallery, [130]))
+    assert of_arrays == evaluate_retrieval(
+        tuple(map(torch.from_numpy, queries)), tuple(map(torch.from_numpy, gallery))
+    )
+    assert of_arrays == evaluate_retrieval([queries], lambda: [gallery])
+
+
+NONE = np.empty((0, 4), np.float32), np.empty(0, np.int64)
+ALL = CORNERS, np.arange(16)
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "options", "message"),
+    [
+        (NONE, ALL, {}, "no queries"),
+        (ALL, NONE, {}, "gallery is empty"),
+        ((2 * CORNERS, ALL[1]), ALL, {}, r"norm 2(.|\n)*queries, row 0"),
+        (ALL, (np.r_[CORNERS, 3 * CORNERS], np.arange(32)), {}, r"norm 3(.|\n)*gallery, row 16"),
+        (ALL, (np.full((2, 4), np.nan), ALL[1][:2]), {}, "norm nan"),
+        ((CORNERS, ALL[1][:3]), ALL, {}, "do not belong together"),
+        ((CORNERS, np.ones(16)), ALL, {}, "labels are float64"),
+        (ALL, (CORNERS[:8], ALL[1][:8]), {"leave_one_out": True}, "query 15 in a gallery of 8"),
+        ((CORNERS[:1], ALL[1][:1]), (CORNERS[:1], ALL[1][:1]), {"leave_one_out": True}, "of 1 row"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_ranked_is_named(queries, gallery, options, message):
+    with pytest.raises(DataError, match=message):
+        evaluate_retrieval(queries, gallery, **options)
+
+
+@pytest.mark.parametrize("name", ["recall_at", "precision_at", "ndcg_at"])
+def test_k_counts_from_one(name):
+    with pytest.raises(ValueError, match=name):
+        evaluate_retrieval(ALL, ALL, **{name: (0,)})
