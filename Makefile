@@ -60,7 +60,7 @@ bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md
 bench-full: $(BENCH_INSTALLED)  ## with the largest sizes too, about an hour
 	$(BIN)/python -m benchmarks --full
 
-bench-quick: $(BENCH_INSTALLED)  ## the same on small sizes, printed and not kept
+bench-quick: $(BENCH_INSTALLED)  ## what compares, on small sizes: two minutes, printed and not kept
 	$(BIN)/python -m benchmarks --quick
 
 $(BENCH_INSTALLED): $(INSTALLED)

@@ -2,8 +2,9 @@
 
 Each section is measured in a process of its own and written to benchmarks/results/SECTION.json;
 sections that are not named keep what they have. Without an option it takes a quarter of an hour on
-two cores; `--full` takes the largest sizes too, in an hour; `--quick` takes small ones, prints, and
-writes nothing that is kept. Nothing else should be running. The peers' packages are an extra of
+two cores; `--full` takes the largest sizes too, in an hour; `--quick` takes small sizes of the
+sections that compare, in two minutes, and prints what it finds, which is not kept. Nothing else
+should be running. The peers' packages are an extra of
 their own (`pip install -c constraints.txt -e '.[cpu,bench]'`); without them their rows are left
 out.
 """
@@ -24,6 +25,8 @@ from benchmarks import page
 from benchmarks.machine import describe
 from benchmarks.measure import Section, Size, console, show
 
+_QUICK = ("chain", "training", "libraries", "index", "memory", "startup")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -34,7 +37,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("sections", nargs="*", choices=[[], *page.SECTIONS], metavar="SECTION")
     given = parser.parse_args()
-    names = given.sections or list(page.SECTIONS)
+    names = given.sections or given.size.of(_QUICK, page.SECTIONS, page.SECTIONS)
     if given.one:
         _measure(names[0], given.one, given.size)
         return

@@ -35,7 +35,7 @@ def measure(size: Size) -> Section:
     python = peers or sys.executable
     here = [who for who, name in _MODULES.items() if peers or importlib.util.find_spec(name)]
     classes, rows_each = (10, 10_000, 100_000), (10_000, 50_000)
-    work = [("head", count) for count in size.of(classes[:2], classes, classes)]
+    work = [("head", count) for count in size.of(classes[1:2], classes, classes)]
     work += [("metrics", count) for count in size.of((2_000,), rows_each, rows_each)]
     section = Section()
     rows: list[dict[str, Any]] = []

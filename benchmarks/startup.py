@@ -61,7 +61,8 @@ def measure(size: Size) -> Section:
                 ["train", "head=arcface", "loader.batch_size=x"],
             )
         ]
-        comparisons.append(_first_step(folder, rounds=size.of(1, 2, 3)))
+        if size is not Size.QUICK:
+            comparisons.append(_first_step(folder, rounds=size.of(0, 2, 3)))
     return Section(comparisons)
 
 

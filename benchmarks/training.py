@@ -40,18 +40,18 @@ def measure(size: Size) -> Section:
     comparisons = []
     with tempfile.TemporaryDirectory() as name:
         mnist = _prepared(_MNIST, Path(name) / "mnist")
-        for batch, steps_of_it in _STEPS.items():
-            limit = size.of(10, steps_of_it, steps_of_it)
+        for batch in size.of((128,), (64, 128, 256, 512), (64, 128, 256, 512)):
+            limit = size.of(20, _STEPS[batch], _STEPS[batch])
             job = [*_MNIST, f"loader.batch_size={batch}"]
             comparisons.append(compare(mnist, job, limit=limit, rounds=rounds))
         bf16 = [*_MNIST, "trainer.precision=bf16-mixed"]
-        if has_bf16(Path("/proc/cpuinfo").read_text()):
-            limit = size.of(10, _STEPS[128], _STEPS[128])
-            comparisons.append(compare(mnist, bf16, limit=limit, rounds=rounds))
+        if size is not Size.QUICK and has_bf16(Path("/proc/cpuinfo").read_text()):
+            comparisons.append(compare(mnist, bf16, limit=_STEPS[128], rounds=rounds))
         faces = _prepared(_FACES, Path(name) / "faces")
         job = [*_FACES, "loader.batch_size=32"]
-        limit = size.of(1, 2, 4)
-        comparisons.append(compare(faces, job, limit=limit, rounds=size.of(1, 2, 3)))
+        if size is not Size.QUICK:
+            limit = size.of(0, 2, 4)
+            comparisons.append(compare(faces, job, limit=limit, rounds=size.of(0, 2, 3)))
         short = [*_MNIST, "callbacks=export_only", "+trainer.limit_train_batches=2"]
         run = steps.run_step(
             "train", [*short, "trainer.max_epochs=1"], {"store": mnist}, Path(name) / "run"
