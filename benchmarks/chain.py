@@ -66,7 +66,7 @@ def measure(size: Size) -> Section:
             shutil.rmtree(folder / "peer")
             rounds.append(found)
         section = _section(rounds)
-        _opencv(section, images, folder, rounds=size.of(1, 2, 3))
+        _opencv(section, images, folder, size)
     return section
 
 
@@ -159,27 +159,27 @@ def _section(rounds: list[dict[str, Any]]) -> Section:
     return Section(comparisons, {"seconds of each stage": rows})
 
 
-def _opencv(section: Section, images: Path, folder: Path, *, rounds: int) -> None:
+def _opencv(section: Section, images: Path, folder: Path, size: Size) -> None:
     """Add `prepare` against OpenCV on all cores, where it is installed."""
     if importlib.util.find_spec("cv2") is None:
         section.notes.append("OpenCV is not installed here: `prepare` was not compared with it.")
         return
-    photos = jpeg_photos(folder / "photos", count=_PHOTOS if rounds > 1 else _PHOTOS // 10)
-    for name, root, size, channels in (
+    photos = jpeg_photos(folder / "photos", count=size.of(_PHOTOS // 10, _PHOTOS, _PHOTOS))
+    for name, root, pixels, channels in (
         ("prepare, against OpenCV on all cores", images, 28, 1),
         ("prepare 400x300 JPEG photos to 112x112, against OpenCV on all cores", photos, 112, 3),
     ):
         count = sum(1 for _ in root.glob("*/*/*.*"))
-        kind = [f"data.image_size={size}", f"data.channels={channels}", f"data.root={root}"]
+        kind = [f"data.image_size={pixels}", f"data.channels={channels}", f"data.root={root}"]
         config = compose_config(["data=image_folder", *kind])
         ours, theirs = [], []
-        for number in range(rounds + 1):
+        for number in range(size.of(2, 2, 4)):  # the first is not counted
             start = time.perf_counter()
             steps.apply("prepare", config, {}, folder / f"store-{number}")
             seconds = time.perf_counter() - start
             other = in_process(
                 "benchmarks.peers.opencv_prepare",
-                str(root), str(folder / "cv"), str(size), str(channels),
+                str(root), str(folder / "cv"), str(pixels), str(channels),
             )  # fmt: skip
             shutil.rmtree(folder / f"store-{number}"), shutil.rmtree(folder / "cv")
             if number:

@@ -45,7 +45,7 @@ TITLE = "Split classes"
 def measure(size: Size) -> Section:
     """One process, and as many as there are GPUs, or two."""
     devices = torch.cuda.device_count()
-    classes = size.of((1_000,), (10_000, 100_000), (10_000, 100_000, 1_000_000))
+    classes = size.of((1_000,), (100_000,), (10_000, 100_000, 1_000_000))
     rows = []
     for processes in sorted({1, devices or 2}):
         for number in classes:

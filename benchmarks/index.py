@@ -55,6 +55,8 @@ def _frontier(gallery: Gallery, size: Size) -> tuple[list[dict[str, Any]], list[
     for name, (overrides, parameter, values) in _SWEEPS.items():
         if name == "hnsw" and gallery.rows > 100_000:
             continue  # minutes of building; see the smaller gallery
+        if name == "pq" and gallery.rows > 100_000 and size is not Size.FULL:
+            continue
         small = ["index.flat_rows=1000"] if name == "auto" and size is Size.QUICK else []
         start = time.perf_counter()
         index, choice = build(compose_config([*overrides, *small]), "index").make(gallery)

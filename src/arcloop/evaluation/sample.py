@@ -29,6 +29,8 @@ class Sample:
     @classmethod
     def joined(cls, parts: Sequence[Sample]) -> Sample:
         """Put samples of successive parts of a split together."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             np.concatenate([part.embeddings for part in parts]),
             np.concatenate([part.labels for part in parts]),
@@ -84,4 +86,5 @@ class Sampler:
 
     def sample(self) -> Sample:
         """Return what was kept so far."""
-        return Sample.joined(self._kept)
+        self._kept = [Sample.joined(self._kept)]
+        return self._kept[0]
