@@ -44,7 +44,8 @@ def measure(size: Size) -> Section:
             points, compared = _frontier(gallery, size)
         frontier += points
         comparisons += compared
-    note = "HNSW over 1,000,000 rows takes many minutes to build and was left out."
+    note = "Over 1,000,000 rows HNSW takes many minutes to build and was left out"
+    note += size.of(".", ", and pq with it.", ".")
     return Section(comparisons, {"recall, speed and size": frontier}, size.of([], [note], [note]))
 
 
@@ -53,10 +54,8 @@ def _frontier(gallery: Gallery, size: Size) -> tuple[list[dict[str, Any]], list[
     flat, exact = None, np.empty(0)
     points, comparisons = [], []
     for name, (overrides, parameter, values) in _SWEEPS.items():
-        if name == "hnsw" and gallery.rows > 100_000:
+        if gallery.rows > 100_000 and name in size.of((), ("hnsw", "pq"), ("hnsw",)):
             continue  # minutes of building; see the smaller gallery
-        if name == "pq" and gallery.rows > 100_000 and size is not Size.FULL:
-            continue
         small = ["index.flat_rows=1000"] if name == "auto" and size is Size.QUICK else []
         start = time.perf_counter()
         index, choice = build(compose_config([*overrides, *small]), "index").make(gallery)

@@ -52,7 +52,8 @@ class Nearest:
         held = self._keys.shape[1]
         keys = np.empty((len(sim_BN), held + part.stop - part.start), np.int64)
         keys[:, :held] = self._keys
-        write_keys(first_row + part.start, sim_BN[:, part], keys[:, held:])
+        rows = np.arange(first_row + part.start, first_row + part.stop)
+        keys_of(sim_BN[:, part], rows, out=keys[:, held:])
         self._select(keys)
 
     def _offer_better(self, first_row: int, sim_BN: Similarities, part: slice) -> bool:
@@ -127,28 +128,16 @@ def _limit(keys_B: Labels) -> Similarities:
     return np.nextafter((last_B * -_STEP).astype(np.float32), np.float32(-2))
 
 
-def keys_of(similarities: Similarities, rows: Labels) -> Labels:
+def keys_of(similarities: Similarities, rows: Labels, out: Labels | None = None) -> Labels:
     """Return the keys by which rows are ranked, lowest first, see `Nearest`.
 
     Args:
         similarities: Cosines, any shape.
-        rows: Gallery row of each, of a shape that broadcasts to it.
+        rows: int64, gallery row of each, of a shape that broadcasts to it.
+        out: int64 of the shape of the similarities, to write them to; None: a new array.
     """
-    keys = np.empty(np.shape(similarities), np.int64)
+    keys = np.empty(np.shape(similarities), np.int64) if out is None else out
     np.multiply(similarities, np.float32(-1 / _STEP), out=keys, casting="unsafe")
     keys <<= 32
     keys |= rows
     return keys
-
-
-def write_keys(first_row: int, sim_BN: Similarities, keys_BN: Labels) -> None:
-    """Write the keys of a block in place.
-
-    Args:
-        first_row: Row of the gallery that the block starts with.
-        sim_BN: Cosines.
-        keys_BN: Where to write them, int64.
-    """
-    np.multiply(sim_BN, np.float32(-1 / _STEP), out=keys_BN, casting="unsafe")
-    keys_BN <<= 32
-    keys_BN |= np.arange(first_row, first_row + sim_BN.shape[1])
