@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning.profilers import SimpleProfiler
 from tests.test_compose import REQUIRED
 
 from arcloop.cli import main
@@ -11,6 +12,7 @@ from arcloop.errors import ConfigError
 from arcloop.steps import build
 from arcloop.training import NODES, Recipe
 from arcloop.training.module import batch_seed, seed_batch
+from arcloop.training.no_profiler import NoProfiler
 
 SMALL = [
     "data=synthetic", "data.train=300", "data.val=60", "data.num_classes=3", "data.image_size=16",
@@ -117,3 +119,8 @@ def test_every_choice_can_be_built(group):
         config = compose_config([choice, *REQUIRED.get(choice, [])])
         nodes = {name: build(config, name) for name in NODES}
         Recipe(**nodes, seed=0, monitor="val_top1").rehearse()
+
+
+def test_a_profiler_that_is_asked_for_is_used():
+    assert type(recipe("+trainer.profiler=simple").make_trainer().profiler) is SimpleProfiler
+    assert type(recipe().make_trainer().profiler) is NoProfiler

@@ -126,7 +126,7 @@ class Recipe:
             enable_progress_bar=console().is_terminal,
             plugins=[AtomicCheckpoints(), *([SyncedBatchNorms()] if synced else [])],
             logger=[logger for logger in self.logger.values() if logger is not None],
-            profiler=given.get("profiler") or NoProfiler(),
+            **({} if given.get("profiler") else {"profiler": NoProfiler()}),
         )
         keep_memory_between_steps()
         return trainer
