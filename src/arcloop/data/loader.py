@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from arcloop.errors import ResourceError
 Batch = tuple[Tensor, Tensor]
 Rows = npt.NDArray[np.int64]
 _RESIDENT_ROWS = 4096
+_READ_BYTES = 1 << 18  # at once: stays in a core's own cache until it is handed out
 
 
 class BatchDataset(Dataset[Batch]):
@@ -37,6 +39,25 @@ class BatchDataset(Dataset[Batch]):
         """Return uint8 [B, C, H, W], strided as channels_last, and int64 [B]."""
         images_BHWC, labels_B = self._store.gather(self._split, rows)
         return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), torch.from_numpy(labels_B)
+
+    def read(self, batches: Iterable[Rows]) -> Iterator[Batch]:
+        """Yield the batches of these rows; small ones are read a few at a time.
+
+        A batch of 64 small images is copied faster than Python asks for it.
+        """
+        batches = iter(batches)
+        image_bytes = math.prod(self._store.image_shape)
+        for rows in batches:
+            more = _READ_BYTES // max(1, len(rows) * image_bytes) - 1
+            if more > 0:
+                yield from self._together([rows, *islice(batches, more)])
+            else:
+                yield self[rows]
+
+    def _together(self, group: list[Rows]) -> Iterator[Batch]:
+        images, labels = self[np.concatenate(group)]
+        sizes = [len(rows) for rows in group]
+        return zip(images.split(sizes), labels.split(sizes), strict=True)
 
 
 class ResidentDataset(Dataset[Batch]):
@@ -102,6 +123,8 @@ class BatchLoader(DataLoader[Batch]):
         if self.num_workers or self.pin_memory:
             return super().__iter__()
         # Without workers, torch's own iterator takes a third of the time of 64 small images.
+        if isinstance(self.dataset, BatchDataset):
+            return self.dataset.read(self.sampler)
         return (self.dataset[rows] for rows in self.sampler)
 
 

@@ -119,14 +119,14 @@ class Store:
         Raises:
             IndexError: A row is out of range.
         """
-        order = None
-        if (indices[1:] < indices[:-1]).any():
-            order = np.argsort(indices, kind="stable")
-            indices = indices[order]
         rows = self.rows(split)
-        if len(indices) and not (indices[0] >= 0 and indices[-1] < rows):
+        if len(indices) and not (indices.min() >= 0 and indices.max() < rows):
             raise IndexError(f"rows of {split} are 0 to {rows - 1}")
         opened = self._opened.get(split) or self._opened.setdefault(split, self._open(split))
+        order = None
+        if len(opened.images) > 1 and (indices[1:] < indices[:-1]).any():
+            order = np.argsort(indices, kind="stable")
+            indices = indices[order]
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int64)
         if self.encoded:
@@ -181,7 +181,11 @@ class _OpenSplit:
     ends: npt.NDArray[np.int64]
 
     def read(self, rows: npt.NDArray[np.int64], images: Images, labels: Labels) -> None:
-        """Put ascending rows of the split into `images` and `labels`."""
+        """Put rows of the split, ascending where it has several shards, into the two."""
+        if len(self.images) == 1:
+            self.images[0].read(rows, images)
+            self.labels[0].take(rows, 0, labels, "clip")
+            return
         start = 0
         for shard, stop in enumerate(rows.searchsorted(self.ends).tolist()):
             if stop > start:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
@@ -177,5 +177,5 @@ def seed_batch(seed: int, device: torch.device) -> None:
 
 def batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
     """Mix the run's seed with a batch's place into one seed, in [0, 2^63)."""
-    (state,) = np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(1, np.uint64)
-    return int(state >> 1)
+    place = b"%d %d %d %d" % (seed, epoch, batch, rank)
+    return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big") >> 1

@@ -22,6 +22,7 @@ from arcloop.training.augmentation import Augmentation
 from arcloop.training.bars import EpochLines, bar
 from arcloop.training.building import call, make_backbone, make_embedder
 from arcloop.training.checkpoints import AtomicCheckpoints
+from arcloop.training.epoch_loop import EpochLoop
 from arcloop.training.exports import Exports, beside
 from arcloop.training.memory import keep_memory_between_steps
 from arcloop.training.module import EmbeddingModule
@@ -127,6 +128,9 @@ class Recipe:
             plugins=[AtomicCheckpoints(), *([SyncedBatchNorms()] if synced else [])],
             logger=[logger for logger in self.logger.values() if logger is not None],
             **({} if given.get("profiler") else {"profiler": NoProfiler()}),
+        )
+        trainer.fit_loop.epoch_loop = EpochLoop(
+            trainer, min_steps=trainer.min_steps, max_steps=trainer.max_steps
         )
         keep_memory_between_steps()
         return trainer
