@@ -32,15 +32,14 @@ class Diary(Callback):
         self.pages, self.logs = pages, logs
 
     def note(self, hook, trainer, module, *arguments):
-        losses = [a["loss"] if isinstance(a, dict) else a for a in arguments]
-        seen = [
-            float(a) for a in losses if isinstance(a, int) or torch.is_tensor(a) and a.ndim == 0
-        ]
+        given = [a["loss"] if isinstance(a, dict) else a for a in arguments]
+        seen = [a if isinstance(a, int) else a.item() for a in given
+                if isinstance(a, int) or (torch.is_tensor(a) and a.ndim == 0)]  # fmt: skip
         grads = [p.grad is not None and float(p.grad.sum()) for p in module.parameters()]
         self.pages.append(
-            (hook, module._current_fx_name, trainer.global_step, seen, grads, torch.is_grad_enabled(),
-             dict(trainer.callback_metrics), dict(trainer.progress_bar_metrics),
-             str(trainer.fit_loop.state_dict()))
+            (hook, module._current_fx_name, trainer.global_step, seen, grads,
+             torch.is_grad_enabled(), dict(trainer.callback_metrics),
+             dict(trainer.progress_bar_metrics), str(trainer.fit_loop.state_dict()))
         )  # fmt: skip
         if self.logs and hook in ("on_train_batch_end", "on_before_backward"):
             module.log(hook, float(trainer.global_step), prog_bar=True, on_epoch=True)

@@ -57,7 +57,7 @@ class BatchDataset(Dataset[Batch]):
     def _together(self, group: list[Rows]) -> Iterator[Batch]:
         images, labels = self[np.concatenate(group)]
         sizes = [len(rows) for rows in group]
-        return zip(images.split(sizes), labels.split(sizes), strict=True)
+        return zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
 
 class ResidentDataset(Dataset[Batch]):

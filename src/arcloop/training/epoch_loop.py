@@ -4,6 +4,8 @@ Lightning looks every hook up again at each step, in the module, in every callba
 strategy, to find that nearly none is there: as much as the optimizer's step of a small network.
 """
 
+# ruff: noqa: SLF001  # a loop of Lightning's own family, which lives on what its trainer keeps
+
 from __future__ import annotations
 
 from typing import Any
@@ -41,7 +43,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: pl.Trainer, *, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
-        self._results = NotedResults(training=True)
+        self._results: NotedResults = NotedResults(training=True)
         self._hooks: Hooks | None = None
         self._schedulers: list[Any] = []
 
@@ -54,7 +56,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on one batch."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if self._hooks is None or self.restarting or trainer.accumulate_grad_batches != 1:
             super().advance(data_fetcher)
             return
@@ -87,15 +89,16 @@ class EpochLoop(_TrainingEpochLoop):
 
     def _step(self, hooks: Hooks, batch: Batch, index: int) -> Tensor:
         """Forward, backward and the optimizer's step; the loss without its graph."""
-        trainer, strategy = self.trainer, self.trainer.strategy
-        optimizer, progress = trainer.optimizers[0], self.automatic_optimization.optim_progress
-        zero_grad = progress.optimizer.zero_grad
-        losses = []
+        trainer: Any = self.trainer
+        strategy, (optimizer,) = trainer.strategy, trainer.optimizers
+        progress = self.automatic_optimization.optim_progress.optimizer
+        zero_grad = progress.zero_grad
+        losses: list[Tensor] = []
 
         def closure() -> Tensor:
             with torch.enable_grad():  # whatever an optimizer calls it under
-                with hooks.within("training_step"):
-                    loss = strategy.training_step(batch, index)
+                hooks.enter("training_step")
+                loss = strategy.training_step(batch, index)
                 losses.append(loss.detach().clone())
                 zero_grad.increment_ready()
                 hooks.call("on_before_zero_grad", optimizer)
@@ -116,9 +119,9 @@ class EpochLoop(_TrainingEpochLoop):
                 )  # fmt: skip
             return losses[0]
 
-        progress.optimizer.step.increment_ready()
+        progress.step.increment_ready()
         optimizer.step(closure=closure)
-        progress.optimizer.step.increment_completed()
+        progress.step.increment_completed()
         return losses[0]
 
 
@@ -147,7 +150,7 @@ class NotedResults(_ResultCollection):
 class Hooks:
     """The hooks of a step that a callback or the module has, in Lightning's order."""
 
-    def __init__(self, trainer: pl.Trainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._module = module = trainer.lightning_module
         self._found = {
             name: [
@@ -164,27 +167,16 @@ class Hooks:
     def call(self, name: str, *arguments: Any) -> None:
         """Call those of this name."""
         for function, first in self._found[name]:
-            with self.within(name):
-                function(*first, *arguments)
+            self.enter(name)
+            function(*first, *arguments)
 
-    def within(self, name: str) -> _Within:
-        """Return a context in which what is logged is logged by this hook."""
-        return _Within(self._module, name)
-
-
-class _Within:
-    def __init__(self, module: pl.LightningModule, name: str) -> None:
-        self._module, self._name = module, name
-
-    def __enter__(self) -> None:
-        self._before = self._module._current_fx_name
-        self._module._current_fx_name = self._name
-
-    def __exit__(self, *_: object) -> None:
-        self._module._current_fx_name = self._before
+    def enter(self, name: str) -> None:
+        """Have what is logged from now on be logged by this hook."""
+        # Not by assignment, at which torch looks each time whether it is a parameter.
+        self._module.__dict__["_current_fx_name"] = name
 
 
-def is_usual(trainer: pl.Trainer) -> bool:
+def is_usual(trainer: Any) -> bool:
     """Whether Lightning's loop would do at each step no more than `EpochLoop` does."""
     module, strategy, precision = (
         trainer.lightning_module, trainer.strategy, trainer.precision_plugin

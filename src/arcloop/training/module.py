@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,14 +69,6 @@ class EmbeddingModule(pl.LightningModule):
             self.head.split()
             self._ddp_params_and_buffers_to_ignore = [sharding.HEAD_WEIGHT]
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook it is in, fifty times a step, and torch looks each time whether
-        # that is a parameter: 0.2 ms a step, one percent of that of the default job.
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     def _callbacks(self) -> Sequence[pl.Callback]:
         callbacks: Sequence[pl.Callback] = getattr(self.trainer, "callbacks", [])
         return callbacks
@@ -102,9 +93,6 @@ class EmbeddingModule(pl.LightningModule):
         if self._is_logged():
             self.log("train_loss", loss, prog_bar=True, sync_dist=True)
         return loss
-
-    # Lightning inspects it at every step; a signature that is there is read, not made.
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def _is_logged(self) -> bool:
         """Whether the loss of this step is told: to a logger, or to who asks after an epoch.
