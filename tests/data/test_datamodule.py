@@ -52,6 +52,20 @@ def test_batch(store):
     assert (labels.numpy() == expected_labels[rows]).all()
 
 
+@pytest.mark.parametrize("shard_rows", [7, 1000])
+@pytest.mark.parametrize("side", [8, 200])  # a few batches are read at once, or one
+def test_batches_read_together_are_those_read_one_by_one(tmp_path, shard_rows, side):
+    prepare(synthetic_source(image_size=side, shard_rows=shard_rows), tmp_path / "store")
+    loader = datamodule(tmp_path / "store").train_dataloader()
+    alone = [loader.dataset[rows] for rows in loader.sampler]
+    together = list(loader)
+    assert len(alone) == 6
+    for (images, labels), (expected, expected_labels) in zip(together, alone, strict=True):
+        assert images.stride() == expected.stride()
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, expected_labels)
+
+
 def test_val_is_whole_and_in_order(store):
     module = datamodule(store)
     batches = list(module.val_dataloader())
