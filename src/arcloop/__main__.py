@@ -1,7 +1,17 @@
-"""`python -m arcloop`: the command, where no script is on the path."""
+"""The command `arcloop`, and `python -m arcloop` where no script is on the path."""
 
 import sys
 
 from arcloop.cli import main
+from arcloop.garbage import leave_to_the_end_of_the_process
 
-sys.exit(main())
+
+def command() -> int:
+    """Carry out what the command line asks for, in a process of its own; returns the exit code."""
+    code = main()
+    leave_to_the_end_of_the_process()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(command())

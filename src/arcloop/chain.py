@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from arcloop import artifacts, steps
 from arcloop.artifacts import Artifact
 from arcloop.errors import ArtifactError
+from arcloop.garbage import left_uncollected
 from arcloop.progress import say
 from arcloop.summary import print_summary
 
@@ -52,7 +53,8 @@ def execute(verb: str, config: DictConfig, overrides: Sequence[str]) -> Outcome:
         ArcloopError: What is wrong.
     """
     names = CHAINS[verb]
-    steps.rehearse(config, names)
+    with left_uncollected():
+        steps.rehearse(config, names)
     run_dir = Path(config.run_dir)
     folders = {
         **_store_folders(config, names, run_dir),
