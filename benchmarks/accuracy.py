@@ -24,7 +24,7 @@ _GOALS = (0.993, 0.995)
 
 
 def measure(size: Size) -> Section:
-    epochs = size.of((1,), (3,), (2, 3, 4, 5, 8))
+    epochs = size.of((1,), (3,), (3, 5, 8))
     limits = size.of(["+trainer.limit_train_batches=20"], [], [])
     precisions = ["32-true"]
     if has_bf16(Path("/proc/cpuinfo").read_text()):
