@@ -32,11 +32,11 @@ TITLE = "Training and loading"
 _MNIST = ["experiment=mnist"]
 _FACES = ["data=synthetic", "data.image_size=112", "data.channels=3", "data.num_classes=100",
           "data.train=400", "backbone=iresnet18", "augmentation=none"]  # fmt: skip
-_STEPS = {64: 200, 128: 120, 256: 80, 512: 40}
+_STEPS = {64: 60, 128: 40, 256: 25, 512: 14}
 
 
 def measure(size: Size) -> Section:
-    rounds = size.of(1, 3, 5)
+    rounds = size.of(1, 9, 20)  # many and short: other work on the machine comes and goes
     comparisons = []
     with tempfile.TemporaryDirectory() as name:
         mnist = _prepared(_MNIST, Path(name) / "mnist")
@@ -50,7 +50,7 @@ def measure(size: Size) -> Section:
         faces = _prepared(_FACES, Path(name) / "faces")
         job = [*_FACES, "loader.batch_size=32"]
         if size is not Size.QUICK:
-            limit = size.of(0, 2, 4)
+            limit = size.of(0, 2, 7)
             comparisons.append(compare(faces, job, limit=limit, rounds=size.of(0, 2, 3)))
         short = [*_MNIST, "callbacks=export_only", "+trainer.limit_train_batches=2"]
         run = steps.run_step(
