@@ -1,0 +1,21 @@
+import gc
+
+import pytest
+
+from arcloop.garbage import left_uncollected
+
+
+@pytest.fixture
+def collecting():
+    before = gc.isenabled()
+    yield
+    (gc.enable if before else gc.disable)()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_it_collects_afterwards_as_it_did_before(collecting, enabled):
+    (gc.enable if enabled else gc.disable)()
+    with pytest.raises(KeyError), left_uncollected():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled() is enabled
