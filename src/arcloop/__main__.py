@@ -9,6 +9,10 @@ from arcloop.garbage import leave_to_the_end_of_the_process
 def command() -> int:
     """Carry out what the command line asks for, in a process of its own; returns the exit code."""
     code = main()
+    if code == 0 and "torch.distributed" in sys.modules:  # a launcher may have started this one
+        from arcloop.processes import leave_group
+
+        leave_group()
     leave_to_the_end_of_the_process()
     return code
 

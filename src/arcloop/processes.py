@@ -116,3 +116,14 @@ def rank_job(
         "overrides": list(overrides),
         "alone": alone,
     }
+
+
+def leave_group() -> None:
+    """Leave the process group, if this process is in one, when its work is done.
+
+    A group that is left to the end of the process can outlive what its threads need, and abort it.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

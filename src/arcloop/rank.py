@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from arcloop.cli import report
 from arcloop.compose import register
 from arcloop.config import Config
+from arcloop.processes import leave_group
 from arcloop.steps import train_here
 
 
@@ -24,6 +25,7 @@ def main() -> int:
     def work() -> int:
         store, run_dir = Path(job["store"]), Path(job["run_dir"])
         train_here(config, store, run_dir, job["overrides"], alone=job["alone"])
+        leave_group()
         return 0
 
     return report(work)
