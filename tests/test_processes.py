@@ -99,6 +99,14 @@ def test_torchrun_over_two_nodes(in_tmp, variables):
     assert run.config["trainer"]["num_nodes"] == 2
 
 
+def test_several_devices_without_a_strategy_for_them_are_refused(in_tmp, capsys):
+    assert main(["train", *TWO, "trainer=cpu", "trainer.devices=2"]) == 2
+    error = capsys.readouterr().err
+    assert "2 devices, but a strategy of one process" in error
+    assert "trainer=ddp_cpu" in error
+    assert not (in_tmp / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

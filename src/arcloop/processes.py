@@ -27,9 +27,18 @@ def processes_here(config: DictConfig) -> int:
     1 also where a launcher (torchrun, a TrainJob) has started this process already.
 
     Raises:
-        ConfigError: The launcher started another number of processes than the config asks for.
+        ConfigError: The launcher started another number of processes than the config asks for, or
+            several are asked for without a strategy that trains in them.
     """
     trainer = config.trainer
+    several = len(trainer.devices) if OmegaConf.is_list(trainer.devices) else trainer.devices
+    if trainer.strategy == "auto" and isinstance(several, int) and several > 1:
+        raise ConfigError(
+            f"{several} devices, but a strategy of one process",
+            where="trainer.devices, trainer.strategy",
+            remedy="use trainer=ddp (on a CPU trainer=ddp_cpu) with trainer.devices="
+            f"{several}, or trainer.devices=1",
+        )
     wanted = _devices(trainer) if "ddp" in str(trainer.strategy) else 1
     if "LOCAL_WORLD_SIZE" not in os.environ and "PET_NPROC_PER_NODE" not in os.environ:
         return wanted
