@@ -131,10 +131,12 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
     """Build all that these steps will need, so that a wrong value is told before any of them runs.
 
     Raises:
-        ConfigError: A constructor refuses its values, or there is nothing to export.
+        ConfigError: A constructor refuses its values, there is nothing to export, or there
+            cannot be as many processes as training asks for.
     """
     for name in names:
         if name == "train":
+            processes_here(config)
             _recipe(config).rehearse()
         elif name == "export":
             _formats(config)
