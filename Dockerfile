@@ -12,7 +12,7 @@ COPY data/mnist data/mnist
 RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
 COPY serving serving
 COPY kubeflow kubeflow
-ENV ARCLOOP_HOME=/opt/arcloop OMP_WAIT_POLICY=PASSIVE
+ENV OMP_WAIT_POLICY=PASSIVE
 RUN useradd --create-home --uid 1000 arcloop
 USER arcloop
 WORKDIR /home/arcloop

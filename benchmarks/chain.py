@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arcloop import steps
-from arcloop.compose import compose_config
+from arcloop.config.composition import compose_config
 from arcloop.data import Store
-from arcloop.images import encode_jpeg, encode_png
+from arcloop.pipeline import steps
+from arcloop.runtime.images import encode_jpeg, encode_png
 from benchmarks.measure import Comparison, Section, Size, in_process
 
 TITLE = "The whole chain"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from arcloop.config import EmbedSettings
+from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
-from arcloop.stages import embed_gallery
+from arcloop.retrieval.embed_gallery import embed_gallery
 from benchmarks.measure import Comparison, alternate
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from arcloop import steps
-from arcloop.compose import compose_config
+from arcloop.config.composition import compose_config
+from arcloop.pipeline import steps
 from benchmarks import embedding, heads, training
 from benchmarks.measure import Section, Size
 

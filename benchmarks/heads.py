@@ -23,10 +23,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from arcloop.compose import compose_config
+from arcloop.config.composition import compose_config
 from arcloop.models import ShardedArcFace
-from arcloop.steps import build
-from arcloop.training.sharding import HEAD_WEIGHT
+from arcloop.pipeline.steps import build
+from arcloop.training.optim.sharding import HEAD_WEIGHT
 from benchmarks.measure import Section, Size
 
 WAYS = {

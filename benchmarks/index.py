@@ -17,10 +17,10 @@ from typing import Any
 import faiss
 import numpy as np
 
-from arcloop import drafts
-from arcloop.compose import compose_config
+from arcloop.artifacts import writer
+from arcloop.config.composition import compose_config
+from arcloop.pipeline.steps import build
 from arcloop.retrieval import Gallery
-from arcloop.steps import build
 from benchmarks.measure import Comparison, Section, Size, alternate
 
 TITLE = "Index"
@@ -101,7 +101,7 @@ def _rate(index: Any, queries: Any) -> float:
 def clustered_gallery(folder: Path, rows: int) -> Path:
     """Write a gallery artifact of made-up embeddings; returns its folder."""
     made = {"model": "0" * 64, "store": "0" * 64}
-    with drafts.writing(folder, "gallery", config={}, parents=made) as draft:
+    with writer.writing(folder, "gallery", config={}, parents=made) as draft:
         for number, start in enumerate(range(0, rows, _CHUNK)):
             take = min(_CHUNK, rows - start)
             np.save(draft.path / f"embeddings-{number:05d}.npy",

@@ -75,7 +75,7 @@ def _run() -> None:
     """One step in this process; prints its peaks."""
     import resource
 
-    from arcloop.steps import run_step
+    from arcloop.pipeline.steps import run_step
 
     name, overrides, inputs, output = json.loads(sys.argv[1])
     most = _Anonymous()

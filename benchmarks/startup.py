@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from arcloop.compose import bundled
+from arcloop.config.composition import bundled
 from benchmarks.measure import Comparison, Section, Size, alternate
 
 TITLE = "Start-up"
@@ -28,7 +28,7 @@ main()
 _FIRST_STEP = """
 import os, sys
 from pytorch_lightning import callbacks
-from arcloop.cli import main
+from arcloop.cli.main import main
 from arcloop.training.module import EmbeddingModule
 def done(self, *_):
     print("first step", flush=True)

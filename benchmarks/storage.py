@@ -18,12 +18,12 @@ from PIL import Image
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 
-from arcloop import steps
-from arcloop.compose import compose_config
-from arcloop.config import LoaderSettings
+from arcloop.config.composition import compose_config
+from arcloop.config.schema import LoaderSettings
 from arcloop.data import Store, prepare
-from arcloop.data.loader import BatchDataset, BatchLoader
-from arcloop.progress import say
+from arcloop.data.loading.loader import BatchDataset, BatchLoader
+from arcloop.display.terminal import say
+from arcloop.pipeline import steps
 from benchmarks.machine import describe, in_words
 from benchmarks.measure import console
 

@@ -18,10 +18,10 @@ import torch
 from omegaconf import open_dict
 from pytorch_lightning.callbacks import Callback
 
-from arcloop import steps
-from arcloop.compose import compose_config
+from arcloop.config.composition import compose_config
 from arcloop.data import EmbeddingDataModule, Store
-from arcloop.steps import build
+from arcloop.pipeline import steps
+from arcloop.pipeline.steps import build
 from arcloop.training import NODES, Recipe
 from arcloop.training.bf16 import has_bf16
 from arcloop.training.quiet import quiet

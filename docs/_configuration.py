@@ -18,8 +18,8 @@ import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from arcloop.compose import bundled
-from arcloop.config import Config
+from arcloop.config.composition import bundled
+from arcloop.config.schema import Config
 
 PAGE = "configuration.md"
 _INTRODUCTION = """\

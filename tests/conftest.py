@@ -22,7 +22,7 @@ SMALL = [
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A folder in which `arcloop run` ended well; tests that change it copy it first."""
-    from arcloop.cli import main
+    from arcloop.cli.main import main
 
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:

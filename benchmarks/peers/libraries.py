@@ -125,10 +125,10 @@ def _ours(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], f
 def _judge(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], float]:
     import faiss
 
-    from arcloop.compose import compose_config
-    from arcloop.evaluation import judge
-    from arcloop.searcher import search
-    from arcloop.steps import build
+    from arcloop.config.composition import compose_config
+    from arcloop.evaluation import evaluator
+    from arcloop.pipeline.steps import build
+    from arcloop.runtime.searcher import search
 
     settings = build(compose_config(), "evaluate")
     names = [str(label) for label in range(int(labels.max()) + 1)]
@@ -141,7 +141,7 @@ def _judge(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], 
         index = faiss.IndexFlatIP(DIM)
         index.add(gallery)
         batches = ((queries[i : i + 512], truth[i : i + 512]) for i in range(0, len(truth), 512))
-        judged = judge(
+        judged = evaluator(
             batches,
             chunks,
             partial(search, index),

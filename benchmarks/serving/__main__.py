@@ -26,15 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "serving"))  # scripts, not a package
-
 import psutil
 
+from arcloop.serving.servers.http_process import HttpServer
+from arcloop.serving.servers.server_process import ServerProcess
+from arcloop.serving.servers.torchserve import TorchServe
 from benchmarks.serving import OURS
 from benchmarks.serving.workload import Workload, make
-from http_process import HttpServer
-from server_process import ServerProcess
-from torchserve import TorchServe
 
 _HERE = Path(__file__).parent
 _CLIENTS = (1, 8, 32)

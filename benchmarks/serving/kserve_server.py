@@ -18,14 +18,14 @@ import yaml
 class Model(kserve.Model):  # type: ignore[misc]
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name)
-        from responder import Responder
+        from arcloop.runtime.responder import Responder
 
         settings = yaml.safe_load((folder / "model-config.yaml").read_bytes())["handler"]
         self._responder = Responder(folder, settings)
         self.ready = True
 
     def predict(self, payload: dict[str, Any], *_: object, **__: object) -> dict[str, Any]:
-        from responder import Question
+        from arcloop.runtime.responder import Question
 
         questions = [Question(base64.b64decode(one["b64"])) for one in payload["instances"]]
         return {

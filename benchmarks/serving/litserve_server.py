@@ -14,7 +14,7 @@ from fastapi import Response
 
 class Api(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
-        from responder import Responder
+        from arcloop.runtime.responder import Responder
 
         folder = Path(sys.argv[1])
         settings = yaml.safe_load((folder / "model-config.yaml").read_bytes())["handler"]
@@ -27,7 +27,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, inputs: list[bytes]) -> list[bytes]:
-        from responder import Question
+        from arcloop.runtime.responder import Question
 
         return [reply.body for reply in self._responder.reply([Question(one) for one in inputs])]
 

@@ -17,9 +17,9 @@ import faiss
 import numpy as np
 from PIL import Image
 
-from archive import collect, write_archive
-from arcloop.cli import main as arcloop
-from settings import PORTS, DeploySettings, read_request
+from arcloop.cli.main import main as arcloop
+from arcloop.serving.archive import collect, write_archive
+from arcloop.serving.settings import PORTS, DeploySettings, read_request
 
 DIMENSION = 128
 _IMAGES = 64

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+INTERRUPTED = 130
 
 
 class ArcloopError(Exception):
@@ -78,3 +83,21 @@ def unwritable(path: Path, cause: OSError) -> ResourceError:
         where=path,
         remedy="free some space there, or choose another folder you may write to",
     )
+
+
+def report_errors(work: Callable[[], int]) -> int:
+    """Do the work; tell what a user can mend as one message, and return the exit code."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(
+            "interrupted; nothing half-written counts, and the same command goes on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except Exception as cause:
+        error = mendable(cause)
+        if error is None or os.environ.get("ARCLOOP_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code

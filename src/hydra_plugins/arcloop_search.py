@@ -1,4 +1,7 @@
-"""Where Hydra looks for sweepers: `sweep=optuna` and `sweep=random`, see arcloop.sweeps.search."""
+"""Hydra sweeper plugin for `sweep=optuna` and `sweep=random`.
+
+See `arcloop.pipeline.sweeps.search`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class SearchSweeper(Sweeper):
     def __init__(
         self, sampler: Callable[..., Any], trials: int, seed: int, direction: str, at_once: int
     ) -> None:
-        from arcloop.sweeps.search import Search
+        from arcloop.pipeline.sweeps.search import Search
 
         self._search = Search(
             sampler, trials=trials, seed=seed, direction=direction, at_once=at_once

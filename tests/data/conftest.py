@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcloop.config import ValidationSettings
+from arcloop.config.schema import ValidationSettings
 from arcloop.data import CsvSource, IdxSource, ImageFolderSource, SyntheticSource
 
 RAW = {"encoding": "raw", "jpeg_quality": 95}

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, prepare, store_key
-from arcloop.data.origins import Held, compare
-from arcloop.data.shares import Shares, share_out
+from arcloop.data.splits.growth import Shares, share_out
+from arcloop.data.store.source_files import Held, compare
 from arcloop.errors import ArtifactError, ConfigError, DataError
-from arcloop.images import decode
+from arcloop.runtime.images import decode
 
 from .conftest import (
     csv_source,

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from arcloop.data import sampler
-from arcloop.data.balanced import ClassBalancedBatches, PKBatches
+from arcloop.data.loading import sampler
+from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
 from arcloop.errors import ConfigError, DataError
 
 labels_of = st.lists(st.integers(1, 9), min_size=1, max_size=7).map(

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from arcloop.data import SPLITS, Store, prepare, store_key
-from arcloop.data.csv_table import read_table
+from arcloop.data.sources.csv_table import read_table
 from arcloop.errors import ConfigError, DataError
-from arcloop.images import decode
+from arcloop.runtime.images import decode
 
 from .conftest import csv_source, folder_source
 
@@ -219,5 +219,5 @@ def test_a_long_list_takes_little_memory_for_a_row(tmp_path):
 def test_long_list_is_expected_to_keep_processes_at_work(listed, monkeypatch):
     source = csv_source(listed)
     assert source.likely_tasks() == 0
-    monkeypatch.setattr("arcloop.data.csv_source._ROW_BYTES", 0)
+    monkeypatch.setattr("arcloop.data.sources.csv_source._ROW_BYTES", 0)
     assert source.likely_tasks() > 1

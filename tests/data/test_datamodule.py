@@ -10,12 +10,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from arcloop.config import LoaderSettings
+from arcloop.config.schema import LoaderSettings
 from arcloop.data import EmbeddingDataModule, prepare
-from arcloop.data.balanced import ClassBalancedBatches, PKBatches
-from arcloop.data.sampler import ShuffledBatches
-from arcloop.data.split_labels import SplitLabels
-from arcloop.data.store import Store
+from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
+from arcloop.data.loading.sampler import ShuffledBatches
+from arcloop.data.loading.split_labels import SplitLabels
+from arcloop.data.store.store import Store
 from arcloop.errors import ArtifactError
 
 from .conftest import synthetic_source
@@ -164,8 +164,8 @@ PART = """
 import sys
 import numpy as np
 from torch import distributed
-from arcloop.data.balanced import ClassBalancedBatches, PKBatches
-from arcloop.data.sampler import OrderedBatches, ShuffledBatches
+from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
+from arcloop.data.loading.sampler import OrderedBatches, ShuffledBatches
 
 rank, meeting_place = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group(

@@ -9,11 +9,11 @@ from hypothesis import assume, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from arcloop import drafts
+from arcloop.artifacts import writer
 from arcloop.data import SPLITS, Store, prepare, validate
-from arcloop.data.disjoint import disjoint
+from arcloop.data.splits.disjoint import disjoint
 from arcloop.errors import DataError
-from arcloop.images import decode
+from arcloop.runtime.images import decode
 
 from .conftest import (
     csv_source,
@@ -228,7 +228,7 @@ def changed(path, split, row, image=None, label=None):
             values[row] = value
             np.save(file, values)
     manifest = json.loads((path / "manifest.json").read_text())
-    drafts.seal(path, "store", config=manifest["config"], parents={}, info=manifest["info"])
+    writer.seal(path, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
 
 def errors(path, settings):

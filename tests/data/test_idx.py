@@ -42,7 +42,7 @@ def test_rows_beyond_one_block(tmp_path, monkeypatch):
     """The stream is cut into blocks; the store must not know."""
     write_idx_set(tmp_path / "idx", 60, 20, end=".gz")
     prepare(idx_source(tmp_path / "idx"), tmp_path / "whole")
-    monkeypatch.setattr("arcloop.data.shards._BLOCK_BYTES", 15 * 11)
+    monkeypatch.setattr("arcloop.data.store.shards._BLOCK_BYTES", 15 * 11)
     prepare(idx_source(tmp_path / "idx"), tmp_path / "blocks")
     assert artifacts.load(tmp_path / "whole", "store").files == (
         artifacts.load(tmp_path / "blocks", "store").files

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from arcloop.data import SPLITS, Store, prepare, store_key
-from arcloop.data.picture_listing import _read
+from arcloop.data.sources.picture_listing import _read
 from arcloop.errors import ConfigError, DataError
-from arcloop.images import decode
+from arcloop.runtime.images import decode
 
 from .conftest import folder_source, write_pictures
 
@@ -41,7 +41,7 @@ def test_every_picture_is_decoded_to_its_class(tmp_path, pictures):
 
 
 def test_processes_change_nothing(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("arcloop.data.picture_listing.SLICE_ROWS", 5)
+    monkeypatch.setattr("arcloop.data.sources.picture_listing.SLICE_ROWS", 5)
     one = prepare(folder_source(pictures), tmp_path / "one", workers=1)
     two = prepare(folder_source(pictures), tmp_path / "two", workers=2)
     assert one.files == two.files
@@ -51,9 +51,9 @@ def test_processes_that_are_started_before_the_pictures_are_counted_change_nothi
     tmp_path, pictures, monkeypatch
 ):
     one = prepare(folder_source(pictures), tmp_path / "one", workers=2)
-    monkeypatch.setattr("arcloop.data.image_folder.MANY", 20)
+    monkeypatch.setattr("arcloop.data.sources.image_folder.MANY", 20)
     assert folder_source(pictures).likely_tasks() == 0
-    monkeypatch.setattr("arcloop.data.image_folder.SLICE_ROWS", 5)
+    monkeypatch.setattr("arcloop.data.sources.image_folder.SLICE_ROWS", 5)
     assert folder_source(pictures).likely_tasks() == 4
     assert prepare(folder_source(pictures), tmp_path / "two", workers=2).files == one.files
     assert not any(map(is_worker, children(os.getpid())))
@@ -141,7 +141,7 @@ def test_all_bad_pictures_are_named(tmp_path, with_bad):
 
 
 def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad, monkeypatch):
-    monkeypatch.setattr("arcloop.data.picture_listing.SLICE_ROWS", 2)
+    monkeypatch.setattr("arcloop.data.sources.picture_listing.SLICE_ROWS", 2)
     source = folder_source(with_bad, on_bad_image="skip", shard_rows=4)
     artifact = prepare(source, tmp_path / "store", workers=1)
     assert artifact.info["skipped"]["count"] == 4
@@ -283,5 +283,5 @@ def children(pid: int) -> list[int]:
 
 def is_worker(pid: int) -> bool:
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-        return "arcloop.data.workers" in file.read()
+        return "arcloop.data.sources.workers" in file.read()
     return False

@@ -16,12 +16,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from arcloop import drafts
-from arcloop.config import LoaderSettings
+from arcloop.artifacts import writer as drafts
+from arcloop.config.schema import LoaderSettings
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
-from arcloop.data.jpeg_writer import JpegSplitWriter
-from arcloop.data.loader import BatchDataset, BatchLoader
-from arcloop.data.sampler import OrderedBatches
+from arcloop.data.loading.loader import BatchDataset, BatchLoader
+from arcloop.data.loading.sampler import OrderedBatches
+from arcloop.data.store.jpeg_writer import JpegSplitWriter
 from arcloop.errors import ArtifactError, ConfigError, DataError
 
 from .conftest import folder_source, synthetic_source
@@ -84,7 +84,7 @@ def test_batches_are_the_split_in_order(store, whole, batch_rows):
 @hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_gather_returns_rows_in_the_order_asked_for(store, whole, rows, cores):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcloop.data.shard_reading.available_workers", lambda: cores)
+        patch.setattr("arcloop.data.store.shard_reading.available_workers", lambda: cores)
         images, labels = store.gather("train", np.array(rows, np.int64))
     assert (images == whole["train"][0][rows]).all()
     assert (labels == whole["train"][1][rows]).all()
@@ -105,7 +105,7 @@ def test_workers_of_the_loader_decode_the_same(store):
 
 
 def test_processes_and_slices_change_nothing(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("arcloop.data.picture_listing.SLICE_ROWS", 5)
+    monkeypatch.setattr("arcloop.data.sources.picture_listing.SLICE_ROWS", 5)
     one = prepare(folder_source(pictures, **JPEG), tmp_path / "one", workers=1)
     two = prepare(folder_source(pictures, **JPEG), tmp_path / "two", workers=2)
     assert one.files == two.files
@@ -221,7 +221,7 @@ def test_a_row_that_is_no_image_of_its_size_is_named(copy, settings, row):
 
 def test_the_rows_around_a_bad_one_are_checked_all_the_same(copy, settings, monkeypatch):
     """In blocks of two rows: a leak just before it, and one just after."""
-    monkeypatch.setattr("arcloop.data.shards._BLOCK_BYTES", 2 * 24 * 24)
+    monkeypatch.setattr("arcloop.data.store.shards._BLOCK_BYTES", 2 * 24 * 24)
     query = []
     rewrite(copy, "query", 0, query.extend)
 
@@ -281,7 +281,7 @@ def test_damaged_files_are_named(copy, settings):
 PEAK = """
 import sys
 from pathlib import Path
-from arcloop.config import ValidationSettings
+from arcloop.config.schema import ValidationSettings
 from arcloop.data import Store, SyntheticSource, prepare, validate
 
 settings = ValidationSettings(

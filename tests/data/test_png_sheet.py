@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from arcloop.data.png_sheet import PngSheet
-from arcloop.images import ImageError, decode, encode_png
+from arcloop.data.sources.png_sheet import PngSheet
+from arcloop.runtime.images import ImageError, decode, encode_png
 
 
 def make(seed, height, width, channels):

@@ -82,7 +82,7 @@ def test_reserved_blocks_are_on_the_disk(tmp_path):
 PEAK = """
 import sys
 from pathlib import Path
-from arcloop.config import ValidationSettings
+from arcloop.config.schema import ValidationSettings
 from arcloop.data import Store, SyntheticSource, prepare, validate
 
 settings = ValidationSettings(

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.data import sampler
-from arcloop.data.sampler import OrderedBatches, ShuffledBatches
+from arcloop.data.loading import sampler
+from arcloop.data.loading.sampler import OrderedBatches, ShuffledBatches
 from arcloop.errors import DataError
 
 

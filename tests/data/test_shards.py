@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.data.shards import SplitWriter, pieces
+from arcloop.data.store.shards import SplitWriter, pieces
 
 SHAPE = (2, 3, 1)
 
@@ -59,7 +59,7 @@ def test_rows_written_in_any_order_are_where_they_belong(tmp_path, total, shards
 
 @pytest.mark.parametrize("dropped", [[0], [5, 6, 7, 19], list(range(1, 20)), []])
 def test_rows_can_be_left_out_again(tmp_path, monkeypatch, dropped):
-    monkeypatch.setattr("arcloop.data.shards._BLOCK_BYTES", 7 * 6)
+    monkeypatch.setattr("arcloop.data.store.shards._BLOCK_BYTES", 7 * 6)
     writer = SplitWriter(tmp_path / "train", 20, 6, SHAPE).allocate()
     writer.write(0, *rows(0, 20))
     kept = writer.finish(dropped)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.data.splits import apportion, stratify
+from arcloop.data.splits.stratified import apportion, stratify
 from arcloop.errors import DataError
 
 LARGE = {"val": 0.1, "gallery": 0.2}

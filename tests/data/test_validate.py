@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.lib.format import open_memmap
 
-from arcloop import artifacts, drafts
+from arcloop import artifacts
+from arcloop.artifacts import writer
 from arcloop.data import SPLITS, prepare, validate
-from arcloop.data.inspection import pixel_std
-from arcloop.data.row_hashes import row_hashes
+from arcloop.data.validation.duplicates import row_hashes
+from arcloop.data.validation.inspection import pixel_std
 from arcloop.errors import ArtifactError, DataError
 
 from .conftest import synthetic_source, write_idx_set
@@ -34,7 +35,7 @@ def store(sound, tmp_path):
 def reseal(store):
     """Write the manifest anew, as a prepare that wrote such files would have."""
     manifest = json.loads((store / "manifest.json").read_text())
-    drafts.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
+    writer.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
 
 def images(store, split, shard):

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from arcloop.data.source import existing_root
-from arcloop.data.workers import Workers, available_workers
+from arcloop.data.sources.base import existing_root
+from arcloop.data.sources.workers import Workers, available_workers
 from arcloop.errors import DataError, ResourceError
 
 

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, labelled_corners
 
 from arcloop.errors import DataError
-from arcloop.evaluation import calibrate_threshold
-from arcloop.evaluation.calibration import least_threshold
+from arcloop.retrieval.calibration import calibrate_threshold, least_threshold
 
 fars = st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5, 0.99, 1.0])
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
 
-from arcloop.evaluation.clustering import (
+from arcloop.evaluation.metrics.clustering import (
     ami,
     cluster,
     clustering_metrics,
     expected_information,
     nmi,
 )
-from arcloop.evaluation.sample import Sample
+from arcloop.evaluation.metrics.sample import Sample
 
 partitions = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=40)
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
-from arcloop.evaluation.confusion import confusion
+from arcloop.evaluation.metrics.confusion import confusion
 
 
 @given(num_classes=st.integers(1, 6), count=st.integers(1, 30), seed=st.integers(0, 999))

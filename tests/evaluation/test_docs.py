@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-from arcloop.cli import main
-from arcloop.evaluation.glossary import GLOSSARY
+from arcloop.cli.main import main
+from arcloop.evaluation.report.glossary import GLOSSARY
 
 PAGE = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 

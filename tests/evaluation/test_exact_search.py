@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners
 
 from arcloop.errors import DataError
-from arcloop.evaluation.exact_search import (
+from arcloop.retrieval.exact_search import (
     BlockShape,
     block_shape,
     blocks_of,
@@ -18,7 +18,7 @@ from arcloop.evaluation.exact_search import (
     in_parallel,
     regroup,
 )
-from arcloop.evaluation.nearest import Nearest, at_least, keys_of
+from arcloop.retrieval.nearest import Nearest, at_least, keys_of
 
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 

@@ -11,10 +11,10 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
 
+from arcloop.distributed.process_group import Share
 from arcloop.errors import DataError
 from arcloop.evaluation import conclude, examine, judge
-from arcloop.searcher import search as search_faiss
-from arcloop.shares import Share
+from arcloop.runtime.searcher import search as search_faiss
 
 CLASSES = ["a", "b", "c"]
 ELSEWHERE = {  # tested with what computes them

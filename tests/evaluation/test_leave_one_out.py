@@ -9,7 +9,7 @@ from tests.evaluation.conftest import CORNERS, exact, labelled_corners
 from tests.evaluation.test_judge import ELSEWHERE, judged, oracle, sizes
 
 from arcloop.errors import DataError
-from arcloop.evaluation.verification import NUM_BINS, SimilarityHistogram
+from arcloop.evaluation.metrics.verification import NUM_BINS, SimilarityHistogram
 
 
 @st.composite

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.evaluation.open_set import OpenSetCounts
+from arcloop.evaluation.metrics.open_set import OpenSetCounts
 
 query = st.tuples(st.integers(-4, 4), st.booleans(), st.integers(-4, 4), st.booleans())
 

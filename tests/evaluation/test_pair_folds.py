@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.evaluation.pair_folds import (
+from arcloop.evaluation.metrics.pair_folds import (
     best_threshold,
     draw_pairs,
     fold_accuracies,
     pair_metrics,
 )
-from arcloop.evaluation.sample import Sample
+from arcloop.evaluation.metrics.sample import Sample
 
 scored = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=30)
 

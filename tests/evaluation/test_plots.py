@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcloop.evaluation import plots
-from arcloop.evaluation.confusion_plot import confusion_matrix
-from arcloop.evaluation.verification import NUM_BINS, SimilarityHistogram
-from arcloop.style import DPI, encode_png
+from arcloop.display.plotting import DPI, encode_png
+from arcloop.evaluation.metrics.verification import NUM_BINS, SimilarityHistogram
+from arcloop.evaluation.report import plots
+from arcloop.evaluation.report.confusion_plot import confusion_matrix
 
 CURVES = [
     {"step": 0.0, "epoch": 0.0, "train_loss": 9.0, "lr-SGD/pg1": 0.1, "lr-SGD/pg2": 0.2},

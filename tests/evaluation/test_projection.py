@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from arcloop.evaluation.projection import LEAST_ROWS, project
+from arcloop.evaluation.report.projection import LEAST_ROWS, project
 
 
 def clusters(count, num_classes=5, seed=0):

@@ -12,7 +12,7 @@ from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, set
 
 from arcloop.errors import DataError
 from arcloop.evaluation import evaluate_retrieval, judge
-from arcloop.evaluation import exact_search as blocks
+from arcloop.retrieval import exact_search as blocks
 
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 

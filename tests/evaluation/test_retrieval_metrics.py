@@ -13,7 +13,7 @@ from torchmetrics.functional.retrieval import (
     retrieval_reciprocal_rank,
 )
 
-from arcloop.evaluation.retrieval_metrics import (
+from arcloop.evaluation.metrics.retrieval_metrics import (
     average_precision_at_r,
     ndcg_at_k,
     overlap,

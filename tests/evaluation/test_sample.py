@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from arcloop.evaluation.sample import Sample, Sampler, sampled_rows
+from arcloop.evaluation.metrics.sample import Sample, Sampler, sampled_rows
 
 
 def fill(chosen, chunk, total=1000, first=0):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
-from arcloop.evaluation.verification import (
+from arcloop.evaluation.metrics.verification import (
     BIN_WIDTH,
     NUM_BINS,
     SimilarityHistogram,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arcloop.errors import ConfigError
 from arcloop.models import Embedder, TimmBackbone, load_weights
-from arcloop.models.timm_backbone import import_timm
+from arcloop.models.backbones.timm_backbone import import_timm
 
 RESNET, VIT, MOBILE = "test_resnet.r160_in1k", "test_vit", "mobilenetv3_small_050"
 

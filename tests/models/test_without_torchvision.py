@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-from arcloop.models.without_torchvision import torchvision_or_stand_in
+from arcloop.models.backbones.torchvision_stub import torchvision_or_stand_in
 
 REAL = {
     "__init__.py": "REAL = True\n",

@@ -4,12 +4,13 @@ import faiss
 import numpy as np
 import pytest
 
-from arcloop import artifacts, drafts
-from arcloop.compose import compose_config
+from arcloop import artifacts
+from arcloop.artifacts import writer
+from arcloop.config.composition import compose_config
 from arcloop.errors import ConfigError
+from arcloop.pipeline.steps import build
 from arcloop.retrieval import Gallery
-from arcloop.searcher import search
-from arcloop.steps import build
+from arcloop.runtime.searcher import search
 
 DIM = 16
 
@@ -23,7 +24,7 @@ def clustered(rows, seed):
 
 def write(folder, rows_ND):
     """A gallery in shards of 1,000 rows."""
-    with drafts.writing(folder, "gallery", config={}, parents={"model": "0" * 64}) as draft:
+    with writer.writing(folder, "gallery", config={}, parents={"model": "0" * 64}) as draft:
         for number, start in enumerate(range(0, len(rows_ND), 1000)):
             shard = rows_ND[start : start + 1000]
             np.save(draft.path / f"embeddings-{number:05d}.npy", shard)
@@ -123,7 +124,7 @@ def test_wrong_values_are_refused():
 
 
 def test_the_manifest_and_the_report_tell_the_choice(work, capsys):
-    from arcloop.cli import main
+    from arcloop.cli.main import main
 
     run = ["run_dir=runs/synthetic"]
     assert main(["index", *run, "index=auto", "index.flat_rows=50"]) == 0

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcloop import drafts
+from arcloop.artifacts import writer
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.retrieval import (
     FaissIndex,
@@ -17,7 +17,7 @@ from arcloop.retrieval import (
     write_gallery,
     write_index,
 )
-from arcloop.searcher import save_model, search
+from arcloop.runtime.searcher import save_model, search
 
 
 class Pixels(torch.nn.Module):
@@ -139,7 +139,7 @@ def test_a_gallery_too_small_to_train_is_told(model, tmp_path):
 def test_index_of_another_model_is_refused(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(10))
     index = FaissIndex(factory="Flat", search={}, train_rows=1).build(found)
-    with drafts.writing(tmp_path / "i", "index", config={}) as draft:
+    with writer.writing(tmp_path / "i", "index", config={}) as draft:
         write_index(index, found, draft.path, list("abcde"), 0.5)
     open_index(tmp_path / "i", model.sha256)
     with pytest.raises(ArtifactError, match="another model"):

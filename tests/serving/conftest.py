@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import archive
-import responder
-from arcloop.cli import main
+from arcloop.cli.main import main
 from arcloop.errors import ResourceError
-from deploy import deploy
-from serve import SERVERS
-from settings import PORTS, read_request
-from torchserve import require_java
+from arcloop.serving import archive
+from arcloop.serving.deploy import deploy
+from arcloop.serving.serve import SERVERS
+from arcloop.serving.servers.torchserve import require_java
+from arcloop.serving.settings import PORTS, read_request
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)  # it never closes its version.txt
@@ -110,17 +109,18 @@ def servers(small_run, make_settings, tmp_path_factory):
 
 
 @pytest.fixture
-def spoiled(tmp_path):
+def spoiled():
     """A block in which what is archived is broken: a line of responder.py -> another."""
 
     @contextlib.contextmanager
     def block(old, new):
-        source = Path(responder.__file__).read_text()
+        files = archive.runtime_files()
+        name = f"{archive.RUNTIME}/responder.py"
+        source = files[name].decode()
         assert source.count(old) == 1
-        (tmp_path / "responder.py").write_text(source.replace(old, new))
-        code = [path for path in archive._CODE if path.name != "responder.py"]
+        spoilt = {**files, name: source.replace(old, new).encode()}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(archive, "_CODE", (*code, tmp_path / "responder.py"))
+            patch.setattr(archive, "runtime_files", lambda: spoilt)
             yield
 
     return block

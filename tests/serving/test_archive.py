@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from archive import collect, read_manifest, write_archive
-from arcloop import artifacts, drafts
+from arcloop import artifacts
+from arcloop.artifacts import writer
 from arcloop.errors import ArtifactError, ConfigError
-from naming import file_name, make_version, version_of
+from arcloop.serving.archive import collect, read_manifest, write_archive
+from arcloop.serving.store.naming import file_name, make_version, version_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -65,7 +66,7 @@ def test_a_run_whose_gate_did_not_pass_is_refused_unless_forced(run_dir, setting
     judged = artifacts.read(run_dir / "evaluation", "evaluation")
     verdict = {"passed": False, "reasons": ["eer is 0.2, but at most 0.1 is required."]}
     (run_dir / "evaluation/gate.json").write_text(json.dumps(verdict))
-    drafts.seal(judged.path, "evaluation", config=judged.config, parents=judged.parents)
+    writer.seal(judged.path, "evaluation", config=judged.config, parents=judged.parents)
     with pytest.raises(ArtifactError, match=r"the gate did not pass: eer is"):
         make(run_dir, settings, tmp_path / "a")
     manifest = read_manifest(make(run_dir, settings, tmp_path / "a", force=True))

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archive import read_manifest
 from arcloop import artifacts
-from deploy import main as deploy
-from model_store import ModelStore
-from server_config import server_properties
-from settings import read_request
-from versions import main as versions
+from arcloop.serving.archive import read_manifest
+from arcloop.serving.deploy import main as deploy
+from arcloop.serving.servers.server_config import server_properties
+from arcloop.serving.settings import read_request
+from arcloop.serving.store.model_store import ModelStore
+from arcloop.serving.versions import main as versions
 
 SERVING = Path(__file__).parents[2] / "serving"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy import main as deploy
-from model_store import ModelStore
-from settings import read_request
-from versions import main as versions
+from arcloop.serving.deploy import main as deploy
+from arcloop.serving.settings import read_request
+from arcloop.serving.store.model_store import ModelStore
+from arcloop.serving.versions import main as versions
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "serving.md").read_text()

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 
-import thumbnails
 from arcloop.data import Store
-from arcloop.images import decode, encode_png
-from batching import Batcher, OverloadedError
-from deploy import deploy
-from http_app import Service
-from http_process import HttpServer
-from page import Page
-from requests_read import read_question
-from responder import Question, RefusalError, Reply
+from arcloop.runtime.images import decode, encode_png
+from arcloop.runtime.responder import Question, RefusalError, Reply
+from arcloop.serving.deploy import deploy
+from arcloop.serving.servers import thumbnails
+from arcloop.serving.servers.batching import Batcher, OverloadedError
+from arcloop.serving.servers.http_app import Service
+from arcloop.serving.servers.http_process import HttpServer
+from arcloop.serving.servers.page import Page
+from arcloop.serving.servers.requests_read import read_question
 
 
 def echo(questions):

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arcloop.errors import ArtifactError, ConfigError
-from model_store import ModelStore
+from arcloop.serving.store.model_store import ModelStore
 
 SERVING = Path(__file__).parents[2] / "serving"
 
@@ -112,14 +111,11 @@ def test_foreign_files_are_let_be(store):
 def process(store, body):
     """Another process that runs `body` with a store of its own over the same folder."""
     code = "\n".join([
-        "from pathlib import Path; from model_store import ModelStore",
+        "from pathlib import Path; from arcloop.serving.store.model_store import ModelStore",
         f"store = ModelStore(Path({str(store.path)!r}), 'm')",
         inspect.getsource(version), inspect.getsource(put), body,
     ])  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(SERVING)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
 def test_deploys_at_the_same_time(store):

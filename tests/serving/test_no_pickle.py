@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from archive import collect, write_archive
-from arcloop.images import encode_png
-from responder import ResponderError, verify
+from arcloop.runtime.images import encode_png
+from arcloop.runtime.responder import ResponderError, verify
+from arcloop.serving.archive import collect, write_archive
 
 # Every unpickler, in C or in Python, raises this event before it looks up what a pickle names.
 SERVE = """
 import json, pickle, sys, yaml
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from responder import Question, Responder
+from arcloop_runtime.responder import Question, Responder
 unpickled = []
 def refuse(event, arguments):
     if event == "pickle.find_class":

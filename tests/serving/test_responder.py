@@ -13,11 +13,11 @@ import pytest
 import yaml
 from PIL import Image
 
-import responder
-from archive import collect, write_archive
-from arcloop.images import encode_png
-from arcloop.searcher import Searcher
-from responder import Question, Responder, ResponderError, cpu_limit
+from arcloop.runtime import responder
+from arcloop.runtime.images import encode_png
+from arcloop.runtime.responder import Question, Responder, ResponderError, cpu_limit
+from arcloop.runtime.searcher import Searcher
+from arcloop.serving.archive import collect, write_archive
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +182,9 @@ def test_it_runs_where_arcloop_is_not_installed(unpacked, golden, tmp_path):
     (tmp_path / "image.png").write_bytes(encode_png(golden[0]))
     code = (
         "import sys; sys.modules['arcloop'] = None\n"
-        "import yaml; from pathlib import Path; from responder import Question, Responder\n"
-        "import images; assert images.__file__.startswith(str(Path.cwd()))\n"
+        "import yaml; from pathlib import Path\n"
+        "from arcloop_runtime.responder import Question, Responder\n"
+        "from arcloop_runtime import images; assert images.__file__.startswith(str(Path.cwd()))\n"
         "settings = yaml.safe_load(open('model-config.yaml'))['handler']\n"
         f"image = Path({str(tmp_path / 'image.png')!r}).read_bytes()\n"
         "print(Responder(Path('.'), settings).reply([Question(image)])[0].body.decode())"
@@ -193,13 +194,11 @@ def test_it_runs_where_arcloop_is_not_installed(unpacked, golden, tmp_path):
     assert json.loads(done.stdout)["model"]["name"] == "synthetic"
 
 
-def test_an_archived_decoder_goes_before_an_installed_one(unpacked):
-    code = (
-        "import searcher, responder, parity, images\n"
-        "assert searcher.images is responder.images is parity.images is images\n"
-        "assert responder.searcher is parity.searcher is searcher\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=unpacked, check=True)
+def test_a_folder_called_images_does_not_shadow_the_decoder(unpacked, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "__init__.py").write_text("raise RuntimeError('not the decoder')")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import arcloop_runtime.responder"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path], cwd=unpacked, check=True)
 
 
 def test_cpus_are_those_it_may_use():

@@ -21,14 +21,14 @@ import psutil
 import pytest
 
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.images import encode_png
-from client import require_parity, stored_answers
-from deploy import candidate, deploy, put_live
-from management import Management
-from model_store import ModelStore
-from roll import main as roll
-from serve import SERVERS
-from torchserve import TorchServe
+from arcloop.runtime.images import encode_png
+from arcloop.serving.deploy import candidate, deploy, put_live
+from arcloop.serving.roll import main as roll
+from arcloop.serving.serve import SERVERS
+from arcloop.serving.servers.client import require_parity, stored_answers
+from arcloop.serving.servers.management import Management
+from arcloop.serving.servers.torchserve import TorchServe
+from arcloop.serving.store.model_store import ModelStore
 
 HERE = Path(__file__).parent
 BOTH = [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"]

@@ -19,17 +19,17 @@ import pytest
 import yaml
 
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.images import encode_png
-from arcloop.searcher import read_index
-from client import require_parity
-from deploy import deploy
-from http_process import HttpServer
-from model_store import ModelStore
-from parity import Golden
-from responder import Question, Responder
-from serve import SERVERS
-from serve import main as serve
-from settings import PORTS
+from arcloop.runtime.golden_batch import Golden
+from arcloop.runtime.images import encode_png
+from arcloop.runtime.responder import Question, Responder
+from arcloop.runtime.searcher import read_index
+from arcloop.serving.deploy import deploy
+from arcloop.serving.serve import SERVERS
+from arcloop.serving.serve import main as serve
+from arcloop.serving.servers.client import require_parity
+from arcloop.serving.servers.http_process import HttpServer
+from arcloop.serving.settings import PORTS
+from arcloop.serving.store.model_store import ModelStore
 
 SERVING = Path(__file__).parents[2] / "serving"
 BOTH = [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"]

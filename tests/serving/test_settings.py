@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from arcloop.errors import ConfigError
-from server_config import model_config, server_properties
-from settings import read_request, settings_of
+from arcloop.serving.servers.server_config import model_config, server_properties
+from arcloop.serving.settings import read_request, settings_of
 
 
 def test_the_name_is_that_of_the_run(small_run):

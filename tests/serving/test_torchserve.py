@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from arcloop.errors import ResourceError
-from arcloop.images import encode_png
-from arcloop.searcher import read_index
-from client import require_parity
-from parity import Golden
-from torchserve import require_java
+from arcloop.runtime.golden_batch import Golden
+from arcloop.runtime.images import encode_png
+from arcloop.runtime.searcher import read_index
+from arcloop.serving.servers.client import require_parity
+from arcloop.serving.servers.torchserve import require_java
 
 
 @pytest.fixture

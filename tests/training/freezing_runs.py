@@ -8,9 +8,9 @@ from pathlib import Path
 from sharded_runs import IMAGES, STORE, train_in
 
 import arcloop.training  # noqa: F401 - so that not every fork imports it again
-from arcloop.compose import compose_config
-from arcloop.models.timm_backbone import import_timm
-from arcloop.steps import apply
+from arcloop.config.composition import compose_config
+from arcloop.models.backbones.timm_backbone import import_timm
+from arcloop.pipeline.steps import apply
 
 COMMON = [
     *IMAGES, "backbone=timm", "backbone.model=test_efficientnet", "embedder.embedding_dim=16",

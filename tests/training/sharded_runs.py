@@ -14,11 +14,9 @@ from pathlib import Path
 import torch._dynamo  # noqa: F401 - these three: so that not every fork imports them again
 from ports import free_port
 
-import arcloop.evaluation
-import arcloop.stages  # noqa: F401
 from arcloop.artifacts import load
-from arcloop.compose import compose_config
-from arcloop.steps import apply, train_here
+from arcloop.config.composition import compose_config
+from arcloop.pipeline.steps import apply, train_here
 
 STORE = Path("store")
 IMAGES = [

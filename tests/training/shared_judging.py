@@ -14,14 +14,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from arcloop import stages
-from arcloop.compose import compose_config
+from arcloop.config.composition import compose_config
 from arcloop.data import Store
+from arcloop.distributed.team import own_share
 from arcloop.errors import ArcloopError, DataError
-from arcloop.searcher import save_model
-from arcloop.steps import apply, build
+from arcloop.evaluation.evaluate import evaluate
+from arcloop.pipeline.steps import apply, build
+from arcloop.retrieval.build_index import build_index
+from arcloop.retrieval.embed_gallery import embed_gallery
+from arcloop.runtime.searcher import save_model
 from arcloop.training.neighbours import leave_one_out_top1
-from arcloop.training.team import own_share
 
 STORE, RUN = Path("store"), Path("run")
 SETTINGS = [
@@ -67,13 +69,13 @@ def judge(config, folder):
         store = Store.open(STORE).artifact.path
         gallery, index = folder / "gallery", folder / "index"
         settings = build(config, "embed")
-        stages.embed_gallery(RUN / "model.pt", store, gallery, settings, share=share)
+        embed_gallery(RUN / "model.pt", store, gallery, settings, share=share)
         if share.rank == 0:
-            stages.build_index(
+            build_index(
                 RUN / "model.pt", store, gallery, index, index=build(config, "index"),
                 calibration=build(config, "calibration"), embed_settings=settings,
             )  # fmt: skip
-        found = stages.evaluate(
+        found = evaluate(
             RUN, store, gallery, index, folder / "evaluation",
             settings=build(config, "evaluate"), embed_settings=settings, share=share,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from arcloop.cli import main
+from arcloop.cli.main import main
 
 PAGE = (Path(__file__).parents[2] / "docs/backbones.md").read_text()
 FEW = [

@@ -9,11 +9,11 @@ import yaml
 from safetensors.torch import save_file
 
 from arcloop.artifacts import load
-from arcloop.cli import main
-from arcloop.compose import bundled
-from arcloop.models.timm_backbone import import_timm
-from arcloop.searcher import Model
-from arcloop.training.checkpoints import read_checkpoint
+from arcloop.cli.main import main
+from arcloop.config.composition import bundled
+from arcloop.models.backbones.timm_backbone import import_timm
+from arcloop.models.checkpoints import read_checkpoint
+from arcloop.runtime.searcher import Model
 
 TRAIN = [
     "train", "data=synthetic", "data.train=24", "data.val=12", "data.gallery=12", "data.query=12",

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.conftest import SMALL
 
-from arcloop.cli import main
-from arcloop.compose import compose_config
-from arcloop.steps import build
+from arcloop.cli.main import main
+from arcloop.config.composition import compose_config
+from arcloop.pipeline.steps import build
 from arcloop.training import NODES, Recipe
 
 TRAIN = ["train", *SMALL, "callbacks=export_only"]

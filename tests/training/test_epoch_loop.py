@@ -6,9 +6,9 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.profilers import SimpleProfiler
 
-from arcloop import steps
-from arcloop.compose import compose_config
-from arcloop.steps import build
+from arcloop.config.composition import compose_config
+from arcloop.pipeline import steps
+from arcloop.pipeline.steps import build
 from arcloop.training import NODES, Recipe
 from arcloop.training.epoch_loop import EpochLoop
 from arcloop.training.quiet import quiet

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from arcloop.errors import ArtifactError
+from arcloop.export.torchscript import GOLDEN, export_scripted
 from arcloop.models import ConvNet, Embedder
-from arcloop.searcher import Model
-from arcloop.training.checkpoints import AtomicCheckpoints
-from arcloop.training.export import GOLDEN, export_scripted
+from arcloop.models.checkpoints import AtomicCheckpoints
+from arcloop.runtime.searcher import Model
 
 
 def embedder(seed):

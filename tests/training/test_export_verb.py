@@ -6,7 +6,7 @@ import pytest
 from tests.conftest import SMALL
 
 from arcloop import artifacts
-from arcloop.cli import main
+from arcloop.cli.main import main
 
 RUN = "runs/synthetic"
 QUICK = [*SMALL, "trainer.max_epochs=1", "callbacks=export_only"]

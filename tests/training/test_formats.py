@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from arcloop.errors import ArtifactError, ConfigError
+from arcloop.export import OnnxFormat, TorchExportFormat
+from arcloop.export.export_run import beside, export_run, try_formats
+from arcloop.export.onnx import opset_range
 from arcloop.models import ConvNet, Embedder, IResNet
-from arcloop.training import OnnxFormat, TorchExportFormat
-from arcloop.training.exports import beside, export_run, try_formats
-from arcloop.training.onnx_format import opset_range
 
 FORMATS = {
     "onnx": OnnxFormat(opset=17, max_abs_diff=1e-5),
@@ -132,7 +132,7 @@ class Blurred(OnnxFormat):
 
 def test_a_format_that_computes_something_else_does_not_pass(work):
     from arcloop import artifacts
-    from arcloop.steps import build_node
+    from arcloop.pipeline.steps import build_node
 
     run = work / "runs/synthetic"
     recorded = artifacts.read(run, "run").config

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tests.conftest import SMALL
 
-from arcloop.cli import main
+from arcloop.cli.main import main
 from arcloop.errors import ResourceError
-from arcloop.training.checkpoints import read_checkpoint
+from arcloop.models.checkpoints import read_checkpoint
 from arcloop.training.module import EmbeddingModule
 
 # Per epoch 6 steps; the weights that are compared are those of the end, not of the best epoch.

@@ -7,9 +7,9 @@ import torch
 from tests.conftest import SMALL
 
 from arcloop import artifacts
-from arcloop.cli import main
-from arcloop.compose import bundled
-from arcloop.training.checkpoints import read_checkpoint
+from arcloop.cli.main import main
+from arcloop.config.composition import bundled
+from arcloop.models.checkpoints import read_checkpoint
 
 CHOICES = sorted(file.stem for file in (bundled("conf") / "head").glob("*.yaml"))
 TRAIN = ["train", *SMALL, "trainer.max_epochs=1", "augmentation=none"]

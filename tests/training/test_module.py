@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning.profilers import SimpleProfiler
-from tests.test_compose import REQUIRED
+from tests.config.test_composition import REQUIRED
 
-from arcloop.cli import main
-from arcloop.compose import bundled, compose_config
+from arcloop.cli.main import main
+from arcloop.config.composition import bundled, compose_config
 from arcloop.errors import ConfigError
-from arcloop.steps import build
+from arcloop.pipeline.steps import build
 from arcloop.training import NODES, Recipe
 from arcloop.training.module import batch_seed, seed_batch
 from arcloop.training.no_profiler import NoProfiler

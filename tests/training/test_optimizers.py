@@ -6,7 +6,7 @@ from torch import nn
 
 from arcloop.errors import ConfigError
 from arcloop.models import ArcFace, ConvNet, Embedder
-from arcloop.training.optimizers import GroupedOptimizer, parameter_groups
+from arcloop.training.optim.optimizers import GroupedOptimizer, parameter_groups
 
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
 RATES = {"lr": 0.1, "weight_decay": 0.01, "head_lr": 0.3, "head_weight_decay": 0.02}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from arcloop.cli import main
-from arcloop.compose import bundled, compose_config
+from arcloop.cli.main import main
+from arcloop.config.composition import bundled, compose_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 

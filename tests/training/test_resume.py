@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from arcloop.errors import ArtifactError
-from arcloop.training.checkpoints import AtomicCheckpoints, read_checkpoint, with_digest
+from arcloop.models.checkpoints import AtomicCheckpoints, read_checkpoint, with_digest
 from arcloop.training.resume import newest_whole
 
 OVERRIDES = [
@@ -26,8 +26,8 @@ STEPS = 4 * 13
 # One interpreter imports everything; each start is a fork of it, as cold as a new process is.
 STARTS = """
 import os, sys
-import arcloop.training, arcloop.steps, arcloop.evaluation, arcloop.stages
-from arcloop.cli import main
+import arcloop.training, arcloop.pipeline.steps, arcloop.evaluation
+from arcloop.cli.main import main
 for line in sys.stdin:
     kill, *arguments = line.rstrip("\\n").split("\\t")
     pid = os.fork()
@@ -42,7 +42,7 @@ for line in sys.stdin:
 KILLING = """
 import os, signal
 from pytorch_lightning import Callback, Trainer
-from arcloop.training import checkpoints
+from arcloop.models import checkpoints
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from arcloop.errors import ConfigError
-from arcloop.training.schedulers import constant, cosine, one_cycle
+from arcloop.training.optim.schedulers import constant, cosine, one_cycle
 
 PEAKS = [0.1, 0.4]
 SCHEDULES = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from arcloop import artifacts
-from arcloop.steps import run_step
-from arcloop.training.checkpoints import read_checkpoint
-from arcloop.training.sharding import clip_by_value
+from arcloop.models.checkpoints import read_checkpoint
+from arcloop.pipeline.steps import run_step
+from arcloop.training.optim.sharding import clip_by_value
 
 CLASSES, D = 7, 16
 

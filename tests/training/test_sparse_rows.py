@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arcloop.models.heads.collectives import take_rows
-from arcloop.training.sparse_rows import compact, update_rows_alone
+from arcloop.distributed.collectives import take_rows
+from arcloop.training.optim.sparse_rows import compact, update_rows_alone
 
 ROWS, D, LR, DECAY = 7, 3, 0.1, 0.05
 SAMPLES = [[0, 3, 6], [3, 4], [0, 3, 4, 5], [3], [], [0, 6]]

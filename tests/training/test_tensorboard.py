@@ -12,12 +12,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.projector import ProjectorConfig
 
-from arcloop.cli import main
+from arcloop.cli.main import main
 from arcloop.data import Store
+from arcloop.display.plotting import RIGHT, WRONG
 from arcloop.evaluation import Mistake, mistake_sheet
-from arcloop.searcher import Model
-from arcloop.style import RIGHT, WRONG
-from arcloop.training.projector import CONFIG, write_projector
+from arcloop.runtime.searcher import Model
+from arcloop.training.callbacks.projector import CONFIG, write_projector
 
 RUN = "runs/synthetic"
 

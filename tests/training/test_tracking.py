@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from tests.conftest import SMALL
 
 from arcloop import artifacts
-from arcloop.cli import main
-from arcloop.compose import bundled, compose_config
+from arcloop.cli.main import main
+from arcloop.config.composition import bundled, compose_config
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.training import MlflowLogger, WandbLogger
 

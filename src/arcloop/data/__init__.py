@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from arcloop.data.append import changes_since
-from arcloop.data.csv_source import CsvSource
-from arcloop.data.idx import IdxSource
-from arcloop.data.image_folder import ImageFolderSource
 from arcloop.data.prepare import prepare, store_key
-from arcloop.data.source import SPLITS, Source
-from arcloop.data.store import Store
-from arcloop.data.synthetic import SyntheticSource
-from arcloop.data.validate import validate
+from arcloop.data.sources.base import SPLITS, Source
+from arcloop.data.sources.csv_source import CsvSource
+from arcloop.data.sources.idx import IdxSource
+from arcloop.data.sources.image_folder import ImageFolderSource
+from arcloop.data.sources.synthetic import SyntheticSource
+from arcloop.data.store.store import Store
+from arcloop.data.validation.validate import validate
 
 if TYPE_CHECKING:
-    from arcloop.data.datamodule import EmbeddingDataModule
-    from arcloop.data.sampler import EpochBatches
+    from arcloop.data.loading.datamodule import EmbeddingDataModule
+    from arcloop.data.loading.sampler import EpochBatches
 
 __all__ = [
     "SPLITS", "CsvSource", "EmbeddingDataModule", "EpochBatches", "IdxSource", "ImageFolderSource",
@@ -27,11 +27,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import torch only for those who train; preparing a store does without."""
     if name == "EmbeddingDataModule":
-        from arcloop.data.datamodule import EmbeddingDataModule
+        from arcloop.data.loading.datamodule import EmbeddingDataModule
 
         return EmbeddingDataModule
     if name == "EpochBatches":
-        from arcloop.data.sampler import EpochBatches
+        from arcloop.data.loading.sampler import EpochBatches
 
         return EpochBatches
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

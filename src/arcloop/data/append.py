@@ -7,11 +7,11 @@ from pathlib import Path
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.atomic import sha256_json
-from arcloop.data.origins import Difference, Held
-from arcloop.data.source import Listing, Source
-from arcloop.data.store import CLASSES
-from arcloop.drafts import Draft
+from arcloop.artifacts.atomic import sha256_json
+from arcloop.artifacts.writer import Draft
+from arcloop.data.sources.base import Listing, Source
+from arcloop.data.store.source_files import Difference, Held
+from arcloop.data.store.store import CLASSES
 from arcloop.errors import ConfigError
 
 KEY_DIGITS = 16

@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from arcloop import artifacts, drafts
+from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.atomic import locked, sha256_json, write_json
+from arcloop.artifacts import writer as drafts
+from arcloop.artifacts.atomic import locked, sha256_json, write_json
 from arcloop.data.append import KEY_DIGITS, Base, find_base, require_appendable, settings_key
-from arcloop.data.jpeg_writer import JpegSplitWriter
-from arcloop.data.origins import origins_file
-from arcloop.data.shards import SplitWriter
-from arcloop.data.source import Listing, Source
-from arcloop.data.store import CLASSES
-from arcloop.data.workers import Workers, available_workers
+from arcloop.data.sources.base import Listing, Source
+from arcloop.data.sources.workers import Workers, available_workers
+from arcloop.data.store.jpeg_writer import JpegSplitWriter
+from arcloop.data.store.shards import SplitWriter
+from arcloop.data.store.source_files import origins_file
+from arcloop.data.store.store import CLASSES
+from arcloop.display.terminal import say, track
 from arcloop.errors import ArtifactError, DataError
-from arcloop.progress import say, track
 
 _NAMED = 100
 

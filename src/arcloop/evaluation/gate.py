@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TypedDict
 
-from arcloop.config import GateSettings
+from arcloop.config.schema import GateSettings
 
 
 class Verdict(TypedDict):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.evaluation.answers import Search
+from arcloop.evaluation.metrics.answers import Search
 
 _MOST_QUERIES, _MOST_SECONDS = 200, 2.0
 _NEIGHBOURS = 10

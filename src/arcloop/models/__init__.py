@@ -1,7 +1,10 @@
 """Backbones, heads, and the embedder that is scripted."""
 
-from arcloop.models.backbone_weights import Comparison, compare, load_weights, read_weights
-from arcloop.models.convnet import ConvNet
+from arcloop.models.backbones.convnet import ConvNet
+from arcloop.models.backbones.iresnet import IResNet
+from arcloop.models.backbones.mobilefacenet import MobileFaceNet
+from arcloop.models.backbones.timm_backbone import TimmBackbone
+from arcloop.models.backbones.weights import Comparison, compare, load_weights, read_weights
 from arcloop.models.embedder import Embedder
 from arcloop.models.heads import (
     AdaCos,
@@ -20,9 +23,6 @@ from arcloop.models.heads import (
     ShardedArcFace,
     SubCenterArcFace,
 )
-from arcloop.models.iresnet import IResNet
-from arcloop.models.mobilefacenet import MobileFaceNet
-from arcloop.models.timm_backbone import TimmBackbone
 
 __all__ = [
     "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "Comparison", "ConvNet", "CosFace",

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check
 from arcloop.errors import ConfigError
-from arcloop.quantities import Fraction, PositiveFloat, PositiveInt, check
 
 
 class Embedder(nn.Module):

@@ -12,8 +12,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from arcloop.progress import say, track
-from arcloop.quantities import Fraction, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check
+from arcloop.display.terminal import say, track
 from arcloop.retrieval.embed import Gallery
 from arcloop.retrieval.index import FaissIndex, Rows, sample_rows
 

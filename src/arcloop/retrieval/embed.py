@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arcloop import artifacts, drafts
-from arcloop.artifacts import Artifact
+from arcloop import artifacts
+from arcloop.artifacts import Artifact, writer
+from arcloop.display.terminal import track
+from arcloop.distributed.process_group import ALONE, Share
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.progress import track
-from arcloop.searcher import Model, SearcherError
-from arcloop.shares import ALONE, Share
+from arcloop.runtime.searcher import Model, SearcherError
 
 Images = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -111,7 +111,7 @@ def write_gallery(
         share.meet()  # until it is sealed
         return artifacts.load(output, "gallery")
     parents = {**parents, "model": model.sha256}
-    with drafts.writing(output, "gallery", config=config, parents=parents) as draft:
+    with writer.writing(output, "gallery", config=config, parents=parents) as draft:
         folder = Path(share.tell(lambda: str(draft.path.absolute())))
         share.gather(write_part)
         _join_pieces(folder)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.atomic import write_json
+from arcloop.artifacts.atomic import write_json
+from arcloop.config.value_types import PositiveInt, check
+from arcloop.display.terminal import track
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.progress import track
-from arcloop.quantities import PositiveInt, check
 from arcloop.retrieval.embed import Embeddings, Gallery
-from arcloop.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
+from arcloop.runtime.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
 
 Rows = npt.NDArray[np.int64]
 _FEWEST, _FEWEST_HELD_OUT = 39, 30

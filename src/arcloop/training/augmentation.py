@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arcloop.quantities import Fraction, NonNegativeFloat, check
+from arcloop.config.value_types import Fraction, NonNegativeFloat, check
 
 
 class Augmentation(nn.Module, ABC):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.accelerators import CPUAccelerator
 
-from arcloop.progress import say
+from arcloop.display.terminal import say
 
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is Arm's
 

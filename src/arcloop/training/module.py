@@ -14,11 +14,11 @@ from torch import Tensor
 
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
-from arcloop.training import sharding
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.frozen_features import frozen_features
 from arcloop.training.neighbours import leave_one_out_top1
-from arcloop.training.optimizers import GroupedOptimizer
+from arcloop.training.optim import sharding
+from arcloop.training.optim.optimizers import GroupedOptimizer
 
 Batch = tuple[Tensor, Tensor]
 

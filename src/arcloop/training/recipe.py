@@ -14,23 +14,23 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from arcloop.config import BackboneWeightsSettings, LoaderSettings
+from arcloop.config.schema import BackboneWeightsSettings, LoaderSettings
 from arcloop.data import EmbeddingDataModule, EpochBatches
+from arcloop.display.terminal import console, say
+from arcloop.distributed.batch_norm import SyncedBatchNorms
+from arcloop.export.export_run import Exports, beside
 from arcloop.models import Embedder, Head, load_weights, read_weights
-from arcloop.progress import console, say
+from arcloop.models.building import call, make_backbone, make_embedder
+from arcloop.models.checkpoints import AtomicCheckpoints
 from arcloop.training.augmentation import Augmentation
-from arcloop.training.bars import EpochLines, bar
-from arcloop.training.building import call, make_backbone, make_embedder
-from arcloop.training.checkpoints import AtomicCheckpoints
+from arcloop.training.callbacks.progress import EpochLines, bar
+from arcloop.training.callbacks.warmup import Warmup
 from arcloop.training.epoch_loop import EpochLoop
-from arcloop.training.exports import Exports, beside
 from arcloop.training.memory import keep_memory_between_steps
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.no_profiler import NoProfiler
-from arcloop.training.optimizers import GroupedOptimizer
+from arcloop.training.optim.optimizers import GroupedOptimizer
 from arcloop.training.quiet import quiet
-from arcloop.training.synced_norm import SyncedBatchNorms
-from arcloop.training.warmup import Warmup
 
 NODES = (
     "loader", "sampler", "augmentation", "backbone", "backbone_weights", "embedder", "head",

@@ -9,13 +9,13 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from arcloop.config.value_types import PositiveInt, check
+from arcloop.display.terminal import say
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare
-from arcloop.progress import say
-from arcloop.quantities import PositiveInt, check
-from arcloop.training.checkpoints import LAST, PREVIOUS, read_checkpoint
-from arcloop.training.run_logger import RunLogger
-from arcloop.training.sharding import HEAD_WEIGHT
+from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
+from arcloop.training.loggers.run_logger import RunLogger
+from arcloop.training.optim.sharding import HEAD_WEIGHT
 
 _PARTS = (
     ("embedder.backbone.", "backbone"),

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from arcloop.models import AdaCos, AdaFace, CurricularFace, MagFace, PairLoss, SubCenterArcFace
-from arcloop.training.optimizers import GroupedOptimizer
+from arcloop.training.optim.optimizers import GroupedOptimizer
 
 WORLDS = (2, 1)
 N, INPUTS, D, C, STEPS = 12, 6, 5, 7, 4

@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from arcloop.models import ShardedArcFace
-from arcloop.training.optimizers import GroupedOptimizer
-from arcloop.training.sharding import (
+from arcloop.training.optim.optimizers import GroupedOptimizer
+from arcloop.training.optim.sharding import (
     HEAD_WEIGHT,
     clip_by_norm,
     hold_own_shard,
     hold_whole_head,
 )
-from arcloop.training.sparse_rows import compact
+from arcloop.training.optim.sparse_rows import compact
 
 WORLDS = (4, 3, 2, 1)
 N, INPUTS, D = 12, 6, 5

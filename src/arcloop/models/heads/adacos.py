@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from arcloop.models.heads.collectives import gather_rows
+from arcloop.config.value_types import PositiveInt, check
+from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.cosine_classifier import CosineClassifier, scaled_cosine
-from arcloop.quantities import PositiveInt, check
 
 _LEAST = 1.0
 _BLOCK = 2**20

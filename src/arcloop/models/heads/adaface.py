@@ -10,16 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from arcloop.config.value_types import CosineMargin, Fraction, PositiveFloat, PositiveInt, check
+from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.arcface import sine
-from arcloop.models.heads.collectives import gather_rows
 from arcloop.models.heads.cosine_classifier import CosineClassifier, change_targets, lengths
-from arcloop.quantities import (
-    CosineMargin,
-    Fraction,
-    PositiveFloat,
-    PositiveInt,
-    check,
-)
 
 _SHORTEST, _LONGEST = 0.001, 100.0
 _EPSILON = 0.001

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, check
 from arcloop.models.heads.cosine_classifier import TargetMargin
-from arcloop.quantities import Angle, PositiveFloat, PositiveInt, check
 
 
 class ArcFace(TargetMargin):

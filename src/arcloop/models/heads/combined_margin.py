@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from arcloop.config.value_types import Angle, CosineMargin, PositiveFloat, PositiveInt, check
 from arcloop.models.heads.arcface import sine
 from arcloop.models.heads.cosine_classifier import TargetMargin
-from arcloop.quantities import Angle, CosineMargin, PositiveFloat, PositiveInt, check
 
 
 class CombinedMargin(TargetMargin):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from arcloop.config.value_types import CosineMargin, PositiveFloat, PositiveInt, check
 from arcloop.models.heads.cosine_classifier import TargetMargin
-from arcloop.quantities import CosineMargin, PositiveFloat, PositiveInt, check
 
 
 class CosFace(TargetMargin):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arcloop.config.value_types import PositiveFloat, PositiveInt, check
 from arcloop.models.heads.head import Head
-from arcloop.quantities import PositiveFloat, PositiveInt, check
 
 
 class CosineClassifier(Head):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arcloop.config.value_types import Angle, Fraction, PositiveFloat, PositiveInt, check
+from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.arcface import cos_with_margin
-from arcloop.models.heads.collectives import gather_rows
 from arcloop.models.heads.cosine_classifier import CosineClassifier, scaled_cosine
-from arcloop.quantities import Angle, Fraction, PositiveFloat, PositiveInt, check
 
 
 class CurricularFace(CosineClassifier):

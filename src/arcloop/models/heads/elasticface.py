@@ -11,9 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from arcloop.models.heads.arcface import cos_with_margin
-from arcloop.models.heads.cosine_classifier import TargetMargin
-from arcloop.quantities import (
+from arcloop.config.value_types import (
     Angle,
     CosineMargin,
     NonNegativeFloat,
@@ -21,6 +19,8 @@ from arcloop.quantities import (
     PositiveInt,
     check,
 )
+from arcloop.models.heads.arcface import cos_with_margin
+from arcloop.models.heads.cosine_classifier import TargetMargin
 
 
 class ElasticFace(TargetMargin):

@@ -9,16 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from arcloop.config.value_types import Angle, NonNegativeFloat, PositiveFloat, PositiveInt, check
 from arcloop.errors import ConfigError
 from arcloop.models.heads.arcface import cos_with_margin
 from arcloop.models.heads.cosine_classifier import CosineClassifier, change_targets, lengths
-from arcloop.quantities import (
-    Angle,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    check,
-)
 
 
 class MagFace(CosineClassifier):

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arcloop.config.value_types import PositiveInt, check
+from arcloop.distributed.collectives import gather_batch, gather_rows
 from arcloop.errors import ConfigError
-from arcloop.models.heads.collectives import gather_batch, gather_rows
 from arcloop.models.heads.cosine_classifier import widened
 from arcloop.models.heads.head import Head
-from arcloop.quantities import PositiveInt, check
 
 
 class PairLoss(Head):

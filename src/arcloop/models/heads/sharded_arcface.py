@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from arcloop.models.heads.arcface import ArcFace
-from arcloop.models.heads.collectives import (
+from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, Range, check
+from arcloop.distributed.collectives import (
     gather_features,
     gather_rows,
     part,
@@ -22,8 +22,8 @@ from arcloop.models.heads.collectives import (
     sharded_cross_entropy,
     take_rows,
 )
+from arcloop.models.heads.arcface import ArcFace
 from arcloop.models.heads.cosine_classifier import scaled_cosine, widened
-from arcloop.quantities import Angle, PositiveFloat, PositiveInt, Range, check
 
 SampleRate = Annotated[float, Range(low=0, high=1, low_open=True)]
 _BLOCK = 2**20
@@ -36,7 +36,7 @@ class ShardedArcFace(ArcFace):
     class vectors, and the softmax is put together by reductions. With `sample_rate=1` loss and
     gradients are those of `ArcFace` under DDP, if all batches have the same size. Below 1 the
     softmax of a step runs over a sample of the classes alone: those of the batch, filled up at
-    random; the gradient of `weight` is then sparse, see `arcloop.training.sparse_rows`.
+    random; the gradient of `weight` is then sparse, see `arcloop.training.optim.sparse_rows`.
 
     There is no `weight` before `split` is called, for only then is it known how many processes
     there are. The vectors drawn then are those that `ArcFace` would have drawn in this one's

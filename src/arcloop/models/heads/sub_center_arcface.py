@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, check
 from arcloop.models.heads.arcface import ArcFace
 from arcloop.models.heads.cosine_classifier import scaled_cosine
-from arcloop.quantities import Angle, PositiveFloat, PositiveInt, check
 
 
 class SubCenterArcFace(ArcFace):

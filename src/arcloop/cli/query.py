@@ -1,0 +1,119 @@
+"""`arcloop query IMAGE... --run RUN_DIR`: what is in these images?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from arcloop import artifacts
+from arcloop.display.terminal import say
+from arcloop.errors import ArcloopError, DataError
+from arcloop.pipeline.chain import find_store
+
+if TYPE_CHECKING:
+    from arcloop.runtime.searcher import Answer, Searcher
+
+
+def query(arguments: Sequence[str]) -> int:
+    """Answer for each image: its nearest gallery images, or "unknown".
+
+    Raises:
+        ArtifactError: The run or its index is missing or damaged.
+        DataError: A file is no image.
+    """
+    options = _parser().parse_args(arguments)
+    run_dir = Path(options.run)
+    artifacts.load(run_dir, "run")
+    artifacts.load(run_dir / "index", "index")
+    searcher = _searcher(run_dir, options.device)
+    for name in options.images:
+        answer = _answer(searcher, Path(name), options.k)
+        thumbnails = _thumbnails(run_dir, answer)
+        if options.json:
+            print(json.dumps({"image": name, **answer.as_dict(), "thumbnails": thumbnails}))
+        else:
+            _show(name, answer, thumbnails, searcher.threshold)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("arcloop query", description=__doc__)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP or BMP file")
+    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a finished run")
+    parser.add_argument("-k", type=_positive, default=5, help="neighbours to show (default 5)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
+    return int(text)
+
+
+def _searcher(run_dir: Path, device: str) -> Searcher:
+    from arcloop.retrieval import load_model, open_index
+    from arcloop.runtime.searcher import Searcher
+
+    model = load_model(run_dir / "model.pt", device)
+    _, index, labels = open_index(run_dir / "index", model.sha256)
+    return Searcher(model, index, labels)
+
+
+def _answer(searcher: Searcher, image: Path, k: int) -> Answer:
+    from arcloop.runtime.images import ImageError
+
+    try:
+        pixels_HWC = searcher.model.decode(image)
+    except ImageError as cause:
+        raise DataError(str(cause), where=image, remedy="pass an image file") from None
+    return searcher.answer(pixels_HWC[None], k)[0]
+
+
+def _thumbnails(run_dir: Path, answer: Answer) -> list[str]:
+    """Write the neighbours' images beside the run and return their paths; [] without the store."""
+    from arcloop.data import Store
+    from arcloop.runtime.images import encode_png
+
+    try:
+        store = Store.open(find_store(run_dir))
+    except ArcloopError as gone:
+        say(f"no thumbnails: {gone.what}")
+        return []
+    folder = run_dir.parent / f"{run_dir.name}-thumbnails"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for neighbour in answer.neighbours:
+        images_NHWC, _ = store.gather("gallery", np.asarray([neighbour.row]))
+        path = folder / f"gallery-{neighbour.row:07d}.png"
+        path.write_bytes(encode_png(images_NHWC[0]))
+        paths.append(str(path))
+    return paths
+
+
+def _show(name: str, answer: Answer, thumbnails: Sequence[str], threshold: float) -> None:
+    verdict = "unknown" if answer.unknown else answer.class_name
+    sign = "<" if answer.unknown else ">="
+    table = Table(
+        title=f"{name}: {verdict}  (similarity {answer.similarity:.3f} {sign} {threshold:.3f})",
+        title_justify="left",
+    )
+    for column in ("label", "similarity", "gallery row", "thumbnail"):
+        table.add_column(column, justify="left" if column in ("label", "thumbnail") else "right")
+    for number, neighbour in enumerate(answer.neighbours):
+        table.add_row(
+            neighbour.class_name,
+            f"{neighbour.similarity:.3f}",
+            str(neighbour.row),
+            thumbnails[number] if thumbnails else "",
+        )
+    Console(file=sys.stdout, soft_wrap=True).print(table)

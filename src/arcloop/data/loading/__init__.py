@@ -1,0 +1,1 @@
+"""Samplers, batch loader and LightningDataModule over a store."""

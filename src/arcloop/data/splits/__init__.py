@@ -1,0 +1,1 @@
+"""Assignment of images and classes to the splits."""

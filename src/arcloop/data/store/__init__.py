@@ -1,0 +1,1 @@
+"""The store: sharded uint8 images and int64 labels on disk."""

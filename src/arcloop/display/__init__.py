@@ -1,0 +1,1 @@
+"""Terminal output, plot style and HTML pages."""

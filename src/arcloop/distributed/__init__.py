@@ -1,0 +1,1 @@
+"""Process group, launcher, collectives and synchronised batch norm."""

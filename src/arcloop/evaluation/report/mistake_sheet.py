@@ -1,0 +1,85 @@
+"""The worst mistakes as one picture: each query beside what it was taken for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from arcloop.display.plotting import RIGHT, WRONG, encode_png, figure, short_name, styled
+from arcloop.evaluation.mistakes import Mistake
+from arcloop.evaluation.report.page import ReadImage
+
+_ROWS, _NEIGHBOURS = 24, 5
+_CELL, _GAP, _BORDER = 64, 6, 3  # pixels of the sheet
+_INCHES_A_ROW, _WIDTH = 0.72, 6.4
+_NAMES = 2.1  # inches for the words at the left
+
+
+@styled
+def mistake_sheet(
+    mistakes: Sequence[Mistake], classes: Sequence[str], image: ReadImage
+) -> npt.NDArray[np.uint8]:
+    """Draw mistakes as rows: query, then its nearest gallery images, framed by right and wrong.
+
+    Args:
+        mistakes: At least one; the first 24 are drawn.
+        classes: Class names; a label is a position in it.
+        image: Reads one image of the query or gallery split.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    mistakes = mistakes[:_ROWS]
+    rows = [_row(mistake, image) for mistake in mistakes]
+    drawn, (axis,) = figure(
+        width=_WIDTH,
+        height=_INCHES_A_ROW * len(rows) + 0.1,
+        margins=(_NAMES, 0.05, 0.05, 0.05),
+    )
+    drawn.patch.set_alpha(1)
+    axis.imshow(np.concatenate(rows), aspect="equal", interpolation="nearest")
+    axis.axis("off")
+    for number, mistake in enumerate(mistakes):
+        axis.text(
+            -0.02,
+            1 - (number + 0.5) / len(mistakes),
+            f"{short_name(classes[mistake.label])}\n"
+            f"answered {short_name(classes[mistake.predicted])}, {mistake.similarity:.3f}",
+            transform=axis.transAxes,
+            ha="right",
+            va="center",
+        )
+    with Image.open(io.BytesIO(encode_png(drawn))) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def _row(mistake: Mistake, image: ReadImage) -> npt.NDArray[np.uint8]:
+    """Put a query and its neighbours side by side, uint8 [_CELL + _GAP, W, 3] on white."""
+    neighbours = list(zip(mistake.neighbour_rows, mistake.neighbour_labels, strict=True))
+    cells = [_framed(image("query", mistake.query_row), None)]
+    cells += [
+        _framed(image("gallery", row), RIGHT if label == mistake.label else WRONG)
+        for row, label in neighbours[:_NEIGHBOURS]
+    ]
+    sheet = np.full((_CELL + _GAP, (_NEIGHBOURS + 1) * (_CELL + _GAP), 3), 255, np.uint8)
+    for number, cell in enumerate(cells):
+        left = number * (_CELL + _GAP)
+        sheet[:_CELL, left : left + _CELL] = cell
+    return sheet
+
+
+def _framed(pixels_HWC: npt.NDArray[np.uint8], colour: str | None) -> npt.NDArray[np.uint8]:
+    inside = _CELL - 2 * _BORDER
+    picture = Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
+    smooth = max(picture.size) > inside  # of a small one, the pixels are what the network saw
+    resampling = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    picture = picture.convert("RGB").resize((inside, inside), resampling)
+    frame = [round(255 * part) for part in to_rgb(colour)] if colour else [255] * 3
+    cell = np.full((_CELL, _CELL, 3), frame, np.uint8)
+    cell[_BORDER:-_BORDER, _BORDER:-_BORDER] = np.asarray(picture)
+    return cell

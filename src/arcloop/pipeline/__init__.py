@@ -1,0 +1,1 @@
+"""The steps, the chain of steps behind each verb, and sweeps."""

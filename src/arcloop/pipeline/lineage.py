@@ -1,0 +1,264 @@
+"""`arcloop lineage PATH`: from a model, an index, a run or an archive back to the source images."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+
+from arcloop import artifacts
+from arcloop.artifacts import MANIFEST, Artifact
+from arcloop.artifacts.atomic import sha256_file
+from arcloop.data import changes_since
+from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
+from arcloop.pipeline.chain import find_store
+from arcloop.pipeline.steps import build_node
+
+_NAMED = 3
+_PLACES = {"gallery": "gallery", "index": "index", "evaluation": "evaluation"}
+
+
+@dataclass
+class Link:
+    """One thing of the chain, and what it was made from.
+
+    Attributes:
+        what: Kind and place.
+        sha256: Its hash; None where it could not be read.
+        facts: What is worth knowing of it.
+        fault: What is wrong with it; None: verified.
+        parents: What it was made from.
+    """
+
+    what: str
+    sha256: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    fault: str | None = None
+    parents: list[Link] = field(default_factory=list)
+
+    def faults(self) -> Iterator[str]:
+        """Yield every fault of this link and of those behind it."""
+        if self.fault is not None:
+            yield f"{self.what}: {self.fault}"
+        for parent in self.parents:
+            yield from parent.faults()
+
+
+def lineage(arguments: Sequence[str]) -> int:
+    """Print and verify the chain behind a path; 1 if any link of it is broken."""
+    options = _parser().parse_args(arguments)
+    chain = trace(Path(options.path), Path(options.run) if options.run else None)
+    console = Console(highlight=False)
+    console.print(_tree(chain, set()), soft_wrap=True)
+    faults = list(chain.faults())
+    for fault in faults:
+        console.print(f"broken: {fault}", markup=False, soft_wrap=True)
+    if not faults:
+        console.print("every link verified")
+    return 1 if faults else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("arcloop lineage", description=__doc__)
+    parser.add_argument("path", metavar="PATH", help="a run, artifact, file of one, or .mar")
+    parser.add_argument("--run", metavar="RUN_DIR", help="the run that a .mar was made from")
+    return parser
+
+
+def trace(path: Path, run_dir: Path | None = None) -> Link:
+    """Follow what `path` was made from, verifying every hash on the way.
+
+    Args:
+        path: Folder of an artifact, a file in one, or an archive.
+        run_dir: Run that an archive was made from; without it the chain ends at the archive.
+
+    Raises:
+        ArtifactError: `path` is none of these.
+    """
+    if path.suffix == ".mar":
+        return _archive(path, run_dir)
+    folder = path if path.is_dir() else path.parent
+    while not artifacts.exists(folder):
+        if folder == folder.parent or not path.exists():
+            raise ArtifactError(
+                "this is no artifact, and no file of one",
+                where=path,
+                remedy="pass a run directory, a file in it, or an archive",
+            )
+        folder = folder.parent
+    name = None if path.is_dir() else path.relative_to(folder).as_posix()
+    kind = json.loads((folder / MANIFEST).read_bytes())["kind"]
+    link, artifact = _verified(folder, kind)
+    if artifact is None or name is None or name == MANIFEST:
+        return link
+    if name not in artifact.files:
+        return Link(str(path), fault="its artifact does not know this file", parents=[link])
+    return Link(str(path), artifact.file_sha256(name), parents=[link])
+
+
+def _verified(folder: Path, kind: str) -> tuple[Link, Artifact | None]:
+    """Verify an artifact and all that it was made from."""
+    what = f"{kind} {folder}"
+    try:
+        artifact = artifacts.load(folder, kind, trust=False)
+    except ArcloopError as cause:
+        return Link(what, fault=str(cause).replace("\n", ";")), None
+    link = Link(what, artifact.sha256, _facts(folder, artifact))
+    if kind == "store":
+        link.parents.append(_source(artifact))
+        if "store" in artifact.parents:
+            link.parents.append(_appended_to(artifact))
+    elif kind == "run":
+        link.parents.append(_store(artifact, folder))
+        if "backbone_weights" in artifact.parents:
+            link.parents.append(_weights(artifact))
+    else:
+        link.parents += [
+            _parent(role, sha256, folder) for role, sha256 in sorted(artifact.parents.items())
+        ]
+    return link, artifact
+
+
+def _parent(role: str, sha256: str, child: Path) -> Link:
+    run_dir = child.parent
+    if role == "store" and not artifacts.exists(run_dir):
+        return Link(f"store {sha256[:12]}...", sha256)  # of a validation: the folder it lies in
+    if role in ("model", "store"):
+        run, artifact = _verified(run_dir, "run")
+        if artifact is None:
+            return run
+        known = artifact.parents["store"] if role == "store" else artifact.file_sha256("model.pt")
+        link = Link(f"{role} of {run_dir}", sha256, parents=[run] if role == "model" else [])
+    else:
+        link, artifact = _verified(run_dir / _PLACES[role], role)
+        if artifact is None:
+            return link
+        known = artifact.sha256
+    if known != sha256:
+        link.fault = f"it was made from another {role} ({sha256[:12]}...)"
+    return link
+
+
+def _store(run: Artifact, run_dir: Path) -> Link:
+    try:
+        store = find_store(run_dir)
+    except ArcloopError as cause:
+        return Link(f"store {run.parents['store'][:12]}...", fault=cause.what)
+    link, artifact = _verified(store, "store")
+    if artifact is not None:
+        source = link.parents[0]
+        if source.fault is None and "data" in run.config:
+            _compare_source(source, run, artifact)
+    return link
+
+
+def _weights(run: Artifact) -> Link:
+    file = Path(run.config["backbone_weights"]["file"])
+    link = Link(f"weights {file}", run.parents["backbone_weights"])
+    if not file.is_file():
+        link.fault = "the file is not there any more"
+    elif sha256_file(file) != link.sha256:
+        link.fault = "the file was changed since the backbone started from it"
+    return link
+
+
+def _appended_to(store: Artifact) -> Link:
+    """Follow a store to the version of it that images were appended to.
+
+    That one may be gone: the shards it had are in this one too, and were verified with it.
+    """
+    sha256 = store.parents["store"]
+    found = artifacts.find(store.path.parent, "store", sha256)
+    if found is None:
+        return Link(f"store {sha256[:12]}..., appended to, is not there any more")
+    return _verified(found, "store")[0]
+
+
+def _source(store: Artifact) -> Link:
+    root = store.config.get("root")
+    return Link(f"source {store.config['name']}" + (f" in {root}" if root else ""))
+
+
+def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
+    """Read the source again, with the settings of the run, and compare its fingerprint."""
+    try:
+        source = build_node(run.config["data"])
+        link.sha256 = source.fingerprint()
+        link.facts = source.files()
+        if link.sha256 == store.info["source"]:
+            return
+        since = changes_since(source, store)
+    except (ConfigError, DataError, OSError) as cause:
+        link.fault = f"it cannot be read: {cause}".replace("\n", ";")
+        return
+    if since is None or not since.grown:
+        link.fault = "it was changed since the store was prepared"
+        for what, paths in (
+            (("removed", since.removed), ("changed", since.changed)) if since else ()
+        ):
+            link.fault += f"; {len(paths)} {what}: {', '.join(paths[:_NAMED])}" if paths else ""
+    else:
+        link.facts = {"new since": f"{since.new.sum()} images"}
+
+
+def _facts(folder: Path, artifact: Artifact) -> dict[str, str]:
+    code = json.loads((folder / MANIFEST).read_bytes())["code"]
+    facts = {"git": str(code["git"]), "torch": code["packages"].get("torch", "?")}
+    if artifact.info.get("overrides"):
+        facts["overrides"] = " ".join(artifact.info["overrides"])
+    return facts
+
+
+def _archive(path: Path, run_dir: Path | None) -> Link:
+    try:
+        with zipfile.ZipFile(path) as packed:
+            manifest = json.loads(packed.read(MANIFEST))
+            changed = [
+                name
+                for name, entry in manifest["files"].items()
+                if hashlib.sha256(packed.read(name)).hexdigest() != entry["sha256"]
+            ]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as cause:
+        raise ArtifactError(
+            f"this is no archive of a model: {cause}", where=path, remedy="deploy the run again"
+        ) from None
+    facts = {"version": manifest["version"], "gate passed": str(manifest["gate"]["passed"])}
+    link = Link(f"archive {path}", sha256_file(path), facts)
+    if changed:
+        link.fault = f"{', '.join(changed)} changed since it was made"
+    if run_dir is None:
+        link.parents = [Link(f"{role} (see --run)", sha) for role, sha in _roles(manifest)]
+    else:
+        for role in ("run", "index"):
+            found, artifact = _verified(run_dir if role == "run" else run_dir / role, role)
+            if artifact is not None and artifact.sha256 != manifest["parents"][role]:
+                found.fault = f"the archive was made from another {role}"
+            link.parents.append(found)
+    return link
+
+
+def _roles(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return sorted(manifest["parents"].items())
+
+
+def _tree(link: Link, shown: set[str]) -> Tree:
+    """Draw a link and what is behind it, each once."""
+    sign = "[red]x[/red]" if link.fault else "[green]ok[/green]" if link.sha256 else "[dim]?[/dim]"
+    digest = f" [dim]{link.sha256[:12]}[/dim]" if link.sha256 else ""
+    if link.what in shown:
+        return Tree(f"{sign} {escape(link.what)} [dim]above[/dim]")
+    shown.add(link.what)
+    tree = Tree(f"{sign} {escape(link.what)}{digest}")
+    for name, value in link.facts.items():
+        tree.add(f"[dim]{escape(name)}: {escape(value)}[/dim]")
+    tree.children += [_tree(parent, shown) for parent in link.parents]
+    return tree

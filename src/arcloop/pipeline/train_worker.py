@@ -1,0 +1,35 @@
+"""`python -m arcloop.pipeline.train_worker JOB`: one process of a training in several."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from arcloop.config.composition import register
+from arcloop.config.schema import Config
+from arcloop.distributed.launcher import leave_group
+from arcloop.errors import report_errors
+from arcloop.pipeline.steps import train_here
+
+
+def main() -> int:
+    """Read the job, train, and end with the exit code that tells how it went."""
+    register()
+    job = json.loads(Path(sys.argv[1]).read_bytes())
+    config = OmegaConf.merge(OmegaConf.structured(Config), job["config"])
+    assert isinstance(config, DictConfig)
+
+    def work() -> int:
+        store, run_dir = Path(job["store"]), Path(job["run_dir"])
+        train_here(config, store, run_dir, job["overrides"], alone=job["alone"])
+        leave_group()
+        return 0
+
+    return report_errors(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Archive, model store, servers and deployments."""

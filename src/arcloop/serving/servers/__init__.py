@@ -1,0 +1,1 @@
+"""TorchServe and the FastAPI server as processes."""

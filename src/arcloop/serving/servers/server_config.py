@@ -1,0 +1,128 @@
+"""What the servers read: TorchServe's config.properties, http-server.json, model-config.yaml.
+
+TorchServe has had no fixes since August 2025, so all that it offers beside answering is closed: the
+management API is on loopback and cannot register, unless `deploy.model_api` asks for that, and then
+from the model store alone; environment and requests change no setting, and nothing is installed or
+downloaded.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arcloop.errors import ConfigError
+from arcloop.serving.settings import DeploySettings
+
+PROPERTIES = "config.properties"
+HTTP_SERVER = "http-server.json"
+
+
+def server_properties(
+    settings: DeploySettings, archive: Path, *, metrics_host: str = "127.0.0.1"
+) -> str:
+    """Return config.properties with which TorchServe serves one archive.
+
+    Args:
+        settings: Addresses, sizes and limits.
+        archive: The .mar, in the model store: an absolute path.
+        metrics_host: Address the metrics port listens on.
+
+    Raises:
+        ConfigError: A path cannot be written in this format.
+    """
+    store = archive.parent
+    values = {
+        "inference_address": f"http://{_in_url(settings.host)}:{settings.inference_port}",
+        "management_address": f"http://127.0.0.1:{settings.management_port}",
+        "metrics_address": f"http://{_in_url(metrics_host)}:{settings.metrics_port}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_management_address": "127.0.0.1",
+        "grpc_inference_port": settings.grpc_inference_port,
+        "grpc_management_port": settings.grpc_management_port,
+        "model_store": store,
+        "load_models": f"{settings.name}={archive.name}",
+        "enable_model_api": settings.model_api,
+        "allowed_urls": f"file://{store}/.*",
+        "use_env_allowed_urls": False,
+        "enable_envvars_config": False,
+        "install_py_dep_per_model": False,
+        # Who may ask is the gateway's to decide: these tokens are random per process and expire.
+        "disable_token_authorization": True,
+        "blacklist_env_vars": ".*(TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL).*",
+        "number_of_netty_threads": settings.netty_threads,
+        "job_queue_size": settings.queue_size,
+        "default_response_timeout": settings.response_timeout_s,
+        "default_startup_timeout": settings.startup_timeout_s,
+        "max_request_size": settings.max_request_bytes,
+        "metrics_mode": "prometheus",
+        "disable_system_metrics": True,
+    }
+    lines = [f"{key}={_text(value)}" for key, value in values.items()]
+    faulty = [line for line in lines if not line.isprintable() or "\\" in line]
+    if faulty:
+        raise ConfigError(
+            f"config.properties cannot hold {faulty[0]!r}",
+            remedy="choose a deploy.model_store without backslashes and control characters",
+        )
+    return "\n".join(lines) + "\n"
+
+
+def http_server_config(
+    settings: DeploySettings, archive: Path, *, metrics_host: str | None = None
+) -> str:
+    """Return http-server.json, with which the second server serves one archive.
+
+    Args:
+        settings: Addresses, sizes and limits.
+        archive: The .mar, beside this file.
+        metrics_host: Address of a metrics port apart; None: metrics are at the inference port.
+    """
+    values = {
+        "name": settings.name,
+        "archive": archive.name,
+        "host": settings.host,
+        "port": settings.inference_port,
+        "workers": settings.workers,
+        "batch_size": settings.batch_size,
+        "queue_size": settings.queue_size,
+        "response_timeout_s": settings.response_timeout_s,
+        "max_request_bytes": settings.max_request_bytes,
+        "metrics_host": metrics_host,
+        "metrics_port": settings.metrics_port,
+    }
+    return json.dumps(values, indent=2) + "\n"
+
+
+def model_config(settings: DeploySettings) -> str:
+    """Return model-config.yaml: TorchServe's keys, and under `handler` what the responder reads."""
+    values: dict[str, Any] = {
+        "minWorkers": settings.workers,
+        "maxWorkers": settings.workers,
+        "batchSize": settings.batch_size,
+        "maxBatchDelay": settings.max_batch_delay_ms,
+        "responseTimeout": settings.response_timeout_s,
+        "startupTimeout": settings.startup_timeout_s,
+        "handler": {
+            "workers": settings.workers,
+            "max_request_bytes": settings.max_request_bytes,
+            "max_pixels": settings.max_pixels,
+            "default_k": settings.default_k,
+            "max_k": settings.max_k,
+            "memory_map": settings.memory_map,
+            "parity_tolerance": settings.parity_tolerance,
+        },
+    }
+    return str(yaml.safe_dump(values, sort_keys=False))
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

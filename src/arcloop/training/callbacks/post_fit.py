@@ -1,0 +1,148 @@
+"""What follows fit: thin adapters that call the functions which the steps call too.
+
+Rank zero scripts the model, builds the index and draws the report. Gallery and queries are embedded
+and judged by all ranks, each its share; no collective is in a branch that only some take.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from arcloop.config.schema import CalibrationSettings, EmbedSettings, EvaluateSettings
+from arcloop.data import EmbeddingDataModule
+from arcloop.display.terminal import say
+from arcloop.distributed.team import own_share
+from arcloop.errors import ConfigError
+from arcloop.evaluation.evaluate import evaluate
+from arcloop.export.formats import TorchScript
+from arcloop.export.torchscript import export_scripted, require_scriptable
+from arcloop.retrieval import AutoIndex, FaissIndex
+from arcloop.retrieval.build_index import build_index
+from arcloop.retrieval.embed_gallery import embed_gallery
+from arcloop.training.module import EmbeddingModule
+
+_GOLDEN_ROWS = 32
+
+
+class ExportScripted(Callback):
+    """Scripts the best checkpoint to model.pt and checks it on images of val.
+
+    Args:
+        run_dir: The run.
+        torchscript: How equal the scripted model must be. Other formats follow when the run is
+            sealed, so that none of them can lose it.
+    """
+
+    def __init__(self, *, run_dir: str, torchscript: TorchScript) -> None:
+        self._run_dir, self._max_abs_diff = Path(run_dir), torchscript.max_abs_diff
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, EmbeddingModule)
+        require_scriptable(pl_module.embedder)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, EmbeddingModule)
+        store = _datamodule(trainer).store
+        rows = np.linspace(0, store.rows("val") - 1, _GOLDEN_ROWS).astype(np.int64)
+        golden_NHWC, _ = store.gather("val", np.unique(rows))
+        difference = export_scripted(
+            pl_module.embedder,
+            best_checkpoint(trainer),
+            golden_NHWC,
+            self._run_dir,
+            max_abs_diff=self._max_abs_diff,
+        )
+        say(f"model.pt: scripted, within {difference:.1e} of the eager model")
+
+
+class BuildIndex(Callback):
+    """Embeds the gallery through model.pt and builds the faiss index over it.
+
+    Args:
+        run_dir: The run.
+        embed: How to embed.
+        index: What to build.
+        calibration: How to choose the open-set threshold.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: str,
+        embed: EmbedSettings,
+        index: FaissIndex | AutoIndex,
+        calibration: CalibrationSettings,
+    ) -> None:
+        self._run_dir = Path(run_dir)
+        self._embed, self._index, self._calibration = embed, index, calibration
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        share = own_share()
+        store = _datamodule(trainer).store.artifact.path
+        model, gallery = self._run_dir / "model.pt", self._run_dir / "gallery"
+        embed_gallery(model, store, gallery, self._embed, share=share)
+        if not trainer.is_global_zero:
+            return
+        build_index(
+            model,
+            store,
+            gallery,
+            self._run_dir / "index",
+            index=self._index,
+            calibration=self._calibration,
+            embed_settings=self._embed,
+        )
+
+
+class Evaluate(Callback):
+    """Judges model and index on the query split and draws the report.
+
+    Args:
+        run_dir: The run.
+        embed: How to embed.
+        settings: How to judge.
+    """
+
+    def __init__(self, *, run_dir: str, embed: EmbedSettings, settings: EvaluateSettings) -> None:
+        self._run_dir, self._embed, self._settings = Path(run_dir), embed, settings
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        evaluate(
+            self._run_dir,
+            _datamodule(trainer).store.artifact.path,
+            self._run_dir / "gallery",
+            self._run_dir / "index",
+            self._run_dir / "evaluation",
+            settings=self._settings,
+            embed_settings=self._embed,
+            share=own_share(),
+        )
+
+
+def best_checkpoint(trainer: pl.Trainer) -> Path:
+    """Return the checkpoint that scored best.
+
+    Raises:
+        ConfigError: No ModelCheckpoint callback kept one.
+    """
+    callback: Any = trainer.checkpoint_callback
+    if not isinstance(callback, ModelCheckpoint) or not callback.best_model_path:
+        raise ConfigError(
+            "no best checkpoint was kept, so there is nothing to export",
+            where="callbacks.checkpoint",
+            remedy="keep callbacks.checkpoint, and train for at least one validation",
+        )
+    return Path(callback.best_model_path)
+
+
+def _datamodule(trainer: pl.Trainer) -> EmbeddingDataModule:
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    assert isinstance(datamodule, EmbeddingDataModule)
+    return datamodule

@@ -1,0 +1,83 @@
+"""Warm-up of a head: its margin rises from 0, its scale from a smaller one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from arcloop.config.value_types import PositiveFloat, PositiveInt, check
+from arcloop.errors import ConfigError
+from arcloop.models import CosineClassifier, Head
+from arcloop.training.module import EmbeddingModule
+
+
+class Warmup(Callback):
+    """Raises a head's margin and scale linearly over the first optimizer steps.
+
+    Both are functions of the number of optimizer steps done and of nothing else, so a resumed run
+    goes on with what it would have had. A null leaves margin or scale as the head's config says.
+
+    Args:
+        margin_steps: Steps until the margin is whole; none of it is used in the first.
+        scale_from: Scale of the first step; more than the head's own makes it fall.
+        scale_steps: Steps until the scale is the head's own.
+
+    Raises:
+        ConfigError: Only one of `scale_from` and `scale_steps` is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        margin_steps: PositiveInt | None,
+        scale_from: PositiveFloat | None,
+        scale_steps: PositiveInt | None,
+    ) -> None:
+        check(
+            "callbacks.warmup",
+            margin_steps=(margin_steps, PositiveInt | None),
+            scale_from=(scale_from, PositiveFloat | None),
+            scale_steps=(scale_steps, PositiveInt | None),
+        )
+        if (scale_from is None) != (scale_steps is None):
+            raise ConfigError(
+                f"callbacks.warmup: scale_from={scale_from}, but scale_steps={scale_steps}",
+                remedy="give both, or null for both",
+            )
+        self._margin_steps, self._scale_steps = margin_steps, scale_steps
+        self._scale_from = scale_from
+
+    def check_head(self, head: Head) -> None:
+        """Refuse a head that has not what is to be warmed up.
+
+        Raises:
+            ConfigError: It has no margin, or its scale is not chosen.
+        """
+        wanted = {"margin": self._margin_steps, "scale": self._scale_steps}
+        for name, steps in wanted.items():
+            if steps is not None and name not in head.warms:
+                raise ConfigError(
+                    f"{type(head).__name__} has no {name} to warm up",
+                    where=f"callbacks.warmup.{name}_steps={steps}",
+                    remedy=f"set it to null{', and scale_from' if name == 'scale' else ''}, or"
+                    " choose another head",
+                )
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, EmbeddingModule)
+        self.check_head(pl_module.head)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, EmbeddingModule)
+        head, step = pl_module.head, trainer.global_step
+        if not isinstance(head, CosineClassifier):
+            return  # with nothing to warm up, or `check_head` had refused it
+        if self._margin_steps is not None:
+            head.warm(margin=min(step / self._margin_steps, 1.0))
+        if self._scale_from is not None and self._scale_steps is not None:
+            share = min(step / self._scale_steps, 1.0)
+            head.warm(scale=self._scale_from + share * (head.full_scale - self._scale_from))

@@ -1,0 +1,124 @@
+"""MLflow: params, metrics by step, and the run's files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from arcloop.config.extras import require_extra
+from arcloop.training.loggers.tracking import Row, TrackingLogger, flat
+
+_SQLITE = "sqlite:///"
+_METRICS_A_REQUEST, _PARAMS_A_REQUEST, _LONGEST_PARAM = 1000, 100, 6000
+_TALKATIVE = ("mlflow", "alembic")
+
+
+class MlflowLogger(TrackingLogger):
+    """Logs to an MLflow server, or to a database file.
+
+    MLflow keeps runs in plain files no more. With a database file, the files of its runs lie in
+    `artifacts/` beside it. Nothing is told to MLflow's makers unless MLFLOW_DISABLE_TELEMETRY says
+    so.
+
+    Args:
+        run_dir: The run; its last part is the name of MLflow's.
+        tracking_uri: "sqlite:///FILE", "http://...", or what else MLflow takes.
+        experiment: Name of the experiment; made if it is not there.
+
+    Raises:
+        ConfigError: MLflow is not installed.
+    """
+
+    service: ClassVar[str] = "mlflow"
+    id_file: ClassVar[str] = ".mlflow.json"
+
+    def __init__(self, *, run_dir: str, tracking_uri: str, experiment: str) -> None:
+        super().__init__(run_dir=run_dir)
+        needed = ["mlflow", *(["sqlalchemy"] if tracking_uri.startswith(_SQLITE) else [])]
+        require_extra("mlflow", *needed, where="logger=mlflow")
+        self._uri, self._experiment = tracking_uri, experiment
+        self._client: Any = None
+
+    def _open(self, config: Mapping[str, Any], known: str | None) -> str:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with self._database() as artifacts:
+            self._client = MlflowClient(self._uri)
+            experiment = self._experiment_id(artifacts)
+        if known is not None and self._goes_on(known):
+            return known
+        run_id = str(self._client.create_run(experiment, run_name=self._run_dir.name).info.run_id)
+        params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in flat(config)]
+        for some in _portions(params, _PARAMS_A_REQUEST):
+            self._client.log_batch(run_id, params=some)
+        return run_id
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[str | None]:
+        """Make a database file one process at a time; give the place of its runs' files."""
+        if not self._uri.startswith(_SQLITE):
+            yield None
+            return
+        from filelock import FileLock
+
+        folder = Path(self._uri.removeprefix(_SQLITE)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".arcloop.lock"):
+            yield str((folder / "artifacts").resolve())
+
+    def _experiment_id(self, artifacts: str | None) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self._client.create_experiment(self._experiment, artifact_location=artifacts))
+
+    def _goes_on(self, run_id: str) -> bool:
+        """Whether the run is there still; then it runs again."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            there = self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as cause:
+            if cause.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            there = False
+        if there:
+            self._client.update_run(run_id, status="RUNNING")
+        return bool(there)
+
+    def _send(self, rows: Mapping[int, Row]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, step)
+            for step, row in rows.items()
+            for name, value in row.items()
+        ]
+        for some in _portions(metrics, _METRICS_A_REQUEST):
+            self._client.log_batch(self._id, metrics=some)
+
+    def _send_summary(self, metrics: Row) -> None:
+        self._send({0: metrics})
+
+    def _send_files(self) -> None:
+        for name in self._files():
+            folder = name.rpartition("/")[0] or None
+            self._client.log_artifact(self._id, str(self._run_dir / name), folder)
+
+    def _close(self, succeeded: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if succeeded else "FAILED")
+
+
+def _portions(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,76 @@
+"""Weights & Biases: config, metrics by step, and the run's files, offline or online."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from arcloop.config.extras import require_extra
+from arcloop.config.value_types import check
+from arcloop.training.loggers.tracking import Row, TrackingLogger
+
+Mode = Literal["offline", "online"]
+
+
+class WandbLogger(TrackingLogger):
+    """Logs to W&B, or to files under the run that `wandb sync` sends later.
+
+    Args:
+        run_dir: The run; its last part is the name of W&B's, and its files go to `wandb/` in it.
+        project: Name of the project.
+        mode: "offline": nothing leaves this machine; "online": needs a login.
+
+    Raises:
+        ConfigError: W&B is not installed, or there is no such mode.
+    """
+
+    service: ClassVar[str] = "wandb"
+    id_file: ClassVar[str] = ".wandb.json"
+
+    def __init__(self, *, run_dir: str, project: str, mode: Literal["offline", "online"]) -> None:
+        check("logger.wandb", mode=(mode, Mode))
+        super().__init__(run_dir=run_dir)
+        require_extra("wandb", "wandb", where="logger=wandb")
+        self._project, self._mode = project, mode
+        self._run: Any = None
+
+    def _open(self, config: Mapping[str, Any], known: str | None) -> str:
+        if self._mode == "offline":
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=self._project,
+            name=self._run_dir.name,
+            id=known or secrets.token_hex(4),
+            resume="allow" if self._mode == "online" else None,  # offline, `wandb sync` joins them
+            dir=str(self._run_dir.resolve()),  # its service may have started in another folder
+            mode=self._mode,
+            config=dict(config),
+            reinit="create_new",  # a sweep has several in one process
+            settings=wandb.Settings(silent=True, console="off", save_code=False),
+        )
+        return str(self._run.id)
+
+    def _send(self, rows: Mapping[int, Row]) -> None:
+        for step, row in rows.items():
+            self._run.log(row, step=step)
+
+    def _send_summary(self, metrics: Row) -> None:
+        self._run.summary.update(metrics)
+
+    def _send_files(self) -> None:
+        import wandb
+
+        sent = wandb.Artifact(f"run-{self._id}", "model")
+        for name in self._files():
+            # Where it is: a copy of it would go to the user's home.
+            file = str((self._run_dir / name).resolve())
+            sent.add_file(file, name=name, policy="immutable", skip_cache=True)
+        self._run.log_artifact(sent)
+
+    def _close(self, succeeded: bool) -> None:
+        self._run.finish(exit_code=0 if succeeded else 1)

@@ -1,0 +1,204 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from arcloop import artifacts
+from arcloop.artifacts import artifact, atomic
+from arcloop.artifacts import writer as drafts
+from arcloop.errors import ArtifactError, ResourceError
+
+
+def write(path, content=b"abc", *, config=None, parents=None):
+    with drafts.writing(path, "store", config=config or {}, parents=parents) as draft:
+        (draft.path / "part").mkdir()
+        (draft.path / "part" / "a.bin").write_bytes(content)
+        draft.info["rows"] = 3
+    return artifacts.load(path, "store")
+
+
+def test_manifest_holds_hash_and_size_of_every_file(tmp_path):
+    artifact = write(tmp_path / "s", b"hello", config={"x": 1}, parents={"source": "f00"})
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    expected = {"sha256": hashlib.sha256(b"hello").hexdigest(), "size": 5}
+    assert manifest["files"] == {"part/a.bin": expected}
+    assert manifest["config"] == {"x": 1}
+    assert artifact.parents == {"source": "f00"}
+    assert artifact.info == {"rows": 3}
+    assert (
+        artifact.sha256 == hashlib.sha256((tmp_path / "s/manifest.json").read_bytes()).hexdigest()
+    )
+    assert set(manifest["code"]["packages"]) >= {"torch", "numpy", "arcloop"}
+
+
+def test_same_content_gives_the_same_manifest(tmp_path):
+    assert write(tmp_path / "a").sha256 == write(tmp_path / "b").sha256
+    assert write(tmp_path / "c", b"other").sha256 != write(tmp_path / "d").sha256
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_found_and_the_file_named(tmp_path, damage):
+    write(tmp_path / "s", b"x" * 100)
+    file = tmp_path / "s/part/a.bin"
+    if damage == "flip":
+        file.write_bytes(b"x" * 50 + b"y" + b"x" * 49)
+    elif damage == "truncate":
+        file.write_bytes(b"x" * 99)
+    else:
+        file.unlink()
+    with pytest.raises(ArtifactError, match=r"a\.bin"):
+        artifacts.load(tmp_path / "s", "store")
+
+
+def test_folder_without_manifest_is_not_there(tmp_path):
+    write(tmp_path / "s")
+    (tmp_path / "s/manifest.json").unlink()
+    assert not artifacts.exists(tmp_path / "s")
+    with pytest.raises(ArtifactError, match="no store here"):
+        artifacts.load(tmp_path / "s", "store")
+
+
+def test_other_kind_is_refused(tmp_path):
+    write(tmp_path / "s")
+    with pytest.raises(ArtifactError, match="'store', not 'index'"):
+        artifacts.load(tmp_path / "s", "index")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe"])
+def test_torn_manifest_is_told(tmp_path, content):
+    write(tmp_path / "s")
+    (tmp_path / "s/manifest.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match="manifest"):
+        artifacts.load(tmp_path / "s", "store")
+
+
+def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
+    before = write(tmp_path / "s", b"old")
+
+    def fail() -> None:
+        with drafts.writing(tmp_path / "s", "store", config={}) as draft:
+            (draft.path / "b").write_bytes(b"new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert artifacts.load(tmp_path / "s", "store").sha256 == before.sha256
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_replacing_swaps_the_whole_folder(tmp_path):
+    write(tmp_path / "s", b"old")
+    write(tmp_path / "s", b"new")
+    assert (tmp_path / "s/part/a.bin").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_a_foreign_folder_is_never_replaced(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="did not write"):
+        write(tmp_path / "s")
+    assert (tmp_path / "s/thesis.txt").read_text() == "years of work"
+
+
+def test_killed_writer_leaves_no_artifact_and_its_draft_is_swept(tmp_path):
+    script = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from arcloop.artifacts import writer as drafts
+        with drafts.writing(Path({str(tmp_path)!r}) / "s", "store", config={{}}) as draft:
+            (draft.path / "half").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert not artifacts.exists(tmp_path / "s")
+    assert len(list(tmp_path.glob(".s.tmp-*"))) == 1
+    write(tmp_path / "s")
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_nested_artifact_is_its_own(tmp_path):
+    run = tmp_path / "run"
+    write(run / "gallery")
+    (run / "model.pt").write_bytes(b"weights")
+    artifact = drafts.seal(run, "run", config={}, parents={})
+    assert list(artifact.files) == ["model.pt"]
+
+
+def test_read_only_target_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="cannot write"):
+        write(tmp_path / "file" / "s")
+
+
+def test_load_rehashes_only_what_changed(tmp_path, monkeypatch):
+    write(tmp_path / "s")  # loads once
+    hashed = []
+    real = atomic.sha256_file
+    monkeypatch.setattr(artifact, "sha256_file", lambda p, **k: hashed.append(p) or real(p, **k))
+    artifacts.load(tmp_path / "s", "store")
+    assert hashed == []
+    os.utime(tmp_path / "s/part/a.bin")
+    artifacts.load(tmp_path / "s", "store")
+    assert [p.name for p in hashed] == ["a.bin"]
+
+
+def test_current_compares_settings_and_parents(tmp_path):
+    write(tmp_path / "s", config={"x": 1}, parents={"p": "1"})
+    assert artifacts.current(tmp_path / "s", "store", {"x": 1}, {"p": "1"})
+    assert artifacts.current(tmp_path / "s", "store", {"x": 2}, {"p": "1"}) is None
+    assert artifacts.current(tmp_path / "s", "store", {"x": 1}, {"p": "2"}) is None
+    assert artifacts.current(tmp_path / "none", "store", {"x": 1}, {"p": "1"}) is None
+
+
+def test_find_by_hash(tmp_path):
+    write(tmp_path / "a", b"1")
+    wanted = write(tmp_path / "b", b"2")
+    assert artifacts.find(tmp_path, "store", wanted.sha256) == tmp_path / "b"
+    assert artifacts.find(tmp_path, "store", "0" * 64) is None
+
+
+REPLACING = """
+import sys
+from pathlib import Path
+from arcloop.artifacts.atomic import replace_folder
+for number in range(200):
+    new = Path(f".{sys.argv[1]}")
+    new.mkdir()
+    (new / "whole").touch()
+    replace_folder(new, Path("target"))
+"""
+
+
+def test_a_folder_is_never_missing_while_two_processes_replace_it(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/whole").touch()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", REPLACING, name], cwd=tmp_path) for name in "ab"
+    ]
+    while any(writer.poll() is None for writer in writers):
+        assert (tmp_path / "target").is_dir()
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+LOCKING = """
+from pathlib import Path
+from arcloop.artifacts.atomic import locked
+for _ in range(200):
+    with locked(Path("count")):
+        Path("count").write_text(str(int(Path("count").read_text()) + 1))
+"""
+
+
+def test_one_process_at_a_time_holds_a_lock(tmp_path):
+    (tmp_path / "count").write_text("0")
+    counters = [subprocess.Popen([sys.executable, "-c", LOCKING], cwd=tmp_path) for _ in range(3)]
+    assert [counter.wait(timeout=60) for counter in counters] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "600"
+    assert [p.name for p in tmp_path.iterdir()] == ["count"]

@@ -1,0 +1,285 @@
+"""The command as a user types it, on small generated data, from images to an answer."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import SMALL
+
+from arcloop import artifacts
+from arcloop.artifacts import atomic
+from arcloop.cli.main import main
+from arcloop.models.checkpoints import read_checkpoint
+from arcloop.runtime.images import encode_png
+
+
+def manifests(folder):
+    """Hash of each artifact's manifest, by path."""
+    return {
+        str(p.parent.relative_to(folder)): atomic.sha256_file(p)
+        for p in sorted(folder.rglob("manifest.json"))
+    }
+
+
+def test_run_makes_every_artifact_and_each_is_whole(finished):
+    run = finished / "runs/synthetic"
+    for kind, path in {"run": run, "gallery": run / "gallery", "index": run / "index",
+                       "evaluation": run / "evaluation"}.items():  # fmt: skip
+        artifacts.load(path, kind)
+    (store,) = (finished / "stores").iterdir()
+    artifacts.load(store, "store")
+    assert artifacts.load(store / "validation", "validation").info["passed"]
+    for name in ("config.yaml", "model.pt", "metrics.csv", "checkpoints/best.ckpt",
+                 "checkpoints/last.ckpt", "index/faiss_index.bin", "index/faiss_label.json",
+                 "evaluation/metrics.json", "evaluation/gate.json", "evaluation/report.html",
+                 "evaluation/confusion_matrix.csv", "gallery/embeddings-00000.npy"):  # fmt: skip
+        assert (run / name).stat().st_size > 0
+    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    assert metrics["top1"] > 0.8
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert json.loads((run / "evaluation/gate.json").read_text())["passed"] is True
+
+
+def test_an_answer_walks_back_to_the_store(finished):
+    run = finished / "runs/synthetic"
+    (store,) = (finished / "stores").iterdir()
+    index = artifacts.read(run / "index", "index")
+    gallery = artifacts.read(run / "gallery", "gallery")
+    trained = artifacts.read(run, "run")
+    assert index.parents["gallery"] == gallery.sha256
+    assert index.parents["model"] == gallery.parents["model"] == trained.file_sha256("model.pt")
+    assert gallery.parents["store"] == trained.parents["store"]
+    assert trained.parents["store"] == artifacts.read(store, "store").sha256
+
+
+def test_running_again_does_nothing_again(work):
+    before = manifests(work)
+    assert main(["run", *SMALL]) == 0
+    assert manifests(work) == before
+
+
+def test_changing_the_index_runs_only_what_depends_on_it(work):
+    before = manifests(work)
+    assert main(["run", *SMALL, "index=hnsw"]) == 0
+    changed = {path for path, sha256 in manifests(work).items() if before[path] != sha256}
+    assert changed == {"runs/synthetic/index", "runs/synthetic/evaluation"}
+
+
+def test_verbs_on_a_finished_run_keep_its_settings(work):
+    assert main(["index", "run_dir=runs/synthetic", "index=hnsw"]) == 0
+    assert main(["evaluate", "run_dir=runs/synthetic"]) == 0
+    index = artifacts.load(work / "runs/synthetic/index", "index")
+    assert index.config["index"]["factory"] == "HNSW32,Flat"
+    evaluation = artifacts.load(work / "runs/synthetic/evaluation", "evaluation")
+    assert evaluation.parents["index"] == index.sha256
+
+
+def test_gate_that_does_not_pass_gives_exit_code_3(work):
+    assert main(["evaluate", "run_dir=runs/synthetic", "evaluate.gate.max_eer=0.01"]) == 3
+    verdict = json.loads((work / "runs/synthetic/evaluation/gate.json").read_text())
+    assert verdict["passed"] is False
+    assert any("eer" in reason for reason in verdict["reasons"])
+
+
+def test_query_finds_a_picture_of_the_gallery(work, capsys):
+    from arcloop.data import Store
+
+    (folder,) = (work / "stores").iterdir()
+    images, labels = Store.open(folder).gather("gallery", np.arange(5))
+    for number, image in enumerate(images):
+        (work / f"{number}.png").write_bytes(encode_png(image))
+    names = [f"{number}.png" for number in range(5)]
+    assert main(["query", *names, "--run", "runs/synthetic", "-k", "3", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [a["label"] for a in answers] == labels.tolist()
+    assert [a["neighbours"][0]["row"] for a in answers] == [0, 1, 2, 3, 4]
+    assert all(len(a["neighbours"]) == 3 for a in answers)
+    assert all(Path(t).is_file() for a in answers for t in a["thumbnails"])
+
+
+def test_sweep_makes_a_complete_run_per_job_and_returns_its_objective(in_tmp):
+    assert main(["train", "-m", *SMALL, "head.margin=0.2,0.4"]) == 0
+    runs = sorted(p.parent for p in in_tmp.glob("runs/sweeps/synthetic/*/manifest.json"))
+    assert [run.name[-15:] for run in runs] == ["head.margin=0.2", "head.margin=0.4"]
+    for run in runs:
+        artifacts.load(run, "run")
+        artifacts.load(run / "evaluation", "evaluation")
+        assert 0 <= artifacts.read(run, "run").info["objective"] <= 1
+
+
+def test_two_runs_of_one_config_and_seed_are_equal_to_the_byte(finished, in_tmp):
+    assert main(["run", *SMALL, "run_dir=again"]) == 0
+    for name in (
+        "model.pt", "index/faiss_index.bin", "index/faiss_label.json", "evaluation/metrics.json",
+        "metrics.csv", "gallery/embeddings-00000.npy",
+    ):  # fmt: skip
+        first, second = finished / "runs/synthetic" / name, in_tmp / "again" / name
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+def test_another_seed_gives_another_model(finished, in_tmp):
+    assert main(["train", *SMALL, "seed=1", "callbacks=export_only"]) == 0
+    model = in_tmp / "runs/synthetic/model.pt"
+    assert model.read_bytes() != (finished / "runs/synthetic/model.pt").read_bytes()
+
+
+def test_training_goes_on_after_a_kill_and_with_resume(in_tmp):
+    command = [sys.executable, "-m", "arcloop", "train", *SMALL, "trainer.max_epochs=60",
+               "callbacks=export_only"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    last = in_tmp / "runs/synthetic/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last.exists()
+    assert not artifacts.exists(in_tmp / "runs/synthetic")
+    resume = ["train", *SMALL, "trainer.max_epochs=60", "callbacks=export_only"]
+    trained = artifacts_of_resumed(resume, in_tmp)
+    rows = (in_tmp / "runs/synthetic/metrics.csv").read_text().splitlines()
+    assert int(rows[-1].partition(",")[0]) == 60 * 6 - 1
+    assert trained.info["objective"] > 0.8
+
+
+def artifacts_of_resumed(arguments, folder):
+    assert main(arguments) == 0
+    return artifacts.load(folder / "runs/synthetic", "run")
+
+
+def test_interrupt_ends_with_one_sentence_and_nothing_is_lost(in_tmp):
+    command = [sys.executable, "-m", "arcloop", "train", *SMALL, "trainer.max_epochs=500"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    last = in_tmp / "runs/synthetic/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in text
+    assert "Traceback" not in text
+    import torch
+
+    assert torch.load(last, weights_only=True)["global_step"] > 0
+
+
+def test_a_disk_that_fills_up_while_training(in_tmp, small_disk, capsys):
+    run = small_disk / "run"
+    arguments = ["train", *SMALL, f"run_dir={run}", "callbacks=export_only"]
+    (small_disk / "filler").write_bytes(bytes(900_000))
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "No space left" in error
+    assert str(run) in error
+    assert "Traceback" not in error
+    assert not artifacts.exists(run)
+    assert not list(run.rglob("*.tmp-*"))
+    for checkpoint in run.rglob("*.ckpt"):
+        read_checkpoint(checkpoint)  # whole, or not there
+    (small_disk / "filler").unlink()
+    assert main(arguments) == 0
+    artifacts.load(run, "run")
+
+
+def test_two_processes_train_one_run(in_tmp):
+    arguments = ["train", *SMALL, "trainer=ddp_cpu", "loader.batch_size=25", "trainer.max_epochs=4"]
+    assert main(arguments) == 0
+    run = artifacts.load(in_tmp / "runs/synthetic", "run")
+    assert run.info["objective"] > 0.6
+    assert artifacts.exists(in_tmp / "runs/synthetic/evaluation")
+
+
+WRONG = {
+    "a run of another config": (["train", *SMALL, "head.margin=0.1"], 2, "overwrite=true"),
+    "no such run": (["evaluate", "run_dir=runs/none"], 1, "there is no run here"),
+    "resume of nothing": (["train", *SMALL, "run_dir=r", "resume=true"], 2, "no last.ckpt"),
+    "a foreign folder": (["train", *SMALL, "run_dir=stores"], 2, "not of a run"),
+    "a training that diverges": (
+        ["train", *SMALL, "run_dir=r", "optimizer.lr=1e30"], 1, "diverged"),
+    "a wrong value": (["train", "loader.batch_size=0"], 2, "loader.batch_size=0"),
+    "an index too large for the gallery": (
+        ["index", "run_dir=runs/synthetic", "index=factory", "index.factory='IVF4096,Flat'"], 2,
+        "cannot train index"),
+    "a factory faiss does not know": (
+        ["index", "run_dir=runs/synthetic", "index=factory", "index.factory=Nope"], 2, "Nope"),
+    "a verb that is none": (["trian"], 2, "did you mean train"),
+    "a query that is no image": (["query", "x.txt", "--run", "runs/synthetic"], 1, "x.txt"),
+    "a query that is not there": (["query", "y.png", "--run", "runs/synthetic"], 1, "no such file"),
+    "a query of no run": (["query", "x.txt", "--run", "runs/none"], 1, "there is no run here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_clear_message_and_changes_nothing(work, capsys, case):
+    (work / "x.txt").write_text("no image")
+    before = manifests(work)
+    arguments, code, message = WRONG[case]
+    assert main(arguments) == code
+    text = capsys.readouterr().err
+    assert message in text
+    assert "remedy:" in text
+    assert "Traceback" not in text
+    assert manifests(work) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("runs/synthetic/model.pt", "model.pt"),
+        ("runs/synthetic/index/faiss_index.bin", "faiss_index.bin"),
+        ("runs/synthetic/gallery/embeddings-00000.npy", "embeddings-00000.npy"),
+    ],
+)
+def test_a_flipped_byte_is_found(work, capsys, file, message):
+    content = bytearray((work / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (work / file).write_bytes(content)
+    assert main(["evaluate", "run_dir=runs/synthetic"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_was_removed(work, capsys):
+    (work / "runs/synthetic/model.pt").unlink()
+    assert main(["evaluate", "run_dir=runs/synthetic"]) == 1
+    assert "model.pt is missing" in capsys.readouterr().err
+
+
+def test_index_of_another_model_is_refused(work, capsys):
+    assert main(["train", *SMALL, "seed=5", "run_dir=runs/other"]) == 0
+    shutil.rmtree(work / "runs/synthetic/index")
+    shutil.copytree(work / "runs/other/index", work / "runs/synthetic/index")
+    assert main(["evaluate", "run_dir=runs/synthetic"]) == 1
+    assert "another model" in capsys.readouterr().err
+
+
+def test_store_that_is_gone(work, capsys):
+    shutil.rmtree(work / "stores")
+    assert main(["evaluate", "run_dir=runs/synthetic"]) == 1
+    assert "arcloop prepare" in capsys.readouterr().err
+
+
+def test_traceback_is_shown_when_asked_for(in_tmp):
+    command = [sys.executable, "-m", "arcloop", "train", "head.margn=1"]
+    for value, shown in (("", False), ("1", True)):
+        env = {**os.environ, "ARCLOOP_TRACEBACK": value}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert ("Traceback" in done.stderr) == shown
+        assert "did you mean head.margin" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [], ["train", "--help"], ["query", "--help"]])
+def test_help(arguments, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as ended:  # argparse of query
+        code = ended.code
+    assert code == 0
+    assert "arcloop" in capsys.readouterr().out

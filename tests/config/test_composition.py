@@ -1,0 +1,98 @@
+import subprocess
+import sys
+
+import pytest
+
+from arcloop.config.composition import bundled, compose_config, to_plain
+from arcloop.errors import ConfigError
+
+GROUPS = sorted(p for p in bundled("conf").iterdir() if p.is_dir())
+REQUIRED = {
+    "backbone=timm": ["backbone.model=resnet18"],
+    "data=idx": ["data.root=x"],
+    "data=csv": ["data.file=x"],
+    "data=image_folder": ["data.root=x"],
+    "index=factory": ["index.factory=Flat"],
+    "trainer=default": ["trainer.accelerator=cpu"],
+}
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{group.name}={file.stem}" for group in GROUPS for file in group.glob("*.yaml")]
+)
+def test_every_choice_in_conf_composes_and_passes_the_checks(choice):
+    plain = to_plain(compose_config([choice, *REQUIRED.get(choice, [])]))
+    assert choice.partition("=")[0] in plain
+
+
+@pytest.mark.parametrize(
+    ("override", "messages"),
+    [
+        ("head.margn=0.3", ["no key head.margn", "did you mean head.margin"]),
+        ("+head.margn=0.3", ["head.margn is unknown; did you mean margin"]),
+        ("head.margin=abc", ["head.margin='abc' must be a number"]),
+        ("head.margin=7", ["head.margin=7 must be in [0, 3.14159)"]),
+        ("head=arcfac", ["no head=arcfac", "did you mean arcface"]),
+        ("hed=arcface", ["no key hed", "did you mean head"]),
+        ("loader.batch_size=abc", ["loader.batch_size=abc must be an int"]),
+        ("loader.batch_size=0", ["loader.batch_size=0 must be in [1, inf]"]),
+        ("data=idx", ["data.root is required"]),
+        ("a=[", ["cannot read the override"]),
+        ("+foo=1", ["foo is no key"]),
+        ("seed=-1", ["seed=-1 must not be negative"]),
+        ("seed=x", ["seed=x must be an int"]),
+        ("resume=maybe", ["resume=maybe must be one of auto, true, false"]),
+        ("evaluate.gate.min_top1=2", ["evaluate.gate.min_top1=2.0 must be in [0, 1]"]),
+        ("optimizer.factory.momentm=1", ["did you mean optimizer.factory.momentum"]),
+        ("head._target_=arcloop.models.Nope", ["names nothing that is installed"]),
+        ("run_dir=${nope}", ["nope"]),
+    ],
+)
+def test_a_wrong_override_is_one_clear_error(override, messages):
+    with pytest.raises(ConfigError) as caught:
+        compose_config([override])
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        compose_config(["loader.batch_size=0", "head.margin=7", "trainer.max_epochs=x", "seed=-1"])
+    for key in ("loader.batch_size", "head.margin", "trainer.max_epochs", "seed"):
+        assert key in str(caught.value)
+
+
+def test_checking_the_config_imports_nothing_heavy():
+    code = (
+        "import sys; from arcloop.config.composition import compose_config; compose_config();"
+        "import arcloop.cli.launch, arcloop.cli, arcloop.cli.query;"
+        "assert not {'torch', 'faiss', 'pytorch_lightning', 'matplotlib', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_value_lives_in_one_place():
+    """What YAML sets has no default in Python."""
+    from arcloop.config.targets import signature_of
+
+    groups = (
+        "data",
+        "sampler",
+        "head",
+        "backbone",
+        "augmentation",
+        "index",
+        "optimizer",
+        "scheduler",
+    )
+    for group in groups:
+        for file in (bundled("conf") / group).glob("*.yaml"):
+            choice = f"{group}={file.stem}"
+            node = to_plain(compose_config([choice, *REQUIRED.get(choice, [])]))[group]
+            signature = signature_of(node["_target_"])
+            twice = [
+                k
+                for k in node
+                if k in signature.parameters and not signature.parameters[k].required
+            ]
+            assert twice == []

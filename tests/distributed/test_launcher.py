@@ -1,0 +1,136 @@
+"""Several processes train as one does, fail as one, and are started as the field starts them."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ports import free_port
+from tests.conftest import SMALL
+
+from arcloop import artifacts
+from arcloop.cli.main import main
+
+TWO = [*SMALL, "trainer=ddp_cpu", "loader.batch_size=25", "callbacks=export_only"]
+
+
+def losses(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+
+def test_a_sweep_over_two_processes_makes_complete_runs_on_the_curve_of_one(in_tmp):
+    """One process sees batches of 50, two see 25 each: the same global batches."""
+    plain = ["augmentation=none", "trainer.log_every_n_steps=1", "optimizer.lr=0.01",
+             "optimizer.head_lr=0.01"]  # fmt: skip
+    one = [*SMALL, *plain, "run_dir=one", "head.margin=0.3", "callbacks=export_only"]
+    assert main(["train", *one]) == 0
+    assert main(["train", "-m", *TWO, *plain, "head.margin=0.3,0.5"]) == 0
+    folder = in_tmp / "runs/sweeps/synthetic"
+    for margin in ("0.3", "0.5"):
+        run = artifacts.load(folder / f"head.margin={margin}", "run")
+        assert run.config["head"]["margin"] == float(margin)
+        assert run.config["trainer"]["devices"] == 2
+    assert losses(folder / "head.margin=0.3") == pytest.approx(
+        losses(in_tmp / "one"), rel=1e-4, abs=2e-3
+    )
+    assert losses(folder / "head.margin=0.5") != pytest.approx(
+        losses(in_tmp / "one"), rel=1e-4, abs=2e-3
+    )
+
+
+def ranks_of(parent):
+    """Pids of the training processes below a command."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                status = (entry / "status").read_text()
+            except OSError:
+                continue
+            if b"arcloop.pipeline.train_worker" in command and f"PPid:\t{parent}\n" in status:
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_rank_killed_in_the_middle_ends_the_job_by_name_and_it_goes_on(in_tmp):
+    arguments = ["train", *TWO, "trainer.max_epochs=40"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "arcloop", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    last = in_tmp / "runs/synthetic/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks = ranks_of(process.pid)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"error: rank \d of 2 ended with SIGKILL", text)
+    assert not artifacts.exists(in_tmp / "runs/synthetic")
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+    assert main([*arguments, "resume=true"]) == 0
+    assert artifacts.exists(in_tmp / "runs/synthetic")
+
+
+@pytest.mark.parametrize("variables", ["options", "PET"])
+def test_torchrun_over_two_nodes(in_tmp, variables):
+    """With options as a person types them, or the PET_ variables that a TrainJob sets."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    job = ["-m", "arcloop", "train", *TWO, "trainer.devices=1", "trainer.num_nodes=2"]
+    port, nodes = free_port(), []
+    for rank in range(2):
+        settings = {"nnodes": "2", "nproc-per-node": "1", "node-rank": str(rank),
+                    "master-addr": "127.0.0.1", "master-port": str(port)}  # fmt: skip
+        pet = {f"PET_{name.upper().replace('-', '_')}": value for name, value in settings.items()}
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        command = [*torchrun, *(options if variables == "options" else []), *job]
+        environment = os.environ | (pet if variables == "PET" else {})
+        nodes.append(subprocess.Popen(command, env=environment))
+    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    run = artifacts.load(in_tmp / "runs/synthetic", "run")
+    assert run.config["trainer"]["num_nodes"] == 2
+
+
+def test_several_devices_without_a_strategy_for_them_are_refused(in_tmp, capsys):
+    assert main(["train", *TWO, "trainer=cpu", "trainer.devices=2"]) == 2
+    error = capsys.readouterr().err
+    assert "2 devices, but a strategy of one process" in error
+    assert "trainer=ddp_cpu" in error
+    assert not any(in_tmp.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, "the launcher started 2 processes"),
+        ({"PET_NPROC_PER_NODE": "2", "PET_NNODES": "2"}, "the launcher started 1 processes"),
+    ],
+)
+def test_another_number_of_processes_than_asked_for_is_refused(
+    in_tmp, monkeypatch, capsys, environment, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", *TWO, "trainer.devices=4"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "1 nodes x 4 devices" in error
+
+
+def test_what_fails_after_fit_in_one_process_ends_the_job_with_its_message(in_tmp, capfd):
+    """Rank zero builds the index while the other waits for it."""
+    after_fit = [one for one in TWO if not one.startswith("callbacks=")]
+    index = ["index=factory", "index.factory='IVF4096,Flat'", "trainer.max_epochs=1"]
+    assert main(["train", *after_fit, *index]) in (1, 2)
+    text = capfd.readouterr().err
+    assert "a gallery of 90 rows cannot train index 'IVF4096,Flat'" in text
+    assert re.search(r"error: rank \d of 2 ended with code \d", text)
+    assert not artifacts.exists(in_tmp / "runs/synthetic")

@@ -1,0 +1,126 @@
+"""Every command in README and docs runs, in the order it is written, on small data of its kind.
+
+Pages about one part have their tests beside those of the part.
+"""
+
+import gzip
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from arcloop.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    page.name: page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+}
+ELSEWHERE = {
+    "backbones.md", "data.md", "export.md", "kubeflow.md", "metrics.md", "serving.md", "stores.md",
+    "tracking.md",
+}  # fmt: skip
+AS_THEY_ARE = ("query", "index", "evaluate", "export", "lineage", "reproduce", "leaderboard")
+QUICK = ["trainer.max_epochs=2", "loader.batch_size=32", "backbone.widths=[8,8]"]
+
+
+def commands(page):
+    for block in re.findall(r"```bash\n(.*?)```", PAGES[page], flags=re.DOTALL):
+        yield from (line for line in block.splitlines() if line.startswith("arcloop "))
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+def small_mnist(folder):
+    """Ten classes of noisy bars in MNIST's format."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for stem, rows in (("train", 600), ("t10k", 100)):
+        labels = (np.arange(rows) % 10).astype(np.uint8)
+        images = random.integers(0, 60, (rows, 28, 28)).astype(np.uint8)
+        images[np.arange(rows), 2 * labels + 3] = 255
+        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", labels)
+
+
+def pictures(folder):
+    """Forty circles, squares and crosses."""
+    random = np.random.default_rng(0)
+    for name in ("circle", "square", "cross"):
+        (folder / name).mkdir(parents=True)
+        for number in range(40):
+            image = Image.new("RGB", (48, 40), tuple(random.integers(0, 80, 3).tolist()))
+            draw = ImageDraw.Draw(image)
+            x, y = random.integers(4, 18, 2).tolist()
+            if name == "circle":
+                draw.ellipse((x, y, x + 18, y + 18), fill="white")
+            elif name == "square":
+                draw.rectangle((x, y, x + 18, y + 18), fill="white")
+            else:
+                draw.line((x, y, x + 18, y + 18), fill="white", width=3)
+                draw.line((x + 18, y, x, y + 18), fill="white", width=3)
+            image.save(folder / name / f"{number:03d}.png")
+
+
+def scaled_down(command):
+    """The command with what makes it quick: small MNIST, few epochs."""
+    verb, *rest = shlex.split(command)[1:]
+    if verb in AS_THEY_ARE:
+        return [verb, *rest]
+    small = (
+        []
+        if "data=image_folder" in rest
+        else ["data.root=mnist", "data.val=100", "data.gallery=200"]
+    )
+    given = {argument.partition("=")[0] for argument in rest}
+    quick = [q for q in QUICK if q.partition("=")[0] not in given]
+    return [verb, *rest, *small, *quick, "evaluate.gate.min_top1=0.5"]
+
+
+@pytest.mark.parametrize(
+    "page", sorted(page for page in PAGES.keys() - ELSEWHERE if list(commands(page)))
+)
+def test_commands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_mnist(tmp_path / "mnist")
+    pictures(tmp_path / "my/pictures")
+    Path("some").mkdir()
+    Image.new("L", (28, 28), 30).save("some/digit.png")
+    for command in commands(page):
+        assert main(scaled_down(command)) in (0, 3), command
+
+
+def test_the_error_that_the_readme_shows(capsys):
+    (shown,) = re.findall(r"```console\n\$ (.*?)\n(.*?)```", README, flags=re.DOTALL)
+    command, expected = shown
+    assert main(shlex.split(command)[1:]) == 2
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"make ([a-z]+)", README))))
+def test_make_targets_of_the_readme_exist(target):
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)\)", README))
+def test_links_of_the_readme_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_site_builds_strictly(tmp_path):
+    """Links, navigation and the page that is made from conf/ included."""
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    subprocess.run(build, cwd=ROOT, check=True)
+    page = (tmp_path / "configuration/index.html").read_text()
+    for group in (p.name for p in (ROOT / "conf").iterdir() if p.is_dir()):
+        assert f'id="{group}"' in page

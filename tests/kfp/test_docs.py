@@ -1,0 +1,34 @@
+"""Every command in docs/kubeflow.md is one that its script takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from arcloop.kfp.submission import read_submission
+from arcloop.pipeline.steps import STEPS
+
+PAGE = (Path(__file__).parents[2] / "docs/kubeflow.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_taken(command, image, monkeypatch):
+    monkeypatch.setenv("ARCLOOP_IMAGE", image)
+    python, script, *arguments = shlex.split(command)
+    assert python == "python"
+    assert (Path(__file__).parents[2] / script).is_file()
+    read_submission([word for word in arguments if not word.startswith("every=")])
+
+
+def test_the_table_names_every_step_and_the_words_about_clusters_are_there():
+    rows = re.findall(r"^\| (\w+) \| (\d_\w+) \|", PAGE, flags=re.MULTILINE)
+    assert [name for name, _ in rows] == [*STEPS, "deploy"]
+    titles = {name: s.title for name, s in read_submission([]).cluster.steps.items()}
+    assert dict(rows) == titles
+    assert "wire-format tested,\nnever run on a KFP server by us" in PAGE

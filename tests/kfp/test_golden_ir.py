@@ -1,0 +1,251 @@
+"""What is in the compiled YAML, read through KFP's own protobufs."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
+from kfp.pipeline_spec import pipeline_spec_pb2 as pb
+
+from arcloop.errors import ConfigError
+from arcloop.kfp.code_version import source_hash
+from arcloop.kfp.compiled import check_parameters
+from arcloop.kfp.parameters import parameter_names
+from arcloop.kfp.pipeline import compile_pipeline
+from arcloop.kfp.submission import read_submission
+from arcloop.pipeline.steps import STEPS
+
+TITLES = {
+    "prepare": "0_data", "validate": "1_validate_data", "train": "2_train_model",
+    "embed": "3_embedding", "index": "4_train_faiss", "evaluate": "5_analysis_model",
+    "deploy": "6_deploy",
+}  # fmt: skip
+
+
+class Compiled:
+    """A compiled pipeline: tasks and containers by step, and what Kubernetes is told of each."""
+
+    def __init__(self, path):
+        self.path = path
+        spec, *platform = yaml.safe_load_all(path.read_text())
+        self.spec = json_format.ParseDict(spec, pb.PipelineSpec())
+        deployment = json_format.ParseDict(spec["deploymentSpec"], pb.PipelineDeploymentConfig())
+        self.tasks = dict(self._tasks(self.spec.root.dag))
+        self.containers = {
+            name.removeprefix("exec-"): executor.container
+            for name, executor in deployment.executors.items()
+        }
+        executors = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        self.kubernetes = {
+            name.removeprefix("exec-"): json_format.ParseDict(
+                told, kubernetes_pb.KubernetesExecutorConfig()
+            )
+            for name, told in executors.items()
+        }
+
+    def _tasks(self, dag):
+        for name, task in dag.tasks.items():
+            component = self.spec.components[task.component_ref.name]
+            if component.HasField("dag"):
+                yield name, task
+                yield from self._tasks(component.dag)
+            else:
+                yield name, task
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, image):
+    folder = tmp_path_factory.mktemp("ir")
+
+    def make(*overrides):
+        submission = read_submission([f"cluster.image={image}", "mode=compile", *overrides])
+        path = folder / f"{len(list(folder.iterdir()))}.yaml"
+        compile_pipeline(submission.cluster, submission.notify, path)
+        return Compiled(path)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def onprem(compiled):
+    return compiled(
+        "cluster=onprem", "notify=slack", "+cluster.secrets={bucket: {key: BUCKET_KEY}}",
+        "+cluster.env.TZ=UTC", "+cluster.node_selector.pool=ml",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def local(compiled):
+    submission = read_submission(["mode=compile"])
+    assert submission.cluster.is_local
+    return compiled("cluster.image=python:arcloop")
+
+
+def test_every_step_has_the_seeds_title_and_the_image(onprem, image):
+    assert {name: onprem.tasks[name].task_info.name for name in TITLES} == TITLES
+    assert {container.image for container in onprem.containers.values()} == {image}
+
+
+def test_the_image_of_a_local_step_is_the_hash_of_the_source(local):
+    images = {container.image for container in local.containers.values()}
+    assert images == {f"python:arcloop-{source_hash()}"}
+    assert re.fullmatch(r"[0-9a-f]{16}", source_hash())
+
+
+def test_each_step_takes_only_the_groups_that_its_row_reads(local):
+    for name, step in STEPS.items():
+        inputs = local.tasks[name].inputs
+        groups = {f"{group}_overrides" for group in step.reads}
+        assert set(inputs.parameters) - {"fingerprint"} == groups
+        assert {parameter.component_input_parameter for parameter in inputs.parameters.values()} - {
+            "fingerprint"
+        } == set(step.reads)
+        assert set(inputs.artifacts) == set(step.inputs)
+    assert set(local.tasks["prepare"].inputs.parameters) == {"data_overrides", "fingerprint"}
+
+
+def test_parameters_are_lists_of_strings(local):
+    known = local.spec.root.input_definitions.parameters
+    assert set(known) == {*parameter_names(), "fingerprint"}
+    for name in parameter_names():
+        assert known[name].parameter_type == pb.ParameterType.LIST
+        assert known[name].is_optional
+
+
+def test_artifacts_have_kfps_own_types(onprem):
+    kinds = {
+        f"{step}.{name}": artifact.artifact_type.schema_title.removeprefix("system.")
+        for step in STEPS
+        for name, artifact in onprem.spec.components[
+            f"comp-{step}"
+        ].output_definitions.artifacts.items()
+    }
+    assert kinds == {
+        "prepare.store_out": "Dataset", "validate.validation_out": "Artifact",
+        "validate.report": "HTML", "train.run_out": "Model", "embed.gallery_out": "Dataset",
+        "index.index_out": "Model", "evaluate.evaluation_out": "Artifact",
+        "evaluate.report": "HTML", "evaluate.metrics": "Metrics",
+        "evaluate.confusion": "ClassificationMetrics", "evaluate.roc": "ClassificationMetrics",
+        "evaluate.summary": "Markdown",
+    }  # fmt: skip
+
+
+def test_deploy_waits_for_the_gate(local):
+    (gate,) = (task for task in local.tasks.values() if task.trigger_policy.condition)
+    assert gate.trigger_policy.condition.endswith("== true")
+    assert "evaluate-Output" in gate.trigger_policy.condition
+    assert "deploy" in local.spec.components[gate.component_ref.name].dag.tasks
+    assert "deploy" not in local.spec.root.dag.tasks
+
+
+def test_training_waits_for_validation(local):
+    assert set(local.tasks["train"].dependent_tasks) == {"prepare", "validate"}
+
+
+def test_cache_is_on_but_where_the_world_is_looked_at_or_changed(onprem, compiled):
+    cached = {name for name, task in onprem.tasks.items() if task.caching_options.enable_cache}
+    assert cached & set(onprem.containers) == set(STEPS)
+    without = compiled("cluster=onprem", "cluster.cache=false")
+    assert not any(without.tasks[name].caching_options.enable_cache for name in STEPS)
+
+
+def test_resources(onprem):
+    train = onprem.containers["train"].resources
+    assert (train.resource_cpu_request, train.resource_cpu_limit) == ("4", "4")
+    assert (train.resource_memory_request, train.resource_memory_limit) == ("16Gi", "16Gi")
+    assert train.accelerator.resource_type == "nvidia.com/gpu"
+    assert train.accelerator.resource_count == "1"
+    assert not onprem.containers["prepare"].resources.HasField("accelerator")
+
+
+def test_shared_memory_volumes_and_secrets(onprem):
+    (shm,) = onprem.kubernetes["train"].empty_dir_mounts
+    assert (shm.mount_path, shm.medium, shm.size_limit) == ("/dev/shm", "Memory", "8Gi")
+    mounts = {
+        name: {m.pvc_name_parameter.runtime_value.constant.string_value or m.constant: m.mount_path
+               for m in told.pvc_mount}
+        for name, told in onprem.kubernetes.items()
+    }  # fmt: skip
+    assert mounts["embed"] == {"arcloop": "/mnt/arcloop"}
+    assert mounts["prepare"] == {"arcloop": "/mnt/arcloop", "arcloop-data": "/mnt/data"}
+    (secret,) = onprem.kubernetes["index"].secret_as_env
+    assert secret.secret_name == "bucket"
+    assert [(k.secret_key, k.env_var) for k in secret.key_to_env] == [("key", "BUCKET_KEY")]
+    (webhook,) = onprem.kubernetes["tell-failure"].secret_as_env
+    assert [(k.secret_key, k.env_var) for k in webhook.key_to_env] == [("url", "ARCLOOP_WEBHOOK")]
+    environment = {variable.name: variable.value for variable in onprem.containers["embed"].env}
+    assert environment == {"ARCLOOP_VOLUME": "/mnt/arcloop", "TZ": "UTC"}
+
+
+def test_placement(onprem):
+    assert dict(onprem.kubernetes["train"].node_selector.labels) == {"pool": "ml"}
+    (toleration,) = onprem.kubernetes["train"].tolerations
+    assert (toleration.key, toleration.operator, toleration.effect) == (
+        "nvidia.com/gpu", "Exists", "NoSchedule",
+    )  # fmt: skip
+    assert not onprem.kubernetes["evaluate"].tolerations
+    for told in onprem.kubernetes.values():
+        assert told.image_pull_policy == "IfNotPresent"
+        assert [secret.secret_name for secret in told.image_pull_secret] == ["registry"]
+
+
+def test_retries_with_growing_waits(onprem):
+    for name in TITLES:
+        policy = onprem.tasks[name].retry_policy
+        assert policy.max_retry_count == 2
+        assert policy.backoff_duration.seconds == 30
+        assert policy.backoff_factor == 2
+        assert policy.backoff_max_duration.seconds == 600
+
+
+def test_failures_are_told_by_an_exit_task(onprem):
+    exit_task = onprem.spec.root.dag.tasks["tell-failure"]
+    strategy = pb.PipelineTaskSpec.TriggerPolicy.TriggerStrategy
+    assert exit_task.trigger_policy.strategy == strategy.ALL_UPSTREAM_TASKS_COMPLETED
+    assert exit_task.inputs.parameters["status"].HasField("task_final_status")
+
+
+def test_spot_nodes_by_another_choice(compiled):
+    gke = compiled("cluster=gke")
+    labels = dict(gke.kubernetes["train"].node_selector.labels)
+    assert labels == {
+        "cloud.google.com/gke-spot": "true", "cloud.google.com/gke-accelerator": "nvidia-l4",
+    }  # fmt: skip
+    assert gke.tasks["train"].retry_policy.max_retry_count == 5
+    assert not gke.kubernetes["train"].pvc_mount
+    assert len(gke.kubernetes["deploy"].pvc_mount) == 1
+
+
+def test_compiling_twice_gives_equal_bytes(compiled):
+    first, second = (
+        compiled("cluster=onprem", "notify=slack"),
+        compiled("cluster=onprem", "notify=slack"),
+    )
+    assert first.path != second.path
+    assert first.path.read_bytes() == second.path.read_bytes()
+
+
+def test_no_path_of_this_machine_is_in_it(onprem, local):
+    for made in (onprem, local):
+        text = made.path.read_text()
+        for ours in (Path(__file__).parents[2], Path.home(), Path(sys.prefix)):
+            assert str(ours) not in text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"fingerprint": "x", "hed": []}, "no parameter hed; did you mean head?"),
+        ({"fingerprint": "x", "head": "head.margin=1"}, "head must be a list"),
+        ({"fingerprint": 3}, "fingerprint must be a str"),
+        ({}, "needs the parameter fingerprint"),
+        ({"fingerprint": "x", "name": ["name='{{$.x}}'"]}, "takes for a placeholder"),
+    ],
+)
+def test_wrong_parameters_are_refused(local, parameters, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_parameters(local.path, parameters)
+    check_parameters(local.path, {"fingerprint": "x", "head": ["head.margin=0.4"]})

@@ -1,0 +1,217 @@
+"""The compiled pipeline, run for real through kfp.local: every step a process of its own."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from arcloop import artifacts
+from arcloop.cli.main import main as arcloop
+from arcloop.kfp.local_run import StepError
+from arcloop.kfp.submit import main as submit
+from arcloop.serving.store.model_store import ModelStore
+
+SUBMIT = Path(__file__).parents[2] / "kubeflow" / "submit.py"
+STEPS = ["prepare", "validate", "train", "embed", "index", "evaluate"]
+
+
+def states(done):
+    return {task.name: task.state for task in done.tasks}
+
+
+def ran(done):
+    return [task.name for task in done.tasks if task.state == "ran"]
+
+
+def folder_of(step, name):
+    """The output of a step in the module's first run."""
+    return min(Path("runs/pipelines").glob(f"arcloop-2*/{step}/{name}"))
+
+
+@pytest.fixture
+def first(in_folder, small, python):
+    """The folder after one `python kubeflow/submit.py`, as a user types it."""
+    done = in_folder / "done.json"
+    if not done.exists():
+        ended = subprocess.run(
+            [sys.executable, str(SUBMIT), *small],
+            capture_output=True, text=True, timeout=120, cwd=in_folder,
+        )  # fmt: skip
+        done.write_text(json.dumps([ended.returncode, ended.stderr]))
+    return json.loads(done.read_text())
+
+
+def test_submit_runs_the_whole_pipeline_and_deploys(first, in_folder):
+    code, told = first
+    assert code == 0, told
+    for step in [*STEPS, "deploy"]:
+        assert f"{step}: ran" in told
+    assert "the gate passed" in told
+    assert ModelStore(in_folder / "model_store/synthetic", "synthetic").live() is not None
+    evaluation = folder_of("evaluate", "evaluation_out")
+    assert f"report: {evaluation.resolve()}/report.html" in told
+
+
+def weights(model):
+    """Hash of all tensors of a scripted model; its code differs by the order of torch's sets."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(torch.jit.load(model).state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_artifacts_are_those_of_arcloop_run(first, in_folder, small):
+    assert arcloop(["run", *small]) == 0
+    run = in_folder / "runs/synthetic"
+    pipeline = {
+        "store": folder_of("prepare", "store_out"),
+        "run": folder_of("train", "run_out"),
+        "gallery": folder_of("embed", "gallery_out"),
+        "index": folder_of("index", "index_out"),
+        "evaluation": folder_of("evaluate", "evaluation_out"),
+    }
+    (store,) = (path for path in (in_folder / "stores").iterdir() if path.is_dir())
+    made = artifacts.load(pipeline["store"], "store")
+    assert made.files == artifacts.read(store, "store").files
+    assert weights(pipeline["run"] / "model.pt") == weights(run / "model.pt")
+    for role, name in (
+        ("gallery", "embeddings-00000.npy"), ("index", "faiss_index.bin"),
+        ("evaluation", "metrics.json"), ("evaluation", "gate.json"),
+        ("evaluation", "confusion_matrix.csv"), ("evaluation", "roc.csv"),
+    ):  # fmt: skip
+        ours = artifacts.load(pipeline[role], role).file_sha256(name)
+        assert ours == artifacts.load(run / role, role).file_sha256(name), name
+    lineage = artifacts.read(pipeline["evaluation"], "evaluation").parents
+    assert lineage["store"] == made.sha256
+
+
+def test_only_what_depends_on_a_change_runs_again(first, run_local):
+    # Another way of writing the same config is the same config.
+    assert ran(run_local("head.margin=0.30", "seed=0")) == ["deploy"]
+    done = run_local("index=hnsw")
+    assert ran(done) == ["index", "evaluate", "deploy"]
+    assert {n for n, state in states(done).items() if state == "cached"} == set(STEPS[:4])
+    index = artifacts.load(done.evaluation.parents[1] / "index/index_out", "index")
+    assert index.config["index"]["factory"] == "HNSW32,Flat"
+
+
+def test_what_the_ui_of_kfp_is_shown(first):
+    output = folder_of("evaluate", "executor_output.json")
+    shown = {
+        name: made["artifacts"][0]["metadata"]
+        for name, made in json.loads(output.read_text())["artifacts"].items()
+    }
+    folder = folder_of("evaluate", "evaluation_out")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert shown["metrics"] == metrics
+    rows = [row["row"] for row in shown["confusion"]["confusionMatrix"]["rows"]]
+    assert sum(map(sum, rows)) == metrics["num_queries"]
+    assert len(rows) == 3
+    rates = [(p["falsePositiveRate"], p["recall"]) for p in shown["roc"]["confidenceMetrics"]]
+    assert rates == sorted(rates)
+    assert rates[-1] == (1.0, 1.0)
+    for name, start in (("report", "<!doctype html>"), ("summary", "# the gate passed")):
+        text = folder.with_name(name).read_text()
+        assert text.lower().startswith(start)
+
+
+def test_outputs_lie_on_the_volume_where_there_is_one(first, run_local, in_folder, image):
+    """The very file for a cluster, with its volume in a folder of this machine."""
+    volume = in_folder / "volume"
+    done = run_local(
+        "cluster=onprem", f"cluster.image={image}", f"cluster.volume.mount={volume}",
+        f"deploy.model_store={in_folder}/model_store/synthetic",
+    )  # fmt: skip
+    assert ran(done) == ["look", *STEPS, "deploy"]
+    assert done.evaluation.is_relative_to(volume)
+    made = {path.parent.name for path in volume.rglob("manifest.json")}
+    assert made == {f"{kind}_out" for kind in
+                    ("store", "validation", "run", "gallery", "index", "evaluation")}  # fmt: skip
+
+
+def test_a_message_tells_result_and_verdict(first, run_local, webhook):
+    done = run_local("notify=slack")
+    assert ran(done) == ["deploy", "tell", "tell-failure"]
+    (text,) = webhook
+    assert "the gate passed; deployed" in text
+    assert f"top1 {done.metrics['top1']:.4f}" in text
+
+
+def test_a_gate_that_does_not_pass_deploys_nothing_and_is_told(first, run_local, webhook):
+    done = run_local("notify=slack", "evaluate.gate.max_eer=0.0")
+    assert ran(done) == ["evaluate", "tell-2", "tell-failure"]
+    assert not done.gate_passed
+    assert "the gate did not pass; not deployed" in list(done.report())
+    (text,) = webhook
+    assert "the gate did not pass; not deployed" in text
+    assert "eer" in text
+
+
+def test_a_failing_step_is_told_with_its_cause(first, run_local, webhook):
+    with pytest.raises(StepError) as failed:
+        run_local("notify=slack", "data.train=3", "data.seed=1")
+    text = str(failed.value)
+    assert text.startswith("step validate failed: the store has 3 error(s):")
+    assert "train: class 'class-0' has 1 image(s); at least 2 are needed" in text
+    assert "Inner task failed" not in text
+    log = Path(text.rpartition("log: ")[2])
+    assert "Traceback (most recent call last)" in log.read_text()
+    (message,) = webhook
+    assert "failed, nothing was deployed" in message
+
+
+def test_a_webhook_that_is_down_stops_nothing(first, run_local, monkeypatch):
+    monkeypatch.setenv("ARCLOOP_WEBHOOK", "http://127.0.0.1:9/secret")
+    done = run_local("notify=slack")
+    assert "tell" in ran(done)
+    log = max(Path("runs/pipelines").glob("*.log")).read_text()
+    assert "the notification was not delivered: URLError" in log
+    assert "/secret" not in log
+
+
+def write_idx(path, array):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    path.write_bytes(head + array.astype(np.uint8).tobytes())
+
+
+def test_new_data_are_seen_by_their_content(run_local, in_folder, capsys):
+    """Eight images cannot pass validation, so each of these runs is short."""
+    images = np.arange(8 * 16 * 16).reshape(8, 16, 16) % 251
+    Path("idx").mkdir()
+    for stem in ("train", "t10k"):
+        write_idx(Path(f"idx/{stem}-images-idx3-ubyte"), images)
+        write_idx(Path(f"idx/{stem}-labels-idx1-ubyte"), np.arange(8) % 2)
+    small_idx = ["data.root=idx", "data.val=2", "data.gallery=2"]
+    told = []
+    for changed in (False, True):
+        if changed:
+            write_idx(Path("idx/train-images-idx3-ubyte"), images[::-1])
+        with pytest.raises(StepError):
+            run_idx(run_local, small_idx)
+        told.append(capsys.readouterr().err.splitlines()[0])
+    assert [line.rpartition(",")[0] or line for line in told] == [
+        "prepare: ran", "prepare: ran",
+    ]  # fmt: skip
+
+
+def run_idx(run_local, overrides):
+    """Like `run_local`, without the settings that only synthetic data have."""
+    return run_local("data=idx", *overrides, without="data")
+
+
+def test_wrong_config_is_refused_before_kfp_is_loaded(in_folder, capsys):
+    code = (
+        "import sys; from arcloop.kfp.submit import main; code = main(['head.margn=1']);"
+        "assert not {'kfp', 'torch'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "did you mean head.margin" in done.stderr
+    assert submit(["--help"]) == 0
+    assert os.listdir(in_folder)

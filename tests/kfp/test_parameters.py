@@ -1,0 +1,79 @@
+"""Overrides divided by group: together they must mean what they meant as one list."""
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcloop.config.composition import bundled, compose_config, to_plain
+from arcloop.kfp.parameters import _written, read_request
+from arcloop.pipeline.steps import STEPS
+
+CASES = {
+    "nothing": [],
+    "a value": ["head.margin=0.4"],
+    "a choice": ["index=hnsw", "optimizer=adamw"],
+    "an experiment, which reaches into several groups": ["experiment=mnist", "head.margin=0.4"],
+    "a required value": [
+        "data=image_folder", r"data.root='/my data/it\'s'", "data.image_size=[32,16]",
+    ],
+    "a list": ["backbone.widths=[8,8]", "embedder.mean=[0.1]"],
+    "nulls, numbers, truths": [
+        "trainer.gradient_clip_val=0.5", "evaluate.gate.min_top1=null", "force=true",
+        "trainer.max_epochs=3", "trainer.deterministic=false",
+    ],
+    "what is added": ["+trainer.fast_dev_run=true"],
+    "another network": ["backbone=iresnet18", "trainer=gpu", "loader.num_workers=2"],
+    "where to deploy": ["deploy.name=other", "deploy.model_store=/mnt/store"],
+    "an interpolation": ["embed.batch_size=${loader.batch_size}", "loader.batch_size=7"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_group_is_what_it_was_before(case):
+    overrides = CASES[case]
+    request = read_request(overrides)
+    whole = to_plain(compose_config(["callbacks=export_only", "run_dir=x", *overrides]))
+    for name, values in request.parameters.items():
+        if not values:
+            continue
+        alone = to_plain(compose_config(["run_dir=x", *values]))
+        assert alone[name] == whole[name], name
+    together = [value for values in request.parameters.values() for value in values]
+    divided = to_plain(compose_config(["run_dir=x", *together]))
+    for step in STEPS.values():
+        assert {g: divided[g] for g in step.reads} == {g: whole[g] for g in step.reads}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["head.margin=0.4"], ["head.margin=0.40", "seed=0"]),
+        (["index=flat"], []),
+    ],
+)
+def test_the_same_config_is_the_same_parameters(one, other):
+    assert read_request(one).parameters == read_request(other).parameters
+
+
+def test_an_experiment_is_the_values_that_it_sets():
+    values = yaml.safe_load((bundled("conf") / "experiment/mnist.yaml").read_text())
+    parameters = read_request(["experiment=mnist"]).parameters
+    assert parameters["trainer"] == [f"trainer.max_epochs={values['trainer']['max_epochs']}"]
+    assert parameters["embedder"] == [
+        f"embedder.{key}=[{values['embedder'][key][0]}]" for key in ("mean", "std")
+    ]
+    assert read_request(["experiment=mnist", "trainer.max_epochs=10"]).parameters["trainer"] == []
+
+
+def test_a_group_that_is_not_touched_has_no_overrides():
+    parameters = read_request(["index=hnsw"]).parameters
+    touched = {name for name, values in parameters.items() if values}
+    assert touched == {"index", "callbacks", "name"}
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="\n\r"), min_size=1))
+def test_any_text_comes_through(text):
+    override = OverridesParser.create().parse_override(f"name={_written(text)}")
+    assert override.value() == text

@@ -1,0 +1,248 @@
+"""Submissions to a loopback stand-in of KFP's v2beta1 API, which takes only what KFP takes."""
+
+import socket
+
+import pytest
+
+from arcloop.kfp.submit import main as submit
+from arcloop.kfp.trigger import main as trigger
+
+
+@pytest.fixture
+def arguments(recorder, image, in_folder):
+    return [
+        "cluster=onprem", f"cluster.host={recorder.url}", "cluster.namespace=team",
+        f"cluster.image={image}", "data=synthetic",
+    ]  # fmt: skip
+
+
+def test_a_run_of_a_first_upload(arguments, recorder, capsys):
+    assert submit([*arguments, "head.margin=0.4", "index=hnsw"]) == 0
+    (run,) = recorder.runs
+    assert run["display_name"] == "synthetic"
+    values = run["runtime_config"]["parameters"]
+    assert values["head"] == ["head.margin=0.4"]
+    assert values["index"] == ["index=hnsw"]
+    assert values["data"] == ["data=synthetic"]
+    assert values["callbacks"] == ["callbacks=export_only"]
+    assert values["backbone"] == []
+    assert "fingerprint" not in values
+    (experiment,) = recorder.experiments
+    assert (experiment["display_name"], experiment["namespace"]) == ("arcloop", "team")
+    assert run["experiment_id"] == experiment["experiment_id"]
+    assert f"{recorder.url}/#/runs/details/{run['run_id']}" in capsys.readouterr().err
+
+
+def test_another_pipeline_is_a_new_version_and_the_same_one_is_not(arguments, recorder):
+    assert submit(arguments) == 0
+    assert submit([*arguments, "cluster.retries.count=1"]) == 0
+    assert submit([*arguments, "cluster.retries.count=1", "seed=7"]) == 0
+    assert recorder.count("POST", "pipelines/upload") == 1
+    assert recorder.count("POST", "pipelines/upload_version") == 1
+    named = [run["pipeline_version_reference"] for run in recorder.runs]
+    assert named[0] != named[1]
+    assert named[1] == named[2]
+    assert recorder.runs[2]["runtime_config"]["parameters"]["seed"] == ["seed=7"]
+    assert len(recorder.experiments) == 1
+
+
+def test_a_recurring_run_replaces_the_one_of_its_name(arguments, recorder, capsys):
+    assert submit([*arguments, "schedule=0 0 * * 2"]) == 0
+    assert submit([*arguments, "schedule=30 6 * * MON-FRI"]) == 0
+    (recurring,) = recorder.recurring
+    assert recurring["trigger"]["cron_schedule"]["cron"] == "0 30 6 * * MON-FRI"
+    assert recurring["mode"] == "ENABLE"
+    assert recurring["max_concurrency"] == "1" or recurring["max_concurrency"] == 1
+    assert not recorder.runs
+    assert "replaces the recurring run recurring_run_id-1" in capsys.readouterr().err
+
+
+def test_without_a_namespace_none_is_sent(arguments, recorder):
+    assert submit([*arguments, "cluster.namespace=null"]) == 0
+    assert "namespace" not in recorder.pipelines[0]
+    assert recorder.experiments[0].get("namespace") is None
+
+
+def test_a_token_is_taken_from_the_environment(arguments, recorder, monkeypatch, capsys):
+    arguments = [*arguments, "cluster.token_env=KFP_TOKEN"]
+    assert submit(arguments) == 2
+    assert "KFP_TOKEN holds no token" in capsys.readouterr().err
+    monkeypatch.setenv("KFP_TOKEN", "s3cret")
+    assert submit(arguments) == 0
+    assert {h.get("authorization") or h.get("Authorization") for h in recorder.headers} == {
+        "Bearer s3cret"
+    }
+
+
+def test_places_of_data_are_those_in_the_pods(arguments, recorder, capsys):
+    kept = [a for a in arguments if not a.startswith("data")]
+    assert submit([*kept, "data=csv", "data.file=my/list.csv", "data.root=my/images"]) == 2
+    told = capsys.readouterr().err
+    assert "data.file=my/list.csv must be a path in the steps' pods, so begin with /" in told
+    assert "data.root=my/images must be" in told
+    assert not recorder.calls
+
+
+def test_compile_only_asks_nobody(arguments, recorder, in_folder, capsys):
+    assert submit([*arguments, "mode=compile"]) == 0
+    assert recorder.calls == []
+    assert (in_folder / "runs/pipelines/arcloop-cluster.yaml").stat().st_size > 10_000
+    assert "compiled: runs/pipelines/arcloop-cluster.yaml" in capsys.readouterr().err
+
+
+REFUSALS = {
+    "401": (("GET", "pipelines"), (401, {"message": "no token"}), "does not know who asks (401)"),
+    "403": (("GET", "pipelines"), (403, {"message": "no"}), "forbids this in namespace team"),
+    "404": (
+        ("GET", "experiments"),
+        (404, {"message": "namespace team not found"}),
+        "finds no such thing in namespace team (404): namespace team not found",
+    ),
+    "409": (
+        ("POST", "pipelines/upload"),
+        (409, {"message": "the version exists"}),
+        "has a thing of this name already (409): the version exists",
+    ),
+    "500": (("POST", "runs"), (500, {"message": "broken"}), "answered 500 (500): broken"),
+    "503": (("POST", "runs"), (503, "no JSON object"), "answered 503"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_each_refusal_is_one_clear_message(arguments, recorder, capsys, case):
+    call, answer, message = REFUSALS[case]
+    recorder.refusals[call] = answer
+    assert submit(arguments) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("error:") == 1
+    assert "remedy:" in told
+    assert recorder.url in told
+    assert "Traceback" not in told
+
+
+def test_a_server_that_is_not_there(arguments, recorder, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"http://127.0.0.1:{free.getsockname()[1]}"
+    assert submit([*arguments, f"cluster.host={host}"]) == 1
+    told = capsys.readouterr().err
+    assert "the KFP API cannot be reached" in told
+    assert "refused" in told
+    assert host in told
+
+
+def test_a_server_that_does_not_answer(arguments, recorder, capsys):
+    recorder.delay_s = 3
+    assert submit([*arguments, "cluster.timeout_s=1"]) == 1
+    assert "no answer within 1 s" in capsys.readouterr().err
+
+
+def test_a_host_that_is_no_kfp(arguments, recorder, capsys):
+    assert submit([*arguments, f"cluster.host={recorder.url}/elsewhere"]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+WRONG = {
+    "misspelt key": (["head.margn=1"], "did you mean head.margin"),
+    "misspelt word": (["mod=compile"], "did you mean mode?"),
+    "wrong mode": (["mode=go"], "mode=go must be one of run, compile"),
+    "no override": (["compile"], "is no override"),
+    "misspelt cluster key": (["cluster.hots=x"], "there is no key cluster.hots"),
+    "unknown step": (["+cluster.steps.trian={title: x}"], "cluster.steps.trian is no step"),
+    "unknown setting": (["+cluster.steps.train.gpu=1"], "cluster.steps.train.gpu is unknown"),
+    "tag, no digest": (["cluster.image=a/b:latest"], "must name its digest"),
+    "memory": (["cluster.steps.train.memory=lots"], "is no quantity"),
+    "toleration": (["cluster.tolerations=[{key: a, operator: Equals}]"], "Equal or Exists"),
+    "retries": (["cluster.retries.count=-1"], "cluster.retries.count=-1 must be in"),
+    "storage": (["cluster.storage=disk"], "must be one of artifacts, pvc"),
+    "trainjob without volume": (
+        ["cluster.train=trainjob", "cluster.storage=artifacts"], "needs cluster.storage=pvc",
+    ),
+    "trainjob of other size": (["cluster.train=trainjob"], "trainer.num_nodes, trainer.devices"),
+    "schedule": (["schedule=every tuesday"], "cannot be read"),
+    "relative data": (["data=idx", "data.root=my/data"], "must be a path in the steps' pods"),
+    "folders of its own": (["run_dir=x"], "run_dir means nothing in a pipeline"),
+    "no host": (["cluster.host=null"], "cluster.host is required"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_refused_before_anything_is_sent(arguments, recorder, capsys, case):
+    overrides, message = WRONG[case]
+    keys = {override.partition("=")[0] for override in overrides}
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in keys]
+    assert submit([*kept, *overrides]) == 2
+    assert message in capsys.readouterr().err
+    assert recorder.calls == []
+
+
+def test_a_schedule_needs_a_cluster(capsys, in_folder):
+    assert submit(["schedule=0 0 * * 2"]) == 2
+    assert "outlives this command" in capsys.readouterr().err
+
+
+def test_notify_here_needs_the_webhook(capsys, in_folder):
+    assert submit(["notify=slack"]) == 2
+    assert "ARCLOOP_WEBHOOK" in capsys.readouterr().err
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of pictures, and a function that adds one."""
+    from PIL import Image
+
+    def add(name):
+        (tmp_path / "pictures/a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), "red").save(tmp_path / "pictures/a" / f"{name}.png")
+
+    add("0")
+    return tmp_path / "pictures", add
+
+
+def test_the_trigger_starts_a_run_when_the_data_are_new(arguments, recorder, pictures, capsys):
+    folder, add = pictures
+    kept = [a for a in arguments if not a.startswith("data=")]
+    looked = [*kept, "data=image_folder", f"data.root={folder}", "data.image_size=8"]
+    assert trigger(looked) == 0
+    assert len(recorder.runs) == 1
+    assert trigger(looked) == 0
+    assert len(recorder.runs) == 1
+    assert "nothing new" in capsys.readouterr().err
+    add("1")
+    recorder.refusals[("POST", "runs")] = (503, {"message": "later"})
+    assert trigger(looked) == 1
+    recorder.refusals.clear()
+    assert trigger(looked) == 0
+    assert trigger(looked) == 0
+    assert len(recorder.runs) == 2
+
+
+def test_the_trigger_watches(arguments, recorder, pictures, capsys, monkeypatch):
+    folder, add = pictures
+    kept = [a for a in arguments if not a.startswith("data=")]
+    looked = [*kept, "data=image_folder", f"data.root={folder}", "data.image_size=8"]
+    sleeps = []
+
+    def then(seconds):
+        sleeps.append(seconds)
+        if len(sleeps) == 1:  # a bad hour of the server does not end the watch
+            add("1")
+            recorder.refusals[("POST", "runs")] = (503, {"message": "later"})
+        elif len(sleeps) == 2:
+            recorder.refusals.clear()
+        elif len(sleeps) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("arcloop.kfp.trigger.sleep", then)
+    assert trigger([*looked, "every=600"]) == 130
+    assert sleeps == [600.0] * 4
+    assert len(recorder.runs) == 2
+    assert "answered 503" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["every=soon", "every=0", "mode=compile", "every=inf"])
+def test_a_wrong_trigger_is_refused(arguments, recorder, wrong, capsys):
+    assert trigger([*arguments, wrong]) == 2
+    assert recorder.calls == []
+    assert "error:" in capsys.readouterr().err

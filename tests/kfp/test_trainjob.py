@@ -1,0 +1,200 @@
+"""Training by TrainJob, against a loopback stand-in of the Kubernetes API and its real client."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import kubernetes
+import pytest
+import yaml
+
+from arcloop.errors import ArcloopError, ResourceError
+from arcloop.kfp import trainjob
+from arcloop.kfp.placing import trainjob_settings
+from arcloop.kfp.submission import read_submission
+
+BASE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
+READY = {"jobsStatus": [{"name": "node", "ready": 2, "active": 2, "succeeded": 0, "failed": 0,
+                         "suspended": 0}]}  # fmt: skip
+
+
+def condition(kind, reason="", message=""):
+    return {"conditions": [{"type": kind, "status": "True", "reason": reason, "message": message}]}
+
+
+class Api:
+    """Jobs go through `states`, one a look; each call's verb is kept as RBAC names it."""
+
+    def __init__(self, states):
+        self.states, self.created, self.deleted, self.verbs = list(states), [], [], []
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+            def reply(self, status, body):
+                content = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_POST(self):
+                assert self.path == BASE
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                api.verbs.append("create")
+                if api.states and api.states[0] == "refuse":
+                    return self.reply(403, {"message": "no rights"})
+                body["metadata"]["name"] = body["metadata"].pop("generateName") + "x1"
+                api.created.append(body)
+                return self.reply(201, body)
+
+            def do_GET(self):
+                assert self.path == f"{BASE}/arcloop-train-x1"
+                api.verbs.append("get")
+                state = api.states.pop(0) if len(api.states) > 1 else api.states[0]
+                if isinstance(state, int):
+                    return self.reply(state, {"message": "?"})
+                return self.reply(200, {**api.created[0], "status": state})
+
+            def do_DELETE(self):
+                api.verbs.append("delete")
+                api.deleted.append(self.path)
+                self.reply(200, {})
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        configuration = kubernetes.client.Configuration()
+        configuration.host = f"http://127.0.0.1:{self.server.server_port}"
+        configuration.retries = False
+        self.client = kubernetes.client.CustomObjectsApi(kubernetes.client.ApiClient(configuration))
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def settings(image):
+    submission = read_submission(
+        [
+            "cluster=onprem", f"cluster.image={image}", "cluster.train=trainjob", "mode=compile",
+            "cluster.namespace=team", "trainer=ddp_cpu", "trainer.num_nodes=2", "trainer.devices=1",
+            "+cluster.secrets={bucket: {key: BUCKET_KEY}}", "cluster.trainjob.poll_s=0.01",
+        ]
+    )  # fmt: skip
+    return json.dumps(trainjob_settings(submission.cluster))
+
+
+@pytest.fixture
+def needs(settings):
+    return json.loads(settings)
+
+
+@pytest.fixture
+def job(needs):
+    return trainjob.train_job(needs, Path("/mnt/arcloop/job.json"))
+
+
+@pytest.fixture
+def run(job, needs):
+    apis = []
+
+    def follow(*states):
+        apis.append(Api(states))
+        trainjob.follow(apis[-1].client, "team", job, needs)
+        return apis[-1]
+
+    follow.apis = apis
+    yield follow
+    for api in apis:
+        api.close()
+
+
+def test_the_job_says_what_every_node_gets(job, image):
+    spec = job["spec"]
+    assert spec["runtimeRef"]["name"] == "torch-distributed"
+    trainer = spec["trainer"]
+    assert trainer["command"] == [
+        "torchrun",
+        "-m",
+        "arcloop.pipeline.train_worker",
+        "/mnt/arcloop/job.json",
+    ]
+    assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == (image, 2, 1)
+    wanted = {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert trainer["resourcesPerNode"] == {"limits": wanted, "requests": wanted}
+    (variable,) = trainer["env"]
+    assert variable["valueFrom"]["secretKeyRef"] == {"name": "bucket", "key": "key"}
+    (patch,) = spec["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "arcloop"}
+    assert pod["volumes"][1]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {"arcloop": "/mnt/arcloop", "shm": "/dev/shm"}
+    assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+def test_a_job_that_the_models_do_not_know_whole_is_refused(needs):
+    needs["tolerations"] = [{"key": "a", "operater": "Exists"}]
+    with pytest.raises(ArcloopError, match="does not know all") as refused:
+        trainjob.train_job(needs, Path("/job.json"))
+    assert "operater" in str(refused.value)
+
+
+def test_a_job_is_followed_to_its_end(run, capsys):
+    api = run({}, READY, READY, 500, {**READY, **condition("Complete")})
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "TrainJob team/arcloop-train-x1: created",
+        "TrainJob arcloop-train-x1: node ready=2 active=2",
+        "TrainJob arcloop-train-x1: Complete, node ready=2 active=2",
+    ]
+    assert api.deleted == [f"{BASE}/arcloop-train-x1?propagationPolicy=Foreground"]
+
+
+def test_a_failed_job_fails_the_step_with_its_reason(run):
+    with pytest.raises(ResourceError) as failed:
+        run(READY, condition("Failed", "DeadlineExceeded", "ran too long"))
+    assert "TrainJob arcloop-train-x1 failed: DeadlineExceeded: ran too long" in str(failed.value)
+    assert run.apis[0].deleted == []
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_job_that_cannot_be_seen_any_more(run, status):
+    with pytest.raises(ResourceError, match="cannot be seen any more"):
+        run(READY, status)
+    assert run.apis[0].verbs.count("get") == (2 if status == 404 else 11)
+
+
+def test_a_refused_job(run):
+    with pytest.raises(ResourceError) as refused:
+        run("refuse")
+    assert "no rights" in str(refused.value)
+    assert "kubeflow/rbac.yaml" in str(refused.value)
+
+
+def test_a_step_that_is_stopped_takes_its_job_along(run, monkeypatch):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("arcloop.kfp.trainjob.sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(READY)
+    assert len(run.apis[0].deleted) == 1
+
+
+def test_the_role_allows_exactly_what_is_called(run):
+    role = next(yaml.safe_load_all((Path(__file__).parents[2] / "kubeflow/rbac.yaml").read_text()))
+    (rule,) = role["rules"]
+    api = run(READY, condition("Complete"))
+    assert set(rule["verbs"]) == set(api.verbs)
+    assert (rule["apiGroups"], rule["resources"]) == (["trainer.kubeflow.org"], ["trainjobs"])
+    assert re.match(
+        rf"/apis/{rule['apiGroups'][0]}/\w+/namespaces/\w+/{rule['resources'][0]}", BASE
+    )

@@ -1,0 +1,42 @@
+"""Folders of sweeps as jobs leave them, written by what jobs write them with, without training."""
+
+import pytest
+
+from arcloop.artifacts import writer
+from arcloop.artifacts.atomic import write_json
+from arcloop.pipeline.sweeps.job import folder_name
+from arcloop.pipeline.sweeps.record import Failure, JobRecord
+
+WHEN = "2026-01-01T00:00:00+00:00"
+FIXED = ["data=synthetic", "loader.batch_size=50"]
+
+
+class SweepFolder:
+    def __init__(self, path):
+        self.path = path
+        path.mkdir(parents=True)
+
+    def job(self, values, objective, metrics=None, failure=None, mode="max", config=None):
+        overrides = [*FIXED, *(f"{key}={value}" for key, value in values.items())]
+        folder = self.path / folder_name(overrides[len(FIXED) :])
+        folder.mkdir()
+        if failure is None:
+            config = {
+                "monitor": "val_top1", "monitor_mode": mode, "data": {"name": "synthetic"},
+                "trainer": {"max_epochs": 2, "accelerator": "cpu", "precision": "32-true"},
+                "head": {"margin": 0.3}, **(config or {}),
+            }  # fmt: skip
+            info = {"overrides": overrides, "objective": objective}
+            writer.seal(folder, "run", config=config, parents={}, info=info)
+        if metrics is not None:
+            with writer.writing(folder / "evaluation", "evaluation", config={}) as draft:
+                write_json(draft.path / "metrics.json", metrics)
+        swept = {key: str(value) for key, value in values.items()}
+        told = None if failure is None else Failure(failure, again=False, exit_code=1)
+        JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, told).write(folder)
+        return folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return SweepFolder(tmp_path / "runs/sweeps/synthetic")

@@ -1,0 +1,79 @@
+"""Statistics of seeds, against scipy."""
+
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from arcloop.pipeline.leaderboard.jobs import read_jobs
+from arcloop.pipeline.leaderboard.settings import Estimate, settings_of, student_t
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_student_t(confidence):
+    for degrees in (*range(1, 40), 200, 1001):
+        expected = stats.t.ppf((1 + confidence) / 2, degrees)
+        assert student_t(degrees, confidence) == pytest.approx(expected, rel=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=10))
+def test_interval_of_the_mean(values):
+    estimate = Estimate.of(values)
+    assert estimate.mean == pytest.approx(statistics.fmean(values))
+    if np.std(values) > 1e-9:
+        low, high = stats.t.interval(
+            0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values)
+        )
+        assert 2 * estimate.half_width == pytest.approx(high - low)
+
+
+def test_one_value_has_no_interval():
+    assert Estimate.of([0.5]).half_width is None
+    assert str(Estimate.of([0.5])) == "0.5000"
+
+
+def test_seeds_of_a_setting_are_one_and_the_best_is_first(sweep):
+    for seed, score in enumerate([0.90, 0.92, 0.94]):
+        sweep.job({"head.margin": 0.3, "seed": seed}, score, {"top1": score - 0.1, "eer": 0.1})
+        sweep.job({"head.margin": 0.5, "seed": seed}, score + 0.01, {"top1": score - 0.2})
+    sweep.job({"head.margin": 0.5, "seed": 3}, None, failure="diverged\n  remedy: less")
+    sweep.job({"head.margin": 0.7, "seed": 0}, None, failure="diverged")
+    keys, settings = settings_of(read_jobs(sweep.path))
+    assert keys == ["head.margin"]
+    assert [setting.values["head.margin"] for setting in settings] == ["0.5", "0.3", "0.7"]
+    best, second, last = settings
+    assert (len(best.jobs), best.finished) == (4, 3)
+    assert best.objective.mean == pytest.approx(0.93)
+    assert second.metrics["top1"].mean == pytest.approx(0.82)
+    assert "eer" in second.metrics
+    assert last.objective is None
+    assert last.metrics == {}
+
+
+def test_less_is_better_where_the_runs_say_so(sweep):
+    for margin, loss in ((0.3, 0.5), (0.5, 0.2)):
+        sweep.job({"head.margin": margin}, loss, mode="min")
+    _, settings = settings_of(read_jobs(sweep.path))
+    assert settings[0].values["head.margin"] == "0.5"
+
+
+def test_what_one_sweep_left_alone_is_taken_from_its_config(sweep):
+    """A first sweep over the scale at the default margin, then one over the margin."""
+    for scale, score in ((16, 0.8), (32, 0.9)):
+        sweep.job({"head.scale": scale}, score)
+    sweep.job({"head.scale": 32, "head.margin": 0.5}, 0.95)
+    keys, settings = settings_of(read_jobs(sweep.path))
+    assert set(keys) == {"head.scale", "head.margin"}
+    assert {(s.values["head.scale"], s.values["head.margin"]) for s in settings} == {
+        ("16", "0.3"), ("32", "0.3"), ("32", "0.5"),
+    }  # fmt: skip
+
+
+def test_how_a_sweep_ran_is_no_setting(sweep):
+    sweep.job({"head.margin": 0.3, "launcher.jobs": 2}, 0.9)
+    sweep.job({"head.margin": 0.5, "launcher.jobs": 3, "sweep.trials": 9}, 0.9)
+    keys, _ = settings_of(read_jobs(sweep.path))
+    assert keys == ["head.margin"]

@@ -1,0 +1,83 @@
+"""GPUs are handed out one to a process; a stand-in tells which there are, since there are none."""
+
+import subprocess
+import sys
+
+import pytest
+
+from arcloop.errors import ConfigError
+from arcloop.pipeline.sweeps.gpus import free_gpus
+from arcloop.pipeline.sweeps.plan import plan
+
+NVIDIA_SMI = """#!/bin/sh
+case "$1" in
+  --query-gpu=*) printf '0, GPU-a\\n1, GPU-b\\n2, GPU-c\\n' ;;
+  --query-compute-apps=*) {apps} ;;
+esac
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Make a machine with three GPUs; call it with what is said of who computes on them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def make(apps="true"):
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(NVIDIA_SMI.format(apps=apps))
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    return make
+
+
+def test_those_are_free_that_nobody_computes_on(machine):
+    machine("printf 'GPU-b, 4711\\n'")
+    assert free_gpus() == ["GPU-a", "GPU-c"]
+
+
+def test_those_are_free_that_this_process_may_see(machine, monkeypatch):
+    machine()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-c")
+    assert free_gpus() == ["GPU-b", "GPU-c"]
+
+
+def test_none_is_free(machine):
+    machine("printf 'GPU-a, 1\\nGPU-b, 2\\nGPU-c, 3\\n'")
+    with pytest.raises(ConfigError, match="each of the 3 GPUs"):
+        free_gpus()
+
+
+def test_no_gpu_at_all(machine, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no NVIDIA GPU"):
+        free_gpus()
+
+
+def test_a_sweep_has_as_many_jobs_at_once_as_gpus_are_free(machine):
+    machine("printf 'GPU-b, 4711\\n'")
+    planned = plan("train", ["data=synthetic", "launcher=gpus", "seed=1,2,3,4"])
+    assert planned.gpus == ("GPU-a", "GPU-c")
+    assert planned.extra == ("launcher.jobs=2",)
+
+
+def test_each_process_sees_a_gpu_of_its_own(machine):
+    machine()
+    code = (
+        "import os, sys; from arcloop.pipeline.sweeps.gpus import claim\n"
+        "try:\n  claim(['GPU-a', 'GPU-b']); claim(['GPU-a', 'GPU-b'])\n"
+        "except Exception as error: print(error)\n"
+        "else: print(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "sys.stdout.flush(); sys.stdin.read()"
+    )
+    processes = []
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        processes.append((process, process.stdout.readline().strip()))
+    for process, _ in processes:
+        process.communicate()
+    assert [said for _, said in processes[:2]] == ["GPU-a", "GPU-b"]
+    assert "each of the 2 GPUs is claimed" in processes[2][1]

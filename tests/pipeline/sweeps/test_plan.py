@@ -1,0 +1,59 @@
+"""What is wrong with a sweep is told before its first job, in one message."""
+
+import pytest
+
+from arcloop.cli.main import main
+from arcloop.errors import ConfigError
+from arcloop.pipeline.sweeps.plan import plan
+
+WRONG = {
+    "nothing to sweep": ([], ["-m, but nothing to sweep", "head.margin=0.2,0.3"]),
+    "a misspelt key": (["head.margn=0.2,0.3"], ["no key head.margn", "did you mean head.margin"]),
+    "a misspelt choice": (["head=arcface,arcfac"], ["no head=arcfac", "did you mean arcface"]),
+    "all that is wrong at once": (
+        ["head.margin=0.2,7", "loader.batch_size=10,0"], ["head.margin=7", "loader.batch_size=0"]),
+    "an interval without a search": (
+        ["head.margin=interval(0.2,0.3)"], ["head.margin has an interval", "sweep=optuna"]),
+    "the end of an interval": (
+        ["sweep=random", "head.margin=interval(0.2,9.0)"], ["head.margin=9.0 must be in"]),
+    "one folder for all": (["run_dir=x", "head.margin=0.2,0.3"], ["run_dir=x", "hydra.sweep.dir"]),
+    "no Slurm": (["launcher=slurm", "seed=1,2"], ["no Slurm here", "launcher=joblib"]),
+    "no trials": (["sweep=optuna", "sweep.trials=0", "seed=1,2"], ["sweep.trials=0 must be in"]),
+    "no such search": (["sweep=optun", "seed=1,2"], ["no sweep=optun", "did you mean optuna"]),
+    "unreadable": (["head.margin=interval(0.2"], ["cannot read the override"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_sweep_is_one_clear_error_and_starts_nothing(in_tmp, capsys, case):
+    arguments, messages = WRONG[case]
+    assert main(["train", "-m", "data=synthetic", *arguments]) == 2
+    error = capsys.readouterr().err
+    for message in messages:
+        assert message in error
+    assert "remedy:" in error
+    assert "job 0" not in error
+    assert not list(in_tmp.rglob("job.json"))
+    assert not (in_tmp / "stores").exists()
+
+
+def test_a_verb_without_an_objective_cannot_be_searched(in_tmp):
+    with pytest.raises(ConfigError, match="has no objective"):
+        plan("prepare", ["data=synthetic", "sweep=optuna", "data.noise=interval(0.1,0.9)"])
+
+
+def test_several_values_without_m_are_explained(in_tmp, capsys):
+    assert main(["train", "head.margin=0.2,0.3"]) == 2
+    error = capsys.readouterr().err
+    assert "head.margin=0.2,0.3 has several values" in error
+    assert "-m makes a job for each" in error
+
+
+def test_what_a_sweep_varies_and_where_it_writes():
+    planned = plan(
+        "train",
+        ["name=mine", "head=glob(arc*)", "+trainer.max_time=null,1", "seed=range(3)", "force=true"],
+    )
+    assert planned.swept == ("head", "trainer.max_time", "seed")
+    assert str(planned.folder) == "runs/sweeps/mine"
+    assert planned.gpus == planned.extra == ()

@@ -1,0 +1,127 @@
+"""A search proposes so many trials and no more, however often it is killed on the way."""
+
+import math
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from arcloop.errors import ConfigError
+from arcloop.pipeline.sweeps.job import Failed
+from arcloop.pipeline.sweeps.record import Failure
+from arcloop.pipeline.sweeps.search import STORAGE, Search
+
+SPACE = ["name=x", "head.margin=interval(0.2,0.6)", "head.scale=16,32", "seed=int(interval(1,9))"]
+
+
+class Killed(BaseException):
+    pass
+
+
+class Jobs:
+    """Runs jobs by a formula; the values tried are kept."""
+
+    def __init__(self, kill_at=None, result=None):
+        self.tried, self.kill_at, self.result = [], kill_at, result
+
+    def __call__(self, batch, initial_job_idx):
+        returned = []
+        for job in batch:
+            if len(self.tried) == self.kill_at:
+                raise Killed
+            self.tried.append(job)
+            values = dict(override.split("=") for override in job)
+            score = -((float(values["head.margin"]) - 0.4) ** 2)
+            value = score if self.result is None else self.result(len(self.tried), score)
+            returned.append(SimpleNamespace(return_value=value))
+        return returned
+
+
+def search(folder, jobs, trials=6, space=SPACE, sampler=TPESampler, at_once=1, direction="max"):
+    Search(sampler, trials=trials, seed=0, direction=direction, at_once=at_once).run(
+        space, str(folder), jobs
+    )
+    return jobs.tried
+
+
+def study(folder):
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / STORAGE}")
+
+
+def startup(seed):
+    return TPESampler(seed=seed, n_startup_trials=3)
+
+
+def test_values_are_within_what_was_given(tmp_path):
+    for job in search(tmp_path, Jobs(), sampler=RandomSampler, trials=10):
+        values = dict(override.split("=") for override in job)
+        assert list(values) == ["name", "head.margin", "head.scale", "seed"]
+        assert 0.2 <= float(values["head.margin"]) <= 0.6
+        assert values["head.scale"] in ("16", "32")
+        assert int(values["seed"]) in range(1, 10)
+
+
+def test_no_value_is_drawn_twice_and_another_seed_draws_others(tmp_path):
+    tried = search(tmp_path, Jobs(), sampler=RandomSampler)
+    assert len(set(tried)) == 6
+
+
+@pytest.mark.parametrize("kill_at", [0, 4])
+def test_a_search_that_was_killed_goes_on_as_if_it_never_was(tmp_path, kill_at):
+    whole = search(tmp_path / "whole", Jobs(), sampler=startup)
+    killed = Jobs(kill_at)
+    with pytest.raises(Killed):
+        search(tmp_path / "killed", killed, sampler=startup)
+    rest = search(tmp_path / "killed", Jobs(), sampler=startup)
+    assert killed.tried + rest == whole
+    assert [t.state for t in study(tmp_path / "killed").trials] == [TrialState.COMPLETE] * 6
+
+
+def test_jobs_under_way_together_are_all_begun_again(tmp_path):
+    """The launcher had not returned, so nothing is known of them."""
+    with pytest.raises(Killed):
+        search(tmp_path, killed := Jobs(3), at_once=2)
+    rest = search(tmp_path, Jobs(), at_once=2)
+    assert rest[0] == killed.tried[2]
+    assert len(rest) == 4
+
+
+def test_more_trials_go_on_from_those_there_are(tmp_path):
+    first = search(tmp_path, Jobs(), trials=3)
+    assert search(tmp_path, Jobs(), trials=3) == []
+    assert not set(search(tmp_path, Jobs(), trials=5)) & set(first)
+    assert len(study(tmp_path).trials) == 5
+
+
+def test_what_the_machine_did_is_tried_again_what_the_config_did_is_not(tmp_path):
+    def result(number, score):
+        if number == 2:
+            return Failed.of(Failure("disk full", again=True, exit_code=1))
+        return Failed.of(Failure("diverged", again=False, exit_code=1)) if number == 4 else score
+
+    tried = search(tmp_path, Jobs(result=result), trials=5)
+    states = [trial.state for trial in study(tmp_path).trials]
+    assert states.count(TrialState.RUNNING) == states.count(TrialState.FAIL) == 1
+    assert search(tmp_path, Jobs(), trials=5) == [tried[1]]
+    assert study(tmp_path).trials[3].state == TrialState.FAIL
+
+
+def test_less_is_better_where_the_monitor_says_so(tmp_path):
+    search(tmp_path, Jobs(), direction="min", trials=3)
+    best = study(tmp_path)
+    assert best.best_value == min(trial.value for trial in best.trials)
+
+
+def test_other_values_need_another_folder(tmp_path):
+    search(tmp_path, Jobs(), trials=1)
+    with pytest.raises(ConfigError, match="over other values"):
+        search(tmp_path, Jobs(), space=["head.margin=interval(0.2,0.7)"])
+
+
+def test_an_interval_over_magnitudes_is_drawn_by_magnitude(tmp_path):
+    space = ["head.margin=0.1", "optimizer.lr=tag(log,interval(1e-6,1.0))"]
+    tried = search(tmp_path, Jobs(), space=space, sampler=RandomSampler, trials=10)
+    exponents = [math.log10(float(job[1].partition("=")[2])) for job in tried]
+    assert sum(exponent < -3 for exponent in exponents) > 2

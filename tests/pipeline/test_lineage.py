@@ -1,0 +1,104 @@
+"""From what is served back to the images, and every broken link is named."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from arcloop.cli.main import main
+from arcloop.pipeline.lineage import trace
+from arcloop.runtime.images import encode_png
+
+RUN = "runs/synthetic"
+
+
+def chain(link):
+    """Everything on the way, nearest first, by kind."""
+    return [link.what.partition(" ")[0]] + [kind for p in link.parents for kind in chain(p)]
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("", {"run", "store", "source"}),
+        ("/model.pt", {"runs/synthetic/model.pt", "run", "store", "source"}),
+        ("/index/faiss_index.bin",
+         {"runs/synthetic/index/faiss_index.bin", "index", "gallery", "model", "run", "store",
+          "source"}),
+        ("/evaluation", {"evaluation", "index", "gallery", "model", "run", "store", "source"}),
+    ],
+)  # fmt: skip
+def test_every_way_leads_to_the_source(work, path, kinds, capsys):
+    link = trace(work.relative_to(work) / (RUN + path))
+    assert set(chain(link)) == kinds
+    assert main(["lineage", RUN + path]) == 0
+    shown = capsys.readouterr().out
+    assert "every link verified" in shown
+    assert "git: " in shown
+    assert "data=synthetic" in shown
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    stat = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "asked"),
+    [
+        ("index/faiss_index.bin", "index"),
+        ("gallery/embeddings-00000.npy", "index"),
+        ("model.pt", "index"),
+        ("checkpoints/best.ckpt", "model.pt"),
+    ],
+)
+def test_a_flipped_byte_anywhere_behind_it_is_named(work, damaged, asked, capsys):
+    """Though its size and time of change are as they were."""
+    flip(work / RUN / damaged)
+    assert main(["lineage", f"{RUN}/{asked}"]) == 1
+    shown = capsys.readouterr().out
+    assert damaged.rpartition("/")[2] in shown
+    assert "every link verified" not in shown
+
+
+def test_a_store_that_is_gone(work, capsys):
+    shutil.rmtree(work / "stores")
+    assert main(["lineage", RUN]) == 1
+    assert "is not there" in capsys.readouterr().out
+
+
+def test_an_index_of_another_gallery(work, capsys):
+    assert main(["embed", f"run_dir={RUN}", "embed.shard_rows=31"]) == 0
+    assert main(["lineage", f"{RUN}/index"]) == 1
+    assert "made from another gallery" in capsys.readouterr().out
+
+
+def test_a_changed_source(in_tmp, capsys):
+    draw = np.random.default_rng(0)
+    for label in "ab":
+        (in_tmp / "pictures" / label).mkdir(parents=True)
+        for number in range(30):
+            pixels = draw.integers(0, 256, (16, 16, 1), dtype=np.uint8)
+            (in_tmp / f"pictures/{label}/{number}.png").write_bytes(encode_png(pixels))
+    arguments = ["train", "data=image_folder", "data.root=pictures", "data.image_size=16",
+                 "loader.batch_size=4", "trainer.max_epochs=1", "backbone.widths=[4,4]",
+                 "callbacks=export_only", "run_dir=run", "data.channels=1",
+                 "validation.min_images_per_class=1"]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert main(["lineage", "run"]) == 0
+    (in_tmp / "pictures/a/0.png").write_bytes(b"other")
+    assert main(["lineage", "run"]) == 1
+    assert "changed since the store was prepared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["nowhere", "stores", "broken.mar"])
+def test_what_is_no_artifact(work, path, capsys):
+    (work / "broken.mar").write_bytes(b"x")
+    assert main(["lineage", path]) == 1
+    error = capsys.readouterr().err
+    assert path in error
+    assert "Traceback" not in error

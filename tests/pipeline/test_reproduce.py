@@ -1,0 +1,70 @@
+"""A run made again is equal, or its first difference is named."""
+
+import json
+import shutil
+
+import numpy as np
+import torch
+
+from arcloop.cli.main import main
+from arcloop.pipeline.reproduce import first_difference
+
+RUN = "runs/synthetic"
+
+
+def test_a_run_is_reproduced_and_what_proved_it_removed(work, capsys):
+    assert main(["index", f"run_dir={RUN}", "index=hnsw"]) == 0  # remade since: so is the second
+    assert main(["evaluate", f"run_dir={RUN}"]) == 0
+    assert main(["reproduce", RUN]) == 0
+    assert "equal" in capsys.readouterr().out
+    assert not (work / f"{RUN}-reproduced").exists()
+
+
+def test_a_run_that_cannot_be_reproduced_is_kept_beside_it(work, capsys):
+    """Its config claims another seed than it was trained with."""
+    manifest = work / RUN / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    content["config"]["seed"] = 1
+    manifest.write_text(json.dumps(content))
+    assert main(["reproduce", RUN, "--output", "second"]) == 1
+    assert "different: model.pt, tensor" in capsys.readouterr().out
+    assert (work / "second/model.pt").is_file()
+    assert main(["reproduce", RUN, "--output", "second"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_the_first_difference_is_named(work):
+    one, other = work / RUN, work / "other"
+
+    def changed(change):
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(one, other)
+        change()
+        return first_difference(one, other)
+
+    def weights():
+        model = torch.jit.load(other / "model.pt")
+        next(iter(model.state_dict().values())).add_(0.5)
+        model.save(other / "model.pt")
+
+    def rows():
+        text = (other / "metrics.csv").read_text()
+        (other / "metrics.csv").write_text(text[:-3] + "9\n")
+
+    def embeddings():
+        path = other / "gallery/embeddings-00000.npy"
+        array = np.load(path)
+        array[3, 2] += 0.25
+        np.save(path, array)
+
+    def metrics():
+        path = other / "evaluation/metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"top1": 0.125}))
+
+    assert changed(lambda: None) is None
+    assert "model.pt, tensor" in changed(weights)
+    assert "0.5" in changed(weights)
+    assert "metrics.csv, step" in changed(rows)
+    assert changed(embeddings) == "gallery, embeddings-00000.npy: max |difference| 0.25"
+    assert "metrics.json, top1" in changed(metrics)
+    assert "0.125" in changed(metrics)

@@ -1,0 +1,198 @@
+import io
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from arcloop.runtime.images import ImageError, decode, encode_png
+
+SIZE = {"height": 4, "width": 6}
+
+
+def encoded(image, form="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def test_image_of_the_right_size_is_not_touched():
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    assert np.array_equal(
+        decode(encoded(Image.fromarray(pixels)), **SIZE, channels=1)[..., 0], pixels
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]))
+@settings(max_examples=20)
+def test_png_round_trip(seed, channels):
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 6, channels), dtype=np.uint8)
+    assert np.array_equal(decode(encode_png(pixels), **SIZE, channels=channels), pixels)
+
+
+def by_pillow(content):
+    """Return what Pillow's own way of opening a file makes of it; None: it is damaged."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError, EOFError):
+        return None
+
+
+def chunks_of(content):
+    start, found = 8, []
+    while start < len(content):
+        size = int.from_bytes(content[start : start + 4])
+        found.append(content[start : start + size + 12])
+        start += size + 12
+    return found
+
+
+def chunk(name, data):
+    checksum = zlib.crc32(name + data).to_bytes(4)
+    return len(data).to_bytes(4) + name + data + checksum
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([(), (3,)]), st.integers(1, 9), st.integers(1, 9),
+    st.integers(0, 9), st.lists(st.integers(0, 99), max_size=3), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_png_is_decoded_as_pillow_does(seed, channels, height, width, level, cuts, smooth):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+    if smooth:  # other filters of rows
+        pixels = (pixels % 3).cumsum(axis=0, dtype=np.uint8).cumsum(axis=1, dtype=np.uint8)
+    content = encoded(Image.fromarray(pixels), compress_level=level)
+    head, data, end = chunks_of(content)
+    ends = [0, *sorted(min(cut, len(data) - 12) for cut in cuts), len(data) - 12]
+    parts = [chunk(b"IDAT", data[8:-4][a:b]) for a, b in itertools.pairwise(ends)]
+    content = content[:8] + head + b"".join(parts) + end
+    array = decode(content, height=height, width=width, channels=3 if channels else 1)
+    assert np.array_equal(array.reshape(pixels.shape), pixels)
+    assert np.array_equal(by_pillow(content), pixels)
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(["L", "RGB"]), st.integers(0, 500),
+    st.integers(1, 255), st.sampled_from(["flip", "cut", "drop", "repeat", "append"]),
+)  # fmt: skip
+@settings(max_examples=400, deadline=None)
+def test_damaged_png_is_what_pillow_says_it_is(seed, mode, place, bits, damage):
+    pixels = np.random.default_rng(seed).integers(0, 256, (7, 5, 3), np.uint8)
+    whole = encoded(Image.fromarray(pixels).convert(mode))
+    place %= len(whole)
+    chunks = chunks_of(whole)
+    content = {
+        "flip": whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :],
+        "cut": whole[:place],
+        "drop": whole[:8] + b"".join(c for n, c in enumerate(chunks) if n != place % 3),
+        "repeat": whole[:8] + b"".join(c * (1 + (n == place % 3)) for n, c in enumerate(chunks)),
+        "append": whole + bytes([bits]) * place,
+    }[damage]
+    expected = by_pillow(content)
+    if expected is None or not content:
+        with pytest.raises(ImageError):
+            decode(content, height=7, width=5, channels=len(mode))
+    else:
+        array = decode(content, height=7, width=5, channels=len(mode))
+        assert np.array_equal(array.reshape(expected.shape), expected)
+
+
+def test_result_can_be_written_to():
+    for form in ("PNG", "JPEG"):
+        assert decode(encoded(Image.new("L", (6, 4)), form), **SIZE, channels=1).flags.writeable
+
+
+def test_png_larger_than_allowed():
+    with pytest.raises(ImageError, match="24 pixels; at most 23"):
+        decode(encoded(Image.new("L", (6, 4))), **SIZE, channels=1, max_pixels=23)
+
+
+MODES = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "JPEG": ("1", "L", "RGB", "CMYK"),
+    "WEBP": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+}
+
+
+@pytest.mark.parametrize(("form", "mode"), [(f, m) for f, modes in MODES.items() for m in modes])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_becomes_uint8_of_the_right_shape(form, mode, channels):
+    image = Image.new("L", (9, 7), 200).convert("RGB" if mode == "P" else "L").convert(mode)
+    content = encoded(image, form)
+    array = decode(content, **SIZE, channels=channels)
+    assert array.shape == (4, 6, channels)
+    assert array.dtype == np.uint8
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    content = encoded(Image.fromarray(values))
+    assert decode(content, height=1, width=4, channels=1).ravel().tolist() == [0, 1, 128, 255]
+
+
+def test_transparent_is_black():
+    image = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
+    assert decode(encoded(image), **SIZE, channels=3).max() == 0
+
+
+def test_exif_orientation_is_applied():
+    pixels = np.zeros((6, 4), np.uint8)
+    pixels[0, :] = 255  # the top row of the stored image
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise: the top becomes the right
+    array = decode(encoded(Image.fromarray(pixels), "PNG", exif=exif), **SIZE, channels=1)[..., 0]
+    assert array[:, -1].min() == 255
+    assert array[:, :-1].max() == 0
+
+
+def test_file_and_bytes_give_the_same(tmp_path):
+    content = encoded(Image.new("RGB", (50, 40), (10, 20, 30)), "JPEG")
+    (tmp_path / "a.jpg").write_bytes(content)
+    expected = decode(content, **SIZE, channels=3)
+    assert np.array_equal(decode(tmp_path / "a.jpg", **SIZE, channels=3), expected)
+
+
+GOOD = encoded(Image.effect_noise((64, 64), 50), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"not an image", "not an image"),
+        (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+        (encoded(Image.new("L", (9, 9)), "GIF"), "not an image"),
+    ],
+)
+def test_what_is_no_image_says_why(content, message):
+    with pytest.raises(ImageError, match=message):
+        decode(content, **SIZE, channels=1)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        decode(tmp_path / "none.png", **SIZE, channels=1)
+
+
+def test_bomb_is_refused_before_it_is_decoded():
+    with pytest.raises(ImageError, match="4,096 pixels; at most 4,095"):
+        decode(GOOD, **SIZE, channels=1, max_pixels=4095)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_mutated_bytes_decode_or_raise_image_error(data):
+    content = bytearray(GOOD)
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        array = decode(bytes(content), **SIZE, channels=1)
+    except ImageError:
+        return
+    assert array.shape == (4, 6, 1)

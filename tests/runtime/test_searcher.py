@@ -1,0 +1,156 @@
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from arcloop import runtime
+from arcloop.runtime.images import encode_png
+from arcloop.runtime.searcher import (
+    Model,
+    Searcher,
+    SearcherError,
+    read_index,
+    read_labels,
+    save_model,
+)
+
+
+class Mean(nn.Module):
+    """Four features of an image: enough to tell test images apart, checkable by hand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.float().flatten(1)
+        half = x.shape[1] // 2
+        parts = [x[:, :half].mean(1), x[:, half:].mean(1), x[:, ::2].mean(1), torch.ones(len(x))]
+        return nn.functional.normalize(torch.stack(parts, 1))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    save_model(
+        torch.jit.script(Mean().eval()), folder / "model.pt", image_shape=(4, 4, 1), embedding_dim=4
+    )
+    model = Model(folder / "model.pt")
+    gallery = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
+    index = faiss.IndexFlatIP(4)
+    index.add(model.embed(gallery))
+    faiss.write_index(index, str(folder / "index.bin"))
+    labels = {"labels": (np.arange(30) % 3).tolist(), "classes": ["a", "b", "c"],
+              "threshold": 0.5, "model_sha256": model.sha256}  # fmt: skip
+    (folder / "labels.json").write_text(json.dumps(labels))
+    return folder, gallery
+
+
+def load(folder, **options):
+    return Searcher.load(
+        folder / "model.pt", folder / "index.bin", folder / "labels.json", **options
+    )
+
+
+def test_a_mapped_index_stays_on_the_disk(tmp_path):
+    """So the processes of a machine share its pages."""
+    index = faiss.IndexFlatIP(128)
+    index.add(np.random.default_rng(0).random((64_000, 128), np.float32))
+    file = tmp_path / "index.bin"
+    faiss.write_index(index, str(file))
+    query = index.reconstruct(63_999)[None]
+    mapped = {}
+    for memory_map in (True, False):
+        found = read_index(file, memory_map=memory_map)
+        assert found.search(query, 3)[1].tolist() == index.search(query, 3)[1].tolist()
+        mapped[memory_map] = str(file) in Path("/proc/self/maps").read_text()
+        del found
+    assert mapped == {True: True, False: False}
+
+
+@pytest.mark.parametrize("memory_map", [False, True])
+def test_neighbours_are_those_of_a_brute_force_search(files, memory_map):
+    folder, gallery = files
+    searcher = load(folder, memory_map=memory_map)
+    queries = np.random.default_rng(1).integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
+    flat = gallery.reshape(30, -1).astype(np.float64)
+
+    def oracle(image):
+        x = image.reshape(-1).astype(np.float64)
+        v = np.array([x[:8].mean(), x[8:].mean(), x[::2].mean(), 1.0])
+        return v / np.linalg.norm(v)
+
+    vectors = np.stack([oracle(image) for image in flat])
+    for query, answer in zip(queries, searcher.answer(queries, k=4), strict=True):
+        cosine = vectors @ oracle(query)
+        rows = np.argsort(-cosine)[:4]
+        assert [n.row for n in answer.neighbours] == rows.tolist()
+        assert [n.label for n in answer.neighbours] == (rows % 3).tolist()
+        np.testing.assert_allclose(
+            [n.similarity for n in answer.neighbours], cosine[rows], atol=1e-5
+        )
+        assert answer.class_name == "abc"[rows[0] % 3]
+
+
+def test_under_the_threshold_the_answer_is_unknown(files):
+    folder, gallery = files
+    searcher = load(folder)
+    (known,) = searcher.answer(gallery[:1], k=1)
+    assert not known.unknown
+    searcher.threshold = 1.1
+    (unknown,) = searcher.answer(gallery[:1], k=1)
+    assert unknown.unknown
+
+
+def test_k_is_bounded_by_the_gallery(files):
+    folder, gallery = files
+    (answer,) = load(folder).answer(gallery[:1], k=10_000)
+    assert len(answer.neighbours) == 30
+
+
+def test_decode_gives_what_the_model_takes(files):
+    folder, gallery = files
+    assert np.array_equal(load(folder).model.decode(encode_png(gallery[0])), gallery[0])
+
+
+def test_an_index_of_another_model_is_refused(files):
+    folder, _ = files
+    labels = read_labels(folder / "labels.json") | {"model_sha256": "0" * 64}
+    with pytest.raises(SearcherError, match="another model"):
+        Searcher(Model(folder / "model.pt"), read_index(folder / "index.bin"), labels)
+
+
+def test_rows_and_labels_must_be_as_many(files):
+    folder, _ = files
+    labels = read_labels(folder / "labels.json")
+    with pytest.raises(SearcherError, match="30 rows but 29 labels"):
+        Searcher(Model(folder / "model.pt"), read_index(folder / "index.bin"),
+                 labels | {"labels": labels["labels"][:-1]})  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04"])
+def test_damaged_files_are_told(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    for read in (Model, read_index, read_labels):
+        with pytest.raises(SearcherError, match="is not a"):
+            read(tmp_path / "x")
+
+
+def test_runs_where_arcloop_is_not_installed(files, tmp_path):
+    """Archived as it is, beside the decoder alone."""
+    import shutil
+    import subprocess
+    import sys
+
+    folder, _ = files
+    shutil.copytree(Path(runtime.__file__).parent, tmp_path / "copied")
+    code = (
+        "import sys; sys.modules['arcloop'] = None; import numpy as np; from pathlib import Path;"
+        "from copied.searcher import Searcher;"
+        f"f = Path({str(folder)!r});"
+        "s = Searcher.load(f / 'model.pt', f / 'index.bin', f / 'labels.json');"
+        "print(s.answer(np.zeros((1, 4, 4, 1), np.uint8), k=1)[0].as_dict()['class_name'])"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout.strip() in "abc"

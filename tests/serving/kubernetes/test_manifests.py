@@ -1,0 +1,341 @@
+"""What a release asks a cluster for: its shape, its safety, and faults that no schema sees."""
+
+import copy
+import dataclasses
+import itertools
+
+import kubernetes_validate
+import pytest
+
+from arcloop.errors import ConfigError
+from arcloop.serving.kubernetes.objects import objects_of
+from arcloop.serving.kubernetes.release import Release
+from arcloop.serving.kubernetes.semantics import require_sound, semantic_faults
+from arcloop.serving.kubernetes.syntax import is_label_value, is_port_name
+from arcloop.serving.settings import read_request
+
+VERSION = "20260102T030405Z-0123456789ab"
+LINEAGE = {"run": "ab" * 32, "store": "cd" * 32}
+VARIANTS = {
+    "default": {},
+    "fastapi": {"server": "fastapi"},
+    "autoscaled": {"max_replicas": 5, "gpus": 1, "image_pull_secrets": ["registry"]},
+    "baked": {"model_claim": None, "client_namespaces": ["web", "batch"]},
+    "placed": {
+        "model_claim_path": "mnist", "node_selector": {"disk": "ssd"},
+        "service_type": "LoadBalancer",
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def release_of():
+    """A function: target, changes -> a release."""
+    composed = {t: read_request([f"deploy={t}"]).settings for t in ("kubernetes", "kserve")}
+
+    def make(target="kubernetes", version=VERSION, **changes):
+        settings = dataclasses.replace(composed[target], **changes)
+        return Release(version, LINEAGE, False, settings)
+
+    return make
+
+
+@pytest.fixture
+def objects(release_of):
+    return {one["kind"]: one for one in objects_of(release_of())}
+
+
+def pod(objects):
+    return objects["Deployment"]["spec"]["template"]["spec"]
+
+
+def container(objects):
+    (found,) = pod(objects)["containers"]
+    return found
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_object_has_the_shape_its_kind_has(release_of, variant):
+    release = release_of(**VARIANTS[variant])
+    for one, version in itertools.product(objects_of(release), ("1.29", "1.37")):
+        kubernetes_validate.validate(one, version, strict=True)
+
+
+def test_kserves_pods_have_the_shape_of_pods(release_of):
+    """There is no schema of an InferenceService; all but KServe's own fields are a pod's."""
+    *around, service = objects_of(release_of("kserve"))
+    for one in around:
+        kubernetes_validate.validate(one, "1.37", strict=True)
+    own = ("labels", "annotations", "minReplicas", "maxReplicas", "scaleMetric", "scaleTarget",
+           "deploymentStrategy")  # fmt: skip
+    spec = {key: value for key, value in service["spec"]["predictor"].items() if key not in own}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": spec}
+    kubernetes_validate.validate(made, "1.37", strict=True)
+    assert service["spec"]["predictor"]["containers"][0]["name"] == "kserve-container"
+
+
+@pytest.mark.parametrize("target", ["kubernetes", "kserve"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_variant_contradicts_itself(release_of, target, variant):
+    release = release_of(target, **VARIANTS[variant])
+    longest = release.settings.response_timeout_s
+    assert semantic_faults(objects_of(release), longest) == []
+
+
+def test_pods_are_replaced_without_a_gap(objects):
+    spec = objects["Deployment"]["spec"]
+    rolling = {"maxUnavailable": 0, "maxSurge": 1}
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rolling}
+    assert {c["topologyKey"] for c in pod(objects)["topologySpreadConstraints"]} == {
+        "kubernetes.io/hostname", "topology.kubernetes.io/zone",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("server", "drain"), [("torchserve", 25), ("fastapi", 5)])
+def test_a_pod_that_goes_answers_what_it_was_asked(release_of, server, drain):
+    """TorchServe drops what it was asked at SIGTERM, so it is given the time before."""
+    objects = {o["kind"]: o for o in objects_of(release_of(server=server, response_timeout_s=20))}
+    stop = container(objects)["lifecycle"]["preStop"]["exec"]["command"]
+    assert stop == ["sleep", str(drain)]
+    assert pod(objects)["terminationGracePeriodSeconds"] > drain + 20
+
+
+def test_probes_ask_the_model_and_liveness_only_the_front_end(release_of):
+    for server, asked in (("torchserve", "exec"), ("fastapi", "httpGet")):
+        objects = {o["kind"]: o for o in objects_of(release_of(server=server, workers=2))}
+        found = container(objects)
+        for kind in ("startupProbe", "readinessProbe"):
+            assert asked in found[kind]
+        if server == "torchserve":
+            assert found["readinessProbe"]["exec"]["command"][-3:] == ["8083", "mnist", "2"]
+        else:
+            assert found["readinessProbe"]["httpGet"]["path"] == "/ready"
+        assert found["livenessProbe"]["httpGet"]["path"] == "/ping"
+        startup = found["startupProbe"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] > 60
+
+
+def test_a_pod_can_do_next_to_nothing(objects):
+    spec, security = pod(objects), container(objects)["securityContext"]
+    assert spec["automountServiceAccountToken"] is False
+    assert objects["ServiceAccount"]["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    writable = [m["name"] for m in container(objects)["volumeMounts"] if not m.get("readOnly")]
+    assert writable == ["scratch"]
+    claims = [v["persistentVolumeClaim"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == [{"claimName": "model-store", "readOnly": True}]
+
+
+def test_only_questions_come_in_and_nothing_goes_out(objects):
+    assert [p["targetPort"] for p in objects["Service"]["spec"]["ports"]] == ["http"]
+    assert {p["containerPort"] for p in container(objects)["ports"]} == {8082, 8084}
+    policy = objects["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+    questions, metrics = policy["ingress"]
+    assert [p["port"] for p in questions["ports"]] == [8082]
+    assert "from" not in questions
+    assert [p["port"] for p in metrics["ports"]] == [8084]
+    (scraper,) = metrics["from"]
+    assert scraper["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "monitoring"
+    }
+    assert scraper["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+
+
+def test_what_torchserve_is_told_in_a_pod(objects):
+    text = objects["ConfigMap"]["data"]["config.properties"]
+    told = dict(line.split("=", 1) for line in text.splitlines())
+    assert told["inference_address"] == "http://0.0.0.0:8082"
+    assert told["metrics_address"] == "http://0.0.0.0:8084"
+    assert told["management_address"] == "http://127.0.0.1:8083"
+    assert told["allowed_urls"] == "file:///models/.*"
+    assert told["load_models"] == f"mnist=mnist-{VERSION}.mar"
+    assert told["enable_model_api"] == told["install_py_dep_per_model"] == "false"
+
+
+def test_another_version_is_another_template_and_config(release_of):
+    one, same, other = (
+        {o["kind"]: o for o in objects_of(release_of(version=version))}
+        for version in (VERSION, VERSION, VERSION.replace("2026", "2027"))
+    )
+    assert one == same
+    assert one["Deployment"]["spec"]["template"] != other["Deployment"]["spec"]["template"]
+    assert one["ConfigMap"]["metadata"]["name"] != other["ConfigMap"]["metadata"]["name"]
+    assert one["ConfigMap"]["immutable"] is True
+    assert one["Deployment"]["spec"]["selector"] == other["Deployment"]["spec"]["selector"]
+    marks = [
+        o["Deployment"]["spec"]["template"]["metadata"]["labels"]["arcloop/release"]
+        for o in (one, other)
+    ]
+    assert marks[0] != marks[1]
+
+
+def test_the_lineage_is_told_where_its_hashes_fit(objects):
+    metadata = objects["Deployment"]["spec"]["template"]["metadata"]
+    assert metadata["labels"]["app.kubernetes.io/version"] == VERSION
+    assert LINEAGE["run"] in metadata["annotations"]["arcloop/lineage"]
+    assert not is_label_value(LINEAGE["run"]), "64 characters are one too many"
+
+
+def plant(objects, path, value):
+    """Set what is at a path, or remove it."""
+    for key in path[:-1]:
+        objects = objects[key]
+    if value is None:
+        objects.pop(path[-1])
+    else:
+        objects[path[-1]] = value
+
+
+SPEC = ("Deployment", "spec")
+POD = (*SPEC, "template", "spec")
+SERVER = (*POD, "containers", 0)
+PLANTED = {
+    "a selector of other pods": ((*SPEC, "selector", "matchLabels", "a"), "b", "selects a=b"),
+    "a Service of other pods":
+        (("Service", "spec", "selector", "app.kubernetes.io/instance"), "else",
+        "it selects app.kubernetes.io/instance=else"),
+    "a Service of all pods": (("Service", "spec", "selector"), {}, "every pod"),
+    "a budget of other pods":
+        (("PodDisruptionBudget", "spec", "selector", "matchLabels"), {"a": "b"}, "a=b"),
+    "a policy for other pods":
+        (("NetworkPolicy", "spec", "podSelector", "matchLabels"), {"a": "b"}, "a=b"),
+    "a policy of another port":
+        (("NetworkPolicy", "spec", "ingress"), [{"ports": [{"port": 1}]}], "nobody reach"),
+    "a policy of a misnamed port":
+        (("NetworkPolicy", "spec", "ingress", 0, "ports", 0, "port"), "htp", "'htp'"),
+    "a policy of all ports":
+        (("NetworkPolicy", "spec", "ingress", 0, "ports"), None, "opens all ports"),
+    "a target port by a wrong name":
+        (("Service", "spec", "ports", 0, "targetPort"), "htp", "no container has a port 'htp'"),
+    "a target port by a wrong number":
+        (("Service", "spec", "ports", 0, "targetPort"), 8083, "no container has a port 8083"),
+    "a misnamed port":
+        (("Service", "spec", "ports", 0, "name"), "a_b", "cannot name a port"),
+    "a probe of no port":
+        ((*SERVER, "livenessProbe", "httpGet", "port"), 9, "livenessProbe asks port 9"),
+    "no readiness": ((*SERVER, "readinessProbe"), None, "has no readinessProbe"),
+    "a probe longer than its period":
+        ((*SERVER, "readinessProbe", "timeoutSeconds"), 60, "longer than its period"),
+    "a probe that asks twice":
+        ((*SERVER, "livenessProbe", "tcpSocket"), {"port": "http"}, "asks in 2 ways"),
+    "a short grace period":
+        ((*POD, "terminationGracePeriodSeconds"), 45, "killed after 45 s"),
+    "no drain": ((*SERVER, "lifecycle"), None, "without a drain"),
+    "a volume that is not there":
+        ((*SERVER, "volumeMounts", 0, "name"), "scrach", "mounts the volume scrach"),
+    "a volume that nobody mounts":
+        ((*SERVER, "volumeMounts"), [], "the volume models is mounted nowhere"),
+    "two volumes at a path":
+        ((*SERVER, "volumeMounts", 1, "mountPath"), "/tmp", "mounted at one of"),
+    "a config that is not there":
+        (("ConfigMap", "metadata", "name"), "other", "the ConfigMap mnist-config"),
+    "an account that is not there":
+        ((*POD, "serviceAccountName"), "root", "the ServiceAccount root"),
+    "a quantity of a wrong unit":
+        ((*SERVER, "resources", "limits", "memory"), "2GB", "'2GB' is no quantity"),
+    "a request above its limit":
+        ((*SERVER, "resources", "requests", "cpu"), "2500m", "exceeds its limit"),
+    "no limit":
+        ((*SERVER, "resources", "limits", "memory"), None, "memory has no request"),
+    "a scratch size in a wrong unit":
+        ((*POD, "volumes", 0, "emptyDir", "sizeLimit"), "4 Gi", "'4 Gi' is no quantity"),
+    "a number of pods as text":
+        ((*SPEC, "strategy", "rollingUpdate", "maxSurge"), "1", "a number of pods is an int"),
+    "a share that is none":
+        ((*SPEC, "strategy", "rollingUpdate", "maxSurge"), "some", "neither a number nor"),
+    "no room to roll":
+        ((*SPEC, "strategy", "rollingUpdate", "maxSurge"), 0, "no pod could ever be replaced"),
+    "a gap": ((*SPEC, "strategy", "type"), "Recreate", "takes all pods away"),
+    "a deadline before readiness": ((*SPEC, "minReadySeconds"), 900, "minReadySeconds"),
+    "a budget that blocks drains":
+        (("PodDisruptionBudget", "spec", "maxUnavailable"), 0, "no node could be drained"),
+    "a name with capitals": (("Service", "metadata", "name"), "Mnist", "cannot be its name"),
+    "a name that begins with a digit": (("Service", "metadata", "name"), "1a", "its name"),
+    "a label that is too long":
+        ((*SPEC, "template", "metadata", "labels", "run"), "ab" * 32, "value of the label run"),
+    "a key with two slashes":
+        (("Service", "metadata", "annotations", "a/b/c"), "d", "'a/b/c' cannot be the key"),
+    "another namespace": (("Service", "metadata", "namespace"), "x", "not in one"),
+    "a container's bad name": ((*SERVER, "name"), "a_b", "cannot name a container"),
+    "a secret in the open":
+        ((*SERVER, "env", 0), {"name": "API_TOKEN", "value": "x"}, "belongs in a Secret"),
+    "a spread over others":
+        ((*POD, "topologySpreadConstraints", 0, "labelSelector", "matchLabels"), {"a": "b"},
+        "counts pods of others"),
+    "an autoscaler of another":
+        (("HorizontalPodAutoscaler", "spec", "scaleTargetRef", "name"), "x", "Deployment/x"),
+    "an autoscaler without a choice":
+        (("HorizontalPodAutoscaler", "spec", "minReplicas"), 9, "leave no number"),
+    "two deciders of replicas": ((*SPEC, "replicas"), 2, "the autoscaler's to decide"),
+    "a share of nothing":
+        ((*SERVER, "resources", "requests", "cpu"), None, "needs a request of cpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_fault_is_found(release_of, planted):
+    release = release_of(max_replicas=5)
+    objects = {one["kind"]: copy.deepcopy(one) for one in objects_of(release)}
+    path, value, expected = PLANTED[planted]
+    plant(objects, path, value)
+    with pytest.raises(ConfigError) as error:
+        require_sound(list(objects.values()), release.settings.response_timeout_s)
+    assert expected in str(error.value)
+
+
+def test_an_object_there_twice_is_found(release_of):
+    objects = objects_of(release_of())
+    assert "Service/mnist is there twice" in semantic_faults([*objects, objects[3]], 20)
+    assert semantic_faults(objects[:-1], 20) == ["there is no workload among the objects"]
+
+
+def test_kserve_publishes_one_port(release_of):
+    objects = objects_of(release_of("kserve"))
+    ports = objects[-1]["spec"]["predictor"]["containers"][0]["ports"]
+    assert [port["name"] for port in ports] == ["http"]
+    ports.append({"name": "metrics", "containerPort": 8084})
+    (fault,) = semantic_faults(objects, 20)
+    assert "KServe publishes every port" in fault
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("name=My_model", "deploy.app='My_model' must be lower case"),
+        ("deploy.namespace=Team", "deploy.namespace='Team' is no name"),
+        ("deploy.memory_limit=2GB", "deploy.memory_limit='2GB' must be a quantity"),
+        ("deploy.cpu_limit=500m", "deploy.cpu_request=1 must not exceed deploy.cpu_limit=500m"),
+        ("deploy.replicas=0", "deploy.replicas=0 must be in [1"),
+        ("deploy.max_replicas=1", "must not be less than deploy.replicas=2"),
+        ("deploy.progress_deadline_s=60", "must be more than deploy.startup_timeout_s=60"),
+        ("deploy.endpoint=mnist.team", "must be a http or https URL"),
+        ("deploy.endpoint=https://me:word@host", "no password"),
+        ("deploy.model_claim_path=../other", "must be a path inside the claim"),
+        ("deploy.service_type=Public", "must be one of ClusterIP, NodePort, LoadBalancer"),
+        ("deploy.scraper_namespace=''", "is no name of a namespace"),
+        ("deploy.image=''", "must name an image"),
+        ("deploy.replica=3", "did you mean deploy.replicas"),
+    ],
+)
+def test_a_wrong_setting_is_refused(given, said):
+    with pytest.raises(ConfigError) as error:
+        read_request(["deploy=kubernetes", given])
+    assert said in str(error.value)
+
+
+def test_a_key_of_a_cluster_is_not_one_of_this_machine():
+    with pytest.raises(ConfigError, match="deploy=kubernetes has it"):
+        read_request(["deploy.namespace=team"])
+
+
+def test_port_names_have_their_own_rules():
+    assert is_port_name("http")
+    assert not any(map(is_port_name, ("8082", "a--b", "a" * 16, "A")))
