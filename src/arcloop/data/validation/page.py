@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,9 +13,10 @@ from PIL import Image
 
 from arcloop.data.sources.base import SPLITS
 from arcloop.data.store.shards import Images
+from arcloop.display.html import data_uri, render_template
 from arcloop.runtime.images import encode_png
 
-_TEMPLATE = "page.html.j2"
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 _MAX_BARS = 60
 _THUMBNAIL = 64
 
@@ -38,18 +38,10 @@ def render_page(report: Mapping[str, Any], samples: Mapping[int, Sequence[Images
         report: Content of report.json.
         samples: Label -> training images [H, W, C] to show.
     """
-    import jinja2  # here, so that preparing a store does not wait for it
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     classes = list(report["classes"])
     bars, hidden = class_bars(report["classes"])
-    return environment.get_template(_TEMPLATE).render(
+    return render_template(
+        _TEMPLATE,
         report=report,
         splits=SPLITS,
         total=sum(facts["rows"] for facts in report["splits"].values()),
@@ -98,7 +90,7 @@ def _by_kind(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _thumbnails(images: Iterable[Images]) -> list[str]:
-    return [_data_uri(_shrink(image)) for image in images]
+    return [data_uri(encode_png(_shrink(image)), "png") for image in images]
 
 
 def _shrink(image: Images) -> Images:
@@ -108,7 +100,3 @@ def _shrink(image: Images) -> Images:
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     small = np.asarray(picture)
     return small.reshape(*small.shape[:2], image.shape[-1])
-
-
-def _data_uri(image: Images) -> str:
-    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()

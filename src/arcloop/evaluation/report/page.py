@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import encode_png
 from arcloop.evaluation.evaluator import Judgement
 from arcloop.evaluation.gate import Verdict
@@ -69,15 +68,9 @@ def write_report(
     for name, drawn in _figures(judgement, classes, curves):
         content = encode_png(drawn)
         (folder / f"{name}.png").write_bytes(content)
-        images[name] = _data_uri(content, "png")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # class names, title and config come from users
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html.j2").render(
+        images[name] = data_uri(content, "png")
+    page = render_template(
+        Path(__file__).with_name("page.html.j2"),
         title=title,
         judgement=judgement,
         metrics=[
@@ -192,8 +185,4 @@ def _thumbnail(pixels_HWC: npt.NDArray[np.uint8]) -> str:
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", lossless=small, quality=85)
-    return _data_uri(buffer.getvalue(), "webp")
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri(buffer.getvalue(), "webp")

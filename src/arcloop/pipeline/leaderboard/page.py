@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
-
+from arcloop.display.html import data_uri, render_template
 from arcloop.pipeline.leaderboard.board import Board
 from arcloop.pipeline.leaderboard.jobs import SEED
 from arcloop.pipeline.leaderboard.settings import shown, shown_key
 from arcloop.pipeline.leaderboard.tables import command, seeds
 
-_TEMPLATE = "page.html.j2"
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def render_page(board: Board, figures: Mapping[str, bytes]) -> str:
@@ -24,16 +22,10 @@ def render_page(board: Board, figures: Mapping[str, bytes]) -> str:
         board: What it shows.
         figures: Name -> PNG.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # values, names and errors come from users
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"shown": shown, "shown_key": shown_key}
     best = board.settings[0] if board.settings[0].objective else None
-    return environment.get_template(_TEMPLATE).render(
+    return render_template(
+        _TEMPLATE,
+        filters={"shown": shown, "shown_key": shown_key},
         board=board,
         best=best,
         command=command(board, best) if best else None,
@@ -41,10 +33,7 @@ def render_page(board: Board, figures: Mapping[str, bytes]) -> str:
         seed_key=SEED,
         most_seeds=max(setting.finished for setting in board.settings),
         report=_report,
-        figures={
-            name: f"data:image/png;base64,{base64.b64encode(content).decode()}"
-            for name, content in figures.items()
-        },
+        figures={name: data_uri(content, "png") for name, content in figures.items()},
     )
 
 

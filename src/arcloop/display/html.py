@@ -1,0 +1,50 @@
+"""HTML pages: one Jinja environment for all of them, and images embedded as data URIs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def render_template(
+    template: Path, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: object
+) -> str:
+    """Render a Jinja template; values are escaped, since class names and config come from users.
+
+    Args:
+        template: The `.html.j2` file.
+        filters: Additional filters, name -> function.
+        **values: Variables of the template.
+
+    Returns:
+        The page as HTML.
+
+    Raises:
+        jinja2.UndefinedError: The template uses a variable that is not given.
+    """
+    import jinja2  # imported here because most commands draw no page
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= filters or {}
+    return environment.get_template(template.name).render(values)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return an encoded image as a data URI.
+
+    Args:
+        content: The encoded image.
+        kind: Its format: "png", "jpeg" or "webp".
+
+    >>> data_uri(b"abc", "png")
+    'data:image/png;base64,YWJj'
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
