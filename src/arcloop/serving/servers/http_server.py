@@ -45,7 +45,7 @@ def main(store: Path) -> None:
         if apart:
             _serve_metrics(apart, config["metrics_port"])
         uvicorn.run(
-            "http_app:create_app",
+            "arcloop.serving.servers.http_app:create_app",
             factory=True,
             app_dir=str(unpacked / "archive"),  # its code goes before any other
             host=config["host"],

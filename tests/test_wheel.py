@@ -1,0 +1,126 @@
+"""The installed wheel works in an empty folder, without the clone."""
+
+import json
+import os
+import re
+import signal
+import site
+import subprocess
+import sys
+import urllib.request
+import venv
+from pathlib import Path
+from socket import socket
+
+import pytest
+
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The `arcloop` command of a fresh virtual environment that holds only the wheel.
+
+    Its dependencies are those of the environment that runs the tests.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory"]
+    subprocess.run([*build, folder], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv/bin/python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--quiet"]
+    subprocess.run([*install, wheel], check=True)
+    (packages,) = (folder / "venv/lib").glob("python3*/site-packages")
+    # A path in a .pth file is not searched for .pth files, so an editable install of arcloop in
+    # the environment of the tests stays invisible.
+    dependencies = [p for p in site.getsitepackages() if Path(p).is_dir()]
+    (packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
+    return folder / "venv/bin/arcloop"
+
+
+@pytest.fixture(scope="module")
+def arcloop(installed, tmp_path_factory):
+    """A function that runs the installed command in a folder that was empty before."""
+    folder = tmp_path_factory.mktemp("empty")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(*arguments):
+        return subprocess.run(
+            [installed, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        )
+
+    run.folder, run.environment, run.command = folder, environment, installed
+    done = run("run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def free_port():
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_the_package_is_imported_from_the_wheel(arcloop):
+    python = arcloop.command.with_name("python")
+    code = "import arcloop; print(arcloop.__file__)"
+    done = subprocess.run(
+        [python, "-c", code], env=arcloop.environment, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).is_relative_to(arcloop.command.parents[1])
+
+
+def test_query(arcloop):
+    code = (
+        "import numpy as np; from arcloop.data import Store; from pathlib import Path;"
+        "from arcloop.runtime.images import encode_png;"
+        "store = Store.open(next(Path('stores').iterdir()));"
+        "Path('0.png').write_bytes(encode_png(store.gather('gallery', np.asarray([0]))[0][0]))"
+    )
+    python = arcloop.command.with_name("python")
+    subprocess.run([python, "-c", code], cwd=arcloop.folder, env=arcloop.environment, check=True)
+    done = arcloop("query", "0.png", "--run", "runs/synthetic")
+    assert done.returncode == 0, done.stderr
+    assert "1.000" in done.stdout
+
+
+def test_deploy_to_a_local_store_and_as_a_dry_run_to_kubernetes(arcloop):
+    done = arcloop("deploy", "run_dir=runs/synthetic")
+    assert done.returncode == 0, done.stderr
+    assert list((arcloop.folder / "model_store/synthetic").glob("synthetic-*.mar"))
+    plan = arcloop("deploy", "run_dir=runs/synthetic", "deploy=kubernetes", "deploy.dry_run=true")
+    assert plan.returncode == 0, plan.stderr
+    assert "kind: Deployment" in plan.stdout
+    listed = arcloop("versions", "list", "run_dir=runs/synthetic")
+    assert "live" in listed.stdout + listed.stderr
+
+
+def test_serve_answers(arcloop):
+    ports = [f"deploy.{name}_port={free_port()}" for name in ("inference", "metrics")]
+    command = [arcloop.command, "serve", "run_dir=runs/synthetic", "deploy.server=fastapi", *ports]
+    with open(arcloop.folder / "serve.log", "w") as log:
+        server = subprocess.Popen(
+            command, cwd=arcloop.folder, env=arcloop.environment, stdout=subprocess.PIPE,
+            stderr=log, text=True,
+        )  # fmt: skip
+    try:
+        line = server.stdout.readline()
+        url = re.search(r"http://\S+$", line.strip()).group()
+        image = (arcloop.folder / "0.png").read_bytes()
+        request = urllib.request.Request(url, image, {"Content-Type": "image/png"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answer = json.loads(response.read())
+        assert answer["model"]["name"] == "synthetic"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+        server.stdout.close()
+
+
+def test_pipeline_runs_here(arcloop):
+    done = arcloop("pipeline", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "top1" in done.stdout + done.stderr
