@@ -13,7 +13,6 @@ from pathlib import Path
 from socket import socket
 
 import pytest
-
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parents[1]
