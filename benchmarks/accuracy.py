@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from arcloop.training.bf16 import has_bf16
+from arcloop.training.fit import cpu_has_bf16
 from benchmarks.measure import Section, Size
 
 TITLE = "Time to accuracy"
@@ -27,7 +27,7 @@ def measure(size: Size) -> Section:
     epochs = size.of((1,), (3,), (3, 5, 8))
     limits = size.of(["+trainer.limit_train_batches=20"], [], [])
     precisions = ["32-true"]
-    if has_bf16(Path("/proc/cpuinfo").read_text()):
+    if cpu_has_bf16():
         precisions.append("bf16-mixed")
     with tempfile.TemporaryDirectory() as name:
         rows = [

@@ -175,8 +175,8 @@ def trained(once, monkeypatch):
         (["backbone.widths=[8,8]"], "another backbone: "),
         (["backbone=mobilefacenet", "backbone.width=64"], "another backbone: "),
         (["embedder.embedding_dim=4"], "embedder.embedding_dim"),
-        (["data.num_classes=3"], "of other classes"),
-        (["data.num_classes=3", "head=arcface_sharded"], "of other classes"),
+        (["data.num_classes=3"], "number of classes"),
+        (["data.num_classes=3", "head=arcface_sharded"], "number of classes"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_not_resumed(trained, capsys, overrides, named):

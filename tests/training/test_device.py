@@ -9,7 +9,7 @@ from tests.conftest import SMALL
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config
 from arcloop.pipeline.steps import build
-from arcloop.training import NODES, Recipe
+from arcloop.training import NODES, TrainingSetup
 
 TRAIN = ["train", *SMALL, "callbacks=export_only"]
 
@@ -67,8 +67,8 @@ def test_a_compiled_backbone_learns_the_same_and_the_eager_one_is_scripted():
     def gradients(compiled):
         config = compose_config(["backbone.widths=[4]", "backbone.depth=1"])
         nodes = {name: build(config, name) for name in NODES}
-        recipe = Recipe(**nodes, seed=0, monitor="val_top1", compile=compiled)
-        module = recipe.make_module((8, 8, 1), 2).train()
+        setup = TrainingSetup(**nodes, seed=0, monitor="val_top1", compile=compiled)
+        module = setup.make_module((8, 8, 1), 2).train()
         embedder = module.embedder
         assert (embedder.backbone._compiled_call_impl is not None) == compiled
         pixels = torch.linspace(0, 255, 256).sin().view(4, 1, 8, 8)

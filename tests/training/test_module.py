@@ -3,16 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.profilers import SimpleProfiler
 from tests.config.test_composition import REQUIRED
 
 from arcloop.cli.main import main
 from arcloop.config.composition import bundled, compose_config
 from arcloop.errors import ConfigError
 from arcloop.pipeline.steps import build
-from arcloop.training import NODES, Recipe
-from arcloop.training.module import batch_seed, seed_batch
-from arcloop.training.no_profiler import NoProfiler
+from arcloop.training import NODES, TrainingSetup
+from arcloop.training.module import batch_seed, seed_generators
 
 SMALL = [
     "data=synthetic", "data.train=300", "data.val=60", "data.num_classes=3", "data.image_size=16",
@@ -20,10 +18,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def recipe(*overrides):
+def make_setup(*overrides):
     config = compose_config(["backbone.widths=[4,4]", "embedder.embedding_dim=8", *overrides])
     nodes = {name: build(config, name) for name in NODES}
-    return Recipe(**nodes, seed=config.seed, monitor=config.monitor)
+    return TrainingSetup(**nodes, seed=config.seed, monitor=config.monitor)
 
 
 def test_batch_seed_differs_by_each_of_its_arguments_and_by_nothing_else():
@@ -38,7 +36,7 @@ def test_batch_seed_differs_by_each_of_its_arguments_and_by_nothing_else():
 def test_a_batch_draws_what_torch_seeded_as_a_whole_would_draw():
     torch.manual_seed(5)
     expected = torch.rand(3)
-    seed_batch(5, torch.device("cpu"))
+    seed_generators(5, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -80,7 +78,7 @@ def test_the_loss_is_told_every_few_steps_and_at_the_end_of_an_epoch(
 
 def test_weights_are_a_function_of_the_seed():
     def weights(seed):
-        return recipe(f"seed={seed}").make_module((16, 16, 1), 3).state_dict()
+        return make_setup(f"seed={seed}").make_module((16, 16, 1), 3).state_dict()
 
     first, again, other = weights(0), weights(0), weights(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -100,14 +98,14 @@ def test_weights_are_a_function_of_the_seed():
 )
 def test_rehearsal_finds_wrong_values_before_any_work(override, message):
     with pytest.raises(ConfigError, match=message):
-        recipe(override).rehearse()
+        make_setup(override).dry_run()
 
 
 def test_rehearsal_counts_the_processes_of_a_batch():
     given = "sampler=pk", "sampler.images_per_class=4", "loader.batch_size=2"
-    recipe(*given, "trainer=ddp_cpu", "trainer.devices=2").rehearse()
+    make_setup(*given, "trainer=ddp_cpu", "trainer.devices=2").dry_run()
     with pytest.raises(ConfigError, match="a global batch of 2 images cannot hold 4"):
-        recipe(*given).rehearse()
+        make_setup(*given).dry_run()
 
 
 @pytest.mark.parametrize(
@@ -118,9 +116,4 @@ def test_every_choice_can_be_built(group):
         choice = f"{group}={file.stem}"
         config = compose_config([choice, *REQUIRED.get(choice, [])])
         nodes = {name: build(config, name) for name in NODES}
-        Recipe(**nodes, seed=0, monitor="val_top1").rehearse()
-
-
-def test_a_profiler_that_is_asked_for_is_used():
-    assert type(recipe("+trainer.profiler=simple").make_trainer().profiler) is SimpleProfiler
-    assert type(recipe().make_trainer().profiler) is NoProfiler
+        TrainingSetup(**nodes, seed=0, monitor="val_top1").dry_run()

@@ -12,7 +12,7 @@ import torch
 
 from arcloop.errors import ArtifactError
 from arcloop.models.checkpoints import AtomicCheckpoints, read_checkpoint, with_digest
-from arcloop.training.resume import newest_whole
+from arcloop.training.resume import find_checkpoint
 
 OVERRIDES = [
     "data=synthetic", "data.train=130", "data.val=30", "data.gallery=30", "data.query=20",
@@ -124,7 +124,7 @@ def two_checkpoints(tmp_path):
 
 
 def test_the_last_checkpoint_is_taken(two_checkpoints):
-    assert newest_whole(two_checkpoints) == (two_checkpoints / "last.ckpt", 5)
+    assert find_checkpoint(two_checkpoints) == (two_checkpoints / "last.ckpt", 5)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "torn", "empty"])
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(two_checkpoint
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes({"flipped": bytes(content), "torn": content[:-700], "empty": b""}[damage])
-    assert newest_whole(two_checkpoints) == (two_checkpoints / "last-previous.ckpt", 3)
+    assert find_checkpoint(two_checkpoints) == (two_checkpoints / "last-previous.ckpt", 3)
     assert "warning" in capsys.readouterr().err
 
 
@@ -141,11 +141,11 @@ def test_only_damaged_checkpoints_are_an_error(two_checkpoints):
     for path in two_checkpoints.iterdir():
         path.write_bytes(b"x" * 2000)
     with pytest.raises(ArtifactError, match="torn or was changed"):
-        newest_whole(two_checkpoints)
+        find_checkpoint(two_checkpoints)
 
 
 def test_no_checkpoint(tmp_path):
-    assert newest_whole(tmp_path) is None
+    assert find_checkpoint(tmp_path) is None
 
 
 def test_every_flipped_byte_is_seen(tmp_path):

@@ -1,6 +1,7 @@
-"""Files beside model.pt that compute the same for other runtimes, behind one interface.
+"""Export formats: model.pt, and additional files that compute the same for other runtimes.
 
-Each takes what model.pt takes: uint8 [B, C, H, W], any B; and returns float32 [B, D] of norm 1.
+Every format takes uint8 [B, C, H, W] with any B and returns float32 [B, D] of norm 1, like
+model.pt.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from arcloop.config.value_types import PositiveFloat, check
+from arcloop.errors import ConfigError
 from arcloop.models import Embedder
 
 Images = npt.NDArray[np.uint8]
@@ -24,10 +26,11 @@ Embeddings = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class TorchScript:
-    """model.pt itself: always made, since everything here reads it.
+    """model.pt, which is always exported, because all other steps use it.
 
     Attributes:
-        max_abs_diff: Largest difference of any coordinate between eager and scripted embeddings.
+        max_abs_diff: Largest allowed difference between eager and scripted embeddings, in any
+            coordinate.
     """
 
     max_abs_diff: PositiveFloat
@@ -38,22 +41,23 @@ class TorchScript:
 
 @dataclass(frozen=True, kw_only=True)
 class Format(ABC):
-    """A format that is made beside model.pt.
+    """A format that is exported in addition to model.pt.
 
     Attributes:
-        max_abs_diff: Largest difference of any coordinate from the eager model's embeddings.
+        max_abs_diff: Largest allowed difference from the eager model's embeddings, in any
+            coordinate.
     """
 
     max_abs_diff: PositiveFloat
     file: ClassVar[str]
-    """Name of the file."""
+    """Name of the exported file."""
 
     @abstractmethod
-    def require(self) -> None:
-        """Refuse what can be seen without a model.
+    def check_available(self) -> None:
+        """Check everything that can be checked without a model.
 
         Raises:
-            ConfigError: A package is missing, or a value is out of what it supports.
+            ConfigError: A package is missing, or it does not support a value.
         """
 
     @abstractmethod
@@ -61,24 +65,50 @@ class Format(ABC):
         """Export an embedder in evaluation mode on the CPU.
 
         Raises:
-            ConfigError: The format cannot express what it computes.
+            ConfigError: The format cannot express the computation.
         """
 
     @abstractmethod
     def embed(self, path: Path, images_NHWC: Images) -> Embeddings:
-        """Read the file anew and embed images, float32 [N, D]."""
+        """Load an exported file and embed images; returns float32 [N, D]."""
 
     @abstractmethod
-    def made_with(self) -> Mapping[str, str]:
-        """Return the versions of the packages that shape the file."""
+    def package_versions(self) -> Mapping[str, str]:
+        """Return the versions of the packages that determine the file."""
 
 
-def example(embedder: Embedder) -> torch.Tensor:
-    """Two images, uint8 [2, C, H, W]: an exporter takes a batch of one for a constant."""
+Exports = Mapping[str, TorchScript | Format | None]
+"""The config group `export`: name -> format; None entries are skipped."""
+
+
+def extra_formats(exports: Exports, *, at_least_one: bool = False) -> dict[str, Format]:
+    """Return the formats that are exported in addition to model.pt.
+
+    Args:
+        exports: The config group `export`.
+        at_least_one: Require a format.
+
+    Raises:
+        ConfigError: A package is missing, a value is not supported, or there is no format.
+    """
+    formats = {name: f for name, f in exports.items() if isinstance(f, Format)}
+    if at_least_one and not formats:
+        raise ConfigError(
+            "there is nothing to export: the run already contains model.pt",
+            where="export",
+            remedy="choose a format, e.g. export=onnx or export=torch_export",
+        )
+    for chosen in formats.values():
+        chosen.check_available()
+    return formats
+
+
+def example_images(embedder: Embedder) -> torch.Tensor:
+    """Return two black images, uint8 [2, C, H, W]; exporters treat a batch of 1 as constant."""
     height, width, channels = embedder.image_shape
     return torch.zeros(2, channels, height, width, dtype=torch.uint8)
 
 
-def planes(images_NHWC: Images) -> Images:
-    """Bring uint8 [N, H, W, C] to a contiguous [N, C, H, W]."""
+def to_channels_first(images_NHWC: Images) -> Images:
+    """Convert uint8 [N, H, W, C] to contiguous [N, C, H, W]."""
     return np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2))

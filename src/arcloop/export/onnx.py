@@ -1,4 +1,4 @@
-"""model.onnx: for ONNX Runtime, TensorRT, OpenVINO and whatever else reads ONNX."""
+"""Export to model.onnx for ONNX Runtime, TensorRT, OpenVINO and other ONNX runtimes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from arcloop.artifacts.atomic import write_bytes
 from arcloop.config.extras import require_extra
 from arcloop.config.value_types import PositiveInt, check
 from arcloop.errors import ConfigError
-from arcloop.export.formats import Embeddings, Format, Images, example, planes
+from arcloop.export.formats import Embeddings, Format, Images, example_images, to_channels_first
 from arcloop.models import Embedder
 
 _INPUT, _OUTPUT = "images", "embeddings"
-_FACTS = "arcloop.json"
-_DEPRECATED = (  # upstream; see OnnxFormat for why it is used
+_METADATA_KEY = "arcloop.json"
+_MIN_OPSET = 11  # below, torch cannot export a dynamic batch size
+_MAX_OPSET = 20  # of torch's TorchScript-based exporter, which is not developed further
+_DEPRECATION_WARNINGS = (
     "You are using the legacy TorchScript-based ONNX export",
     "The feature will be removed. Please remove usage of this function",
 )
@@ -31,14 +33,15 @@ _DEPRECATED = (  # upstream; see OnnxFormat for why it is used
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFormat(Format):
-    """ONNX by torch's TorchScript-based exporter, held against ONNX Runtime.
+    """Exports to ONNX with torch's TorchScript-based exporter; embeds with ONNX Runtime.
 
-    The newer, torch.export-based exporter takes ten times as long for these networks, needs another
-    package, and writes paths of the machine into the file, which then differs from run to run.
+    The newer exporter, which is based on torch.export, requires onnxscript and writes local file
+    paths into the file, so that the bytes differ between machines.
 
     Attributes:
-        opset: Version of ONNX's operator set; the newest that the runtimes to serve it know.
-        max_abs_diff: Largest difference of any coordinate from the eager model's embeddings.
+        opset: Version of the ONNX operator set; the runtime that serves the file must support it.
+        max_abs_diff: Largest allowed difference from the eager model's embeddings, in any
+            coordinate.
     """
 
     opset: PositiveInt
@@ -47,13 +50,13 @@ class OnnxFormat(Format):
     def __post_init__(self) -> None:
         check("export.onnx", opset=(self.opset, PositiveInt))
 
-    def require(self) -> None:
+    def check_available(self) -> None:
         require_extra("onnx", "onnx", "onnxruntime", where="export=onnx")
         lowest, highest = opset_range()
         if not lowest <= self.opset <= highest:
             raise ConfigError(
                 f"export.onnx.opset={self.opset}: torch {torch.__version__} and onnx"
-                f" {importlib.metadata.version('onnx')} write opsets {lowest} to {highest}",
+                f" {importlib.metadata.version('onnx')} support opsets {lowest} to {highest}",
                 remedy=f"choose export.onnx.opset from {lowest} to {highest}",
             )
 
@@ -63,11 +66,11 @@ class OnnxFormat(Format):
         content = io.BytesIO()
         try:
             with warnings.catch_warnings():
-                for message in _DEPRECATED:
+                for message in _DEPRECATION_WARNINGS:
                     warnings.filterwarnings("ignore", message, DeprecationWarning)
                 torch.onnx.export(
                     embedder,
-                    (example(embedder),),
+                    (example_images(embedder),),
                     content,  # type: ignore[arg-type]
                     dynamo=False,
                     opset_version=self.opset,
@@ -80,16 +83,17 @@ class OnnxFormat(Format):
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, onnx.checker.ValidationError,
                 onnx.shape_inference.InferenceError) as cause:  # fmt: skip
             raise ConfigError(
-                f"ONNX opset {self.opset} cannot express this network: {_first_sentence(cause)}",
+                f"the network cannot be exported to ONNX opset {self.opset}:"
+                f" {_first_sentence(cause)}",
                 where="export=onnx",
                 remedy=f"choose a higher export.onnx.opset, up to {opset_range()[1]}, another"
                 " backbone, or export=torch_export",
             ) from cause
-        facts = {
+        metadata = {
             "image_shape": list(embedder.image_shape),
             "embedding_dim": embedder.embedding_dim,
         }
-        model.metadata_props.add(key=_FACTS, value=json.dumps(facts))
+        model.metadata_props.add(key=_METADATA_KEY, value=json.dumps(metadata))
         write_bytes(path, model.SerializeToString(deterministic=True))
 
     def embed(self, path: Path, images_NHWC: Images) -> Embeddings:
@@ -97,23 +101,18 @@ class OnnxFormat(Format):
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         embeddings: Embeddings
-        (embeddings,) = session.run([_OUTPUT], {_INPUT: planes(images_NHWC)})
+        (embeddings,) = session.run([_OUTPUT], {_INPUT: to_channels_first(images_NHWC)})
         return embeddings
 
-    def made_with(self) -> Mapping[str, str]:
+    def package_versions(self) -> Mapping[str, str]:
         return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime")}
 
 
 def opset_range() -> tuple[int, int]:
-    """Return the lowest and the highest opset that the installed torch and onnx write.
-
-    Under 11, torch cannot fold the constants of a batch of any size.
-    """
+    """Return the lowest and the highest opset that torch and the installed onnx can write."""
     import onnx
-    from torch.onnx import _constants
 
-    highest = int(_constants.ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET)
-    return 11, min(highest, int(onnx.defs.onnx_opset_version()))
+    return _MIN_OPSET, min(_MAX_OPSET, int(onnx.defs.onnx_opset_version()))
 
 
 def _first_sentence(cause: BaseException) -> str:

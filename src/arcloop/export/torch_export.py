@@ -1,4 +1,4 @@
-"""model.pt2: a torch.export program, for AOTInductor, ExecuTorch and torch without TorchScript."""
+"""Export to model.pt2, a torch.export program for AOTInductor, ExecuTorch and torch."""
 
 from __future__ import annotations
 
@@ -14,64 +14,71 @@ import torch
 
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.errors import ConfigError
-from arcloop.export.formats import Embeddings, Format, Images, example, planes
+from arcloop.export.formats import Embeddings, Format, Images, example_images, to_channels_first
 from arcloop.models import Embedder
 
-_UNSAID = (
-    "No complete tensor found in the group",  # weights are on the CPU, where it does not matter
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # torch's use of torch
+_IGNORED_WARNINGS = (
+    "No complete tensor found in the group",  # does not apply to weights on the CPU
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call within torch
 )
-_OF_THIS_MACHINE = ("stack_trace", "from_node")
-"""What torch notes of each operation that holds paths and addresses of where it was exported."""
+_LOCAL_METADATA = ("stack_trace", "from_node")
+"""Metadata of graph nodes that contains file paths and memory addresses of the export."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchExportFormat(Format):
-    """A torch.export program with a batch of any size.
+    """Exports to a torch.export program with a dynamic batch size.
 
     Attributes:
-        max_abs_diff: Largest difference of any coordinate from the eager model's embeddings.
+        max_abs_diff: Largest allowed difference from the eager model's embeddings, in any
+            coordinate.
     """
 
     file: ClassVar[str] = "model.pt2"
 
-    def require(self) -> None:
-        """Do nothing: torch brings it."""
+    def check_available(self) -> None:
+        """Do nothing: torch.export is part of torch."""
 
     def write(self, embedder: Embedder, path: Path) -> None:
         batch = torch.export.Dim("batch", min=1)
         content = io.BytesIO()
         try:
-            with _quiet():
+            with _ignore_warnings():
                 program = torch.export.export(
-                    embedder, (example(embedder),), dynamic_shapes=({0: batch},), strict=False
+                    embedder,
+                    (example_images(embedder),),
+                    dynamic_shapes=({0: batch},),
+                    strict=False,
                 )
                 for module in program.graph_module.modules():
                     for node in getattr(getattr(module, "graph", None), "nodes", ()):
-                        for note in _OF_THIS_MACHINE:
-                            node.meta.pop(note, None)
+                        for key in _LOCAL_METADATA:
+                            node.meta.pop(key, None)
                 torch.export.save(program, content)
-        except Exception as cause:  # torch.export knows many, with no common base
+        except Exception as cause:  # torch.export raises many types without a common base
             raise ConfigError(
-                f"torch.export cannot express this network: {str(cause).strip().splitlines()[0]}",
+                "the network cannot be exported with torch.export:"
+                f" {str(cause).strip().splitlines()[0]}",
                 where="export=torch_export",
                 remedy="choose another backbone, or export=onnx",
             ) from cause
         write_bytes(path, content.getvalue())
 
     def embed(self, path: Path, images_NHWC: Images) -> Embeddings:
-        with _quiet(), torch.inference_mode():
+        with _ignore_warnings(), torch.inference_mode():
             module = torch.export.load(path).module()
-            embeddings: Embeddings = module(torch.from_numpy(planes(images_NHWC))).numpy()
+            embeddings: Embeddings = module(
+                torch.from_numpy(to_channels_first(images_NHWC))
+            ).numpy()
         return embeddings
 
-    def made_with(self) -> Mapping[str, str]:
+    def package_versions(self) -> Mapping[str, str]:
         return {"torch": torch.__version__}
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _ignore_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        for message in _UNSAID:
+        for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         yield

@@ -1,4 +1,4 @@
-"""The best checkpoint -> model.pt: scripted, and proven equal to the eager model."""
+"""Export of a checkpoint to model.pt: scripts the model and compares it with the eager one."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ def export_scripted(
     *,
     max_abs_diff: float,
 ) -> float:
-    """Script an embedder with a checkpoint's weights, and keep a batch that proves it right.
+    """Script an embedder with the weights of a checkpoint, and check it on a batch of images.
 
-    Writes model.pt, and golden.npz with the images and the eager model's embeddings of them, for
-    every later load to be held against.
+    Writes model.pt, and golden.npz with the images and their embeddings by the eager model. Later
+    steps check other exports and deployments against golden.npz.
 
     Args:
-        embedder: The architecture; its own weights are left alone.
-        checkpoint: Whose weights are exported.
+        embedder: The architecture; its own weights are neither used nor changed.
+        checkpoint: Path of the checkpoint with the weights to export.
         golden_NHWC: Real images, uint8.
-        run_dir: Where to write.
-        max_abs_diff: Largest difference of any coordinate between eager and scripted.
+        run_dir: Folder to write to.
+        max_abs_diff: Largest allowed difference between eager and scripted embeddings, in any
+            coordinate.
 
     Returns:
-        The largest difference found.
+        The largest difference.
 
     Raises:
-        ArtifactError: The checkpoint does not fit, or the scripted model computes something else.
+        ArtifactError: The checkpoint is damaged or does not fit, or the difference is too large.
     """
     eager = for_inference(embedder)
     eager.load_state_dict(embedder_weights(checkpoint))
-    with _constants_in_order():
+    with _sorted_constants():
         scripted = torch.jit.script(eager)
     temporary = run_dir / ".model.pt.tmp"
     save_model(
@@ -66,7 +67,7 @@ def export_scripted(
             f"the scripted model differs from the eager one by {difference:.2e}, "
             f"more than {max_abs_diff:.0e}",
             where=checkpoint,
-            remedy="find the layer whose scripted form computes something else",
+            remedy="find the layer whose scripted form computes different values",
         )
     temporary.replace(run_dir / "model.pt")
     np.savez(run_dir / GOLDEN, images=golden_NHWC, embeddings=expected_ND)
@@ -74,43 +75,44 @@ def export_scripted(
 
 
 def for_inference(embedder: Embedder) -> Embedder:
-    """Copy an embedder to the CPU, in evaluation mode, of whole float32 layers."""
+    """Copy an embedder to the CPU, in float32 and evaluation mode, with standard batch norms."""
     eager = copy.deepcopy(embedder).cpu().float().eval()
     SyncedBatchNorms().revert(eager)
     return eager
 
 
 def require_scriptable(embedder: Embedder) -> None:
-    """Refuse before training what could not be exported after it.
+    """Check before training that the model can be exported after it.
 
     Raises:
         ConfigError: TorchScript cannot compile the backbone.
     """
     try:
         torch.jit.script(copy.deepcopy(embedder).cpu().eval())
-    except Exception as cause:  # whatever its compiler raises on code that it cannot compile
+    except Exception as cause:  # the TorchScript compiler raises many types
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise ConfigError(
             f"the model cannot be scripted: {' '.join(lines[:3])[:300] or type(cause).__name__}",
             where="backbone, callbacks.export",
-            remedy="choose another backbone, or leave callbacks.export out",
+            remedy="choose another backbone, or set callbacks.export=null",
         ) from cause
 
 
-class _InOrder(set[str]):
+class _SortedSet(set[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(super().__iter__()))
 
 
 @contextlib.contextmanager
-def _constants_in_order() -> Iterator[None]:
-    """Make torch write a class's constants in one order.
+def _sorted_constants() -> Iterator[None]:
+    """Make torch.jit.script write the constants of a module in sorted order.
 
-    It goes through them as a set, so the bytes of model.pt, and with them every hash that is built
-    on them, would change with PYTHONHASHSEED.
+    torch iterates over a set of their names, so the bytes of model.pt would otherwise depend on
+    PYTHONHASHSEED. There is no public option:
+    https://github.com/pytorch/pytorch/blob/v2.13.0/torch/jit/_recursive.py#L296
     """
-    namespace = vars(torch.jit._recursive)  # noqa: SLF001 - its name `set`, nobody else's
-    namespace["set"] = _InOrder
+    namespace = vars(torch.jit._recursive)  # noqa: SLF001 - shadows `set` in this module only
+    namespace["set"] = _SortedSet
     try:
         yield
     finally:
@@ -118,10 +120,10 @@ def _constants_in_order() -> Iterator[None]:
 
 
 def embedder_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return the embedder's part of a checkpoint's state dict.
+    """Return the embedder's weights from the state dict of a checkpoint.
 
     Raises:
-        ArtifactError: There is no such checkpoint, or it is damaged.
+        ArtifactError: The checkpoint does not exist or is damaged.
     """
     state = read_checkpoint(checkpoint)["state_dict"]
     prefix = "embedder."

@@ -137,7 +137,7 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
     for name in names:
         if name == "train":
             processes_here(config)
-            _recipe(config).rehearse()
+            _training_setup(config).dry_run()
         elif name == "export":
             _formats(config)
         else:
@@ -163,7 +163,7 @@ def _train(call: _Call) -> Artifact:
     processes = processes_here(call.config)
     if processes > 1:
         # Batches that this store cannot have are told once, and before any process is started.
-        datamodule = _recipe(call.config).make_datamodule(store)
+        datamodule = _training_setup(call.config).make_datamodule(store)
         datamodule.make_batches(processes * call.config.trainer.num_nodes)
         return train_in_processes(
             processes, call.config, store, call.output, call.overrides, alone=call.alone
@@ -184,7 +184,7 @@ def train_here(
         recorded = {key: value for key, value in recorded.items() if key not in others}
 
     return train(
-        _recipe(config),
+        _training_setup(config),
         store,
         run_dir,
         resume=str(config.resume).lower(),
@@ -194,11 +194,11 @@ def train_here(
     )
 
 
-def _recipe(config: DictConfig) -> Any:
-    from arcloop.training import NODES, Recipe
+def _training_setup(config: DictConfig) -> Any:
+    from arcloop.training import NODES, TrainingSetup
 
     nodes = {name: build(config, name) for name in NODES}
-    return Recipe(**nodes, seed=config.seed, monitor=config.monitor, compile=config.compile)
+    return TrainingSetup(**nodes, seed=config.seed, monitor=config.monitor, compile=config.compile)
 
 
 def _embed(call: _Call) -> Artifact:
@@ -260,9 +260,9 @@ def _export(call: _Call) -> Artifact:
 
 
 def _formats(config: DictConfig) -> Any:
-    from arcloop.export import some_beside
+    from arcloop.export import extra_formats
 
-    return some_beside(build(config, "export"))
+    return extra_formats(build(config, "export"), at_least_one=True)
 
 
 def build(config: DictConfig, name: str) -> Any:

@@ -1,4 +1,7 @@
-"""The LightningModule: augment, embed, take the head's loss; judge by neighbours within val."""
+"""The LightningModule: augmentation, embedder, head and loss; leave-one-out top-1 on val.
+
+Shapes: B batch, C channels, H height, W width, D embedding dimension, n rows of this process.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,32 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
 from arcloop.training.augmentation import Augmentation
-from arcloop.training.frozen_features import frozen_features
 from arcloop.training.neighbours import leave_one_out_top1
-from arcloop.training.optim import sharding
+from arcloop.training.optim import sharded
 from arcloop.training.optim.optimizers import GroupedOptimizer
 
 Batch = tuple[Tensor, Tensor]
 
 
 class EmbeddingModule(pl.LightningModule):
-    """Trains an embedder under a margin head.
+    """Trains an embedder with a margin head.
 
     Args:
-        embedder: What is trained to be kept.
-        head: What it is trained under, and thrown away.
-        augmentation: Applied to training batches where the batch lies.
-        optimizer: Makes the optimizer of both.
+        embedder: The model that is exported after training.
+        head: Computes the loss from embeddings and labels; only needed for training.
+        augmentation: Applied to training batches on the device of the batch.
+        optimizer: Makes the optimizer of embedder and head.
         scheduler: Makes the learning-rate schedule from (optimizer, total steps).
-        seed: All randomness of a batch is a function of it, of epoch, batch and rank, so that a
-            resumed run draws what the uninterrupted one would have drawn.
+        seed: The random numbers of a batch depend only on this seed, the epoch, the batch index
+            and the rank, so a resumed run draws the same numbers as an uninterrupted one.
+
+    Attributes:
+        backbone_frozen: Whether the backbone computes no gradient; set by `FreezeBackbone`.
     """
 
     def __init__(
@@ -50,28 +55,27 @@ class EmbeddingModule(pl.LightningModule):
         self.embedder, self.head, self.augmentation = embedder, head, augmentation
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._seed = seed
-        self.backbone_frozen = False  # set by callbacks.freeze
+        self.backbone_frozen = False
         self._val: list[Batch] = []
 
     def setup(self, stage: str) -> None:
-        """Split the head now that the process group is up; DDP has to leave its parts alone.
+        """Shard the head once the process group exists, and exclude its weight from DDP.
 
         Raises:
-            ConfigError: The weights are to be averaged too, which takes whole ones.
+            ConfigError: A callback averages the weights, which requires an unsharded head.
         """
         if isinstance(self.head, ShardedArcFace):
-            if any(isinstance(c, WeightAveraging) for c in self._callbacks()):
+            callbacks: Sequence[pl.Callback] = getattr(self.trainer, "callbacks", [])
+            if any(isinstance(callback, WeightAveraging) for callback in callbacks):
                 raise ConfigError(
-                    "weights cannot be averaged while the head is split",
+                    "weights cannot be averaged while the head is sharded",
                     where="head=arcface_sharded, callbacks.ema",
                     remedy="use head=arcface, or leave callbacks.ema out",
                 )
             self.head.split()
-            self._ddp_params_and_buffers_to_ignore = [sharding.HEAD_WEIGHT]
-
-    def _callbacks(self) -> Sequence[pl.Callback]:
-        callbacks: Sequence[pl.Callback] = getattr(self.trainer, "callbacks", [])
-        return callbacks
+            # There is no public way to exclude a parameter from DDP, which reads this attribute:
+            # https://github.com/pytorch/pytorch/issues/43690
+            self._ddp_params_and_buffers_to_ignore = [sharded.HEAD_WEIGHT]
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.embedder, self.head)
@@ -85,29 +89,25 @@ class EmbeddingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images_BCHW, labels_B = batch
         seed = batch_seed(self._seed, self.current_epoch, batch_idx, self.global_rank)
-        seed_batch(seed, images_BCHW.device)
+        seed_generators(seed, images_BCHW.device)
         pixels_BCHW = self.augmentation(images_BCHW.float(), torch.default_generator)
         if isinstance(self.head, ShardedArcFace):
             self.head.at_step(self._seed, self.global_step)
-        loss: Tensor = self.head(self._features(pixels_BCHW), labels_B)
-        if self._is_logged():
-            self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        loss: Tensor = self.head(self._compute_features(pixels_BCHW), labels_B)
+        if self._should_log_loss():
+            # Not prog_bar=True: Lightning would then read the loss from the device at every step.
+            self.log("train_loss", loss, sync_dist=True)
         return loss
 
-    def _is_logged(self) -> bool:
-        """Whether the loss of this step is told: to a logger, or to who asks after an epoch.
-
-        Lightning's `log` costs more than the optimizer's step of a small network, at every step.
-        """
+    def _should_log_loss(self) -> bool:
+        """Return whether a logger, or the end of an epoch or of the fit, needs this step's loss."""
         trainer, done = self.trainer, self.global_step + 1
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set out of sight
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
         return (
-            (every > 0 and done % every == 0)
-            or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-            or done == trainer.max_steps
+            (every > 0 and done % every == 0) or trainer.is_last_batch or done == trainer.max_steps
         )
 
-    def _features(self, pixels_BCHW: Tensor) -> Tensor:
+    def _compute_features(self, pixels_BCHW: Tensor) -> Tensor:
         if self.backbone_frozen:
             return frozen_features(self.embedder, pixels_BCHW)
         return self.embedder.features(pixels_BCHW)
@@ -121,20 +121,20 @@ class EmbeddingModule(pl.LightningModule):
         if not isinstance(self.head, ShardedArcFace) or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
-            sharding.clip_by_value(optimizer, gradient_clip_val)
+            sharded.clip_by_value(optimizer, gradient_clip_val)
         else:
-            sharding.clip_by_norm(optimizer, self.head, gradient_clip_val)
+            sharded.clip_by_norm(optimizer, self.head, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self.head, ShardedArcFace):
-            sharding.hold_whole_head(checkpoint, self.head)
+            sharded.gather_head_state(checkpoint, self.head)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self.head, ShardedArcFace):
-            sharding.hold_own_shard(checkpoint, self.head)
+            sharded.shard_head_state(checkpoint, self.head)
 
     def on_train_epoch_end(self) -> None:
-        loss = float(self.trainer.callback_metrics.get("train_loss", 0.0))  # none: stopped early
+        loss = float(self.trainer.callback_metrics.get("train_loss", 0.0))  # none if stopped early
         if not math.isfinite(loss):
             raise DivergedError(
                 f"training diverged: the loss is {loss} after step {self.global_step}",
@@ -148,22 +148,48 @@ class EmbeddingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         embeddings_nD, labels_n = (torch.cat(parts) for parts in zip(*self._val, strict=True))
         self._val.clear()
-        # The same value on every rank: nothing is left to average.
+        # Equal on all ranks, so it needs no sync_dist.
         self.log("val_top1", leave_one_out_top1(embeddings_nD, labels_n), prog_bar=True)
 
 
-def seed_batch(seed: int, device: torch.device) -> None:
-    """Seed the generators that a batch on this device draws from.
+def batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
+    """Hash the run's seed and the position of a batch to a seed in [0, 2^63)."""
+    position = b"%d %d %d %d" % (seed, epoch, batch, rank)
+    return int.from_bytes(hashlib.blake2b(position, digest_size=8).digest(), "big") >> 1
 
-    On a CPU `torch.manual_seed` would also keep the call, with a stack trace, for each kind of
-    device that is not there: a tenth of a millisecond, and memory that grows with every step.
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a batch on this device uses.
+
+    On a CPU this avoids `torch.manual_seed`, which stores a deferred call with its stack trace for
+    every device type that is not initialised, so memory would grow at every step.
     """
     if device.type != "cpu":
         torch.manual_seed(seed)
     torch.default_generator.manual_seed(seed)
 
 
-def batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
-    """Mix the run's seed with a batch's place into one seed, in [0, 2^63)."""
-    place = b"%d %d %d %d" % (seed, epoch, batch, rank)
-    return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big") >> 1
+def frozen_features(embedder: Embedder, pixels_BCHW: Tensor) -> Tensor:
+    """Compute `embedder.features` without a graph of the backbone.
+
+    The backbone's parameters get a gradient of 0, because DDP waits for a gradient of every
+    parameter that it knows.
+    """
+    with torch.no_grad():
+        map_BCHW = embedder.feature_map(pixels_BCHW)
+    trained = [p for p in embedder.backbone.parameters() if p.requires_grad]
+    joined: Tensor = _ZeroGradients.apply(map_BCHW, *trained)  # type: ignore[no-untyped-call]
+    return embedder.project(joined)
+
+
+class _ZeroGradients(torch.autograd.Function):
+    """Identity of the feature map whose backward pass gives all parameters a gradient of 0."""
+
+    @staticmethod
+    def forward(ctx: Any, map_BCHW: Tensor, *parameters: nn.Parameter) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return map_BCHW.view_as(map_BCHW)
+
+    @staticmethod
+    def backward(ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *(torch.zeros_like(p) for p in ctx.saved_tensors))

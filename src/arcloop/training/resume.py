@@ -1,7 +1,15 @@
-"""last.ckpt: written where nothing is half done, so that a run goes on to the very same bytes."""
+"""Resuming a run: its identity, its last checkpoint, and where training starts.
+
+A run that was interrupted at any point and resumed ends with the same bytes as an uninterrupted
+one.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,33 +17,51 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from arcloop import artifacts
+from arcloop.artifacts import Artifact
+from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.value_types import PositiveInt, check
 from arcloop.display.terminal import say
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
-from arcloop.training.loggers.run_logger import RunLogger
-from arcloop.training.optim.sharding import HEAD_WEIGHT
+from arcloop.training.loggers.tracking import RunLogger
+from arcloop.training.optim.sharded import HEAD_WEIGHT
 
+CHECKPOINTS = "checkpoints"
+STARTED = ".begun.json"
+"""File with the identity of the run that a folder belongs to, written when training starts."""
+CALLBACKS_WITHOUT_EFFECT = frozenset({
+    "arcloop.training.LastCheckpoint", "arcloop.training.ExportScripted",
+    "arcloop.training.BuildIndex", "arcloop.training.Evaluate",
+    "arcloop.training.TensorBoardPages",
+    "pytorch_lightning.callbacks.LearningRateMonitor",
+    "pytorch_lightning.callbacks.DeviceStatsMonitor",
+})  # fmt: skip
+"""`_target_` of the callbacks that change neither the weights nor the best checkpoint."""
+_IDENTITY_KEYS = (
+    "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation", "backbone",
+    "backbone_weights", "embedder", "head", "optimizer", "scheduler", "trainer",
+)  # fmt: skip
 _PARTS = (
     ("embedder.backbone.", "backbone"),
     ("embedder.", "embedder (embedder.embedding_dim, or the size of the images)"),
-    ("", "head, or of other classes"),
+    ("", "head or number of classes"),
 )
-"""Prefix of the weights' names -> what the config calls them."""
+"""Prefix of the names of weights -> the part of the config that they belong to."""
 
 
 class LastCheckpoint(Callback):
-    """Writes last.ckpt at the start of every epoch, after the last one, and every few steps.
+    """Writes last.ckpt at the start of every epoch, at the end of the fit, and every few steps.
 
-    It is written just before a batch is trained on, the one moment at which everything about the
-    batch before it is over: its optimizer step, its validation, its logged row. A checkpoint of the
-    end of a batch, as Lightning's ModelCheckpoint writes it, would lose that batch's row.
+    The checkpoint is written just before a batch is trained on. At this point the previous batch is
+    complete: its optimizer step, its validation and its logged row. Lightning's ModelCheckpoint
+    saves at the end of a batch, before the row is logged, so a resumed run would lose the row.
 
     Args:
-        dirpath: Folder to write to.
-        every_n_steps: Optimizer steps between two checkpoints within an epoch; None: only at its
-            start.
+        dirpath: Folder of last.ckpt.
+        every_n_steps: Optimizer steps between two checkpoints within an epoch; None saves only at
+            the start of an epoch.
     """
 
     def __init__(self, *, dirpath: str, every_n_steps: PositiveInt | None) -> None:
@@ -49,7 +75,8 @@ class LastCheckpoint(Callback):
     ) -> None:
         step = trainer.global_step
         if self._resumed:
-            # The step that loggers are told: Lightning has counted a batch that never was one.
+            # The step that loggers receive. Lightning counts one batch too many on resuming:
+            # https://github.com/Lightning-AI/pytorch-lightning/issues/13752
             trainer.fit_loop.epoch_loop._batches_that_stepped = step  # noqa: SLF001
             self._resumed, self._saved_at = False, step
         gradients_pending = batch_idx % trainer.accumulate_grad_batches != 0
@@ -64,7 +91,7 @@ class LastCheckpoint(Callback):
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
-                logger.flush()  # first: rows that are missing could not be had again
+                logger.flush()  # before the checkpoint, or a resumed run would lose these rows
         self._saved_at = trainer.global_step
         trainer.save_checkpoint(self._dirpath / LAST)
 
@@ -74,19 +101,105 @@ class LastCheckpoint(Callback):
         self._resumed = True
 
 
-def newest_whole(checkpoints: Path) -> tuple[Path, int] | None:
-    """Find the checkpoint to go on from.
+def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """Hash everything that determines the trained weights and the best checkpoint.
 
-    A damaged last.ckpt is said, and the one before it is taken.
+    All callbacks are included, except those of `CALLBACKS_WITHOUT_EFFECT`.
+
+    Args:
+        config: The resolved config.
+        parents: Role -> hash of each artifact that the run is made from.
+    """
+    callbacks = {
+        name: _relative_to_run(node, str(config["run_dir"]))
+        for name, node in (config["callbacks"] or {}).items()
+        if node is not None and node.get("_target_") not in CALLBACKS_WITHOUT_EFFECT
+    }
+    return sha256_json([{k: config[k] for k in _IDENTITY_KEYS}, callbacks, dict(parents)])
+
+
+def _relative_to_run(node: Any, run_dir: str) -> Any:
+    """Make the paths of a node independent of how the path of the run is written."""
+    if isinstance(node, Mapping):
+        return {name: _relative_to_run(value, run_dir) for name, value in node.items()}
+    return node.removeprefix(run_dir) if isinstance(node, str) else node
+
+
+def find_start(
+    run_dir: Path, identity: str, *, resume: str, overwrite: bool
+) -> Artifact | tuple[Path, int] | None:
+    """Decide where training starts.
+
+    Args:
+        run_dir: Folder of the run.
+        identity: See `run_identity`.
+        resume: "auto", "true" or "false", see `Config.resume`.
+        overwrite: Replace a run with another identity.
+
+    Returns:
+        The finished run, or (checkpoint, completed optimizer steps) to resume from, or None for a
+        new run.
+
+    Raises:
+        ConfigError: The folder contains another run or other files, or has no checkpoint to resume.
+        ArtifactError: All checkpoints are damaged.
+    """
+    if resume == "true":
+        last = find_checkpoint(run_dir / CHECKPOINTS)
+        if last is None:
+            raise ConfigError(
+                "resume=true, but there is no last.ckpt",
+                where=run_dir,
+                remedy="leave resume out to start a new run",
+            )
+        return last
+    started = _started_identity(run_dir)
+    if started is not None and started != identity and not overwrite:
+        raise ConfigError(
+            "this folder contains a run of another config or store",
+            where=run_dir,
+            remedy="choose another run_dir=, or pass overwrite=true to replace it",
+        )
+    if started == identity and resume == "auto":
+        if artifacts.exists(run_dir):
+            return artifacts.load(run_dir, "run")
+        if last := find_checkpoint(run_dir / CHECKPOINTS):
+            say(f"train: resuming from {last[0]} after {last[1]} steps")
+            return last
+    # Only rank zero checks: when the others get here, it may already have written to the folder.
+    if started is None and is_first_process() and run_dir.is_dir() and any(run_dir.iterdir()):
+        raise ConfigError(
+            "this folder contains files that do not belong to a run",
+            where=run_dir,
+            remedy="choose another run_dir=",
+        )
+    return None
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process, or rank zero of a launcher's processes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _started_identity(run_dir: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads((run_dir / STARTED).read_bytes())["identity"])
+    return None
+
+
+def find_checkpoint(checkpoints: Path) -> tuple[Path, int] | None:
+    """Find the newest intact checkpoint.
+
+    Prints a warning for a damaged last.ckpt, and returns the checkpoint before it.
 
     Args:
         checkpoints: Folder of last.ckpt.
 
     Returns:
-        (path, optimizer steps done), or None if there is no checkpoint.
+        (path, completed optimizer steps), or None if there is no checkpoint.
 
     Raises:
-        ArtifactError: There are only damaged ones.
+        ArtifactError: All checkpoints are damaged.
     """
     damaged: ArtifactError | None = None
     for name in (LAST, PREVIOUS):
@@ -104,28 +217,27 @@ def newest_whole(checkpoints: Path) -> tuple[Path, int] | None:
     return None
 
 
-def require_fit(checkpoint: Path, module: pl.LightningModule) -> None:
-    """Refuse to go on from a checkpoint of another model, before anything is loaded.
+def check_checkpoint_fits(checkpoint: Path, module: pl.LightningModule) -> None:
+    """Check that the weights of a checkpoint fit a module, without loading them.
 
     Raises:
-        ConfigError: Its weights are not those of this module; says which part, and how they differ.
+        ConfigError: They do not fit; names the part of the config and the differing weights.
     """
     state = read_checkpoint(checkpoint)["state_dict"]
     found = compare(state, module)
     head: Any = module.head
     if isinstance(head, ShardedArcFace) and HEAD_WEIGHT in state:
-        classes, dim = state[HEAD_WEIGHT].shape  # its own is known only when it is split
+        classes, dim = state[HEAD_WEIGHT].shape  # the head gets its shape when it is sharded
         if classes != head.num_classes:
             wrong = (HEAD_WEIGHT, (classes, dim), (head.num_classes, dim))
             found = replace(found, misshapen=[*found.misshapen, wrong])
     if found.whole:
         return
     names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.misshapen)]
-    # The first part that differs decides what comes after it: the neck follows the backbone.
-    group = next(group for part, group in _PARTS if any(name.startswith(part) for name in names))
+    # The first part that differs is the cause: the neck depends on the backbone.
+    part = next(part for prefix, part in _PARTS if any(name.startswith(prefix) for name in names))
     raise ConfigError(
-        f"this checkpoint is of another {group}: {found}",
+        f"this checkpoint has another {part}: {found}",
         where=checkpoint,
-        remedy="resume with the settings the run was started with (config.yaml beside it), or"
-        " choose another run_dir=",
+        remedy="resume with the settings in the run's config.yaml, or choose another run_dir=",
     )

@@ -16,13 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from arcloop.models import ShardedArcFace
 from arcloop.training.optim.optimizers import GroupedOptimizer
-from arcloop.training.optim.sharding import (
+from arcloop.training.optim.sharded import (
     HEAD_WEIGHT,
     clip_by_norm,
-    hold_own_shard,
-    hold_whole_head,
+    coalesce,
+    gather_head_state,
+    shard_head_state,
 )
-from arcloop.training.optim.sparse_rows import compact
 
 WORLDS = (4, 3, 2, 1)
 N, INPUTS, D = 12, 6, 5
@@ -99,7 +99,7 @@ def narrow(rank, world):
 def clipped(sample_rate, rank, world):
     model, wrapped, inputs, labels = prepare(MANY, sample_rate, rank, world)
     wrapped(inputs, labels).backward()
-    model.head.weight.grad = compact(model.head.weight.grad)
+    model.head.weight.grad = coalesce(model.head.weight.grad)
     before = [g.clone() for g in (model.embedder.weight.grad, model.head.weight.grad.to_dense())]
     clip_by_norm(optimizer_of(model, "sgd"), model.head, LIMIT)
     return before, [model.embedder.weight.grad, model.head.weight.grad.to_dense()]
@@ -129,7 +129,7 @@ def checkpoint_of(model, optimizer):
     checkpoint = {
         "state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()]
     }  # fmt: skip
-    hold_whole_head(checkpoint, model.head)
+    gather_head_state(checkpoint, model.head)
     return checkpoint
 
 
@@ -144,7 +144,7 @@ def carried_over(name, sample_rate, folder, rank, world):
         saved = stored(checkpoint_of(model, optimizer), path if rank == 0 else again)
     else:
         loaded = torch.load(path, weights_only=True)
-        hold_own_shard(loaded, model.head)
+        shard_head_state(loaded, model.head)
         model.load_state_dict(loaded["state_dict"])
         optimizer.load_state_dict(loaded["optimizer_states"][0])
         saved = stored(checkpoint_of(model, optimizer), again)

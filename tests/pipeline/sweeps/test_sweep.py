@@ -123,7 +123,7 @@ def test_the_result_of_another_config_keeps_its_record(in_tmp, capsys):
     assert main([*sweep, "trainer.max_epochs=1"]) == 0
     before = record.read(SWEEP / "seed=0")
     assert main(sweep) == 2
-    assert "holds a run of another config" in capsys.readouterr().err
+    assert "contains a run of another config" in capsys.readouterr().err
     assert record.read(SWEEP / "seed=0") == before
     assert main([*sweep, "overwrite=true"]) == 0
     assert record.read(SWEEP / "seed=0").config_sha256 != before.config_sha256

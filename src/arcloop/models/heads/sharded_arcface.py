@@ -36,7 +36,7 @@ class ShardedArcFace(ArcFace):
     class vectors, and the softmax is put together by reductions. With `sample_rate=1` loss and
     gradients are those of `ArcFace` under DDP, if all batches have the same size. Below 1 the
     softmax of a step runs over a sample of the classes alone: those of the batch, filled up at
-    random; the gradient of `weight` is then sparse, see `arcloop.training.optim.sparse_rows`.
+    random; the gradient of `weight` is then sparse, see `arcloop.training.optim.sharded`.
 
     There is no `weight` before `split` is called, for only then is it known how many processes
     there are. The vectors drawn then are those that `ArcFace` would have drawn in this one's

@@ -1,4 +1,4 @@
-"""A backbone held still for the first epochs, while what is new beside it learns."""
+"""Freezing of the backbone during the first epochs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from arcloop.training.module import EmbeddingModule
 
 
 class FreezeBackbone(Callback):
-    """Trains neck and head alone for the first epochs, then the backbone too.
+    """Trains only neck and head during the first epochs, then the backbone as well.
 
-    While it is frozen the backbone runs in evaluation mode and without a graph: its weights, and
-    the statistics of its batch norms, stay what they are, and a step costs a forward pass of it.
-    Whether it is frozen is a function of the epoch alone, so a run that goes on from a checkpoint
-    does what it would have done. `requires_grad` is never touched: optimizer and DDP hold every
-    weight from the start, and nothing has to be told to them when the backbone is set free.
+    While the backbone is frozen, it runs in evaluation mode and without a graph: its weights and
+    its batch-norm statistics do not change, and a step costs only its forward pass. Whether it is
+    frozen depends only on the epoch, so a resumed run behaves like an uninterrupted one.
+    `requires_grad` does not change, so optimizer and DDP know all weights from the start.
 
     Args:
-        epochs: Epochs for which the backbone is frozen; as many as `trainer.max_epochs`: for all.
+        epochs: Number of epochs with a frozen backbone; `trainer.max_epochs` freezes it throughout.
     """
 
     def __init__(self, *, epochs: PositiveInt) -> None:
@@ -33,18 +32,19 @@ class FreezeBackbone(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # By batch, not by epoch: a run that goes on within an epoch does not start one.
+        # Not in on_train_epoch_start, which is not called for an epoch that is resumed.
         assert isinstance(pl_module, EmbeddingModule)
         frozen = trainer.current_epoch < self._epochs
         if frozen != pl_module.backbone_frozen:
             pl_module.backbone_frozen = frozen
             pl_module.embedder.backbone.train(not frozen)
-            say(f"train: the backbone is {'frozen' if frozen else 'trained'} from here on")
+            epoch = trainer.current_epoch + 1
+            say(f"train: epoch {epoch} {'freezes' if frozen else 'unfreezes'} the backbone")
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Leave the backbone out of the step: no weight decay, no momentum, no state."""
+        """Exclude a frozen backbone from the step, including weight decay and momentum."""
         assert isinstance(pl_module, EmbeddingModule)
         if pl_module.backbone_frozen:
             for parameter in pl_module.embedder.backbone.parameters():

@@ -1,7 +1,7 @@
-"""What follows fit: thin adapters that call the functions which the steps call too.
+"""Callbacks that run after the fit and call the functions behind the verbs.
 
-Rank zero scripts the model, builds the index and draws the report. Gallery and queries are embedded
-and judged by all ranks, each its share; no collective is in a branch that only some take.
+Rank zero scripts the model, builds the index and writes the report. All ranks embed and evaluate
+their part of gallery and queries, so every rank has to reach the same collectives.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from arcloop.retrieval.build_index import build_index
 from arcloop.retrieval.embed_gallery import embed_gallery
 from arcloop.training.module import EmbeddingModule
 
-_GOLDEN_ROWS = 32
+_NUM_GOLDEN = 32  # images of golden.npz
 
 
 class ExportScripted(Callback):
-    """Scripts the best checkpoint to model.pt and checks it on images of val.
+    """Scripts the best checkpoint to model.pt and compares it with the eager model on val images.
+
+    Other formats are exported after the run is complete, so that their failure does not affect it.
 
     Args:
-        run_dir: The run.
-        torchscript: How equal the scripted model must be. Other formats follow when the run is
-            sealed, so that none of them can lose it.
+        run_dir: Folder of the run.
+        torchscript: Settings of the scripted model.
     """
 
     def __init__(self, *, run_dir: str, torchscript: TorchScript) -> None:
@@ -50,7 +51,7 @@ class ExportScripted(Callback):
             return
         assert isinstance(pl_module, EmbeddingModule)
         store = _datamodule(trainer).store
-        rows = np.linspace(0, store.rows("val") - 1, _GOLDEN_ROWS).astype(np.int64)
+        rows = np.linspace(0, store.rows("val") - 1, _NUM_GOLDEN).astype(np.int64)
         golden_NHWC, _ = store.gather("val", np.unique(rows))
         difference = export_scripted(
             pl_module.embedder,
@@ -63,13 +64,13 @@ class ExportScripted(Callback):
 
 
 class BuildIndex(Callback):
-    """Embeds the gallery through model.pt and builds the faiss index over it.
+    """Embeds the gallery with model.pt and builds the faiss index.
 
     Args:
-        run_dir: The run.
-        embed: How to embed.
-        index: What to build.
-        calibration: How to choose the open-set threshold.
+        run_dir: Folder of the run.
+        embed: Settings of the embedding.
+        index: The index to build.
+        calibration: Settings of the open-set threshold.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class BuildIndex(Callback):
 
 
 class Evaluate(Callback):
-    """Judges model and index on the query split and draws the report.
+    """Evaluates model and index on the query split and writes the report.
 
     Args:
-        run_dir: The run.
-        embed: How to embed.
-        settings: How to judge.
+        run_dir: Folder of the run.
+        embed: Settings of the embedding.
+        settings: Settings of the evaluation.
     """
 
     def __init__(self, *, run_dir: str, embed: EmbedSettings, settings: EvaluateSettings) -> None:
@@ -127,17 +128,17 @@ class Evaluate(Callback):
 
 
 def best_checkpoint(trainer: pl.Trainer) -> Path:
-    """Return the checkpoint that scored best.
+    """Return the path of the best checkpoint.
 
     Raises:
-        ConfigError: No ModelCheckpoint callback kept one.
+        ConfigError: No ModelCheckpoint callback has saved one.
     """
     callback: Any = trainer.checkpoint_callback
     if not isinstance(callback, ModelCheckpoint) or not callback.best_model_path:
         raise ConfigError(
-            "no best checkpoint was kept, so there is nothing to export",
+            "no best checkpoint was saved, so there is nothing to export",
             where="callbacks.checkpoint",
-            remedy="keep callbacks.checkpoint, and train for at least one validation",
+            remedy="do not remove callbacks.checkpoint, and train until the first validation",
         )
     return Path(callback.best_model_path)
 

@@ -1,33 +1,53 @@
-"""Progress of the fit: Lightning's Rich bar for a person, a line an epoch for a log."""
+"""Progress of the fit: a Rich bar on a terminal, one line per epoch in a log, and the timing."""
 
 from __future__ import annotations
 
-import time
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
+from arcloop.artifacts import timings
 from arcloop.display.terminal import say
 
 _REFRESH_BATCHES = 10
 
 
-def bar() -> Callback:
-    """Return the bar, refreshed seldom enough not to be felt."""
-    return RichProgressBar(refresh_rate=_REFRESH_BATCHES, console_kwargs={"stderr": True})
+class ProgressBar(RichProgressBar):
+    """Rich bar that reads the training loss from the device only when it is redrawn.
 
-
-class EpochLines(Callback):
-    """Says a line an epoch."""
+    `self.log(..., prog_bar=True)` would read the value after every step, and so wait for the GPU.
+    """
 
     def __init__(self) -> None:
-        self._start = 0.0
+        super().__init__(refresh_rate=_REFRESH_BATCHES, console_kwargs={"stderr": True})
+        self._loss: dict[str, float] = {}
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return the metrics to display."""
+        loss = trainer.callback_metrics.get("train_loss")
+        if loss is not None and trainer.global_step % _REFRESH_BATCHES == 0:
+            self._loss = {"train_loss": float(loss)}
+        return {**super().get_metrics(trainer, pl_module), **self._loss}
+
+
+class _EpochStopwatch(Callback):
+    """Measures the current epoch; a run resumed within an epoch starts it with training."""
+
+    def __init__(self) -> None:
+        self._epoch = timings.Stopwatch()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.monotonic()  # going on within an epoch, none is started
+        # Lightning does not call on_train_epoch_start for an epoch that is continued.
+        self._epoch = timings.Stopwatch()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.monotonic()
+        self._epoch = timings.Stopwatch()
+
+
+class EpochLines(_EpochStopwatch):
+    """Prints one line per epoch: its metrics and its duration."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -36,6 +56,34 @@ class EpochLines(Callback):
                 for name, value in trainer.callback_metrics.items()
                 if not name.startswith("lr-")
             )
-            seconds = time.monotonic() - self._start
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            say(f"{epoch}: {figures}  {seconds:.1f} s")
+            say(f"{epoch}: {figures}  {self._epoch.seconds:.1f} s")
+
+
+class Timing(_EpochStopwatch):
+    """Records the duration of the fit, and the images per second of its training batches.
+
+    Args:
+        run_dir: Folder of the run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self._run_dir, self._fit = run_dir, timings.Stopwatch()
+        self._images, self._seconds = 0, 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._images += len(batch[1]) * trainer.world_size
+        if trainer.is_last_batch:
+            self._seconds += self._epoch.seconds
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self._seconds:
+            timings.note(self._run_dir, self._fit.seconds, self._images / self._seconds)

@@ -1,4 +1,4 @@
-"""Warm-up of a head: its margin rises from 0, its scale from a smaller one."""
+"""Warm-up of a head: its margin rises from 0, its scale from another value."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from arcloop.training.module import EmbeddingModule
 
 
 class Warmup(Callback):
-    """Raises a head's margin and scale linearly over the first optimizer steps.
+    """Changes a head's margin and scale linearly over the first optimizer steps.
 
-    Both are functions of the number of optimizer steps done and of nothing else, so a resumed run
-    goes on with what it would have had. A null leaves margin or scale as the head's config says.
+    Both depend only on the number of completed optimizer steps, so a resumed run continues with the
+    values of an uninterrupted one. None leaves margin or scale at the value of the head's config.
 
     Args:
-        margin_steps: Steps until the margin is whole; none of it is used in the first.
-        scale_from: Scale of the first step; more than the head's own makes it fall.
-        scale_steps: Steps until the scale is the head's own.
+        margin_steps: Steps until the full margin; the first step uses a margin of 0.
+        scale_from: Scale of the first step; may be larger than the head's scale.
+        scale_steps: Steps until the head's scale.
 
     Raises:
         ConfigError: Only one of `scale_from` and `scale_steps` is given.
@@ -50,10 +50,10 @@ class Warmup(Callback):
         self._scale_from = scale_from
 
     def check_head(self, head: Head) -> None:
-        """Refuse a head that has not what is to be warmed up.
+        """Check that a head has the margin or scale that is to be warmed up.
 
         Raises:
-            ConfigError: It has no margin, or its scale is not chosen.
+            ConfigError: It has no margin, or its scale is not configurable.
         """
         wanted = {"margin": self._margin_steps, "scale": self._scale_steps}
         for name, steps in wanted.items():
@@ -75,7 +75,7 @@ class Warmup(Callback):
         assert isinstance(pl_module, EmbeddingModule)
         head, step = pl_module.head, trainer.global_step
         if not isinstance(head, CosineClassifier):
-            return  # with nothing to warm up, or `check_head` had refused it
+            return  # `check_head` allows such a head only if nothing is warmed up
         if self._margin_steps is not None:
             head.warm(margin=min(step / self._margin_steps, 1.0))
         if self._scale_from is not None and self._scale_steps is not None:

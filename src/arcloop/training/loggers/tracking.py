@@ -1,38 +1,55 @@
-"""What loggers of tracking services share: one run there for one run here, each row sent once."""
+"""Base classes of the loggers: one run of the service per run, and every row is sent once."""
 
 from __future__ import annotations
 
 import json
 from abc import abstractmethod
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from arcloop.artifacts.atomic import write_json
 from arcloop.display.terminal import say
 from arcloop.errors import ArcloopError, ResourceError
-from arcloop.training.loggers.run_logger import RunLogger
 
 Row = dict[str, float]
 
 TRACKED_IDS = (".mlflow.json", ".wandb.json")
-"""Files in a run that say which run of a service it is; an overwritten run is a new one there."""
+"""Files in a run with the id of its run in each service; deleted when a run is overwritten."""
 _FILES = ("model.pt", "config.yaml", "metrics.csv", "index/[!.]*", "evaluation/[!.]*")
 _METRICS = "evaluation/metrics.json"
 
 
-class TrackingLogger(RunLogger):
-    """Sends what is logged whenever a checkpoint is written, and at the end the run's files.
+class RunLogger(Logger):
+    """Lightning logger with two additional hooks: the start of training, and a checkpoint."""
 
-    A resumed run goes on with the same run of the service. What was sent before a kill is noted and
-    not sent again. A service that cannot be reached stops the run before it begins; later, it is
-    only said, and the rows wait for the next checkpoint.
+    @abstractmethod
+    def begin(self, config: Mapping[str, Any], step: int) -> None:
+        """Called on rank zero before training starts or resumes.
+
+        Args:
+            config: The resolved config.
+            step: Completed optimizer steps of the checkpoint that training resumes from, or 0.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Write everything logged so far; called before each checkpoint."""
+
+
+class TrackingLogger(RunLogger):
+    """Sends metrics with every checkpoint, and the run's files at the end.
+
+    A resumed run continues the same run of the service. The last step sent is recorded in the run,
+    so no row is sent twice. If the service cannot be reached at the start, the run does not begin;
+    if it fails later, a warning is printed, and the rows are sent with the next checkpoint.
 
     Args:
-        run_dir: The run.
+        run_dir: Folder of the run.
     """
 
     service: ClassVar[str]
@@ -55,24 +72,24 @@ class TrackingLogger(RunLogger):
 
     @rank_zero_only
     def begin(self, config: Mapping[str, Any], step: int) -> None:
-        """Open the service's run: the one that this run was before, or a new one.
+        """Open the service's run of an earlier start, or a new one.
 
         Raises:
-            ResourceError: The service refuses, or cannot be reached.
+            ResourceError: The service cannot be reached or rejects the request.
         """
-        known, self._sent_before = self._noted()
+        known, self._sent_before = self._read_id()
         self._rows.clear()
         try:
             self._id = self._open(config, known)
         except ArcloopError:
             raise
-        except Exception as cause:  # whatever a client raises
+        except Exception as cause:  # clients raise many types without a common base
             raise ResourceError(
                 f"{self.service} cannot be used: {str(cause).strip().splitlines()[0]}",
                 where=f"logger.{self.service}",
-                remedy="mend its address or login, or choose logger=default",
+                remedy="correct its address or login, or choose logger=default",
             ) from cause
-        self._note(self._sent_before)
+        self._write_id(self._sent_before)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -82,14 +99,14 @@ class TrackingLogger(RunLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Do nothing: `begin` was given the whole config."""
+        """Do nothing: `begin` receives the complete config."""
 
     @rank_zero_only
     def flush(self) -> None:
         if self._id is None or not self._rows:
             return
-        if self._told(self._send, dict(sorted(self._rows.items()))):
-            self._note(max(self._rows))
+        if self._try(self._send, dict(sorted(self._rows.items()))):
+            self._write_id(max(self._rows))
             self._rows.clear()
 
     @rank_zero_only
@@ -98,12 +115,12 @@ class TrackingLogger(RunLogger):
             return
         self.flush()
         if status == "success":
-            self._told(self._send_results)
-        self._told(self._close, status == "success")
+            self._try(self._send_results)
+        self._try(self._close, status == "success")
         self._id = None
 
     def _send_results(self) -> None:
-        """Send the run's files, and the metrics of the query split beside those of training."""
+        """Send the run's files and the metrics of the query split."""
         found = self._run_dir / _METRICS
         if found.is_file():
             metrics = json.loads(found.read_bytes())
@@ -111,57 +128,58 @@ class TrackingLogger(RunLogger):
         self._send_files()
 
     def _files(self) -> list[str]:
-        """Return what there is to send: model, config, index and evaluation, relative paths."""
+        """Return the relative paths of model, config, metrics, index and evaluation."""
         found = (path for pattern in _FILES for path in sorted(self._run_dir.glob(pattern)))
         return [path.relative_to(self._run_dir).as_posix() for path in found]
 
-    def _told(self, act: Any, *args: Any) -> bool:
+    def _try(self, request: Callable[..., None], *args: Any) -> bool:
+        """Return whether a request succeeded; prints a warning if it failed."""
         try:
-            act(*args)
-        except Exception as cause:  # noqa: BLE001 - no tracking service is worth a training
+            request(*args)
+        except Exception as cause:  # noqa: BLE001 - a failing service must not stop the training
             say(f"warning: {self.service}: {str(cause).strip().splitlines()[0]}")
             return False
         return True
 
-    def _noted(self) -> tuple[str | None, int]:
+    def _read_id(self) -> tuple[str | None, int]:
         try:
-            noted = json.loads((self._run_dir / self.id_file).read_bytes())
-            return str(noted["id"]), int(noted["sent"])
+            content = json.loads((self._run_dir / self.id_file).read_bytes())
+            return str(content["id"]), int(content["sent"])
         except (OSError, ValueError, KeyError):
             return None, -1
 
-    def _note(self, sent: int) -> None:
+    def _write_id(self, sent: int) -> None:
         write_json(self._run_dir / self.id_file, {"id": self._id, "sent": sent})
 
     @abstractmethod
     def _open(self, config: Mapping[str, Any], known: str | None) -> str:
-        """Open the run with this id, or a new one, and return its id."""
+        """Open the run with the id `known`, or a new one, and return its id."""
 
     @abstractmethod
     def _send(self, rows: Mapping[int, Row]) -> None:
-        """Send rows, by step."""
+        """Send rows of metrics, keyed by step."""
 
     @abstractmethod
     def _send_summary(self, metrics: Row) -> None:
-        """Send numbers that belong to no step."""
+        """Send metrics that do not belong to a step."""
 
     @abstractmethod
     def _send_files(self) -> None:
-        """Send the run's `_files`."""
+        """Send the files of the run."""
 
     @abstractmethod
     def _close(self, succeeded: bool) -> None:
-        """End the run."""
+        """Mark the run of the service as finished or failed."""
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of a config under dotted names.
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of all leaves of a config.
 
-    >>> dict(flat({"head": {"margin": 0.3}, "seed": 0}))
+    >>> dict(flatten({"head": {"margin": 0.3}, "seed": 0}))
     {'head.margin': 0.3, 'seed': 0}
     """
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -1,4 +1,4 @@
-"""Optimizers over two groups: the embedder, and the head with its own rate and decay."""
+"""Optimizers with separate learning rates and weight decays for embedder and head."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from arcloop.config.value_types import NonNegativeFloat, PositiveFloat, check
-from arcloop.training.optim.sparse_rows import update_rows_alone
+from arcloop.training.optim.sharded import update_sparse_rows
 
 
 class GroupedOptimizer:
-    """Makes an optimizer in which embedder and head have their own learning rate and decay.
+    """Makes an optimizer with separate learning rates and weight decays for embedder and head.
 
     Args:
-        factory: Makes the optimizer from parameter groups: a partial of a torch.optim class.
+        factory: Makes the optimizer from parameter groups, e.g. a partial of a torch.optim class.
         lr: Learning rate of the embedder.
         weight_decay: Weight decay of the embedder.
         head_lr: Learning rate of the head.
@@ -44,39 +44,39 @@ class GroupedOptimizer:
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay
 
     def __call__(self, embedder: nn.Module, head: nn.Module) -> Optimizer:
-        """Make the optimizer of both modules' trainable parameters.
+        """Make the optimizer of the trainable parameters of both modules.
 
-        Where a gradient is sparse, it updates the rows of the gradient alone.
+        A sparse gradient updates only its own rows, see `update_sparse_rows`.
         """
         groups = [
             *parameter_groups("embedder", embedder, lr=self.lr, weight_decay=self.weight_decay),
             *parameter_groups("head", head, lr=self.head_lr, weight_decay=self.head_weight_decay),
         ]
-        return update_rows_alone(self.factory(groups))
+        return update_sparse_rows(self.factory(groups))
 
 
 def parameter_groups(
     name: str, module: nn.Module, *, lr: PositiveFloat, weight_decay: NonNegativeFloat
 ) -> list[dict[str, Any]]:
-    """Parameter groups of a module: its matrices and kernels, and what must not decay.
+    """Split the parameters of a module into a group with and a group without weight decay.
 
-    Biases, and the weights of norms and PReLUs (all that has fewer than two dimensions) do not
-    decay: pulling them to 0 regularises nothing (Goyal et al., arXiv 1706.02677, section 5.3).
+    Parameters with fewer than two dimensions (biases, weights of norms and PReLUs) get no weight
+    decay (Goyal et al., arXiv 1706.02677, section 5.3).
 
     Args:
-        name: Name of the group; the second is called `name`_no_decay.
-        module: Its parameters that need a gradient are taken.
+        name: Name of the first group; the second is named `name`_no_decay.
+        module: Its trainable parameters are used.
         lr: Learning rate of both groups.
-        weight_decay: Weight decay of the first.
+        weight_decay: Weight decay of the first group.
 
     Returns:
-        One or two groups as torch.optim takes them; none is empty.
+        One or two non-empty groups in the format of torch.optim.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     decayed = [p for p in trainable if p.ndim >= 2]
-    spared = [p for p in trainable if p.ndim < 2]
+    not_decayed = [p for p in trainable if p.ndim < 2]
     groups = [
         {"name": name, "params": decayed, "lr": lr, "weight_decay": weight_decay},
-        {"name": f"{name}_no_decay", "params": spared, "lr": lr, "weight_decay": 0.0},
+        {"name": f"{name}_no_decay", "params": not_decayed, "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

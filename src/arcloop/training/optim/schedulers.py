@@ -1,7 +1,7 @@
-"""Learning-rate schedules, stepped once per batch, each relative to every group's own rate.
+"""Learning-rate schedules that are stepped once per optimizer step.
 
-A schedule is the factor by which each group's learning rate is multiplied; YAML fills in all but
-`(optimizer, total_steps)`.
+A schedule multiplies the learning rate of each parameter group by the same factor. The config sets
+all arguments except `(optimizer, total_steps)`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def one_cycle(
     start_factor: Fraction,
     end_factor: Fraction,
 ) -> LambdaLR:
-    """Half a cosine up from `start_factor`, half a cosine down to `end_factor`.
+    """Rise along half a cosine from `start_factor`, then fall along half a cosine to `end_factor`.
 
-    Smith and Topin, arXiv 1708.07120, in the two-phase form of torch's OneCycleLR, with momentum
-    left as it is.
+    Smith and Topin, arXiv 1708.07120, in the two-phase form of torch's OneCycleLR, with constant
+    momentum.
 
     Args:
-        optimizer: Its groups' learning rates are the peaks.
-        total_steps: Batches of the whole fit.
-        warmup: Share of the steps before the peak.
-        start_factor: First learning rate, as a share of the peak.
-        end_factor: Last learning rate, as a share of the peak.
+        optimizer: The learning rates of its groups are the peak values.
+        total_steps: Optimizer steps of the whole fit.
+        warmup: Share of the steps before the peak, in [0, 1].
+        start_factor: First learning rate as a share of the peak, in [0, 1].
+        end_factor: Last learning rate as a share of the peak, in [0, 1].
     """
     _check(total_steps, warmup=warmup, start_factor=start_factor, end_factor=end_factor)
     rise = warmup * total_steps
@@ -48,15 +48,15 @@ def one_cycle(
 def cosine(
     optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction, end_factor: Fraction
 ) -> LambdaLR:
-    """A straight line up from near 0, half a cosine down to `end_factor`.
+    """Rise linearly from near 0, then fall along half a cosine to `end_factor`.
 
     Loshchilov and Hutter, arXiv 1608.03983, without restarts; warm-up as in arXiv 1706.02677.
 
     Args:
-        optimizer: Its groups' learning rates are the peaks.
-        total_steps: Batches of the whole fit.
-        warmup: Share of the steps before the peak.
-        end_factor: Last learning rate, as a share of the peak.
+        optimizer: The learning rates of its groups are the peak values.
+        total_steps: Optimizer steps of the whole fit.
+        warmup: Share of the steps before the peak, in [0, 1].
+        end_factor: Last learning rate as a share of the peak, in [0, 1].
     """
     _check(total_steps, warmup=warmup, end_factor=end_factor)
     rise = warmup * total_steps
@@ -70,12 +70,12 @@ def cosine(
 
 
 def constant(optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction) -> LambdaLR:
-    """A straight line up from near 0, then every group's own learning rate.
+    """Rise linearly from near 0, then stay constant.
 
     Args:
-        optimizer: Its groups' learning rates are those after the warm-up.
-        total_steps: Batches of the whole fit.
-        warmup: Share of the steps that the line takes.
+        optimizer: The learning rates of its groups are those after the warm-up.
+        total_steps: Optimizer steps of the whole fit.
+        warmup: Share of the steps of the warm-up, in [0, 1].
     """
     _check(total_steps, warmup=warmup)
     rise = warmup * total_steps
@@ -83,7 +83,7 @@ def constant(optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction
 
 
 def _ease(start: float, end: float, progress: float) -> float:
-    """Half a cosine from `start` at progress 0 to `end` at progress 1, and level from there."""
+    """Interpolate along half a cosine from `start` at progress 0 to `end` from progress 1 on."""
     return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 

@@ -40,7 +40,7 @@ def test_a_failed_export_loses_nothing_and_says_how_to_try_again(in_tmp, capsys)
     strict = "export.onnx.max_abs_diff=1e-30"
     assert main(["train", *QUICK, "export=onnx", strict]) == 1
     error = capsys.readouterr().err
-    assert "the run is trained and whole" in error
+    assert "the run is trained and complete" in error
     assert f"arcloop export run_dir={RUN}" in error
     run = artifacts.load(in_tmp / RUN, "run")
     assert not (in_tmp / RUN / "export").exists()
@@ -61,7 +61,7 @@ class Odd(torch.nn.Module):
         return torch.special.digamma(x[:, :, ::4, ::4] * self.weight + 10)
 """
 WRONG = {
-    "an opset of the future": (["export=onnx", "export.onnx.opset=99"], "write opsets"),
+    "an opset of the future": (["export=onnx", "export.onnx.opset=99"], "support opsets"),
     "an opset that is none": (["export=onnx", "export.onnx.opset=x"], "must be an int"),
     "a format that is none": (["export=onx"], "did you mean onnx"),
     "a bound that is none": (["export=onnx", "export.onnx.max_abs_diff=0"], "must be in (0, inf)"),
@@ -109,4 +109,4 @@ def test_a_config_of_another_network_is_told(work, capsys):
     content["config"]["backbone"]["widths"] = [4, 4]
     manifest.write_text(json.dumps(content))
     assert main(["export", f"run_dir={RUN}", "export=onnx"]) == 1
-    assert "not of the backbone" in capsys.readouterr().err
+    assert "does not fit the backbone" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_epochs_out_of_range_are_named(in_tmp, capsys):
 
 
 def test_two_processes_follow_the_loss_of_one(tmp_path):
-    script = Path(__file__).with_name("freezing_runs.py")
+    script = Path(__file__).parents[1] / "freezing_runs.py"
     result = subprocess.run(
         [sys.executable, script], cwd=tmp_path, timeout=150, stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""A finished run -> the artifact `export`: model.pt in other formats, each proven equal."""
+"""Export of a finished run to other formats, each checked against the eager model."""
 
 from __future__ import annotations
 
@@ -15,49 +15,18 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact, writer
 from arcloop.display.terminal import say
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError
-from arcloop.export.formats import Format, TorchScript
+from arcloop.export.formats import Format
 from arcloop.export.torchscript import GOLDEN, for_inference
 from arcloop.models import Embedder
 from arcloop.models.building import make_embedder
 from arcloop.runtime.searcher import MODEL, Model
 
-Exports = Mapping[str, TorchScript | Format | None]
-"""The config group `export`: name -> what to make; None is left out."""
 
-
-def beside(exports: Exports) -> dict[str, Format]:
-    """Return those that are made beside model.pt.
+def dry_run_formats(embedder: Embedder, formats: Mapping[str, Format]) -> None:
+    """Export an untrained embedder to temporary files, so that failures occur before training.
 
     Raises:
-        ConfigError: One of them cannot be made here: a package is missing, or a value is wrong.
-    """
-    formats = {name: f for name, f in exports.items() if isinstance(f, Format)}
-    for chosen in formats.values():
-        chosen.require()
-    return formats
-
-
-def some_beside(exports: Exports) -> dict[str, Format]:
-    """Return those that are made beside model.pt, at least one; see `beside`.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    formats = beside(exports)
-    if not formats:
-        raise ConfigError(
-            "there is nothing to export: model.pt is in the run already",
-            where="export",
-            remedy="choose a format, e.g. export=onnx or export=torch_export",
-        )
-    return formats
-
-
-def try_formats(embedder: Embedder, formats: Mapping[str, Format]) -> None:
-    """Export an untrained embedder and throw the files away: what cannot be, is told now.
-
-    Raises:
-        ConfigError: A format cannot express what the embedder computes.
+        ConfigError: A format cannot express the embedder's computation.
     """
     ready = for_inference(embedder)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,22 +43,22 @@ def export_run(
     embedder: Callable[..., Embedder],
     reuse: bool = False,
 ) -> Artifact:
-    """Write a run's model in other formats, and hold each against the golden batch.
+    """Export the model of a run to other formats and check each on golden.npz.
 
-    Each file is read anew and embeds the images of golden.npz; the embeddings must be those that
-    the eager model gave when model.pt was made.
+    Each file is loaded again and embeds the images of golden.npz. The embeddings must equal those
+    of the eager model up to the format's `max_abs_diff`.
 
     Args:
-        run_dir: Folder of a sealed `run`.
+        run_dir: Folder of a finished `run`.
         formats: Name -> format.
         output: Folder of the `export` to write.
         backbone: Makes the run's backbone, see `make_backbone`.
         embedder: Makes the run's embedder from a backbone and `image_shape`.
-        reuse: Return what is at `output` if it was made of the same model with these settings.
+        reuse: Return the artifact at `output` if it has the same model and settings.
 
     Raises:
-        ArtifactError: The run is damaged, or a file computes something else.
-        ConfigError: A format cannot express what the model computes.
+        ArtifactError: The run is damaged, or the embeddings of a file differ.
+        ConfigError: A format cannot express the model's computation.
     """
     artifacts.load(run_dir, "run")
     model = Model(run_dir / MODEL)
@@ -112,10 +81,11 @@ def export_run(
                     f"{chosen.file} differs from the model by {difference:.2e}, "
                     f"more than {chosen.max_abs_diff:.0e}",
                     where=f"export={name}",
-                    remedy="find the layer that computes something else there; model.pt is right",
+                    remedy="find the layer that computes different values in this format;"
+                    " model.pt is correct",
                 )
             say(f"{chosen.file}: within {difference:.1e} of the model")
-            draft.info[chosen.file] = {"max_abs_diff": difference, **chosen.made_with()}
+            draft.info[chosen.file] = {"max_abs_diff": difference, **chosen.package_versions()}
     return artifacts.load(output, "export")
 
 
@@ -126,7 +96,7 @@ def export_trained(
     backbone: Callable[..., nn.Module],
     embedder: Callable[..., Embedder],
 ) -> None:
-    """Export a run that was just trained: whatever happens, it is whole, and its error says so.
+    """Export a run that was just trained; errors state that the run itself is complete.
 
     Raises:
         ArcloopError: An export failed.
@@ -137,10 +107,9 @@ def export_trained(
         )
     except ArcloopError as cause:
         raise type(cause)(
-            f"the run is trained and whole, but not all of it was exported: {cause.what}",
+            f"the run is trained and complete, but an export failed: {cause.what}",
             where=cause.where,
-            remedy=f"{cause.remedy}; then `arcloop export run_dir={run_dir} export=...`,"
-            " which trains nothing",
+            remedy=f"{cause.remedy}; then run `arcloop export run_dir={run_dir} export=...`",
         ) from cause
 
 
@@ -150,15 +119,15 @@ def _trained(
     backbone: Callable[..., nn.Module],
     embedder: Callable[..., Embedder],
 ) -> Embedder:
-    """Make the eager embedder with the weights of model.pt."""
+    """Make the eager embedder and load the weights of model.pt."""
     try:
         made = make_embedder(backbone, embedder, image_shape)
         scripted = torch.jit.load(str(model), map_location="cpu")  # type: ignore[no-untyped-call]
         made.load_state_dict(scripted.state_dict())
     except (RuntimeError, ConfigError) as cause:
         raise ArtifactError(
-            f"model.pt is not of the backbone that the run's config describes: {cause}",
+            f"model.pt does not fit the backbone in the run's config: {cause}",
             where=model,
-            remedy="export with the version of arcloop that trained it; see the run's manifest",
+            remedy="export with the version of arcloop that trained the run, see its manifest",
         ) from cause
     return for_inference(made)

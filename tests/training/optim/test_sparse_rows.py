@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from arcloop.distributed.collectives import take_rows
-from arcloop.training.optim.sparse_rows import compact, update_rows_alone
+from arcloop.training.optim.sharded import coalesce, update_sparse_rows
 
 ROWS, D, LR, DECAY = 7, 3, 0.1, 0.05
 SAMPLES = [[0, 3, 6], [3, 4], [0, 3, 4, 5], [3], [], [0, 6]]
@@ -56,7 +56,7 @@ def make_weight() -> nn.Parameter:
 )
 def test_rows_follow_the_formula_and_others_stay(factory, oracle, with_closure):
     weight = make_weight()
-    optimizer = update_rows_alone(factory([weight]))
+    optimizer = update_sparse_rows(factory([weight]))
     for step, rows in enumerate(SAMPLES):
         before = weight.detach().clone()
 
@@ -87,12 +87,12 @@ def test_a_run_cut_in_two_ends_with_the_same_bytes(factory):
             optimizer.step()
 
     whole = make_weight()
-    go_on(whole, update_rows_alone(factory([whole])), range(6))
+    go_on(whole, update_sparse_rows(factory([whole])), range(6))
     first, second = make_weight(), make_weight()
-    optimizer = update_rows_alone(factory([first]))
+    optimizer = update_sparse_rows(factory([first]))
     go_on(first, optimizer, range(3))
     second.data.copy_(first)
-    resumed = update_rows_alone(factory([second]))
+    resumed = update_sparse_rows(factory([second]))
     resumed.load_state_dict(optimizer.state_dict())
     go_on(second, resumed, range(3, 6))
     assert torch.equal(whole, second)
@@ -100,14 +100,14 @@ def test_a_run_cut_in_two_ends_with_the_same_bytes(factory):
 
 def test_gradients_of_several_batches_add_up():
     weight, dense = make_weight(), make_weight()
-    optimizer, plain = update_rows_alone(SGD([weight])), torch.optim.SGD([dense], lr=LR)
+    optimizer, plain = update_sparse_rows(SGD([weight])), torch.optim.SGD([dense], lr=LR)
     optimizer.param_groups[0].update(momentum=0.0, nesterov=False, weight_decay=0.0)
     for rows in ([1, 4, 5], [0, 4]):
         loss_of(weight, rows, 1).backward()
         ((dense[rows] - 1) ** 3).sum().backward()
     assert weight.grad.is_sparse
-    torch.testing.assert_close(compact(weight.grad).to_dense(), dense.grad)
-    assert compact(weight.grad).indices().tolist() == [[0, 1, 4, 5]]
+    torch.testing.assert_close(coalesce(weight.grad).to_dense(), dense.grad)
+    assert coalesce(weight.grad).indices().tolist() == [[0, 1, 4, 5]]
     optimizer.step()
     plain.step()
     torch.testing.assert_close(weight, dense)
@@ -115,7 +115,7 @@ def test_gradients_of_several_batches_add_up():
 
 def test_dense_gradients_are_updated_as_ever():
     hooked, plain = make_weight(), make_weight()
-    optimizers = update_rows_alone(ADAMW([hooked])), ADAMW([plain])
+    optimizers = update_sparse_rows(ADAMW([hooked])), ADAMW([plain])
     for _ in range(3):
         for weight, optimizer in zip((hooked, plain), optimizers, strict=True):
             optimizer.zero_grad()
@@ -128,4 +128,4 @@ def test_a_gradient_of_one_pass_is_not_copied():
     weight = make_weight()
     loss_of(weight, [1, 4], 0).backward()
     values = weight.grad._values()
-    assert compact(weight.grad).values().data_ptr() == values.data_ptr()
+    assert coalesce(weight.grad).values().data_ptr() == values.data_ptr()

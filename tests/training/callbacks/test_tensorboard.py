@@ -1,4 +1,4 @@
-"""What TensorBoard itself reads of a finished run: the projector's files and the worst mistakes."""
+"""The files of a finished run that TensorBoard reads: the projector and the worst mistakes."""
 
 import io
 import json
@@ -17,16 +17,17 @@ from arcloop.data import Store
 from arcloop.display.plotting import RIGHT, WRONG
 from arcloop.evaluation import Mistake, mistake_sheet
 from arcloop.runtime.searcher import Model
-from arcloop.training.callbacks.projector import CONFIG, write_projector
+from arcloop.training.callbacks.tensorboard import make_thumbnails, to_cell
 
 RUN = "runs/synthetic"
+CONFIG = "projector_config.pbtxt"
 
 
 def colour(hexadecimal):
     return np.array([int(hexadecimal[i : i + 2], 16) for i in (1, 3, 5)])
 
 
-def test_the_projector_shows_each_image_beside_its_vector_and_class(finished):
+def test_projector_contains_vector_class_and_thumbnail_of_each_image(finished):
     run = finished / RUN
     logs = run / "tensorboard"
     config = text_format.Parse((logs / CONFIG).read_text(), ProjectorConfig())
@@ -34,10 +35,10 @@ def test_the_projector_shows_each_image_beside_its_vector_and_class(finished):
     vectors = np.loadtxt(logs / shown.tensor_path, delimiter="\t", dtype=np.float32)
     header, *lines = (logs / shown.metadata_path).read_text().splitlines()
     assert header.split("\t") == ["class", "split", "row"]
-    assert len(lines) == len(vectors) == 90 + 70  # of both splits, all that there is
+    assert len(lines) == len(vectors) == 90 + 70  # all images of both splits
     with Image.open(logs / shown.sprite.image_path) as opened:
         sheet = np.asarray(opened)
-    assert sheet.shape[0] == sheet.shape[1]  # as the projector takes it
+    assert sheet.shape[0] == sheet.shape[1]  # required by the projector
     width, height = shown.sprite.single_image_dim
     (folder,) = (finished / "stores").iterdir()
     store, model = Store.open(folder), Model(run / "model.pt")
@@ -47,11 +48,11 @@ def test_the_projector_shows_each_image_beside_its_vector_and_class(finished):
         assert name == store.classes[label[0]]
         at = divmod(number, sheet.shape[1] // width)
         tile = sheet[at[0] * height :, at[1] * width :][:height, :width]
-        np.testing.assert_array_equal(tile, image[0, ..., 0])
+        np.testing.assert_array_equal(tile, np.repeat(image[0], 3, axis=-1))
         np.testing.assert_allclose(vectors[number], model.embed(image)[0], atol=2e-5)
 
 
-def test_the_mistakes_are_a_picture_among_its_images(finished):
+def test_mistakes_are_an_image_summary(finished):
     events = EventAccumulator(str(finished / RUN / "tensorboard"))
     events.Reload()
     assert events.Tags()["images"] == ["worst mistakes"]
@@ -63,7 +64,7 @@ def test_the_mistakes_are_a_picture_among_its_images(finished):
     assert "val_top1" in events.Tags()["scalars"]
 
 
-def test_what_is_left_out_is_not_there(work):
+def test_disabled_pages_are_not_written(work):
     short = ["run_dir=again", "trainer.max_epochs=1", "callbacks.evaluate=null",
              "callbacks.tensorboard.num_projected=0"]  # fmt: skip
     from tests.conftest import SMALL
@@ -78,21 +79,26 @@ def test_what_is_left_out_is_not_there(work):
     assert not (work / "csv/tensorboard").exists()
 
 
-@settings(max_examples=30)
-@given(st.lists(st.text(), min_size=1, max_size=9))
-def test_any_class_name_is_one_cell_of_one_line(tmp_path_factory, names):
-    folder = tmp_path_factory.mktemp("logs")
-    vectors = np.eye(len(names), 4, dtype=np.float32)
-    images = np.zeros((len(names), 64, 32, 3), np.uint8)
-    write_projector(folder, vectors, [(name, "query", 0) for name in names], images)
-    content = (folder / "projector/metadata.tsv").read_text()
-    assert [len(line.split("\t")) for line in content.split("\n")[:-1]] == [3] * (len(names) + 1)
-    config = text_format.Parse((folder / CONFIG).read_text(), ProjectorConfig())
-    assert list(config.embeddings[0].sprite.single_image_dim) == [24, 48]  # in its proportions
+@settings(max_examples=50)
+@given(st.text())
+def test_any_class_name_is_one_cell_of_a_tsv_file(name):
+    cell = to_cell(name)
+    assert cell
+    assert len(f"{cell}\tquery".splitlines()) == 1
+    assert cell.split("\t") == [cell]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_thumbnails_are_square_and_preserve_proportions(channels):
+    images = np.full((2, 64, 32, channels), 255, np.uint8)
+    thumbnails = make_thumbnails(images)
+    assert thumbnails.shape == (2, 3, 48, 48)
+    assert (thumbnails[..., :24] == 1).all()
+    assert (thumbnails[..., 24:] == 0).all()
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 200)])
-def test_a_neighbour_is_framed_by_right_or_wrong(channels, side):
+def test_neighbours_are_framed_in_the_colour_of_right_or_wrong(channels, side):
     mistakes = [
         Mistake(query_row=0, label=0, predicted=1, similarity=0.9, neighbour_rows=(4, 5),
                 neighbour_labels=(1, 0), neighbour_similarities=(0.9, 0.8))
@@ -108,10 +114,10 @@ def test_a_neighbour_is_framed_by_right_or_wrong(channels, side):
     near = [np.flatnonzero((abs(sheet.astype(int) - colour(c)).sum(2) < 12).any(0))
             for c in (WRONG, RIGHT)]  # fmt: skip
     assert len(near[0]) > 20
-    assert near[0].max() < near[1].min()  # the nearest was wrong, the next was right
+    assert near[0].max() < near[1].min()  # the nearest neighbour is wrong, the second is right
 
 
-def test_only_so_many_mistakes_are_drawn():
+def test_number_of_drawn_mistakes_is_limited():
     one = Mistake(query_row=0, label=0, predicted=1, similarity=0.9, neighbour_rows=(),
                   neighbour_labels=(), neighbour_similarities=())  # fmt: skip
     sheet = mistake_sheet([one] * 500, ["a", "b"], lambda *_: np.zeros((8, 8, 1), np.uint8))

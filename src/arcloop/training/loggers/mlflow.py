@@ -1,4 +1,4 @@
-"""MLflow: params, metrics by step, and the run's files."""
+"""Logger for MLflow: parameters, metrics per step, and the run's files."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from arcloop.config.extras import require_extra
-from arcloop.training.loggers.tracking import Row, TrackingLogger, flat
+from arcloop.training.loggers.tracking import Row, TrackingLogger, flatten
 
 _SQLITE = "sqlite:///"
-_METRICS_A_REQUEST, _PARAMS_A_REQUEST, _LONGEST_PARAM = 1000, 100, 6000
-_TALKATIVE = ("mlflow", "alembic")
+_METRICS_PER_REQUEST, _PARAMS_PER_REQUEST, _MAX_PARAM_LENGTH = 1000, 100, 6000  # MLflow's limits
+_VERBOSE_LOGGERS = ("mlflow", "alembic")
 
 
 class MlflowLogger(TrackingLogger):
     """Logs to an MLflow server, or to a database file.
 
-    MLflow keeps runs in plain files no more. With a database file, the files of its runs lie in
-    `artifacts/` beside it. Nothing is told to MLflow's makers unless MLFLOW_DISABLE_TELEMETRY says
-    so.
+    With a database file, the files of the runs are stored in `artifacts/` in the same folder.
+    MLflow's telemetry is disabled unless MLFLOW_DISABLE_TELEMETRY is set.
 
     Args:
-        run_dir: The run; its last part is the name of MLflow's.
-        tracking_uri: "sqlite:///FILE", "http://...", or what else MLflow takes.
-        experiment: Name of the experiment; made if it is not there.
+        run_dir: Folder of the run; its name becomes the name of the MLflow run.
+        tracking_uri: "sqlite:///FILE", "http://...", or any other MLflow tracking URI.
+        experiment: Name of the experiment; created if it does not exist.
 
     Raises:
         ConfigError: MLflow is not installed.
@@ -49,22 +48,22 @@ class MlflowLogger(TrackingLogger):
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
-        for name in _TALKATIVE:
+        for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         with self._database() as artifacts:
             self._client = MlflowClient(self._uri)
             experiment = self._experiment_id(artifacts)
-        if known is not None and self._goes_on(known):
+        if known is not None and self._reopen(known):
             return known
         run_id = str(self._client.create_run(experiment, run_name=self._run_dir.name).info.run_id)
-        params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in flat(config)]
-        for some in _portions(params, _PARAMS_A_REQUEST):
-            self._client.log_batch(run_id, params=some)
+        params = [Param(name, str(value)[:_MAX_PARAM_LENGTH]) for name, value in flatten(config)]
+        for chunk in _chunks(params, _PARAMS_PER_REQUEST):
+            self._client.log_batch(run_id, params=chunk)
         return run_id
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[str | None]:
-        """Make a database file one process at a time; give the place of its runs' files."""
+        """Lock the creation of a database file; yields the folder of the runs' files."""
         if not self._uri.startswith(_SQLITE):
             yield None
             return
@@ -81,19 +80,19 @@ class MlflowLogger(TrackingLogger):
             return str(found.experiment_id)
         return str(self._client.create_experiment(self._experiment, artifact_location=artifacts))
 
-    def _goes_on(self, run_id: str) -> bool:
-        """Whether the run is there still; then it runs again."""
+    def _reopen(self, run_id: str) -> bool:
+        """Set an existing run to running; return False if it was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
-            there = self._client.get_run(run_id).info.lifecycle_stage == "active"
+            active = self._client.get_run(run_id).info.lifecycle_stage == "active"
         except MlflowException as cause:
             if cause.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            there = False
-        if there:
+            active = False
+        if active:
             self._client.update_run(run_id, status="RUNNING")
-        return bool(there)
+        return bool(active)
 
     def _send(self, rows: Mapping[int, Row]) -> None:
         from mlflow.entities import Metric
@@ -104,8 +103,8 @@ class MlflowLogger(TrackingLogger):
             for step, row in rows.items()
             for name, value in row.items()
         ]
-        for some in _portions(metrics, _METRICS_A_REQUEST):
-            self._client.log_batch(self._id, metrics=some)
+        for chunk in _chunks(metrics, _METRICS_PER_REQUEST):
+            self._client.log_batch(self._id, metrics=chunk)
 
     def _send_summary(self, metrics: Row) -> None:
         self._send({0: metrics})
@@ -119,6 +118,6 @@ class MlflowLogger(TrackingLogger):
         self._client.set_terminated(self._id, "FINISHED" if succeeded else "FAILED")
 
 
-def _portions(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

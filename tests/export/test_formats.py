@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.export import OnnxFormat, TorchExportFormat
-from arcloop.export.export_run import beside, export_run, try_formats
+from arcloop.export import OnnxFormat, TorchExportFormat, extra_formats
 from arcloop.export.onnx import opset_range
+from arcloop.export.run import dry_run_formats, export_run
 from arcloop.models import ConvNet, Embedder, IResNet
 
 FORMATS = {
@@ -91,8 +91,8 @@ def test_onnx_takes_uint8_and_says_what_it_is(tmp_path):
 @pytest.mark.parametrize("opset", [opset_range()[0] - 1, opset_range()[1] + 1])
 def test_an_opset_that_cannot_be_written_is_refused_before_anything(opset):
     lowest, highest = opset_range()
-    with pytest.raises(ConfigError, match=f"write opsets {lowest} to {highest}"):
-        beside({"onnx": OnnxFormat(opset=opset, max_abs_diff=1e-5)})
+    with pytest.raises(ConfigError, match=f"support opsets {lowest} to {highest}"):
+        extra_formats({"onnx": OnnxFormat(opset=opset, max_abs_diff=1e-5)})
 
 
 class Digamma(nn.Module):
@@ -104,10 +104,10 @@ class Digamma(nn.Module):
 
 def test_an_operator_that_onnx_lacks_is_named_with_a_remedy():
     with pytest.raises(ConfigError) as caught:
-        try_formats(embedder(Digamma()), {"onnx": FORMATS["onnx"]})
+        dry_run_formats(embedder(Digamma()), {"onnx": FORMATS["onnx"]})
     assert "aten::digamma" in str(caught.value)
     assert "export=torch_export" in str(caught.value)
-    try_formats(embedder(Digamma()), {"torch_export": FORMATS["torch_export"]})
+    dry_run_formats(embedder(Digamma()), {"torch_export": FORMATS["torch_export"]})
 
 
 class Branching(nn.Module):
@@ -118,8 +118,8 @@ class Branching(nn.Module):
 
 
 def test_what_torch_export_cannot_express_is_one_message():
-    with pytest.raises(ConfigError, match=r"torch\.export cannot express") as caught:
-        try_formats(embedder(Branching()), {"torch_export": FORMATS["torch_export"]})
+    with pytest.raises(ConfigError, match=r"cannot be exported with torch\.export") as caught:
+        dry_run_formats(embedder(Branching()), {"torch_export": FORMATS["torch_export"]})
     assert "export=onnx" in str(caught.value)
 
 

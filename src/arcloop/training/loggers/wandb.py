@@ -1,4 +1,4 @@
-"""Weights & Biases: config, metrics by step, and the run's files, offline or online."""
+"""Logger for Weights & Biases: config, metrics per step and the run's files, offline or online."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ Mode = Literal["offline", "online"]
 
 
 class WandbLogger(TrackingLogger):
-    """Logs to W&B, or to files under the run that `wandb sync` sends later.
+    """Logs to W&B, or to files in the run that `wandb sync` uploads later.
 
     Args:
-        run_dir: The run; its last part is the name of W&B's, and its files go to `wandb/` in it.
+        run_dir: Folder of the run; its name becomes the name of the W&B run, and W&B writes to its
+            subfolder `wandb/`.
         project: Name of the project.
-        mode: "offline": nothing leaves this machine; "online": needs a login.
+        mode: "offline" sends nothing; "online" requires a login.
 
     Raises:
-        ConfigError: W&B is not installed, or there is no such mode.
+        ConfigError: W&B is not installed, or the mode is unknown.
     """
 
     service: ClassVar[str] = "wandb"
@@ -46,11 +47,11 @@ class WandbLogger(TrackingLogger):
             project=self._project,
             name=self._run_dir.name,
             id=known or secrets.token_hex(4),
-            resume="allow" if self._mode == "online" else None,  # offline, `wandb sync` joins them
-            dir=str(self._run_dir.resolve()),  # its service may have started in another folder
+            resume="allow" if self._mode == "online" else None,  # `wandb sync` joins offline runs
+            dir=str(self._run_dir.resolve()),  # W&B's service may run in another folder
             mode=self._mode,
             config=dict(config),
-            reinit="create_new",  # a sweep has several in one process
+            reinit="create_new",  # a sweep has several runs in one process
             settings=wandb.Settings(silent=True, console="off", save_code=False),
         )
         return str(self._run.id)
@@ -67,7 +68,7 @@ class WandbLogger(TrackingLogger):
 
         sent = wandb.Artifact(f"run-{self._id}", "model")
         for name in self._files():
-            # Where it is: a copy of it would go to the user's home.
+            # Upload from the run; W&B would otherwise copy the file to the user's home folder.
             file = str((self._run_dir / name).resolve())
             sent.add_file(file, name=name, policy="immutable", skip_cache=True)
         self._run.log_artifact(sent)

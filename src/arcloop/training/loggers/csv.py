@@ -1,4 +1,4 @@
-"""metrics.csv: one row a step, appended, and carried over a resume."""
+"""Logger for metrics.csv: one row per step, continued when a run is resumed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_only
 
 from arcloop.artifacts.atomic import write_bytes
-from arcloop.training.loggers.run_logger import RunLogger
+from arcloop.training.loggers.tracking import RunLogger
 
 
 class CsvLogger(RunLogger):
-    """Writes what is logged to a file that a resumed run goes on with.
+    """Writes metrics to a CSV file, which a resumed run continues.
 
-    Lightning's own CSVLogger deletes the file of an earlier start. This one keeps its rows of
-    the steps before the one at which training goes on.
+    Lightning's CSVLogger deletes an existing file. This logger keeps the rows of all steps that the
+    checkpoint contains.
 
     Args:
-        path: The file.
+        path: Path of the file.
     """
 
     def __init__(self, *, path: str) -> None:
@@ -40,11 +40,11 @@ class CsvLogger(RunLogger):
 
     @rank_zero_only
     def begin(self, config: Mapping[str, Any], step: int) -> None:
-        """Take over the rows of an earlier start, of the steps done when its checkpoint was saved.
+        """Read the rows of the steps before `step` from an existing file.
 
         Args:
-            config: The run's config.yaml holds it.
-            step: How many they are; they count from 0.
+            config: Not used; the run's config.yaml contains it.
+            step: First step of this training.
         """
         if self._path.is_file():
             with open(self._path, newline="", encoding="utf-8") as file:
@@ -61,7 +61,7 @@ class CsvLogger(RunLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Do nothing: the run's config.yaml holds them."""
+        """Do nothing: the run's config.yaml contains them."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -69,11 +69,9 @@ class CsvLogger(RunLogger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """Write all rows so far, for a checkpoint must not be ahead of the file."""
-        if self._rows:
-            self._write()
-
-    def _write(self) -> None:
+        """Write all rows to the file."""
+        if not self._rows:
+            return
         names = sorted({name for row in self._rows.values() for name in row})
         text = io.StringIO()
         writer = csv.DictWriter(text, ["step", *names], restval="", lineterminator="\n")

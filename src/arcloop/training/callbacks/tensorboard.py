@@ -1,0 +1,128 @@
+"""TensorBoard pages of a finished run: the embedding projector and the worst mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from arcloop import artifacts
+from arcloop.config.schema import EmbedSettings
+from arcloop.config.value_types import NonNegativeInt, check
+from arcloop.data import EmbeddingDataModule, Store
+from arcloop.evaluation import Mistake, mistake_sheet
+from arcloop.retrieval import load_model
+
+_THUMBNAIL = 48  # side of a thumbnail in pixels
+_MAX_PROJECTED = (8192 // _THUMBNAIL) ** 2  # the projector's sprite has at most 8192 pixels a side
+_METADATA = ["class", "split", "row"]
+
+
+class TensorBoardPages(Callback):
+    """Adds the embedding projector and the worst mistakes to TensorBoard after the evaluation.
+
+    Does nothing without a TensorBoard logger. Without an evaluation, it adds no mistakes.
+
+    Args:
+        run_dir: Folder of the run.
+        embed: Settings of the embedding.
+        num_projected: Images drawn from the gallery, and as many from the query split; 0 disables
+            the projector.
+    """
+
+    def __init__(
+        self, *, run_dir: str, embed: EmbedSettings, num_projected: NonNegativeInt
+    ) -> None:
+        check("callbacks.tensorboard", num_projected=(num_projected, NonNegativeInt))
+        self._run_dir, self._embed = Path(run_dir), embed
+        self._images_per_split = min(num_projected, _MAX_PROJECTED // 2)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = next((o for o in trainer.loggers if isinstance(o, TensorBoardLogger)), None)
+        if logger is None or not trainer.is_global_zero:
+            return
+        datamodule = getattr(trainer, "datamodule", None)
+        assert isinstance(datamodule, EmbeddingDataModule)
+        if self._images_per_split and (self._run_dir / "model.pt").is_file():
+            self._add_projector(logger, datamodule.store, trainer.global_step)
+        mistakes = self._read_mistakes()
+        if mistakes:
+            sheet_HWC = mistake_sheet(
+                mistakes,
+                datamodule.store.classes,
+                lambda split, row: datamodule.store.gather(split, np.asarray([row]))[0][0],
+            )
+            logger.experiment.add_image(
+                "worst mistakes", sheet_HWC, trainer.global_step, dataformats="HWC"
+            )
+
+    def _add_projector(self, logger: TensorBoardLogger, store: Store, step: int) -> None:
+        images, metadata = [], []
+        for split in ("gallery", "query"):
+            rows = _draw_rows(store.rows(split), self._images_per_split)
+            images_NHWC, labels_N = store.gather(split, rows)
+            images.append(images_NHWC)
+            metadata += [
+                [to_cell(store.classes[label]), split, str(row)]
+                for label, row in zip(labels_N.tolist(), rows.tolist(), strict=True)
+            ]
+        images_NHWC = np.concatenate(images)
+        model = load_model(self._run_dir / "model.pt", self._embed.device)
+        size = self._embed.batch_size
+        batches = [images_NHWC[at : at + size] for at in range(0, len(images_NHWC), size)]
+        logger.experiment.add_embedding(
+            np.concatenate([model.embed(batch) for batch in batches]),
+            metadata=metadata,
+            metadata_header=_METADATA,
+            label_img=make_thumbnails(images_NHWC),
+            global_step=step,
+            tag="gallery-and-query",
+        )
+
+    def _read_mistakes(self) -> list[Mistake]:
+        folder = self._run_dir / "evaluation"
+        if not artifacts.exists(folder):
+            return []
+        found = json.loads((folder / "mistakes.json").read_bytes())
+        return [Mistake(**mistake) for mistake in found]
+
+
+def make_thumbnails(images_NHWC: npt.NDArray[np.uint8]) -> Tensor:
+    """Scale images down to the projector's square thumbnails, on a black background.
+
+    Args:
+        images_NHWC: uint8 images with 1 or 3 channels.
+
+    Returns:
+        float32 [N, 3, S, S] in [0, 1], S at most 48 and at most the longer side of the images.
+    """
+    side = min(_THUMBNAIL, max(images_NHWC.shape[1:3]))
+    thumbnails_NHWC = np.zeros((len(images_NHWC), side, side, 3), np.uint8)
+    for thumbnail_HWC, image_HWC in zip(thumbnails_NHWC, images_NHWC, strict=True):
+        picture = Image.fromarray(image_HWC.squeeze(-1) if image_HWC.shape[-1] == 1 else image_HWC)
+        picture.thumbnail((side, side))
+        thumbnail_HWC[: picture.height, : picture.width] = np.asarray(picture.convert("RGB"))
+    return torch.from_numpy(thumbnails_NHWC).permute(0, 3, 1, 2) / 255
+
+
+def to_cell(name: str) -> str:
+    r"""Make a class name one non-empty cell of a TSV file.
+
+    >>> to_cell("a\tb"), to_cell("")
+    ('a b', '-')
+    """
+    return " ".join(name.split()) or "-"
+
+
+def _draw_rows(num_rows: int, count: int) -> npt.NDArray[np.int64]:
+    """Draw at most `count` distinct rows with a fixed seed, in ascending order."""
+    drawn = np.random.default_rng(0).choice(num_rows, min(num_rows, count), replace=False)
+    return np.sort(drawn).astype(np.int64)

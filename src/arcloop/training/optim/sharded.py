@@ -1,0 +1,191 @@
+"""Gradient clipping, checkpoints and optimizer steps for a head whose classes are sharded.
+
+With `sample_rate` below 1, the gradient of the head's weight is sparse: it contains only the rows
+of the sampled classes. `update_sparse_rows` makes any torch optimizer update only these rows.
+(torch.optim.SGD would decay all rows, AdamW rejects sparse gradients, and SparseAdam has no weight
+decay.)
+
+Shapes: C classes, c classes of this process, D embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from arcloop.distributed.collectives import gather_shards, sparse_rows, sum_over_processes
+from arcloop.models import ShardedArcFace
+
+HEAD_WEIGHT = "head.weight"
+"""Name of the head's weight in the module's state dict."""
+_HEAD_GROUP = "head"
+
+SwappedParameters = list[tuple[dict[str, Any], int, nn.Parameter, Tensor]]
+"""(parameter group, position in it, the full parameter, its rows with a gradient)."""
+
+
+def clip_by_norm(optimizer: Optimizer, head: ShardedArcFace, limit: float) -> None:
+    """Scale all gradients so that their total norm over all shards is at most `limit`.
+
+    A collective. Gradients that DDP has averaged are equal on all processes and count once.
+    """
+    gradients = _gradients(optimizer)
+    own = [grad for parameter, grad in gradients if parameter is head.weight]
+    shared = [grad for parameter, grad in gradients if parameter is not head.weight]
+    square = get_total_norm(own).to(head.weight.device) ** 2
+    norm = (get_total_norm(shared) ** 2 + sum_over_processes(square)).sqrt()
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for grad in (*shared, *own):
+        grad.mul_(scale)
+
+
+def clip_by_value(optimizer: Optimizer, limit: float) -> None:
+    """Clamp every coordinate of the gradients to [-limit, limit]."""
+    for _, grad in _gradients(optimizer):
+        grad.clamp_(-limit, limit)
+
+
+def _gradients(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """Return (parameter, gradient values) pairs; changing the values changes the gradient."""
+    found = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = grad = coalesce(parameter.grad)
+                found.append((parameter, grad.values() if grad.is_sparse else grad))
+    return found
+
+
+def gather_head_state(checkpoint: dict[str, Any], head: ShardedArcFace) -> None:
+    """Replace the shards in rank zero's checkpoint by the full head and its optimizer state.
+
+    A collective. The other ranks write no checkpoint; theirs are not changed.
+    """
+
+    def gather(shard_cD: Tensor) -> Tensor:
+        full_CD = gather_shards(shard_cD, head.num_classes)
+        return shard_cD if full_CD is None else full_CD
+
+    _map_head_state(checkpoint, gather)
+
+
+def shard_head_state(checkpoint: dict[str, Any], head: ShardedArcFace) -> None:
+    """Reduce a loaded checkpoint's head and its optimizer state to the shard of this process."""
+    own = slice(head.classes.start, head.classes.stop)
+    # A copy, because a view would keep the full tensor in memory.
+    _map_head_state(checkpoint, lambda full_CD: full_CD[own].clone())
+
+
+def _map_head_state(checkpoint: dict[str, Any], function: Callable[[Tensor], Tensor]) -> None:
+    """Apply a function to all tensors with one row per class, in the same order on all ranks."""
+    weight = checkpoint["state_dict"][HEAD_WEIGHT]
+    checkpoint["state_dict"][HEAD_WEIGHT] = function(weight)
+    for optimizer in checkpoint.get("optimizer_states", ()):
+        groups = (g for g in optimizer["param_groups"] if g["name"] == _HEAD_GROUP)
+        for index in (i for group in groups for i in group["params"]):
+            # New dicts: while a checkpoint is saved, these are the optimizer's own.
+            optimizer["state"] = dict(optimizer["state"])
+            optimizer["state"][index] = {
+                name: function(value) if _is_per_row(value, weight) else value
+                for name, value in sorted(optimizer["state"].get(index, {}).items())
+            }
+
+
+def update_sparse_rows(optimizer: Optimizer) -> Optimizer:
+    """Make an optimizer update only the rows of a sparse gradient.
+
+    For the update, a parameter with a sparse gradient is swapped for a small parameter with the
+    rows of the gradient and their optimizer state. All other rows keep their value: no weight
+    decay, no momentum. State that is not per row, such as the number of steps, is shared.
+
+    Args:
+        optimizer: Any torch optimizer; gets two hooks on its `step`.
+
+    Returns:
+        The same optimizer. The format of its `state_dict` does not change.
+    """
+    swapped: SwappedParameters = []
+
+    def before(
+        optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            swapped.extend(_swap_in_rows(optimizer))
+            return None
+
+        def closure_then_swap() -> Any:
+            loss = closure()  # computes the gradients, within the step
+            swapped.extend(_swap_in_rows(optimizer))
+            return loss
+
+        return args[:1], {**kwargs, "closure": closure_then_swap}
+
+    def after(optimizer: Optimizer, *_: Any) -> None:
+        _swap_back(optimizer, swapped)
+        swapped.clear()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    return optimizer
+
+
+def coalesce(grad: Tensor) -> Tensor:
+    """Return a gradient in which each row appears once; a dense gradient is returned unchanged.
+
+    The gradient of a single backward pass has ascending rows, and is not copied.
+    """
+    if not grad.is_sparse or grad.is_coalesced():
+        return grad
+    # Autograd drops the coalesced flag (https://github.com/pytorch/pytorch/issues/105916), and the
+    # public accessors require it.
+    rows = grad._indices()[0]  # noqa: SLF001
+    if bool((rows.diff() > 0).all()):
+        return sparse_rows(rows, grad._values(), grad.shape)  # noqa: SLF001
+    return grad.coalesce()
+
+
+def _swap_in_rows(optimizer: Optimizer) -> SwappedParameters:
+    swapped = []
+    for group in optimizer.param_groups:
+        for position, parameter in enumerate(group["params"]):
+            if parameter.grad is None or not parameter.grad.is_sparse:
+                continue
+            grad = coalesce(parameter.grad)
+            rows = grad.indices()[0]
+            small = nn.Parameter(parameter.detach().index_select(0, rows))
+            small.grad = grad.values()
+            if state := optimizer.state.get(parameter):
+                optimizer.state[small] = {
+                    name: value.index_select(0, rows) if _is_per_row(value, parameter) else value
+                    for name, value in state.items()
+                }
+            group["params"][position] = small
+            swapped.append((group, position, parameter, rows))
+    return swapped
+
+
+@torch.no_grad()
+def _swap_back(optimizer: Optimizer, swapped: SwappedParameters) -> None:
+    for group, position, parameter, rows in swapped:
+        small = group["params"][position]
+        group["params"][position] = parameter
+        parameter.index_copy_(0, rows, small)
+        state = optimizer.state[parameter]
+        for name, value in optimizer.state.pop(small, {}).items():
+            if _is_per_row(value, small):
+                # The state of rows without a gradient so far is 0, as in a new optimizer.
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter, dtype=value.dtype)
+                state[name].index_copy_(0, rows, value)
+            else:
+                state[name] = value
+
+
+def _is_per_row(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape

@@ -1,0 +1,198 @@
+"""The objects of one training run, built from the config before any work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from torch import nn
+
+from arcloop.config.schema import BackboneWeightsSettings, LoaderSettings
+from arcloop.data import EmbeddingDataModule, EpochBatches
+from arcloop.display.terminal import console, say
+from arcloop.distributed.batch_norm import SyncedBatchNorms
+from arcloop.export.formats import Exports, extra_formats
+from arcloop.models import Embedder, Head, load_weights, read_weights
+from arcloop.models.building import call, make_backbone, make_embedder
+from arcloop.models.checkpoints import AtomicCheckpoints
+from arcloop.training.augmentation import Augmentation
+from arcloop.training.callbacks.progress import EpochLines, ProgressBar
+from arcloop.training.callbacks.warmup import Warmup
+from arcloop.training.module import EmbeddingModule
+from arcloop.training.optim.optimizers import GroupedOptimizer
+
+NODES = (
+    "loader", "sampler", "augmentation", "backbone", "backbone_weights", "embedder", "head",
+    "optimizer", "scheduler", "trainer", "logger", "callbacks", "export",
+)  # fmt: skip
+"""The config nodes that `TrainingSetup` takes, under the same names."""
+_DRY_RUN_IMAGE_SHAPE = (224, 224, 1)
+_LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric")
+_IGNORED_WARNINGS = (
+    "The '.*_dataloader' does not have many workers",  # the loader gathers a batch in one call
+    "The number of training batches",  # an epoch may be shorter than the logging interval
+    "Checkpoint directory .* exists and is not empty",  # the run is resumed
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call from Lightning to torch
+    "GPU available but not used",  # trainer=cpu
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # val_top1 is equal on all ranks
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup:
+    """Everything that defines a training run, except the data.
+
+    Attributes:
+        seed: Seed of all random number generators.
+        monitor: Metric that selects the best checkpoint.
+        compile: Run the backbone through torch.compile during training.
+        loader: Settings of the data loaders.
+        sampler: Makes the training batches from labels, batch size, world size and seed.
+        augmentation: Applied to training batches.
+        backbone: Makes the backbone; `in_channels` and `image_size` are passed if it takes them.
+        backbone_weights: Initial weights of the backbone.
+        embedder: Makes the embedder from a backbone and `image_shape`.
+        head: Makes the head from `embedding_dim` and `num_classes`.
+        optimizer: Makes the optimizer of embedder and head.
+        scheduler: Makes the learning-rate schedule from (optimizer, total steps).
+        trainer: Makes the Trainer from callbacks and loggers.
+        logger: Name -> logger; None entries are skipped.
+        callbacks: Name -> callback, in call order; None entries are skipped.
+        export: Name -> export format; None entries are skipped.
+    """
+
+    seed: int
+    monitor: str
+    compile: bool = False
+    loader: LoaderSettings
+    sampler: Callable[..., EpochBatches]
+    augmentation: Augmentation
+    backbone: Callable[..., nn.Module]
+    backbone_weights: BackboneWeightsSettings
+    embedder: Callable[..., Embedder]
+    head: Callable[..., Head]
+    optimizer: GroupedOptimizer
+    scheduler: Callable[[torch.optim.Optimizer, int], Any]
+    trainer: Callable[..., pl.Trainer]
+    logger: Mapping[str, Logger | None]
+    callbacks: Mapping[str, Callback | None]
+    export: Exports
+
+    def make_datamodule(self, store: Path) -> EmbeddingDataModule:
+        """Make the datamodule of the store in this folder."""
+        return EmbeddingDataModule(store, self.loader, self.sampler, self.seed)
+
+    def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
+        """Make the LightningModule with weights initialised from `seed` and `backbone_weights`.
+
+        Args:
+            image_shape: (H, W, C) of the store.
+            num_classes: Number of classes of the store.
+
+        Raises:
+            ConfigError: A constructor rejects its values, the images are too small, or the
+                backbone's weights do not fit.
+        """
+        torch.manual_seed(self.seed)
+        embedder = make_embedder(self.backbone, self.embedder, image_shape)
+        head = call("head", self.head, embedding_dim=embedder.embedding_dim,
+                     num_classes=num_classes)  # fmt: skip
+        self._load_weights(embedder.backbone)
+        if self.compile:
+            embedder.backbone.compile()  # in place: the names of the weights do not change
+        return EmbeddingModule(
+            embedder,
+            head,
+            augmentation=self.augmentation,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            seed=self.seed,
+        )
+
+    def make_trainer(self, *extra: Callback) -> pl.Trainer:
+        """Make the Trainer; `extra` callbacks run before the configured ones.
+
+        Raises:
+            ConfigError: Lightning rejects the values, or the device is not available.
+        """
+        progress = [ProgressBar() if console().is_terminal else EpochLines()]
+        synced = getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False)
+        trainer: pl.Trainer = call(
+            "trainer",
+            self.trainer,
+            callbacks=[*extra, *progress, *(c for c in self.callbacks.values() if c is not None)],
+            enable_progress_bar=console().is_terminal,
+            plugins=[AtomicCheckpoints(), *([SyncedBatchNorms()] if synced else [])],
+            logger=[logger for logger in self.logger.values() if logger is not None],
+        )
+        # Deterministic mode fills every new tensor to expose reads of uninitialised memory.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        return trainer
+
+    def dry_run(self) -> None:
+        """Call every factory once with placeholder shapes, so that wrong values fail immediately.
+
+        Raises:
+            ConfigError: A constructor rejects its values.
+        """
+        with silence_lightning():
+            self._build_model_parts()
+            if self.backbone_weights.file is not None:
+                read_weights(Path(self.backbone_weights.file))
+            extra_formats(self.export)
+            world, batch_size = num_processes(self.make_trainer()), self.loader.batch_size
+            labels_N = np.arange(max(2, batch_size) * world)  # enough classes for any sampler
+            call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
+                 world=world, seed=self.seed)  # fmt: skip
+
+    def _build_model_parts(self) -> None:
+        parameters = nn.ParameterList([nn.Parameter(torch.zeros(2, 2))])
+        optimizer = call("optimizer", self.optimizer, parameters, nn.ParameterList([]))
+        call("scheduler", self.scheduler, optimizer, 10)
+        head = call("head", self.head, embedding_dim=2, num_classes=2)
+        for callback in self.callbacks.values():
+            if isinstance(callback, Warmup):
+                callback.check_head(head)
+        with torch.device("meta"):
+            make_backbone(self.backbone, _DRY_RUN_IMAGE_SHAPE)
+
+    def _load_weights(self, backbone: nn.Module) -> None:
+        if self.backbone_weights.file is None:
+            return
+        file = Path(self.backbone_weights.file)
+        report = load_weights(
+            backbone, read_weights(file), file=file, strict=self.backbone_weights.strict
+        )
+        say(f"train: backbone weights from {file}: {report}")
+
+
+def num_processes(trainer: pl.Trainer) -> int:
+    """Return the number of processes of a trainer; valid before the process group exists."""
+    return trainer.num_devices * trainer.num_nodes
+
+
+@contextlib.contextmanager
+def silence_lightning() -> Iterator[None]:
+    """Hide Lightning's log messages and its warnings about choices that are intended here."""
+    loggers = [logging.getLogger(name) for name in _LIGHTNING_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in _IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
