@@ -28,6 +28,7 @@ from PIL import Image
 from arcloop.config.composition import compose_config
 from arcloop.data import Store
 from arcloop.pipeline import steps
+from arcloop.runtime.cpus import available_cpus
 from arcloop.runtime.images import encode_jpeg, encode_png
 from benchmarks.measure import Comparison, Section, Size, in_process
 
@@ -179,7 +180,7 @@ def _opencv(section: Section, images: Path, folder: Path, size: Size) -> None:
             seconds = time.perf_counter() - start
             other = in_process(
                 "benchmarks.peers.opencv_prepare",
-                str(root), str(folder / "cv"), str(pixels), str(channels),
+                str(root), str(folder / "cv"), str(pixels), str(channels), str(available_cpus()),
             )  # fmt: skip
             shutil.rmtree(folder / f"store-{number}"), shutil.rmtree(folder / "cv")
             if number:

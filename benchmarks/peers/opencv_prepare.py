@@ -1,9 +1,11 @@
-"""OpenCV on all cores, class folders to uint8 shards: `IMAGES WORK SIZE CHANNELS` -> seconds."""
+"""OpenCV on all cores, class folders to uint8 shards.
+
+Arguments: IMAGES WORK SIZE CHANNELS CORES. Prints the seconds.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from multiprocessing import get_context
@@ -33,7 +35,7 @@ def shard(task):
 def main():
     source, work, tasks = Path(sys.argv[1]), Path(sys.argv[2]), []
     size, channels = int(sys.argv[3]), int(sys.argv[4])
-    start, cores = time.perf_counter(), len(os.sched_getaffinity(0))
+    start, cores = time.perf_counter(), int(sys.argv[5])
     for split in sorted(source.iterdir()):
         target = work / split.name
         target.mkdir(parents=True)

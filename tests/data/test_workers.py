@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from arcloop.data.sources.base import existing_root
-from arcloop.data.sources.workers import Workers, available_workers
+from arcloop.data.sources.workers import Workers
 from arcloop.errors import DataError, ResourceError
 
 
@@ -94,7 +94,3 @@ def test_no_more_processes_than_tasks():
         workers.start(1)
         assert set(workers.run(operator.call, [os.getpid] * 40)) <= pids
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
-
-
-def test_cores():
-    assert 1 <= available_workers() <= os.cpu_count()

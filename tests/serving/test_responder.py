@@ -15,7 +15,7 @@ from PIL import Image
 
 from arcloop.runtime import responder
 from arcloop.runtime.images import encode_png
-from arcloop.runtime.responder import Question, Responder, ResponderError, cpu_limit
+from arcloop.runtime.responder import Question, Responder, ResponderError
 from arcloop.runtime.searcher import Searcher
 from arcloop.serving.archive import collect, write_archive
 
@@ -199,12 +199,6 @@ def test_a_folder_called_images_does_not_shadow_the_decoder(unpacked, tmp_path):
     (tmp_path / "images" / "__init__.py").write_text("raise RuntimeError('not the decoder')")
     code = "import sys; sys.path.insert(0, sys.argv[1]); import arcloop_runtime.responder"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, tmp_path], cwd=unpacked, check=True)
-
-
-def test_cpus_are_those_it_may_use():
-    import os
-
-    assert 1 <= cpu_limit() <= len(os.sched_getaffinity(0))
 
 
 def test_searcher_and_responder_are_one_implementation(unpacked, running, golden):

@@ -16,13 +16,14 @@ from arcloop.artifacts import writer as drafts
 from arcloop.artifacts.atomic import locked, sha256_json, write_json
 from arcloop.data.append import KEY_DIGITS, Base, find_base, require_appendable, settings_key
 from arcloop.data.sources.base import Listing, Source
-from arcloop.data.sources.workers import Workers, available_workers
+from arcloop.data.sources.workers import Workers
 from arcloop.data.store.jpeg_writer import JpegSplitWriter
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import origins_file
 from arcloop.data.store.store import CLASSES
 from arcloop.display.terminal import say, track
 from arcloop.errors import ArtifactError, DataError
+from arcloop.runtime.cpus import available_cpus
 
 _NAMED = 100
 
@@ -63,7 +64,7 @@ def prepare(
     """
     if append:
         require_appendable(source)
-    with Workers(workers or available_workers()) as processes:
+    with Workers(workers or available_cpus()) as processes:
         # Of processes started alike, all but one only wait below, and need no help.
         if not artifacts.exists(path) and "LOCAL_WORLD_SIZE" not in os.environ:
             processes.start(source.likely_tasks())

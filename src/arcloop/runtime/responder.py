@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 
 from . import images, searcher
+from .cpus import available_cpus
 from .golden_batch import GOLDEN, Golden
 
 MANIFEST = "manifest.json"
@@ -76,7 +75,7 @@ class Responder:
         self.manifest = verify(folder)
         self._settings = dict(settings)
         # One CPU is for the front end, which would else wait for threads that wait for it.
-        _use_threads(max(1, (cpu_limit() - 1) // int(settings["workers"])))
+        _use_threads(max(1, (available_cpus() - 1) // int(settings["workers"])))
         self._searcher = searcher.Searcher.load(
             folder / searcher.MODEL,
             folder / searcher.INDEX,
@@ -170,22 +169,6 @@ def verify(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ResponderError(f"{folder} is not an unpacked archive: {cause}") from None
     return manifest
-
-
-def cpu_limit() -> int:
-    """Return the CPUs this process may use: its affinity, or the cgroup's quota where less."""
-    available = len(os.sched_getaffinity(0))
-    try:  # cgroup v2
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:  # cgroup v1
-            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
-            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
-        except OSError:
-            return available
-    if quota == "max" or int(quota) <= 0:
-        return available
-    return max(1, min(available, math.floor(int(quota) / int(period))))
 
 
 def _use_threads(count: int) -> None:

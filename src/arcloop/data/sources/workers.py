@@ -40,11 +40,6 @@ work({channel})
 """
 
 
-def available_workers() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 class Workers:
     """Processes that do tasks; none is there before it is needed, or after this is left.
 

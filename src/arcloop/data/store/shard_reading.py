@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.sources.workers import available_workers
 from arcloop.data.store.shards import Images, images_file, jpeg_file, offsets_file
 from arcloop.errors import ArtifactError
+from arcloop.runtime.cpus import available_cpus
 from arcloop.runtime.images import ImageError, decode
 
 Rows = slice | npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ def in_threads(read: Callable[[slice], None], rows: int) -> None:
     In a loader's worker, which is one of many, there is one thread. Threads end with the batch:
     a pool that is kept would be dead in a worker forked from this process, and waited for.
     """
-    threads = 1 if multiprocessing.parent_process() else min(available_workers(), _MOST_THREADS)
+    threads = 1 if multiprocessing.parent_process() else min(available_cpus(), _MOST_THREADS)
     threads = max(1, min(threads, rows // _LEAST_ROWS))
     if threads == 1:
         read(slice(0, rows))
