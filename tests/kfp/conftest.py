@@ -1,4 +1,4 @@
-"""A real local run, a Python for further ones, and a stand-in for the KFP server's API."""
+"""Local runs of the pipeline, and a fake KFP server."""
 
 import email
 import json
@@ -16,9 +16,8 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
 from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 
-from arcloop.kfp.local_run import run_here
-from arcloop.kfp.submission import fingerprint, read_submission
-from arcloop.kfp.warm_python import warm_python
+from arcloop.kfp.local import run_pipeline, start_fork_server
+from arcloop.kfp.submission import compute_fingerprint, read_submission
 
 SMALL = [
     "data=synthetic", "data.train=240", "data.val=60", "data.gallery=90", "data.query=60",
@@ -39,13 +38,6 @@ def image():
     return IMAGE
 
 
-@pytest.fixture(scope="session")
-def python():
-    """What starts the steps of every local run of the session."""
-    with warm_python() as executable:
-        yield executable
-
-
 @pytest.fixture
 def in_folder(tmp_path_factory, monkeypatch, request):
     """The folder that local runs of a module share, and with it their cache."""
@@ -57,9 +49,11 @@ def in_folder(tmp_path_factory, monkeypatch, request):
 
 
 @pytest.fixture
-def run_local(in_folder, python):
-    """A function: overrides -> what `submit.py` makes of them here, but for the shared Python."""
+def run_local(in_folder):
+    """A function: overrides -> the `LocalResult` of the pipeline."""
     from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
+
+    start_fork_server()
 
     def run(*overrides, without="-"):
         small = [override for override in SMALL if not override.startswith(without)]
@@ -67,8 +61,8 @@ def run_local(in_folder, python):
         compile_pipeline(submission.cluster, submission.notify, submission.path)
         arguments = dict(submission.request.parameters)
         if submission.cluster.fingerprint == "client":
-            arguments[FINGERPRINT] = fingerprint(submission.request)
-        return run_here(submission.path, arguments, Path("runs/pipelines"), python, cache=True)
+            arguments[FINGERPRINT] = compute_fingerprint(submission.request)
+        return run_pipeline(submission.path, arguments, Path("runs/pipelines"), cache=True)
 
     return run
 

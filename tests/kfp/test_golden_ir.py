@@ -11,11 +11,9 @@ from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
 from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 
 from arcloop.errors import ConfigError
-from arcloop.kfp.code_version import source_hash
-from arcloop.kfp.compiled import check_parameters
-from arcloop.kfp.parameters import parameter_names
+from arcloop.kfp.parameters import check_parameters, parameter_names
 from arcloop.kfp.pipeline import compile_pipeline
-from arcloop.kfp.submission import read_submission
+from arcloop.kfp.submission import read_submission, source_hash
 from arcloop.pipeline.steps import STEPS
 
 TITLES = {
@@ -174,7 +172,7 @@ def test_shared_memory_volumes_and_secrets(onprem):
     (secret,) = onprem.kubernetes["index"].secret_as_env
     assert secret.secret_name == "bucket"
     assert [(k.secret_key, k.env_var) for k in secret.key_to_env] == [("key", "BUCKET_KEY")]
-    (webhook,) = onprem.kubernetes["tell-failure"].secret_as_env
+    (webhook,) = onprem.kubernetes["notify-failure"].secret_as_env
     assert [(k.secret_key, k.env_var) for k in webhook.key_to_env] == [("url", "ARCLOOP_WEBHOOK")]
     environment = {variable.name: variable.value for variable in onprem.containers["embed"].env}
     assert environment == {"ARCLOOP_VOLUME": "/mnt/arcloop", "TZ": "UTC"}
@@ -202,7 +200,7 @@ def test_retries_with_growing_waits(onprem):
 
 
 def test_failures_are_told_by_an_exit_task(onprem):
-    exit_task = onprem.spec.root.dag.tasks["tell-failure"]
+    exit_task = onprem.spec.root.dag.tasks["notify-failure"]
     strategy = pb.PipelineTaskSpec.TriggerPolicy.TriggerStrategy
     assert exit_task.trigger_policy.strategy == strategy.ALL_UPSTREAM_TASKS_COMPLETED
     assert exit_task.inputs.parameters["status"].HasField("task_final_status")
@@ -242,7 +240,7 @@ def test_no_path_of_this_machine_is_in_it(onprem, local):
         ({"fingerprint": "x", "head": "head.margin=1"}, "head must be a list"),
         ({"fingerprint": 3}, "fingerprint must be a str"),
         ({}, "needs the parameter fingerprint"),
-        ({"fingerprint": "x", "name": ["name='{{$.x}}'"]}, "takes for a placeholder"),
+        ({"fingerprint": "x", "name": ["name='{{$.x}}'"]}, "begins a placeholder"),
     ],
 )
 def test_wrong_parameters_are_refused(local, parameters, message):

@@ -13,8 +13,8 @@ import torch
 
 from arcloop import artifacts
 from arcloop.cli.main import main as arcloop
-from arcloop.kfp.local_run import StepError
-from arcloop.kfp.submit import main as submit
+from arcloop.kfp.local import StepError
+from arcloop.kfp.submission import main as submit
 from arcloop.serving.store.model_store import ModelStore
 
 SUBMIT = Path(__file__).parents[2] / "kubeflow" / "submit.py"
@@ -35,7 +35,7 @@ def folder_of(step, name):
 
 
 @pytest.fixture
-def first(in_folder, small, python):
+def first(in_folder, small):
     """The folder after one `python kubeflow/submit.py`, as a user types it."""
     done = in_folder / "done.json"
     if not done.exists():
@@ -128,7 +128,7 @@ def test_outputs_lie_on_the_volume_where_there_is_one(first, run_local, in_folde
         "cluster=onprem", f"cluster.image={image}", f"cluster.volume.mount={volume}",
         f"deploy.model_store={in_folder}/model_store/synthetic",
     )  # fmt: skip
-    assert ran(done) == ["look", *STEPS, "deploy"]
+    assert ran(done) == ["compute_fingerprint", *STEPS, "deploy"]
     assert done.evaluation.is_relative_to(volume)
     made = {path.parent.name for path in volume.rglob("manifest.json")}
     assert made == {f"{kind}_out" for kind in
@@ -137,7 +137,7 @@ def test_outputs_lie_on_the_volume_where_there_is_one(first, run_local, in_folde
 
 def test_a_message_tells_result_and_verdict(first, run_local, webhook):
     done = run_local("notify=slack")
-    assert ran(done) == ["deploy", "tell", "tell-failure"]
+    assert ran(done) == ["deploy", "notify"]
     (text,) = webhook
     assert "the gate passed; deployed" in text
     assert f"top1 {done.metrics['top1']:.4f}" in text
@@ -145,7 +145,7 @@ def test_a_message_tells_result_and_verdict(first, run_local, webhook):
 
 def test_a_gate_that_does_not_pass_deploys_nothing_and_is_told(first, run_local, webhook):
     done = run_local("notify=slack", "evaluate.gate.max_eer=0.0")
-    assert ran(done) == ["evaluate", "tell-2", "tell-failure"]
+    assert ran(done) == ["evaluate", "notify"]
     assert not done.gate_passed
     assert "the gate did not pass; not deployed" in list(done.report())
     (text,) = webhook
@@ -169,7 +169,7 @@ def test_a_failing_step_is_told_with_its_cause(first, run_local, webhook):
 def test_a_webhook_that_is_down_stops_nothing(first, run_local, monkeypatch):
     monkeypatch.setenv("ARCLOOP_WEBHOOK", "http://127.0.0.1:9/secret")
     done = run_local("notify=slack")
-    assert "tell" in ran(done)
+    assert "notify" in ran(done)
     log = max(Path("runs/pipelines").glob("*.log")).read_text()
     assert "the notification was not delivered: URLError" in log
     assert "/secret" not in log
@@ -207,7 +207,7 @@ def run_idx(run_local, overrides):
 
 def test_wrong_config_is_refused_before_kfp_is_loaded(in_folder, capsys):
     code = (
-        "import sys; from arcloop.kfp.submit import main; code = main(['head.margn=1']);"
+        "import sys; from arcloop.kfp.submission import main; code = main(['head.margn=1']);"
         "assert not {'kfp', 'torch'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

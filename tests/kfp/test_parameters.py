@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcloop.config.composition import bundled, compose_config, to_plain
-from arcloop.kfp.parameters import _written, read_request
+from arcloop.kfp.parameters import _format, read_request
 from arcloop.pipeline.steps import STEPS
 
 CASES = {
@@ -75,5 +75,5 @@ def test_a_group_that_is_not_touched_has_no_overrides():
 
 @given(st.text(st.characters(codec="ascii", exclude_characters="\n\r"), min_size=1))
 def test_any_text_comes_through(text):
-    override = OverridesParser.create().parse_override(f"name={_written(text)}")
+    override = OverridesParser.create().parse_override(f"name={_format(text)}")
     assert override.value() == text

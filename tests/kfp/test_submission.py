@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from arcloop.kfp.submit import main as submit
+from arcloop.kfp.submission import main as submit
 from arcloop.kfp.trigger import main as trigger
 
 
@@ -50,7 +50,7 @@ def test_a_recurring_run_replaces_the_one_of_its_name(arguments, recorder, capsy
     assert submit([*arguments, "schedule=0 0 * * 2"]) == 0
     assert submit([*arguments, "schedule=30 6 * * MON-FRI"]) == 0
     (recurring,) = recorder.recurring
-    assert recurring["trigger"]["cron_schedule"]["cron"] == "0 30 6 * * MON-FRI"
+    assert recurring["trigger"]["cron_schedule"]["cron"] == "0 30 6 * * MON,TUE,WED,THU,FRI"
     assert recurring["mode"] == "ENABLE"
     assert recurring["max_concurrency"] == "1" or recurring["max_concurrency"] == 1
     assert not recorder.runs
@@ -78,7 +78,7 @@ def test_places_of_data_are_those_in_the_pods(arguments, recorder, capsys):
     kept = [a for a in arguments if not a.startswith("data")]
     assert submit([*kept, "data=csv", "data.file=my/list.csv", "data.root=my/images"]) == 2
     told = capsys.readouterr().err
-    assert "data.file=my/list.csv must be a path in the steps' pods, so begin with /" in told
+    assert "data.file=my/list.csv must be an absolute path in the pods of the steps" in told
     assert "data.root=my/images must be" in told
     assert not recorder.calls
 
@@ -147,7 +147,7 @@ WRONG = {
     "misspelt key": (["head.margn=1"], "did you mean head.margin"),
     "misspelt word": (["mod=compile"], "did you mean mode?"),
     "wrong mode": (["mode=go"], "mode=go must be one of run, compile"),
-    "no override": (["compile"], "is no override"),
+    "no override": (["compile"], "is not an override"),
     "misspelt cluster key": (["cluster.hots=x"], "there is no key cluster.hots"),
     "unknown step": (["+cluster.steps.trian={title: x}"], "cluster.steps.trian is no step"),
     "unknown setting": (["+cluster.steps.train.gpu=1"], "cluster.steps.train.gpu is unknown"),
@@ -160,9 +160,9 @@ WRONG = {
         ["cluster.train=trainjob", "cluster.storage=artifacts"], "needs cluster.storage=pvc",
     ),
     "trainjob of other size": (["cluster.train=trainjob"], "trainer.num_nodes, trainer.devices"),
-    "schedule": (["schedule=every tuesday"], "cannot be read"),
-    "relative data": (["data=idx", "data.root=my/data"], "must be a path in the steps' pods"),
-    "folders of its own": (["run_dir=x"], "run_dir means nothing in a pipeline"),
+    "schedule": (["schedule=every tuesday"], "is not a cron schedule"),
+    "relative data": (["data=idx", "data.root=my/data"], "must be an absolute path"),
+    "folders of its own": (["run_dir=x"], "run_dir has no effect in a pipeline"),
     "no host": (["cluster.host=null"], "cluster.host is required"),
 }  # fmt: skip
 
@@ -179,7 +179,7 @@ def test_what_is_wrong_is_refused_before_anything_is_sent(arguments, recorder, c
 
 def test_a_schedule_needs_a_cluster(capsys, in_folder):
     assert submit(["schedule=0 0 * * 2"]) == 2
-    assert "outlives this command" in capsys.readouterr().err
+    assert "needs a KFP server" in capsys.readouterr().err
 
 
 def test_notify_here_needs_the_webhook(capsys, in_folder):
@@ -208,7 +208,7 @@ def test_the_trigger_starts_a_run_when_the_data_are_new(arguments, recorder, pic
     assert len(recorder.runs) == 1
     assert trigger(looked) == 0
     assert len(recorder.runs) == 1
-    assert "nothing new" in capsys.readouterr().err
+    assert "no new data" in capsys.readouterr().err
     add("1")
     recorder.refusals[("POST", "runs")] = (503, {"message": "later"})
     assert trigger(looked) == 1

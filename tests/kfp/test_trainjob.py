@@ -12,7 +12,7 @@ import yaml
 
 from arcloop.errors import ArcloopError, ResourceError
 from arcloop.kfp import trainjob
-from arcloop.kfp.placing import trainjob_settings
+from arcloop.kfp.pipeline import trainjob_settings
 from arcloop.kfp.submission import read_submission
 
 BASE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
@@ -97,7 +97,7 @@ def needs(settings):
 
 @pytest.fixture
 def job(needs):
-    return trainjob.train_job(needs, Path("/mnt/arcloop/job.json"))
+    return trainjob.make_job(needs, Path("/mnt/arcloop/job.json"))
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def run(job, needs):
 
     def follow(*states):
         apis.append(Api(states))
-        trainjob.follow(apis[-1].client, "team", job, needs)
+        trainjob.run_job(apis[-1].client, "team", job, needs["poll_s"])
         return apis[-1]
 
     follow.apis = apis
@@ -142,8 +142,8 @@ def test_the_job_says_what_every_node_gets(job, image):
 
 def test_a_job_that_the_models_do_not_know_whole_is_refused(needs):
     needs["tolerations"] = [{"key": "a", "operater": "Exists"}]
-    with pytest.raises(ArcloopError, match="does not know all") as refused:
-        trainjob.train_job(needs, Path("/job.json"))
+    with pytest.raises(ArcloopError, match="does not know all fields") as refused:
+        trainjob.make_job(needs, Path("/job.json"))
     assert "operater" in str(refused.value)
 
 
@@ -167,7 +167,7 @@ def test_a_failed_job_fails_the_step_with_its_reason(run):
 
 @pytest.mark.parametrize("status", [404, 503])
 def test_a_job_that_cannot_be_seen_any_more(run, status):
-    with pytest.raises(ResourceError, match="cannot be seen any more"):
+    with pytest.raises(ResourceError, match="cannot be read any more"):
         run(READY, status)
     assert run.apis[0].verbs.count("get") == (2 if status == 404 else 11)
 

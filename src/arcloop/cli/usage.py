@@ -46,7 +46,7 @@ DEPLOYING = {
     "deploy": ("serving", "arcloop.serving.deploy"),
     "versions": ("serving", "arcloop.serving.versions"),
     "roll": ("serving", "arcloop.serving.roll"),
-    "pipeline": ("kubeflow", "arcloop.kfp.submit"),
+    "pipeline": ("kubeflow", "arcloop.kfp.submission"),
     "trigger": ("kubeflow", "arcloop.kfp.trigger"),
 }
 """Verb of an optional extra -> the extra, and the module whose `main` runs it."""

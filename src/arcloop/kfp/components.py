@@ -1,167 +1,187 @@
-"""The table of steps -> KFP components.
+"""The components of the pipeline: one Python function for each task.
 
-kfp takes a component from the source of a function with annotated parameters. That source is made
-here from a step's row in `STEPS`: a parameter for each group it reads, an input for each artifact
-it takes, an output for the one it makes; the body is a call of `arcloop.pipeline.steps.run_step`.
+KFP copies the source of each function into the compiled pipeline. A function therefore only
+declares the inputs and outputs of its task and calls `arcloop.kfp.pod`, which the image contains.
+The parameters `*_overrides` are the config groups that the step reads (see `STEPS`), so KFP caches
+a step by exactly the groups that determine its result.
 """
 
-from __future__ import annotations
+# ruff: noqa: ARG001 - `prepare` takes the fingerprint so that it becomes part of the cache key.
 
-import linecache
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
+from kfp.dsl import (
+    HTML,
+    Artifact,
+    ClassificationMetrics,
+    Dataset,
+    Input,
+    Markdown,
+    Metrics,
+    Model,
+    Output,
+    PipelineTaskFinalStatus,
+)
 
-from arcloop.kfp import in_the_pod
-from arcloop.kfp.parameters import DEPLOY_READS
-from arcloop.pipeline.steps import STEPS, Step
 
-_TYPES = {
-    "store": "Dataset", "validation": "Artifact", "run": "Model", "gallery": "Dataset",
-    "index": "Model", "evaluation": "Artifact",
-}  # fmt: skip
-DEPLOY = Step("deploy", DEPLOY_READS, ("run", "gallery", "index", "evaluation"), "")
+def make_component(function: Callable[..., Any], image: str) -> Any:
+    """Return the KFP component of a function of this module.
 
-
-@dataclass(frozen=True)
-class _Extra:
-    """What a step's component has beyond its row.
-
-    Attributes:
-        outputs: Parameter -> annotation of what it shows in KFP's UI.
-        ending: Lines after the step itself.
-        returns: Annotation of what it returns.
-        inputs: Parameters that are neither overrides nor artifacts.
+    Args:
+        function: Declares the inputs and outputs of the task.
+        image: Container image, with arcloop installed.
     """
-
-    outputs: Mapping[str, str] | None = None
-    ending: Sequence[str] = ()
-    returns: str = "None"
-    inputs: Mapping[str, str] | None = None
+    return dsl.component(function, base_image=image, install_kfp_package=False)
 
 
-_EXTRA = {
-    # A changed source is another value of `fingerprint`, hence another entry of the cache.
-    "prepare": _Extra(inputs={"fingerprint": "str"}),
-    "validate": _Extra({"report": "HTML"}, ("show_page(validation_out, report)",)),
-    "evaluate": _Extra(
-        {
-            "report": "HTML", "metrics": "Metrics", "confusion": "ClassificationMetrics",
-            "roc": "ClassificationMetrics", "summary": "Markdown",
-        },
-        (
-            "show_page(evaluation_out, report)",
-            "show_evaluation(evaluation_out, metrics, confusion, roc, summary)",
-            "return passed(evaluation_out)",
-        ),
-        "bool",
-    ),
-}  # fmt: skip
+def compute_fingerprint(data_overrides: list[str]) -> str:
+    """Return the fingerprint of the content and the settings of the data source."""
+    from arcloop.kfp import pod
+
+    return pod.compute_fingerprint([data_overrides])
 
 
-def step_component(name: str, image: str) -> Any:
-    """Return the KFP component of a step, in an image."""
-    step, extra = STEPS[name], _EXTRA.get(name, _Extra())
-    output = f"{step.output}_out"
-    body = f'run_on("{name}", {_groups(step)}, {_roles(step)}, {output})'
-    parameters = _parameters(step, {output: _TYPES[step.output], **(extra.outputs or {})}, extra)
-    return _component(name, parameters, [body, *extra.ending], extra.returns, image)
+def prepare(data_overrides: list[str], fingerprint: str, store_out: Output[Dataset]) -> None:
+    """Convert the images of the data source to a store."""
+    from arcloop.kfp import pod
+
+    pod.run_step("prepare", [data_overrides], {}, store_out)
 
 
-def trainjob_component(image: str) -> Any:
-    """Return the component that has a TrainJob train; it takes the job's settings as JSON."""
-    step = STEPS["train"]
-    parameters = _parameters(step, {"run_out": "Model"}, _Extra(inputs={"settings": "str"}))
-    body = f"train_on_nodes({_groups(step)}, store, run_out, settings)"
-    return _component("train", parameters, [body], "None", image)
+def validate(
+    validation_overrides: list[str],
+    store: Input[Dataset],
+    validation_out: Output[Artifact],
+    report: Output[HTML],
+) -> None:
+    """Check the images and labels of the store."""
+    from arcloop.kfp import pod
+
+    pod.run_step("validate", [validation_overrides], {"store": store}, validation_out)
+    pod.show_page(validation_out, report)
 
 
-def deploy_component(image: str) -> Any:
-    """Return the component that calls serving/deploy.py."""
-    body = f"deploy_on({_groups(DEPLOY)}, {_roles(DEPLOY)})"
-    return _component("deploy", _parameters(DEPLOY, {}, _Extra()), [body], "None", image)
+def train(
+    seed_overrides: list[str],
+    monitor_overrides: list[str],
+    monitor_mode_overrides: list[str],
+    compile_overrides: list[str],
+    loader_overrides: list[str],
+    sampler_overrides: list[str],
+    augmentation_overrides: list[str],
+    backbone_overrides: list[str],
+    backbone_weights_overrides: list[str],
+    embedder_overrides: list[str],
+    head_overrides: list[str],
+    optimizer_overrides: list[str],
+    scheduler_overrides: list[str],
+    trainer_overrides: list[str],
+    logger_overrides: list[str],
+    callbacks_overrides: list[str],
+    export_overrides: list[str],
+    store: Input[Dataset],
+    run_out: Output[Model],
+    trainjob: str = "",
+) -> None:
+    """Train in this pod, or on the nodes of a TrainJob if its settings are given as JSON."""
+    from arcloop.kfp import pod
 
-
-def look_component(image: str) -> Any:
-    """Return the component that tells the fingerprint of the source, never cached."""
-    step = Step("look", STEPS["prepare"].reads, (), "")
-    body = f"return fingerprint_of({_groups(step)})"
-    return _component("look", _parameters(step, {}, _Extra()), [body], "str", image)
-
-
-def tell_component(image: str) -> Any:
-    """Return the component that posts a run's result and what became of it."""
-    parameters = [
-        "webhook_env: str", "timeout_s: float", "verdict: str", "run_name: str",
-        "evaluation: Input[Artifact]",
+    overrides = [
+        seed_overrides, monitor_overrides, monitor_mode_overrides, compile_overrides,
+        loader_overrides, sampler_overrides, augmentation_overrides, backbone_overrides,
+        backbone_weights_overrides, embedder_overrides, head_overrides, optimizer_overrides,
+        scheduler_overrides, trainer_overrides, logger_overrides, callbacks_overrides,
+        export_overrides,
     ]  # fmt: skip
-    body = "post(webhook_env, timeout_s, result_text(run_name, verdict, evaluation))"
-    return _component("tell", parameters, [body], "None", image)
+    if trainjob:
+        pod.train_on_nodes(overrides, store, run_out, trainjob)
+    else:
+        pod.run_step("train", overrides, {"store": store}, run_out)
 
 
-def tell_failure_component(image: str) -> Any:
-    """Return the exit task's component: it posts when a run ended with an error."""
-    parameters = [
-        "webhook_env: str", "timeout_s: float", "run_name: str", "status: PipelineTaskFinalStatus",
-    ]  # fmt: skip
-    body = [
-        'if status.state != "SUCCEEDED":',
-        "    post(webhook_env, timeout_s, failure_text(run_name, status.error_message))",
-    ]
-    return _component("tell_failure", parameters, body, "None", image)
+def embed(
+    embed_overrides: list[str],
+    run: Input[Model],
+    store: Input[Dataset],
+    gallery_out: Output[Dataset],
+) -> None:
+    """Compute the embeddings of the gallery."""
+    from arcloop.kfp import pod
+
+    pod.run_step("embed", [embed_overrides], {"run": run, "store": store}, gallery_out)
 
 
-def _groups(step: Step) -> str:
-    return f"[{', '.join(f'{name}_overrides' for name in step.reads)}]"
+def index(
+    index_overrides: list[str],
+    calibration_overrides: list[str],
+    embed_overrides: list[str],
+    run: Input[Model],
+    store: Input[Dataset],
+    gallery: Input[Dataset],
+    index_out: Output[Model],
+) -> None:
+    """Build the faiss index of the gallery and calibrate its threshold."""
+    from arcloop.kfp import pod
+
+    overrides = [index_overrides, calibration_overrides, embed_overrides]
+    pod.run_step("index", overrides, {"run": run, "store": store, "gallery": gallery}, index_out)
 
 
-def _roles(step: Step) -> str:
-    return "{" + ", ".join(f'"{role}": {role}' for role in step.inputs) + "}"
+def evaluate(
+    evaluate_overrides: list[str],
+    embed_overrides: list[str],
+    run: Input[Model],
+    store: Input[Dataset],
+    gallery: Input[Dataset],
+    index: Input[Model],
+    evaluation_out: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+    roc: Output[ClassificationMetrics],
+    summary: Output[Markdown],
+) -> bool:
+    """Compute the metrics of the query split and return whether the gate passed."""
+    from arcloop.kfp import pod
+
+    inputs = {"run": run, "store": store, "gallery": gallery, "index": index}
+    pod.run_step("evaluate", [evaluate_overrides, embed_overrides], inputs, evaluation_out)
+    pod.show_page(evaluation_out, report)
+    return pod.show_evaluation(evaluation_out, metrics, confusion, roc, summary)
 
 
-def _parameters(step: Step, outputs: Mapping[str, str], extra: _Extra) -> list[str]:
-    return [
-        *(f"{name}_overrides: List[str]" for name in step.reads),
-        *(f"{name}: {kind}" for name, kind in (extra.inputs or {}).items()),
-        *(f"{role}: Input[{_TYPES[role]}]" for role in step.inputs),
-        *(f"{name}: Output[{kind}]" for name, kind in outputs.items()),
-    ]
+def deploy(
+    name_overrides: list[str],
+    force_overrides: list[str],
+    deploy_overrides: list[str],
+    run: Input[Model],
+    gallery: Input[Dataset],
+    index: Input[Model],
+    evaluation: Input[Artifact],
+) -> None:
+    """Deploy the run as the live version of its model store."""
+    from arcloop.kfp import pod
+
+    inputs = {"run": run, "gallery": gallery, "index": index, "evaluation": evaluation}
+    pod.deploy([name_overrides, force_overrides, deploy_overrides], inputs)
 
 
-def _component(
-    name: str, parameters: Sequence[str], body: Sequence[str], returns: str, image: str
-) -> Any:
-    lines = [
-        f"def {name}(",
-        *(f"    {parameter}," for parameter in parameters),
-        f") -> {returns}:",
-        *(f"    {line}" for line in body),
-    ]
-    function = _function(name, "\n".join(lines) + "\n")
-    used = [f for f in _SHARED if any(f"{f.__name__}(" in line for line in body)]
-    if in_the_pod.run_on in used or in_the_pod.train_on_nodes in used:
-        used.insert(0, in_the_pod.place)
-    return dsl.component(
-        function, base_image=image, install_kfp_package=False, additional_funcs=used
-    )
+def notify(
+    webhook_env: str, timeout_s: float, outcome: str, run_name: str, evaluation: Input[Artifact]
+) -> None:
+    """Post the metrics of a run and the outcome of its gate to the webhook."""
+    from arcloop.kfp import pod
+
+    pod.notify_result(webhook_env, timeout_s, run_name, outcome, evaluation)
 
 
-_SHARED: Sequence[Callable[..., Any]] = (
-    in_the_pod.run_on, in_the_pod.train_on_nodes, in_the_pod.deploy_on, in_the_pod.fingerprint_of,
-    in_the_pod.show_page, in_the_pod.show_evaluation, in_the_pod.passed, in_the_pod.post,
-    in_the_pod.result_text, in_the_pod.failure_text,
-)  # fmt: skip
+def notify_failure(
+    webhook_env: str, timeout_s: float, run_name: str, status: PipelineTaskFinalStatus
+) -> None:
+    """Post the error of a run that failed to the webhook."""
+    from arcloop.kfp import pod
 
-
-def _function(name: str, source: str) -> Callable[..., Any]:
-    """Make a function of its source, and let `inspect`, through which kfp reads it, find that."""
-    file = f"<component {name}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names: dict[str, Any] = {}
-    exec("from typing import *\nfrom kfp.dsl import *", names)  # noqa: S102 - as kfp does
-    code = compile(source, file, "exec", dont_inherit=True)  # annotations stay objects
-    exec(code, names)  # noqa: S102 - our own text, from our own table
-    function: Callable[..., Any] = names[name]
-    return function
+    if status.state != "SUCCEEDED":
+        pod.notify_failure(webhook_env, timeout_s, run_name, status.error_message)

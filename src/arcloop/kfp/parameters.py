@@ -1,19 +1,23 @@
-"""Overrides as a user types them -> pipeline parameters: one list of overrides per config group.
+"""Convert the overrides of a command line to pipeline parameters, one list per config group.
 
-The lists are in a canonical form: what is chosen and what differs from the choice's own values.
-So two ways of writing the same config are one cache key, and an `experiment=`, which reaches into
-several groups, arrives at each step as the values of the groups that this step reads.
+The lists are in a canonical form: the choice of a group and the values that differ from that
+choice. Two ways of writing the same config therefore have the same cache key, and an
+`experiment=`, which sets values of several groups, reaches each step as the values of the groups
+that the step reads.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,82 +26,116 @@ from arcloop.errors import ConfigError
 from arcloop.pipeline.steps import STEPS
 
 DEPLOY_READS = ("name", "force", "deploy")
-"""What the deploy step reads; it is of serving/, so `STEPS` has no row for it."""
-_OF_THE_PIPELINE = ("cluster", "notify", "experiment")
-_BASE = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
-"""Choices that a pipeline starts from: embed, index and evaluate are steps of their own there."""
+"""Config groups and settings that the deploy step reads; `STEPS` has no row for it."""
+_PIPELINE_GROUPS = ("cluster", "notify", "experiment")
+_DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
+"""Default choices of a pipeline, in which embed, index and evaluate are separate steps."""
+_TYPES = {
+    "LIST": list,
+    "STRING": str,
+    "BOOLEAN": bool,
+    "NUMBER_INTEGER": int,
+    "NUMBER_DOUBLE": float,
+    "STRUCT": dict,
+}
 
 
 def parameter_names() -> tuple[str, ...]:
-    """Return the pipeline's parameters: every group and setting that some step reads."""
+    """Return the names of the pipeline's parameters: all groups and settings that steps read."""
     read = [name for step in STEPS.values() for name in step.reads]
     return tuple(dict.fromkeys([*read, *DEPLOY_READS]))
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for.
+    """A config and the pipeline parameters that describe it.
 
     Attributes:
         config: The composed, checked config.
-        written: The same, as dicts, lists and scalars, with interpolations as they are written.
-        plain: That, resolved.
+        unresolved: The config as dicts, lists and scalars, with its interpolations.
+        plain: The config as dicts, lists and scalars, with interpolations resolved.
         parameters: Pipeline parameter -> overrides of that group.
     """
 
     config: DictConfig
-    written: Mapping[str, Any]
+    unresolved: Mapping[str, Any]
     plain: Mapping[str, Any]
     parameters: Mapping[str, list[str]]
 
 
 def read_request(overrides: Sequence[str]) -> Request:
-    """Compose and check the config, and divide its overrides by group.
+    """Compose and check the config, and divide the overrides by group.
+
+    Args:
+        overrides: Hydra overrides, as on the command line.
 
     Raises:
-        ConfigError: An override is wrong, or means nothing in a pipeline.
+        ConfigError: An override is wrong, or a pipeline cannot apply it.
     """
     chosen = {override.partition("=")[0] for override in overrides}
-    base = [f"{group}={choice}" for group, choice in _BASE.items() if group not in chosen]
+    defaults = [f"{group}={name}" for group, name in _DEFAULT_CHOICES.items()]
+    base = [choice for choice in defaults if choice.partition("=")[0] not in chosen]
     config = compose_config([*base, *overrides])
-    choices = [
-        f"{group}={choice}"
-        for group, choice in _choices([*base, *overrides]).items()
-        if group != "experiment"
-    ]
-    given, start = _unresolved(config), _unresolved(_composed(choices))
-    plain = to_plain(config)
-    names = parameter_names()
-    parameters: dict[str, list[str]] = {name: [] for name in names}
-    defaults = _default_choices()
-    for choice in choices:
-        group, _, value = choice.partition("=")
-        if group in parameters and defaults.get(group) != value:
-            parameters[group].append(choice)
-    idle = []
-    for path, change in _changes(start, given, plain):
+    choices = _choices([*base, *overrides])
+    choices.pop("experiment", None)
+    start = _unresolved(_composed([f"{group}={choice}" for group, choice in choices.items()]))
+    unresolved, plain = _unresolved(config), to_plain(config)
+    parameters: dict[str, list[str]] = {name: [] for name in parameter_names()}
+    for group, choice in choices.items():
+        if group in parameters and _base_choices().get(group) != choice:
+            parameters[group].append(f"{group}={choice}")
+    unused = []
+    for path, change in _changes(start, unresolved, plain):
         if path[0] in parameters:
             parameters[path[0]].append(change)
-        elif path[0] not in _OF_THE_PIPELINE:
-            idle.append(
-                f"{path[0]} means nothing in a pipeline: its folders are the pipeline's own"
-            )
-    if idle:
+        elif path[0] not in _PIPELINE_GROUPS:
+            unused.append(f"{path[0]} has no effect in a pipeline, which chooses its own folders")
+    if unused:
         raise ConfigError(
-            "\n".join(dict.fromkeys(idle)), remedy="leave it out; nothing was started"
+            "\n".join(dict.fromkeys(unused)), remedy="remove the override; nothing was started"
         )
-    # `name` follows the data, which the step that reads it does not know.
-    parameters["name"] = [f"name={_written(plain['name'])}"]
-    return Request(config, given, plain, parameters)
+    # The default of `name` depends on the data, which the deploy step does not read.
+    parameters["name"] = [f"name={_format(plain['name'])}"]
+    return Request(config, unresolved, plain, parameters)
+
+
+def check_parameters(compiled: Path, parameters: Mapping[str, Any]) -> None:
+    """Check parameters against the compiled pipeline, which neither kfp nor its client does.
+
+    Args:
+        compiled: The IR YAML.
+        parameters: Parameter -> value.
+
+    Raises:
+        ConfigError: Names every parameter that is unknown, missing or of another type.
+    """
+    spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
+    known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    faults = [
+        f"the pipeline needs the parameter {name}"
+        for name, definition in known.items()
+        if name not in parameters and not definition.get("isOptional")
+    ]
+    for name, value in parameters.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            faults.append(f"the pipeline has no parameter {name}{hint}")
+        elif not isinstance(value, kind := _TYPES[known[name]["parameterType"]]):
+            faults.append(f"the parameter {name} must be a {kind.__name__}, not {value!r}")
+        elif "{{$" in str(value):
+            faults.append(f"the parameter {name} contains '{{{{$', which begins a placeholder")
+    if faults:
+        raise ConfigError("\n".join(faults), where=compiled, remedy="nothing was submitted")
 
 
 @functools.cache
-def _default_choices() -> Mapping[str, str]:
+def _base_choices() -> Mapping[str, str]:
     return _choices([])
 
 
 def _choices(overrides: Sequence[str]) -> dict[str, str]:
-    """Which file of each group a config is composed of."""
+    """Return group -> name of the file that the config is composed from."""
     config = _composed(overrides, with_hydra=True)
     return {
         group: choice
@@ -123,42 +161,42 @@ _Keys = tuple[str, ...]
 def _changes(
     start: Mapping[str, Any], given: Mapping[str, Any], plain: Any, path: _Keys = ()
 ) -> Iterator[tuple[_Keys, str]]:
-    """Yield the overrides that turn `start` into `given`, each with its path."""
+    """Yield the overrides that change `start` to `given`, each with its path."""
     for key, value in given.items():
         here = (*path, key)
         dotted = ".".join(here)
         if key not in start:
-            yield here, f"+{dotted}={_written(_fixed(value, plain[key]))}"
+            yield here, f"+{dotted}={_format(_resolve(value, plain[key]))}"
         elif isinstance(value, dict) and isinstance(start[key], dict):
             yield from _changes(start[key], value, plain[key], here)
         elif value != start[key] or type(value) is not type(start[key]):
-            yield here, f"{dotted}={_written(_fixed(value, plain[key]))}"
+            yield here, f"{dotted}={_format(_resolve(value, plain[key]))}"
     for key in start:
         if key not in given:
             yield (*path, key), "~" + ".".join((*path, key))
 
 
-def _fixed(value: Any, resolved: Any) -> Any:
-    """A value as the step must see it: interpolated here, where all groups are known.
+def _resolve(value: Any, resolved: Any) -> Any:
+    """Return the value for the step: resolved here, where the values of all groups are known.
 
-    The run's folder is another one in the step, so what is built on it is left to the step.
+    The step has another run directory, so it resolves the values that depend on that itself.
     """
     return value if "${run_dir}" in json.dumps(value) else resolved
 
 
-def _written(value: Any) -> str:
-    """Write a value as Hydra's grammar of overrides reads it back."""
+def _format(value: Any) -> str:
+    """Format a value in Hydra's override grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # Backslashes count as themselves, but before a quote.
+        # The grammar takes a backslash as an escape only before a quote.
         escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
         ending = len(value) - len(value.rstrip("\\"))
         return f"'{escaped}{value[len(value) - ending :]}'"
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(_written, value))}]"
+        return f"[{','.join(map(_format, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_format(item)}" for key, item in value.items()) + "}"
     return repr(value)

@@ -1,7 +1,8 @@
-"""Training on nodes of its own: a TrainJob of Kubeflow Trainer v2, made, followed, and judged.
+"""Train on several nodes with a TrainJob of Kubeflow Trainer v2.
 
-It runs in the train step's pod. The nodes run `torchrun -m arcloop.pipeline.train_worker`, which
-Trainer's PET_* variables tell of each other; store and run lie on the volume that all share.
+The pod of the train step creates the job and waits for it. The nodes run
+`torchrun -m arcloop.pipeline.train_worker`; Trainer configures torchrun by PET_* variables. Store
+and run are on a volume that all pods mount.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from time import sleep
 from typing import Any
 
 import kubernetes as k8s
+import urllib3
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from arcloop.artifacts import Artifact, load
@@ -23,54 +25,42 @@ from arcloop.errors import ArcloopError, ResourceError
 
 _GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_LOST_LOOKS = 10
-"""Looks in a row that may fail before a training that goes on without us is given up."""
+_MAX_FAILED_POLLS = 10
+"""Consecutive failed polls after which the step gives up."""
 
 
-def train_on(overrides: Sequence[str], store: Path, run_dir: Path, settings: str) -> Artifact:
+def train(overrides: Sequence[str], store: Path, run_dir: Path, settings: str) -> Artifact:
     """Train with a TrainJob and return the run.
 
     Args:
-        overrides: Of the groups that training reads.
-        store: On the shared volume.
-        run_dir: On the shared volume.
-        settings: JSON of `placing.trainjob_settings`.
+        overrides: Hydra overrides of the groups that training reads.
+        store: Folder on the shared volume.
+        run_dir: Folder on the shared volume.
+        settings: JSON of `arcloop.kfp.pipeline.trainjob_settings`.
 
     Raises:
-        ResourceError: The job failed, with its reason; or cannot be made or followed.
+        ResourceError: The job failed, or cannot be created or polled.
     """
     needs = json.loads(settings)
     config = compose_config([*overrides, f"run_dir={run_dir}"])
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     job_file = run_dir.parent / f"{run_dir.name}.job.json"
     write_json(job_file, rank_job(config, store, run_dir, overrides, alone=True))
-    follow(_api(), needs["namespace"] or _NAMESPACE.read_text(), train_job(needs, job_file), needs)
+    namespace = needs["namespace"] or _NAMESPACE.read_text()
+    run_job(_custom_objects_api(), namespace, make_job(needs, job_file), needs["poll_s"])
     return load(run_dir, "run")
 
 
-def train_job(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
-    """Return the TrainJob, proven to hold nothing that its API does not know.
+def make_job(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
+    """Return the TrainJob, checked against the models of its API.
 
     Args:
-        needs: See `placing.trainjob_settings`.
-        job_file: What the ranks read.
+        needs: See `arcloop.kfp.pipeline.trainjob_settings`.
+        job_file: File with the training job, which every process reads.
 
     Raises:
-        ArcloopError: A setting is lost on the way through the API's own models.
+        ArcloopError: The models of the API do not have all of the fields.
     """
-    container = {"name": "node", "volumeMounts": _mounts(needs)}
-    pod = {
-        "containers": [container],
-        "volumes": _volumes(needs),
-        "nodeSelector": needs["node_selector"] or None,
-        "tolerations": [_toleration(t) for t in needs["tolerations"]] or None,
-        "imagePullSecrets": [{"name": name} for name in needs["pull_secrets"]] or None,
-    }
-    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
-    limits = {"cpu": needs["cpu"], "memory": needs["memory"]}
-    if needs["gpus"]:
-        limits[needs["gpu_type"]] = str(needs["gpus"])
-    limits = {name: value for name, value in limits.items() if value}
     wanted = _without_none(
         {
             "apiVersion": f"{_GROUP}/{_VERSION}",
@@ -78,65 +68,111 @@ def train_job(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
             "metadata": {"generateName": "arcloop-train-"},
             "spec": {
                 "runtimeRef": {
-                    "apiGroup": _GROUP, "kind": "ClusterTrainingRuntime", "name": needs["runtime"],
+                    "apiGroup": _GROUP,
+                    "kind": "ClusterTrainingRuntime",
+                    "name": needs["runtime"],
                 },
                 "activeDeadlineSeconds": needs["deadline_s"],
-                "trainer": {
-                    "image": needs["image"],
-                    "command": ["torchrun", "-m", "arcloop.pipeline.train_worker", str(job_file)],
-                    "numNodes": needs["nodes"],
-                    "numProcPerNode": needs["processes"],
-                    "resourcesPerNode": {"limits": limits, "requests": limits},
-                    "env": _env(needs) or None,
-                },
+                "trainer": _trainer(needs, job_file),
                 "runtimePatches": [
                     {
                         "manager": "arcloop.dev/pipeline",
                         "trainingRuntimeSpec": {
-                            "template": {"spec": {"replicatedJobs": [node]}}
+                            "template": {"spec": {"replicatedJobs": [_node(needs)]}}
                         },
                     }
                 ],
             },
         }
-    )  # fmt: skip
+    )
     model = TrainerV1alpha1TrainJob.from_dict(wanted)
     assert model is not None
     made: dict[str, Any] = json.loads(model.to_json())
-    if made != wanted:  # the models drop what they do not know
+    if made != wanted:  # the models drop unknown fields
         raise ArcloopError(
-            "the installed kubeflow-trainer-api does not know all of this TrainJob",
+            "the installed kubeflow-trainer-api does not know all fields of this TrainJob",
             where=sorted(set(_leaves(wanted)) ^ set(_leaves(made))),
-            remedy="install the version that constraints.txt names",
+            remedy="install the version in constraints.txt",
         )
     return made
 
 
-def follow(api: Any, namespace: str, job: Mapping[str, Any], needs: Mapping[str, Any]) -> None:
+def _trainer(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
+    """Return command, number of processes and resources of the nodes."""
+    limits = {"cpu": needs["cpu"], "memory": needs["memory"]}
+    if needs["gpus"]:
+        limits[needs["gpu_type"]] = str(needs["gpus"])
+    limits = {name: value for name, value in limits.items() if value}
+    env = [{"name": name, "value": value} for name, value in needs["env"].items()]
+    env += [
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+        for secret, keys in needs["secrets"].items()
+        for key, variable in keys.items()
+    ]
+    return {
+        "image": needs["image"],
+        "command": ["torchrun", "-m", "arcloop.pipeline.train_worker", str(job_file)],
+        "numNodes": needs["nodes"],
+        "numProcPerNode": needs["processes"],
+        "resourcesPerNode": {"limits": limits, "requests": limits},
+        "env": env or None,
+    }
+
+
+def _node(needs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return volumes, node selector, tolerations and pull secrets of the nodes' pods."""
+    claim = {"claimName": needs["volume"]["claim"]}
+    volumes: list[dict[str, Any]] = [{"name": "arcloop", "persistentVolumeClaim": claim}]
+    mounts = [{"name": "arcloop", "mountPath": needs["volume"]["mount"]}]
+    if needs["shm"]:
+        memory = {"medium": "Memory", "sizeLimit": needs["shm"]}
+        volumes.append({"name": "shm", "emptyDir": memory})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
+    renamed = {"toleration_seconds": "tolerationSeconds"}
+    tolerations = [
+        {renamed.get(key, key): value for key, value in toleration.items()}
+        for toleration in needs["tolerations"]
+    ]
+    pod = {
+        "containers": [{"name": "node", "volumeMounts": mounts}],
+        "volumes": volumes,
+        "nodeSelector": needs["node_selector"] or None,
+        "tolerations": tolerations or None,
+        "imagePullSecrets": [{"name": name} for name in needs["pull_secrets"]] or None,
+    }
+    return {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+
+
+def run_job(api: Any, namespace: str, job: Mapping[str, Any], poll_s: float) -> None:
     """Create a job and wait for its end, printing each change of its state.
 
-    It is deleted when it succeeded, for what it made is on the volume, and when this step is
-    stopped; a failed one stays to be looked at.
+    The job is deleted if it succeeded, since its results are on the volume, and if this step is
+    stopped. A failed job is kept for inspection.
+
+    Args:
+        api: A `CustomObjectsApi`.
+        namespace: Namespace of the job.
+        job: The TrainJob.
+        poll_s: Seconds between two polls.
 
     Raises:
-        ResourceError: It failed, or vanished, or the API is gone for too long.
+        ResourceError: The job failed or was deleted, or the API did not answer repeatedly.
     """
     place = (_GROUP, _VERSION, namespace, _PLURAL)
     try:
         name = api.create_namespaced_custom_object(*place, job)["metadata"]["name"]
-    except k8s.client.ApiException as refusal:
+    except k8s.client.ApiException as cause:
         raise ResourceError(
-            f"the TrainJob was refused ({refusal.status} {refusal.reason}): {_said(refusal)}",
+            f"the TrainJob was refused ({cause.status} {cause.reason}): {_message(cause)}",
             where=f"namespace {namespace}",
-            remedy="apply kubeflow/rbac.yaml, and see that Kubeflow Trainer v2 is installed",
+            remedy="apply kubeflow/rbac.yaml, and check that Kubeflow Trainer v2 is installed",
         ) from None
     print(f"TrainJob {namespace}/{name}: created", flush=True)
-    ended = False
+    failure = None
     try:
-        failure = _wait(api, place, name, needs["poll_s"])
-        ended = failure is not None
+        failure = _wait(api, place, name, poll_s)
     finally:
-        if not ended:
+        if failure is None:
             api.delete_namespaced_custom_object(*place, name, propagation_policy="Foreground")
     if failure:
         raise ResourceError(
@@ -147,24 +183,20 @@ def follow(api: Any, namespace: str, job: Mapping[str, Any], needs: Mapping[str,
 
 
 def _wait(api: Any, place: tuple[str, ...], name: str, poll_s: float) -> str | None:
-    """Look until the job ends; None: it succeeded, else why it failed."""
-    told, lost = "", 0
+    """Poll the job until it ends; returns the reason of a failure."""
+    printed, failed_polls = "", 0
     while True:
         try:
             status = api.get_namespaced_custom_object(*place, name).get("status") or {}
-            lost = 0
-        except (
-            k8s.client.ApiException,
-            OSError,
-            k8s.client.rest.urllib3.exceptions.HTTPError,
-        ) as gone:
-            lost += 1
-            if getattr(gone, "status", None) == 404 or lost >= _LOST_LOOKS:
-                return f"it cannot be seen any more ({gone.__class__.__name__})"
+            failed_polls = 0
+        except (k8s.client.ApiException, OSError, urllib3.exceptions.HTTPError) as cause:
+            failed_polls += 1
+            if getattr(cause, "status", None) == 404 or failed_polls >= _MAX_FAILED_POLLS:
+                return f"its state cannot be read any more ({cause.__class__.__name__})"
             status = {}
-        if (state := _state(status)) and state != told:
+        if (state := _format_state(status)) and state != printed:
             print(f"TrainJob {name}: {state}", flush=True)
-            told = state
+            printed = state
         for condition in status.get("conditions", ()):
             if condition["status"] == "True" and condition["type"] == "Complete":
                 return None
@@ -173,7 +205,7 @@ def _wait(api: Any, place: tuple[str, ...], name: str, poll_s: float) -> str | N
         sleep(poll_s)
 
 
-def _state(status: Mapping[str, Any]) -> str:
+def _format_state(status: Mapping[str, Any]) -> str:
     words = [c["type"] for c in status.get("conditions", ()) if c["status"] == "True"]
     for job in status.get("jobsStatus", ()):
         counts = {k: job.get(k) for k in ("ready", "active", "succeeded", "failed") if job.get(k)}
@@ -181,7 +213,7 @@ def _state(status: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _api() -> Any:
+def _custom_objects_api() -> Any:
     try:
         k8s.config.load_incluster_config()
     except k8s.config.ConfigException:
@@ -189,42 +221,11 @@ def _api() -> Any:
     return k8s.client.CustomObjectsApi()
 
 
-def _said(refusal: Any) -> str:
+def _message(cause: Any) -> str:
     try:
-        return str(json.loads(refusal.body)["message"])
+        return str(json.loads(cause.body)["message"])
     except (TypeError, ValueError, KeyError):
-        return str(refusal.body)
-
-
-def _env(needs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    plain = [{"name": name, "value": value} for name, value in needs["env"].items()]
-    secret = [
-        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-        for secret, keys in needs["secrets"].items()
-        for key, variable in keys.items()
-    ]
-    return plain + secret
-
-
-def _mounts(needs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    mounts = [{"name": "arcloop", "mountPath": needs["volume"]["mount"]}]
-    if needs["shm"]:
-        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
-    return mounts
-
-
-def _volumes(needs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    claim = {"claimName": needs["volume"]["claim"]}
-    volumes: list[dict[str, Any]] = [{"name": "arcloop", "persistentVolumeClaim": claim}]
-    if needs["shm"]:
-        memory = {"medium": "Memory", "sizeLimit": needs["shm"]}
-        volumes.append({"name": "shm", "emptyDir": memory})
-    return volumes
-
-
-def _toleration(given: Mapping[str, Any]) -> dict[str, Any]:
-    renamed = {"toleration_seconds": "tolerationSeconds"}
-    return {renamed.get(key, key): value for key, value in given.items()}
+        return str(cause.body)
 
 
 def _without_none(value: Any) -> Any:

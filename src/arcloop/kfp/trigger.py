@@ -1,8 +1,4 @@
-"""`python kubeflow/trigger.py data.root=... [every=600] [overrides of submit.py]`.
-
-Starts a run when the source's content is not that of the last run that this started; once, or,
-with `every=SECONDS`, again and again.
-"""
+"""Submit the pipeline when the data change: `arcloop trigger`, `python kubeflow/trigger.py`."""
 
 from __future__ import annotations
 
@@ -16,39 +12,51 @@ from time import sleep
 from arcloop.artifacts.atomic import sha256_json, write_json
 from arcloop.display.terminal import say
 from arcloop.errors import ArcloopError, ConfigError, mendable, report_errors
-from arcloop.kfp.submission import Submission, fingerprint, read_submission, submit
+from arcloop.kfp.submission import Submission, compute_fingerprint, read_submission, submit
 
+_HELP = """\
+arcloop trigger data.root=... [every=SECONDS] [overrides of `arcloop pipeline`]
+
+Starts a run if the content of the data source differs from that of the last run that this command
+started. With every=SECONDS, it repeats this check until it is interrupted."""
 _STATE = Path("runs/pipelines/triggers")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Look, and submit if there is something new; returns the exit code, as `arcloop` does."""
+    """Check the source once, or repeatedly, and submit when it has changed.
+
+    Args:
+        argv: Overrides of `arcloop pipeline` and `every=`.
+
+    Returns:
+        The exit code, as that of `arcloop`.
+    """
     if any(word in ("-h", "--help") for word in argv):
-        print(__doc__)
+        print(_HELP)
         return 0
-    return report_errors(lambda: _watch(argv))
+    return report_errors(lambda: _run(argv))
 
 
-def _watch(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str]) -> int:
     every = [word for word in argv if word.startswith("every=")]
     submission = read_submission([word for word in argv if word not in every])
     if submission.compile_only or submission.cron:
-        raise ConfigError("a trigger starts runs", remedy="leave mode= and schedule= out")
+        raise ConfigError("a trigger starts runs", remedy="remove mode= and schedule=")
     if not every:
-        look(submission)
+        submit_if_changed(submission)
         return 0
-    seconds = _seconds(every[-1])
+    seconds = _parse_seconds(every[-1])
     while True:
         try:
-            look(submission)
-        except Exception as error:  # a watch outlives one bad run and a server's bad hour
-            if (told := mendable(error)) is None:
+            submit_if_changed(submission)
+        except Exception as error:  # one failed run, or a server that is down, does not end it
+            if (reported := mendable(error)) is None:
                 raise
-            say(f"error: {told}")
+            say(f"error: {reported}")
         sleep(seconds)
 
 
-def _seconds(word: str) -> float:
+def _parse_seconds(word: str) -> float:
     try:
         seconds = float(word.partition("=")[2])
     except ValueError:
@@ -58,52 +66,57 @@ def _seconds(word: str) -> float:
     return seconds
 
 
-def look(submission: Submission) -> bool:
-    """Submit if the source changed since the last run that was started; returns whether it did.
+def submit_if_changed(submission: Submission) -> bool:
+    """Submit if the source has changed since the last run that was started.
 
-    A run that was refused is tried again at the next look; one that was started and failed is not,
-    for the same data would fail again.
+    A run that the server refused is submitted again by the next check. A run that failed is not,
+    since the same data would fail again.
+
+    Returns:
+        Whether a run was started.
 
     Raises:
         ArcloopError: The source cannot be read, or the submission or the run failed.
     """
     with _locked(_state_file(submission)) as state:
-        seen = fingerprint(submission.request)
-        if _last(state) == seen:
-            say("nothing new")
+        fingerprint = compute_fingerprint(submission.request)
+        if _last_fingerprint(state) == fingerprint:
+            say("no new data")
             return False
-        say(f"new data: {seen}")
-        submit(submission, started=lambda: write_json(state, {"fingerprint": seen}))
+        say(f"new data: {fingerprint}")
+        submit(submission, started=lambda: write_json(state, {"fingerprint": fingerprint}))
     return True
 
 
 def _state_file(submission: Submission) -> Path:
-    """One for each source and destination; what is done with the data does not matter."""
-    what = [dict(submission.request.plain["data"]), submission.cluster.host]
-    return _STATE / f"{submission.name}-{sha256_json(what)[:12]}.json"
+    """Return the file of a source and a server; other settings do not matter."""
+    key = [dict(submission.request.plain["data"]), submission.cluster.host]
+    return _STATE / f"{submission.name}-{sha256_json(key)[:12]}.json"
 
 
-def _last(state: Path) -> str | None:
+def _last_fingerprint(state: Path) -> str | None:
     try:
         return str(json.loads(state.read_bytes())["fingerprint"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise ArcloopError(
-            "the trigger's memory is damaged", where=state, remedy="delete it; the next look runs"
+            "the state file of the trigger is damaged",
+            where=state,
+            remedy="delete it; the next check then starts a run",
         ) from None
 
 
 @contextlib.contextmanager
 def _locked(state: Path) -> Iterator[Path]:
-    """Let one trigger at a time look at a source, so that new data start one run."""
+    """Lock a source, so that two triggers do not start a run for the same data."""
     state.parent.mkdir(parents=True, exist_ok=True)
     with open(state.with_suffix(".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ArcloopError(
-                "another trigger is at work on this source",
+                "another trigger is running for this source",
                 where=state,
                 remedy="wait for it, or stop it",
             ) from None

@@ -18,7 +18,7 @@ import urllib3
 
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.errors import ArcloopError, ConfigError
-from arcloop.kfp.cluster_settings import ClusterSettings
+from arcloop.kfp.settings import ClusterSettings
 
 _DIGITS = 16
 
@@ -36,7 +36,7 @@ class Uploaded:
     name: str
 
 
-class KfpApi:
+class KfpClient:
     """One server, one namespace.
 
     Args:

@@ -1,0 +1,95 @@
+"""The task server of local runs: each call is made in a process of its own."""
+
+import os
+
+import pytest
+
+from arcloop.errors import DataError
+from arcloop.kfp.local import StepError, TaskRun, TaskServer, _explain
+from arcloop.kfp.pod import TaskError, call
+
+
+def describe_process(word):
+    print(f"working on {word}")
+    return os.getpid(), os.getcwd(), os.environ["WORD"]
+
+
+def fail(kind):
+    if kind == "data":
+        raise DataError("the store has 1 error(s):\n    one", where="store", remedy="fix it")
+    if kind == "exit":
+        raise SystemExit(3)
+    raise KeyError("x")
+
+
+def kill_process():
+    os.kill(os.getpid(), 9)
+
+
+@pytest.fixture
+def server(tmp_path):
+    with TaskServer(tmp_path / "log.txt") as running:
+        yield running
+
+
+def test_without_a_server_the_call_is_made_here():
+    assert call("train", os.getpid) == os.getpid()
+
+
+def test_a_call_has_a_process_with_the_callers_folder_and_environment(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORD", "first")
+    first = call("notify_failure", describe_process, "one")
+    monkeypatch.setenv("WORD", "second")
+    second = call("notify_failure", describe_process, "two")
+    assert first[1:] == (str(tmp_path), "first")
+    assert second[1:] == (str(tmp_path), "second")
+    assert len({os.getpid(), first[0], second[0]}) == 3
+    assert (tmp_path / "log.txt").read_text().splitlines() == ["working on one", "working on two"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("data", "the store has 1 error(s):\n    one\n  where: store\n  remedy: fix it"),
+        ("exit", "SystemExit: 3"),
+        ("other", "KeyError: 'x'"),
+    ],
+)
+def test_an_error_reaches_the_caller_and_its_traceback_the_log(server, tmp_path, kind, message):
+    with pytest.raises(TaskError) as failed:
+        call("validate", fail, kind)
+    assert str(failed.value) == message
+    assert [(t.name, t.state) for t in server.tasks] == [
+        ("prepare", "cached"), ("validate", "failed"),
+    ]  # fmt: skip
+    assert server.tasks[-1].error == message
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_killed_process_is_a_failure(server):
+    with pytest.raises(TaskError, match="its process ended with exit code -9"):
+        call("prepare", kill_process)
+
+
+def test_steps_that_did_not_run_came_from_the_cache(server, capsys):
+    call("validate", os.getpid)
+    call("index", os.getpid)
+    assert [t.name for t in server.tasks if t.state == "cached"] == ["prepare", "train", "embed"]
+    assert capsys.readouterr().err.splitlines()[0] == "prepare: from the cache"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("bad\n  remedy: fix it", "step train failed: bad\n  remedy: fix it\n  log: a.log"),
+        ("bad", "step train failed: bad\n  where: a.log\n  remedy: see the complete output"),
+    ],
+)
+def test_the_error_of_a_pipeline_is_that_of_its_last_failed_task(tmp_path, error, expected):
+    tasks = [TaskRun("train", "failed", error="first try"), TaskRun("train", "failed", error=error)]
+    made = _explain(RuntimeError("Inner task failed"), tasks, "a.log")
+    assert isinstance(made, StepError)
+    assert str(made).startswith(expected)
