@@ -139,7 +139,7 @@ def test_the_first_right_row_is_found_however_far_back_it_is():
 
 @pytest.mark.parametrize("classes", [5, 800])
 def test_metrics_are_the_same_to_the_bit_on_any_number_of_cores(classes, monkeypatch):
-    monkeypatch.setattr(blocks, "_QUERIES", 32)  # many blocks, though few queries
+    monkeypatch.setattr(blocks, "_BLOCK_QUERIES", 32)  # many blocks, though few queries
     queries, gallery = drawn(300, classes, seed=1), drawn(3000, classes)
     threads = torch.get_num_threads()
     found = []

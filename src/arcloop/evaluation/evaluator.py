@@ -20,7 +20,7 @@ from arcloop.evaluation.metrics.ranking import Ranking, RankingCounts
 from arcloop.evaluation.metrics.sample import Sample, Sampler, sampled_rows
 from arcloop.evaluation.metrics.verification import SimilarityHistogram, verification_metrics
 from arcloop.evaluation.mistakes import Mistake
-from arcloop.retrieval.exact_search import Chunks, regroup
+from arcloop.retrieval.embed import Chunks, rebatch
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -158,7 +158,7 @@ def examine(
     compared_Q = np.zeros(num_queries, bool)
     compared_Q[sampled_rows(num_queries, max(1, settings.max_pairs // len(gallery_labels_G)))] = 1
     row = part.start
-    for embeddings_BD, labels_B in regroup(queries, settings.batch_size):
+    for embeddings_BD, labels_B in rebatch(queries, settings.batch_size):
         rows = slice(row, row + len(labels_B))
         row = rows.stop
         own_rows_B = no_own_rows(len(labels_B)) if own_rows_Q is None else own_rows_Q[rows]

@@ -6,6 +6,7 @@ So the choice, and with it the bytes of the index, are a function of the gallery
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check
 from arcloop.display.terminal import say, track
-from arcloop.retrieval.embed import Gallery
-from arcloop.retrieval.index import FaissIndex, Rows, sample_rows
+from arcloop.retrieval.embed import Chunks, Embeddings, Gallery, Labels
+from arcloop.retrieval.exact_search import exact_neighbours
+from arcloop.retrieval.index import FaissIndex, sample_rows
 
 _FLAT = "Flat"
 _HELD_OUT = 10  # at most a tenth of the rows is kept from training to be asked
@@ -153,29 +155,12 @@ class _Nearest:
 
     def __init__(self, gallery: Gallery, queries: int) -> None:
         self.rows, self._queries_QD = sample_rows(gallery, queries)
-        sims, ids = self._exact(gallery)
-        # Rows as near as the nearest are as good an answer.
-        self._right = np.where(sims >= sims[:, :1] - 1e-6, ids, -1)
-
-    def _exact(self, gallery: Gallery) -> tuple[Any, Rows]:
-        sims = np.full((len(self.rows), _TIES), -np.inf, np.float32)
-        ids = np.full((len(self.rows), _TIES), -1, np.int64)
-        first = 0
         with track("search exactly", gallery.rows, "vectors") as advance:
-            for chunk, _ in gallery.chunks():
-                k = min(_TIES + 1, len(chunk))
-                more_sims, more_ids = faiss.knn(
-                    self._queries_QD, chunk, k, metric=faiss.METRIC_INNER_PRODUCT
-                )
-                more_ids = more_ids.astype(np.int64) + first
-                more_sims[more_ids == self.rows[:, None]] = -np.inf  # itself
-                sims, ids = np.hstack([sims, more_sims]), np.hstack([ids, more_ids])
-                best = np.argsort(-sims, axis=1, kind="stable")[:, :_TIES]
-                sims = np.take_along_axis(sims, best, 1)
-                ids = np.take_along_axis(ids, best, 1)
-                first += len(chunk)
-                advance(len(chunk))
-        return sims, ids
+            sims, rows = exact_neighbours(
+                self._queries_QD, _counted(gallery, advance), _TIES, own_rows_Q=self.rows
+            )
+        # Rows as near as the nearest are as good an answer.
+        self._right = np.where(sims >= sims[:, :1] - 1e-6, rows, -1)
 
     def recall(self, index: Any, search: dict[str, int]) -> float:
         """Share of the queries whose nearest other row the index finds, searching like this."""
@@ -192,6 +177,15 @@ class _Nearest:
         """Whether a measured recall is above what is wanted by two standard errors."""
         error = math.sqrt(max(recall * (1 - recall), 0.0) / len(self.rows))
         return recall - 2 * error >= wanted
+
+
+def _counted(gallery: Gallery, advance: Callable[[int], None]) -> Chunks:
+    def chunks() -> Iterator[tuple[Embeddings, Labels]]:
+        for embeddings, labels in gallery.chunks():
+            yield embeddings, labels
+            advance(len(labels))
+
+    return chunks
 
 
 def _cells(index: Any) -> list[int]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from arcloop.retrieval.exact_search import BlockShape, Chunks, block_shape, compare, regroup
-
-Embeddings = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
+from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
+from arcloop.retrieval.exact_search import BlockShape, block_shape, scan_gallery
 
 _BATCH_ROWS, _MEMORY_MB = 2048, 64
 
@@ -40,7 +37,7 @@ def calibrate_threshold(
     """
     shape = block_shape(_MEMORY_MB, batch=_BATCH_ROWS)
     best: list[Embeddings] = []
-    for embeddings_QD, labels_Q in regroup(val, _BATCH_ROWS):
+    for embeddings_QD, labels_Q in rebatch(val, _BATCH_ROWS):
         best.append(_best_of_another_class(embeddings_QD, labels_Q, gallery, shape))
     return least_threshold(np.concatenate(best), far)
 
@@ -54,7 +51,7 @@ def _best_of_another_class(
         sim_BN[labels_Q[block, None] == labels_N] = -np.inf
         np.maximum(best_Q[block], sim_BN.max(axis=1), out=best_Q[block])
 
-    compare(see, embeddings_QD, gallery, shape)
+    scan_gallery(see, embeddings_QD, gallery, shape)
     return best_Q
 
 

@@ -21,6 +21,8 @@ from arcloop.runtime.searcher import Model, SearcherError
 Images = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
+"""Returns an iterator over (embeddings [n, D], labels [n]) of a gallery, in row order."""
 
 _STEMS = "embeddings", "labels"
 _CHUNK_ROWS = 8192  # as many as evaluation compares at a time, which then joins none
@@ -65,6 +67,36 @@ def embed(
     """
     for images_NHWC, labels in batches:
         yield model.embed(images_NHWC), labels
+
+
+def rebatch(
+    batches: Iterable[tuple[Embeddings, Labels]], rows: int
+) -> Iterator[tuple[Embeddings, Labels]]:
+    """Yield the rows of a stream of (embeddings, labels) in batches of `rows`; the last is shorter.
+
+    >>> one = np.zeros((3, 2), np.float32), np.arange(3)
+    >>> [labels.tolist() for _, labels in rebatch([one, one], 4)]
+    [[0, 1, 2, 0], [1, 2]]
+    """
+    pending: list[tuple[Embeddings, Labels]] = []
+    count = 0
+    for embeddings, labels in batches:
+        while len(labels) >= rows - count:
+            take = rows - count
+            yield _concatenate([*pending, (embeddings[:take], labels[:take])])
+            embeddings, labels = embeddings[take:], labels[take:]
+            pending, count = [], 0
+        if len(labels):
+            pending.append((embeddings, labels))
+            count += len(labels)
+    if pending:
+        yield _concatenate(pending)
+
+
+def _concatenate(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([e for e, _ in parts]), np.concatenate([label for _, label in parts])
 
 
 def write_gallery(

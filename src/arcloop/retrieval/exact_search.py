@@ -1,227 +1,314 @@
-"""Every query against every gallery row, block by block, in bounded memory, on several cores.
+"""Exact cosine search: every query against every gallery row, in bounded memory, on several cores.
 
-Shapes: Q queries that read the gallery together, B of a block of them, N gallery rows of a block,
-D dimensions, K ranks.
+`scan_gallery` computes the similarities block by block, `TopK` keeps the largest of them, and
+`exact_neighbours` combines the two. All exact searches of arcloop use this module.
+
+Shapes: Q queries, B queries of a block, N gallery rows of a block, D dimensions, K neighbours.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
-from itertools import zip_longest
-from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 
 from arcloop.errors import DataError
-from arcloop.retrieval.free_memory import give_back_free_memory
+from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
 
-Embeddings = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 S = TypeVar("S")
 T = TypeVar("T")
-Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
-See = Callable[[slice, int, Embeddings, Labels], None]
-"""Takes the block's place among the queries, its first gallery row, cosines [B, N], labels [N]."""
+Visitor = Callable[[slice, int, Embeddings, Labels], None]
+"""Takes the slice of queries, the first gallery row, cosines [B, N] and labels [N] of a block."""
 
-_MOST_AT_ONCE = 8  # fixed: a product's last bits depend on its shape, and so may not the cores
-_QUERIES, _CELLS = 512, 2**19  # of a block; its similarities are about what a cache holds
-_MOST_TOGETHER = 4096
-_BYTES_PER_COSINE = 4
-_BYTES_PER_CELL, _BYTES_PER_RANK = 15, 64  # with what is made of them, while and after comparing
-_READ_ROWS = 8192  # of the gallery, at a time
+EXCLUDED = np.float32(-1.5)
+"""Similarity of a query to its own gallery row, so that the row ranks after all others."""
+
+_MAX_THREADS = 8  # constant, because the rounding of a matrix product depends on the block shape
+_BLOCK_QUERIES, _BLOCK_CELLS = 512, 2**19  # 2 MiB of similarities fit in the cache of a core
+_BATCH_QUERIES = 4096
+_BYTES_PER_CELL, _BYTES_PER_NEIGHBOUR = 15, 64
+_READ_ROWS = 8192  # gallery rows read at a time
+_STEP = 2.0**-30  # resolution of a ranking key, finer than the rounding of a float32 dot product
+_LOW_32_BITS = np.int64(2**32 - 1)
+_LAST_KEY = np.iinfo(np.int64).max
+_DENSE = 4  # above one candidate in 4 cells, it is cheaper to compute the keys of the whole block
 
 
 class BlockShape(NamedTuple):
-    """How the comparison is cut, whatever the machine.
+    """Sizes of the blocks of a scan. They do not depend on the machine.
 
     Attributes:
-        together: Queries that read the gallery together, Q.
-        queries: B.
-        columns: N.
+        batch: Queries scanned together.
+        queries: Queries of a block, B.
+        columns: Gallery rows of a block, N.
     """
 
-    together: int
+    batch: int
     queries: int
     columns: int
 
+    def blocks(self, queries: int) -> list[slice]:
+        """Split a batch of queries into blocks; the last may be shorter."""
+        starts = range(0, queries, self.queries)
+        return [slice(start, min(start + self.queries, queries)) for start in starts]
 
-def block_shape(memory_mb: float, k: int = 0, batch: int = _MOST_TOGETHER) -> BlockShape:
-    """Choose how many queries meet how many gallery rows at a time.
+
+def block_shape(memory_mb: float, k: int = 0, batch: int = _BATCH_QUERIES) -> BlockShape:
+    """Choose block sizes that keep a scan within a memory limit.
 
     Args:
-        memory_mb: Bound on what is held beside queries and gallery, on 8 cores, in MiB.
-        k: Ranks kept for each query.
-        batch: Queries there are at a time.
+        memory_mb: Limit in MiB for 8 threads, without the queries and the gallery chunk.
+        k: Neighbours kept per query.
+        batch: Number of queries available at a time.
 
     Returns:
-        Numbers that are each at least 1.
+        Sizes of at least 1.
 
-    >>> block_shape(64), block_shape(64, batch=512).columns, block_shape(64, k=50_000).together
-    (BlockShape(together=4096, queries=512, columns=1024), 8192, 20)
+    >>> block_shape(64), block_shape(64, batch=512).columns, block_shape(64, k=50_000).batch
+    (BlockShape(batch=4096, queries=512, columns=1024), 8192, 20)
     """
     size = int(memory_mb * 2**20)
-    together = max(1, min(batch, _MOST_TOGETHER, size // (8 * 8 * max(k, 1))))
-    size = (size - 8 * together * k) // _MOST_AT_ONCE  # of a block
-    most = max(1, size * 3 // 4 // (_BYTES_PER_RANK * max(k, 1)))  # the rest is for cosines
-    blocks = max(_MOST_AT_ONCE, -(-together // min(_QUERIES, most)))
-    queries = -(-together // blocks)
-    columns = min(
-        _READ_ROWS,
-        _CELLS // queries,
-        size // queries // _BYTES_PER_CELL,
-        (size // queries - _BYTES_PER_RANK * k) // _BYTES_PER_COSINE,
-    )
-    return BlockShape(together, queries, max(1, columns))
+    batch = max(1, min(batch, _BATCH_QUERIES, size // (8 * 8 * max(k, 1))))
+    block_bytes = (size - 8 * batch * k) // _MAX_THREADS
+    # Neighbours take at most three quarters of a block's memory, similarities the rest.
+    most_queries = max(1, block_bytes * 3 // 4 // (_BYTES_PER_NEIGHBOUR * max(k, 1)))
+    blocks = max(_MAX_THREADS, -(-batch // min(_BLOCK_QUERIES, most_queries)))
+    queries = -(-batch // blocks)
+    cell_bytes = block_bytes // queries - _BYTES_PER_NEIGHBOUR * k
+    columns = min(_READ_ROWS, _BLOCK_CELLS // queries, cell_bytes // _BYTES_PER_CELL)
+    return BlockShape(batch, queries, max(1, columns))
 
 
-def regroup(
-    batches: Iterable[tuple[Embeddings, Labels]], rows: int
-) -> Iterator[tuple[Embeddings, Labels]]:
-    """Cut a stream of (embeddings, labels) anew: `rows` at a time, the last may be fewer."""
-    held: list[tuple[Embeddings, Labels]] = []
-    count = 0
-    for embeddings, labels in batches:
-        while len(labels) >= rows - count:
-            take = rows - count
-            yield _joined([*held, (embeddings[:take], labels[:take])])
-            embeddings, labels = embeddings[take:], labels[take:]
-            held, count = [], 0
-        if len(labels):
-            held.append((embeddings, labels))
-            count += len(labels)
-    if held:
-        yield _joined(held)
+def scan_gallery(
+    visit: Visitor, queries_QD: Embeddings, gallery: Chunks, shape: BlockShape
+) -> None:
+    """Compute the cosines of queries with the whole gallery, one block at a time.
 
-
-def _joined(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, Labels]:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([e for e, _ in parts]), np.concatenate([label for _, label in parts])
-
-
-def blocks_of(rows: int, shape: BlockShape) -> list[slice]:
-    """Cut queries that read the gallery together into blocks; the last may have fewer."""
-    starts = range(0, rows, shape.queries)
-    return [slice(start, min(start + shape.queries, rows)) for start in starts]
-
-
-def compare(see: See, queries_QD: Embeddings, gallery: Chunks, shape: BlockShape) -> None:
-    """Show the cosines of queries with the whole gallery, on up to 8 cores.
-
-    Each core has a block of its own, and its matrix products use that core only: threads that
-    shared a product would spend most of their time waiting for each other between products. The
-    gallery is read once, and a block sees it in row order.
+    The gallery is read once. Up to 8 threads work on different blocks of queries, and each visits
+    the gallery in row order.
 
     Args:
-        see: Told of every block; the cosines are overwritten once it has returned.
+        visit: Called with every block; it may change the similarities, which are overwritten
+            after it returns.
         queries_QD: float32, rows of norm 1.
-        gallery: Gives the gallery anew in row order, in chunks of any length.
-        shape: How to cut; `blocks_of` the queries are the blocks.
+        gallery: Returns an iterator over the gallery in row order, in chunks of any length.
+        shape: Block sizes.
 
     Raises:
         DataError: An embedding is not finite.
     """
-    queries = torch.from_numpy(np.require(queries_QD, requirements=["C", "W"]))
-    blocks = blocks_of(len(queries), shape)
-    buffers: SimpleQueue[torch.Tensor] = SimpleQueue()
-    for _ in range(min(len(blocks), _cores())):
-        buffers.put(torch.empty(min(shape.queries, len(queries)) * shape.columns))
+    queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+    blocks = shape.blocks(len(queries_QD))
+    read_rows = max(1, _READ_ROWS // shape.columns) * shape.columns
 
-    def see_part(
-        block: slice, first_row: int, part_ND: torch.Tensor, labels_N: Labels,
-        before: Future[None] | None,
-    ) -> None:  # fmt: skip
-        if before is not None:  # taken up earlier, so this waits for what is being done
-            before.result()
-        buffer = buffers.get()
-        try:
-            for start in range(0, len(part_ND), shape.columns):
-                piece = slice(start, start + shape.columns)
-                columns_DN = part_ND[piece].T
-                rows = block.stop - block.start
-                sim_BN = buffer[: rows * columns_DN.shape[1]].view(rows, -1)
-                torch.mm(queries[block], columns_DN, out=sim_BN)
-                cosines_BN = sim_BN.numpy()
-                _require_finite(cosines_BN, queries_QD[block], first_row + start)
-                see(block, first_row + start, cosines_BN, labels_N[piece])
-        finally:
-            buffers.put(buffer)
+    def visit_chunk(block: slice, first_row: int, rows_ND: Embeddings, labels_N: Labels) -> None:
+        queries_BD = queries_QD[block]
+        buffer = np.empty(len(queries_BD) * shape.columns, np.float32)
+        for start in range(0, len(rows_ND), shape.columns):
+            columns = slice(start, start + shape.columns)
+            part_ND = rows_ND[columns]
+            sim_BN = buffer[: len(queries_BD) * len(part_ND)].reshape(len(queries_BD), -1)
+            np.matmul(queries_BD, part_ND.T, out=sim_BN)
+            _require_finite(sim_BN, queries_BD, first_row + start)
+            visit(block, first_row + start, sim_BN, labels_N[columns])
 
-    row = 0
-    read = max(1, _READ_ROWS // shape.columns) * shape.columns
-    before: list[Future[None]] = []
-    with _one_core_each() as pool:
-        try:
-            for embeddings_ND, labels_N in regroup(gallery(), read):
-                # What is mapped read-only is copied: torch takes writable arrays only.
-                part_ND = torch.from_numpy(np.require(embeddings_ND, requirements=["C", "W"]))
-                now = [
-                    pool.submit(_on_one_core, see_part, block, row, part_ND, labels_N, earlier)
-                    for block, earlier in zip_longest(blocks, before)
-                ]
-                row += len(labels_N)
-                # Two parts at once: the next is read, and begun, while cores end this one.
-                ending, before = before, now
-                _results(ending)
-        finally:
-            _results(before)
-    give_back_free_memory()
+    first_row = 0
+    with _one_thread_per_block() as pool:
+        for rows_ND, labels_N in rebatch(gallery(), read_rows):
+            rows_ND = np.ascontiguousarray(rows_ND, np.float32)
+            visits = [
+                pool.submit(visit_chunk, block, first_row, rows_ND, labels_N) for block in blocks
+            ]
+            for done in visits:
+                done.result()
+            first_row += len(labels_N)
 
 
-def in_parallel(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    """Do `work` on each, on up to 8 cores, each with products of its own; results in order."""
-    with _one_core_each() as pool:
-        return _results([pool.submit(_on_one_core, work, item) for item in items])
+def map_blocks(work: Callable[[S], T], blocks: Sequence[S]) -> list[T]:
+    """Apply a function to each block, on up to 8 threads.
+
+    >>> map_blocks(len, ["a", "bc"])
+    [1, 2]
+    """
+    with _one_thread_per_block() as pool:
+        return list(pool.map(work, blocks))
 
 
 @contextmanager
-def _one_core_each() -> Iterator[ThreadPoolExecutor]:
-    """Lend the threads, each with products on one core; to be done when left."""
-    cores = torch.get_num_threads()
-    pool = _pool(os.getpid(), _cores())
-    torch.set_num_threads(1)
-    try:
+def _one_thread_per_block() -> Iterator[ThreadPoolExecutor]:
+    """Yield a thread pool in which each matrix product uses one thread.
+
+    Products of this size are too short to be split over cores: the threads would mostly wait.
+    """
+    threads = min(torch.get_num_threads(), _MAX_THREADS)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield pool
-    finally:
-        torch.set_num_threads(cores)
 
 
-def _on_one_core(work: Callable[..., T], *arguments: Any) -> T:
-    # A thread takes over, for good, what was set in another when it first asks how many there are.
-    torch.get_num_threads()
-    return work(*arguments)
+def own_cells(
+    own_rows_B: Labels, first_row: int, columns: int
+) -> tuple[npt.NDArray[np.intp], Labels]:
+    """Find the cells of a block that compare a query with its own gallery row.
+
+    Args:
+        own_rows_B: Gallery row that is the query itself; -1: the query is not in the gallery.
+        first_row: Gallery row of the block's first column.
+        columns: Number of columns of the block, N.
+
+    Returns:
+        Row and column indices into the block [B, N].
+
+    >>> queries, columns = own_cells(np.array([7, -1, 2]), first_row=5, columns=4)
+    >>> queries.tolist(), columns.tolist()
+    ([0], [2])
+    """
+    column_B = own_rows_B - first_row
+    queries = np.flatnonzero((own_rows_B >= 0) & (column_B >= 0) & (column_B < columns))
+    return queries, column_B[queries]
 
 
-def _results(futures: Sequence[Future[T]]) -> list[T]:
-    """Return what they return, or raise what one raises, once all have ended."""
-    wait(futures)
-    return [future.result() for future in futures]
+def ranking_keys(similarities: npt.NDArray[np.floating], rows: Labels) -> Labels:
+    """Return integers that order gallery rows by falling similarity, then by rising row number.
+
+    The upper 32 bits are the negated similarity in steps of 2**-30, the lower 32 bits the row.
+
+    Args:
+        similarities: Cosines, any shape.
+        rows: int64 under 2**32, of a shape that broadcasts to that of the similarities.
+    """
+    keys = np.empty(similarities.shape, np.int64)
+    np.multiply(similarities, np.float32(-1 / _STEP), out=keys, casting="unsafe")
+    keys <<= 32
+    keys |= rows
+    return keys
 
 
-def _cores() -> int:
-    return min(torch.get_num_threads(), _MOST_AT_ONCE)
+class TopK:
+    """Keeps the k most similar gallery rows of each query; of equal rows the lower comes first.
+
+    Args:
+        queries: Number of queries, B.
+        k: Rows kept per query.
+    """
+
+    def __init__(self, queries: int, k: int) -> None:
+        self._k = k
+        self._keys = np.empty((queries, 0), np.int64)
+
+    def add(self, first_row: int, sim_BN: Embeddings) -> None:
+        """Add the similarities of gallery rows from `first_row` on, float32 [B, N]."""
+        keys = np.concatenate([self._keys, self._candidates(first_row, sim_BN)], axis=1)
+        if keys.shape[1] >= self._k:
+            keys.partition(self._k - 1, axis=1)
+            keys = keys[:, : self._k].copy()  # a view would keep the larger array alive
+        self._keys = keys
+
+    def _candidates(self, first_row: int, sim_BN: Embeddings) -> Labels:
+        """Return the keys of all rows that can be among the k best, padded with a last key."""
+        queries, columns = sim_BN.shape
+        rows_N = np.arange(first_row, first_row + columns)
+        if self._keys.shape[1] < self._k:
+            return ranking_keys(sim_BN, rows_N)
+        # Keys are truncated towards zero, so the limit is one step below the worst key kept.
+        worst_B = ((self._keys[:, -1] >> 32) + 1) * -_STEP
+        limit_B = np.nextafter(worst_B.astype(np.float32), np.float32(-2))
+        cells = np.flatnonzero(sim_BN >= limit_B[:, None])
+        if len(cells) * _DENSE > sim_BN.size:
+            return ranking_keys(sim_BN, rows_N)
+        query, column = np.divmod(cells, columns)
+        count_B = np.bincount(query, minlength=queries)
+        slot = np.arange(len(cells)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
+        keys = np.full((queries, count_B.max(initial=0)), _LAST_KEY)
+        keys[query, slot] = ranking_keys(sim_BN[query, column], rows_N[column])
+        return keys
+
+    def result(self) -> tuple[npt.NDArray[np.float64], Labels]:
+        """Return similarities float64, in steps of 2**-30, and rows int64, [B, k], best first."""
+        self._keys.sort(axis=1)
+        return np.asarray((self._keys >> 32) * -_STEP), self._keys & _LOW_32_BITS
 
 
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Return a process's threads, which stay: what MKL holds for one is lost when it ends."""
-    return ThreadPoolExecutor(threads, f"blocks-of-{process}")
+def exact_neighbours(
+    queries: Any,
+    gallery: Any | Chunks,
+    k: int,
+    *,
+    own_rows_Q: Labels | None = None,
+    memory_mb: float = 64,
+) -> tuple[Embeddings, Labels]:
+    """Find the k gallery rows with the largest cosine to each query.
+
+    Args:
+        queries: float32 [Q, D] array or tensor, rows of norm 1.
+        gallery: float32 [G, D] array or tensor, rows of norm 1; or a function that returns an
+            iterator over (embeddings, labels) in row order.
+        k: Neighbours per query, at least 1.
+        own_rows_Q: Leave-one-out: the gallery row that is the query itself and is not a neighbour;
+            -1: none. None: no query is in the gallery.
+        memory_mb: Limit in MiB, without queries, gallery and result.
+
+    Returns:
+        Similarities float32 [Q, k] and rows int64 [Q, k], best first; of equally similar rows the
+        lower comes first. -inf and -1 where the gallery has fewer than k rows.
+
+    Raises:
+        DataError: An embedding is not finite.
+
+    >>> rows = np.eye(3, dtype=np.float32)[[0, 1, 1]]
+    >>> exact_neighbours(rows, rows, k=1, own_rows_Q=np.arange(3))[1].ravel().tolist()
+    [1, 2, 1]
+    """
+    queries_QD = _array(queries)
+    own_rows_Q = np.full(len(queries_QD), -1) if own_rows_Q is None else own_rows_Q
+    if not callable(gallery):
+        rows_GD = _array(gallery)
+        gallery = lambda: [(rows_GD, np.zeros(len(rows_GD), np.int64))]  # noqa: E731
+    shape = block_shape(memory_mb, k, len(queries_QD))
+    sim_QK = np.full((len(queries_QD), k), -np.inf, np.float32)
+    rows_QK = np.full((len(queries_QD), k), -1, np.int64)
+    for start in range(0, len(queries_QD), shape.batch):
+        batch = slice(start, start + shape.batch)
+        for block, top in _top_k(queries_QD[batch], own_rows_Q[batch], gallery, k, shape):
+            similarities, rows = top.result()
+            block_rows = slice(start + block.start, start + block.stop)
+            sim_QK[block_rows, : rows.shape[1]] = similarities
+            rows_QK[block_rows, : rows.shape[1]] = rows
+    excluded = (rows_QK == own_rows_Q[:, None]) & (rows_QK >= 0)
+    sim_QK[excluded], rows_QK[excluded] = -np.inf, -1
+    return sim_QK, rows_QK
+
+
+def _top_k(
+    queries_QD: Embeddings, own_rows_Q: Labels, gallery: Chunks, k: int, shape: BlockShape
+) -> list[tuple[slice, TopK]]:
+    blocks = shape.blocks(len(queries_QD))
+    top = {block.start: TopK(block.stop - block.start, k) for block in blocks}
+
+    def visit(block: slice, first_row: int, sim_BN: Embeddings, _: Labels) -> None:
+        sim_BN[own_cells(own_rows_Q[block], first_row, sim_BN.shape[1])] = EXCLUDED
+        top[block.start].add(first_row, sim_BN)
+
+    scan_gallery(visit, queries_QD, gallery, shape)
+    return [(block, top[block.start]) for block in blocks]
+
+
+def _array(rows: Any) -> Embeddings:
+    return np.asarray(rows.detach().cpu() if isinstance(rows, torch.Tensor) else rows, np.float32)
 
 
 def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) -> None:
-    # An embedding that is not finite spoils its whole row or column: one of each is enough to see.
-    spoilt_N = ~np.isfinite(sim_BN[0])
-    if spoilt_N.any() or not np.isfinite(sim_BN[:, 0]).all():
+    # A query or gallery row that is not finite makes its whole row or column of the block so.
+    invalid_N = ~np.isfinite(sim_BN[0])
+    if invalid_N.any() or not np.isfinite(sim_BN[:, 0]).all():
         in_queries = not np.isfinite(queries_BD).all()
         raise DataError(
             "the model gives embeddings that are not finite",
-            where="queries" if in_queries else f"gallery row {first_row + spoilt_N.argmax()}",
+            where="queries" if in_queries else f"gallery row {first_row + invalid_N.argmax()}",
             remedy="training diverged: lower the learning rate, then train and embed again",
         )

@@ -12,35 +12,10 @@ import numpy.typing as npt
 Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-LAST = np.float32(-1.5)
-"""A similarity under that of any other row, which `Nearest` can still hold."""
-
 
 def no_own_rows(queries: int) -> Labels:
     """Return own rows of queries that are not in the gallery."""
     return np.full(queries, -1, np.int64)
-
-
-def own_cells(
-    own_rows_B: Labels, first_row: int, columns: int
-) -> tuple[npt.NDArray[np.intp], Labels]:
-    """Find queries that meet themselves in a block of gallery rows.
-
-    Args:
-        own_rows_B: Own row of each query.
-        first_row: Gallery row of the block's first column.
-        columns: Its columns.
-
-    Returns:
-        The queries, and the column of each: an index into the block [B, columns].
-
-    >>> queries, places = own_cells(np.array([7, -1, 2]), first_row=5, columns=4)
-    >>> queries.tolist(), places.tolist()
-    ([0], [2])
-    """
-    place_B = own_rows_B - first_row
-    queries = np.flatnonzero((place_B >= 0) & (place_B < columns) & (own_rows_B >= 0))
-    return queries, place_B[queries]
 
 
 def without_own(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.evaluation.metrics.leave_one_out import LAST, own_cells
 from arcloop.evaluation.metrics.retrieval_metrics import (
     Bools,
     Floats,
@@ -22,15 +21,17 @@ from arcloop.evaluation.metrics.retrieval_metrics import (
     r_precision,
     reciprocal_rank,
 )
+from arcloop.retrieval.embed import Chunks
 from arcloop.retrieval.exact_search import (
+    EXCLUDED,
     BlockShape,
-    Chunks,
+    TopK,
     block_shape,
-    blocks_of,
-    compare,
-    in_parallel,
+    map_blocks,
+    own_cells,
+    ranking_keys,
+    scan_gallery,
 )
-from arcloop.retrieval.nearest import Nearest, at_least, keys_of
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -134,8 +135,8 @@ class RankedGallery:
             DataError: An embedding is not finite.
         """
         parts: list[ByQuery] = []
-        for start in range(0, len(labels_Q), self._shape.together):
-            these = slice(start, start + self._shape.together)
+        for start in range(0, len(labels_Q), self._shape.batch):
+            these = slice(start, start + self._shape.batch)
             parts += self._rank_together(
                 embeddings_QD[these], labels_Q[these], own_rows_Q[these], start, look, see
             )
@@ -143,8 +144,8 @@ class RankedGallery:
         if "mrr" in found:
             relevant_Q = self.relevant(labels_Q, own_rows_Q)
             later = np.flatnonzero((found["mrr"] == 0) & (relevant_Q > 0))
-            for start in range(0, len(later), self._shape.together):
-                these_ = later[start : start + self._shape.together]
+            for start in range(0, len(later), self._shape.batch):
+                these_ = later[start : start + self._shape.batch]
                 found["mrr"][these_] = 1 / self._first_right(
                     embeddings_QD[these_], labels_Q[these_], own_rows_Q[these_]
                 )
@@ -159,29 +160,29 @@ class RankedGallery:
         look: Callable[[Ranked], ByQuery],
         see: See | None,
     ) -> list[ByQuery]:
-        blocks = blocks_of(len(labels_Q), self._shape)
-        nearest = {b.start: Nearest(b.stop - b.start, self._ranks) for b in blocks}
+        blocks = self._shape.blocks(len(labels_Q))
+        nearest = {b.start: TopK(b.stop - b.start, self._ranks) for b in blocks}
 
         def see_block(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
             own = own_cells(own_rows_Q[block], first_row, len(labels_N))
             if see is not None:
                 see(slice(first + block.start, first + block.stop), sim_BN, labels_N, own)
-            sim_BN[own] = LAST
+            sim_BN[own] = EXCLUDED
             nearest[block.start].add(first_row, sim_BN)
 
         def look_at(block: slice) -> ByQuery:
             near, labels_B, own_rows_B = (
                 nearest.pop(block.start), labels_Q[block], own_rows_Q[block]
             )  # fmt: skip
-            rows_BR = near.rows()
+            similarities_BR, rows_BR = near.result()
             there_BR = rows_BR != own_rows_B[:, None]
             same_BR = (self._labels_G[rows_BR] == labels_B[:, None]) & there_BR
             relevant_B = self.relevant(labels_B, own_rows_B)
             place = slice(first + block.start, first + block.stop)
-            return look(Ranked(place, rows_BR, near.similarities(), there_BR, same_BR, relevant_B))
+            return look(Ranked(place, rows_BR, similarities_BR, there_BR, same_BR, relevant_B))
 
-        compare(see_block, embeddings_QD, self._gallery, self._shape)
-        return in_parallel(look_at, blocks)
+        scan_gallery(see_block, embeddings_QD, self._gallery, self._shape)
+        return map_blocks(look_at, blocks)
 
     def _first_right(
         self, embeddings_QD: Embeddings, labels_Q: Labels, own_rows_Q: Labels
@@ -195,16 +196,15 @@ class RankedGallery:
             queries, columns = np.divmod(same, len(labels_N))
             itself = own_rows_Q[block][queries] == first_row + columns
             queries, columns = queries[~itself], columns[~itself]
-            keys = keys_of(sim_BN[queries, columns], first_row + columns)
+            keys = ranking_keys(sim_BN[queries, columns], first_row + columns)
             np.minimum.at(best_Q[block], queries, keys)
 
         def count(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
-            sim_BN[own_cells(own_rows_Q[block], first_row, len(labels_N))] = LAST
-            queries, columns = at_least(sim_BN, best_Q[block])
-            before = keys_of(sim_BN[queries, columns], first_row + columns) < best_Q[block][queries]
-            rank_Q[block] += np.bincount(queries[before], minlength=len(sim_BN))
+            sim_BN[own_cells(own_rows_Q[block], first_row, len(labels_N))] = EXCLUDED
+            keys_BN = ranking_keys(sim_BN, np.arange(first_row, first_row + len(labels_N)))
+            rank_Q[block] += (keys_BN < best_Q[block, None]).sum(axis=1)
 
         shape = BlockShape(len(labels_Q), self._shape.queries, self._shape.columns)
         for see in (find, count):
-            compare(see, embeddings_QD, self._gallery, shape)
+            scan_gallery(see, embeddings_QD, self._gallery, shape)
         return rank_Q

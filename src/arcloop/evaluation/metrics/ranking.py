@@ -12,7 +12,7 @@ from arcloop.evaluation.metrics.query_sums import QuerySums
 from arcloop.evaluation.metrics.ranked_gallery import ByQuery, Cells, Ranked, RankedGallery
 from arcloop.evaluation.metrics.retrieval_metrics import Bools, overlap
 from arcloop.evaluation.metrics.verification import SimilarityHistogram
-from arcloop.retrieval.exact_search import Chunks
+from arcloop.retrieval.embed import Chunks
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ from arcloop.evaluation.metrics.leave_one_out import no_own_rows
 from arcloop.evaluation.metrics.query_sums import QuerySums
 from arcloop.evaluation.metrics.ranked_gallery import ByQuery, Ranked, RankedGallery
 from arcloop.evaluation.metrics.retrieval_metrics import hits_at_k
-from arcloop.retrieval.exact_search import Chunks, regroup
+from arcloop.retrieval.embed import Chunks, rebatch
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -83,7 +83,7 @@ def evaluate_retrieval(
     )
     hits, ranks = QuerySums(), QuerySums()
     seen = matched = 0
-    for embeddings_QD, labels_Q in regroup(_checked(queries, "queries"), _BATCH_ROWS):
+    for embeddings_QD, labels_Q in rebatch(_checked(queries, "queries"), _BATCH_ROWS):
         own_rows_Q = no_own_rows(len(labels_Q))
         if leave_one_out:
             own_rows_Q = np.arange(seen, seen + len(labels_Q))
