@@ -33,10 +33,10 @@ demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look a
 	$(BIN)/arcloop run experiment=mnist
 
 serve: $(INSTALLED)  ## a server of the demo's run on this machine
-	$(BIN)/python serving/serve.py run_dir=runs/mnist
+	$(BIN)/arcloop serve run_dir=runs/mnist
 
 pipeline: $(INSTALLED)  ## the same job as a Kubeflow pipeline, on this machine
-	$(BIN)/python kubeflow/submit.py experiment=mnist
+	$(BIN)/arcloop pipeline experiment=mnist
 
 test: $(INSTALLED)  ## every test; those that start servers one after another
 	$(BIN)/python -m pytest -n $(WORKERS) tests src --ignore=tests/serving
