@@ -31,21 +31,29 @@ def test_every_choice_in_conf_composes_and_passes_the_checks(choice):
         ("head.margn=0.3", ["no key head.margn", "did you mean head.margin"]),
         ("+head.margn=0.3", ["head.margn is unknown; did you mean margin"]),
         ("head.margin=abc", ["head.margin='abc' must be a number"]),
-        ("head.margin=7", ["head.margin=7 must be in [0, 3.14159)"]),
+        ("head.margin=7", ["head.margin=7 must be less than 3.14159"]),
         ("head=arcfac", ["no head=arcfac", "did you mean arcface"]),
         ("hed=arcface", ["no key hed", "did you mean head"]),
         ("loader.batch_size=abc", ["loader.batch_size=abc must be an int"]),
-        ("loader.batch_size=0", ["loader.batch_size=0 must be in [1, inf]"]),
+        ("loader.batch_size=0", ["loader.batch_size=0 must be greater than or equal to 1"]),
         ("data=idx", ["data.root is required"]),
         ("a=[", ["cannot read the override"]),
-        ("+foo=1", ["foo is no key"]),
-        ("seed=-1", ["seed=-1 must not be negative"]),
+        ("+foo=1", ["foo is not a key"]),
+        ("seed=-1", ["seed=-1 must be greater than or equal to 0"]),
         ("seed=x", ["seed=x must be an int"]),
-        ("resume=maybe", ["resume=maybe must be one of auto, true, false"]),
-        ("evaluate.gate.min_top1=2", ["evaluate.gate.min_top1=2.0 must be in [0, 1]"]),
+        ("resume=maybe", ["resume='maybe' must be one of auto, true, false"]),
+        (
+            "evaluate.gate.min_top1=2",
+            ["evaluate.gate.min_top1=2.0 must be less than or equal to 1"],
+        ),
         ("optimizer.factory.momentm=1", ["did you mean optimizer.factory.momentum"]),
-        ("head._target_=arcloop.models.Nope", ["names nothing that is installed"]),
+        ("head._target_=arcloop.models.Nope", ["is not installed"]),
         ("run_dir=${nope}", ["nope"]),
+        ("head.margin=1,2", ["head.margin=1,2", "several values need -m"]),
+        ("loader=3", ["loader=3 must be a mapping", "loader.batch_size"]),
+        ("seed=null", ["seed=null must be an int"]),
+        ("callbacks=[nope]", ["no callbacks=nope", "choices: default"]),
+        ("backbone.widths=[8,x]", ["backbone.widths=[8, 'x'] item 1 must be an int"]),
     ],
 )
 def test_a_wrong_override_is_one_clear_error(override, messages):
@@ -55,7 +63,7 @@ def test_a_wrong_override_is_one_clear_error(override, messages):
         assert message in str(caught.value)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         compose_config(["loader.batch_size=0", "head.margin=7", "trainer.max_epochs=x", "seed=-1"])
     for key in ("loader.batch_size", "head.margin", "trainer.max_epochs", "seed"):
@@ -73,7 +81,7 @@ def test_checking_the_config_imports_nothing_heavy():
 
 def test_a_value_lives_in_one_place():
     """What YAML sets has no default in Python."""
-    from arcloop.config.targets import signature_of
+    from arcloop.config.signatures import read_signature
 
     groups = (
         "data",
@@ -89,7 +97,7 @@ def test_a_value_lives_in_one_place():
         for file in (bundled("conf") / group).glob("*.yaml"):
             choice = f"{group}={file.stem}"
             node = to_plain(compose_config([choice, *REQUIRED.get(choice, [])]))[group]
-            signature = signature_of(node["_target_"])
+            signature = read_signature(node["_target_"])
             twice = [
                 k
                 for k in node

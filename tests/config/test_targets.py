@@ -7,7 +7,8 @@ import pytorch_lightning
 import torch
 from pytorch_metric_learning import distances, losses, miners, reducers
 
-from arcloop.config.targets import faults, signature_of
+from arcloop.config.signatures import read_signature
+from arcloop.config.targets import find_faults
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_reads_from_source_what_inspect_sees_at_run_time(target):
     __import__(module)
     real = inspect.signature(getattr(sys.modules[module], name)).parameters.values()
     named = [p for p in real if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    found = signature_of(target)
+    found = read_signature(target)
     assert sorted(found.parameters) == sorted(p.name for p in named)
     assert {n for n, p in found.parameters.items() if p.required} == {
         p.name for p in named if p.default is p.empty
@@ -40,7 +41,7 @@ def test_reads_from_source_what_inspect_sees_at_run_time(target):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from arcloop.config.targets import signature_of as s;"
+        "import sys; from arcloop.config.signatures import read_signature as s;"
         "s('torch.optim.SGD'); s('pytorch_lightning.Trainer'); s('arcloop.models.ArcFace');"
         "assert not {'torch', 'pytorch_lightning', 'arcloop.models'} & set(sys.modules)"
     )
@@ -55,10 +56,10 @@ HEAD = {"_target_": "arcloop.models.ArcFace", "_partial_": True, "scale": 32.0}
     ("node", "message"),
     [
         ({"head": {**HEAD, "margn": 1}}, "head.margn is unknown; did you mean margin"),
-        ({"head": {**HEAD, "margin": 4}}, "head.margin=4 must be in [0, 3.14159)"),
+        ({"head": {**HEAD, "margin": 4}}, "head.margin=4 must be less than 3.14159"),
         ({"head": {**HEAD, "easy_margin": 1}}, "head.easy_margin=1 must be true or false"),
-        ({"head": {"_target_": "arcloop.models.Nope"}}, "names nothing that is installed"),
-        ({"head": {"_target_": "nope.Nope"}}, "names nothing that is installed"),
+        ({"head": {"_target_": "arcloop.models.Nope"}}, "is not installed"),
+        ({"head": {"_target_": "nope.Nope"}}, "is not installed"),
         ({"index": {"_target_": "faiss_gpu.Index"}}, "pip install 'arcloop[gpu]'"),
         (
             {"loss": {"_target_": f"{PML}.losses.MultiSimilarityLoss", "alfa": 2}},
@@ -74,18 +75,18 @@ HEAD = {"_target_": "arcloop.models.ArcFace", "_partial_": True, "scale": 32.0}
             "a[0].lrr is unknown",
         ),
         ({"x": {"_target_": "torch.optim.SGD"}}, "x.params is required by torch.optim.SGD"),
-        ({"a": {"b": HEAD | {"scale": 0}}}, "a.b.scale=0 must be in (0, inf)"),
+        ({"a": {"b": HEAD | {"scale": 0}}}, "a.b.scale=0 must be greater than 0"),
     ],
 )
 def test_faults(node, message):
-    found = list(faults(node))
+    found = list(find_faults(node))
     assert len(found) == 1
     assert message in found[0]
 
 
 def test_a_good_node_has_no_fault():
     sgd = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1, "nesterov": True}
-    assert list(faults({"head": HEAD, "optimizer": {"factory": sgd}})) == []
+    assert list(find_faults({"head": HEAD, "optimizer": {"factory": sgd}})) == []
     assert torch.optim.SGD
     assert pytorch_lightning
 
@@ -98,13 +99,13 @@ CALLABLES = [
 ]
 
 
-FOLLOWED = [t for t in CALLABLES if (s := signature_of(t)) is not None and not s.open]
+FOLLOWED = [t for t in CALLABLES if (s := read_signature(t)) is not None and not s.open]
 
 
 @pytest.mark.parametrize("target", FOLLOWED)
 def test_keywords_are_followed_to_the_classes_that_take_them(target):
     """What passes **kwargs on to its base takes what that takes, and Python agrees."""
-    signature = signature_of(target)
+    signature = read_signature(target)
     module, _, name = target.rpartition(".")
     make = getattr(sys.modules[module], name)
     with pytest.raises(TypeError, match="unexpected keyword argument 'nope'"):

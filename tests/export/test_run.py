@@ -64,7 +64,10 @@ WRONG = {
     "an opset of the future": (["export=onnx", "export.onnx.opset=99"], "support opsets"),
     "an opset that is none": (["export=onnx", "export.onnx.opset=x"], "must be an int"),
     "a format that is none": (["export=onx"], "did you mean onnx"),
-    "a bound that is none": (["export=onnx", "export.onnx.max_abs_diff=0"], "must be in (0, inf)"),
+    "a bound that is none": (
+        ["export=onnx", "export.onnx.max_abs_diff=0"],
+        "must be greater than 0",
+    ),
 }
 
 

@@ -154,8 +154,8 @@ WRONG = {
     "tag, no digest": (["cluster.image=a/b:latest"], "must name its digest"),
     "memory": (["cluster.steps.train.memory=lots"], "is no quantity"),
     "toleration": (["cluster.tolerations=[{key: a, operator: Equals}]"], "Equal or Exists"),
-    "retries": (["cluster.retries.count=-1"], "cluster.retries.count=-1 must be in"),
-    "storage": (["cluster.storage=disk"], "must be one of artifacts, pvc"),
+    "retries": (["cluster.retries.count=-1"], "cluster.retries.count=-1 must be"),
+    "storage": (["cluster.storage=disk"], "must be 'artifacts' or 'pvc'"),
     "trainjob without volume": (
         ["cluster.train=trainjob", "cluster.storage=artifacts"], "needs cluster.storage=pvc",
     ),

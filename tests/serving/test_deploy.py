@@ -91,7 +91,7 @@ def test_an_archive_that_answers_wrongly_never_goes_live(arguments, run_dir, sto
 
 WRONG = {
     "no run": (deploy, ["run_dir=none"], 1, "there is no run here"),
-    "a wrong value": (deploy, ["deploy.keep=0"], 2, "deploy.keep=0 must be in"),
+    "a wrong value": (deploy, ["deploy.keep=0"], 2, "deploy.keep=0 must be greater than"),
     "a misspelt key": (deploy, ["deploy.kep=3"], 2, "did you mean deploy.keep"),
     "no verb": (versions, [], 2, "no verb"),
     "another verb": (versions, ["liszt"], 2, "VERB is list"),

@@ -13,8 +13,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from arcloop.config.composition import bundled, check, explain, register
-from arcloop.config.recorded import stored_overrides
+from arcloop.config.composition import (
+    as_config_error,
+    bundled,
+    check_config,
+    recorded_overrides,
+    register_schema,
+)
 from arcloop.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -31,7 +36,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     Raises:
         ArcloopError: The config or the work is at fault; in a sweep, that of any job.
     """
-    register()
+    register_schema()
     # Threads that spin for long while they wait make training several times slower beside other
     # work; threads that sleep at once cost a quarter of the speed on an idle machine.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -40,7 +45,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
-    stored = stored_overrides(overrides) if verb in FROM_RUN else []
+    stored = recorded_overrides(overrides) if verb in FROM_RUN else []
     if {"-m", "--multirun"} & set(flags) or "hydra.mode=MULTIRUN" in overrides:
         return _sweep(verb, flags, [*stored, *overrides])
     return _single(verb, flags, [*stored, *overrides])
@@ -52,7 +57,7 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
 
     def job(config: DictConfig) -> None:
         try:
-            check(config)
+            check_config(config)
             from arcloop.pipeline.chain import execute  # not before the config is known to be good
 
             outcomes.append(execute(verb, config, list(HydraConfig.get().overrides.task)))
@@ -98,6 +103,6 @@ def _hydra(job: Callable[[DictConfig], object], verb: str, arguments: Sequence[s
             job
         )()
     except (HydraException, OmegaConfBaseException) as error:
-        raise explain(error) from None
+        raise as_config_error(error) from None
     finally:
         sys.argv = before

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from arcloop.config.extras import require_extra
+from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, report_errors
 
 

@@ -1,14 +1,13 @@
-"""conf/ and overrides -> one checked config. Imports Hydra and nothing heavier.
+"""Compose the config from conf/ and overrides, and check it before any work starts.
 
-Every fault that can be seen without torch is found here, all of them at once, before any work.
+Imports Hydra and pydantic but not torch. All faults of a config are reported in one error.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,26 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from arcloop.config import targets
-from arcloop.config.schema import (
-    BackboneWeightsSettings,
-    CalibrationSettings,
-    Config,
-    EmbedSettings,
-    EvaluateSettings,
-    LoaderSettings,
-    ValidationSettings,
-    setting_faults,
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
 )
-from arcloop.errors import ArcloopError, ConfigError
 
-_SETTINGS = {
-    "loader": LoaderSettings,
-    "backbone_weights": BackboneWeightsSettings,
-    "validation": ValidationSettings,
-    "embed": EmbedSettings,
-    "calibration": CalibrationSettings,
-    "evaluate": EvaluateSettings,
-}
-_CHOICES = {"resume": ("auto", "true", "false"), "monitor_mode": ("max", "min")}
+from arcloop import artifacts
+from arcloop.config import targets
+from arcloop.config.schema import Config
+from arcloop.config.value_types import describe_mismatch, field_types, find_mismatches
+from arcloop.errors import ArcloopError, ArtifactError, ConfigError
 
 
 def bundled(name: str) -> Path:
-    """Return the folder of something that comes with arcloop: "conf" or "mnist"."""
+    """Return a folder that is part of arcloop: "conf" or "mnist"."""
     package = Path(__file__).parents[1]
     installed = package / "_bundled" / name
     if installed.is_dir():
@@ -60,8 +43,8 @@ def bundled(name: str) -> Path:
     return checkout / {"conf": "conf", "mnist": "data/mnist"}[name]
 
 
-def register() -> None:
-    """Tell Hydra the types of the settings, and OmegaConf the `bundled` resolver."""
+def register_schema() -> None:
+    """Register the schema with Hydra and the `bundled` resolver with OmegaConf."""
     ConfigStore.instance().store(name="schema", node=Config, provider="arcloop")
     if not OmegaConf.has_resolver("bundled"):
         OmegaConf.register_new_resolver("bundled", lambda name: str(bundled(name)))
@@ -71,83 +54,127 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose conf/config.yaml with overrides, as the command line does, and check it.
 
     Raises:
-        ConfigError: Anything about it is wrong.
+        ConfigError: Names every fault of the config.
     """
-    config = compose_with_hydra(overrides, hydra=False)
-    check(config)
+    config = compose_unchecked(overrides, hydra=False)
+    check_config(config)
     return config
 
 
-def compose_with_hydra(overrides: Sequence[str], *, hydra: bool = True) -> DictConfig:
-    """Compose without checking, with Hydra's own settings if asked for.
+def compose_unchecked(overrides: Sequence[str], *, hydra: bool = True) -> DictConfig:
+    """Compose the config without checking it.
+
+    Args:
+        overrides: Hydra overrides.
+        hydra: Include Hydra's own settings under the key `hydra`.
 
     Raises:
-        ConfigError: An override names no key or choice, or has the wrong type.
+        ConfigError: An override names an unknown key or choice, or has the wrong type.
     """
-    register()
+    register_schema()
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             return compose("config", list(overrides), return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as cause:
-        raise explain(cause) from None
+        raise as_config_error(cause) from None
 
 
-def check(config: DictConfig) -> None:
-    """Refuse a composed config in which anything is missing, misspelt, mistyped or out of range.
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides with Hydra's grammar.
 
     Raises:
-        ConfigError: Names every fault there is.
+        ConfigError: One of them is not an override.
+    """
+    try:
+        return list(OverridesParser.create().parse_overrides(list(overrides)))
+    except HydraException as cause:
+        raise as_config_error(cause) from None
+
+
+def recorded_overrides(given: Sequence[str]) -> list[str]:
+    """Return the overrides that a finished run was made with, without those that `given` replaces.
+
+    An override replaces a recorded one of the same key. A choice of a group also replaces the
+    recorded values in the group, which need not fit another choice.
+
+    Args:
+        given: Overrides. `run_dir=...` names the run; without it, or if it is not a finished
+            artifact, the result is empty.
+
+    Raises:
+        ArtifactError: The folder is an artifact but not a run.
+    """
+    parsed = {override.key_or_group: override for override in parse_overrides(given)}
+    run_dir = parsed["run_dir"].value() if "run_dir" in parsed else None
+    if not isinstance(run_dir, str) or not artifacts.exists(Path(run_dir)):
+        return []
+    recorded = artifacts.read(Path(run_dir), "run").info.get("overrides")
+    if not isinstance(recorded, list):
+        raise ArtifactError(
+            "the manifest of this run does not record the overrides of its config",
+            where=Path(run_dir) / artifacts.MANIFEST,
+            remedy="train the run again",
+        )
+    keys = ((override, override.partition("=")[0].lstrip("+~")) for override in recorded)
+    return [o for o, key in keys if key not in parsed and key.partition(".")[0] not in parsed]
+
+
+def check_config(config: DictConfig) -> None:
+    """Check a composed config for missing, unknown, mistyped and out-of-range values.
+
+    Raises:
+        ConfigError: Names every fault.
     """
     try:
         missing = sorted(OmegaConf.missing_keys(config))
-    except OmegaConfBaseException as cause:  # an interpolation leads nowhere
-        raise explain(cause) from None
+    except OmegaConfBaseException as cause:  # an interpolation that cannot be resolved
+        raise as_config_error(cause) from None
     faults = [f"{key} is required; pass {key}=..." for key in missing]
     if not faults:
-        plain = to_plain(config)
-        faults = _scalar_faults(plain)
-        for name, settings in _SETTINGS.items():
-            faults += setting_faults(settings, plain[name], name)
-        groups = {key: value for key, value in plain.items() if key not in _SETTINGS}
-        faults += targets.faults(groups)
+        plain, known = to_plain(config), field_types(Config)
+        faults = [f"{key} is not a key of the config" for key in plain if key not in known]
+        faults += find_mismatches(plain, known, "")
+        faults += targets.find_faults(plain)
     if faults:
         raise ConfigError("\n".join(faults), remedy="correct the config; nothing was started")
 
 
-def _scalar_faults(plain: Mapping[str, Any]) -> list[str]:
-    known = [field.name for field in fields(Config)]
-    faults = [f"{key} is no key of the config" for key in plain if key not in known]
-    for key, choices in _CHOICES.items():
-        if str(plain[key]).lower() not in choices:
-            faults.append(f"{key}={plain[key]} must be one of {', '.join(choices)}")
-    if plain["seed"] < 0:
-        faults.append(f"seed={plain['seed']} must not be negative")
-    return faults
-
-
 def to_plain(config: DictConfig) -> dict[str, Any]:
-    """Return the resolved config as dicts, lists and scalars."""
+    """Return the resolved config, without Hydra's own settings, as dicts, lists and scalars."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
-def explain(cause: BaseException) -> ArcloopError:
-    """Turn what Hydra or OmegaConf raised into one clear `ConfigError`; keep our own errors."""
+def as_config_error(cause: BaseException) -> ArcloopError:
+    """Convert an exception of Hydra or OmegaConf to a `ConfigError`.
+
+    An `ArcloopError` among its causes is returned unchanged.
+    """
     chain = list(_causes(cause))
     for link in chain:
         if isinstance(link, ArcloopError):
             return link
     for link in chain:
         if isinstance(link, MissingConfigException):
-            return _missing_choice(link)
+            return _unknown_choice(link)
         if isinstance(link, OverrideParseException):
             return ConfigError(
                 f"cannot read the override {link.override!r}",
                 remedy="an override is KEY=VALUE; quote values with spaces or brackets",
             )
-    return _bad_override(cause, chain)
+        if isinstance(link, ValidationError) and link.full_key:
+            return _wrong_type(link.full_key, link.value)
+        if isinstance(link, ConfigKeyError | ConfigAttributeError) and link.full_key:
+            return _unknown_key(link.full_key)
+    where = str(cause).partition("full_key: ")[2]  # the exceptions of `instantiate` have no field
+    first_line = str(chain[-1] if where else cause).strip().partition("\n")[0]
+    return ConfigError(
+        first_line or type(cause).__name__,
+        where=where or None,
+        remedy="correct the config. A list is written in brackets; several values need -m",
+    )
 
 
 def _causes(error: BaseException | None) -> Iterable[BaseException]:
@@ -156,53 +183,30 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _missing_choice(error: MissingConfigException) -> ConfigError:
+def _unknown_choice(error: MissingConfigException) -> ConfigError:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or [])
+    options = [file.stem for file in sorted((bundled("conf") / group).glob("*.yaml"))]
     near = difflib.get_close_matches(choice, options, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ConfigError(
-        f"there is no {group}={choice}", remedy=f"{hint}choices: {', '.join(sorted(options))}"
+        f"there is no {group}={choice}", remedy=f"{hint}choices: {', '.join(options)}"
     )
 
 
-def _bad_override(cause: BaseException, chain: Sequence[BaseException]) -> ConfigError:
-    text = "\n".join(str(link) for link in chain)
-    named = re.search(r"(?:Could not override|merging override) '?\+*([\w.@/]+)", text)
-    unknown = re.search(r"Key '(\w+)' (?:is )?not in (?:struct|'\w+')", text)
-    if unknown:
-        key = named.group(1) if named else unknown.group(1)
-        return _unknown_key(key)
-    wrong_type = re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text)
-    if wrong_type:
-        where = re.search(r"full_key: (\S+)", text)
-        key = where.group(1) if where else named.group(1) if named else "a value"
-        kind = {"Integer": "an int", "Float": "a number", "Boolean": "true or false"}
-        what = kind.get(wrong_type.group(2), f"a {wrong_type.group(2)}")
-        return ConfigError(f"{key}={wrong_type.group(1)} must be {what}", remedy="change the value")
-    if isinstance(cause, InstantiationException):
-        root = chain[-1]
-        where = re.search(r"full_key: (\S+)", text)
-        return ConfigError(
-            str(root).splitlines()[0],
-            where=where.group(1) if where else None,
-            remedy="change the value",
-        )
-    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
-    if several:
-        return ConfigError(
-            f"{several.group(1)} has several values",
-            remedy="-m makes a job for each; a list is written in brackets",
-        )
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    first = lines[0] if lines else type(cause).__name__
-    if isinstance(cause, ConfigCompositionException) and len(chain) > 1:
-        first = f"{first} {str(chain[1]).splitlines()[0]}"
-    return ConfigError(first, remedy="correct the override; see `arcloop --help`")
+def _wrong_type(key: str, value: object) -> ConfigError:
+    hint: Any = Config
+    for name in key.split("."):
+        hint = field_types(hint).get(name, Any) if is_dataclass(hint) else Any
+    if isinstance(hint, type) and is_dataclass(hint):
+        remedy = f"set one of its keys: {', '.join(f'{key}.{name}' for name in field_types(hint))}"
+        return ConfigError(f"{key}={value} must be a mapping", remedy=remedy)
+    message = describe_mismatch(value, hint) or "has the wrong type"
+    shown = "null" if value is None else value
+    return ConfigError(f"{key}={shown} {message}", remedy="change the value")
 
 
 def _unknown_key(key: str) -> ConfigError:
-    """Say which known key was meant, or of which choice of its group the key is."""
+    """Return an error that names similar keys, or the choices of the group that have the key."""
     conf = bundled("conf")
     group = key.partition(".")[0]
     choices = {
@@ -229,7 +233,7 @@ def _read(file: Path) -> Any:
 
 
 def _keys(node: Any, prefix: str = "") -> Iterable[str]:
-    if isinstance(node, dict):
+    if isinstance(node, Mapping):
         for name, child in node.items():
             yield f"{prefix}{name}"
             yield from _keys(child, f"{prefix}{name}.")

@@ -1,15 +1,14 @@
-"""Typed settings of the steps. Their values live in conf/; their types and ranges live here.
+"""Types and ranges of the settings of the steps; their values are in conf/.
 
-Library-like things (source, backbone, head, optimizer, ...) are `_target_` nodes instead: there the
-constructor is the schema. Nothing below the command line sees a DictConfig.
+Objects such as the source, backbone, head or optimizer are `_target_` nodes instead. The signature
+of their constructor is their schema. The command line converts the DictConfig to these classes and
+plain containers; the packages below it receive no DictConfig.
 """
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
@@ -18,48 +17,34 @@ from arcloop.config.value_types import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    complaint,
+    check_fields,
+    one_of,
 )
-from arcloop.errors import ConfigError
 
 
 class _Checked:
-    """Checks every field against its annotation when the settings are made."""
+    """Checks every field against its annotation on construction.
+
+    Raises:
+        ConfigError: Names every value that does not fit.
+    """
 
     def __post_init__(self) -> None:
-        found = list(setting_faults(type(self), vars(self), type(self).__name__))
-        if found:
-            raise ConfigError("; ".join(found), remedy="change the values")
-
-
-def setting_faults(settings: type, values: Mapping[str, Any], key: str) -> Iterator[str]:
-    """Yield what is wrong with values meant for a dataclass of settings, nested ones included.
-
-    Args:
-        settings: The dataclass.
-        values: Field -> plain value.
-        key: Where they are in the config, for the message.
-    """
-    hints = typing.get_type_hints(settings, include_extras=True)
-    for name, value in values.items():
-        if is_dataclass(hints.get(name)) and isinstance(value, Mapping):
-            yield from setting_faults(hints[name], value, f"{key}.{name}")
-        elif fault := complaint(value, hints.get(name)):
-            yield f"{key}.{name}={value!r} {fault}"
+        check_fields(self, type(self).__name__)
 
 
 @dataclass(kw_only=True)
 class LoaderSettings(_Checked):
-    """How training batches are read.
+    """How batches are loaded for training and validation.
 
     Attributes:
-        batch_size: Images in a batch, per process.
-        eval_batch_size: Images in a batch where no gradient is kept.
-        num_workers: Loader processes; 0 reads in the training process, which is fastest for
-            small images, since a batch is gathered with a few copies from the memory map.
-        prefetch_factor: Batches each worker keeps ready.
+        batch_size: Images per training batch and process.
+        eval_batch_size: Images per validation batch and process.
+        num_workers: Loader processes. 0 loads in the training process, which is fastest for small
+            images, because a batch is gathered with a few copies from the memory map.
+        prefetch_factor: Batches that each worker loads ahead.
         on_device: Keep the whole train and val splits on the device, as uint8, so that no batch is
-            copied there; for data that fits.
+            copied there. They must fit into its memory.
     """
 
     batch_size: PositiveInt = MISSING
@@ -71,11 +56,13 @@ class LoaderSettings(_Checked):
 
 @dataclass(kw_only=True)
 class BackboneWeightsSettings(_Checked):
-    """Weights that the backbone starts from.
+    """Initial weights of the backbone.
 
     Attributes:
-        file: A state dict (torch.save or .safetensors), or a checkpoint of arcloop; null: random.
-        strict: Refuse a file unless all of it fits; false: take what fits and say what does not.
+        file: A state dict (torch.save or .safetensors) or a checkpoint of arcloop; null for random
+            weights.
+        strict: Raise an error unless all tensors fit; false loads those that fit and lists the
+            others.
     """
 
     file: str | None = MISSING
@@ -84,16 +71,17 @@ class BackboneWeightsSettings(_Checked):
 
 @dataclass(kw_only=True)
 class ValidationSettings(_Checked):
-    """What a store must satisfy before anything is trained on it.
+    """Conditions that a store must satisfy before a model is trained on it.
 
     Attributes:
-        min_images_per_class: Fewer images of a class than this in `train` is an error; in other
-            splits, fewer than 2 in `val` or 1 in `gallery` is one.
-        min_std: A smaller standard deviation of an image's pixels (0..255) means it is constant
-            or near-empty, an error from `max_empty_fraction` of a split upwards, else a warning.
-        max_empty_fraction: Share of such images that is still a warning.
-        max_imbalance: Largest over smallest class in `train` beyond which a warning is given.
-        max_listed: Faults of one kind that are listed in full; the rest is counted.
+        min_images_per_class: Fewer images of a class in `train` are an error. In `val` at least 2
+            are required, in `gallery` at least 1.
+        min_std: An image whose pixels (0..255) have a smaller standard deviation counts as empty.
+        max_empty_fraction: Up to this share of a split, empty images give a warning, above it an
+            error.
+        max_imbalance: A larger ratio of the largest to the smallest class in `train` gives a
+            warning.
+        max_listed: Findings of one kind that are listed individually; further ones are counted.
     """
 
     min_images_per_class: PositiveInt = MISSING
@@ -108,9 +96,9 @@ class EmbedSettings(_Checked):
     """How images are embedded through model.pt.
 
     Attributes:
-        batch_size: Images in a batch.
-        shard_rows: Rows in an embeddings-*.npy.
-        device: "cpu", "cuda" or "auto" (cuda when there).
+        batch_size: Images per batch.
+        shard_rows: Rows per embeddings-*.npy file.
+        device: "cpu", "cuda" or "auto" (cuda if available).
     """
 
     batch_size: PositiveInt = MISSING
@@ -120,11 +108,12 @@ class EmbedSettings(_Checked):
 
 @dataclass(kw_only=True)
 class CalibrationSettings(_Checked):
-    """How the open-set threshold is chosen: on val against the gallery, never on query.
+    """How the open-set threshold is calibrated on `val` against `gallery`; `query` is not used.
 
     Attributes:
-        far: Share of val images whose best match of another class may reach the threshold.
-        max_queries: Val images used; more than that are sampled evenly.
+        far: False accept rate: share of val images whose best match of another class may reach the
+            threshold.
+        max_queries: Number of val images used. A larger split is sampled evenly.
     """
 
     far: Fraction = MISSING
@@ -133,9 +122,9 @@ class CalibrationSettings(_Checked):
 
 @dataclass(kw_only=True)
 class GateSettings(_Checked):
-    """Least (min_) and largest (max_) values with which a model may be deployed; null is no bound.
+    """Bounds on the metrics of a model that may be deployed; null means no bound.
 
-    A metric that is missing or not finite never passes.
+    `min_` is a lower and `max_` an upper bound. A missing or non-finite metric does not pass.
     """
 
     min_top1: Fraction | None = MISSING
@@ -149,16 +138,19 @@ class GateSettings(_Checked):
 
 @dataclass(kw_only=True)
 class EvaluateSettings(_Checked):
-    """How the model and its index are judged.
+    """How the model and its index are evaluated.
 
     Attributes:
-        batch_size: Queries searched at a time.
-        memory_mb: Bound on what comparing holds beside queries and gallery, in MiB.
-        max_pairs: Pairs compared for ROC and histogram; more than that are sampled by query.
-        max_clustered: Queries clustered by k-means, and paired in ten folds; more are sampled.
-        num_mistakes: Worst mistakes shown on the page.
+        batch_size: Queries per search.
+        memory_mb: Upper bound in MiB on the working memory of the comparison, in addition to the
+            embeddings of queries and gallery.
+        max_pairs: Pairs compared for the ROC curve and the histogram. If there are more, queries
+            are sampled.
+        max_clustered: Queries used for k-means clustering and for the ten folds of pairs. A larger
+            split is sampled.
+        num_mistakes: Number of the worst mistakes shown in the report.
         num_projected: Points of the 2-D projection.
-        gate: What decides on deployment.
+        gate: Bounds that decide whether the model may be deployed.
     """
 
     batch_size: PositiveInt = MISSING
@@ -172,37 +164,37 @@ class EvaluateSettings(_Checked):
 
 @dataclass(kw_only=True)
 class Config:
-    """The one composed config of every verb: conf/config.yaml and a choice from each group.
+    """The composed config of all verbs: conf/config.yaml and one choice from each group.
 
     Attributes:
-        name: Names the run; by default that of the data.
-        seed: Source of every random number.
-        run_dir: Where the run is written; the same in every process.
-        stores_dir: Where stores are kept, each in a folder named by data and content.
-        store_dir: A store at a place of one's own; null: in `stores_dir`.
-        append: Where the source has new images, add them to the store that is there, which keeps
-            the split and the label of every image it holds; false: a store is prepared anew.
-        resume: "auto": go on with a run of this config that was interrupted; "true": go on from
-            last.ckpt, whatever the config; "false": start again.
+        name: Name of the run; by default the name of the data.
+        seed: Seed of all random numbers.
+        run_dir: Folder of the run; the same in every process.
+        stores_dir: Folder of the stores. The name of each store contains its name and a hash.
+        store_dir: Folder of one store; null for a folder in `stores_dir`.
+        append: Add new images of the source to the existing store, which keeps the split and label
+            of each of its images; false prepares a new store.
+        resume: "auto" continues an interrupted run of the same config; "true" continues from
+            last.ckpt with any config; "false" starts from the beginning.
         overwrite: Replace a finished run of another config in `run_dir`.
-        compile: Train the backbone through torch.compile; the eager one is what is scripted.
-        force: Deploy a run whose gate did not pass; the archive's manifest says so.
-        monitor: Metric of val that selects the checkpoint and is a sweep's objective.
-        monitor_mode: Whether more ("max") or less ("min") of it is better.
+        compile: Train the backbone through torch.compile. The exported model is not compiled.
+        force: Deploy a run that did not pass the gate; the manifest of the archive records it.
+        monitor: Metric on `val` that selects the checkpoint and is the objective of a sweep.
+        monitor_mode: "max" if a larger metric is better, else "min".
     """
 
     name: str = MISSING
-    seed: int = MISSING
+    seed: NonNegativeInt = MISSING
     run_dir: str = MISSING
     stores_dir: str = MISSING
     store_dir: str | None = None
     append: bool = MISSING
-    resume: str = MISSING
+    resume: Annotated[str, one_of("auto", "true", "false")] = MISSING
     overwrite: bool = MISSING
     compile: bool = MISSING
     force: bool = MISSING
     monitor: str = MISSING
-    monitor_mode: str = MISSING
+    monitor_mode: Annotated[str, one_of("max", "min")] = MISSING
     data: Any = MISSING
     loader: LoaderSettings = MISSING
     sampler: Any = MISSING

@@ -1,113 +1,193 @@
-"""Numbers with a range: annotations that settings and constructors share, checked in one place.
+"""Value types of the config, and the check of values against annotations.
 
-They import nothing heavy, so a value out of range is refused before torch is even loaded.
+Settings and constructors are annotated with these types. The annotations are used twice: the check
+of a config reads them from the source without importing it (see `arcloop.config.targets`), and
+`checked` and `check_fields` apply them when an object is constructed. pydantic validates in strict
+mode: an int is accepted as a float, but "1" or true are not accepted as numbers.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import math
-import types
 import typing
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import SchemaError
 
 from arcloop.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Range:
-    """A closed interval; `low_open` and `high_open` leave an end out."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    low_open: bool = False
-    high_open: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.low_open else value >= self.low
-        below = value < self.high if self.high_open else value <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
-        return f"{left}{self.low:g}, {self.high:g}{right}"
-
-
-PositiveInt = Annotated[int, Range(low=1)]
-NonNegativeInt = Annotated[int, Range(low=0)]
-PositiveFloat = Annotated[float, Range(low=0, low_open=True, high_open=True)]
-NonNegativeFloat = Annotated[float, Range(low=0, high_open=True)]
-Fraction = Annotated[float, Range(low=0, high=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
+NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 """A share or probability in [0, 1]."""
-JpegQuality = Annotated[int, Range(low=1, high=100)]
-"""As libjpeg counts it: 100 is the best, and still lossy."""
-Angle = Annotated[float, Range(low=0, high=math.pi, high_open=True)]
-"""An angle in radians in [0, pi)."""
-CosineMargin = Annotated[float, Range(low=0, high=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+"""A share in (0, 1]."""
+JpegQuality = Annotated[int, Field(ge=1, le=100)]
+"""Quality setting of libjpeg; 100 is the best and still lossy."""
+Angle = Annotated[float, Field(ge=0, lt=math.pi)]
+"""An angle in radians in [0, π)."""
+CosineMargin = Annotated[float, Field(ge=0, le=1)]
 """A margin in units of the cosine in [0, 1]."""
-Similarity = Annotated[float, Range(low=-1, high=1)]
-"""A cosine in [-1, 1]."""
+Similarity = Annotated[float, Field(ge=-1, le=1)]
+"""A cosine similarity in [-1, 1]."""
+Port = Annotated[int, Field(ge=1, le=65535)]
+"""A TCP port."""
+
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+_MESSAGES = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a mapping",
+    "float_type": "must be a number",
+    "int_type": "must be an int",
+    "list_type": "must be a list",
+    "none_required": "must be null",
+    "string_type": "must be a string",
+    "tuple_type": "must be a list",
+}
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
-def complaint(value: Any, annotation: Any) -> str | None:
-    """Say why `value` does not fit `annotation`, as "must be ..."; None if it does.
+def one_of(*choices: str) -> AfterValidator:
+    """Restrict a string annotation to some values, ignoring case.
 
-    Understands int, float, bool, str, None, unions, Literal, list, tuple, dict, and Annotated with
-    a `Range`. An int is a float; a bool is neither. Anything else is not judged.
+    OmegaConf has no Literal fields and turns the YAML value `true` into the string "True".
     """
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        base, *notes = typing.get_args(annotation)
-        fault = complaint(value, base)
-        for note in notes:
-            if fault is None and isinstance(note, Range) and value not in note:
-                fault = f"must be in {note}"
-        return fault
-    if origin in (Union, types.UnionType):
-        faults = [complaint(value, option) for option in typing.get_args(annotation)]
-        return None if None in faults else " or ".join(dict.fromkeys(f for f in faults if f))
-    if origin is Literal:
-        options = typing.get_args(annotation)
-        return None if value in options else "must be one of " + ", ".join(map(str, options))
-    return _simple_complaint(value, annotation, origin)
+
+    def validate(value: str) -> str:
+        if value.lower() not in choices:
+            raise ValueError("must be one of " + ", ".join(choices))
+        return value
+
+    return AfterValidator(validate)
 
 
-def _simple_complaint(value: Any, annotation: Any, origin: Any) -> str | None:
-    if annotation is type(None):
-        return None if value is None else "must be null"
-    if annotation is bool:
-        return None if isinstance(value, bool) else "must be true or false"
-    if annotation is int:
-        return None if isinstance(value, int) and not isinstance(value, bool) else "must be an int"
-    if annotation is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if number and not math.isnan(value) else "must be a number"
-    if annotation is str:
-        return None if isinstance(value, str) else "must be a string"
-    if (origin or annotation) in (list, tuple):
-        if not isinstance(value, list | tuple):
-            return "must be a list"
-        items = [a for a in typing.get_args(annotation) if a is not ...]
-        if len(items) == 1:
-            faults = (complaint(item, items[0]) for item in value)
-            return next((f"every item {fault}" for fault in faults if fault), None)
+def describe_mismatch(value: Any, annotation: Any) -> str | None:
+    """Return why `value` does not fit `annotation`, as "must be ...", or None if it fits.
+
+    A list and a tuple are equivalent, as in YAML. Annotations that pydantic cannot validate accept
+    any value.
+
+    >>> describe_mismatch(4, Angle)
+    'must be less than 3.141592653589793'
+    """
+    adapter = _adapter(annotation)
+    if adapter is None:
         return None
-    if (origin or annotation) is dict:
-        return None if isinstance(value, dict) else "must be a mapping"
+    try:
+        as_json = json.dumps(value)
+    except (TypeError, ValueError):  # an object that no YAML file can contain
+        as_json = None
+    try:
+        if as_json is None:
+            adapter.validate_python(value)
+        else:
+            adapter.validate_json(as_json)
+    except ValidationError as error:
+        messages = (
+            "".join(f"item {step} " for step in details["loc"] if isinstance(step, int))
+            + _MESSAGES.get(details["type"], details["msg"])
+            .replace("Input should be", "must be")
+            .removeprefix("Value error, ")
+            for details in error.errors(include_url=False)
+        )
+        return " or ".join(dict.fromkeys(messages))
     return None
 
 
-def check(where: str, **named: tuple[Any, Any]) -> None:
-    """Raise one `ConfigError` for all values that do not fit: `check("head", margin=(0.3, Angle))`.
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+    try:
+        return TypeAdapter(annotation, config=_STRICT)
+    except (PydanticUserError, SchemaError, TypeError):
+        return None
+
+
+def find_mismatches(values: Mapping[str, Any], hints: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yield one message for each value that does not fit its annotation.
 
     Args:
-        where: Prefix of the keys in the message, e.g. the config group.
-        **named: Name -> (value, annotation).
+        values: Name -> value. A mapping given for a dataclass is checked field by field.
+        hints: Name -> annotation. Names without an annotation accept any value.
+        key: Config key of the values, a prefix of the keys in the messages.
     """
-    faults = [
-        f"{where}.{name}={value!r} {fault}"
-        for name, (value, annotation) in named.items()
-        if (fault := complaint(value, annotation))
-    ]
-    if faults:
-        raise ConfigError("; ".join(faults), remedy="change the value")
+    for name, value in values.items():
+        hint, full_key = hints.get(name, Any), f"{key}.{name}" if key else name
+        if is_dataclass(hint) and isinstance(value, Mapping):
+            yield from find_mismatches(value, field_types(hint), full_key)
+        elif message := describe_mismatch(value, hint):
+            yield f"{full_key}={value!r} {message}"
+
+
+def field_types(settings: Any) -> dict[str, Any]:
+    """Return the annotations of a class, inherited ones included."""
+    return typing.get_type_hints(settings, include_extras=True)
+
+
+def check_fields(settings: object, key: str) -> None:
+    """Check all fields of a dataclass instance; call it in `__post_init__`.
+
+    Args:
+        settings: The instance.
+        key: Config key of the instance, for the message.
+
+    Raises:
+        ConfigError: Names every value that does not fit its annotation.
+    """
+    _raise_if_any(find_mismatches(vars(settings), field_types(type(settings)), key))
+
+
+def checked(key: str) -> Callable[[_Callable], _Callable]:
+    """Decorate a constructor or function so that it checks its arguments.
+
+    Args:
+        key: Config key of the object, e.g. "head", for the message.
+
+    Returns:
+        Decorator. The decorated function keeps its signature and raises a `ConfigError` that names
+        every argument that does not fit its annotation.
+    """
+
+    def decorate(function: _Callable) -> _Callable:
+        names = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def checked_function(*args: Any, **kwargs: Any) -> Any:
+            values = {**dict(zip(names, args, strict=False)), **kwargs}
+            _raise_if_any(find_mismatches(values, _parameter_types(function), key))
+            return function(*args, **kwargs)
+
+        return cast("_Callable", checked_function)
+
+    return decorate
+
+
+@functools.cache
+def _parameter_types(function: Callable[..., object]) -> dict[str, Any]:
+    return {
+        name: resolve_annotation(annotation, function.__globals__)
+        for name, annotation in inspect.get_annotations(function).items()
+    }
+
+
+def resolve_annotation(annotation: Any, namespace: Mapping[str, Any]) -> Any:
+    """Evaluate an annotation that is a string; Any if a name in it is not in the namespace."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(namespace))  # noqa: S307 - annotations of installed code
+    except Exception:  # noqa: BLE001 - a type that is imported for type checkers only
+        return Any
+
+
+def _raise_if_any(mismatches: Iterator[str]) -> None:
+    if found := list(mismatches):
+        raise ConfigError("\n".join(found), remedy="change the values")

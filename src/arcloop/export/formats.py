@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arcloop.config.value_types import PositiveFloat, check
+from arcloop.config.value_types import PositiveFloat, check_fields
 from arcloop.errors import ConfigError
 from arcloop.models import Embedder
 
@@ -36,7 +36,7 @@ class TorchScript:
     max_abs_diff: PositiveFloat
 
     def __post_init__(self) -> None:
-        check("export.torchscript", max_abs_diff=(self.max_abs_diff, PositiveFloat))
+        check_fields(self, "export.torchscript")
 
 
 @dataclass(frozen=True, kw_only=True)

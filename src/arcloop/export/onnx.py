@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 
 from arcloop.artifacts.atomic import write_bytes
-from arcloop.config.extras import require_extra
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.targets import require_extra
+from arcloop.config.value_types import PositiveInt, check_fields
 from arcloop.errors import ConfigError
 from arcloop.export.formats import Embeddings, Format, Images, example_images, to_channels_first
 from arcloop.models import Embedder
@@ -48,7 +48,7 @@ class OnnxFormat(Format):
     file: ClassVar[str] = "model.onnx"
 
     def __post_init__(self) -> None:
-        check("export.onnx", opset=(self.opset, PositiveInt))
+        check_fields(self, "export.onnx")
 
     def check_available(self) -> None:
         require_extra("onnx", "onnx", "onnxruntime", where="export=onnx")

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
-from arcloop.config.schema import setting_faults
 from arcloop.config.value_types import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_types,
+    find_mismatches,
 )
 from arcloop.errors import ConfigError
 from arcloop.pipeline.steps import STEPS
@@ -189,7 +190,7 @@ def _made(kind: type, node: Mapping[str, Any], key: str, faults: list[str]) -> A
         if is_dataclass(hints.get(name)) and isinstance(value, Mapping):
             values[name] = _made(hints[name], value, f"{key}.{name}", found)
     plain = {name: value for name, value in node.items() if not is_dataclass(hints.get(name))}
-    found += setting_faults(kind, plain, key)
+    found += find_mismatches(plain, field_types(kind), key)
     faults += found
     return None if found else kind(**values)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, checked
 from arcloop.errors import ConfigError
 
 
@@ -32,6 +32,7 @@ class Embedder(nn.Module):
     mean: Tensor
     std: Tensor
 
+    @checked("embedder")
     def __init__(
         self,
         backbone: nn.Module,
@@ -42,13 +43,6 @@ class Embedder(nn.Module):
         mean: list[Fraction],
         std: list[PositiveFloat],
     ) -> None:
-        check(
-            "embedder",
-            embedding_dim=(embedding_dim, PositiveInt),
-            dropout=(dropout, Fraction),
-            mean=(mean, list[Fraction]),
-            std=(std, list[PositiveFloat]),
-        )
         height, width, channels = image_shape
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):

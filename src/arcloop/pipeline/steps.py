@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.config.composition import compose_config, explain, to_plain
+from arcloop.config.composition import as_config_error, compose_config, to_plain
 from arcloop.distributed.launcher import processes_here, train_in_processes
 
 
@@ -286,4 +286,4 @@ def build_node(node: Any) -> Any:
     try:
         return instantiate(node, _convert_="object")
     except Exception as cause:  # whatever a constructor raises on a wrong value
-        raise explain(cause) from cause
+        raise as_config_error(cause) from cause

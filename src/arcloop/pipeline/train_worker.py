@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from arcloop.config.composition import register
+from arcloop.config.composition import register_schema
 from arcloop.config.schema import Config
 from arcloop.distributed.launcher import leave_group
 from arcloop.errors import report_errors
@@ -17,7 +17,7 @@ from arcloop.pipeline.steps import train_here
 
 def main() -> int:
     """Read the job, train, and end with the exit code that tells how it went."""
-    register()
+    register_schema()
     job = json.loads(Path(sys.argv[1]).read_bytes())
     config = OmegaConf.merge(OmegaConf.structured(Config), job["config"])
     assert isinstance(config, DictConfig)

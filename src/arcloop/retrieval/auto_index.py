@@ -13,7 +13,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check_fields
 from arcloop.display.terminal import say, track
 from arcloop.retrieval.embed import Chunks, Embeddings, Gallery, Labels
 from arcloop.retrieval.exact_search import exact_neighbours
@@ -60,14 +60,7 @@ class AutoIndex:
     tune_queries: PositiveInt
 
     def __post_init__(self) -> None:
-        check(
-            "index",
-            recall=(self.recall, Fraction),
-            memory_mb=(self.memory_mb, PositiveFloat | None),
-            flat_rows=(self.flat_rows, PositiveInt),
-            train_rows=(self.train_rows, PositiveInt),
-            tune_queries=(self.tune_queries, PositiveInt),
-        )
+        check_fields(self, "index")
 
     def make(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
         """Choose, build and tune.

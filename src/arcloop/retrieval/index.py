@@ -15,7 +15,7 @@ import numpy.typing as npt
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_json
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, check_fields
 from arcloop.display.terminal import track
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.retrieval.embed import Embeddings, Gallery
@@ -45,7 +45,7 @@ class FaissIndex:
     train_rows: PositiveInt
 
     def __post_init__(self) -> None:
-        check("index", train_rows=(self.train_rows, PositiveInt))
+        check_fields(self, "index")
         self._empty(dim=64, rows=100_000)  # a misspelt factory or parameter is refused now
 
     def make(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from arcloop.config.composition import compose_config, to_plain
-from arcloop.config.recorded import stored_overrides
-from arcloop.config.schema import setting_faults
-from arcloop.config.value_types import NonNegativeInt, PositiveFloat, PositiveInt, Range
+from pydantic import Field
+
+from arcloop.config.composition import compose_config, recorded_overrides, to_plain
+from arcloop.config.value_types import (
+    NonNegativeInt,
+    Port,
+    PositiveFloat,
+    PositiveInt,
+    field_types,
+    find_mismatches,
+)
 from arcloop.errors import ConfigError
 
-Port = Annotated[int, Range(low=1, high=65535)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 PORTS = (
     "inference_port", "management_port", "metrics_port",
@@ -66,7 +72,7 @@ class DeploySettings:
     target: Literal["local", "kubernetes", "kserve"]
     name: str
     model_store: str
-    keep: Annotated[int, Range(low=2)]
+    keep: Annotated[int, Field(ge=2)]
     server: Literal["torchserve", "fastapi"]
     host: str
     inference_port: Port
@@ -91,7 +97,7 @@ class DeploySettings:
     thumbnails: NonNegativeInt
 
     def __post_init__(self) -> None:
-        faults = list(setting_faults(type(self), vars(self), "deploy"))
+        faults = list(find_mismatches(vars(self), field_types(type(self)), "deploy"))
         faults = faults or list(self._contradictions())
         if faults:
             raise ConfigError("\n".join(faults), remedy="change the values")
@@ -132,7 +138,7 @@ def read_request(overrides: Sequence[str]) -> Request:
     Raises:
         ConfigError: Anything about it is wrong.
     """
-    config = to_plain(compose_config([*stored_overrides(overrides), *overrides]))
+    config = to_plain(compose_config([*recorded_overrides(overrides), *overrides]))
     settings = settings_of(config["deploy"])
     return Request(Path(config["run_dir"]), settings, config["force"])
 

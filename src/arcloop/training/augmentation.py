@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arcloop.config.value_types import Fraction, NonNegativeFloat, check
+from arcloop.config.value_types import Fraction, NonNegativeFloat, checked
 
 
 class Augmentation(nn.Module, ABC):
@@ -47,15 +47,10 @@ class RandomAffine(Augmentation):
         rotate_degrees: Largest angle to either side, in degrees.
     """
 
+    @checked("augmentation")
     def __init__(
         self, *, shift: Fraction, scale: NonNegativeFloat, rotate_degrees: NonNegativeFloat
     ) -> None:
-        check(
-            "augmentation",
-            shift=(shift, Fraction),
-            scale=(scale, NonNegativeFloat),
-            rotate_degrees=(rotate_degrees, NonNegativeFloat),
-        )
         super().__init__()
         self.shift, self.scale = float(shift), float(scale)
         self.rotate_degrees = float(rotate_degrees)

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.display.terminal import say
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare
@@ -64,8 +64,8 @@ class LastCheckpoint(Callback):
             the start of an epoch.
     """
 
+    @checked("callbacks.last")
     def __init__(self, *, dirpath: str, every_n_steps: PositiveInt | None) -> None:
-        check("callbacks.last", every_n_steps=(every_n_steps, PositiveInt | None))
         self._dirpath, self._every = Path(dirpath), every_n_steps
         self._saved_at: int | None = None
         self._resumed = False

@@ -15,10 +15,10 @@ WRONG = {
     "an interval without a search": (
         ["head.margin=interval(0.2,0.3)"], ["head.margin has an interval", "sweep=optuna"]),
     "the end of an interval": (
-        ["sweep=random", "head.margin=interval(0.2,9.0)"], ["head.margin=9.0 must be in"]),
+        ["sweep=random", "head.margin=interval(0.2,9.0)"], ["head.margin=9.0 must be less than"]),
     "one folder for all": (["run_dir=x", "head.margin=0.2,0.3"], ["run_dir=x", "hydra.sweep.dir"]),
     "no Slurm": (["launcher=slurm", "seed=1,2"], ["no Slurm here", "launcher=joblib"]),
-    "no trials": (["sweep=optuna", "sweep.trials=0", "seed=1,2"], ["sweep.trials=0 must be in"]),
+    "no trials": (["sweep=optuna", "sweep.trials=0", "seed=1,2"], ["sweep.trials=0 must be"]),
     "no such search": (["sweep=optun", "seed=1,2"], ["no sweep=optun", "did you mean optuna"]),
     "unreadable": (["head.margin=interval(0.2"], ["cannot read the override"]),
 }  # fmt: skip

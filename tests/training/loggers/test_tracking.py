@@ -218,7 +218,7 @@ def test_a_run_that_was_deleted_there_is_made_anew(tmp_path, database):
 
 
 def test_bad_settings_are_one_message(tmp_path):
-    with pytest.raises(ConfigError, match="must be one of offline, online"):
+    with pytest.raises(ConfigError, match="must be 'offline' or 'online'"):
         WandbLogger(run_dir=str(tmp_path), project="p", mode="sometimes")
     with pytest.raises(ConfigError, match=r"logger\.wandb\.mode"):
         compose_config(["logger=wandb", "logger.wandb.mode=sometimes"])

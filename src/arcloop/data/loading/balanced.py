@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.data.loading.sampler import EpochBatches, Labels, Rows, rows_of_a_batch
 from arcloop.errors import ConfigError
 
@@ -64,6 +64,7 @@ class PKBatches(EpochBatches):
         ConfigError: K does not divide the global batch, or there are not P classes.
     """
 
+    @checked("sampler")
     def __init__(
         self,
         *,
@@ -73,7 +74,6 @@ class PKBatches(EpochBatches):
         seed: int,
         images_per_class: PositiveInt,
     ) -> None:
-        check("sampler", images_per_class=(images_per_class, PositiveInt))
         self._turns = _Turns(labels_N)
         self._of_class = images_per_class
         rows = batch_size * world

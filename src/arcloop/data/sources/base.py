@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config import value_types
-from arcloop.config.value_types import JpegQuality, PositiveInt
+from arcloop.config.value_types import JpegQuality, PositiveInt, check_fields
 from arcloop.data.sources.workers import Workers
 from arcloop.data.store.shards import SplitWriter
 from arcloop.errors import DataError
@@ -107,9 +105,7 @@ class Source(ABC):
     jpeg_quality: JpegQuality
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        values = {f.name: (getattr(self, f.name), hints[f.name]) for f in dataclasses.fields(self)}
-        value_types.check("data", **values)
+        check_fields(self, "data")
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 
 
 class ConvNet(nn.Module):
@@ -23,15 +23,10 @@ class ConvNet(nn.Module):
         depth: Convolutions in a stage.
     """
 
+    @checked("backbone")
     def __init__(
         self, *, in_channels: PositiveInt, widths: list[PositiveInt], depth: PositiveInt
     ) -> None:
-        check(
-            "backbone",
-            in_channels=(in_channels, PositiveInt),
-            widths=(widths, list[PositiveInt]),
-            depth=(depth, PositiveInt),
-        )
         super().__init__()
         stages = [
             nn.Sequential(

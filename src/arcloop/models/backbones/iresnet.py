@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.errors import ConfigError
 
 
@@ -26,15 +26,10 @@ class IResNet(nn.Module):
         widths: Channels of each stage.
     """
 
+    @checked("backbone")
     def __init__(
         self, *, in_channels: PositiveInt, layers: list[PositiveInt], widths: list[PositiveInt]
     ) -> None:
-        check(
-            "backbone",
-            in_channels=(in_channels, PositiveInt),
-            layers=(layers, list[PositiveInt]),
-            widths=(widths, list[PositiveInt]),
-        )
         if len(layers) != len(widths) or not layers:
             raise ConfigError(
                 f"backbone.layers has {len(layers)} stages and backbone.widths {len(widths)}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.errors import ConfigError
 
 _GROUP = 64
@@ -32,6 +32,7 @@ class MobileFaceNet(nn.Module):
         features: Channels of the result.
     """
 
+    @checked("backbone")
     def __init__(
         self,
         *,
@@ -41,13 +42,6 @@ class MobileFaceNet(nn.Module):
         blocks: list[PositiveInt],
         features: PositiveInt,
     ) -> None:
-        check(
-            "backbone",
-            in_channels=(in_channels, PositiveInt),
-            width=(width, PositiveInt),
-            blocks=(blocks, list[PositiveInt]),
-            features=(features, PositiveInt),
-        )
         if len(blocks) != _STRIDES or width % _GROUP:
             raise ConfigError(
                 f"backbone.blocks={list(blocks)} must have 4 entries, and backbone.width={width}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.errors import ConfigError
 from arcloop.models.backbones.torchvision_stub import torchvision_or_stand_in
 
@@ -31,6 +31,7 @@ class TimmBackbone(nn.Module):
         ConfigError: timm is not installed, or has no such model.
     """
 
+    @checked("backbone")
     def __init__(
         self,
         *,
@@ -39,12 +40,6 @@ class TimmBackbone(nn.Module):
         model: str,
         options: dict[str, Any],
     ) -> None:
-        check(
-            "backbone",
-            in_channels=(in_channels, PositiveInt),
-            model=(model, str),
-            options=(options, dict[str, Any]),
-        )
         super().__init__()
         timm = import_timm()
         _require_known(timm, model)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.cosine_classifier import CosineClassifier, scaled_cosine
 
@@ -39,10 +39,10 @@ class AdaCos(CosineClassifier):
 
     warms = frozenset()
 
+    @checked("head")
     def __init__(
         self, *, embedding_dim: PositiveInt, num_classes: PositiveInt, dynamic: bool
     ) -> None:
-        check("head", num_classes=(num_classes, PositiveInt), dynamic=(dynamic, bool))
         fixed = max(math.sqrt(2) * math.log(max(num_classes - 1, 1)), _LEAST)
         super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=fixed)
         self.dynamic = dynamic

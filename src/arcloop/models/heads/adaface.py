@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import CosineMargin, Fraction, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import CosineMargin, Fraction, PositiveFloat, PositiveInt, checked
 from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.arcface import sine
 from arcloop.models.heads.cosine_classifier import CosineClassifier, change_targets, lengths
@@ -46,6 +46,7 @@ class AdaFace(CosineClassifier):
     length_mean: Tensor
     length_std: Tensor
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -56,12 +57,6 @@ class AdaFace(CosineClassifier):
         concentration: PositiveFloat,
         momentum: Fraction,
     ) -> None:
-        check(
-            "head",
-            margin=(margin, CosineMargin),
-            concentration=(concentration, PositiveFloat),
-            momentum=(momentum, Fraction),
-        )
         super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
         self.margin, self.concentration = float(margin), float(concentration)
         self.momentum = float(momentum)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, checked
 from arcloop.models.heads.cosine_classifier import TargetMargin
 
 
@@ -25,6 +25,7 @@ class ArcFace(TargetMargin):
         easy_margin: Leave targets beyond a right angle as they are, see `cos_with_margin`.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -34,7 +35,6 @@ class ArcFace(TargetMargin):
         margin: Angle,
         easy_margin: bool,
     ) -> None:
-        check("head", margin=(margin, Angle), easy_margin=(easy_margin, bool))
         super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
         self.margin = float(margin)
         self.easy_margin = easy_margin

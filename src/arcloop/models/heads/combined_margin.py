@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import Angle, CosineMargin, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Angle, CosineMargin, PositiveFloat, PositiveInt, checked
 from arcloop.models.heads.arcface import sine
 from arcloop.models.heads.cosine_classifier import TargetMargin
 
@@ -31,6 +31,7 @@ class CombinedMargin(TargetMargin):
         m3: Additive margin in units of the cosine; 0 is no margin.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -41,7 +42,6 @@ class CombinedMargin(TargetMargin):
         m2: Angle,
         m3: CosineMargin,
     ) -> None:
-        check("head", m1=(m1, PositiveFloat), m2=(m2, Angle), m3=(m3, CosineMargin))
         super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
         self.m1, self.m2, self.m3 = float(m1), float(m2), float(m3)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from arcloop.config.value_types import CosineMargin, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import CosineMargin, PositiveFloat, PositiveInt, checked
 from arcloop.models.heads.cosine_classifier import TargetMargin
 
 
@@ -22,6 +22,7 @@ class CosFace(TargetMargin):
         margin: m, in units of the cosine, no angle.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -30,7 +31,6 @@ class CosFace(TargetMargin):
         scale: PositiveFloat,
         margin: CosineMargin,
     ) -> None:
-        check("head", margin=(margin, CosineMargin))
         super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
         self.margin = float(margin)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arcloop.config.value_types import PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import PositiveFloat, PositiveInt, checked
 from arcloop.models.heads.head import Head
 
 
@@ -37,15 +37,10 @@ class CosineClassifier(Head):
     warms = frozenset({"margin", "scale"})
     scale: float | Tensor
 
+    @checked("head")
     def __init__(
         self, *, embedding_dim: PositiveInt, num_classes: PositiveInt, scale: PositiveFloat
     ) -> None:
-        check(
-            "head",
-            embedding_dim=(embedding_dim, PositiveInt),
-            num_classes=(num_classes, PositiveInt),
-            scale=(scale, PositiveFloat),
-        )
         super().__init__()
         self.scale = self.full_scale = float(scale)
         self.margin_share = 1.0

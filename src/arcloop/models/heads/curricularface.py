@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import Angle, Fraction, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Angle, Fraction, PositiveFloat, PositiveInt, checked
 from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.arcface import cos_with_margin
 from arcloop.models.heads.cosine_classifier import CosineClassifier, scaled_cosine
@@ -39,6 +39,7 @@ class CurricularFace(CosineClassifier):
 
     t: Tensor
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -48,7 +49,6 @@ class CurricularFace(CosineClassifier):
         margin: Angle,
         momentum: Fraction,
     ) -> None:
-        check("head", margin=(margin, Angle), momentum=(momentum, Fraction))
         super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
         self.margin, self.momentum = float(margin), float(momentum)
         self.register_buffer("t", torch.tensor(0.0))

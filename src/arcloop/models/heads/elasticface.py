@@ -17,7 +17,7 @@ from arcloop.config.value_types import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    check,
+    checked,
 )
 from arcloop.models.heads.arcface import cos_with_margin
 from arcloop.models.heads.cosine_classifier import TargetMargin
@@ -39,6 +39,7 @@ class ElasticFace(TargetMargin):
             (ElasticFace+), within the batch of a process.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -49,7 +50,6 @@ class ElasticFace(TargetMargin):
         std: NonNegativeFloat,
         plus: bool,
     ) -> None:
-        check("head", std=(std, NonNegativeFloat), plus=(plus, bool))
         super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
         self.margin, self.std, self.plus = float(margin), float(std), plus
 
@@ -81,6 +81,7 @@ class ElasticArcFace(ElasticFace):
         plus: Give the larger margins to the images that are farther from their class.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -91,7 +92,6 @@ class ElasticArcFace(ElasticFace):
         std: NonNegativeFloat,
         plus: bool,
     ) -> None:
-        check("head", margin=(margin, Angle))
         super().__init__(
             embedding_dim=embedding_dim,
             num_classes=num_classes,
@@ -117,6 +117,7 @@ class ElasticCosFace(ElasticFace):
         plus: Give the larger margins to the images that are farther from their class.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -127,7 +128,6 @@ class ElasticCosFace(ElasticFace):
         std: NonNegativeFloat,
         plus: bool,
     ) -> None:
-        check("head", margin=(margin, CosineMargin))
         super().__init__(
             embedding_dim=embedding_dim,
             num_classes=num_classes,

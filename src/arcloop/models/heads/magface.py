@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import Angle, NonNegativeFloat, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Angle, NonNegativeFloat, PositiveFloat, PositiveInt, checked
 from arcloop.errors import ConfigError
 from arcloop.models.heads.arcface import cos_with_margin
 from arcloop.models.heads.cosine_classifier import CosineClassifier, change_targets, lengths
@@ -38,6 +38,7 @@ class MagFace(CosineClassifier):
             authors' code does.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -51,15 +52,6 @@ class MagFace(CosineClassifier):
         length_weight: NonNegativeFloat,
         easy_margin: bool,
     ) -> None:
-        check(
-            "head",
-            low_margin=(low_margin, Angle),
-            high_margin=(high_margin, Angle),
-            low_length=(low_length, PositiveFloat),
-            high_length=(high_length, PositiveFloat),
-            length_weight=(length_weight, NonNegativeFloat),
-            easy_margin=(easy_margin, bool),
-        )
         if low_margin > high_margin or low_length >= high_length:
             raise ConfigError(
                 f"head: margins {low_margin} to {high_margin}, lengths {low_length} to"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.distributed.collectives import gather_batch, gather_rows
 from arcloop.errors import ConfigError
 from arcloop.models.heads.cosine_classifier import widened
@@ -37,6 +37,7 @@ class PairLoss(Head):
         ConfigError: The loss refuses its values, or keeps what a resumed run could not get back.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -45,11 +46,6 @@ class PairLoss(Head):
         loss: Callable[..., Any],
         miner: Callable[..., Any] | None,
     ) -> None:
-        check(
-            "head",
-            embedding_dim=(embedding_dim, PositiveInt),
-            num_classes=(num_classes, PositiveInt),
-        )
         super().__init__()
         if isinstance(loss, functools.partial):
             sizes = {"num_classes": num_classes, "embedding_size": embedding_dim}

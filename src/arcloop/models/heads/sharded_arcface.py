@@ -6,14 +6,14 @@ Killing Two Birds with One Stone, arXiv 2203.15565.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, Range, check
+from arcloop.config.value_types import Angle, PositiveFloat, PositiveFraction, PositiveInt, checked
 from arcloop.distributed.collectives import (
     gather_features,
     gather_rows,
@@ -25,7 +25,6 @@ from arcloop.distributed.collectives import (
 from arcloop.models.heads.arcface import ArcFace
 from arcloop.models.heads.cosine_classifier import scaled_cosine, widened
 
-SampleRate = Annotated[float, Range(low=0, high=1, low_open=True)]
 _BLOCK = 2**20
 
 
@@ -58,6 +57,7 @@ class ShardedArcFace(ArcFace):
         classes: Which of them this process holds.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -66,9 +66,8 @@ class ShardedArcFace(ArcFace):
         scale: PositiveFloat,
         margin: Angle,
         easy_margin: bool,
-        sample_rate: SampleRate,
+        sample_rate: PositiveFraction,
     ) -> None:
-        check("head", sample_rate=(sample_rate, SampleRate))
         super().__init__(
             embedding_dim=embedding_dim,
             num_classes=num_classes,

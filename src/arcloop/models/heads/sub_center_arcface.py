@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import Angle, PositiveFloat, PositiveInt, checked
 from arcloop.models.heads.arcface import ArcFace
 from arcloop.models.heads.cosine_classifier import scaled_cosine
 
@@ -29,6 +29,7 @@ class SubCenterArcFace(ArcFace):
         sub_centers: K, vectors per class.
     """
 
+    @checked("head")
     def __init__(
         self,
         *,
@@ -39,7 +40,6 @@ class SubCenterArcFace(ArcFace):
         easy_margin: bool,
         sub_centers: PositiveInt,
     ) -> None:
-        check("head", sub_centers=(sub_centers, PositiveInt))
         self._sub_centers = sub_centers
         super().__init__(
             embedding_dim=embedding_dim,

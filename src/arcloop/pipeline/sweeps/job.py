@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from arcloop import artifacts
-from arcloop.config.composition import check, register, to_plain
+from arcloop.config.composition import check_config, register_schema, to_plain
 from arcloop.display.terminal import say
 from arcloop.errors import mendable
 from arcloop.pipeline.sweeps import gpus, record
@@ -74,7 +74,7 @@ class Job:
 
     def __call__(self, config: DictConfig) -> float | None:
         """Do the job, and return its objective for the sweeper: of a failed one, not a number."""
-        register()
+        register_schema()
         if os.getppid() == self.parent:
             _end_with(self.parent)
         settings = HydraConfig.get()
@@ -102,7 +102,7 @@ class Job:
         outcome: Outcome | None = None
         failure: Failure | None = None
         try:
-            check(config)
+            check_config(config)
             sha256 = record.config_sha256(self.verb, to_plain(config))
             if slot is not None:
                 if not config.overwrite and (before := slot.failed_for_good(sha256)):

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from arcloop.config.composition import bundled, check, compose_with_hydra, explain
+from arcloop.config.composition import as_config_error, bundled, check_config, compose_unchecked
 from arcloop.errors import ConfigError
 from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.job import TRAINING
@@ -54,7 +54,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     given = _parse(arguments)
     fixed = [o.input_line or "" for o in given if not o.is_sweep_override()]
     swept = [o for o in given if o.is_sweep_override()]
-    config = compose_with_hydra([*fixed, *(_values(override)[0] for override in swept)])
+    config = compose_unchecked([*fixed, *(_values(override)[0] for override in swept)])
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     swept += [o for o in _parse([f"{k}={v}" for k, v in params.items()]) if o.is_sweep_override()]
     if not swept:
@@ -63,7 +63,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
             remedy="give a key several values, as in head.margin=0.2,0.3, or leave out -m",
         )
     _refuse_mismatch(verb, config, swept, fixed)
-    check(_without_hydra(config))
+    check_config(_without_hydra(config))
     _check_other_values(fixed, swept)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
     jobs = min(len(gpus), config.launcher.jobs) if gpus else 0
@@ -79,7 +79,7 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
     try:
         return list(OverridesParser.create().parse_overrides(list(arguments)))
     except HydraException as cause:
-        raise explain(cause) from None
+        raise as_config_error(cause) from None
 
 
 def _require_extra(arguments: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ def _check_other_values(fixed: Sequence[str], swept: Sequence[Override]) -> None
         for value in _values(override)[1:_MOST_VALUES]:
             point = [*firsts[:number], value, *firsts[number + 1 :]]
             try:
-                check(compose_with_hydra([*fixed, *point], hydra=False))
+                check_config(compose_unchecked([*fixed, *point], hydra=False))
             except ConfigError as cause:
                 faults[cause.what] = cause
     if len(faults) == 1:

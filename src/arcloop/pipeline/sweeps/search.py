@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
-from arcloop.config.value_types import NonNegativeInt, PositiveInt, check
+from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked
 from arcloop.display.terminal import say
 from arcloop.errors import ConfigError
 from arcloop.pipeline.sweeps.job import Failed
@@ -45,6 +45,7 @@ class Search:
         at_once: Jobs proposed, and launched, together.
     """
 
+    @checked("sweep")
     def __init__(
         self,
         sampler: Callable[..., BaseSampler],
@@ -54,8 +55,6 @@ class Search:
         direction: str,
         at_once: PositiveInt,
     ) -> None:
-        check("sweep", trials=(trials, PositiveInt), seed=(seed, NonNegativeInt))
-        check("launcher", jobs=(at_once, PositiveInt))
         self._sampler, self._trials, self._seed = sampler, trials, seed
         self._at_once = at_once
         self._direction: Literal["maximize", "minimize"]

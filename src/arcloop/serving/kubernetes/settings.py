@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from arcloop.config.value_types import NonNegativeInt, PositiveInt, Range
+from pydantic import Field
+
+from arcloop.config.value_types import NonNegativeInt, Port, PositiveInt
 from arcloop.serving.kubernetes.syntax import (
     is_dns_label,
     is_label_key,
@@ -15,7 +17,7 @@ from arcloop.serving.kubernetes.syntax import (
     is_subdomain,
     quantity,
 )
-from arcloop.serving.settings import DeploySettings, Port
+from arcloop.serving.settings import DeploySettings
 
 _MARGIN_S = 10
 _LONGEST_APP = 40  # objects are named by it and a suffix, in at most 63 characters
@@ -74,7 +76,7 @@ class KubernetesSettings(DeploySettings):
     model_claim_path: str
     replicas: PositiveInt
     max_replicas: PositiveInt | None
-    target_cpu_percent: Annotated[int, Range(low=1, high=100)]
+    target_cpu_percent: Annotated[int, Field(ge=1, le=100)]
     cpu_request: str | float
     cpu_limit: str | float
     memory_request: str

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from arcloop.config.value_types import PositiveInt, check
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.display.terminal import say
 from arcloop.training.module import EmbeddingModule
 
@@ -25,8 +25,8 @@ class FreezeBackbone(Callback):
         epochs: Number of epochs with a frozen backbone; `trainer.max_epochs` freezes it throughout.
     """
 
+    @checked("callbacks.freeze")
     def __init__(self, *, epochs: PositiveInt) -> None:
-        check("callbacks.freeze", epochs=(epochs, PositiveInt))
         self._epochs = epochs
 
     def on_train_batch_start(

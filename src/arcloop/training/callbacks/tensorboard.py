@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arcloop import artifacts
 from arcloop.config.schema import EmbedSettings
-from arcloop.config.value_types import NonNegativeInt, check
+from arcloop.config.value_types import NonNegativeInt, checked
 from arcloop.data import EmbeddingDataModule, Store
 from arcloop.evaluation import Mistake, mistake_sheet
 from arcloop.retrieval import load_model
@@ -38,10 +38,10 @@ class TensorBoardPages(Callback):
             the projector.
     """
 
+    @checked("callbacks.tensorboard")
     def __init__(
         self, *, run_dir: str, embed: EmbedSettings, num_projected: NonNegativeInt
     ) -> None:
-        check("callbacks.tensorboard", num_projected=(num_projected, NonNegativeInt))
         self._run_dir, self._embed = Path(run_dir), embed
         self._images_per_split = min(num_projected, _MAX_PROJECTED // 2)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from arcloop.config.value_types import PositiveFloat, PositiveInt, check
+from arcloop.config.value_types import PositiveFloat, PositiveInt, checked
 from arcloop.errors import ConfigError
 from arcloop.models import CosineClassifier, Head
 from arcloop.training.module import EmbeddingModule
@@ -28,6 +28,7 @@ class Warmup(Callback):
         ConfigError: Only one of `scale_from` and `scale_steps` is given.
     """
 
+    @checked("callbacks.warmup")
     def __init__(
         self,
         *,
@@ -35,12 +36,6 @@ class Warmup(Callback):
         scale_from: PositiveFloat | None,
         scale_steps: PositiveInt | None,
     ) -> None:
-        check(
-            "callbacks.warmup",
-            margin_steps=(margin_steps, PositiveInt | None),
-            scale_from=(scale_from, PositiveFloat | None),
-            scale_steps=(scale_steps, PositiveInt | None),
-        )
         if (scale_from is None) != (scale_steps is None):
             raise ConfigError(
                 f"callbacks.warmup: scale_from={scale_from}, but scale_steps={scale_steps}",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from arcloop.config.extras import require_extra
+from arcloop.config.targets import require_extra
 from arcloop.training.loggers.tracking import Row, TrackingLogger, flatten
 
 _SQLITE = "sqlite:///"

@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from arcloop.config.extras import require_extra
-from arcloop.config.value_types import check
+from arcloop.config.targets import require_extra
+from arcloop.config.value_types import checked
 from arcloop.training.loggers.tracking import Row, TrackingLogger
 
 Mode = Literal["offline", "online"]
@@ -30,8 +30,8 @@ class WandbLogger(TrackingLogger):
     service: ClassVar[str] = "wandb"
     id_file: ClassVar[str] = ".wandb.json"
 
+    @checked("logger.wandb")
     def __init__(self, *, run_dir: str, project: str, mode: Literal["offline", "online"]) -> None:
-        check("logger.wandb", mode=(mode, Mode))
         super().__init__(run_dir=run_dir)
         require_extra("wandb", "wandb", where="logger=wandb")
         self._project, self._mode = project, mode

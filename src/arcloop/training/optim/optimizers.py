@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from arcloop.config.value_types import NonNegativeFloat, PositiveFloat, check
+from arcloop.config.value_types import NonNegativeFloat, PositiveFloat, checked
 from arcloop.training.optim.sharded import update_sparse_rows
 
 
@@ -23,6 +23,7 @@ class GroupedOptimizer:
         head_weight_decay: Weight decay of the head.
     """
 
+    @checked("optimizer")
     def __init__(
         self,
         *,
@@ -32,13 +33,6 @@ class GroupedOptimizer:
         head_lr: PositiveFloat,
         head_weight_decay: NonNegativeFloat,
     ) -> None:
-        check(
-            "optimizer",
-            lr=(lr, PositiveFloat),
-            weight_decay=(weight_decay, NonNegativeFloat),
-            head_lr=(head_lr, PositiveFloat),
-            head_weight_decay=(head_weight_decay, NonNegativeFloat),
-        )
         self.factory = factory
         self.lr, self.weight_decay = lr, weight_decay
         self.head_lr, self.head_weight_decay = head_lr, head_weight_decay

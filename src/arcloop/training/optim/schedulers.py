@@ -11,9 +11,10 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from arcloop.config.value_types import Fraction, PositiveInt, check
+from arcloop.config.value_types import Fraction, PositiveInt, checked
 
 
+@checked("scheduler")
 def one_cycle(
     optimizer: Optimizer,
     total_steps: PositiveInt,
@@ -34,7 +35,6 @@ def one_cycle(
         start_factor: First learning rate as a share of the peak, in [0, 1].
         end_factor: Last learning rate as a share of the peak, in [0, 1].
     """
-    _check(total_steps, warmup=warmup, start_factor=start_factor, end_factor=end_factor)
     rise = warmup * total_steps
 
     def factor(step: int) -> float:
@@ -45,6 +45,7 @@ def one_cycle(
     return LambdaLR(optimizer, factor)
 
 
+@checked("scheduler")
 def cosine(
     optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction, end_factor: Fraction
 ) -> LambdaLR:
@@ -58,7 +59,6 @@ def cosine(
         warmup: Share of the steps before the peak, in [0, 1].
         end_factor: Last learning rate as a share of the peak, in [0, 1].
     """
-    _check(total_steps, warmup=warmup, end_factor=end_factor)
     rise = warmup * total_steps
 
     def factor(step: int) -> float:
@@ -69,6 +69,7 @@ def cosine(
     return LambdaLR(optimizer, factor)
 
 
+@checked("scheduler")
 def constant(optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction) -> LambdaLR:
     """Rise linearly from near 0, then stay constant.
 
@@ -77,7 +78,6 @@ def constant(optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction
         total_steps: Optimizer steps of the whole fit.
         warmup: Share of the steps of the warm-up, in [0, 1].
     """
-    _check(total_steps, warmup=warmup)
     rise = warmup * total_steps
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (rise + 1)))
 
@@ -85,8 +85,3 @@ def constant(optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction
 def _ease(start: float, end: float, progress: float) -> float:
     """Interpolate along half a cosine from `start` at progress 0 to `end` from progress 1 on."""
     return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-
-
-def _check(total_steps: int, **factors: float) -> None:
-    named = {name: (value, Fraction) for name, value in factors.items()}
-    check("scheduler", total_steps=(total_steps, PositiveInt), **named)
