@@ -6,6 +6,7 @@ import pytest
 from tests.conftest import SMALL
 
 from arcloop import artifacts
+from arcloop.artifacts.atomic import sha256_file
 from arcloop.cli.main import main
 
 RUN = "runs/synthetic"
@@ -13,7 +14,7 @@ QUICK = [*SMALL, "trainer.max_epochs=1", "callbacks=export_only"]
 
 
 def test_a_finished_run_is_exported_without_training(work, capsys):
-    before = artifacts.sha256_file(work / RUN / "manifest.json")
+    before = sha256_file(work / RUN / "manifest.json")
     assert main(["export", f"run_dir={RUN}", "export=all"]) == 0
     made = artifacts.load(work / RUN / "export", "export")
     assert set(made.files) == {"model.onnx", "model.pt2"}
@@ -21,16 +22,16 @@ def test_a_finished_run_is_exported_without_training(work, capsys):
     assert made.parents == {"model": model}
     assert all(0 <= fact["max_abs_diff"] <= 1e-5 for fact in made.info.values())
     assert {"onnx", "onnxruntime"} < made.info["model.onnx"].keys()
-    assert artifacts.sha256_file(work / RUN / "manifest.json") == before
+    assert sha256_file(work / RUN / "manifest.json") == before
     capsys.readouterr()
     assert main(["lineage", f"{RUN}/export/model.onnx"]) == 0
     assert f"model of {RUN}" in capsys.readouterr().out
 
 
 def test_run_adds_a_format_to_what_is_trained_already(work):
-    before = artifacts.sha256_file(work / RUN / "manifest.json")
+    before = sha256_file(work / RUN / "manifest.json")
     assert main(["run", *SMALL, "export=onnx"]) == 0
-    assert artifacts.sha256_file(work / RUN / "manifest.json") == before
+    assert sha256_file(work / RUN / "manifest.json") == before
     made = artifacts.load(work / RUN / "export", "export")
     assert main(["run", *SMALL, "export=onnx"]) == 0
     assert artifacts.read(work / RUN / "export", "export").sha256 == made.sha256

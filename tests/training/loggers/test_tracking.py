@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from tests.conftest import SMALL
 
 from arcloop import artifacts
+from arcloop.artifacts.atomic import sha256_file
 from arcloop.cli.main import main
 from arcloop.config.composition import bundled, compose_config
 from arcloop.errors import ConfigError, ResourceError
@@ -119,7 +120,7 @@ def test_a_run_that_goes_on_is_one_run_there_with_its_metrics_config_and_files(i
     }
     assert "index/faiss_index.bin" in mlflow.artifacts(run, "index")
     local = mlflow.client.download_artifacts(run.info.run_id, "model.pt", str(in_tmp))
-    assert artifacts.sha256_file(in_tmp / RUN / "model.pt") == artifacts.sha256_file(local)
+    assert sha256_file(in_tmp / RUN / "model.pt") == sha256_file(local)
 
     assert rows_of(in_tmp / RUN, "val_top1") == expected
     found = records(in_tmp / RUN)
