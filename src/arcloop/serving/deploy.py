@@ -120,20 +120,20 @@ def release(store: ModelStore, version: str, unpacked: Path, settings: DeploySet
         ArcloopError: The cluster does not come to serve it; what was live stays so.
     """
     if isinstance(settings, KubernetesSettings):
+        from arcloop.serving.kubernetes.deploy import deploy_release
         from arcloop.serving.kubernetes.release import (
             Release,  # the client of Kubernetes takes a while to load
         )
-        from arcloop.serving.kubernetes.roll_out import roll_out
 
         archive = store.restore(version).path
-        roll_out(Release.of(read_manifest(archive), settings), unpacked)
+        deploy_release(Release.of(read_manifest(archive), settings), unpacked)
     return put_live(store, version, settings)
 
 
 def print_plan(manifest: Mapping[str, Any], settings: KubernetesSettings) -> None:
     """Print what a cluster would be asked for, to serve the archive with this manifest."""
+    from arcloop.serving.kubernetes.deploy import manifest_yaml
     from arcloop.serving.kubernetes.release import Release
-    from arcloop.serving.kubernetes.roll_out import manifest_yaml
 
     print(manifest_yaml(Release.of(manifest, settings)), end="")
 

@@ -17,7 +17,7 @@ from api_server import ApiServer
 from arcloop.errors import report_errors
 from arcloop.runtime.responder import K_HEADER, Question, Responder
 from arcloop.serving.deploy import candidate, release
-from arcloop.serving.kubernetes import roll_out, rollout
+from arcloop.serving.kubernetes import deploy, rollout
 from arcloop.serving.settings import read_request
 from arcloop.serving.store.model_store import ModelStore
 
@@ -169,8 +169,8 @@ class Cluster:
 @pytest.fixture
 def quick(monkeypatch):
     """No long pauses: the stand-in's time is a hundred times as fast."""
-    monkeypatch.setattr(roll_out, "PARITY_PAUSE_S", 0.01)
-    monkeypatch.setattr(rollout, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(deploy, "PARITY_PAUSE_S", 0.01)
+    monkeypatch.setattr(rollout, "MAX_OUTAGE_S", 2.0)
     monkeypatch.setattr(rollout, "RETRY_S", 0.02)
     monkeypatch.setattr(rollout, "WATCH_S", 0.1)
 

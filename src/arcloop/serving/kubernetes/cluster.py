@@ -1,8 +1,9 @@
-"""A namespace of a cluster, through its API server; a refusal is told as one clear message."""
+"""One namespace of a cluster, through its API server, with errors as one clear message each."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,8 +15,7 @@ from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import NotFoundError
 from kubernetes.dynamic.resource import Resource
 
-from arcloop.errors import ConfigError
-from arcloop.serving.kubernetes.refusals import UnreachableError, refusal
+from arcloop.errors import ArcloopError, ConfigError, ResourceError
 from arcloop.serving.kubernetes.release import MANAGER
 from arcloop.serving.kubernetes.settings import KubernetesSettings
 
@@ -33,6 +33,20 @@ _KINDS = {
     "Service": ("api", "", "v1", "services"),
     "ServiceAccount": ("api", "", "v1", "serviceaccounts"),
 }
+_TEMPORARY = (410, 429, 500, 502, 503, 504)
+_REMEDIES = {
+    0: "check the certificates in the kubeconfig",
+    401: "log in again: the credentials in the kubeconfig are wrong or expired",
+    403: "ask an administrator for the Role in docs/kubernetes.md",
+    404: "create the namespace, or choose another with deploy.namespace; for deploy=kserve, KServe "
+    "must be installed",
+    409: "another client is changing the object; deploy again later",
+    422: "this field of an object cannot be changed, or the cluster's policies forbid the value",
+}
+
+
+class UnreachableError(ResourceError):
+    """The API server does not answer; a later attempt may succeed."""
 
 
 class Cluster:
@@ -43,8 +57,8 @@ class Cluster:
         namespace: The namespace.
 
     Attributes:
-        address: Of the API server.
-        namespace: As given.
+        address: URL of the API server.
+        namespace: The namespace.
     """
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
@@ -54,22 +68,23 @@ class Cluster:
 
     @classmethod
     def connect(cls, settings: KubernetesSettings) -> Cluster:
-        """Read how to reach the cluster; nothing is sent yet.
+        """Read address and credentials of the cluster, without sending a request.
 
         Raises:
-            ConfigError: The kubeconfig is missing, damaged or has no such context.
+            ConfigError: The kubeconfig is missing or damaged, or lacks the context.
         """
         try:
             api = config.new_client_from_config(
                 settings.kubeconfig, settings.context, persist_config=False
             )
         except (ConfigException, OSError, ValueError, TypeError, KeyError) as cause:
-            if settings.kubeconfig or settings.context or not _within_cluster():
+            in_cluster = "KUBERNETES_SERVICE_HOST" in os.environ
+            if settings.kubeconfig or settings.context or not in_cluster:
                 raise ConfigError(
                     f"no cluster is configured: {cause}",
                     where=settings.kubeconfig or os.environ.get("KUBECONFIG", "~/.kube/config"),
-                    remedy="see `kubectl config get-contexts`; deploy.kubeconfig and "
-                    "deploy.context choose another, deploy.dry_run=true needs none",
+                    remedy="see `kubectl config get-contexts`; set deploy.kubeconfig and "
+                    "deploy.context, or deploy.dry_run=true, which needs no cluster",
                 ) from None
             configuration = client.Configuration()
             config.load_incluster_config(client_configuration=configuration)
@@ -77,69 +92,60 @@ class Cluster:
         return cls(api, settings.namespace)
 
     def get(self, kind: str, name: str) -> Object | None:
-        """Return an object; None if there is none of this name."""
-        with self._told(f"get {kind}/{name}"):
+        """Return an object, or None if it does not exist."""
+        with self._errors(f"get {kind}/{name}"):
             try:
-                found = self._client.get(
-                    self._resource(kind),
-                    name=name,
-                    namespace=self.namespace,
-                    _request_timeout=_REQUEST_S,
-                )
+                found = self._client.get(self._resource(kind), name=name, **self._options())
             except NotFoundError:
                 return None
             return found.to_dict()  # type: ignore[no-any-return]
 
     def list(self, kind: str, labels: Mapping[str, str]) -> list[Object]:
         """Return all objects of a kind that have these labels."""
-        with self._told(f"list {kind}s"):
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        with self._errors(f"list {kind}s"):
             found = self._client.get(
-                self._resource(kind),
-                namespace=self.namespace,
-                label_selector=",".join(f"{key}={value}" for key, value in labels.items()),
-                _request_timeout=_REQUEST_S,
+                self._resource(kind), label_selector=selector, **self._options()
             )
             return [dict(item) for item in found.to_dict()["items"]]
 
     def apply(self, wanted: Object, *, force: bool = False, dry_run: bool = False) -> None:
-        """Make an object so, or make it; what it does not name is left to others.
+        """Create or change an object by server-side apply; other fields keep their values.
 
         Args:
-            wanted: The fields that are to be as given, and no longer any that were given before.
-            force: Take fields over from other managers.
-            dry_run: Only ask whether it would be accepted.
+            wanted: The object with the fields to set. Fields that an earlier call has set and that
+                it lacks are removed.
+            force: Overwrite fields that another manager has set.
+            dry_run: Have the server check the request without applying it.
         """
         kind, name = wanted["kind"], wanted["metadata"]["name"]
-        with self._told(f"apply {kind}/{name}"):
+        with self._errors(f"apply {kind}/{name}"):
             self._client.server_side_apply(
                 self._resource(kind),
                 body=wanted,
                 name=name,
-                namespace=self.namespace,
                 field_manager=MANAGER,
                 force_conflicts=force or None,
                 dry_run="All" if dry_run else None,
-                _request_timeout=_REQUEST_S,
+                **self._options(),
             )
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete an object and all that it made; no matter if it is gone."""
-        with self._told(f"delete {kind}/{name}"), contextlib.suppress(NotFoundError):
+        """Delete an object and its dependents, if it exists."""
+        with self._errors(f"delete {kind}/{name}"), contextlib.suppress(NotFoundError):
             self._client.delete(
                 self._resource(kind),
                 name=name,
-                namespace=self.namespace,
                 propagation_policy="Background",
-                _request_timeout=_REQUEST_S,
+                **self._options(),
             )
 
     def wait_for_change(self, kind: str, name: str, version: str, seconds: int) -> None:
-        """Return when an object is no longer of this resource version, or after some seconds."""
-        resource = self._resource(kind)
+        """Return when an object has another resource version, or after some seconds."""
         watcher = watch.Watch()
-        with self._told(f"watch {kind}/{name}"):
+        with self._errors(f"watch {kind}/{name}"):
             events = watcher.stream(
-                resource.get,
+                self._resource(kind).get,
                 namespace=self.namespace,
                 field_selector=f"metadata.name={name}",
                 resource_version=version,
@@ -153,18 +159,18 @@ class Cluster:
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str], seconds: float
     ) -> tuple[int, bytes]:
-        """Send bytes to a path of the API server that leads on to a server; return its answer.
+        """Post bytes to a path of the API server and return status and body of the response.
 
         Args:
-            path: E.g. that of a Service's proxy.
-            body: Any bytes.
-            headers: More headers.
-            seconds: Longest wait for the answer.
+            path: E.g. the path of a Service's proxy.
+            body: Body of the request.
+            headers: Additional headers.
+            seconds: Time-out of the response.
 
         Raises:
             UnreachableError: The API server does not answer.
         """
-        with self._told(f"post to {path}"):
+        with self._errors(f"post to {path}"):
             try:
                 response = self._client.request(
                     "post",
@@ -175,11 +181,14 @@ class Cluster:
                     serialize=False,
                     _request_timeout=(_REQUEST_S, seconds),
                 )
-            except client.ApiException as refused:
-                if not refused.status or refused.status in (401, 403):
+            except client.ApiException as cause:
+                if not cause.status or cause.status in (401, 403):
                     raise
-                return int(refused.status), refused.body or b""
+                return int(cause.status), cause.body or b""
             return response.status, response.data
+
+    def _options(self) -> dict[str, Any]:
+        return {"namespace": self.namespace, "_request_timeout": _REQUEST_S}
 
     def _resource(self, kind: str) -> Resource:
         prefix, group, version, plural = _KINDS[kind]
@@ -194,24 +203,52 @@ class Cluster:
         )
 
     @contextlib.contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
+    def _errors(self, action: str) -> Iterator[None]:
+        """Convert the errors of the client during an action, e.g. "get Deployment/mnist"."""
         try:
             yield
         except client.ApiException as cause:
-            raise refusal(cause, doing, self.address, self.namespace) from None
+            where = f"namespace {self.namespace} at {self.address}"
+            raise _convert(cause, action, where) from None
         except (urllib3.exceptions.HTTPError, OSError) as cause:
             raise UnreachableError(
                 f"the API server does not answer: {cause}",
                 where=self.address,
-                remedy="is it running, and is this the right context? see `kubectl cluster-info`",
+                remedy="check that it is running and that the context is right; see "
+                "`kubectl cluster-info`",
             ) from None
 
 
 class _NoDiscovery:
-    """The kinds are known: no request to learn them, and no cache of them in a shared folder."""
+    """Replaces the discovery of resources, since `_KINDS` has all that are needed."""
 
     def __init__(self, client: DynamicClient, cache_file: str | None) -> None: ...
 
 
-def _within_cluster() -> bool:
-    return "KUBERNETES_SERVICE_HOST" in os.environ
+def _convert(cause: client.ApiException, action: str, where: str) -> ArcloopError:
+    status = _parse_status(cause)
+    message = f"cannot {action}: {status.get('message') or cause.reason or cause.status}"
+    if cause.status in _TEMPORARY:
+        return UnreachableError(message, where=where, remedy="try again later")
+    conflicts = [
+        f"{one.get('field')}: {one.get('message')}"
+        for one in (status.get("details") or {}).get("causes") or []
+        if one.get("reason") == "FieldManagerConflict"
+    ]
+    if cause.status == 409 and conflicts:
+        message = f"cannot {action}: other managers have set these fields to other values"
+        return ResourceError(
+            "\n    ".join([message, *conflicts]),
+            where=where,
+            remedy="agree on one manager, or overwrite the fields with deploy.force_conflicts=true",
+        )
+    kind = ConfigError if cause.status == 404 else ResourceError
+    return kind(message, where=where, remedy=_REMEDIES.get(cause.status, "see the message above"))
+
+
+def _parse_status(cause: client.ApiException) -> dict[str, Any]:
+    try:
+        status = json.loads(cause.body or b"{}")
+    except ValueError:
+        return {}
+    return status if isinstance(status, dict) else {}

@@ -1,57 +1,54 @@
-"""A release -> the objects that a cluster is asked for."""
+"""The Kubernetes objects of a release."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from arcloop.serving.kubernetes.kserve import inference_service
-from arcloop.serving.kubernetes.pod import INFERENCE, pod_template
+from arcloop.serving.kubernetes.pod import INFERENCE, make_pod_template
 from arcloop.serving.kubernetes.release import Release
 from arcloop.serving.kubernetes.settings import KServeSettings
 
 Object = dict[str, Any]
+_ROLLING_UPDATE = {
+    "type": "RollingUpdate",
+    "rollingUpdate": {
+        "maxUnavailable": 0,
+        "maxSurge": 1,
+    },  # stop a pod after its successor is ready
+}
 
 
-def objects_of(release: Release) -> list[Object]:
-    """Return all objects, in the order in which they are to be applied: what pods need comes first.
+def make_objects(release: Release) -> list[Object]:
+    """Return all objects in the order of their application: those that pods need come first.
 
-    The last one is the workload: what runs the pods.
+    The last object is the workload: the Deployment or the InferenceService.
     """
+    objects = [_network_policy(release), _service_account(release), _config_map(release)]
     if isinstance(release.settings, KServeSettings):
-        around = [network_policy(release), service_account(release), config_map(release)]
-        return [*around, disruption_budget(release), inference_service(release, release.settings)]
-    objects = [
-        network_policy(release),
-        service_account(release),
-        config_map(release),
-        service(release),
-        disruption_budget(release),
-    ]
+        service = _inference_service(release, release.settings)
+        return [*objects, _disruption_budget(release), service]
+    objects += [_service(release), _disruption_budget(release)]
     if release.settings.autoscaled:
-        objects.append(autoscaler(release))
-    return [*objects, deployment(release)]
+        objects.append(_autoscaler(release))
+    return [*objects, _deployment(release)]
 
 
-def deployment(release: Release) -> Object:
-    """Return the Deployment: a new pod has to be ready before an old one goes."""
+def _deployment(release: Release) -> Object:
     settings = release.settings
     spec: Object = {
         "revisionHistoryLimit": settings.keep,
         "progressDeadlineSeconds": settings.progress_deadline_s,
         "selector": {"matchLabels": release.selector},
-        "strategy": {
-            "type": "RollingUpdate",
-            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
-        },
-        "template": pod_template(release),
+        "strategy": _ROLLING_UPDATE,
+        "template": make_pod_template(release),
     }
-    if not settings.autoscaled:  # else the number is the autoscaler's
+    if not settings.autoscaled:  # otherwise the autoscaler sets the number
         spec["replicas"] = settings.replicas
     return _object("apps/v1", "Deployment", release, spec=spec)
 
 
-def service(release: Release) -> Object:
-    """Return the Service, of the inference port and no other."""
+def _service(release: Release) -> Object:
+    """Return the Service, which publishes only the inference port."""
     settings = release.settings
     port = {
         "name": INFERENCE,
@@ -63,26 +60,26 @@ def service(release: Release) -> Object:
     return _object("v1", "Service", release, spec=spec)
 
 
-def service_account(release: Release) -> Object:
-    """Return an account that may do nothing, whose token no pod gets."""
+def _service_account(release: Release) -> Object:
+    """Return an account without rights; its token is not mounted in the pods."""
     return _object("v1", "ServiceAccount", release, automountServiceAccountToken=False)
 
 
-def config_map(release: Release) -> Object:
-    """Return the server's config. It never changes: another content has another name."""
+def _config_map(release: Release) -> Object:
+    """Return the server's config; it is immutable, and its name contains its hash."""
     made = _object("v1", "ConfigMap", release, data=release.config, immutable=True)
     made["metadata"]["name"] = release.config_name
     return made
 
 
-def disruption_budget(release: Release) -> Object:
-    """Return the bound on pods that a drained node may take away at a time."""
+def _disruption_budget(release: Release) -> Object:
+    """Return the budget that lets a drained node evict one pod at a time."""
     spec = {"maxUnavailable": 1, "selector": {"matchLabels": release.selector}}
     return _object("policy/v1", "PodDisruptionBudget", release, spec=spec)
 
 
-def autoscaler(release: Release) -> Object:
-    """Return what keeps the pods' CPU use near its target."""
+def _autoscaler(release: Release) -> Object:
+    """Return the autoscaler, whose metric is the CPU utilization of the pods."""
     settings = release.settings
     target = {"type": "Utilization", "averageUtilization": settings.target_cpu_percent}
     spec = {
@@ -94,23 +91,25 @@ def autoscaler(release: Release) -> Object:
     return _object("autoscaling/v2", "HorizontalPodAutoscaler", release, spec=spec)
 
 
-def network_policy(release: Release) -> Object:
-    """Return who may reach the pods: all or some for questions, the scraper for metrics.
+def _network_policy(release: Release) -> Object:
+    """Return the policy: clients reach the inference port and the scraper the metrics port.
 
-    They may reach nobody: an answer needs nothing from elsewhere.
+    The pods cannot open connections, since predictions need no other service.
     """
     settings = release.settings
-    questions: Object = {"ports": [_tcp(settings.inference_port)]}
+    requests: Object = {"ports": [_tcp(settings.inference_port)]}
     if settings.client_namespaces:
-        questions["from"] = [{"namespaceSelector": _named(n)} for n in settings.client_namespaces]
-    scraper: Object = {"namespaceSelector": _named(settings.scraper_namespace)}
+        requests["from"] = [
+            {"namespaceSelector": _namespace_selector(name)} for name in settings.client_namespaces
+        ]
+    scraper: Object = {"namespaceSelector": _namespace_selector(settings.scraper_namespace)}
     if settings.scraper_labels:
         scraper["podSelector"] = {"matchLabels": dict(settings.scraper_labels)}
     metrics = {"from": [scraper], "ports": [_tcp(settings.metrics_port)]}
     spec = {
         "podSelector": {"matchLabels": release.selector},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [questions, metrics],
+        "ingress": [requests, metrics],
         "egress": [],
     }
     return _object("networking.k8s.io/v1", "NetworkPolicy", release, spec=spec)
@@ -120,7 +119,7 @@ def _tcp(port: int) -> Object:
     return {"port": port, "protocol": "TCP"}
 
 
-def _named(namespace: str) -> Object:
+def _namespace_selector(namespace: str) -> Object:
     return {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
 
 
@@ -132,3 +131,33 @@ def _object(api: str, kind: str, release: Release, **rest: Any) -> Object:
         "annotations": release.annotations,
     }
     return {"apiVersion": api, "kind": kind, "metadata": metadata, **rest}
+
+
+def _inference_service(release: Release, settings: KServeSettings) -> Object:
+    """Return the InferenceService, from which KServe creates a Deployment, without Knative.
+
+    KServe's own runtime for PyTorch lacks faiss, so the predictor is the container of the
+    Deployment.
+    """
+    template = make_pod_template(release)
+    (container,) = template["spec"]["containers"]
+    ports = [port for port in container["ports"] if port["name"] == INFERENCE]
+    predictor: Object = {
+        **template["spec"],
+        # KServe publishes the first port in the Service.
+        "containers": [{**container, "name": "kserve-container", "ports": ports}],
+        "labels": template["metadata"]["labels"],
+        "annotations": template["metadata"]["annotations"],
+        "minReplicas": settings.replicas,
+        "maxReplicas": settings.max_replicas or settings.replicas,
+        "scaleMetric": "cpu",
+        "scaleTarget": settings.target_cpu_percent,
+        "deploymentStrategy": _ROLLING_UPDATE,
+    }
+    spec = {"predictor": predictor}
+    service = _object("serving.kserve.io/v1beta1", "InferenceService", release, spec=spec)
+    service["metadata"]["annotations"] = {
+        **release.annotations,
+        "serving.kserve.io/deploymentMode": settings.deployment_mode,
+    }
+    return service

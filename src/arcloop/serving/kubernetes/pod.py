@@ -1,23 +1,23 @@
-"""A release -> the pod that serves it: the template of the Deployment, or of KServe's predictor."""
+"""The pod template of a release, for the Deployment or for KServe's predictor."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from arcloop.serving.kubernetes.release import CONFIG, MODELS, RELEASE, Release, short_hash
+from arcloop.serving.kubernetes.release import CONFIG, MODELS, RELEASE_LABEL, Release, short_hash
 from arcloop.serving.kubernetes.settings import KubernetesSettings
 
 INFERENCE = "http"
 METRICS = "metrics"
-SCRATCH = "/tmp"  # noqa: S108 - a volume of the pod's own, and the only place it can write to
+SCRATCH = "/tmp"  # noqa: S108 - mount path of the only volume that the pod can write to
 USER = 1000
-"""The numeric user of serving/Dockerfile."""
+"""User ID in serving/Dockerfile."""
 _PROBE_PERIOD_S = 5
 _CODE = "/opt/arcloop/arcloop/serving/servers"
 
 
-def pod_template(release: Release) -> dict[str, Any]:
-    """Return metadata and spec; a label tells pods of this very template from those of another."""
+def make_pod_template(release: Release) -> dict[str, Any]:
+    """Return metadata and spec; the label `RELEASE_LABEL` contains a hash of both."""
     metadata: dict[str, Any] = {
         "labels": release.labels,
         "annotations": {
@@ -27,13 +27,13 @@ def pod_template(release: Release) -> dict[str, Any]:
             "prometheus.io/path": "/metrics",
         },
     }
-    template = {"metadata": metadata, "spec": pod_spec(release)}
-    marked = {**release.labels, RELEASE: short_hash(template)}
-    return {"metadata": {**metadata, "labels": marked}, "spec": template["spec"]}
+    template = {"metadata": metadata, "spec": _spec(release)}
+    labels = {**release.labels, RELEASE_LABEL: short_hash(template)}
+    return {"metadata": {**metadata, "labels": labels}, "spec": template["spec"]}
 
 
-def pod_spec(release: Release) -> dict[str, Any]:
-    """Return the pod: no root, no account, no way to write but its scratch volume."""
+def _spec(release: Release) -> dict[str, Any]:
+    """Return the pod: not root, without an account token, only its scratch volume is writable."""
     settings = release.settings
     spec: dict[str, Any] = {
         "serviceAccountName": settings.app,
@@ -75,24 +75,24 @@ def _container(release: Release) -> dict[str, Any]:
             {"name": "HOME", "value": SCRATCH},
             {"name": "TMPDIR", "value": SCRATCH},
         ],
-        # Management has no port here: it listens on the pod's loopback.
+        # The management API has no port here, since it listens on the pod's loopback address.
         "ports": [
             {"name": INFERENCE, "containerPort": settings.inference_port, "protocol": "TCP"},
             {"name": METRICS, "containerPort": settings.metrics_port, "protocol": "TCP"},
         ],
         "startupProbe": {
-            **_asks_model(settings),
+            **_model_probe(settings),
             "periodSeconds": _PROBE_PERIOD_S,
             "timeoutSeconds": _PROBE_PERIOD_S,
             "failureThreshold": -(-settings.startup_timeout_s // _PROBE_PERIOD_S) + 1,
         },
         "readinessProbe": {
-            **_asks_model(settings),
+            **_model_probe(settings),
             "periodSeconds": _PROBE_PERIOD_S,
             "timeoutSeconds": _PROBE_PERIOD_S,
             "failureThreshold": 3,
         },
-        # Only whether the front end lives: a model that is busy is no reason to kill it.
+        # Liveness probes only the front end, so that a busy model does not restart the pod.
         "livenessProbe": {
             "httpGet": {"path": "/ping", "port": INFERENCE},
             "periodSeconds": 2 * _PROBE_PERIOD_S,
@@ -100,7 +100,7 @@ def _container(release: Release) -> dict[str, Any]:
             "failureThreshold": 6,
         },
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(settings.drain_s)]}}},
-        # So that why it ended is in the pod's status, for all who may read pods but not logs.
+        # The end of the log is then in the pod's status, which `deploy` may read.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": _resources(settings),
         "securityContext": {
@@ -118,12 +118,12 @@ def _container(release: Release) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _asks_model(settings: KubernetesSettings) -> dict[str, Any]:
-    """TorchServe's /ping says Healthy while every worker is dying, so its workers are asked for."""
+def _model_probe(settings: KubernetesSettings) -> dict[str, Any]:
+    """Return a probe of the model, since TorchServe's /ping ignores failed workers."""
     if settings.server == "fastapi":
         return {"httpGet": {"path": "/ready", "port": INFERENCE}}
-    asked = [str(settings.management_port), settings.name, str(settings.workers)]
-    return {"exec": {"command": ["python", "-I", "-S", f"{_CODE}/ready.py", *asked]}}
+    arguments = [str(settings.management_port), settings.name, str(settings.workers)]
+    return {"exec": {"command": ["python", "-I", "-S", f"{_CODE}/ready.py", *arguments]}}
 
 
 def _resources(settings: KubernetesSettings) -> dict[str, Any]:
@@ -169,5 +169,5 @@ def _spread(topology: str, release: Release) -> dict[str, Any]:
         "topologyKey": topology,
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": release.selector},
-        "matchLabelKeys": ["pod-template-hash"],  # pods of the version that goes do not count
+        "matchLabelKeys": ["pod-template-hash"],  # do not count pods of other versions
     }

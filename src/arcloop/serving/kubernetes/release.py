@@ -1,4 +1,4 @@
-"""What is released: one version of a model, under settings, with names and labels of its own."""
+"""A release: one version of a model with the settings, names and labels of its deployment."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ from arcloop.serving.servers.server_config import (
 from arcloop.serving.store.naming import file_name
 
 MANAGER = "arcloop"
+"""Field manager of server-side apply."""
 MODELS = "/models"
+"""Mount path of the model store."""
 CONFIG = "/etc/arcloop"
-RELEASE = "arcloop/release"
+"""Mount path of the server's config."""
+RELEASE_LABEL = "arcloop/release"
+"""Label of a pod: hash of the pod template."""
 _HASH_LENGTH = 12
 
 
 @dataclass(frozen=True)
 class Release:
-    """A version as a cluster is to serve it.
+    """A version of a model and the settings that a cluster serves it with.
 
     Attributes:
-        version: Of the archive.
-        lineage: What it was made from: role -> hash.
-        forced: Whether it is deployed although its gate did not pass.
-        settings: How it is served.
+        version: Version of the archive.
+        lineage: Role -> hash of the artifacts that the archive was made from.
+        forced: Whether the archive is deployed although its gate did not pass.
+        settings: Settings of the deployment.
     """
 
     version: str
@@ -44,12 +48,12 @@ class Release:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], settings: KubernetesSettings) -> Release:
-        """Return the release of an archive with this manifest."""
+        """Return the release of the archive with this manifest."""
         return cls(manifest["version"], manifest["parents"], manifest["forced"], settings)
 
     @property
     def selector(self) -> dict[str, str]:
-        """Labels of all pods of the app, of whatever version."""
+        """Labels of all pods of the app, of any version."""
         return {
             "app.kubernetes.io/name": "arcloop-server",
             "app.kubernetes.io/instance": self.settings.app,
@@ -66,7 +70,7 @@ class Release:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """Where the model comes from; hashes are too long for labels."""
+        """Lineage and gate; the hashes are too long for labels."""
         return {
             "arcloop/lineage": json.dumps(dict(self.lineage), sort_keys=True),
             "arcloop/gate": "forced" if self.forced else "passed",
@@ -74,7 +78,7 @@ class Release:
 
     @property
     def config(self) -> dict[str, str]:
-        """The file that the server in the pod reads: name -> content."""
+        """Name -> content of the config file of the server in the pod."""
         address = self.settings.pod_address
         settings = dataclasses.replace(self.settings, host=address)
         archive = Path(MODELS) / file_name(settings.name, self.version)
@@ -84,10 +88,10 @@ class Release:
 
     @property
     def config_name(self) -> str:
-        """Name of the ConfigMap: another for another content, so that a rollback finds its own."""
+        """Name of the ConfigMap; it contains a hash, so older revisions keep their own config."""
         return f"{self.settings.app}-config-{short_hash(self.config)}"
 
 
 def short_hash(value: object) -> str:
-    """Return a hash of a JSON value that fits into a name or a label."""
+    """Return a hash of a JSON value that is short enough for a name or a label."""
     return sha256_json(value)[:_HASH_LENGTH]

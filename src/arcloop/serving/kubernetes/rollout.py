@@ -1,88 +1,103 @@
-"""Waiting for a rollout: progress for the user, and an early end where it cannot succeed."""
+"""Wait for a rollout: report its progress, and end early if it cannot succeed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from arcloop.display.terminal import say
 from arcloop.errors import ResourceError
-from arcloop.serving.kubernetes.cluster import Cluster
-from arcloop.serving.kubernetes.pods import serves, troubles
-from arcloop.serving.kubernetes.refusals import UnreachableError
-from arcloop.serving.kubernetes.release import RELEASE, Release
+from arcloop.serving.kubernetes.cluster import Cluster, UnreachableError
+from arcloop.serving.kubernetes.release import RELEASE_LABEL, Release
 
 Object = Mapping[str, Any]
 _T = TypeVar("_T")
 WATCH_S = 2
-PATIENCE_S = 60.0
+MAX_OUTAGE_S = 60.0
 RETRY_S = 1.0
-_LATE_S = 60.0
+_DEADLINE_MARGIN_S = 60.0
+_FATAL_REASONS = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_MAX_RESTARTS = 2
+_LOG_LINES = 4
 
 
 class RolloutError(ResourceError):
-    """Pods do not come to serve a release."""
+    """The pods of a release do not become ready."""
 
 
-def pod_mark(workload: Object) -> str | None:
-    """Return the label that the pods of this very template have; see `pod_template`."""
+@dataclass(frozen=True)
+class PodProblem:
+    """The reason why a pod does not serve.
+
+    Attributes:
+        text: The pod, the reason and the last lines of its output.
+        fatal: Whether waiting cannot solve the problem.
+    """
+
+    text: str
+    fatal: bool
+
+
+def release_label(workload: Object) -> str | None:
+    """Return the release label of the pods of a workload; see `make_pod_template`."""
     spec = workload["spec"]
     labels = spec["template"]["metadata"].get("labels") if "template" in spec else None
-    marked = labels or spec.get("predictor", {}).get("labels") or {}
-    return marked.get(RELEASE)
+    return (labels or spec.get("predictor", {}).get("labels") or {}).get(RELEASE_LABEL)
 
 
 def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> None:
-    """Wait until pods of a workload's template, and no others, serve.
+    """Wait until all pods of the app have the workload's template and are ready.
 
-    The connection may be lost on the way for up to a minute.
+    The connection to the API server may be lost for up to `MAX_OUTAGE_S`.
 
     Args:
-        cluster: Where.
-        release: Whose pods.
-        workload: As it was applied.
+        cluster: The cluster.
+        release: The release, for its selector and deadline.
+        workload: The workload as it was applied.
 
     Raises:
-        RolloutError: They will not, or not in time; the pods' reasons are in the message.
+        RolloutError: The pods cannot start or missed the deadline; contains their reasons.
         UnreachableError: The API server does not answer any more.
     """
     kind, name = workload["kind"], workload["metadata"]["name"]
-    mark = pod_mark(workload)
-    told, since = "", time.monotonic()
+    label = release_label(workload)
+    progress, since = "", time.monotonic()
     while True:
-        live = patiently(lambda: cluster.get(kind, name))
+        live = retry_while_unreachable(lambda: cluster.get(kind, name))
         if live is None:
-            raise _failed(f"somebody deleted {kind}/{name}", cluster, [])
-        pods = patiently(lambda: cluster.list("Pod", release.selector))
-        ours = [pod for pod in pods if pod["metadata"].get("labels", {}).get(RELEASE) == mark]
-        others = [
-            pod for pod in pods if pod not in ours and "deletionTimestamp" not in pod["metadata"]
-        ]
-        done, line = _progress(live, ours, others)
-        if line != told:
+            raise _error(f"{kind}/{name} was deleted", cluster, [])
+        pods = retry_while_unreachable(lambda: cluster.list("Pod", release.selector))
+        new = [pod for pod in pods if pod["metadata"].get("labels", {}).get(RELEASE_LABEL) == label]
+        old = [pod for pod in pods if pod not in new and not _is_terminating(pod)]
+        done, line = _progress(live, new, old)
+        if line != progress:
             say(f"rollout: {line}")
-            told, since = line, time.monotonic()
+            progress, since = line, time.monotonic()
         if done:
             return
-        hopeless = [trouble for trouble in troubles(ours) if trouble.hopeless]
-        if hopeless:
-            raise _failed("the new pods cannot start", cluster, ours)
+        waited = time.monotonic() - since
+        margin = _DEADLINE_MARGIN_S if kind == "Deployment" else 0  # which has its own deadline
+        if any(problem.fatal for problem in find_problems(new)):
+            raise _error("the new pods cannot start", cluster, new)
         if _deadline_exceeded(live):
-            raise _failed("ProgressDeadlineExceeded: the rollout makes no progress", cluster, ours)
-        late = time.monotonic() - since - release.settings.progress_deadline_s
-        if late > (_LATE_S if kind == "Deployment" else 0):
-            raise _failed(f"nothing happened for {time.monotonic() - since:.0f} s", cluster, ours)
-        _sleep_until_change(cluster, kind, name, live)
+            raise _error("ProgressDeadlineExceeded: the rollout makes no progress", cluster, new)
+        if waited > release.settings.progress_deadline_s + margin:
+            raise _error(f"no progress for {waited:.0f} s", cluster, new)
+        try:
+            cluster.wait_for_change(kind, name, live["metadata"]["resourceVersion"], WATCH_S)
+        except UnreachableError:  # an expired version or a lost connection
+            time.sleep(RETRY_S)
 
 
-def patiently(work: Callable[[], _T]) -> _T:
-    """Do work that may be done twice, again and again while the API server does not answer.
+def retry_while_unreachable(work: Callable[[], _T]) -> _T:
+    """Repeat idempotent work while the API server does not answer.
 
     Raises:
-        UnreachableError: It does not for a minute.
+        UnreachableError: It did not answer for `MAX_OUTAGE_S`.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + MAX_OUTAGE_S
     lost = False
     while True:
         try:
@@ -91,7 +106,7 @@ def patiently(work: Callable[[], _T]) -> _T:
             if time.monotonic() > deadline:
                 raise
             if not lost:
-                say("the API server does not answer; asking again")
+                say("the API server does not answer; retrying")
             lost = True
             time.sleep(RETRY_S)
             continue
@@ -100,30 +115,37 @@ def patiently(work: Callable[[], _T]) -> _T:
         return result
 
 
-def _sleep_until_change(cluster: Cluster, kind: str, name: str, live: Object) -> None:
-    try:
-        cluster.wait_for_change(kind, name, live["metadata"]["resourceVersion"], WATCH_S)
-    except UnreachableError:
-        # Too old a version, or a connection lost; whether it is back, the next request shows.
-        time.sleep(RETRY_S)
+def find_problems(pods: Sequence[Object]) -> list[PodProblem]:
+    """Return the reasons why pods do not serve, as far as their statuses contain them."""
+    return [problem for pod in pods if not _serves(pod) for problem in _pod_problems(pod)]
 
 
-def _progress(live: Object, ours: Sequence[Object], others: Sequence[Object]) -> tuple[bool, str]:
-    """Return whether the rollout is complete, and a line about how far it is."""
-    ready, old = (sum(serves(pod) for pod in pods) for pods in (ours, others))
+def _serves(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions") or []
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return ready and not _is_terminating(pod)
+
+
+def _is_terminating(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def _progress(live: Object, new: Sequence[Object], old: Sequence[Object]) -> tuple[bool, str]:
+    """Return whether the rollout is complete, and a line about its progress."""
+    ready, serving_old = (sum(map(_serves, pods)) for pods in (new, old))
     status = live.get("status") or {}
-    if live["kind"] != "Deployment":
-        # What KServe's status says of a change under way is not relied on; the pods are counted.
-        wanted = live["spec"]["predictor"].get("minReplicas", 1)
-        conditions = {c["type"]: c["status"] for c in status.get("conditions") or []}
-        done = ready >= max(1, wanted) and not others and conditions.get("Ready") == "True"
-    else:
+    if live["kind"] == "Deployment":
         wanted = live["spec"].get("replicas", 1)
         updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
-        seen = status.get("observedGeneration", 0) >= live["metadata"]["generation"]
-        whole = updated == total == status.get("availableReplicas", 0) >= wanted
-        done = seen and whole and ready >= wanted and not others
-    return done, f"{ready} of {wanted} new pods ready, {old} old pods serving"
+        complete = updated == total == status.get("availableReplicas", 0) >= wanted
+        done = complete and status.get("observedGeneration", 0) >= live["metadata"]["generation"]
+    else:
+        # KServe's status may describe the state before a change, so only pods and Ready count.
+        wanted = max(1, live["spec"]["predictor"].get("minReplicas", 1))
+        conditions = {c["type"]: c["status"] for c in status.get("conditions") or []}
+        done = conditions.get("Ready") == "True"
+    done = done and ready >= wanted and not old
+    return done, f"{ready} of {wanted} new pods ready, {serving_old} old pods serving"
 
 
 def _deadline_exceeded(live: Object) -> bool:
@@ -135,10 +157,46 @@ def _deadline_exceeded(live: Object) -> bool:
     )
 
 
-def _failed(what: str, cluster: Cluster, pods: Sequence[Object]) -> RolloutError:
-    lines = [trouble.text for trouble in troubles(pods)] or ["the pods tell no reason"]
+def _error(message: str, cluster: Cluster, pods: Sequence[Object]) -> RolloutError:
+    reasons = [problem.text for problem in find_problems(pods)] or ["the pods report no reason"]
     return RolloutError(
-        "\n    ".join([what, *lines]),
+        "\n    ".join([message, *reasons]),
         where=f"namespace {cluster.namespace} at {cluster.address}",
-        remedy="mend what the pods complain of, and deploy again",
+        remedy="fix the problems of the pods, and deploy again",
     )
+
+
+def _pod_problems(pod: Object) -> Iterator[PodProblem]:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            yield PodProblem(f"{name} has no node: {condition.get('message', '')}", fatal=False)
+    if status.get("phase") == "Failed":
+        text = f"{name} failed: {status.get('reason', '')} {status.get('message', '')}".rstrip()
+        yield PodProblem(text, fatal=False)
+    for key in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(key) or []:
+            yield from _container_problems(name, container)
+
+
+def _container_problems(pod: str, status: Object) -> Iterator[PodProblem]:
+    state = status.get("state") or {}
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated") or {}
+    reason = waiting.get("reason") or ended.get("reason")
+    if reason in (None, "ContainerCreating", "PodInitializing"):
+        if "running" in state and not status.get("ready"):
+            yield PodProblem(f"{pod} runs and is not ready yet", fatal=False)
+        return
+    restarts = status.get("restartCount", 0)
+    words = [f"{pod}: {reason}"]
+    if restarts:
+        words.append(f"after {restarts} restart{'s' if restarts > 1 else ''},")
+    if ended:
+        words.append(f"exit code {ended.get('exitCode')}")
+        if ended.get("reason") not in (None, "Error", reason):
+            words.append(f"({ended['reason']})")
+    output = (ended.get("message") or waiting.get("message") or "").strip().splitlines()
+    text = "\n        ".join([" ".join(words).rstrip(","), *output[-_LOG_LINES:]])
+    # A container that crashes repeatedly runs in between, so the restarts count.
+    yield PodProblem(text, fatal=reason in _FATAL_REASONS or restarts >= _MAX_RESTARTS)

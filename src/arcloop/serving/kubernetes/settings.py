@@ -1,26 +1,26 @@
-"""Typed settings of a deployment on a cluster; values live in conf/deploy/, ranges here."""
+"""Typed settings of a deployment on a cluster; conf/deploy/ contains the values."""
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from arcloop.config.value_types import NonNegativeInt, Port, PositiveInt
-from arcloop.serving.kubernetes.syntax import (
-    is_dns_label,
-    is_label_key,
-    is_label_value,
-    is_subdomain,
-    quantity,
-)
 from arcloop.serving.settings import DeploySettings
 
-_MARGIN_S = 10
-_LONGEST_APP = 40  # objects are named by it and a suffix, in at most 63 characters
+_GRACE_MARGIN_S = 10
+_MAX_APP_LENGTH = 40  # object names are the app and a suffix, of at most 63 characters
+_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"({_SUBDOMAIN.pattern}/)?{_LABEL_NAME}")
+_LABEL_VALUE = re.compile(rf"({_LABEL_NAME})?")
 _BOUNDS = (
     ("cpu_request", "cpu_limit"),
     ("memory_request", "memory_limit"),
@@ -30,42 +30,42 @@ _BOUNDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesSettings(DeploySettings):
-    """How an archive is served by a cluster.
+    """Settings of a server on a cluster.
 
     Attributes:
-        app: Names every object.
-        namespace: Where they are; it must exist.
-        image: What serving/Dockerfile makes, with its registry and tag.
-        image_pull_secrets: Names of the secrets to pull it with.
-        model_claim: PersistentVolumeClaim with the model store; null: the archive is in the image.
+        app: Name of every object.
+        namespace: Namespace of the objects; it must exist.
+        image: Image built from serving/Dockerfile, with its registry and tag.
+        image_pull_secrets: Names of the secrets for pulling the image.
+        model_claim: PersistentVolumeClaim of the model store; null: the image contains the archive.
         model_claim_path: Folder of the model store in the claim.
-        replicas: Pods; the least of them where there is an autoscaler.
-        max_replicas: Most pods; an autoscaler is made where this is more than `replicas`.
-        target_cpu_percent: Use of the CPU request that the autoscaler aims at.
-        cpu_request: CPUs that a pod is promised.
-        cpu_limit: Most CPUs of a pod; its threads are made to fit.
-        memory_request: Memory that a pod is promised.
-        memory_limit: Most memory of a pod.
-        scratch_limit: Most temporary files of a pod.
-        gpus: Of a pod.
-        node_selector: Labels of the nodes to run on.
-        tolerations: Taints to bear, as Kubernetes writes them.
-        service_type: Of the Service.
-        service_port: Where the Service is asked.
-        pod_address: Address a pod listens at.
-        client_namespaces: Namespaces that may ask; none: anybody.
-        scraper_namespace: Namespace of who may read metrics.
-        scraper_labels: Its pods' labels.
-        endpoint: URL at which the parity gate asks; null: through the API server's proxy.
-        endpoint_delay_s: Time until everybody knows that a pod takes no more requests.
-        progress_deadline_s: Longest time without progress of a rollout.
-        kubeconfig: File that says how to reach the cluster; null: the usual places.
-        context: Its context; null: the current one.
-        force_conflicts: Take over fields that another manager has set.
-        dry_run: Print the objects and touch nothing.
+        replicas: Number of pods, or its minimum if there is an autoscaler.
+        max_replicas: Maximum number of pods; a value above `replicas` creates an autoscaler.
+        target_cpu_percent: Target of the autoscaler, in percent of the CPU request.
+        cpu_request: CPUs that the scheduler reserves for a pod.
+        cpu_limit: Maximum CPUs of a pod; the server sets its number of threads to it.
+        memory_request: Memory that the scheduler reserves for a pod.
+        memory_limit: Maximum memory of a pod.
+        scratch_limit: Maximum size of the temporary files of a pod.
+        gpus: Number of GPUs of a pod.
+        node_selector: Labels that a node must have.
+        tolerations: Tolerated taints, in the notation of Kubernetes.
+        service_type: Type of the Service.
+        service_port: Port of the Service.
+        pod_address: Address that a pod listens on.
+        client_namespaces: Namespaces that may send requests; empty: all.
+        scraper_namespace: Namespace of the pods that may read metrics.
+        scraper_labels: Labels of these pods.
+        endpoint: URL for the parity gate; null: the proxy of the API server.
+        endpoint_delay_s: Seconds until no new requests reach a pod that is being stopped.
+        progress_deadline_s: Seconds without progress after which a rollout has failed.
+        kubeconfig: Path of the kubeconfig; null: the default of kubectl, or the pod's account.
+        context: Context in the kubeconfig; null: the current one.
+        force_conflicts: Overwrite fields that another manager has set.
+        dry_run: Print the objects and change nothing.
 
     Raises:
-        ConfigError: Names every value that does not fit.
+        ConfigError: Names every invalid value.
     """
 
     app: str
@@ -87,7 +87,7 @@ class KubernetesSettings(DeploySettings):
     tolerations: list[dict[str, Any]]
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"]
     service_port: Port
-    pod_address: Literal["0.0.0.0", "::"]  # noqa: S104 - a pod is asked from outside itself
+    pod_address: Literal["0.0.0.0", "::"]  # noqa: S104 - requests come from outside the pod
     client_namespaces: list[str]
     scraper_namespace: str
     scraper_labels: dict[str, str]
@@ -101,29 +101,29 @@ class KubernetesSettings(DeploySettings):
 
     @property
     def autoscaled(self) -> bool:
-        """Whether an autoscaler decides on the number of pods."""
+        """Whether an autoscaler sets the number of pods."""
         return self.max_replicas is not None and self.max_replicas > self.replicas
 
     @property
     def drain_s(self) -> int:
-        """How long a pod goes on answering before it is told to end.
+        """Seconds between the removal of a pod from the Service and its SIGTERM.
 
-        The second server finishes by itself what it was asked by then; TorchServe drops it, so the
-        longest request is waited for as well.
+        At SIGTERM, TorchServe drops the requests that it has not answered, so the pod waits for the
+        longest request. The FastAPI server answers them first.
         """
         dropped = self.response_timeout_s if self.server == "torchserve" else 0
         return self.endpoint_delay_s + dropped
 
     @property
     def grace_s(self) -> int:
-        """Time from the order to end until a pod is killed; more than drain and longest request."""
-        return self.drain_s + self.response_timeout_s + _MARGIN_S
+        """Seconds until a pod that is being stopped is killed: drain, longest request, margin."""
+        return self.drain_s + self.response_timeout_s + _GRACE_MARGIN_S
 
     def _contradictions(self) -> Iterator[str]:
         yield from super()._contradictions()
-        yield from self._bad_names()
-        yield from self._bad_places()
-        yield from self._bad_quantities()
+        yield from self._name_faults()
+        yield from self._location_faults()
+        yield from self._quantity_faults()
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             yield (
                 f"deploy.max_replicas={self.max_replicas} must not be less than "
@@ -135,58 +135,71 @@ class KubernetesSettings(DeploySettings):
                 f"deploy.startup_timeout_s={self.startup_timeout_s}"
             )
 
-    def _bad_names(self) -> Iterator[str]:
-        if not (is_dns_label(self.app) and self.app[0].isalpha() and len(self.app) <= _LONGEST_APP):
+    def _name_faults(self) -> Iterator[str]:
+        app = self.app
+        if not (_DNS_LABEL.fullmatch(app) and app[0].isalpha() and len(app) <= _MAX_APP_LENGTH):
             yield (
-                f"deploy.app={self.app!r} must be lower case letters, digits and '-', begin with a "
-                f"letter and have at most {_LONGEST_APP} characters"
+                f"deploy.app={app!r} must be lower case letters, digits and '-', begin with a "
+                f"letter and have at most {_MAX_APP_LENGTH} characters"
             )
         namespaces = [("namespace", self.namespace), ("scraper_namespace", self.scraper_namespace)]
         namespaces += [("client_namespaces", name) for name in self.client_namespaces]
         for key, name in namespaces:
-            if not is_dns_label(name):
-                yield f"deploy.{key}={name!r} is no name of a namespace"
+            if not _DNS_LABEL.fullmatch(name):
+                yield f"deploy.{key}={name!r} is not a valid name of a namespace"
         objects = [("image_pull_secrets", name) for name in self.image_pull_secrets]
         objects += [("model_claim", self.model_claim)] if self.model_claim is not None else []
         for key, name in objects:
-            if not is_subdomain(name):
-                yield f"deploy.{key}={name!r} is no name of an object"
+            if not _SUBDOMAIN.fullmatch(name):
+                yield f"deploy.{key}={name!r} is not a valid name of an object"
         for key in ("node_selector", "scraper_labels"):
             for label, value in getattr(self, key).items():
-                if not (is_label_key(label) and is_label_value(value)):
-                    yield f"deploy.{key}: {label}={value!r} is no label"
+                if not (_LABEL_KEY.fullmatch(label) and _LABEL_VALUE.fullmatch(str(value))):
+                    yield f"deploy.{key}: {label}={value!r} is not a valid label"
 
-    def _bad_places(self) -> Iterator[str]:
+    def _location_faults(self) -> Iterator[str]:
         if not self.image or any(c.isspace() for c in self.image):
-            yield f"deploy.image={self.image!r} must name an image"
+            yield f"deploy.image={self.image!r} must be the name of an image"
         path = self.model_claim_path
         if path.startswith("/") or ".." in path.split("/"):
             yield f"deploy.model_claim_path={path!r} must be a path inside the claim"
         if self.endpoint is not None:
             parts = urllib.parse.urlsplit(self.endpoint)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-                yield f"deploy.endpoint={self.endpoint!r} must be a http or https URL, no password"
-
-    def _bad_quantities(self) -> Iterator[str]:
-        sizes = {key: quantity(getattr(self, key)) for pair in _BOUNDS for key in pair}
-        for key, size in sizes.items():
-            if size is None or size <= 0:
-                yield f"deploy.{key}={getattr(self, key)!r} must be a quantity, e.g. 500m or 2Gi"
-        for low, high in _BOUNDS:
-            least, most = sizes[low], sizes[high]
-            if least is not None and most is not None and least > most:
                 yield (
-                    f"deploy.{low}={getattr(self, low)} must not exceed "
-                    f"deploy.{high}={getattr(self, high)}"
+                    f"deploy.endpoint={self.endpoint!r} must be a http or https URL without a "
+                    "password"
                 )
+
+    def _quantity_faults(self) -> Iterator[str]:
+        sizes = {key: _parse_quantity(getattr(self, key)) for pair in _BOUNDS for key in pair}
+        for key, size in sizes.items():
+            if size is None or not 0 < size < Decimal("Infinity"):
+                yield f"deploy.{key}={getattr(self, key)!r} must be a quantity, e.g. 500m or 2Gi"
+        for request, limit in _BOUNDS:
+            low, high = sizes[request], sizes[limit]
+            if low is not None and high is not None and low > high:
+                yield (
+                    f"deploy.{request}={getattr(self, request)} must not exceed "
+                    f"deploy.{limit}={getattr(self, limit)}"
+                )
+
+
+def _parse_quantity(value: object) -> Decimal | None:
+    from kubernetes.utils.quantity import parse_quantity
+
+    try:
+        return Decimal(parse_quantity(value))
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class KServeSettings(KubernetesSettings):
-    """How an archive is served by KServe.
+    """Settings of a server that KServe runs.
 
     Attributes:
-        deployment_mode: KServe's name for pods of a Deployment, without Knative.
+        deployment_mode: KServe's mode that creates a Deployment instead of using Knative.
     """
 
     deployment_mode: Literal["Standard", "RawDeployment"]

@@ -24,7 +24,7 @@ def test_a_first_deploy_serves_and_is_live(cluster, capsys):
     rehearsed = [plural for verb, plural, dry in cluster.api.requests if dry == "All"]
     assert rehearsed == kinds
     told = capsys.readouterr().err
-    assert f"Deployment/synthetic serves {cluster.versions[0]}, proven on the golden batch" in told
+    assert f"Deployment/synthetic serves {cluster.versions[0]}; its predictions" in told
     assert re.search(r"rollout: \d of 2 new pods ready", told)
 
 
@@ -92,7 +92,7 @@ def test_the_same_release_that_no_longer_starts_is_left(cluster, capsys):
         cluster.moving.ages[pod["metadata"]["name"]] = -10_000
     cluster.moving.deadline_steps = 20
     assert cluster.roll(1, image="a:slow") == 1
-    assert "this very release was served before" in capsys.readouterr().err
+    assert "the same release was served before" in capsys.readouterr().err
     assert cluster.api.find("Deployment", "synthetic") is not None
 
 
@@ -217,13 +217,13 @@ def test_a_connection_lost_in_the_middle(cluster, capsys):
     assert cluster.roll(2, image="a:slow") == 0
     assert (cluster.api.lose_watches, cluster.api.lose_requests) == (0, 0)
     told = capsys.readouterr().err
-    assert "the API server does not answer; asking again" in told
+    assert "the API server does not answer; retrying" in told
     assert "the API server answers again" in told
     assert cluster.serving == {2}
 
 
 def test_a_connection_lost_for_good(cluster, capsys, monkeypatch):
-    monkeypatch.setattr("arcloop.serving.kubernetes.rollout.PATIENCE_S", 0.2)
+    monkeypatch.setattr("arcloop.serving.kubernetes.rollout.MAX_OUTAGE_S", 0.2)
     assert cluster.roll(1) == 0
 
     def mute(verb, plural, dry_run):
