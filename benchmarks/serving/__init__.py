@@ -1,8 +1,9 @@
-"""Servers of one archive, one after another on the same cores, asked from another process.
+"""Throughput and latency of the servers of one archive, with 1, 8 and 32 clients.
 
-Images a second and latency, with 1, 8 and 32 clients. LitServe and KServe's server need packages of
-other versions than ours: ARCLOOP_SERVING_PEERS names a Python that has them, else they are left
-out. "QPS / bound" is to a plain call in a process of its own, timed before and after each server.
+The servers run one after another on the same cores; the clients are in another process. LitServe
+and KServe's server need other package versions than arcloop: ARCLOOP_SERVING_PEERS names a Python
+interpreter that has them; without it they are not measured. "QPS / bound" is relative to calls of
+the predictor without a server, measured in a separate process before and after each server.
 """
 
 from __future__ import annotations
@@ -19,31 +20,35 @@ OURS = "fastapi"
 
 
 def measure(size: Size) -> Section:
-    rows_asked = size.of("10000", "10000", "10000,1000000")
-    options = ["--rows", rows_asked, "--seconds", size.of("0.5", "2", "3")]
+    rows = size.of("10000", "10000", "10000,1000000")
+    options = ["--rows", rows, "--seconds", size.of("0.5", "2", "3")]
     if peers := os.environ.get("ARCLOOP_SERVING_PEERS"):
         options += ["--peers", peers]
     elif shutil.which("java") is None:
         options += ["--only", "fastapi"]
-    told = in_process("benchmarks.serving", *options)
-    rows = [
+    results = in_process("benchmarks.serving", *options)
+    table = [
         {
             "rows": r["rows"], "server": r["server"], "clients": r["clients"], "QPS": r["qps"],
-            "p50 ms": r["p50_ms"], "p99 ms": r["p99_ms"], "CPU ms an image": r["cpu_ms"],
+            "p50 ms": r["p50_ms"], "p99 ms": r["p99_ms"], "CPU ms per image": r["cpu_ms"],
             "QPS / bound": r["qps"] / r["bound"],
         }
-        for r in told
+        for r in results
     ]  # fmt: skip
-    notes = [] if peers else ["LitServe and KServe's server were not at hand."]
-    return Section(_compared(told), {"images a second": rows}, notes)
+    notes = (
+        []
+        if peers
+        else ["LitServe and KServe's server were not measured: ARCLOOP_SERVING_PEERS is not set."]
+    )
+    return Section(_compared(results), {"images a second": table}, notes)
 
 
-def _compared(told: Sequence[Mapping[str, Any]]) -> list[Comparison]:
-    """The second server, which is the one recommended, against the best of the others."""
+def _compared(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+    """Compare the FastAPI server, which is recommended, with the best of the others."""
     found = []
-    for ours in (r for r in told if r["server"] == OURS):
+    for ours in (r for r in results if r["server"] == OURS):
         others = [
-            r for r in told
+            r for r in results
             if r["server"] != OURS and all(r[n] == ours[n] for n in ("rows", "clients"))
         ]  # fmt: skip
         setting = f"{ours['rows']:,} rows, {ours['clients']} clients"
@@ -55,7 +60,7 @@ def _compared(told: Sequence[Mapping[str, Any]]) -> list[Comparison]:
                 _ratio(f"1 / p99, {setting}, against {soonest['server']}",
                        1000 / ours["p99_ms"], 1000 / soonest["p99_ms"], 1.0),
             ]  # fmt: skip
-        if ours["clients"] == max(r["clients"] for r in told):
+        if ours["clients"] == max(r["clients"] for r in results):
             found.append(
                 _ratio(f"QPS, {setting}, against a plain call", ours["qps"], ours["bound"], 0.7)
             )

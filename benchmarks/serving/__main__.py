@@ -1,10 +1,10 @@
 """`python -m benchmarks.serving [--peers PYTHON] [--rows 10000,1000000] [--seconds 3]`.
 
-Every server answers from the same archive, one after another on the same cores, asked from another
-process; a plain call in a process is timed before and after each. LitServe and KServe's server need
-packages of other versions than ours: name the Python of an environment that has
-`pip install litserve kserve torch faiss-cpu pillow pyyaml`, or they are left
-out. Prints JSON.
+All servers serve the same archive, one after another on the same cores; the clients are in another
+process. Calls of the predictor without a server are measured before and after each server. LitServe
+and KServe's server need other package versions than arcloop: `--peers` names the Python of an
+environment with `pip install litserve kserve torch faiss-cpu pillow pyyaml`; without it they are
+not measured. Prints JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from arcloop.serving.servers.http_process import HttpServer
+from arcloop.serving.servers.fastapi_server import FastApiServer
 from arcloop.serving.servers.server_process import ServerProcess
 from arcloop.serving.servers.torchserve import TorchServe
 from benchmarks.serving import OURS
@@ -39,14 +39,14 @@ _CLIENTS = (1, 8, 32)
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A server that is up.
+class RunningServer:
+    """A running server.
 
     Attributes:
-        port: Where it is asked.
-        path: What is asked for.
-        pid: Of the first of its processes.
-        bodies: How it wants images: "raw", or in JSON as "one" or as "instances".
+        port: Its port.
+        path: Path of the URL that answers predictions.
+        pid: Process id of its first process.
+        bodies: Format of the requests: "raw", or JSON in the form "one" or "instances".
     """
 
     port: int
@@ -55,7 +55,7 @@ class Contender:
     bodies: str = "raw"
 
 
-Start = Callable[[Workload, Path], contextlib.AbstractContextManager[Contender]]
+Start = Callable[[Workload, Path], contextlib.AbstractContextManager[RunningServer]]
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rows", default="10000,1000000")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--only", default="", help="names of servers, by commas")
+    parser.add_argument("--only", default="", help="comma-separated names of servers")
     given = parser.parse_args()
     servers = _servers(given.peers)
     if given.only:
@@ -77,7 +77,7 @@ def main() -> None:
             for server, start in servers.items():
                 measured = _measure(start, workload, Path(name), given.seconds)
                 after = _in_process(workload, given.seconds)
-                # On both sides of each server: what else the machine does changes by the minute.
+                # Before and after each server, since the load of the machine changes over time.
                 bound = (before + after) / 2
                 results += [
                     {"rows": rows, "server": server, "bound": bound, **found} for found in measured
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _servers(peers: str | None) -> dict[str, Start]:
-    found: dict[str, Start] = {OURS: _own(HttpServer), "torchserve": _own(TorchServe)}
+    found: dict[str, Start] = {OURS: _own(FastApiServer), "torchserve": _own(TorchServe)}
     if peers:
         found["litserve"] = _litserve(peers)
         found["kserve"] = _kserve(peers)
@@ -104,37 +104,37 @@ def _measure(start: Start, workload: Workload, folder: Path, seconds: float) -> 
                        str(bodies), str(clients), str(seconds)]  # fmt: skip
             before = _cpu_seconds(server.pid)
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            told = json.loads(done.stdout)
-            spent = 1000 * (_cpu_seconds(server.pid) - before) / told.pop("asked")
-            found.append({"clients": clients, **told, "cpu_ms": spent})
+            result = json.loads(done.stdout)
+            spent = 1000 * (_cpu_seconds(server.pid) - before) / result.pop("requests")
+            found.append({"clients": clients, **result, "cpu_ms": spent})
     return found
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a server's processes: unlike rates, hardly moved by what else is running."""
+    """CPU time of a server's processes, which depends little on the load of the machine."""
     first = psutil.Process(pid)
     times = [one.cpu_times() for one in (first, *first.children(recursive=True))]
     return sum(one.user + one.system for one in times)
 
 
 def _in_process(workload: Workload, seconds: float) -> float:
-    """Images a second of batches asked by a plain call, in a process of its own."""
+    """Images per second of calls of the predictor without a server, in a separate process."""
     code = (
         "import sys, time, json, base64, yaml; from pathlib import Path\n"
-        "from responder import Question, Responder\n"
+        "from arcloop_runtime.predictor import PredictRequest, Predictor\n"
         "settings = yaml.safe_load(Path('model-config.yaml').read_bytes())\n"
-        "responder = Responder(Path('.'), settings['handler'])\n"
+        "predictor = Predictor(Path('.'), settings['handler'])\n"
         "bodies = json.load(open(sys.argv[1]))['bodies']\n"
-        "questions = [Question(base64.b64decode(b)) for b in bodies]\n"
+        "requests = [PredictRequest(base64.b64decode(b)) for b in bodies]\n"
         "size = settings['batchSize']\n"
-        "def ask(until):\n"
+        "def measure(until):\n"
         "    done = 0\n"
         "    while time.perf_counter() < until:\n"
-        "        start = done % len(questions)\n"
-        "        done += len(responder.reply(questions[start:start + size]))\n"
+        "        start = done % len(requests)\n"
+        "        done += len(predictor.predict(requests[start:start + size]))\n"
         "    return done\n"
-        "ask(time.perf_counter() + 0.5)\n"
-        "start = time.perf_counter(); done = ask(start + float(sys.argv[2]))\n"
+        "measure(time.perf_counter() + 0.5)\n"
+        "start = time.perf_counter(); done = measure(start + float(sys.argv[2]))\n"
         "print(done / (time.perf_counter() - start))\n"
     )
     bodies = workload.write_bodies(workload.unpacked.parent / "bodies.json", "raw")
@@ -147,10 +147,10 @@ def _in_process(workload: Workload, seconds: float) -> float:
 
 def _own(kind: type[ServerProcess]) -> Start:
     @contextlib.contextmanager
-    def start(workload: Workload, folder: Path) -> Iterator[Contender]:
+    def start(workload: Workload, folder: Path) -> Iterator[RunningServer]:
         with kind(workload.settings, workload.archive, folder) as server:
             server.wait_until_ready()
-            yield Contender(server.endpoint.port, server.endpoint.path, server.pid)
+            yield RunningServer(server.endpoint.port, server.endpoint.path, server.pid)
 
     return start
 
@@ -177,16 +177,18 @@ def _foreign(
     command: Callable[[Workload], list[str]], path: Callable[[Workload], str], *, bodies: str
 ) -> Start:
     @contextlib.contextmanager
-    def start(workload: Workload, folder: Path) -> Iterator[Contender]:
+    def start(workload: Workload, folder: Path) -> Iterator[RunningServer]:
         with open(folder / "log.txt", "w") as log:
             process = subprocess.Popen(
                 command(workload), cwd=folder, stdout=log, stderr=log, start_new_session=True
             )
-        contender = Contender(workload.settings.inference_port, path(workload), process.pid, bodies)
+        server = RunningServer(
+            workload.settings.inference_port, path(workload), process.pid, bodies
+        )
         try:
             sent = workload.write_bodies(folder / "bodies.json", bodies)
-            _wait_until_answering(contender, json.loads(sent.read_text()), process, folder)
-            yield contender
+            _wait_until_answering(server, json.loads(sent.read_text()), process, folder)
+            yield server
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -195,22 +197,22 @@ def _foreign(
 
 
 def _wait_until_answering(
-    server: Contender, sent: dict[str, Any], process: subprocess.Popen[bytes], folder: Path
+    server: RunningServer, sent: dict[str, Any], process: subprocess.Popen[bytes], folder: Path
 ) -> None:
     deadline = time.monotonic() + 120
-    told = "nothing"
+    last = "no response"
     while time.monotonic() < deadline and process.poll() is None:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         with contextlib.suppress(OSError, http.client.HTTPException):
             body = base64.b64decode(sent["bodies"][0])
             connection.request("POST", server.path, body, sent["headers"])
             response = connection.getresponse()
-            told = f"{response.status} {response.read()!r}"
+            last = f"{response.status} {response.read()!r}"
             if response.status == 200:
                 return
         connection.close()
         time.sleep(0.2)
-    raise RuntimeError(f"{told}\n{(folder / 'log.txt').read_text()[-2000:]}")
+    raise RuntimeError(f"{last}\n{(folder / 'log.txt').read_text()[-2000:]}")
 
 
 if __name__ == "__main__":

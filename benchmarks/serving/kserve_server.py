@@ -1,6 +1,6 @@
-"""`kserve_server.py UNPACKED PORT NAME`: the archive's responder under KServe's Python server.
+"""`kserve_server.py UNPACKED PORT NAME`: the archive's predictor under KServe's Python server.
 
-KServe's protocol is JSON, so images come in base64; it answers one by one.
+KServe's protocol is JSON, so images are sent in base64. It answers requests one by one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ import yaml
 class Model(kserve.Model):  # type: ignore[misc]
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name)
-        from arcloop.runtime.responder import Responder
+        from arcloop.runtime.predictor import Predictor
 
         settings = yaml.safe_load((folder / "model-config.yaml").read_bytes())["handler"]
-        self._responder = Responder(folder, settings)
+        self._predictor = Predictor(folder, settings)
         self.ready = True
 
     def predict(self, payload: dict[str, Any], *_: object, **__: object) -> dict[str, Any]:
-        from arcloop.runtime.responder import Question
+        from arcloop.runtime.predictor import PredictRequest
 
-        questions = [Question(base64.b64decode(one["b64"])) for one in payload["instances"]]
+        requests = [PredictRequest(base64.b64decode(one["b64"])) for one in payload["instances"]]
         return {
-            "predictions": [json.loads(reply.body) for reply in self._responder.reply(questions)]
+            "predictions": [
+                json.loads(response.body) for response in self._predictor.predict(requests)
+            ]
         }
 
 

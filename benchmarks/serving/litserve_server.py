@@ -1,4 +1,4 @@
-"""`litserve_server.py UNPACKED PORT BATCH`: the archive's responder under LitServe.
+"""`litserve_server.py UNPACKED PORT BATCH`: the archive's predictor under LitServe.
 
 It reads JSON or forms; JSON is what its own examples send, with images in base64.
 """
@@ -14,11 +14,11 @@ from fastapi import Response
 
 class Api(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
-        from arcloop.runtime.responder import Responder
+        from arcloop.runtime.predictor import Predictor
 
         folder = Path(sys.argv[1])
         settings = yaml.safe_load((folder / "model-config.yaml").read_bytes())["handler"]
-        self._responder = Responder(folder, settings)
+        self._predictor = Predictor(folder, settings)
 
     def decode_request(self, request):
         return base64.b64decode(request["b64"])
@@ -27,9 +27,11 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, inputs: list[bytes]) -> list[bytes]:
-        from arcloop.runtime.responder import Question
+        from arcloop.runtime.predictor import PredictRequest
 
-        return [reply.body for reply in self._responder.reply([Question(one) for one in inputs])]
+        return [
+            reply.body for reply in self._predictor.predict([PredictRequest(one) for one in inputs])
+        ]
 
     def unbatch(self, output: list[bytes]) -> list[bytes]:
         return output

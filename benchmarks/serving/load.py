@@ -1,8 +1,8 @@
-"""`load.py PORT PATH BODIES CLIENTS SECONDS`: ask from a process of its own; prints JSON.
+"""`load.py PORT PATH BODIES CLIENTS SECONDS`: send requests from a separate process; prints JSON.
 
 BODIES is a JSON file: {"headers": {...}, "bodies": [base64, ...]}. Every client keeps one
-connection and asks again as soon as it has its answer. Written on plain sockets, so that it takes
-as little as possible of the cores that it shares with the server.
+connection and sends its next request when it has received a response. The clients use plain
+streams, because they share the CPU cores with the server.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-_WARM_SHARE = 0.25
+_WARM_UP_SHARE = 0.25
 
 
 async def main(port: int, path: str, file: Path, clients: int, seconds: float) -> None:
     given = json.loads(file.read_text())
     requests = [_request(path, given["headers"], base64.b64decode(b)) for b in given["bodies"]]
-    start = time.perf_counter() + seconds * _WARM_SHARE
+    start = time.perf_counter() + seconds * _WARM_UP_SHARE
     end = start + seconds
     found = await asyncio.gather(
         *(_client(port, requests[n:] + requests[:n], start, end) for n in range(clients))
@@ -29,7 +29,7 @@ async def main(port: int, path: str, file: Path, clients: int, seconds: float) -
     print(
         json.dumps(
             {
-                "asked": sum(number for number, _ in found),
+                "requests": sum(number for number, _ in found),
                 "qps": len(latencies) / seconds,
                 "p50_ms": 1000 * latencies[len(latencies) // 2],
                 "p99_ms": 1000 * latencies[int(len(latencies) * 0.99)],
@@ -44,7 +44,7 @@ async def _client(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     latencies = []
     number = 0
-    while (asked := time.perf_counter()) < end:
+    while (sent := time.perf_counter()) < end:
         writer.write(requests[number % len(requests)])
         number += 1
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -52,8 +52,8 @@ async def _client(
             raise RuntimeError(head.decode())
         _, _, after = head.partition(b"content-length: ")
         await reader.readexactly(int(after.partition(b"\r\n")[0]))
-        if asked >= start:
-            latencies.append(time.perf_counter() - asked)
+        if sent >= start:
+            latencies.append(time.perf_counter() - sent)
     writer.close()
     return number, latencies
 

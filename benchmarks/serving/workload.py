@@ -1,4 +1,4 @@
-"""What all servers answer from: one small model, an index of any size, images to ask about."""
+"""The workload of all servers: one small model, an index of any size, and query images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from PIL import Image
 
 from arcloop.cli.main import main as arcloop
 from arcloop.serving.archive import collect, write_archive
-from arcloop.serving.settings import PORTS, DeploySettings, read_request
+from arcloop.serving.deploy import parse_arguments
+from arcloop.serving.settings import PORTS, DeploySettings
 
 DIMENSION = 128
 _IMAGES = 64
@@ -32,13 +33,13 @@ _RUN = [
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked of whom.
+    """An archive and the requests to send to its servers.
 
     Attributes:
         archive: The .mar.
-        unpacked: The same, unpacked.
-        settings: Of the servers.
-        images: Encoded, to ask about: JPEG of a camera's kind, about 7 KB each.
+        unpacked: Folder with the unpacked archive.
+        settings: Settings of the servers.
+        images: Encoded query images: smooth colour JPEGs of about 7 KB each.
     """
 
     archive: Path
@@ -47,23 +48,23 @@ class Workload:
     images: list[bytes]
 
     def write_bodies(self, file: Path, form: str) -> Path:
-        """Write what load.py sends: "raw", or in JSON as "one" or as "instances"."""
+        """Write the requests of load.py: "raw" bodies, or JSON in the form "one" or "instances"."""
         bodies = self.images
         if form != "raw":
             ones = [{"b64": base64.b64encode(image).decode()} for image in self.images]
             several = form == "instances"
             bodies = [json.dumps({"instances": [o]} if several else o).encode() for o in ones]
         kind = "application/octet-stream" if form == "raw" else "application/json"
-        told = {
+        content = {
             "headers": {"Content-Type": kind},
             "bodies": [base64.b64encode(body).decode() for body in bodies],
         }
-        file.write_text(json.dumps(told))
+        file.write_text(json.dumps(content))
         return file
 
 
 def make(folder: Path, rows: int, *, workers: int) -> Workload:
-    """Make a workload with a flat index of so many random unit vectors."""
+    """Make a workload with a flat index of `rows` random unit vectors."""
     run = folder / "run"
     if not run.exists():
         before = Path.cwd()
@@ -73,7 +74,7 @@ def make(folder: Path, rows: int, *, workers: int) -> Workload:
                 raise RuntimeError("the run failed")
         finally:
             os.chdir(before)
-    settings = read_request([f"run_dir={run}"]).settings
+    settings = parse_arguments([f"run_dir={run}"]).settings
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     settings = dataclasses.replace(settings, workers=workers, **ports)
     made = folder / f"{rows}"
@@ -92,7 +93,7 @@ def make(folder: Path, rows: int, *, workers: int) -> Workload:
 
 
 def _enlarge(unpacked: Path, rows: int) -> None:
-    """Put a larger index in the place of the run's, with hashes to match."""
+    """Replace the run's index by a larger one, and update the hashes."""
     random = np.random.default_rng(1)
     index = faiss.IndexFlatIP(DIMENSION)
     for start in range(0, rows, 100_000):

@@ -20,7 +20,7 @@ from arcloop.runtime.searcher import (
 
 
 class Mean(nn.Module):
-    """Four features of an image: enough to tell test images apart, checkable by hand."""
+    """Four simple features of an image, which an oracle can compute."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float().flatten(1)
@@ -52,8 +52,8 @@ def load(folder, **options):
     )
 
 
-def test_a_mapped_index_stays_on_the_disk(tmp_path):
-    """So the processes of a machine share its pages."""
+def test_a_memory_mapped_index_is_not_read_completely(tmp_path):
+    """Processes of one machine then share the pages of the index."""
     index = faiss.IndexFlatIP(128)
     index.add(np.random.default_rng(0).random((64_000, 128), np.float32))
     file = tmp_path / "index.bin"
@@ -69,7 +69,7 @@ def test_a_mapped_index_stays_on_the_disk(tmp_path):
 
 
 @pytest.mark.parametrize("memory_map", [False, True])
-def test_neighbours_are_those_of_a_brute_force_search(files, memory_map):
+def test_neighbours_agree_with_a_brute_force_search(files, memory_map):
     folder, gallery = files
     searcher = load(folder, memory_map=memory_map)
     queries = np.random.default_rng(1).integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
@@ -81,7 +81,7 @@ def test_neighbours_are_those_of_a_brute_force_search(files, memory_map):
         return v / np.linalg.norm(v)
 
     vectors = np.stack([oracle(image) for image in flat])
-    for query, answer in zip(queries, searcher.answer(queries, k=4), strict=True):
+    for query, answer in zip(queries, searcher.predict(queries, k=4), strict=True):
         cosine = vectors @ oracle(query)
         rows = np.argsort(-cosine)[:4]
         assert [n.row for n in answer.neighbours] == rows.tolist()
@@ -92,23 +92,23 @@ def test_neighbours_are_those_of_a_brute_force_search(files, memory_map):
         assert answer.class_name == "abc"[rows[0] % 3]
 
 
-def test_under_the_threshold_the_answer_is_unknown(files):
+def test_a_prediction_below_the_threshold_is_unknown(files):
     folder, gallery = files
     searcher = load(folder)
-    (known,) = searcher.answer(gallery[:1], k=1)
+    (known,) = searcher.predict(gallery[:1], k=1)
     assert not known.unknown
     searcher.threshold = 1.1
-    (unknown,) = searcher.answer(gallery[:1], k=1)
+    (unknown,) = searcher.predict(gallery[:1], k=1)
     assert unknown.unknown
 
 
-def test_k_is_bounded_by_the_gallery(files):
+def test_k_is_limited_to_the_gallery_size(files):
     folder, gallery = files
-    (answer,) = load(folder).answer(gallery[:1], k=10_000)
+    (answer,) = load(folder).predict(gallery[:1], k=10_000)
     assert len(answer.neighbours) == 30
 
 
-def test_decode_gives_what_the_model_takes(files):
+def test_decode_returns_the_input_shape_of_the_model(files):
     folder, gallery = files
     assert np.array_equal(load(folder).model.decode(encode_png(gallery[0])), gallery[0])
 
@@ -120,7 +120,7 @@ def test_an_index_of_another_model_is_refused(files):
         Searcher(Model(folder / "model.pt"), read_index(folder / "index.bin"), labels)
 
 
-def test_rows_and_labels_must_be_as_many(files):
+def test_the_numbers_of_rows_and_labels_must_agree(files):
     folder, _ = files
     labels = read_labels(folder / "labels.json")
     with pytest.raises(SearcherError, match="30 rows but 29 labels"):
@@ -129,15 +129,15 @@ def test_rows_and_labels_must_be_as_many(files):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04"])
-def test_damaged_files_are_told(tmp_path, content):
+def test_a_damaged_file_is_an_error(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     for read in (Model, read_index, read_labels):
         with pytest.raises(SearcherError, match="is not a"):
             read(tmp_path / "x")
 
 
-def test_runs_where_arcloop_is_not_installed(files, tmp_path):
-    """Archived as it is, beside the decoder alone."""
+def test_a_copy_of_the_runtime_works_without_arcloop(files, tmp_path):
+    """Archives contain such a copy."""
     import shutil
     import subprocess
     import sys
@@ -149,7 +149,7 @@ def test_runs_where_arcloop_is_not_installed(files, tmp_path):
         "from copied.searcher import Searcher;"
         f"f = Path({str(folder)!r});"
         "s = Searcher.load(f / 'model.pt', f / 'index.bin', f / 'labels.json');"
-        "print(s.answer(np.zeros((1, 4, 4, 1), np.uint8), k=1)[0].as_dict()['class_name'])"
+        "print(s.predict(np.zeros((1, 4, 4, 1), np.uint8), k=1)[0].as_dict()['class_name'])"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True,
                           capture_output=True, text=True)  # fmt: skip

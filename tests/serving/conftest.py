@@ -1,4 +1,4 @@
-"""A small real run, deployments of it with ports of their own, and the word about Java."""
+"""A small real run, settings with free ports, running servers, and the check for Java."""
 
 import contextlib
 import dataclasses
@@ -12,14 +12,15 @@ import pytest
 
 from arcloop.cli.main import main
 from arcloop.errors import ResourceError
+from arcloop.runtime import ARCHIVED_PACKAGE
 from arcloop.serving import archive
-from arcloop.serving.deploy import deploy
+from arcloop.serving.deploy import deploy, parse_arguments
 from arcloop.serving.serve import SERVERS
 from arcloop.serving.servers.torchserve import require_java
-from arcloop.serving.settings import PORTS, read_request
+from arcloop.serving.settings import PORTS
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ResourceWarning)  # it never closes its version.txt
+    warnings.simplefilter("ignore", ResourceWarning)  # it does not close its version.txt
     import model_archiver  # noqa: F401
 
 SMALL = [
@@ -35,14 +36,14 @@ def pytest_collection_modifyitems(items):
         return
     try:
         require_java()
-    except ResourceError as absent:
+    except ResourceError as error:
         for item in needing:
-            item.add_marker(pytest.mark.skip(reason=absent.what))
+            item.add_marker(pytest.mark.skip(reason=error.what))
 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """A finished run; tests that change it take `run_dir`."""
+    """A finished run. Tests that change it use `run_dir`."""
     folder = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -52,12 +53,12 @@ def small_run(tmp_path_factory):
 
 @pytest.fixture
 def run_dir(small_run, tmp_path):
-    """A copy of the run that may be changed."""
+    """A copy of the run that a test may change."""
     return shutil.copytree(small_run, tmp_path / "run")
 
 
 def free_ports(count):
-    """Ports that nothing listens on; all are held until the last is known."""
+    """Ports that no program listens on; all are bound until the last one is chosen."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
@@ -69,10 +70,10 @@ def free_ports(count):
 
 @pytest.fixture(scope="session")
 def make_settings(small_run):
-    """A function: store, changes -> settings of the run with free ports."""
+    """A function (store, **changes) that returns settings of the run with free ports."""
 
     def make(store, **changes):
-        settings = read_request([f"run_dir={small_run}"]).settings
+        settings = parse_arguments([f"run_dir={small_run}"]).settings
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         return dataclasses.replace(settings, model_store=str(store), **ports, **changes)
 
@@ -86,9 +87,9 @@ def settings(make_settings, tmp_path):
 
 @pytest.fixture(scope="session")
 def servers(small_run, make_settings, tmp_path_factory):
-    """A function: "torchserve" or "fastapi" -> a running server and its live version.
+    """A function ("torchserve" or "fastapi") that returns a running server and its live version.
 
-    Both are started once for all tests. Questions are asked at any address, as in a pod.
+    Each server is started once for all tests. It listens on all addresses, as in a pod.
     """
     found = {}
     with contextlib.ExitStack() as running:
@@ -109,18 +110,18 @@ def servers(small_run, make_settings, tmp_path_factory):
 
 
 @pytest.fixture
-def spoiled():
-    """A block in which what is archived is broken: a line of responder.py -> another."""
+def broken_archive():
+    """A context manager (old, new) that replaces a line of predictor.py in new archives."""
 
     @contextlib.contextmanager
     def block(old, new):
         files = archive.runtime_files()
-        name = f"{archive.RUNTIME}/responder.py"
+        name = f"{ARCHIVED_PACKAGE}/predictor.py"
         source = files[name].decode()
         assert source.count(old) == 1
-        spoilt = {**files, name: source.replace(old, new).encode()}
+        changed = {**files, name: source.replace(old, new).encode()}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(archive, "runtime_files", lambda: spoilt)
+            patch.setattr(archive, "runtime_files", lambda: changed)
             yield
 
     return block
@@ -128,6 +129,6 @@ def spoiled():
 
 @pytest.fixture
 def switch():
-    """A Service in miniature; see switch.py."""
+    """A stand-in for a Kubernetes Service; see switch.py."""
     with runpy.run_path(str(Path(__file__).with_name("switch.py")))["Switch"]() as made:
         yield made

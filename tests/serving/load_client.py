@@ -1,8 +1,8 @@
-"""`load_client.py HOST PORT PATH IMAGE CLIENTS`: asks without pause until its input ends.
+"""`load_client.py HOST PORT PATH IMAGE CLIENTS`: sends requests until its standard input ends.
 
-Prints one JSON object: how often each status and exception came, the versions that answered in the
-order they first did, how many requests had to be sent twice, and the slowest. A request that a
-killed process took with it is sent once more, after a moment, as any client of a pool would.
+Prints one JSON object: the count of each status and exception, the versions that answered in the
+order of their first answers, the number of repeated requests, and the longest duration. A request
+that fails is repeated once after a short pause, as clients of a pool of servers do.
 """
 
 import http.client
@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-AGAIN_AFTER_SECONDS = 0.2
+RETRY_SECONDS = 0.2
 
 
 class Load:
@@ -23,8 +23,8 @@ class Load:
         self.lock, self.over = threading.Lock(), threading.Event()
         self.threads = [threading.Thread(target=self.client) for _ in range(int(clients))]
 
-    def ask(self):
-        """The status or the exception, and the version that answered."""
+    def send(self):
+        """Return the status or the exception, and the version that answered."""
         connection = http.client.HTTPConnection(*self.place, timeout=30)
         try:
             connection.request("POST", self.path, self.body)
@@ -40,11 +40,11 @@ class Load:
     def client(self):
         while not self.over.is_set():
             start = time.monotonic()
-            outcome, version = self.ask()
+            outcome, version = self.send()
             found = [outcome]
             if version is None:
-                time.sleep(AGAIN_AFTER_SECONDS)
-                again, version = self.ask()
+                time.sleep(RETRY_SECONDS)
+                again, version = self.send()
                 found = [again, f"again after {outcome}"]
             with self.lock:
                 self.outcomes.update(found)

@@ -1,4 +1,4 @@
-"""A Service in miniature: one address, connections passed on to whichever servers are behind it."""
+"""A stand-in for a Kubernetes Service: one address that forwards connections to servers."""
 
 import asyncio
 import contextlib
@@ -8,9 +8,9 @@ from collections import Counter
 
 
 class Switch:
-    """Passes TCP connections on, each to the next of its backends; runs in a thread of its own.
+    """Forwards each TCP connection to the next of its backends; runs in a separate thread.
 
-    As with a Service, connections that are open stay where they are when the backends change.
+    As with a Service, open connections keep their backend when the backends change.
     """
 
     def __enter__(self):
@@ -18,7 +18,7 @@ class Switch:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._server = self._do(asyncio.start_server(self._pass_on, "127.0.0.1", 0))
+        self._server = self._do(asyncio.start_server(self._forward, "127.0.0.1", 0))
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -36,13 +36,13 @@ class Switch:
         self._loop.close()
 
     def direct_to(self, *endpoints):
-        """Pass new connections on to these alone."""
+        """Forward new connections to these endpoints only."""
         places = [(endpoint.host, endpoint.port) for endpoint in endpoints]
         self._turns = itertools.cycle(places)
         self._backends = places
 
     def wait_until_left(self, endpoint, timeout=30):
-        """Wait until no connection to this one is open."""
+        """Wait until no connection to this endpoint is open."""
 
         async def left():
             async with asyncio.timeout(timeout):
@@ -54,7 +54,7 @@ class Switch:
     def _do(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    async def _pass_on(self, reader, writer):
+    async def _forward(self, reader, writer):
         place = next(self._turns)
         self._open[place] += 1
         try:

@@ -10,15 +10,15 @@ from arcloop import artifacts
 from arcloop.artifacts import writer
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.serving.archive import collect, read_manifest, write_archive
-from arcloop.serving.store.naming import file_name, make_version, version_of
+from arcloop.serving.store.model_store import archive_file_name, make_version, parse_version
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def make(run_dir, settings, folder, *, force=False):
     folder.mkdir(exist_ok=True)
-    parts = collect(run_dir, settings, force=force)
-    return write_archive(parts, folder, version=make_version(NOW, parts.lineage))
+    contents = collect(run_dir, settings, force=force)
+    return write_archive(contents, folder, version=make_version(NOW, contents.lineage))
 
 
 def test_same_run_and_version_give_the_same_bytes(small_run, run_dir, settings, tmp_path):
@@ -28,9 +28,7 @@ def test_same_run_and_version_give_the_same_bytes(small_run, run_dir, settings, 
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_manifest_names_the_hash_of_every_part_and_where_it_came_from(
-    small_run, settings, tmp_path
-):
+def test_the_manifest_has_the_hash_of_every_file_and_the_provenance(small_run, settings, tmp_path):
     archive = make(small_run, settings, tmp_path / "a")
     manifest = read_manifest(archive)
     with zipfile.ZipFile(archive) as packed:
@@ -40,11 +38,12 @@ def test_the_manifest_names_the_hash_of_every_part_and_where_it_came_from(
             assert (
                 hashlib.sha256(packed.read(name)).hexdigest() == manifest["files"][name]["sha256"]
             )
-        described = json.loads(packed.read("MAR-INF/MANIFEST.json"))
-    assert {"model.pt", "faiss_index.bin", "faiss_label.json", "images.py", "searcher.py",
-            "handler.py", "model-config.yaml", "golden.npz"} <= names  # fmt: skip
-    assert described["model"]["modelVersion"] == manifest["version"]
-    assert described["model"]["modelVersion"].startswith("20260102T030405Z-")
+        torchserve = json.loads(packed.read("MAR-INF/MANIFEST.json"))
+    assert {"model.pt", "faiss_index.bin", "faiss_label.json", "arcloop_runtime/images.py",
+            "arcloop_runtime/searcher.py", "handler.py", "model-config.yaml",
+            "golden.npz"} <= names  # fmt: skip
+    assert torchserve["model"]["modelVersion"] == manifest["version"]
+    assert torchserve["model"]["modelVersion"].startswith("20260102T030405Z-")
     run, index = artifacts.read(small_run, "run"), artifacts.read(small_run / "index", "index")
     assert manifest["parents"]["run"] == run.sha256
     assert manifest["parents"]["index"] == index.sha256
@@ -54,7 +53,7 @@ def test_the_manifest_names_the_hash_of_every_part_and_where_it_came_from(
     assert manifest["gate"]["passed"] is True
 
 
-def test_other_settings_make_another_lineage(small_run, settings):
+def test_other_settings_give_another_lineage(small_run, settings):
     other = dataclasses.replace(settings, max_k=7)
     assert (
         collect(small_run, settings, force=False).lineage
@@ -63,20 +62,20 @@ def test_other_settings_make_another_lineage(small_run, settings):
 
 
 def test_a_run_whose_gate_did_not_pass_is_refused_unless_forced(run_dir, settings, tmp_path):
-    judged = artifacts.read(run_dir / "evaluation", "evaluation")
-    verdict = {"passed": False, "reasons": ["eer is 0.2, but at most 0.1 is required."]}
-    (run_dir / "evaluation/gate.json").write_text(json.dumps(verdict))
-    writer.seal(judged.path, "evaluation", config=judged.config, parents=judged.parents)
+    evaluation = artifacts.read(run_dir / "evaluation", "evaluation")
+    gate = {"passed": False, "reasons": ["eer is 0.2, but at most 0.1 is required."]}
+    (run_dir / "evaluation/gate.json").write_text(json.dumps(gate))
+    writer.seal(evaluation.path, "evaluation", config=evaluation.config, parents=evaluation.parents)
     with pytest.raises(ArtifactError, match=r"the gate did not pass: eer is"):
         make(run_dir, settings, tmp_path / "a")
     manifest = read_manifest(make(run_dir, settings, tmp_path / "a", force=True))
     assert manifest["forced"] is True
-    assert manifest["gate"] == verdict
+    assert manifest["gate"] == gate
 
 
-def test_a_run_that_was_never_judged_is_refused_unless_forced(run_dir, settings, tmp_path):
+def test_a_run_without_evaluation_is_refused_unless_forced(run_dir, settings, tmp_path):
     (run_dir / "evaluation").rename(tmp_path / "gone")
-    with pytest.raises(ArtifactError, match="never judged"):
+    with pytest.raises(ArtifactError, match="has not been evaluated"):
         collect(run_dir, settings, force=False)
     assert collect(run_dir, settings, force=True).manifest["forced"] is True
 
@@ -95,23 +94,23 @@ def test_an_evaluation_of_another_index_is_refused(run_dir, settings):
     manifest = json.loads((run_dir / "evaluation/manifest.json").read_text())
     manifest["parents"]["index"] = "0" * 64
     (run_dir / "evaluation/manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="the evaluation is of another index"):
+    with pytest.raises(ArtifactError, match="the evaluation was made from another index"):
         collect(run_dir, settings, force=False)
 
 
-def test_a_version_must_be_one(small_run, settings, tmp_path):
-    with pytest.raises(ConfigError, match="is no version"):
+def test_a_malformed_version_is_refused(small_run, settings, tmp_path):
+    with pytest.raises(ConfigError, match="is not a version"):
         write_archive(collect(small_run, settings, force=False), tmp_path, version="../../x")
 
 
-def test_file_names_are_read_back(tmp_path):
+def test_versions_are_parsed_from_file_names(tmp_path):
     version = "20260102T030405Z-0123456789ab"
-    assert version_of(tmp_path / file_name("a-b", version), "a-b") == version
-    assert version_of(tmp_path / file_name("a-b", version), "a") is None
-    assert version_of(tmp_path / "a-b.mar", "a") is None
+    assert parse_version(tmp_path / archive_file_name("a-b", version), "a-b") == version
+    assert parse_version(tmp_path / archive_file_name("a-b", version), "a") is None
+    assert parse_version(tmp_path / "a-b.mar", "a") is None
 
 
-def test_a_file_that_is_no_archive(tmp_path):
+def test_another_file_is_not_an_archive(tmp_path):
     (tmp_path / "x.mar").write_bytes(b"junk")
-    with pytest.raises(ArtifactError, match="not an archive"):
+    with pytest.raises(ArtifactError, match="not a model archive"):
         read_manifest(tmp_path / "x.mar")

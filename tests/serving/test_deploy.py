@@ -1,4 +1,4 @@
-"""The commands as a user types them; no server is started."""
+"""The commands deploy and versions; no server is started."""
 
 import json
 import zipfile
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcloop import artifacts
+from arcloop.artifacts.atomic import sha256_file
 from arcloop.serving.archive import read_manifest
 from arcloop.serving.deploy import main as deploy
-from arcloop.serving.servers.server_config import server_properties
-from arcloop.serving.settings import read_request
+from arcloop.serving.deploy import parse_arguments
+from arcloop.serving.servers.config_files import torchserve_properties
 from arcloop.serving.store.model_store import ModelStore
 from arcloop.serving.versions import main as versions
 
@@ -31,22 +31,22 @@ def store(tmp_path):
 def test_deploy_makes_a_store_that_a_server_can_load(arguments, store):
     assert deploy(arguments) == 0
     live = store.live()
-    told = (store.path / "config.properties").read_text()
-    assert told == server_properties(read_request(arguments).settings, live.path)
+    text = (store.path / "config.properties").read_text()
+    assert text == torchserve_properties(parse_arguments(arguments).settings, live.path)
     assert read_manifest(live.path)["version"] == live.version
 
 
-def test_deploying_the_same_again_adds_nothing(arguments, store):
+def test_deploying_the_same_run_again_adds_no_version(arguments, store):
     assert deploy(arguments) == 0
     first = store.versions()
     assert deploy(arguments) == 0
     assert store.versions() == first
 
 
-def test_versions_roll_back_and_forth(arguments, store, capsys):
+def test_rollback_list_and_prune(arguments, store, capsys):
     for k in (11, 12, 13, 14):
         assert deploy([*arguments, f"deploy.max_k={k}", "deploy.keep=2"]) == 0
-    made = sorted(store.versions(), key=lambda v: json_config(v.path)["max_k"])
+    made = sorted(store.versions(), key=lambda v: handler_config(v.path)["max_k"])
     assert [v.state for v in made] == ["backup", "backup", "previous", "live"]
     assert versions(["rollback", *arguments]) == 0
     assert store.live().version == made[2].version
@@ -62,7 +62,7 @@ def test_versions_roll_back_and_forth(arguments, store, capsys):
     assert [v.state for v in store.versions()].count("backup") == 2
 
 
-def json_config(archive):
+def handler_config(archive):
     import yaml
 
     with zipfile.ZipFile(archive) as packed:
@@ -70,14 +70,14 @@ def json_config(archive):
 
 
 def reseal(run_dir, name):
-    """Make the run's manifest agree with a file that was changed, as a wrong export would."""
+    """Update the hash of a changed file in the run's manifest."""
     manifest = json.loads((run_dir / "manifest.json").read_text())
-    manifest["files"][name] = {"sha256": artifacts.sha256_file(run_dir / name),
+    manifest["files"][name] = {"sha256": sha256_file(run_dir / name),
                                "size": (run_dir / name).stat().st_size}  # fmt: skip
     (run_dir / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_an_archive_that_answers_wrongly_never_goes_live(arguments, run_dir, store, capsys):
+def test_an_archive_that_answers_wrongly_does_not_become_live(arguments, run_dir, store, capsys):
     assert deploy(arguments) == 0
     before = store.versions()
     with np.load(run_dir / "golden.npz") as stored:
@@ -85,7 +85,7 @@ def test_an_archive_that_answers_wrongly_never_goes_live(arguments, run_dir, sto
                  embeddings=-stored["embeddings"])  # fmt: skip
     reseal(run_dir, "golden.npz")
     assert deploy(arguments) == 1
-    assert "the parity gate refuses this archive" in capsys.readouterr().err
+    assert "the archive fails the parity check" in capsys.readouterr().err
     assert store.versions() == before
 
 
@@ -95,12 +95,17 @@ WRONG = {
     "a misspelt key": (deploy, ["deploy.kep=3"], 2, "did you mean deploy.keep"),
     "no verb": (versions, [], 2, "no verb"),
     "another verb": (versions, ["liszt"], 2, "VERB is list"),
-    "an empty store": (versions, ["list", "deploy.model_store=none"], 1, "there is no version"),
+    "an empty store": (
+        versions,
+        ["list", "deploy.model_store=none"],
+        1,
+        "no version of",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_one_clear_message(in_tmp, capsys, case):
+def test_an_error_is_one_message_with_a_remedy(in_tmp, capsys, case):
     command, arguments, code, message = WRONG[case]
     assert command(arguments) == code
     text = capsys.readouterr().err
@@ -109,9 +114,9 @@ def test_what_is_wrong_is_one_clear_message(in_tmp, capsys, case):
     assert list(in_tmp.iterdir()) == []
 
 
-def test_rolling_back_what_was_never_live(arguments, capsys):
+def test_rollback_needs_a_previous_or_a_named_version(arguments, capsys):
     assert deploy(arguments) == 0
     assert versions(["rollback", *arguments]) == 1
-    assert "no version was live before" in capsys.readouterr().err
+    assert "the store has no previous version" in capsys.readouterr().err
     assert versions(["rollback", "20200101T000000Z-000000000000", *arguments]) == 1
     assert "there is no version" in capsys.readouterr().err

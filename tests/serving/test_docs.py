@@ -1,4 +1,4 @@
-"""The commands of docs/serving.md, in the order they are written; servers are tested elsewhere."""
+"""Runs the commands of docs/serving.md in order, except those that start a server."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arcloop.serving.deploy import main as deploy
-from arcloop.serving.settings import read_request
+from arcloop.serving.deploy import parse_arguments
 from arcloop.serving.store.model_store import ModelStore
 from arcloop.serving.versions import main as versions
 
@@ -20,7 +20,7 @@ LINES = [
 ]
 
 
-def test_the_commands_do_what_is_said(small_run, tmp_path):
+def test_the_documented_commands_run(small_run, tmp_path):
     mains = {"serving/deploy.py": deploy, "serving/versions.py": versions}
     store = [f"deploy.model_store={tmp_path / 'store'}"]
     ran = []
@@ -32,7 +32,7 @@ def test_the_commands_do_what_is_said(small_run, tmp_path):
                 assert mains[script](arguments) == 0
             else:
                 assert script in ("serving/serve.py", "serving/roll.py")
-                read_request(arguments)
+                parse_arguments(arguments)
             ran.append(script)
         else:
             assert program == "curl"
@@ -43,10 +43,10 @@ def test_the_commands_do_what_is_said(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("key", sorted(set(re.findall(r"`deploy\.(?!py)([a-z_]+)", TEXT))))
-def test_settings_that_are_named_exist(key, settings):
+def test_documented_settings_exist(key, settings):
     assert hasattr(settings, key)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT))
-def test_links_lead_somewhere(link):
+def test_links_point_to_existing_files(link):
     assert (DOCS / link).exists()

@@ -1,4 +1,4 @@
-"""A thousand mutated requests to each server, from a fixed seed: refused, and it is as before."""
+"""A thousand mutated requests to each server, from a fixed seed: they leave the server intact."""
 
 import http.client
 import io
@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 CASES = 1000
-AGAIN = 400
+REPEATED = 400
 CLIENTS = 8
 MOST_GROWTH = 24 * 2**20
 PATH = "/predictions/synthetic"
-# TorchServe's own parser of forms, in Java and past mending, calls these 500 instead of 400.
+# TorchServe's own form parser, in Java, answers these with 500 instead of 400.
 FAULTS_OF_TORCHSERVE = {
     "ErrorDataDecoderException", "StringIndexOutOfBoundsException",
     "ArrayIndexOutOfBoundsException",
@@ -45,7 +45,7 @@ def chunk(name, content):
 
 
 def bomb(width, height):
-    """A PNG of few bytes that says it is as large as this."""
+    """A PNG of a few bytes whose header has this size."""
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     rows = zlib.compress(bytes(30_000))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -65,7 +65,7 @@ class Mutations:
                        self.huge_k, self.form, self.form]  # fmt: skip
 
     def case(self):
-        """A body and its headers."""
+        """Return a body and its headers."""
         return self.chance.choice(self.makers)()
 
     def flipped(self):
@@ -101,7 +101,7 @@ class Mutations:
         return self.chance.choice(self.images), {"x-arcloop-k": k}
 
     def form(self):
-        """A form, mutated as bytes, or with a boundary that is not its own."""
+        """Return a form with mutated bytes or with another boundary in its header."""
         fields = self.chance.sample(["image", "data", "k", "body", "x" * 300, 'a"b'], 2)
         body = b"".join(
             f'--b\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n'.encode()
@@ -123,7 +123,7 @@ def resident(processes):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_nothing_that_is_sent_breaks_it(kind, servers):
+def test_mutated_requests_do_not_break_the_server(kind, servers):
     server, _ = servers(kind)
     mutations = Mutations(0)
     cases = [mutations.case() for _ in range(CASES)]
@@ -140,14 +140,14 @@ def test_nothing_that_is_sent_breaks_it(kind, servers):
             response = local.connection.getresponse()
             text = response.read()
         except (http.client.RemoteDisconnected, ConnectionError):
-            local.connection.close()  # refused before it was read
+            local.connection.close()  # refused before the body was read
             return "closed"
         if response.status == 200:
             return 200
-        told = json.loads(text)
-        if told.get("type") in FAULTS_OF_TORCHSERVE and "multipart" in headers["Content-Type"]:
+        answer = json.loads(text)
+        if answer.get("type") in FAULTS_OF_TORCHSERVE and "multipart" in headers["Content-Type"]:
             return f"{response.status} of {kind}'s parser"
-        assert "error" in told or "message" in told
+        assert "error" in answer or "message" in answer
         return response.status
 
     first = psutil.Process(server.pid)
@@ -156,14 +156,14 @@ def test_nothing_that_is_sent_breaks_it(kind, servers):
     with ThreadPoolExecutor(CLIENTS) as pool:
         statuses = Counter(pool.map(send, cases))
         warm = resident(python)
-        statuses.update(pool.map(send, cases[:AGAIN]))
+        statuses.update(pool.map(send, cases[:REPEATED]))
         growth = resident(python) - warm
     for connection in opened:
         connection.close()
     assert growth < MOST_GROWTH
     known = {200, 400, 413, "closed", "500 of torchserve's parser"}
     assert set(statuses) <= known, statuses
-    assert statuses[200] > 50  # some mutations leave an image
+    assert statuses[200] > 50  # some mutations leave a valid image
     assert statuses[400] > CASES / 2
     assert statuses["closed"] < CASES / 20, statuses
     assert {first, *first.children(recursive=True)} == family

@@ -1,4 +1,4 @@
-"""The store under use, under concurrent use, and killed at every step of a deploy."""
+"""The model store in use, in concurrent use, and killed at every step of a deploy."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ def version(day):
 
 
 def put(store, day, keep=3):
-    """A deploy of a file that stands for an archive."""
+    """Deploy a file that stands for an archive."""
     with store.locked() as drafts:
         draft = drafts / f"{store.name}-{version(day)}.mar"
         draft.write_text(version(day))
@@ -61,7 +61,7 @@ def test_live_and_previous_are_never_pruned(store):
     }  # fmt: skip
 
 
-def test_an_old_version_goes_live_out_of_the_backup(store):
+def test_a_version_in_the_backup_can_become_live(store):
     for day in range(1, 5):
         put(store, day, keep=2)
     with store.locked():
@@ -79,7 +79,7 @@ def test_making_the_live_version_live_again_changes_nothing(store):
     assert states(store) == {"01": "previous", "02": "live"}
 
 
-def test_what_is_not_there_is_told(store):
+def test_an_unknown_version_is_an_error(store):
     assert store.live() is None
     with pytest.raises(ArtifactError, match="there is no version"):
         store.make_live(version(1))
@@ -87,19 +87,19 @@ def test_what_is_not_there_is_told(store):
 
 def test_a_store_of_another_model_is_refused(store):
     put(store, 1)
-    with pytest.raises(ConfigError, match="of 'm', not 'other'"), \
+    with pytest.raises(ConfigError, match="belongs to 'm', not 'other'"), \
             ModelStore(store.path, "other").locked():  # fmt: skip
         pass
 
 
-def test_damage_to_the_record_is_told(store):
+def test_a_damaged_live_json_is_an_error(store):
     put(store, 1)
     (store.path / "live.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"live\.json is damaged"):
         store.live()
 
 
-def test_foreign_files_are_let_be(store):
+def test_other_files_are_left_unchanged(store):
     put(store, 1)
     (store.path / "mine.mar").write_text("x")
     (store.path / "m-notes.txt").write_text("x")
@@ -109,7 +109,7 @@ def test_foreign_files_are_let_be(store):
 
 
 def process(store, body):
-    """Another process that runs `body` with a store of its own over the same folder."""
+    """Start a process that runs `body` with a ModelStore of the same folder."""
     code = "\n".join([
         "from pathlib import Path; from arcloop.serving.store.model_store import ModelStore",
         f"store = ModelStore(Path({str(store.path)!r}), 'm')",
@@ -118,7 +118,7 @@ def process(store, body):
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
-def test_deploys_at_the_same_time(store):
+def test_concurrent_deploys(store):
     processes = [process(store, f"put(store, {day})") for day in range(1, 7)]
     assert [one.wait(60) for one in processes] == [0] * 6
     found = store.versions()
@@ -145,7 +145,7 @@ sys.setprofile(hook)
 
 
 def test_killed_at_any_change_the_store_can_be_served(store):
-    """Each run of the same deploy dies one call to the file system later than the one before."""
+    """Each repetition of the deploy is killed one file system call later than the one before."""
     for day in range(1, 4):
         put(store, day, keep=2)
     for after in range(100):
@@ -155,19 +155,19 @@ def test_killed_at_any_change_the_store_can_be_served(store):
             break
         assert code == -9
     else:
-        pytest.fail("the deploy never came to its end")
-    assert after > 20  # it was killed in the middle, and often
+        pytest.fail("the deploy did not finish")
+    assert after > 20  # it was killed at many points
     assert states(store) == {"01": "backup", "02": "backup", "03": "previous", "04": "live"}
     assert not list(store.path.glob(".drafts/*"))
 
 
 def assert_servable(store):
-    """Whatever is there is whole, and what the record and the server's config name is there."""
+    """All archives are complete, and live.json and the server config name existing archives."""
     record = json.loads((store.path / "live.json").read_text())
     for name in (record["live"], record["previous"]):
         assert (store.path / f"m-{name}.mar").read_text() == name
     for found in store.versions():
         assert found.path.read_text() == found.version
-    told = (store.path / "config.properties").read_text()
-    file = told.strip().removeprefix("load_models=")
+    config = (store.path / "config.properties").read_text()
+    file = config.strip().removeprefix("load_models=")
     assert (store.path / file).read_text() == store.find(file[2:-4]).version

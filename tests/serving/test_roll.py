@@ -1,7 +1,7 @@
-"""v1 -> v2 -> a broken v3 while a client asks without pause: nothing is lost, v3 never answers.
+"""Replace v1 by v2, and try a broken v3, under load: no request fails, and v3 never answers one.
 
-v2 has other settings than v1, so it is another archive. v3 loads, and its golden batch is right in
-a call from within, but through a server it answers wrongly: only the gate in front of it can tell.
+v2 has other settings than v1, so it is another archive. v3 passes the checks of its own predictor,
+but its responses are wrong: only the parity check of the server detects this.
 """
 
 import contextlib
@@ -22,12 +22,11 @@ import pytest
 
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.runtime.images import encode_png
-from arcloop.serving.deploy import candidate, deploy, put_live
+from arcloop.serving.deploy import deploy, make_live, stage
 from arcloop.serving.roll import main as roll
 from arcloop.serving.serve import SERVERS
-from arcloop.serving.servers.client import require_parity, stored_answers
-from arcloop.serving.servers.management import Management
-from arcloop.serving.servers.torchserve import TorchServe
+from arcloop.serving.servers.client import load_golden_batch, require_parity
+from arcloop.serving.servers.torchserve import ManagementClient, TorchServe
 from arcloop.serving.store.model_store import ModelStore
 
 HERE = Path(__file__).parent
@@ -35,10 +34,10 @@ BOTH = [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"]
 CLIENTS = 2
 CHANGED = {
     "answers wrongly": ("vars(neighbour) for", "vars(neighbour) | {'similarity': 0.5} for"),
-    "does not load": ("self._prove(folder)", "raise ResponderError('it will not')"),
+    "does not load": ("self._check_golden_batch(folder)", "raise ArchiveError('broken')"),
 }  # fmt: skip
 BROKEN = {
-    "answers wrongly": "the parity gate refuses the server: golden image",
+    "answers wrongly": "the server fails the parity check: golden image",
     "does not load": "a worker cannot load",
 }
 
@@ -52,15 +51,15 @@ def image(small_run, tmp_path):
 
 @contextlib.contextmanager
 def load(port, name, image):
-    """A process that asks without pause; yields the object that it will have printed."""
-    asked = ("127.0.0.1", port, f"/predictions/{name}", image, CLIENTS)
-    command = ["nice", sys.executable, str(HERE / "load_client.py"), *map(str, asked)]
-    told = {}
+    """Run load_client.py during the block; yields a dict that has its output after the block."""
+    arguments = ("127.0.0.1", port, f"/predictions/{name}", image, CLIENTS)
+    command = ["nice", sys.executable, str(HERE / "load_client.py"), *map(str, arguments)]
+    result = {}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
-            yield told
+            yield result
         finally:
-            told.update(json.loads(process.communicate(timeout=60)[0]))
+            result.update(json.loads(process.communicate(timeout=60)[0]))
 
 
 def arguments(run_dir, settings, **changes):
@@ -70,39 +69,41 @@ def arguments(run_dir, settings, **changes):
 
 
 def processes(server, script):
-    """Processes of a server whose command line names this."""
+    """Return the processes of a server whose command line contains `script`."""
     children = psutil.Process(server.pid).children(recursive=True)
     return [child for child in children if any(script in word for word in child.cmdline())]
 
 
 def versions(management):
-    return {found.version for found in management.registered()}
+    return {found.version for found in management.versions()}
 
 
 @pytest.mark.java
-def test_a_roll_by_api_loses_nothing(small_run, make_settings, tmp_path, image, spoiled, capsys):
+def test_a_roll_by_the_management_api_loses_no_request(
+    small_run, make_settings, tmp_path, image, broken_archive, capsys
+):
     settings = make_settings(tmp_path / "store", model_api=True)
     first = deploy(small_run, settings, force=False)
     store = ModelStore(tmp_path / "store", settings.name)
-    management = Management(settings.management_port, settings.name)
+    management = ManagementClient(settings.management_port, settings.name)
     with TorchServe(settings, first.path, tmp_path) as server:
         server.wait_until_ready()
         assert_only_the_store_is_open(management, first.path, tmp_path)
-        with load(settings.inference_port, settings.name, image) as told:
+        with load(settings.inference_port, settings.name, image) as result:
             assert roll(arguments(small_run, settings, max_k=50)) == 0
             second = store.live()
             assert second.version != first.version
             assert versions(management) == {second.version}
             for how, said in BROKEN.items():
-                with spoiled(*CHANGED[how]):
+                with broken_archive(*CHANGED[how]):
                     assert roll(arguments(small_run, settings)) == 1
                 assert said in capsys.readouterr().err
                 assert versions(management) == {second.version}
                 assert store.live() == second
-        assert told["versions"] == [first.version, second.version]
-        assert_only_killed_lost(told, kills=0)
+        assert result["versions"] == [first.version, second.version]
+        assert_only_killed_requests_repeated(result, kills=0)
 
-        with load(settings.inference_port, settings.name, image) as told:
+        with load(settings.inference_port, settings.name, image) as result:
             time.sleep(0.5)
             os.kill(worker(management, second.version), signal.SIGKILL)
             assert roll(arguments(small_run, settings, max_k=60)) == 0
@@ -110,12 +111,12 @@ def test_a_roll_by_api_loses_nothing(small_run, make_settings, tmp_path, image, 
             os.kill(worker(management, third), signal.SIGKILL)
             wait_until_ready(server)
             time.sleep(0.5)
-        assert told["versions"] == [second.version, third]
-        assert_only_killed_lost(told, kills=2)
+        assert result["versions"] == [second.version, third]
+        assert_only_killed_requests_repeated(result, kills=2)
 
 
 def assert_only_the_store_is_open(management, mar, outside):
-    """The model API is on; yet nothing can be loaded but archives of the model store."""
+    """With deploy.model_api=true, only archives of the model store can be loaded."""
     shutil.copyfile(mar, outside / "other.mar")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for url in (
@@ -127,69 +128,69 @@ def assert_only_the_store_is_open(management, mar, outside):
                 management.register(url, 1)
         listener.settimeout(0)
         with pytest.raises(BlockingIOError):
-            listener.accept()  # nobody came for it
-    assert len(management.registered()) == 1
+            listener.accept()  # the server did not try to download it
+    assert len(management.versions()) == 1
 
 
 @pytest.mark.java
-def test_where_there_is_nothing_to_roll(small_run, make_settings, tmp_path, capsys):
+def test_a_roll_without_a_server_fails(small_run, make_settings, tmp_path, capsys):
     settings = make_settings(tmp_path / "store")
     assert roll(arguments(small_run, settings)) == 1
-    assert "no TorchServe's management answers" in capsys.readouterr().err
+    assert "the management API of TorchServe does not answer" in capsys.readouterr().err
     assert ModelStore(tmp_path / "store", settings.name).live() is None
     assert roll([*arguments(small_run, settings), "deploy.server=fastapi"]) == 2
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_replacing_processes_behind_a_service_loses_nothing(
-    kind, small_run, make_settings, tmp_path, image, spoiled, switch
+def test_replacing_servers_behind_a_service_loses_no_request(
+    kind, small_run, make_settings, tmp_path, image, broken_archive, switch
 ):
-    """As a rollout of pods does: start the new one, prove it, direct to it, let the old one go."""
+    """Like a rollout of pods: start a new server, check it, switch to it, stop the old one."""
 
     def replace(old, **changes):
         settings = make_settings(tmp_path / "store", **changes)
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        with candidate(small_run, settings, force=False) as proven, \
+        with stage(small_run, settings, force=False) as staged, \
                 contextlib.ExitStack() as starting:  # fmt: skip
-            new = starting.enter_context(SERVERS[kind](settings, proven.version.path, folder))
+            new = starting.enter_context(SERVERS[kind](settings, staged.version.path, folder))
             new.wait_until_ready()
-            golden = stored_answers(proven.unpacked, settings.parity_tolerance)
-            require_parity(new.endpoint, golden, proven.version.version)
-            put_live(proven.store, proven.version.version, settings)
+            golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
+            require_parity(new.endpoint, golden, staged.version.version)
+            make_live(staged.store, staged.version.version, settings)
             switch.direct_to(new.endpoint)
             stop = running.enter_context(starting.pop_all())
         if old:
             switch.wait_until_left(old[0].endpoint)
             old[1].close()
-        return new, stop, proven.version.version
+        return new, stop, staged.version.version
 
     with contextlib.ExitStack() as running:
         one = replace(None)
-        with load(switch.port, "synthetic", image) as told:
+        with load(switch.port, "synthetic", image) as result:
             two = replace(one, max_k=50, workers=2)
-        assert told["versions"] == [one[2], two[2]]
-        assert_only_killed_lost(told, kills=0)
+        assert result["versions"] == [one[2], two[2]]
+        assert_only_killed_requests_repeated(result, kills=0)
 
-        with load(switch.port, "synthetic", image) as told:
+        with load(switch.port, "synthetic", image) as result:
             time.sleep(0.5)
             script = "model_service_worker" if kind == "torchserve" else "spawn_main"
             killed = processes(two[0], script)
             assert len(killed) == 2
             killed[0].kill()
             with (
-                spoiled(*CHANGED["answers wrongly"]),
+                broken_archive(*CHANGED["answers wrongly"]),
                 pytest.raises(ArtifactError, match=BROKEN["answers wrongly"]),
             ):
                 replace(two, max_k=60)
             wait_until_ready(two[0])
-        assert told["versions"] == [two[2]]
-        assert_only_killed_lost(told, kills=1)
+        assert result["versions"] == [two[2]]
+        assert_only_killed_requests_repeated(result, kills=1)
         assert ModelStore(tmp_path / "store", "synthetic").live().version == two[2]
-        assert len(processes(two[0], script)) == 2  # it came back
+        assert len(processes(two[0], script)) == 2  # the killed worker was restarted
 
 
 def wait_until_ready(server):
-    """As the server's own, but not minding what the log says of workers that are gone."""
+    """Like the server's method, but without reading the log, which has errors of killed workers."""
     deadline = time.monotonic() + 30
     while not server.ready():
         assert time.monotonic() < deadline
@@ -197,14 +198,14 @@ def wait_until_ready(server):
 
 
 def worker(management, version):
-    """Process id of the one worker of a version."""
+    """Return the process id of the only worker of a version."""
     ((_, process),) = management.find(version).workers.values()
     return process
 
 
-def assert_only_killed_lost(told, *, kills):
-    """No request failed for good; those sent again are no more than the killed processes held."""
-    outcomes = told["outcomes"]
+def assert_only_killed_requests_repeated(result, *, kills):
+    """No request failed twice, and at most those of the killed processes were repeated."""
+    outcomes = result["outcomes"]
     again = sum(count for outcome, count in outcomes.items() if outcome.startswith("again"))
     assert again <= kills * CLIENTS, outcomes
     assert {o for o in outcomes if not o.startswith("again")} == {"200"}, outcomes

@@ -1,4 +1,4 @@
-"""Both servers, for real, on loopback: same requests, same answers, same manners."""
+"""Both servers, started for real on loopback: the same requests get the same answers."""
 
 import http.client
 import json
@@ -19,15 +19,15 @@ import pytest
 import yaml
 
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.runtime.golden_batch import Golden
+from arcloop.runtime.golden_batch import GoldenBatch
 from arcloop.runtime.images import encode_png
-from arcloop.runtime.responder import Question, Responder
+from arcloop.runtime.predictor import Predictor, PredictRequest
 from arcloop.runtime.searcher import read_index
 from arcloop.serving.deploy import deploy
 from arcloop.serving.serve import SERVERS
 from arcloop.serving.serve import main as serve
 from arcloop.serving.servers.client import require_parity
-from arcloop.serving.servers.http_process import HttpServer
+from arcloop.serving.servers.fastapi_server import FastApiServer
 from arcloop.serving.settings import PORTS
 from arcloop.serving.store.model_store import ModelStore
 
@@ -39,7 +39,7 @@ FORM = {"Content-Type": "multipart/form-data; boundary=frontier"}
 
 @pytest.fixture(params=BOTH)
 def served(request, servers):
-    """A running server, and the live version."""
+    """A running server and its live version."""
     return servers(request.param)
 
 
@@ -50,7 +50,7 @@ def images(small_run):
 
 def golden(run, file=None):
     index = read_index(run / "index/faiss_index.bin")
-    return Golden(file or run / "golden.npz", index, tolerance=1e-4)
+    return GoldenBatch(file or run / "golden.npz", index, tolerance=1e-4)
 
 
 def send(served, method, path, body=None, headers=None):
@@ -72,30 +72,30 @@ def form(**fields):
     return b"\r\n".join([*lines, b"--frontier--", b""])
 
 
-def test_the_golden_batch_comes_back_as_the_run_would_have_it(served, small_run):
+def test_the_golden_batch_gets_the_answers_of_the_run(served, small_run):
     server, live = served
     require_parity(server.endpoint, golden(small_run), live.version)
 
 
-def test_the_parity_gate_sees_a_difference(served, small_run, tmp_path):
+def test_the_parity_check_detects_a_difference(served, small_run, tmp_path):
     server, live = served
     with pytest.raises(ArtifactError, match="it answers with version"):
         require_parity(server.endpoint, golden(small_run), "another")
     with np.load(small_run / "golden.npz") as stored:
         np.savez(tmp_path / "golden.npz", images=stored["images"],
                  embeddings=np.roll(stored["embeddings"], 1, axis=0))  # fmt: skip
-    with pytest.raises(ArtifactError, match="the parity gate refuses the server: golden image"):
+    with pytest.raises(ArtifactError, match="the server fails the parity check: golden image"):
         require_parity(server.endpoint, golden(small_run, tmp_path / "golden.npz"), live.version)
 
 
-def test_a_server_adds_nothing_to_what_the_archive_answers(served, images, tmp_path):
-    """Byte for byte, so both servers give the same."""
+def test_answers_are_those_of_the_archived_predictor(served, images, tmp_path):
+    """The bytes are equal, so both servers give the same answers."""
     with zipfile.ZipFile(served[1].path) as packed:
         packed.extractall(tmp_path)
     settings = yaml.safe_load((tmp_path / "model-config.yaml").read_bytes())["handler"]
-    responder = Responder(tmp_path, settings)
+    predictor = Predictor(tmp_path, settings)
     for body, k in ((images[0], "3"), (b"junk", None), (images[1], "0"), (images[2][:60], "5")):
-        (expected,) = responder.reply([Question(body, k)])
+        (expected,) = predictor.predict([PredictRequest(body, k)])
         headers = {"x-arcloop-k": k} if k else {}
         assert send(served, "POST", PATH, body, headers) == (expected.status, expected.body)
 
@@ -133,7 +133,7 @@ def test_a_bad_request_gets_400_and_a_reason(served, body, headers, reason):
 
 
 @pytest.mark.parametrize("k", ["0", "101", "1e9", "-1", "9" * 500])
-def test_a_wrong_k_is_told(served, images, k):
+def test_an_invalid_k_gets_400_and_a_reason(served, images, k):
     status, text = send(served, "POST", PATH, images[0], {"x-arcloop-k": k})
     assert status == 400
     assert "must be a number from 1 to 100" in json.loads(text)["error"]
@@ -143,15 +143,15 @@ def test_a_body_over_the_limit(served):
     try:
         status, _ = send(served, "POST", PATH, b"x" * 60_000)
     except (BrokenPipeError, ConnectionResetError):
-        return  # it was refused before it was read to the end
+        return  # refused before the body was complete
     assert status == 413
 
 
-def test_another_model_is_not_found(served, images):
+def test_another_model_name_is_not_found(served, images):
     assert send(served, "POST", "/predictions/other", images[0])[0] == 404
 
 
-def test_bad_requests_in_a_batch_harm_no_other(served, images):
+def test_bad_requests_do_not_affect_others_of_the_batch(served, images):
     alone = [json.loads(send(served, "POST", PATH, image)[1]) for image in images[:8]]
     bodies = [images[n % 8] if n % 5 else images[n % 8][: n + 20] for n in range(200)]
     with ThreadPoolExecutor(16) as pool:
@@ -172,7 +172,7 @@ def family(served):
 
 
 def listening(pid):
-    """Addresses at which a process listens, as the kernel's tables have it."""
+    """Return the addresses a process listens on, from the kernel's tables."""
     return {
         connection.laddr._replace(ip=connection.laddr.ip.removeprefix("::ffff:"))
         for connection in psutil.Process(pid).net_connections("inet")
@@ -181,11 +181,11 @@ def listening(pid):
 
 
 def test_only_the_inference_port_is_open_to_others(served):
-    """Read from /proc/net of its processes, not from the config that they were given."""
+    """Read from the kernel's tables, not from the server's config."""
     settings = served[0].settings
     addresses = {address for pid in family(served) for address in listening(pid)}
     ours = {address.port for address in addresses}
-    own = {settings.inference_port} if type(served[0]) is HttpServer else {
+    own = {settings.inference_port} if type(served[0]) is FastApiServer else {
         getattr(settings, port) for port in PORTS}  # fmt: skip
     assert ours == own
     assert {a.port for a in addresses if a.ip != "127.0.0.1"} == {settings.inference_port}
@@ -202,7 +202,7 @@ def test_only_the_inference_port_is_open_to_others(served):
                 socket.create_connection((ip, getattr(settings, port)), timeout=5)
 
 
-def test_a_taken_port_is_told_before_anything_starts(served, tmp_path):
+def test_a_port_in_use_is_reported_before_the_server_starts(served, tmp_path):
     server, live = served
     second = type(server)(server.settings, live.path, tmp_path)
     with pytest.raises(ConfigError, match=r"deploy\.inference_port"), second:
@@ -211,7 +211,7 @@ def test_a_taken_port_is_told_before_anything_starts(served, tmp_path):
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_an_archive_that_was_changed_is_refused(kind, small_run, make_settings, tmp_path):
-    """Somebody changed a label inside the archive, after it went live."""
+    """A label in the archive was changed after it became live."""
     settings = make_settings(tmp_path / "store")
     live = deploy(small_run, settings, force=False)
     with zipfile.ZipFile(live.path) as packed:
@@ -221,7 +221,7 @@ def test_an_archive_that_was_changed_is_refused(kind, small_run, make_settings, 
         for name, content in parts.items():
             packed.writestr(name, content)
     server = SERVERS[kind](settings, live.path, tmp_path)
-    with pytest.raises(ArtifactError, match=r"faiss_label\.json has other contents"), server:
+    with pytest.raises(ArtifactError, match=r"faiss_label\.json has changed"), server:
         server.wait_until_ready()
 
 
@@ -229,20 +229,20 @@ NO_JAVA = {"JAVA_HOME": "/nowhere"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "environment", "said", "end"),
+    ("kind", "environment", "output", "end"),
     [
         pytest.param("torchserve", {}, "", signal.SIGTERM, marks=pytest.mark.java),
         pytest.param("torchserve", {}, "", signal.SIGKILL, marks=pytest.mark.java),
-        ("fastapi", {}, "a page to try it", signal.SIGTERM),
-        ("torchserve", NO_JAVA, "there is no Java here; serving with", signal.SIGKILL),
+        ("fastapi", {}, "try the model in a browser", signal.SIGTERM),
+        ("torchserve", NO_JAVA, "Java is not installed; serving with", signal.SIGKILL),
     ],
 )
-def test_serve_prints_a_request_that_works_and_leaves_nothing_behind(
-    kind, environment, said, end, small_run, make_settings, images, tmp_path
+def test_serve_prints_a_working_request_and_leaves_no_process(
+    kind, environment, output, end, small_run, make_settings, images, tmp_path
 ):
     settings = make_settings(tmp_path / "store")
     command = [sys.executable, str(SERVING / "serve.py"), *arguments(small_run, settings, kind)]
-    with open(tmp_path / "said.txt", "w") as errors:
+    with open(tmp_path / "output.txt", "w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
                                    env={**os.environ, **environment})  # fmt: skip
     try:
@@ -258,7 +258,7 @@ def test_serve_prints_a_request_that_works_and_leaves_nothing_behind(
         process.send_signal(end)
         assert process.wait(60) == (0 if end == signal.SIGTERM else -signal.SIGKILL)
         process.stdout.close()
-    assert said in (tmp_path / "said.txt").read_text()
+    assert output in (tmp_path / "output.txt").read_text()
     assert psutil.wait_procs(children, timeout=20)[1] == []
     live = ModelStore(tmp_path / "store", settings.name).live()
     assert answer["model"] == {"name": "synthetic", "version": live.version}
@@ -270,21 +270,21 @@ def arguments(run_dir, settings, kind):
             *(f"deploy.{key}={getattr(settings, key)}" for key in keys)]  # fmt: skip
 
 
-def test_what_fails_the_gate_through_the_server_does_not_go_live(
-    small_run, make_settings, tmp_path, spoiled, capsys
+def test_a_version_whose_server_answers_wrongly_does_not_become_live(
+    small_run, make_settings, tmp_path, broken_archive, capsys
 ):
-    """It loads, and is right when asked from within; the server's answers are not."""
+    """The archive passes its own checks, but the responses of the server are wrong."""
     settings = make_settings(tmp_path / "store")
     before = deploy(small_run, settings, force=False)
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        with spoiled("vars(neighbour) for", "vars(neighbour) | {'similarity': 0.5} for"):
+        with broken_archive("vars(neighbour) for", "vars(neighbour) | {'similarity': 0.5} for"):
             assert serve(arguments(small_run, settings, "fastapi")) == 1
     finally:
         signal.signal(signal.SIGTERM, terminated)
-    told = capsys.readouterr().err
-    assert "the parity gate refuses the server: golden image 0" in told
-    assert f"still live: {before.version}" in told
+    printed = capsys.readouterr().err
+    assert "the server fails the parity check: golden image 0" in printed
+    assert f"still live: {before.version}" in printed
     store = ModelStore(tmp_path / "store", settings.name)
     assert store.live() == before
     assert {v.state for v in store.versions() if v.version != before.version} == {"kept"}

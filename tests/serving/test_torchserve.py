@@ -1,4 +1,4 @@
-"""What TorchServe has and the other server has not: management, metrics, workers that return."""
+"""Features of TorchServe only: the management API, metrics, and restarted workers."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from arcloop.errors import ResourceError
-from arcloop.runtime.golden_batch import Golden
+from arcloop.runtime.golden_batch import GoldenBatch
 from arcloop.runtime.images import encode_png
 from arcloop.runtime.searcher import read_index
 from arcloop.serving.servers.client import require_parity
@@ -34,7 +34,7 @@ def send(port, method, path):
 
 
 @pytest.mark.java
-def test_nothing_can_be_registered_or_removed(served):
+def test_models_cannot_be_registered_or_removed(served):
     server, live = served
     port = server.settings.management_port
     for method, path in (
@@ -49,33 +49,33 @@ def test_nothing_can_be_registered_or_removed(served):
 
 
 @pytest.mark.java
-def test_metrics_are_there_for_a_scraper(served):
+def test_metrics(served):
     status, text = send(served[0].settings.metrics_port, "GET", "/metrics")
     assert status == 200
     assert b"ts_inference_requests_total" in text
 
 
 @pytest.mark.java
-def test_a_killed_worker_comes_back(served, small_run):
+def test_a_killed_worker_is_restarted(served, small_run):
     server, live = served
     _, text = send(server.settings.management_port, "GET", "/models/synthetic")
     os.kill(json.loads(text)[0]["workers"][0]["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 10
     while server.ready() and time.monotonic() < deadline:
-        time.sleep(0.02)  # until its death is noticed
+        time.sleep(0.02)  # until the front end notices
     image = encode_png(np.load(small_run / "golden.npz")["images"][0])
-    status, _ = server.endpoint.ask(image, 5)  # waits in the queue
+    status, _ = server.endpoint.predict(image, 5)  # waits in the queue
     assert status == 200
     index = read_index(small_run / "index/faiss_index.bin")
     server.wait_until_ready()
     require_parity(
-        server.endpoint, Golden(small_run / "golden.npz", index, tolerance=1e-4), live.version
+        server.endpoint, GoldenBatch(small_run / "golden.npz", index, tolerance=1e-4), live.version
     )
 
 
-def test_an_absent_or_old_java_is_told(tmp_path, monkeypatch):
+def test_java_must_be_installed_and_recent(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(ResourceError, match="needs Java 17, and there is no Java here"):
+    with pytest.raises(ResourceError, match="needs Java 17, but Java is not installed"):
         require_java()
     (tmp_path / "bin").mkdir()
     java = tmp_path / "bin/java"

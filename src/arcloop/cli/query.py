@@ -19,7 +19,7 @@ from arcloop.errors import ArcloopError, DataError
 from arcloop.pipeline.chain import find_store
 
 if TYPE_CHECKING:
-    from arcloop.runtime.searcher import Answer, Searcher
+    from arcloop.runtime.searcher import Prediction, Searcher
 
 
 def query(arguments: Sequence[str]) -> int:
@@ -69,17 +69,17 @@ def _searcher(run_dir: Path, device: str) -> Searcher:
     return Searcher(model, index, labels)
 
 
-def _answer(searcher: Searcher, image: Path, k: int) -> Answer:
+def _answer(searcher: Searcher, image: Path, k: int) -> Prediction:
     from arcloop.runtime.images import ImageError
 
     try:
         pixels_HWC = searcher.model.decode(image)
     except ImageError as cause:
         raise DataError(str(cause), where=image, remedy="pass an image file") from None
-    return searcher.answer(pixels_HWC[None], k)[0]
+    return searcher.predict(pixels_HWC[None], k)[0]
 
 
-def _thumbnails(run_dir: Path, answer: Answer) -> list[str]:
+def _thumbnails(run_dir: Path, answer: Prediction) -> list[str]:
     """Write the neighbours' images beside the run and return their paths; [] without the store."""
     from arcloop.data import Store
     from arcloop.runtime.images import encode_png
@@ -100,7 +100,7 @@ def _thumbnails(run_dir: Path, answer: Answer) -> list[str]:
     return paths
 
 
-def _show(name: str, answer: Answer, thumbnails: Sequence[str], threshold: float) -> None:
+def _show(name: str, answer: Prediction, thumbnails: Sequence[str], threshold: float) -> None:
     verdict = "unknown" if answer.unknown else answer.class_name
     sign = "<" if answer.unknown else ">="
     table = Table(

@@ -1,5 +1,7 @@
-"""Inference runtime: decoding, search and replies.
+"""Inference runtime: image decoding, search and HTTP responses.
 
-Every archive holds a copy of this package, so it imports nothing else of arcloop.
-
+Every archive contains a copy of this package, so it imports no other part of arcloop.
 """
+
+ARCHIVED_PACKAGE = "arcloop_runtime"
+"""Name of the copy of this package in an archive."""

@@ -1,7 +1,8 @@
-"""Does whatever answers compute what the run computed? The golden batch, held against its answers.
+"""The golden batch: images with reference answers, to check that a server computes the same.
 
-The run kept a batch of images with the embeddings of its own, unscripted model. Their neighbours in
-the index are the right answers; a server that gives others is not to be let near a user.
+A run stores a batch of images together with the embeddings that its own, unscripted model computed
+for them. The neighbours of these embeddings in the index are the reference answers. A server whose
+answers differ must not receive requests from users.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ GOLDEN = "golden.npz"
 _NEIGHBOURS = 5
 
 
-def golden_image(file: Path) -> bytes:
-    """Return the first image of golden.npz, encoded."""
+def first_golden_image(file: Path) -> bytes:
+    """Return the first image of golden.npz, encoded as PNG."""
     with np.load(file, allow_pickle=False) as stored:
         return images.encode_png(stored["images"][0])
 
 
-class Golden:
-    """The golden batch of a run or its archive, and the right answers to it.
+class GoldenBatch:
+    """The golden batch of a run or of its archive, with the reference answers.
 
     Args:
         file: golden.npz.
         index: The faiss index.
-        tolerance: Largest difference of a similarity.
+        tolerance: Largest allowed absolute difference of a cosine similarity.
 
     Attributes:
         images_NHWC: The images, uint8.
-        k: Neighbours to ask for.
+        k: Number of neighbours to request.
     """
 
     def __init__(self, file: Path, index: Any, *, tolerance: float) -> None:
@@ -44,34 +45,39 @@ class Golden:
         self._similarities_NK, self._rows_NK = searcher.search(index, embeddings_ND, self.k)
         self._tolerance = tolerance
 
-    def encoded(self) -> list[bytes]:
-        """Return the images as PNG, which loses nothing."""
+    def encoded_images(self) -> list[bytes]:
+        """Return the images as PNG, which is lossless."""
         return [images.encode_png(image_HWC) for image_HWC in self.images_NHWC]
 
-    def fault(self, answers: Sequence[Mapping[str, Any]]) -> str | None:
-        """Say how the answers, in the batch's order, differ from the right ones; None if not.
+    def find_mismatch(self, answers: Sequence[Mapping[str, Any]]) -> str | None:
+        """Compare answers with the reference answers.
 
-        Neighbours whose similarities are nearer to each other than the tolerance may change places.
+        Neighbours whose similarities differ by less than the tolerance may swap places.
+
+        Args:
+            answers: JSON answers to the images, in the order of the batch.
+
+        Returns:
+            A description of the first difference, or None if all answers agree.
         """
         if len(answers) != len(self._rows_NK):
             return f"{len(answers)} answers to {len(self._rows_NK)} golden images"
         for number, (answer, similarities_K, rows_K) in enumerate(
             zip(answers, self._similarities_NK, self._rows_NK, strict=True)
         ):
-            right = {int(r): float(s) for r, s in zip(rows_K, similarities_K, strict=True)}
-            right.pop(-1, None)  # an approximate index may find fewer than k
+            expected = {int(r): float(s) for r, s in zip(rows_K, similarities_K, strict=True)}
+            expected.pop(-1, None)  # an approximate index may find fewer than k
             found = {n["row"]: n["similarity"] for n in answer.get("neighbours", ())}
-            if fault := self._difference(right, found):
-                return f"golden image {number}: {fault}"
+            if mismatch := self._compare(expected, found):
+                return f"golden image {number}: {mismatch}"
         return None
 
-    def _difference(self, right: Mapping[int, float], found: Mapping[int, float]) -> str | None:
-        if len(found) != len(right):
-            return f"{len(found)} neighbours, not {len(right)}"
-        furthest = min(right.values(), default=-1.0)
+    def _compare(self, expected: Mapping[int, float], found: Mapping[int, float]) -> str | None:
+        if len(found) != len(expected):
+            return f"{len(found)} neighbours instead of {len(expected)}"
+        lowest = min(expected.values(), default=-1.0)
         for row, similarity in found.items():
-            # A row that ties with the furthest may stand in for it.
-            expected = right.get(row, furthest)
-            if not abs(similarity - expected) <= self._tolerance:
-                return f"row {row} with similarity {similarity:.6f}; expected {right}"
+            # A row that ties with the last neighbour may appear in its place.
+            if not abs(similarity - expected.get(row, lowest)) <= self._tolerance:
+                return f"row {row} with similarity {similarity:.6f}; expected {expected}"
         return None

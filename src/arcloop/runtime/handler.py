@@ -1,76 +1,76 @@
-"""TorchServe's rows -> the responder's questions, and its replies back. Archived with the model."""
+"""The TorchServe handler: converts TorchServe's rows to requests and the responses back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arcloop.runtime.responder import K_HEADER, Question, RefusalError, Reply, Responder
+from .predictor import IMAGE_FIELDS, K_HEADER, Predictor, PredictRequest, RequestError
 
-IMAGE_FIELDS = ("body", "data", "image")
+_BODY_FIELDS = ("body", *IMAGE_FIELDS)
+"""TorchServe calls the raw request body "body" or, for some content types, "data"."""
 
 
 class Handler:
-    """What TorchServe calls: `initialize` once per worker, then `handle` for every batch."""
+    """The class that TorchServe calls: `initialize` once per worker, `handle` for each batch."""
 
     def initialize(self, context: Any) -> None:
         properties = context.system_properties
         gpu = properties.get("gpu_id")
         on_gpu = gpu is not None and torch.cuda.is_available()
-        self._responder = Responder(
+        self._predictor = Predictor(
             Path(properties["model_dir"]),
             context.model_yaml_config["handler"],
             f"cuda:{gpu}" if on_gpu else "cpu",
         )
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """Answer a batch; each row gets a status of its own.
+        """Answer a batch; each row gets its own status.
 
         Args:
-            rows: Fields of each request: the raw body as "body", those of a form by their names.
-            context: TorchServe's, for headers, status and content type.
+            rows: Fields of each request: the raw body as "body", form fields by their names.
+            context: TorchServe's context, for headers, status and content type.
+
+        Returns:
+            A JSON body for each row.
         """
-        replies: list[Reply | None] = []
-        questions = []
-        for place, row in enumerate(rows):
+        requests: list[PredictRequest | RequestError] = []
+        for number, row in enumerate(rows):
             try:
-                questions.append(_question(row, context.get_all_request_header(place)))
-                replies.append(None)
-            except RefusalError as refusal:
-                replies.append(self._responder.refuse(refusal))
-        answered = iter(self._responder.reply(questions))
-        bodies = []
-        for place, reply in enumerate(reply or next(answered) for reply in replies):
-            context.set_response_status(reply.status, reply.phrase, idx=place)
-            context.set_response_content_type(place, "application/json")
-            bodies.append(reply.body)
-        return bodies
+                requests.append(_read_row(row, context.get_all_request_header(number)))
+            except RequestError as error:
+                requests.append(error)
+        responses = self._predictor.predict(requests)
+        for number, response in enumerate(responses):
+            phrase = HTTPStatus(response.status).phrase
+            context.set_response_status(response.status, phrase, idx=number)
+            context.set_response_content_type(number, "application/json")
+        return [response.body for response in responses]
 
 
-def _question(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Question:
-    """Find the image and k; TorchServe passes no query string on, so k is a header or a field.
+def _read_row(row: Mapping[str, Any], headers: Mapping[str, Any]) -> PredictRequest:
+    """Find the image and k. TorchServe passes no query string, so k is a header or a form field.
 
     Raises:
-        RefusalError: There is no image, or there are several.
+        RequestError: There is not exactly one image.
     """
-    found = [row[name] for name in IMAGE_FIELDS if name in row]
+    found = [row[name] for name in _BODY_FIELDS if name in row]
     if len(found) != 1:
-        raise RefusalError(
-            400, f"{len(found)} images; send one, as the body or a form's field 'image'"
-        )
+        raise RequestError.wrong_image_count(len(found))
     if "k" in row:
-        return Question(_bytes(found[0]), _bytes(row["k"]).decode(errors="replace"))
-    named = [str(value) for name, value in headers.items() if name.lower() == K_HEADER]
-    return Question(_bytes(found[0]), named[0] if named else None)
+        return PredictRequest(_to_bytes(found[0]), _to_bytes(row["k"]).decode(errors="replace"))
+    values = [str(value) for name, value in headers.items() if name.lower() == K_HEADER]
+    return PredictRequest(_to_bytes(found[0]), values[0] if values else None)
 
 
-def _bytes(value: Any) -> bytes:
-    """TorchServe may have decoded a field as text or JSON, by its content type."""
+def _to_bytes(value: Any) -> bytes:
+    """Undo TorchServe's decoding, which depends on the content type of the field."""
     if isinstance(value, bytes | bytearray):
         return bytes(value)
     if isinstance(value, str):
         return value.encode()
-    raise RefusalError(400, "the image must be sent as it is, not as JSON")
+    raise RequestError(HTTPStatus.BAD_REQUEST, "send the encoded image itself, not JSON")

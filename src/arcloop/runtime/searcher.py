@@ -1,7 +1,7 @@
-"""model.pt + faiss index + labels -> answers. The one implementation behind every way to ask.
+"""Predicts the class of an image from model.pt, the faiss index and the labels.
 
-`arcloop query` and the servers all answer through this file. It imports torch, faiss, numpy and the
-decoder beside it and nothing else, so it is archived with the model and runs without arcloop.
+`arcloop query` and all servers use this module. It imports only torch, faiss, numpy and the image
+decoder of this package, so that its copy in an archive runs without arcloop.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from . import images
 
 MODEL, INDEX, LABELS = "model.pt", "faiss_index.bin", "faiss_label.json"
 _MODEL_FACTS = "arcloop.json"
-_PRODUCT_FROM = 6
+_MIN_BLAS_QUERIES = 6
 
 
 class SearcherError(RuntimeError):
-    """Model, index and labels do not belong together, or one of them is damaged."""
+    """A file is damaged, or model, index and labels do not belong together."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A row of the gallery and its cosine similarity to the query, in [-1, 1]."""
+    """A gallery row and its cosine similarity to the query, in [-1, 1]."""
 
     row: int
     label: int
@@ -40,15 +40,16 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an image is: the class of its nearest gallery row, unless nothing is near enough.
+class Prediction:
+    """The predicted class of an image: the class of its nearest gallery row.
 
     Attributes:
         label: Label of the nearest neighbour.
-        class_name: Its name.
-        similarity: Cosine similarity to it.
-        unknown: Whether that similarity is under the calibrated threshold.
-        neighbours: The k nearest, nearest first.
+        class_name: Name of that class.
+        similarity: Cosine similarity to the nearest neighbour, in [-1, 1].
+        unknown: Whether the similarity is below the calibrated threshold, so that the image
+            probably belongs to no class of the gallery.
+        neighbours: The k nearest gallery rows, nearest first.
     """
 
     label: int
@@ -58,7 +59,7 @@ class Answer:
     neighbours: tuple[Neighbour, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the answer as plain JSON types."""
+        """Return the prediction as plain JSON types."""
         return asdict(self)
 
 
@@ -68,13 +69,16 @@ class Model:
     Args:
         path: model.pt, as written by `save_model`.
         device: A torch device, e.g. "cpu" or "cuda".
-        bulk: For batches of hundreds: on a CPU, layouts that a small network takes a sixth less
-            time with, where a single image takes twice as long.
+        bulk: Optimize for batches of hundreds of images: on a CPU, use weight layouts that make
+            large batches faster and single images slower.
 
     Attributes:
-        image_shape: (height, width, channels) of the images it takes.
+        image_shape: (height, width, channels) of the input images.
         embedding_dim: Length of an embedding.
         sha256: Hash of the file.
+
+    Raises:
+        SearcherError: The file is not a scripted arcloop model.
     """
 
     def __init__(self, path: Path, device: str = "cpu", *, bulk: bool = False) -> None:
@@ -99,23 +103,29 @@ class Model:
 
     @torch.inference_mode()
     def embed(self, batch_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Embed a batch.
+        """Embed a batch of images.
 
         Args:
-            batch_NHWC: uint8 images of `image_shape`.
+            batch_NHWC: uint8 images [N, height, width, channels] of `image_shape`.
 
         Returns:
-            float32 [N, embedding_dim], each row of norm 1.
+            float32 [N, embedding_dim]; each row has norm 1.
         """
         batch = torch.from_numpy(batch_NHWC).permute(0, 3, 1, 2).to(self.device)
         embeddings: torch.Tensor = self._module(batch)
         return embeddings.float().cpu().numpy()
 
     def decode(self, source: bytes | Path) -> npt.NDArray[np.uint8]:
-        """Decode an encoded image or file to the shape the model takes.
+        """Decode an encoded image or a file to the shape that the model takes.
+
+        Args:
+            source: Encoded bytes, or the path of a file.
+
+        Returns:
+            uint8 [height, width, channels].
 
         Raises:
-            images.ImageError: It is not an image.
+            images.ImageError: The source is not an image.
         """
         height, width, channels = self.image_shape
         return images.decode(source, height=height, width=width, channels=channels)
@@ -124,11 +134,11 @@ class Model:
 def save_model(
     module: torch.jit.ScriptModule, path: Path, *, image_shape: Sequence[int], embedding_dim: int
 ) -> None:
-    """Write a scripted embedder with the facts that `Model` needs to use it alone.
+    """Write a scripted embedder together with the input and output shapes that `Model` reads.
 
     Args:
-        module: Takes uint8 [B, C, H, W], returns float32 [B, D] of norm 1.
-        path: Where to write it.
+        module: Takes uint8 [B, C, H, W] and returns float32 [B, D] of norm 1.
+        path: The file to write.
         image_shape: (height, width, channels).
         embedding_dim: D.
     """
@@ -137,15 +147,16 @@ def save_model(
 
 
 class Searcher:
-    """Answers what an image is.
+    """Predicts the classes of images by nearest-neighbour search in the gallery.
 
     Args:
         model: The embedder.
-        index: A faiss index of inner product over the gallery's unit vectors.
+        index: A faiss inner-product index over the unit vectors of the gallery.
         labels: faiss_label.json as a dict: label of each row, class names, threshold, model hash.
 
     Raises:
-        SearcherError: The index was built from another model, or rows and labels differ in number.
+        SearcherError: The index was built from another model, or the numbers of rows and labels
+            differ.
     """
 
     def __init__(self, model: Model, index: Any, labels: dict[str, Any]) -> None:
@@ -172,46 +183,72 @@ class Searcher:
         device: str = "cpu",
         memory_map: bool = False,
     ) -> Searcher:
-        """Load from files; `memory_map` leaves the index on disk and reads pages as needed."""
+        """Load a searcher from files.
+
+        Args:
+            model: model.pt.
+            index: faiss_index.bin.
+            labels: faiss_label.json.
+            device: A torch device.
+            memory_map: Leave the index on disk and read its pages as needed.
+
+        Raises:
+            SearcherError: A file is damaged, or the files do not belong together.
+        """
         described = read_labels(labels)
         return cls(Model(model, device), read_index(index, memory_map=memory_map), described)
 
     def search(
         self, embeddings: npt.NDArray[np.float32], k: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return similarities and gallery rows [N, k] of the nearest, nearest first; -1 is none."""
+        """Return similarities and gallery rows [N, k], nearest first; row -1 means none."""
         return search(self.index, embeddings, k)
 
-    def answer(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Answer]:
-        """Answer a batch of decoded images.
+    def predict(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Prediction]:
+        """Predict the classes of a batch of decoded images.
 
         Args:
             batch_NHWC: uint8 images of the model's shape.
-            k: Neighbours to return; at most the number of gallery rows.
+            k: Neighbours to return; limited to the number of gallery rows.
+
+        Returns:
+            A prediction for each image.
         """
         similarities, rows = self.search(self.model.embed(batch_NHWC), min(k, len(self.labels)))
-        return [self._answer(s, r) for s, r in zip(similarities, rows, strict=True)]
+        return [self._prediction(s, r) for s, r in zip(similarities, rows, strict=True)]
 
-    def _answer(self, similarities: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> Answer:
+    def _prediction(
+        self, similarities: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+    ) -> Prediction:
         found = [
             Neighbour(int(row), int(label), self.classes[label], float(similarity))
             for row, label, similarity in zip(rows, self.labels[rows], similarities, strict=True)
             if row >= 0
         ]
         if not found:  # an approximate index may visit only empty cells
-            return Answer(-1, "unknown", -1.0, unknown=True, neighbours=())
+            return Prediction(-1, "unknown", -1.0, unknown=True, neighbours=())
         best = found[0]
         unknown = best.similarity < self.threshold
-        return Answer(best.label, best.class_name, best.similarity, unknown, tuple(found))
+        return Prediction(best.label, best.class_name, best.similarity, unknown, tuple(found))
 
 
 def search(
     index: Any, embeddings: npt.NDArray[np.float32], k: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Search any faiss index: similarities and rows [N, k], nearest first; row -1 is none."""
-    # faiss counts queries x dimensions. By itself it scans a flat index once for each of up to a
-    # thousand queries; from half a dozen on, one product for all of them is faster.
-    faiss.cvar.distance_compute_blas_threshold = _PRODUCT_FROM * index.d
+    """Search a faiss index.
+
+    Args:
+        index: The index.
+        embeddings: Query vectors [N, D].
+        k: Neighbours for each query.
+
+    Returns:
+        Similarities and rows [N, k], nearest first; row -1 means that fewer than k were found.
+    """
+    # By default, faiss scans a flat index once per query unless there are very many queries. One
+    # matrix product for the whole batch is faster for small batches too. The unit of the threshold
+    # is queries x dimensions.
+    faiss.cvar.distance_compute_blas_threshold = _MIN_BLAS_QUERIES * index.d
     similarities, rows = index.search(np.ascontiguousarray(embeddings, dtype=np.float32), k)
     return similarities, rows
 
@@ -219,11 +256,15 @@ def search(
 def read_index(path: Path, *, memory_map: bool = False) -> Any:
     """Read a faiss index.
 
+    Args:
+        path: faiss_index.bin.
+        memory_map: Leave the index on disk and read its pages as needed.
+
     Raises:
-        SearcherError: The file is not one.
+        SearcherError: The file is not a faiss index.
     """
     try:
-        # IO_FLAG_MMAP alone maps inverted lists, and reads a flat or HNSW index whole.
+        # IO_FLAG_MMAP maps only inverted lists and would read flat and HNSW indexes completely.
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_map else 0)
     except RuntimeError as cause:
         raise SearcherError(f"{path} is not a faiss index: {cause}") from None
@@ -233,7 +274,7 @@ def read_labels(path: Path) -> dict[str, Any]:
     """Read faiss_label.json.
 
     Raises:
-        SearcherError: The file is not one.
+        SearcherError: The file is not a label file, or a key is missing.
     """
     try:
         labels = json.loads(Path(path).read_bytes())

@@ -1,1 +1,1 @@
-"""Archive, model store, servers and deployments."""
+"""Archives, model stores, servers and deployments."""

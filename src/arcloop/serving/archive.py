@@ -1,4 +1,4 @@
-"""A finished run -> NAME-VERSION.mar: all that an answer needs, and where it all came from."""
+"""Packs a finished run into NAME-VERSION.mar: model, index, labels, code and provenance."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ from arcloop import artifacts, runtime
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.runtime import responder, searcher
+from arcloop.runtime import ARCHIVED_PACKAGE, predictor, searcher
 from arcloop.runtime.golden_batch import GOLDEN
-from arcloop.serving.servers.server_config import model_config
+from arcloop.serving.servers.config_files import model_config
 from arcloop.serving.settings import DeploySettings
-from arcloop.serving.store.naming import VERSION, file_name, make_version
+from arcloop.serving.store.model_store import VERSION_PATTERN, archive_file_name, make_version
 
 SCHEMA = 1
 MODEL_CONFIG = "model-config.yaml"
 _TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
-RUNTIME = "arcloop_runtime"
-"""Package of the archive that holds a copy of `arcloop.runtime`."""
 _HANDLER = f"""\
-from {RUNTIME} import handler
+from {ARCHIVED_PACKAGE} import handler
 
 
 class Handler(handler.Handler):
@@ -41,14 +39,14 @@ class Handler(handler.Handler):
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What goes into an archive.
+class ArchiveContents:
+    """The files and the manifest of an archive.
 
     Attributes:
-        name: Of the model.
-        files: Name in the archive -> where it is, or its content.
-        manifest: Hashes of all files, the artifacts they came from, the gate's verdict. Without
-            the version, so that it depends on nothing but what is archived.
+        name: Name of the model.
+        files: Name in the archive -> source file, or content.
+        manifest: Hashes of all files, the artifacts they were made from, and the result of the
+            gate. It does not contain the version, so that it depends only on the files.
     """
 
     name: str
@@ -57,17 +55,18 @@ class Parts:
 
     @property
     def lineage(self) -> str:
-        """A short hash of the manifest: equal parts and origin, equal lineage."""
+        """A short hash of the manifest: the same files and origin give the same lineage."""
         return sha256_json(self.manifest)[:12]
 
 
-def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> Parts:
-    """Verify a finished run and gather what its archive will hold.
+def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveContents:
+    """Verify a finished run and collect the contents of its archive.
 
     Args:
         run_dir: The run, with index and evaluation.
         settings: Name, sizes and limits.
-        force: Accept a run whose gate did not pass, or was never asked; the manifest says so.
+        force: Accept a run that was not evaluated or did not pass its gate; the manifest records
+            this.
 
     Raises:
         ArtifactError: A part is missing, damaged or of another model, or the gate did not pass.
@@ -75,7 +74,7 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> Parts:
     run = artifacts.load(run_dir, "run")
     index = artifacts.load(run_dir / "index", "index")
     _require_parent(index, "model", run.file_sha256(searcher.MODEL))
-    gate = _verdict(run_dir / "evaluation", index, force=force)
+    gate = _gate_result(run_dir / "evaluation", index, force=force)
     files: dict[str, Path | bytes] = {
         searcher.MODEL: run_dir / searcher.MODEL,
         GOLDEN: run_dir / GOLDEN,
@@ -106,45 +105,48 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> Parts:
         "gate": gate,
         "forced": not gate["passed"],
     }
-    return Parts(settings.name, files, manifest)
+    return ArchiveContents(settings.name, files, manifest)
 
 
 def runtime_files() -> dict[str, bytes]:
     """Return the code of an archive: name in the archive -> content.
 
-    TorchServe imports `handler.py` by name and looks for a class that is defined in it.
+    TorchServe imports `handler.py` by name and requires a class that is defined in that file.
     """
     folder = Path(runtime.__file__).parent
-    code = {f"{RUNTIME}/{file.name}": file.read_bytes() for file in sorted(folder.glob("*.py"))}
+    code = {
+        f"{ARCHIVED_PACKAGE}/{file.name}": file.read_bytes() for file in sorted(folder.glob("*.py"))
+    }
     return {"handler.py": _HANDLER.encode(), **code}
 
 
-def write_archive(parts: Parts, folder: Path, *, version: str | None = None) -> Path:
-    """Write NAME-VERSION.mar; the same parts and version give the same bytes.
+def write_archive(contents: ArchiveContents, folder: Path, *, version: str | None = None) -> Path:
+    """Write NAME-VERSION.mar; the same contents and version give the same bytes.
 
-    The archiver describes the model; the zip is written here, because the archiver's own takes the
-    time of writing into every entry, and empties the shared folder /tmp/NAME on its way.
+    The model archiver makes TorchServe's manifest. It does not write the zip, because it would
+    store the current time in every entry and empty the shared folder /tmp/NAME.
 
     Args:
-        parts: What it holds.
-        folder: Where to write; flushed to the disk, but not atomic.
-        version: By default that of these parts, archived now.
+        contents: Files and manifest.
+        folder: Where to write the file. The write is flushed to the disk, but not atomic.
+        version: By default, a new version with the current time.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: The version is none.
+        ConfigError: The version is malformed.
     """
-    version = version or make_version(datetime.now(UTC), parts.lineage)
-    if not VERSION.fullmatch(version):
+    version = version or make_version(datetime.now(UTC), contents.lineage)
+    if not VERSION_PATTERN.fullmatch(version):
         raise ConfigError(
-            f"{version!r} is no version", remedy="a version is TIME-LINEAGE, as `list` shows"
+            f"{version!r} is not a version",
+            remedy="a version is TIME-LINEAGE, as `arcloop versions list` prints",
         )
-    described = json.loads(
+    torchserve_manifest = json.loads(
         ModelExportUtils.generate_manifest_json(
             ModelArchiverConfig(
-                model_name=parts.name,
+                model_name=contents.name,
                 handler="handler.py",
                 version=version,
                 serialized_file=searcher.MODEL,
@@ -152,13 +154,13 @@ def write_archive(parts: Parts, folder: Path, *, version: str | None = None) -> 
             )
         )
     )
-    described["createdOn"] = version.partition("-")[0]
+    torchserve_manifest["createdOn"] = version.partition("-")[0]
     entries: dict[str, Path | bytes] = {
-        **parts.files,
-        responder.MANIFEST: _json({**parts.manifest, "version": version}),
-        _TORCHSERVE_MANIFEST: _json(described),
+        **contents.files,
+        predictor.MANIFEST: _json({**contents.manifest, "version": version}),
+        _TORCHSERVE_MANIFEST: _json(torchserve_manifest),
     }
-    target = folder / file_name(parts.name, version)
+    target = folder / archive_file_name(contents.name, version)
     with open(target, "wb") as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, source in sorted(entries.items()):
@@ -169,33 +171,33 @@ def write_archive(parts: Parts, folder: Path, *, version: str | None = None) -> 
 
 
 def read_manifest(archive: Path) -> dict[str, Any]:
-    """Read the manifest of an archive, without unpacking it.
+    """Read the manifest of an archive without unpacking it.
 
     Raises:
-        ArtifactError: It is no archive of ours.
+        ArtifactError: The file is not an archive that arcloop wrote.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            manifest: dict[str, Any] = json.loads(opened.read(responder.MANIFEST))
+            manifest: dict[str, Any] = json.loads(opened.read(predictor.MANIFEST))
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as cause:
         raise ArtifactError(
-            f"this is not an archive of a model: {cause}",
+            f"not a model archive: {cause}",
             where=archive,
             remedy="deploy the run again",
         ) from None
     return manifest
 
 
-def _verdict(path: Path, index: Artifact, *, force: bool) -> dict[str, Any]:
-    """Return the gate's verdict on this very index."""
+def _gate_result(path: Path, index: Artifact, *, force: bool) -> dict[str, Any]:
+    """Return the result of the gate in the evaluation of this index."""
     if not artifacts.exists(path):
         if not force:
             raise ArtifactError(
-                "the run was never judged",
+                "the run has not been evaluated",
                 where=path,
-                remedy="run `arcloop evaluate`, or deploy it all the same with force=true",
+                remedy="run `arcloop evaluate`, or deploy it anyway with force=true",
             )
-        return {"passed": False, "reasons": ["The run was never judged."]}
+        return {"passed": False, "reasons": ["The run has not been evaluated."]}
     evaluation = artifacts.load(path, "evaluation")
     _require_parent(evaluation, "index", index.sha256)
     gate = json.loads((path / "gate.json").read_bytes())
@@ -203,7 +205,7 @@ def _verdict(path: Path, index: Artifact, *, force: bool) -> dict[str, Any]:
         raise ArtifactError(
             "the gate did not pass: " + " ".join(gate["reasons"]),
             where=path / "gate.json",
-            remedy="train a better model, or deploy it all the same with force=true",
+            remedy="train a better model, or deploy it anyway with force=true",
         )
     return {"passed": gate["passed"], "reasons": list(gate["reasons"])}
 
@@ -211,7 +213,7 @@ def _verdict(path: Path, index: Artifact, *, force: bool) -> dict[str, Any]:
 def _require_parent(artifact: Artifact, parent: str, sha256: str) -> None:
     if artifact.parents[parent] != sha256:
         raise ArtifactError(
-            f"the {artifact.kind} is of another {parent}",
+            f"the {artifact.kind} was made from another {parent}",
             where=artifact.path,
             remedy="run `arcloop index`, then `arcloop evaluate`",
         )
@@ -223,7 +225,7 @@ def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes) -> None:
     if isinstance(source, bytes):
         archive.writestr(entry, source)
         return
-    entry.file_size = source.stat().st_size  # decides on zip64
+    entry.file_size = source.stat().st_size  # zipfile chooses zip64 by this size
     with open(source, "rb") as file, archive.open(entry, "w") as packed:
         shutil.copyfileobj(file, packed, 1 << 20)
 

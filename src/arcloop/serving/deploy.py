@@ -1,12 +1,13 @@
-"""`python serving/deploy.py run_dir=runs/mnist [deploy=local|kubernetes|kserve] [force=true]`.
+"""`arcloop deploy run_dir=runs/mnist [deploy=local|kubernetes|kserve] [force=true]`.
 
-Archives a finished run, proves that the archive answers as the run does, and makes it the live
-version of its model store; on a cluster, once it is served and proven there.
+Archives a finished run, checks that the archive gives the run's answers, and makes it the live
+version of its model store. With Kubernetes, the version becomes live after the cluster serves it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,70 +17,120 @@ from typing import Any
 
 import yaml
 
+from arcloop.config.composition import compose_config, recorded_overrides, to_plain
 from arcloop.display.terminal import say
-from arcloop.errors import ArtifactError, report_errors
-from arcloop.runtime.responder import Responder, ResponderError
+from arcloop.errors import ArtifactError, ConfigError, report_errors
+from arcloop.runtime.predictor import ArchiveError, Predictor
 from arcloop.runtime.searcher import SearcherError
-from arcloop.serving.archive import MODEL_CONFIG, Parts, collect, read_manifest, write_archive
-from arcloop.serving.kubernetes.settings import KubernetesSettings
-from arcloop.serving.servers.server_config import (
-    HTTP_SERVER,
-    PROPERTIES,
-    http_server_config,
-    server_properties,
+from arcloop.serving.archive import (
+    MODEL_CONFIG,
+    ArchiveContents,
+    collect,
+    read_manifest,
+    write_archive,
 )
-from arcloop.serving.settings import DeploySettings, Request, read_request
-from arcloop.serving.store.model_store import ModelStore, Version
-from arcloop.serving.store.naming import make_version
+from arcloop.serving.kubernetes.settings import KServeSettings, KubernetesSettings
+from arcloop.serving.servers.config_files import fastapi_config, torchserve_properties
+from arcloop.serving.servers.entrypoint import FASTAPI_CONFIG, TORCHSERVE_CONFIG
+from arcloop.serving.settings import DeploySettings
+from arcloop.serving.store.model_store import ModelStore, Version, make_version
+
+_SETTINGS: Mapping[str, type[DeploySettings]] = {
+    "kubernetes": KubernetesSettings,
+    "kserve": KServeSettings,
+}
+
+
+@dataclass(frozen=True)
+class DeployArguments:
+    """The arguments of a serving command.
+
+    Attributes:
+        run_dir: The run.
+        settings: How it is archived and served.
+        force: Deploy a run that did not pass its gate.
+    """
+
+    run_dir: Path
+    settings: DeploySettings
+    force: bool
+
+
+def parse_arguments(overrides: Sequence[str]) -> DeployArguments:
+    """Compose the config from the run's recorded overrides and the given ones.
+
+    Args:
+        overrides: Hydra overrides, e.g. ["run_dir=runs/mnist", "deploy.keep=5"].
+
+    Raises:
+        ConfigError: A key or a value is invalid.
+    """
+    config = to_plain(compose_config([*recorded_overrides(overrides), *overrides]))
+    settings = build_settings(config["deploy"])
+    return DeployArguments(Path(config["run_dir"]), settings, config["force"])
+
+
+def build_settings(node: Mapping[str, Any]) -> DeploySettings:
+    """Build the settings from the config's `deploy` node.
+
+    Raises:
+        ConfigError: A key is missing or unknown, or a value is invalid.
+    """
+    kind = _SETTINGS.get(node.get("target", ""), DeploySettings)
+    known = [field.name for field in dataclasses.fields(kind)]
+    faults = [f"there is no key deploy.{key}" for key in node if key not in known]
+    faults += [f"deploy.{name} is required" for name in known if name not in node]
+    if faults:
+        raise ConfigError("\n".join(faults), remedy=f"known keys: {', '.join(known)}")
+    return kind(**node)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Deploy; returns the exit code, as `arcloop` does."""
-    return report_errors(lambda: _deploy(read_request(argv)))
+    """Run the command; returns the exit code."""
+    return report_errors(lambda: _deploy(parse_arguments(argv)))
 
 
-def _deploy(request: Request) -> int:
-    settings = request.settings
+def _deploy(arguments: DeployArguments) -> int:
+    run_dir, settings, force = arguments.run_dir, arguments.settings, arguments.force
     if isinstance(settings, KubernetesSettings) and settings.dry_run:
-        parts = collect(request.run_dir, settings, force=request.force)
-        stored = _stored(ModelStore(Path(settings.model_store), settings.name), parts)
-        version = stored.version if stored else make_version(datetime.now(UTC), parts.lineage)
-        print_plan({**parts.manifest, "version": version}, settings)
-        return 0
-    live = deploy(request.run_dir, request.settings, force=request.force)
-    say(f"live: {live.path}")
+        contents = collect(run_dir, settings, force=force)
+        stored = _find_stored(ModelStore(Path(settings.model_store), settings.name), contents)
+        version = stored.version if stored else make_version(datetime.now(UTC), contents.lineage)
+        print_objects({**contents.manifest, "version": version}, settings)
+    else:
+        say(f"live: {deploy(run_dir, settings, force=force).path}")
     return 0
 
 
 def deploy(run_dir: Path, settings: DeploySettings, *, force: bool) -> Version:
     """Make a run the live version of its model store.
 
-    A run whose archive is in the store already is not archived again.
+    If the store has an archive with the same contents, that version is used.
 
     Args:
         run_dir: A finished run.
         settings: Name, store, server and limits.
-        force: Deploy although the gate did not pass; recorded in the archive.
+        force: Deploy although the gate did not pass; the archive records this.
 
     Returns:
         The live version.
 
     Raises:
-        ArtifactError: The run is damaged, refused by its gate, or its archive answers wrongly.
+        ArtifactError: The run is damaged or did not pass its gate, or its archive answers wrongly.
         ResourceError: The store cannot be written.
     """
-    with candidate(run_dir, settings, force=force) as proven:
-        return release(proven.store, proven.version.version, proven.unpacked, settings)
+    with stage(run_dir, settings, force=force) as staged:
+        return publish(staged.store, staged.version.version, staged.unpacked, settings)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A version that answers as its run does, in a store whose lock is held; not live yet.
+class StagedVersion:
+    """A version that has been checked and is in a locked store, but is not live yet.
 
     Attributes:
-        store: Where it is.
-        version: In the store, and loadable.
-        unpacked: Its archive, unpacked.
+        store: The locked store.
+        version: The version.
+        unpacked: Folder with its unpacked archive.
     """
 
     store: ModelStore
@@ -88,83 +139,86 @@ class Candidate:
 
 
 @contextlib.contextmanager
-def candidate(run_dir: Path, settings: DeploySettings, *, force: bool) -> Iterator[Candidate]:
-    """Archive a run, prove the archive, and hold the store until the block ends.
-
-    What is live stays live unless the block changes that.
-
-    Raises:
-        ArtifactError: The run is damaged, refused by its gate, or its archive answers wrongly.
-        ResourceError: The store cannot be written.
-    """
-    parts = collect(run_dir, settings, force=force)
-    store = ModelStore(Path(settings.model_store), settings.name)
-    with store.locked() as drafts:
-        stored = _stored(store, parts)
-        archive = stored.path if stored else write_archive(parts, drafts)
-        prove(archive, drafts / "unpacked")
-        version = store.restore((stored or store.add(archive)).version)
-        yield Candidate(store, version, drafts / "unpacked")
-
-
-def release(store: ModelStore, version: str, unpacked: Path, settings: DeploySettings) -> Version:
-    """Make a stored version live; where a cluster serves it, once it has proven itself there.
+def stage(run_dir: Path, settings: DeploySettings, *, force: bool) -> Iterator[StagedVersion]:
+    """Archive a run, check the archive, and lock the store during the block.
 
     Args:
-        store: Whose lock is held.
-        version: Which.
-        unpacked: Its archive, unpacked by `prove`.
+        run_dir: A finished run.
+        settings: Name, store, server and limits.
+        force: Archive the run although the gate did not pass.
+
+    Raises:
+        ArtifactError: The run is damaged or did not pass its gate, or its archive answers wrongly.
+        ResourceError: The store cannot be written.
+    """
+    contents = collect(run_dir, settings, force=force)
+    store = ModelStore(Path(settings.model_store), settings.name)
+    with store.locked() as drafts:
+        stored = _find_stored(store, contents)
+        archive = stored.path if stored else write_archive(contents, drafts)
+        unpacked = drafts / "unpacked"
+        unpack_and_check(archive, unpacked)
+        version = store.restore((stored or store.add(archive)).version)
+        yield StagedVersion(store, version, unpacked)
+
+
+def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySettings) -> Version:
+    """Make a stored version live; with Kubernetes, after the cluster serves it.
+
+    Args:
+        store: The locked store.
+        version: The version to publish.
+        unpacked: Folder with its archive, made by `unpack_and_check`.
         settings: How it is served.
 
     Raises:
-        ArcloopError: The cluster does not come to serve it; what was live stays so.
+        ArcloopError: The cluster does not serve the version; the live version is unchanged.
     """
     if isinstance(settings, KubernetesSettings):
+        # Imported here because the Kubernetes client takes long to import.
         from arcloop.serving.kubernetes.deploy import deploy_release
-        from arcloop.serving.kubernetes.release import (
-            Release,  # the client of Kubernetes takes a while to load
-        )
+        from arcloop.serving.kubernetes.release import Release
 
         archive = store.restore(version).path
         deploy_release(Release.of(read_manifest(archive), settings), unpacked)
-    return put_live(store, version, settings)
+    return make_live(store, version, settings)
 
 
-def print_plan(manifest: Mapping[str, Any], settings: KubernetesSettings) -> None:
-    """Print what a cluster would be asked for, to serve the archive with this manifest."""
+def print_objects(manifest: Mapping[str, Any], settings: KubernetesSettings) -> None:
+    """Print the Kubernetes objects that serve the archive with this manifest."""
     from arcloop.serving.kubernetes.deploy import manifest_yaml
     from arcloop.serving.kubernetes.release import Release
 
     print(manifest_yaml(Release.of(manifest, settings)), end="")
 
 
-def put_live(store: ModelStore, version: str, settings: DeploySettings) -> Version:
-    """Make a stored version live, in this order: loadable, live, in the server's config, pruned."""
+def make_live(store: ModelStore, version: str, settings: DeploySettings) -> Version:
+    """Make a stored version live, write the server configs, and prune old versions."""
     live = store.make_live(version)
-    store.write_config(PROPERTIES, server_properties(settings, live.path.resolve()))
-    store.write_config(HTTP_SERVER, http_server_config(settings, live.path))
+    store.write_config(TORCHSERVE_CONFIG, torchserve_properties(settings, live.path.resolve()))
+    store.write_config(FASTAPI_CONFIG, fastapi_config(settings, live.path))
     for moved in store.prune(settings.keep):
         say(f"moved to backup: {moved.version}")
     return live
 
 
-def prove(archive: Path, scratch: Path) -> None:
-    """Unpack an archive and see that it loads and answers as the run it was made from.
+def unpack_and_check(archive: Path, folder: Path) -> None:
+    """Unpack an archive and check that it loads and gives the answers of its run.
 
     Raises:
-        ArtifactError: It does not.
+        ArtifactError: The archive is damaged or answers wrongly.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
-            packed.extractall(scratch)
-        Responder(scratch, yaml.safe_load((scratch / MODEL_CONFIG).read_bytes())["handler"])
-    except (zipfile.BadZipFile, ResponderError, SearcherError) as cause:
+            packed.extractall(folder)
+        Predictor(folder, yaml.safe_load((folder / MODEL_CONFIG).read_bytes())["handler"])
+    except (zipfile.BadZipFile, ArchiveError, SearcherError) as cause:
         raise ArtifactError(
-            str(cause), where=archive, remedy="the store is untouched; export the run again"
+            str(cause), where=archive, remedy="the store is unchanged; export the run again"
         ) from None
 
 
-def _stored(store: ModelStore, parts: Parts) -> Version | None:
-    """Return the newest version made of these very parts."""
-    made = [v for v in store.versions() if v.version.endswith(f"-{parts.lineage}")]
-    return made[-1] if made else None
+def _find_stored(store: ModelStore, contents: ArchiveContents) -> Version | None:
+    """Return the newest stored version with these contents."""
+    same = [v for v in store.versions() if v.version.endswith(f"-{contents.lineage}")]
+    return same[-1] if same else None

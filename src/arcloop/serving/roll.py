@@ -1,9 +1,10 @@
-"""`python serving/roll.py run_dir=runs/mnist`: replace what a running TorchServe answers with.
+"""`arcloop roll run_dir=runs/mnist`: replace the version that a running TorchServe serves.
 
-For a server that `serve.py` started with `deploy.model_api=true`. The archive of the run is loaded
-beside the version that answers, and held against the run's stored embeddings at a URL of its own.
-Then it takes over, the old version finishes what it was asked, and goes: no request is lost. A
-version that does not load or answers wrongly is removed, and the old one never notices.
+The server must have been started by `arcloop serve` with `deploy.model_api=true`. It loads the new
+version while the old one serves, and the parity check runs at the URL of the new version. The new
+version then becomes the default. The old version finishes its queued requests and is unregistered,
+so no request fails. A new version that does not load or answers wrongly is unregistered, and the
+old version stays the default.
 """
 
 from __future__ import annotations
@@ -16,53 +17,59 @@ from collections.abc import Sequence
 
 from arcloop.display.terminal import say
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, ResourceError, report_errors
-from arcloop.serving.deploy import Candidate, candidate, put_live
-from arcloop.serving.servers.client import endpoint_of, require_parity, stored_answers
-from arcloop.serving.servers.management import Management
-from arcloop.serving.settings import DeploySettings, Request, read_request
+from arcloop.serving.deploy import (
+    DeployArguments,
+    StagedVersion,
+    make_live,
+    parse_arguments,
+    stage,
+)
+from arcloop.serving.servers.client import load_golden_batch, local_endpoint, require_parity
+from arcloop.serving.servers.torchserve import ManagementClient
+from arcloop.serving.settings import DeploySettings
 
 _POLL_SECONDS = 0.1
 _QUIET_SECONDS = 2.0
-"""How long the old version must have had nothing to do: requests on their way still reach it."""
-_MOST_STARTS = 3
+"""How long the old version's queue must stay empty, since requests may still be on their way."""
+_MAX_STARTS = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Roll; returns the exit code, as `arcloop` does."""
-    return report_errors(lambda: _roll(read_request(argv)))
+    """Run the command; returns the exit code."""
+    return report_errors(lambda: _roll(parse_arguments(argv)))
 
 
-def _roll(request: Request) -> int:
-    settings = request.settings
+def _roll(arguments: DeployArguments) -> int:
+    settings = arguments.settings
     if settings.server != "torchserve" or settings.target != "local":
         raise ConfigError(
-            "only a TorchServe on this machine can be told to load another version",
+            "only a TorchServe on this machine can load another version while it runs",
             where=f"deploy.server={settings.server}, deploy.target={settings.target}",
             remedy="start a new server and direct requests to it, as deploy=kubernetes does",
         )
-    with candidate(request.run_dir, settings, force=request.force) as proven:
-        roll(proven, settings)
+    with stage(arguments.run_dir, settings, force=arguments.force) as staged:
+        roll(staged, settings)
     return 0
 
 
-def roll(proven: Candidate, settings: DeploySettings) -> None:
-    """Make a running TorchServe answer with another version, and make that version live.
+def roll(staged: StagedVersion, settings: DeploySettings) -> None:
+    """Make a running TorchServe serve another version, and make that version live.
 
     Args:
-        proven: The version, in the model store that the server was started from.
+        staged: The version, in the model store that the server was started from.
         settings: Ports and limits of the server.
 
     Raises:
-        ArtifactError: The version does not load, or answers wrongly; the server is as before.
-        ConfigError: The server may not be asked for this.
-        ResourceError: There is no server, or the version is not ready in time.
+        ArtifactError: The version does not load or answers wrongly; the server is unchanged.
+        ConfigError: The server does not allow this.
+        ResourceError: No server answers, or the version is not ready in time.
     """
-    management = Management(settings.management_port, settings.name)
-    version = proven.version.version
+    management = ManagementClient(settings.management_port, settings.name)
+    version = staged.version.version
     before = management.default()
     if before is None or before.version != version:
         try:
-            _load(management, proven, settings)
+            _load(management, staged, settings)
             management.set_default(version)
         except BaseException as cause:
             with contextlib.suppress(ArcloopError):
@@ -70,43 +77,43 @@ def roll(proven: Candidate, settings: DeploySettings) -> None:
             if before and isinstance(cause, ArcloopError):
                 say(f"still live: {before.version}")
             raise
-    put_live(proven.store, version, settings)
-    say(f"live, and answering: {version}")
+    make_live(staged.store, version, settings)
+    say(f"live and serving: {version}")
     _drain(management, version, settings.response_timeout_s)
 
 
-def _load(management: Management, proven: Candidate, settings: DeploySettings) -> None:
-    """Have the version loaded beside the one that answers, and hold it to the run's answers."""
-    version = proven.version.version
-    if management.find(version):  # of a roll that was killed
+def _load(management: ManagementClient, staged: StagedVersion, settings: DeploySettings) -> None:
+    """Load the version next to the current default, and check its answers at its own URL."""
+    version = staged.version.version
+    if management.find(version):  # left by a roll that was killed
         management.unregister(version)
-    management.register(proven.version.path.name, settings.workers)
+    management.register(staged.version.path.name, settings.workers)
     _wait_until_ready(management, version, settings)
-    endpoint = dataclasses.replace(endpoint_of(settings), version=version)
-    golden = stored_answers(proven.unpacked, settings.parity_tolerance)
+    endpoint = dataclasses.replace(local_endpoint(settings), version=version)
+    golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
     require_parity(endpoint, golden, version)
 
 
-def _wait_until_ready(management: Management, version: str, settings: DeploySettings) -> None:
-    """Wait until every worker holds the model; one that dies on the way would be started for ever.
+def _wait_until_ready(management: ManagementClient, version: str, settings: DeploySettings) -> None:
+    """Wait until all workers have loaded the model. TorchServe restarts a dead worker forever.
 
     Raises:
-        ArtifactError: A worker died again and again.
-        ResourceError: It takes too long.
+        ArtifactError: A worker died repeatedly.
+        ResourceError: The version is not ready in time.
     """
     deadline = time.monotonic() + settings.startup_timeout_s
-    seen: defaultdict[str, set[int]] = defaultdict(set)
+    processes: defaultdict[str, set[int]] = defaultdict(set)
     while time.monotonic() < deadline:
         found = management.find(version)
         if found and found.ready and len(found.workers) == settings.workers:
             return
         for worker, (_, process) in (found.workers if found else {}).items():
-            seen[worker] |= {process} - {-1}
-            if len(seen[worker]) >= _MOST_STARTS:
+            processes[worker] |= {process} - {-1}
+            if len(processes[worker]) >= _MAX_STARTS:
                 raise ArtifactError(
-                    f"a worker cannot load {version}: it died {_MOST_STARTS - 1} times",
+                    f"a worker cannot load {version}: it died {_MAX_STARTS - 1} times",
                     where=f"127.0.0.1:{management.port}",
-                    remedy="its own words are in the server's logs, model_log.log",
+                    remedy="the reason is in the server's model_log.log",
                 )
         time.sleep(_POLL_SECONDS)
     raise ResourceError(
@@ -116,21 +123,21 @@ def _wait_until_ready(management: Management, version: str, settings: DeploySett
     )
 
 
-def _drain(management: Management, version: str, timeout_s: float) -> None:
-    """Let the versions before this one finish what they were asked, and remove them.
+def _drain(management: ManagementClient, version: str, timeout_s: float) -> None:
+    """Wait until the other versions have answered their queued requests, then unregister them.
 
-    TorchServe removes a version at once, and drops what it is at.
+    TorchServe unregisters a version at once and drops the requests in its queue.
     """
     deadline = time.monotonic() + timeout_s + _QUIET_SECONDS
     quiet_since = time.monotonic()
     while time.monotonic() < min(deadline, quiet_since + _QUIET_SECONDS):
-        old = [found for found in management.registered() if found.version != version]
+        old = [found for found in management.versions() if found.version != version]
         if not old:
             return
         if any(found.pending for found in old):
             quiet_since = time.monotonic()
         time.sleep(_POLL_SECONDS)
-    for found in management.registered():
+    for found in management.versions():
         if found.version != version:
             management.unregister(found.version)
-            say(f"no longer loaded: {found.version}")
+            say(f"unloaded: {found.version}")

@@ -1,7 +1,7 @@
-"""`python serving/serve.py run_dir=runs/mnist`: deploy a run here and answer until stopped.
+"""`arcloop serve run_dir=runs/mnist`: serve a run on this machine until stopped.
 
-The run becomes the live version of its model store once a server of it has answered the golden
-batch rightly. Where it does not, what was live before stays so, and the command fails.
+The run becomes the live version of its model store after a server has answered the golden batch
+correctly. Otherwise the command fails and the live version is unchanged.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ from pathlib import Path
 
 from arcloop.display.terminal import say
 from arcloop.errors import ArcloopError, ResourceError, report_errors
-from arcloop.runtime.responder import K_HEADER
-from arcloop.serving.deploy import candidate, put_live
-from arcloop.serving.servers import thumbnails
-from arcloop.serving.servers.client import require_parity, stored_answers
-from arcloop.serving.servers.http_process import HttpServer
-from arcloop.serving.servers.http_server import THUMBNAILS
+from arcloop.runtime.predictor import K_HEADER
+from arcloop.serving.deploy import DeployArguments, make_live, parse_arguments, stage
+from arcloop.serving.servers.client import load_golden_batch, require_parity
+from arcloop.serving.servers.entrypoint import THUMBNAILS
+from arcloop.serving.servers.fastapi_server import FastApiServer
 from arcloop.serving.servers.server_process import ServerProcess
+from arcloop.serving.servers.thumbnails import write_thumbnails
 from arcloop.serving.servers.torchserve import TorchServe
-from arcloop.serving.settings import DeploySettings, Request, read_request
+from arcloop.serving.settings import DeploySettings
 
-SERVERS: Mapping[str, type[ServerProcess]] = {"torchserve": TorchServe, "fastapi": HttpServer}
-"""The choices of `deploy.server`."""
+SERVERS: Mapping[str, type[ServerProcess]] = {
+    server.name: server for server in (TorchServe, FastApiServer)
+}
+"""Values of `deploy.server`."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until interrupted or terminated; returns the exit code, as `arcloop` does."""
-    return report_errors(lambda: _serve(read_request(argv)))
+    """Serve until interrupted or terminated; returns the exit code."""
+    return report_errors(lambda: _serve(parse_arguments(argv)))
 
 
-def _serve(request: Request) -> int:
-    server_class = _server(request.settings)
+def _serve(arguments: DeployArguments) -> int:
+    server_class = _choose_server(arguments.settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as running:
         try:
-            server = _start(request, server_class, running)
-            url = server.endpoint.url
-            say(f"stop with Ctrl-C; a page to try it is at {server.page}" if server.page
-                else "stop with Ctrl-C")  # fmt: skip
-            print(f"curl -T IMAGE -H '{K_HEADER}: {request.settings.default_k}' {url}", flush=True)
+            server = _start(arguments, server_class, running)
+            hint = f"; try the model in a browser at {server.page}" if server.page else ""
+            say(f"stop with Ctrl-C{hint}")
+            k, url = arguments.settings.default_k, server.endpoint.url
+            print(f"curl -T IMAGE -H '{K_HEADER}: {k}' {url}", flush=True)
             server.wait()
         except KeyboardInterrupt:
             say("stopped")
@@ -50,43 +52,43 @@ def _serve(request: Request) -> int:
 
 
 def _start(
-    request: Request, server_class: type[ServerProcess], running: contextlib.ExitStack
+    arguments: DeployArguments, server_class: type[ServerProcess], running: contextlib.ExitStack
 ) -> ServerProcess:
-    """Start a server of the run, and make the run live once it answers rightly.
+    """Start a server of the run, and make the run live after the server passes the parity check.
 
     Args:
-        request: Which run, and how.
-        server_class: Which server.
-        running: Ends the server when it is closed.
+        arguments: The run and its settings.
+        server_class: The server to start.
+        running: Stops the server when it is closed.
 
     Raises:
-        ArcloopError: It does not come to answer rightly; what was live is so still.
+        ArcloopError: The server does not start or answers wrongly; the live version is unchanged.
     """
-    settings = request.settings
-    with candidate(request.run_dir, settings, force=request.force) as proven:
-        live = proven.store.live()
+    settings = arguments.settings
+    with stage(arguments.run_dir, settings, force=arguments.force) as staged:
+        live = staged.store.live()
         try:
             folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="arcloop-")))
-            if server_class is HttpServer:
-                thumbnails.write(request.run_dir, settings.thumbnails, folder / THUMBNAILS)
-            server = running.enter_context(server_class(settings, proven.version.path, folder))
+            if server_class is FastApiServer:
+                write_thumbnails(arguments.run_dir, settings.thumbnails, folder / THUMBNAILS)
+            server = running.enter_context(server_class(settings, staged.version.path, folder))
             server.wait_until_ready()
-            golden = stored_answers(proven.unpacked, settings.parity_tolerance)
-            require_parity(server.endpoint, golden, proven.version.version)
+            golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
+            require_parity(server.endpoint, golden, staged.version.version)
         except ArcloopError:
-            say(f"still live: {live.version if live else 'nothing'}")
+            say(f"still live: {live.version if live else 'no version'}")
             raise
-        put_live(proven.store, proven.version.version, settings)
-    say(f"live, and answering: {proven.version.version}")
+        make_live(staged.store, staged.version.version, settings)
+    say(f"live and serving: {staged.version.version}")
     return server
 
 
-def _server(settings: DeploySettings) -> type[ServerProcess]:
-    """Return the chosen server, or the one that needs no Java where there is none."""
+def _choose_server(settings: DeploySettings) -> type[ServerProcess]:
+    """Return the configured server, or the FastAPI server if there is no Java for TorchServe."""
     chosen = SERVERS[settings.server]
     try:
         chosen.require()
-    except ResourceError as absent:
-        say(f"{absent.what}; serving with deploy.server=fastapi instead")
-        return HttpServer
+    except ResourceError as cause:
+        say(f"{cause.what}; serving with deploy.server=fastapi instead")
+        return FastApiServer
     return chosen

@@ -1,18 +1,15 @@
-"""Typed settings of a deployment: values live in conf/deploy/, their types and ranges here."""
+"""Typed settings of a deployment. Their values are in conf/deploy/, their ranges here."""
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from arcloop.config.composition import compose_config, recorded_overrides, to_plain
 from arcloop.config.value_types import (
     NonNegativeInt,
     Port,
@@ -32,41 +29,41 @@ PORTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class DeploySettings:
-    """How an archive is made, kept and served; the choices of conf/deploy/.
+    """How an archive is made, stored and served; the values of conf/deploy/local.yaml.
 
     Attributes:
-        target: Where it is served: this machine, a Deployment, or KServe.
-        name: Of the model, in its URL and file name: letters, digits, "-" and "_".
-        model_store: Folder of the versions of this one name.
-        keep: Versions that stay loadable. The live one and the one before it always do.
-        server: Which server answers.
-        host: Address the inference port listens on.
-        inference_port: Where questions are asked.
-        management_port: TorchServe's management, on loopback only.
+        target: What runs the server: this machine, a Kubernetes Deployment, or KServe.
+        name: Name of the model in URLs and file names: letters, digits, "-" and "_".
+        model_store: Folder with the versions of this model.
+        keep: Number of versions that stay loadable, including the live and the previous one.
+        server: The server program.
+        host: IP address that the inference port listens on.
+        inference_port: Port for predictions.
+        management_port: TorchServe's management API, on loopback only.
         metrics_port: TorchServe's metrics, on loopback only.
-        grpc_inference_port: TorchServe's gRPC twin of the inference port, on loopback only.
-        grpc_management_port: Its gRPC twin of the management port, on loopback only.
-        model_api: Let TorchServe's management, which is on loopback, register and remove archives
-            of the model store: what roll.py needs. On this machine only.
-        workers: Processes that hold the model.
-        batch_size: Most requests answered in one pass.
-        max_batch_delay_ms: Longest wait for a batch to fill.
-        queue_size: Requests that wait; more are refused at once with 503.
-        response_timeout_s: Longest time for an answer.
+        grpc_inference_port: TorchServe's gRPC inference API, on loopback only.
+        grpc_management_port: TorchServe's gRPC management API, on loopback only.
+        model_api: Allow TorchServe's management API to register and remove archives of the model
+            store, which `arcloop roll` needs. Only for target "local".
+        workers: Processes that load the model.
+        batch_size: Most requests in a batch.
+        max_batch_delay_ms: Longest time that TorchServe waits for a batch to fill.
+        queue_size: Most waiting requests; further requests get status 503.
+        response_timeout_s: Longest time to receive a request's body, and to answer it.
         startup_timeout_s: Longest time for a worker to load the model.
         netty_threads: Threads of TorchServe's front end.
         max_request_bytes: Largest request body.
         max_pixels: Largest width x height of an image that is decoded.
-        default_k: Neighbours in an answer where the request names no k.
-        max_k: Most neighbours a request may ask for.
+        default_k: Neighbours in an answer if the request does not specify k.
+        max_k: Most neighbours that a request may ask for.
         memory_map: Leave the index on disk and read its pages as needed.
-        parity_tolerance: Largest difference of a similarity between the server's answer and the
-            answer of the run's stored embeddings.
-        thumbnails: Most gallery rows for the page of a second server on this machine to show
-            pictures; a larger gallery has none. 0: none.
+        parity_tolerance: Largest allowed difference of a similarity between the server's answer
+            and the answer from the run's stored embeddings.
+        thumbnails: Largest gallery whose thumbnails the demo page of a local FastAPI server
+            shows; 0: never.
 
     Raises:
-        ConfigError: Names every value that does not fit.
+        ConfigError: Names every invalid value.
     """
 
     target: Literal["local", "kubernetes", "kserve"]
@@ -109,59 +106,12 @@ class DeploySettings:
             ipaddress.ip_address(self.host)
         except ValueError:
             yield f"deploy.host={self.host!r} must be an IP address, e.g. 127.0.0.1 or 0.0.0.0"
-        taken: dict[int, str] = {}
+        used: dict[int, str] = {}
         for name in PORTS:
-            other = taken.setdefault(getattr(self, name), name)
+            other = used.setdefault(getattr(self, name), name)
             if other != name:
-                yield f"deploy.{name}={getattr(self, name)} is deploy.{other} already"
+                yield f"deploy.{name}={getattr(self, name)} is also the value of deploy.{other}"
         if self.model_api and self.target != "local":
-            yield "deploy.model_api=true is for this machine: a cluster replaces pods instead"
+            yield "deploy.model_api=true requires deploy.target=local: a cluster replaces pods"
         if self.default_k > self.max_k:
             yield f"deploy.default_k={self.default_k} must not exceed deploy.max_k={self.max_k}"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a serving command was asked to do: for which run, how, and whether past the gate."""
-
-    run_dir: Path
-    settings: DeploySettings
-    force: bool
-
-
-def read_request(overrides: Sequence[str]) -> Request:
-    """Compose the config as `arcloop` does, the run's own overrides first, and check it.
-
-    Args:
-        overrides: Hydra overrides, e.g. ["run_dir=runs/mnist", "deploy.keep=5"].
-
-    Raises:
-        ConfigError: Anything about it is wrong.
-    """
-    config = to_plain(compose_config([*recorded_overrides(overrides), *overrides]))
-    settings = settings_of(config["deploy"])
-    return Request(Path(config["run_dir"]), settings, config["force"])
-
-
-def settings_of(node: Mapping[str, Any]) -> DeploySettings:
-    """Make the settings of a plain `deploy` node.
-
-    Raises:
-        ConfigError: A key is missing or unknown, or a value does not fit.
-    """
-    from arcloop.serving.kubernetes.settings import (  # they are DeploySettings too
-        KServeSettings,
-        KubernetesSettings,
-    )
-
-    kinds: dict[str, type[DeploySettings]] = {
-        "kubernetes": KubernetesSettings,
-        "kserve": KServeSettings,
-    }
-    kind = kinds.get(node.get("target", ""), DeploySettings)
-    known = [field.name for field in dataclasses.fields(kind)]
-    faults = [f"there is no key deploy.{key}" for key in node if key not in known]
-    faults += [f"deploy.{name} is required" for name in known if name not in node]
-    if faults:
-        raise ConfigError("\n".join(faults), remedy=f"known keys: {', '.join(known)}")
-    return kind(**node)

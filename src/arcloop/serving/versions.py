@@ -1,11 +1,11 @@
-"""`python serving/versions.py VERB [VERSION] run_dir=runs/mnist`: what a model store holds.
+"""`arcloop versions VERB [VERSION] run_dir=runs/mnist`: manage the versions of a model store.
 
-    list                 every version, oldest first, and its state
-    rollback [VERSION]   make a version live: by default the one before; out of the backup too
+    list                 print every version and its state, oldest first
+    rollback [VERSION]   make a version live: by default the previous one; restores backups
     prune                move all but deploy.keep versions to backup/
 
-The store is that of `deploy.model_store`, named by the run or by `name=mnist`. With
-`deploy=kubernetes`, a rollback is rolled out and proven on the cluster as a deploy is.
+The store is `deploy.model_store`, whose default depends on the run or on `name=mnist`. With
+`deploy=kubernetes`, a rollback is rolled out and checked on the cluster, as a deploy is.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ from pathlib import Path
 from arcloop.display.terminal import say
 from arcloop.errors import ArtifactError, ConfigError, report_errors
 from arcloop.serving.archive import read_manifest
-from arcloop.serving.deploy import print_plan, prove, release
+from arcloop.serving.deploy import parse_arguments, print_objects, publish, unpack_and_check
 from arcloop.serving.kubernetes.settings import KubernetesSettings
-from arcloop.serving.settings import DeploySettings, read_request
+from arcloop.serving.settings import DeploySettings
 from arcloop.serving.store.model_store import ModelStore
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out a verb; returns the exit code, as `arcloop` does."""
+    """Run the command; returns the exit code."""
     return report_errors(lambda: _dispatch(argv))
 
 
+@dataclass(frozen=True)
+class _Command:
+    store: ModelStore
+    settings: DeploySettings
+    version: str | None
+
+
 def _dispatch(argv: Sequence[str]) -> int:
-    verbs: Mapping[str, Callable[[_Call], None]] = {
+    verbs: Mapping[str, Callable[[_Command], None]] = {
         "list": _list,
         "rollback": _rollback,
         "prune": _prune,
@@ -40,46 +47,39 @@ def _dispatch(argv: Sequence[str]) -> int:
             f"cannot read {' '.join(words) or 'no verb'!r}",
             remedy="VERB is list, rollback [VERSION] or prune",
         )
-    settings = read_request([argument for argument in argv if "=" in argument]).settings
+    settings = parse_arguments([argument for argument in argv if "=" in argument]).settings
     store = ModelStore(Path(settings.model_store), settings.name)
     if not store.versions():
         raise ArtifactError(
-            f"there is no version of {store.name!r} here",
+            f"this model store has no version of {store.name!r}",
             where=store.path,
-            remedy="check deploy.model_store; a store is made by deploy.py",
+            remedy="check deploy.model_store; `arcloop deploy` creates a store",
         )
-    verbs[words[0]](_Call(store, settings, words[1] if len(words) > 1 else None))
+    verbs[words[0]](_Command(store, settings, words[1] if len(words) > 1 else None))
     return 0
 
 
-@dataclass(frozen=True)
-class _Call:
-    store: ModelStore
-    settings: DeploySettings
-    version: str | None
-
-
-def _list(call: _Call) -> None:
-    for found in call.store.versions():
+def _list(command: _Command) -> None:
+    for found in command.store.versions():
         print(f"{found.version}  {found.state}")
 
 
-def _rollback(call: _Call) -> None:
-    settings = call.settings
+def _rollback(command: _Command) -> None:
+    store, settings = command.store, command.settings
     if isinstance(settings, KubernetesSettings) and settings.dry_run:
-        found = call.store.find(call.version or _previous(call.store))
-        print_plan(read_manifest(found.path), settings)
+        found = store.find(command.version or _previous(store))
+        print_objects(read_manifest(found.path), settings)
         return
-    with call.store.locked() as drafts:
-        version = call.version or _previous(call.store)
+    with store.locked() as drafts:
+        version = command.version or _previous(store)
         unpacked = drafts / "unpacked"
-        prove(call.store.find(version).path, unpacked)
-        say(f"live: {release(call.store, version, unpacked, settings).path}")
+        unpack_and_check(store.find(version).path, unpacked)
+        say(f"live: {publish(store, version, unpacked, settings).path}")
 
 
-def _prune(call: _Call) -> None:
-    with call.store.locked():
-        for moved in call.store.prune(call.settings.keep):
+def _prune(command: _Command) -> None:
+    with command.store.locked():
+        for moved in command.store.prune(command.settings.keep):
             say(f"moved to backup: {moved.version}")
 
 
@@ -88,7 +88,7 @@ def _previous(store: ModelStore) -> str:
         if found.state == "previous":
             return found.version
     raise ArtifactError(
-        "no version was live before this one",
+        "the store has no previous version",
         where=store.path,
-        remedy="name a version; `list` shows them",
+        remedy="name a version; `arcloop versions list` prints them",
     )

@@ -15,10 +15,9 @@ import yaml
 from api_server import ApiServer
 
 from arcloop.errors import report_errors
-from arcloop.runtime.responder import K_HEADER, Question, Responder
-from arcloop.serving.deploy import candidate, release
+from arcloop.runtime.predictor import K_HEADER, Predictor, PredictRequest
+from arcloop.serving.deploy import parse_arguments, publish, stage
 from arcloop.serving.kubernetes import deploy, rollout
-from arcloop.serving.settings import read_request
 from arcloop.serving.store.model_store import ModelStore
 
 FATES = {
@@ -43,8 +42,8 @@ class Services:
         spoil: Changes the JSON of an answer.
     """
 
-    def __init__(self, api, responders):
-        self.api, self.responders = api, responders
+    def __init__(self, api, predictors):
+        self.api, self.predictors = api, predictors
         self.answering, self.spoil = {}, None
         self._lock = threading.Lock()
 
@@ -56,8 +55,8 @@ class Services:
             return 503, {"message": f"nothing is at {path}"}
         archive = self._archive(selected)
         with self._lock:
-            responder = self.responders[self.answering.get(archive, archive)]
-            (reply,) = responder.reply([Question(body, headers[K_HEADER])])
+            predictor = self.predictors[self.answering.get(archive, archive)]
+            (reply,) = predictor.predict([PredictRequest(body, headers[K_HEADER])])
         if self.spoil is None:
             return reply.status, reply.body
         return reply.status, self.spoil(json.loads(reply.body))
@@ -90,7 +89,7 @@ def settings_of(small_run):
     def compose(*overrides):
         if overrides not in composed:
             given = [f"run_dir={small_run}", "deploy.namespace=team", *overrides]
-            composed[overrides] = read_request(given).settings
+            composed[overrides] = parse_arguments(given).settings
         return composed[overrides]
 
     return compose
@@ -100,18 +99,18 @@ def settings_of(small_run):
 def archived(small_run, settings_of, tmp_path_factory):
     """Two versions of the small run in a store, unpacked, and what answers with them."""
     store = tmp_path_factory.mktemp("archived") / "store"
-    made, unpacked, responders = [], [], {}
+    made, unpacked, predictors = [], [], {}
     for k in (100, 7):
         settings = settings_of("deploy=kubernetes")
         settings = dataclasses.replace(settings, max_k=k, model_store=str(store))
-        with candidate(small_run, settings, force=False) as proven:
-            made.append(proven.version.version)
+        with stage(small_run, settings, force=False) as staged:
+            made.append(staged.version.version)
             unpacked.append(tmp_path_factory.mktemp("unpacked") / "archive")
-            with zipfile.ZipFile(proven.version.path) as packed:
+            with zipfile.ZipFile(staged.version.path) as packed:
                 packed.extractall(unpacked[-1])
             handler = yaml.safe_load((unpacked[-1] / "model-config.yaml").read_bytes())["handler"]
-            responders[proven.version.path.name] = Responder(unpacked[-1], handler)
-    return SimpleNamespace(store=store, versions=made, unpacked=unpacked, responders=responders)
+            predictors[staged.version.path.name] = Predictor(unpacked[-1], handler)
+    return SimpleNamespace(store=store, versions=made, unpacked=unpacked, predictors=predictors)
 
 
 class Cluster:
@@ -143,7 +142,7 @@ class Cluster:
         def work():
             settings = self.settings(target, **changes)
             with self.store.locked():
-                release(self.store, self.versions[number - 1], self._unpacked[number - 1], settings)
+                publish(self.store, self.versions[number - 1], self._unpacked[number - 1], settings)
             return 0
 
         return report_errors(work)
@@ -187,6 +186,6 @@ def role():
 def cluster(archived, settings_of, tmp_path, quick):
     base = shutil.copytree(archived.store, tmp_path / "store")
     with ApiServer(role()) as api:
-        api.proxied = Services(api, archived.responders)
+        api.proxied = Services(api, archived.predictors)
         with controllers.Controllers(api, fate) as moving:
             yield Cluster(api, moving, archived, base, tmp_path, settings_of)

@@ -114,7 +114,7 @@ def test_a_release_that_answers_wrongly_is_rolled_back(fault, cluster, capsys):
     cluster.api.after_request = lead_astray
     assert cluster.roll(2) == 1
     told = capsys.readouterr().err
-    assert "the parity gate refuses the server" in told
+    assert "the server fails the parity check" in told
     answered = f"it answers with version {cluster.versions[0]}"
     assert (answered if fault == "an old version answers" else "golden image 0: row") in told
     assert f"then: rolled back to {cluster.versions[0]}" in told

@@ -8,10 +8,10 @@ import kubernetes_validate
 import pytest
 
 from arcloop.errors import ConfigError
+from arcloop.serving.deploy import parse_arguments
 from arcloop.serving.kubernetes.checks import check_objects, find_faults
 from arcloop.serving.kubernetes.objects import make_objects
 from arcloop.serving.kubernetes.release import Release
-from arcloop.serving.settings import read_request
 
 VERSION = "20260102T030405Z-0123456789ab"
 LINEAGE = {"run": "ab" * 32, "store": "cd" * 32}
@@ -31,7 +31,7 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def release_of():
     """A function: target, changes -> a release."""
-    composed = {t: read_request([f"deploy={t}"]).settings for t in ("kubernetes", "kserve")}
+    composed = {t: parse_arguments([f"deploy={t}"]).settings for t in ("kubernetes", "kserve")}
 
     def make(target="kubernetes", version=VERSION, **changes):
         settings = dataclasses.replace(composed[target], **changes)
@@ -300,10 +300,10 @@ def test_kserve_publishes_one_port(release_of):
 )
 def test_a_wrong_setting_is_refused(given, said):
     with pytest.raises(ConfigError) as error:
-        read_request(["deploy=kubernetes", given])
+        parse_arguments(["deploy=kubernetes", given])
     assert said in str(error.value)
 
 
 def test_a_key_of_a_cluster_is_not_one_of_this_machine():
     with pytest.raises(ConfigError, match="deploy=kubernetes has it"):
-        read_request(["deploy.namespace=team"])
+        parse_arguments(["deploy.namespace=team"])

@@ -18,11 +18,11 @@ import pytest
 from arcloop import __version__
 from arcloop.serving.kubernetes.pod import SCRATCH, USER, make_pod_template
 from arcloop.serving.kubernetes.release import MODELS, Release
-from arcloop.serving.servers.client import Endpoint, require_parity, stored_answers
+from arcloop.serving.servers.client import Endpoint, load_golden_batch, require_parity
 from arcloop.serving.settings import PORTS
 
 ROOT = Path(__file__).parents[3]
-POD = ("-m", "arcloop.serving.servers.pod")
+POD = ("-m", "arcloop.serving.servers.entrypoint")
 DOCKERFILE = (ROOT / "serving/Dockerfile").read_text()
 
 
@@ -134,7 +134,7 @@ def test_a_pod_serves_as_its_manifest_says_and_ends_when_told(
         assert process.poll() is None, (tmp_path / "said.txt").read_text()
         assert time.monotonic() < deadline, (tmp_path / "said.txt").read_text()
         time.sleep(0.2)
-    golden = stored_answers(archived.unpacked[0], 1e-4)
+    golden = load_golden_batch(archived.unpacked[0], 1e-4)
     endpoint = Endpoint("127.0.0.1", settings.inference_port, settings.name, 20)
     require_parity(endpoint, golden, archived.versions[0])
     assert get(settings.inference_port, "/ping")[0] == 200
@@ -176,7 +176,7 @@ def test_the_image_is_the_one_that_the_config_names(settings_of):
 
 def test_the_image_runs_nobody_as_root():
     assert instructions("USER") == [f"{USER}:{USER}"]
-    assert instructions("ENTRYPOINT") == ['["python", "-m", "arcloop.serving.servers.pod"]']
+    assert instructions("ENTRYPOINT") == ['["python", "-m", "arcloop.serving.servers.entrypoint"]']
 
 
 def test_what_the_image_installs_is_pinned():

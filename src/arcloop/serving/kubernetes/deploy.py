@@ -21,7 +21,7 @@ from arcloop.serving.kubernetes.rollout import (
     retry_while_unreachable,
     wait_for_rollout,
 )
-from arcloop.serving.servers.client import require_parity, stored_answers
+from arcloop.serving.servers.client import load_golden_batch, require_parity
 
 Object = dict[str, Any]
 PARITY_ATTEMPTS = 3
@@ -101,7 +101,7 @@ def _owns_replicas(live: Object) -> bool:
 
 
 def _check_parity(cluster: Cluster, release: Release, unpacked: Path) -> None:
-    golden = stored_answers(unpacked, release.settings.parity_tolerance)
+    golden = load_golden_batch(unpacked, release.settings.parity_tolerance)
     endpoint = make_endpoint(release.settings, cluster)
     for attempt in range(PARITY_ATTEMPTS):
         try:

@@ -8,15 +8,15 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from arcloop.runtime.responder import K_HEADER
+from arcloop.runtime.predictor import K_HEADER
 from arcloop.serving.kubernetes.cluster import Cluster
 from arcloop.serving.kubernetes.settings import KServeSettings, KubernetesSettings
-from arcloop.serving.servers.client import Asked
+from arcloop.serving.servers.client import InferenceEndpoint
 
 _KSERVE_PORT = 80
 
 
-def make_endpoint(settings: KubernetesSettings, cluster: Cluster) -> Asked:
+def make_endpoint(settings: KubernetesSettings, cluster: Cluster) -> InferenceEndpoint:
     """Return the endpoint of a release's Service."""
     path = f"/predictions/{settings.name}"
     if settings.endpoint is not None:
@@ -35,7 +35,7 @@ class UrlEndpoint:
     url: str
     timeout_s: float
 
-    def ask(self, image: bytes, k: int) -> tuple[int, Any]:
+    def predict(self, image: bytes, k: int) -> tuple[int, Any]:
         """Send an encoded image; return the status and the JSON of the response."""
         request = urllib.request.Request(  # noqa: S310 - the settings allow only http and https
             self.url, image, {"Content-Type": "application/octet-stream", K_HEADER: str(k)}
@@ -65,7 +65,7 @@ class ProxyEndpoint:
         """URL, which needs the credentials of the kubeconfig."""
         return self.cluster.address + self.path
 
-    def ask(self, image: bytes, k: int) -> tuple[int, Any]:
+    def predict(self, image: bytes, k: int) -> tuple[int, Any]:
         """Send an encoded image; return the status and the JSON of the response."""
         status, body = self.cluster.post(self.path, image, {K_HEADER: str(k)}, self.timeout_s)
         if status != 200:

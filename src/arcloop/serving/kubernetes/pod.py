@@ -123,7 +123,9 @@ def _model_probe(settings: KubernetesSettings) -> dict[str, Any]:
     if settings.server == "fastapi":
         return {"httpGet": {"path": "/ready", "port": INFERENCE}}
     arguments = [str(settings.management_port), settings.name, str(settings.workers)]
-    return {"exec": {"command": ["python", "-I", "-S", f"{_CODE}/ready.py", *arguments]}}
+    return {
+        "exec": {"command": ["python", "-I", "-S", f"{_CODE}/entrypoint.py", "ready", *arguments]}
+    }
 
 
 def _resources(settings: KubernetesSettings) -> dict[str, Any]:

@@ -11,13 +11,9 @@ from typing import Any
 
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.serving.kubernetes.settings import KubernetesSettings
-from arcloop.serving.servers.server_config import (
-    HTTP_SERVER,
-    PROPERTIES,
-    http_server_config,
-    server_properties,
-)
-from arcloop.serving.store.naming import file_name
+from arcloop.serving.servers.config_files import fastapi_config, torchserve_properties
+from arcloop.serving.servers.entrypoint import FASTAPI_CONFIG, TORCHSERVE_CONFIG
+from arcloop.serving.store.model_store import archive_file_name
 
 MANAGER = "arcloop"
 """Field manager of server-side apply."""
@@ -81,10 +77,12 @@ class Release:
         """Name -> content of the config file of the server in the pod."""
         address = self.settings.pod_address
         settings = dataclasses.replace(self.settings, host=address)
-        archive = Path(MODELS) / file_name(settings.name, self.version)
+        archive = Path(MODELS) / archive_file_name(settings.name, self.version)
         if settings.server == "torchserve":
-            return {PROPERTIES: server_properties(settings, archive, metrics_host=address)}
-        return {HTTP_SERVER: http_server_config(settings, archive, metrics_host=address)}
+            return {
+                TORCHSERVE_CONFIG: torchserve_properties(settings, archive, metrics_host=address)
+            }
+        return {FASTAPI_CONFIG: fastapi_config(settings, archive, metrics_host=address)}
 
     @property
     def config_name(self) -> str:

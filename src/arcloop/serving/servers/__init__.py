@@ -1,1 +1,1 @@
-"""TorchServe and the FastAPI server as processes."""
+"""TorchServe and the FastAPI server."""

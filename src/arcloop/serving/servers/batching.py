@@ -1,4 +1,4 @@
-"""Requests that come one by one -> batches for one thread that holds the model."""
+"""Dynamic batching: collects single requests into batches for the thread that runs the model."""
 
 from __future__ import annotations
 
@@ -8,111 +8,110 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from arcloop.runtime.responder import Question, Reply
+from arcloop.runtime.predictor import PredictRequest, PredictResponse
 
-_GRACE_SHARE = 0.05
+_WAIT_SHARE = 0.05
+"""How long to wait for more requests, as a share of the duration of the previous batch."""
 
 
 class OverloadedError(RuntimeError):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class Batcher:
-    """Answers what waits, all of it at once up to a limit, whenever the model is free.
+    """Answers all queued requests at once, up to a maximum, whenever the model is free.
 
-    A lone request is answered at once. Under load, batches fill by themselves while the one before
-    is computed, and those whose clients were just answered and ask again have a moment to come, a
-    small share of the time that a batch takes. The model's thread takes the next batch by itself:
-    it would else stand still until the event loop, which has requests to read, gets to it.
+    A single request is answered immediately. Under load, batches fill while the previous batch is
+    computed. After a batch, the thread waits a small share of the batch's duration, so that clients
+    that were just answered can send their next requests. The model's thread takes batches from the
+    queue itself, so that it does not have to wait for the event loop.
 
     Args:
-        reply: Answers a batch; runs in a thread of its own, one call at a time.
-        batch_size: Most questions in a call.
-        queue_size: Most questions that wait.
+        predict_batch: Answers a batch. Called from one separate thread.
+        batch_size: Most requests in a batch.
+        queue_size: Most requests in the queue.
     """
 
     def __init__(
         self,
-        reply: Callable[[Sequence[Question]], list[Reply]],
+        predict_batch: Callable[[Sequence[PredictRequest]], list[PredictResponse]],
         *,
         batch_size: int,
         queue_size: int,
     ) -> None:
-        self._reply, self._batch_size, self._queue_size = reply, batch_size, queue_size
-        self._waiting: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
-        self._grace_s = 0.0
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._predict_batch = predict_batch
+        self._batch_size, self._queue_size = batch_size, queue_size
+        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._wait_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def __len__(self) -> int:
-        """Questions that wait."""
-        return self._waiting.qsize()
-
-    async def answer(self, question: Question) -> Reply:
-        """Answer one question together with those that wait beside it.
+    async def predict(self, request: PredictRequest) -> PredictResponse:
+        """Answer one request, in a batch with other queued requests.
 
         Raises:
-            OverloadedError: Too many wait already.
+            OverloadedError: The queue is full.
         """
-        if len(self) >= self._queue_size:
-            raise OverloadedError(f"{self._queue_size} requests wait already")
-        asked = _Asked(question)
-        self._waiting.put(asked)
-        return await asked.future
+        if self._queue.qsize() >= self._queue_size:
+            raise OverloadedError(f"{self._queue_size} requests are waiting already")
+        pending = _Pending(request)
+        self._queue.put(pending)
+        return await pending.future
 
     def close(self) -> None:
-        """End the thread, after what waits."""
-        self._waiting.put(None)
+        """Answer the queued requests, then end the thread."""
+        self._queue.put(None)
         self._thread.join()
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while batch := self._next_batch():
-            wanted = [asked for asked in batch if not asked.future.done()]  # some have given up
-            if wanted:
+            # A future is done if its request was cancelled, for example after a time-out.
+            active = [pending for pending in batch if not pending.future.done()]
+            if active:
                 start = time.perf_counter()
-                self._answer_batch(wanted)
-                spent = time.perf_counter() - start
-                self._grace_s = _GRACE_SHARE * spent if len(wanted) > 1 else 0.0
+                self._answer(active)
+                duration = time.perf_counter() - start
+                self._wait_s = _WAIT_SHARE * duration if len(active) > 1 else 0.0
 
-    def _next_batch(self) -> list[_Asked]:
-        """Wait for a question, and take those behind it; none when closed."""
-        batch: list[_Asked] = []
-        asked = self._waiting.get()
-        until = time.perf_counter() + self._grace_s
-        while asked is not None:
-            batch.append(asked)
+    def _next_batch(self) -> list[_Pending]:
+        """Wait for a request and take those behind it; returns an empty list when closed."""
+        batch: list[_Pending] = []
+        pending = self._queue.get()
+        deadline = time.perf_counter() + self._wait_s
+        while pending is not None:
+            batch.append(pending)
             if len(batch) == self._batch_size:
                 return batch
             try:
-                asked = self._waiting.get(timeout=max(0.0, until - time.perf_counter()))
+                pending = self._queue.get(timeout=max(0.0, deadline - time.perf_counter()))
             except queue.Empty:
                 return batch
-        self._waiting.put(None)  # for the next call, which finds nothing before it
+        self._queue.put(None)  # the next call returns an empty list
         return batch
 
-    def _answer_batch(self, batch: Sequence[_Asked]) -> None:
-        outcome: list[Reply] | Exception
+    def _answer(self, batch: Sequence[_Pending]) -> None:
+        outcome: list[PredictResponse] | Exception
         try:
-            outcome = self._reply([asked.question for asked in batch])
-        except Exception as cause:  # noqa: BLE001 - those who asked are told, the others served
+            outcome = self._predict_batch([pending.request for pending in batch])
+        except Exception as cause:  # noqa: BLE001 - raised in `predict` for each of these requests
             outcome = cause
-        batch[0].loop.call_soon_threadsafe(_settle, batch, outcome)
+        batch[0].loop.call_soon_threadsafe(_set_results, batch, outcome)
 
 
-class _Asked:
-    """A question, and where its reply is waited for."""
+class _Pending:
+    """A queued request and the future of its response."""
 
-    def __init__(self, question: Question) -> None:
-        self.question = question
+    def __init__(self, request: PredictRequest) -> None:
+        self.request = request
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Reply] = self.loop.create_future()
+        self.future: asyncio.Future[PredictResponse] = self.loop.create_future()
 
 
-def _settle(batch: Sequence[_Asked], outcome: list[Reply] | Exception) -> None:
-    for place, asked in enumerate(batch):
-        if asked.future.done():
+def _set_results(batch: Sequence[_Pending], outcome: list[PredictResponse] | Exception) -> None:
+    for number, pending in enumerate(batch):
+        if pending.future.done():
             continue
         if isinstance(outcome, Exception):
-            asked.future.set_exception(outcome)
+            pending.future.set_exception(outcome)
         else:
-            asked.future.set_result(outcome[place])
+            pending.future.set_result(outcome[number])

@@ -1,4 +1,4 @@
-"""Asking a running server, and the parity gate in front of it."""
+"""A client of a running server, and the parity check of the server's answers."""
 
 from __future__ import annotations
 
@@ -10,24 +10,39 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from arcloop.errors import ArtifactError
-from arcloop.runtime.golden_batch import GOLDEN, Golden
-from arcloop.runtime.responder import K_HEADER
+from arcloop.runtime.golden_batch import GOLDEN, GoldenBatch
+from arcloop.runtime.predictor import K_HEADER
 from arcloop.runtime.searcher import INDEX, read_index
 from arcloop.serving.settings import DeploySettings
 
 _CONNECTIONS = 8
 
 
+class InferenceEndpoint(Protocol):
+    """A model that answers prediction requests over HTTP."""
+
+    @property
+    def url(self) -> str:
+        """The URL that answers predictions, for messages."""
+
+    def predict(self, image: bytes, k: int) -> tuple[int, Any]:
+        """Send an encoded image; returns the status and the JSON body of the response.
+
+        Raises:
+            OSError, http.client.HTTPException, ValueError: There was no valid response.
+        """
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is asked.
+    """A model on a server at a network address; see `InferenceEndpoint`.
 
     Attributes:
-        host: Address.
-        port: Its port.
-        name: Of the model.
-        timeout_s: Longest wait for an answer.
-        version: Of the model, where the server holds several; None: its default one.
+        host: IP address of the server.
+        port: Its inference port.
+        name: Name of the model.
+        timeout_s: Longest wait for a response.
+        version: Version of the model, if the server holds several; None: its default version.
     """
 
     host: str
@@ -38,7 +53,7 @@ class Endpoint:
 
     @property
     def path(self) -> str:
-        """Path of the URL."""
+        """Path of the URL that answers predictions."""
         return f"/predictions/{self.name}" + (f"/{self.version}" if self.version else "")
 
     @property
@@ -49,15 +64,11 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Where to send an image."""
+        """The URL that answers predictions."""
         return self.root + self.path
 
-    def ask(self, image: bytes, k: int) -> tuple[int, Any]:
-        """Send an encoded image; return the status and the JSON of the reply.
-
-        Raises:
-            OSError, http.client.HTTPException, ValueError: There was no such reply.
-        """
+    def predict(self, image: bytes, k: int) -> tuple[int, Any]:
+        """Send an encoded image; see `InferenceEndpoint`."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
         try:
             headers = {"Content-Type": "application/octet-stream", K_HEADER: str(k)}
@@ -68,61 +79,56 @@ class Endpoint:
             connection.close()
 
 
-def endpoint_of(settings: DeploySettings) -> Endpoint:
-    """Return where a server with these settings is asked from this machine."""
-    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+def local_endpoint(settings: DeploySettings) -> Endpoint:
+    """Return the endpoint of a server on this machine with these settings."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
     return Endpoint(
-        anywhere.get(settings.host, settings.host),
+        loopback.get(settings.host, settings.host),
         settings.inference_port,
         settings.name,
         settings.response_timeout_s,
     )
 
 
-def stored_answers(unpacked: Path, tolerance: float) -> Golden:
-    """Return the golden batch of an unpacked archive, with the answers of the run's embeddings.
+def load_golden_batch(unpacked: Path, tolerance: float) -> GoldenBatch:
+    """Load the golden batch of an unpacked archive.
 
     Args:
-        unpacked: The archive, whose hashes were checked.
-        tolerance: Largest difference of a similarity.
+        unpacked: The archive, whose hashes have been verified.
+        tolerance: Largest allowed difference of a similarity.
     """
-    return Golden(unpacked / GOLDEN, read_index(unpacked / INDEX), tolerance=tolerance)
+    return GoldenBatch(unpacked / GOLDEN, read_index(unpacked / INDEX), tolerance=tolerance)
 
 
-class Asked(Protocol):
-    """Whatever can be asked about an image, as an `Endpoint` can."""
+def require_parity(endpoint: InferenceEndpoint, golden: GoldenBatch, version: str) -> None:
+    """Send the golden batch to a running server and compare its answers with the run's.
 
-    @property
-    def url(self) -> str:
-        """Where it is."""
-
-    def ask(self, image: bytes, k: int) -> tuple[int, Any]:
-        """Send an encoded image; return the status and the JSON of the reply."""
-
-
-def require_parity(endpoint: Asked, golden: Golden, version: str) -> None:
-    """Send the golden batch through a running server and hold its answers to the run's.
+    Args:
+        endpoint: The server.
+        golden: The golden batch.
+        version: The version that must answer.
 
     Raises:
-        ArtifactError: It answers with another version, or wrongly, or not at all.
+        ArtifactError: The server does not answer, or another version answers, or an answer differs.
     """
     try:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            replies = list(pool.map(lambda i: endpoint.ask(i, golden.k), golden.encoded()))
+            images = golden.encoded_images()
+            responses = list(pool.map(lambda image: endpoint.predict(image, golden.k), images))
     except (OSError, http.client.HTTPException, ValueError) as cause:
-        raise _refused(endpoint, f"it does not answer: {cause}") from None
-    for status, answer in replies:
+        raise _parity_error(endpoint, f"it does not answer: {cause}") from None
+    for status, answer in responses:
         if status != 200:
-            raise _refused(endpoint, f"status {status}: {answer}")
+            raise _parity_error(endpoint, f"status {status}: {answer}")
         if answer["model"]["version"] != version:
-            raise _refused(endpoint, f"it answers with version {answer['model']['version']}")
-    if fault := golden.fault([answer for _, answer in replies]):
-        raise _refused(endpoint, fault)
+            raise _parity_error(endpoint, f"it answers with version {answer['model']['version']}")
+    if mismatch := golden.find_mismatch([answer for _, answer in responses]):
+        raise _parity_error(endpoint, mismatch)
 
 
-def _refused(endpoint: Asked, why: str) -> ArtifactError:
+def _parity_error(endpoint: InferenceEndpoint, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"the parity gate refuses the server: {why}",
+        f"the server fails the parity check: {reason}",
         where=endpoint.url,
-        remedy="the versions before it are untouched; see `versions.py list`",
+        remedy="earlier versions are unchanged; see `arcloop versions list`",
     )

@@ -1,4 +1,4 @@
-"""A server in processes of its own: started, watched until it is ready, and stopped."""
+"""A server in separate processes: start it, wait until it is ready, stop it."""
 
 from __future__ import annotations
 
@@ -9,103 +9,97 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from arcloop.errors import ArtifactError, ConfigError, ResourceError
-from arcloop.serving.servers.client import endpoint_of
+from arcloop.serving.servers.client import local_endpoint
 from arcloop.serving.settings import DeploySettings
 
-_GUARD = Path(__file__).with_name("guard.py")
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 60.0
 
 
 class ServerProcess(ABC):
-    """A server of one archive that runs as long as the `with` block.
+    """A server of one archive that runs during the `with` block.
 
-    It ends with this process, however that ends; see guard.py.
+    It also ends when this process ends for any other reason; see `entrypoint.ParentWatch`.
 
     Args:
         settings: Addresses, ports and time limits.
-        archive: What it serves: the live version of a model store, or one that is to become it.
-        folder: An existing folder for its config, logs and temporary files.
+        archive: The archive to serve, in its model store.
+        folder: An existing folder for config, logs and temporary files.
 
     Attributes:
-        endpoint: Where it is asked.
+        name: The server's name in `deploy.server`.
+        endpoint: The URL that answers predictions.
 
     Raises:
-        ResourceError: What it needs is not on this machine.
-        ConfigError: A port is taken.
+        ResourceError: A program that the server needs is not installed.
+        ConfigError: A port is in use.
     """
+
+    name: ClassVar[str]
 
     def __init__(self, settings: DeploySettings, archive: Path, folder: Path) -> None:
         self.settings, self.archive, self.folder = settings, archive.resolve(), folder.resolve()
-        self.endpoint = endpoint_of(settings)
+        self.endpoint = local_endpoint(settings)
 
     @staticmethod
     @abstractmethod
     def require() -> None:
-        """Raise ResourceError where what the server needs is not on this machine."""
+        """Raise ResourceError if a program that the server needs is not installed."""
 
     @abstractmethod
-    def configure(self) -> None:
-        """Write its config to the folder."""
-
-    @abstractmethod
-    def command(self) -> Sequence[str]:
-        """Return the command that starts it and stays in the foreground."""
+    def write_config(self) -> None:
+        """Write the server's config to `folder`."""
 
     @abstractmethod
     def ports(self) -> Mapping[str, str]:
-        """Return the settings that name a port it listens on -> the address it listens at."""
+        """Return the settings that name a listening port, with the address it listens on."""
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether every worker answers."""
+        """Return whether every worker answers."""
 
     @abstractmethod
     def load_failure(self) -> str | None:
-        """Return why the archive cannot be loaded, None if nothing speaks against it."""
-
-    @abstractmethod
-    def stop(self) -> None:
-        """Ask it to end."""
-
-    def environment(self) -> Mapping[str, str]:
-        """Return the environment of its processes."""
-        return os.environ
+        """Return why a worker could not load the archive; None if no worker has failed."""
 
     @property
     def page(self) -> str | None:
-        """Where a person can try it in a browser."""
+        """URL of a page to try the model in a browser, if the server has one."""
         return None
 
     @property
     def log(self) -> Path:
-        """What it printed."""
+        """File with the server's standard output and standard error."""
         return self.folder / "console.log"
 
     @property
     def pid(self) -> int:
-        """The first of its processes; all others descend from it."""
+        """Process id of the first process; all others are its descendants."""
         return self._process.pid
 
     def __enter__(self) -> Self:
         self.require()
         self._require_free_ports()
-        self.configure()
+        self.write_config()
+        command = [
+            sys.executable, "-m", "arcloop.serving.servers.entrypoint", self.name,
+            f"--config={self.folder}", f"--store={self.archive.parent}",
+            f"--scratch={self.folder}", "--exit-with-parent",
+        ]  # fmt: skip
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_GUARD), *self.command()],
+                command,
                 cwd=self.folder,
-                env=self.environment(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is for us to turn into an orderly stop
+                start_new_session=True,  # Ctrl-C reaches this process only, which stops the server
             )
         return self
 
@@ -115,9 +109,9 @@ class ServerProcess(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop it; whatever is left of its processes is killed."""
+        """Stop the server, and kill any process that is left."""
         try:
-            self.stop()
+            self.terminate()
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             pass
@@ -128,15 +122,15 @@ class ServerProcess(ABC):
             self._process.stdin.close()
 
     def terminate(self) -> None:
-        """Send SIGTERM to the first process."""
+        """Send SIGTERM: the server answers the requests it has accepted, then ends."""
         self._process.terminate()
 
     def wait_until_ready(self) -> None:
         """Wait until every worker answers.
 
         Raises:
-            ArtifactError: A worker cannot load the archive; the reason is the worker's own.
-            ResourceError: It ended, or is not ready in time.
+            ArtifactError: A worker cannot load the archive; the message has the worker's reason.
+            ResourceError: The server ended, or is not ready in time.
         """
         deadline = time.monotonic() + self.settings.startup_timeout_s
         while time.monotonic() < deadline:
@@ -155,10 +149,10 @@ class ServerProcess(ABC):
         raise self._failed(f"the server is not ready after {self.settings.startup_timeout_s} s")
 
     def wait(self) -> None:
-        """Wait as long as it runs.
+        """Wait until the server ends.
 
         Raises:
-            ResourceError: It ended by itself.
+            ResourceError: Always, since the server should not end by itself.
         """
         self._process.wait()
         raise self._failed("the server ended")
@@ -181,7 +175,7 @@ class ServerProcess(ABC):
                     faults.append(f"deploy.{key}={port} on {host}: {cause.strerror}")
         if faults:
             raise ConfigError(
-                "\n".join(faults), remedy="choose other ports, or stop what holds them"
+                "\n".join(faults), remedy="choose other ports, or stop the program that uses them"
             )
 
 

@@ -1,8 +1,8 @@
-"""Small pictures of gallery rows, so that the page on this machine shows what an answer means.
+"""Thumbnails of the gallery images for the demo page of the FastAPI server.
 
-They come from the run's store and are made when a server is started, not archived: an archive is
-the same wherever the run is deployed from, and a gallery of faces is not published with the model.
-They lie one after another in a single array, which is loaded without pickle.
+They are made from the run's store when a local server starts. Archives do not contain them: an
+archive must not depend on the machine it was made on, and a gallery of faces must not be published
+with the model. The file concatenates all encoded images in one array, which loads without pickle.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _QUALITY = 85
 _BATCH = 1024
 
 
-def write(run_dir: Path, most: int, file: Path) -> None:
-    """Write the thumbnails of a run's gallery, or say why there are none.
+def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
+    """Write the thumbnails of a run's gallery, or print why there are none.
 
     Args:
         run_dir: A finished run.
-        most: Largest gallery that has thumbnails; they are held in memory by the server.
-        file: thumbnails.npz.
+        max_rows: Largest gallery with thumbnails, since the server keeps them all in memory.
+        file: The thumbnails.npz to write.
 
     Raises:
         ArtifactError: The run's store is damaged.
     """
     rows = artifacts.read(run_dir / "index", "index").info["rows"]
-    if rows > most:
-        say(f"a page without pictures: {rows:,} gallery rows, deploy.thumbnails={most:,}")
+    if rows > max_rows:
+        say(f"no thumbnails on the page: {rows:,} gallery rows, deploy.thumbnails={max_rows:,}")
         return
     folder = _find_store(run_dir)
     store = Store.open(folder) if folder else None
     if store is None or store.rows("gallery") != rows:
-        say("a page without pictures: the store of the run's gallery is not at hand")
+        say("no thumbnails on the page: the store of the run's gallery was not found")
         return
     encoded = [
-        _encode(image_HWC)
+        _encode_thumbnail(image_HWC)
         for images_NHWC, _ in store.batches("gallery", _BATCH)
         for image_HWC in images_NHWC
     ]
@@ -66,8 +66,8 @@ def _find_store(run_dir: Path) -> Path | None:
     return None
 
 
-def _encode(image_HWC: npt.NDArray[np.uint8]) -> bytes:
-    """Grey as PNG, which is small and exact; colour as JPEG."""
+def _encode_thumbnail(image_HWC: npt.NDArray[np.uint8]) -> bytes:
+    """Encode a grey image as PNG, which is small and lossless, and a colour image as JPEG."""
     grey = image_HWC.shape[-1] == 1
     image = Image.fromarray(image_HWC[..., 0] if grey else image_HWC)
     image.thumbnail((_SIDE, _SIDE))

@@ -1,117 +1,206 @@
-"""TorchServe as a server process."""
+"""TorchServe as a server process, and a client of its management API."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from arcloop.errors import ResourceError
-from arcloop.serving.servers.management import Management
-from arcloop.serving.servers.server_config import PROPERTIES, server_properties
+from arcloop.errors import ConfigError, ResourceError
+from arcloop.serving.servers.config_files import torchserve_properties
+from arcloop.serving.servers.entrypoint import TORCHSERVE_CONFIG, WORK_FOLDER
 from arcloop.serving.servers.server_process import ServerProcess
 
-JAVA = 17
-_STOP_SECONDS = 70  # `torchserve --stop` itself waits up to 60
+MIN_JAVA = 17
+_MANAGEMENT_TIMEOUT_SECONDS = 30
 
 
 class TorchServe(ServerProcess):
-    """A TorchServe that serves the live version as config.properties says; see `ServerProcess`."""
+    """TorchServe, configured by config.properties; see `ServerProcess`."""
+
+    name = "torchserve"
 
     @staticmethod
     def require() -> None:
         require_java()
 
-    def configure(self) -> None:
-        told = server_properties(self.settings, self.archive)
-        (self.folder / PROPERTIES).write_text(told, encoding="utf-8")
-
-    def command(self) -> Sequence[str]:
-        return [
-            *self._torchserve("--start", "--foreground", "--ncs"),
-            "--ts-config", str(self.folder / PROPERTIES),
-        ]  # fmt: skip
+    def write_config(self) -> None:
+        text = torchserve_properties(self.settings, self.archive)
+        (self.folder / TORCHSERVE_CONFIG).write_text(text, encoding="utf-8")
 
     def ports(self) -> Mapping[str, str]:
-        own = ("management_port", "metrics_port", "grpc_inference_port", "grpc_management_port")
-        return {"inference_port": self.settings.host, **dict.fromkeys(own, "127.0.0.1")}
-
-    def environment(self) -> Mapping[str, str]:
-        logs, temporary = self.folder / "logs", self.folder / "tmp"
-        for folder in (logs, temporary):
-            folder.mkdir(exist_ok=True)
-        inherited = {key: value for key, value in os.environ.items() if key != "TS_CONFIG_FILE"}
-        return {
-            **inherited,
-            "LOG_LOCATION": str(logs),
-            "METRICS_LOCATION": str(logs),
-            "TEMP": str(temporary),
-            "TMPDIR": str(temporary),
-            "GOMP_SPINCOUNT": "0",  # threads that wait leave the CPU to the front end
-        }
+        internal = (
+            "management_port", "metrics_port", "grpc_inference_port", "grpc_management_port",
+        )  # fmt: skip
+        return {"inference_port": self.settings.host, **dict.fromkeys(internal, "127.0.0.1")}
 
     @property
-    def management(self) -> Management:
-        """Its management API."""
-        return Management(self.settings.management_port, self.settings.name)
+    def management(self) -> ManagementClient:
+        """Client of the server's management API."""
+        return ManagementClient(self.settings.management_port, self.settings.name)
 
     def ready(self) -> bool:
-        """Whether every worker holds the model; /ping would say so while none does."""
+        """Return whether every worker has loaded the model; /ping does not check the workers."""
         try:
             found = self.management.default()
         except ResourceError:
-            return False  # the front end is not up
+            return False  # the front end has not started yet
         return found is not None and found.ready and len(found.workers) == self.settings.workers
 
     def load_failure(self) -> str | None:
-        """Return why a worker died while loading, from its log; it would be started for ever."""
+        """Return why a worker died while loading; TorchServe would restart it indefinitely."""
+        log = self.folder / WORK_FOLDER / "logs" / "model_log.log"
         try:
-            lines = (self.folder / "logs" / "model_log.log").read_text(errors="replace")
+            lines = log.read_text(errors="replace")
         except OSError:
             return None
         if "Backend worker process died" not in lines:
             return None
         raised = re.findall(r"\b((?:\w+\.)*\w+(?:Error|Exception): .*)", lines)
         own = [line for line in raised if "500 - Unknown exception" not in line]
-        return own[-1] if own else "it died"
-
-    def stop(self) -> None:
-        """Stop the front end and its workers; SIGTERM to the first process would not."""
-        subprocess.run(
-            self._torchserve("--stop", "--foreground"),
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=_STOP_SECONDS,
-            check=False,
-        )
-
-    def _torchserve(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "ts.model_server", *arguments]
+        return own[-1] if own else "the worker process died"
 
 
 def require_java() -> None:
     """Check that a Java runtime that can run TorchServe is on PATH or at JAVA_HOME.
 
     Raises:
-        ResourceError: There is none, or it is older than 17.
+        ResourceError: There is none, or it is older than Java 17.
     """
     home = os.environ.get("JAVA_HOME")
     java = f"{home}/bin/java" if home else "java"
     remedy = "install a JRE 17 (Debian: openjdk-17-jre-headless), or set JAVA_HOME"
     try:
-        told = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
+        done = subprocess.run([java, "-version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         raise ResourceError(
-            f"TorchServe needs Java {JAVA}, and there is no Java here", where=java, remedy=remedy
+            f"TorchServe needs Java {MIN_JAVA}, but Java is not installed",
+            where=java,
+            remedy=remedy,
         ) from None
-    major = re.search(r'version "(\d+)', told)
-    if major is None or int(major.group(1)) < JAVA:
+    major = re.search(r'version "(\d+)', done.stderr)
+    if major is None or int(major.group(1)) < MIN_JAVA:
         raise ResourceError(
-            f"TorchServe needs Java {JAVA} or newer; this is {told.splitlines()[0]}",
+            f"TorchServe needs Java {MIN_JAVA} or newer; this is {done.stderr.splitlines()[0]}",
             where=java,
             remedy=remedy,
         )
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A model version that is registered with TorchServe.
+
+    Attributes:
+        version: Name of the version.
+        workers: Worker id -> (status, process id); process id -1 means not started yet.
+        pending: Number of requests in the version's queue.
+    """
+
+    version: str
+    workers: Mapping[str, tuple[str, int]]
+    pending: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are workers and all of them have loaded the model."""
+        return bool(self.workers) and {status for status, _ in self.workers.values()} == {"READY"}
+
+
+class ManagementClient:
+    """Client of TorchServe's management API for one model, on the loopback interface.
+
+    Every method raises ResourceError if no TorchServe answers. The methods that change something
+    raise ConfigError if the server refuses the change.
+
+    Args:
+        port: The management port.
+        name: Name of the model.
+    """
+
+    def __init__(self, port: int, name: str) -> None:
+        self.port, self.name = port, name
+
+    def versions(self) -> list[RegisteredVersion]:
+        """Return all registered versions, in no particular order."""
+        status, described = self._request("GET", self._path("all"))
+        return [_parse_version(entry) for entry in described] if status == 200 else []
+
+    def default(self) -> RegisteredVersion | None:
+        """Return the version that answers requests that name no version."""
+        return self._describe(self._path())
+
+    def find(self, version: str) -> RegisteredVersion | None:
+        """Return one version; None if it is not registered."""
+        return self._describe(self._path(version))
+
+    def register(self, file_name: str, workers: int) -> None:
+        """Start loading an archive of the model store; returns before it is loaded.
+
+        A synchronous registration would delay the predictions of other clients for seconds.
+        """
+        query = urllib.parse.urlencode(
+            {
+                "url": file_name,
+                "model_name": self.name,
+                "initial_workers": workers,
+                "synchronous": "false",
+            }
+        )
+        self._change("POST", f"/models?{query}")
+
+    def set_default(self, version: str) -> None:
+        """Make a version the one that answers requests that name no version."""
+        self._change("PUT", self._path(version) + "/set-default")
+
+    def unregister(self, version: str) -> None:
+        """Remove a version and end its workers at once, even if they are computing an answer."""
+        self._change("DELETE", self._path(version))
+
+    def _path(self, version: str | None = None) -> str:
+        return f"/models/{self.name}" + (f"/{version}" if version else "")
+
+    def _describe(self, path: str) -> RegisteredVersion | None:
+        status, described = self._request("GET", path)
+        return _parse_version(described[0]) if status == 200 else None
+
+    def _change(self, method: str, path: str) -> None:
+        status, answer = self._request(method, path)
+        if status >= 300:
+            reason = answer.get("message", answer) if isinstance(answer, dict) else answer
+            raise ConfigError(
+                f"TorchServe refuses {method} {path.partition('?')[0]}: {status}, {reason}",
+                where=f"127.0.0.1:{self.port}",
+                remedy="start it with deploy.model_api=true, from the same deploy.model_store",
+            )
+
+    def _request(self, method: str, path: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=_MANAGEMENT_TIMEOUT_SECONDS
+        )
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as cause:
+            raise ResourceError(
+                f"the management API of TorchServe does not answer: {cause}",
+                where=f"127.0.0.1:{self.port}",
+                remedy="start one with `arcloop serve deploy.model_api=true` and the same ports",
+            ) from None
+        finally:
+            connection.close()
+
+
+def _parse_version(described: Mapping[str, Any]) -> RegisteredVersion:
+    return RegisteredVersion(
+        described["modelVersion"],
+        {worker["id"]: (worker["status"], worker["pid"]) for worker in described["workers"]},
+        described["jobQueueStatus"]["pendingRequests"],
+    )

@@ -1,1 +1,1 @@
-"""The model store: versions of a model, one of them live."""
+"""The model store."""

@@ -1,37 +1,65 @@
-"""The folder a server loads from: some versions of one model, one of them live.
+"""A model store: a folder with versions of one model, one of which is live.
 
     model_store/
-      NAME-VERSION.mar    versions that can be loaded
-      backup/             older ones, restorable
-      live.json           which version is live, and which was before it
-      config.properties   what TorchServe reads; made of live.json and the settings
-      http-server.json    what the second server reads, likewise
+      NAME-VERSION.mar    loadable versions
+      backup/             older versions, which can be restored
+      live.json           the live version and the one that was live before
+      config.properties   config of TorchServe, made from live.json and the settings
+      http-server.json    config of the FastAPI server, made from the same
 
-Every change is a rename, and what a name stands for is there before the name is used. So whatever
-moment a process dies at, the store can be served: live.json and config.properties each name an
-archive that is whole.
+A version is TIME-LINEAGE: the time of archiving and a hash of everything in the archive. Every
+change is a rename, and an archive is in place before a file refers to it. If a process dies at any
+moment, live.json and the server configs each name a complete archive.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from arcloop.artifacts.atomic import write_bytes, write_json
 from arcloop.display.terminal import say
 from arcloop.errors import ArtifactError, ConfigError, unwritable
-from arcloop.serving.store.naming import version_of
 
-LIVE = "live.json"
-BACKUP = "backup"
+VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
+_LIVE = "live.json"
+_BACKUP = "backup"
 _LOCK = ".lock"
 _DRAFTS = ".drafts"
+
+
+def make_version(time: datetime, lineage: str) -> str:
+    """Return the version of an archive: sortable by time, unique by lineage.
+
+    >>> make_version(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "0123456789ab")
+    '20260102T030405Z-0123456789ab'
+    """
+    return f"{time.astimezone(UTC):%Y%m%dT%H%M%SZ}-{lineage}"
+
+
+def archive_file_name(name: str, version: str) -> str:
+    """Return the file name of an archive."""
+    return f"{name}-{version}.mar"
+
+
+def parse_version(file: Path, name: str) -> str | None:
+    """Return the version in the file name of an archive of this model; None for any other file.
+
+    >>> parse_version(Path("a-b-20260102T030405Z-0123456789ab.mar"), "a-b")
+    '20260102T030405Z-0123456789ab'
+    """
+    version = file.name.removeprefix(f"{name}-").removesuffix(".mar")
+    complete = file.name == archive_file_name(name, version)
+    return version if complete and VERSION_PATTERN.fullmatch(version) else None
 
 
 @dataclass(frozen=True)
@@ -39,9 +67,9 @@ class Version:
     """An archive in the store.
 
     Attributes:
-        version: Its version.
-        path: Its file.
-        state: "live"; "previous", the one before; "kept", loadable; or "backup".
+        version: Name of the version.
+        path: File of the archive.
+        state: "live"; "previous", which was live before; "kept", loadable; or "backup".
     """
 
     version: str
@@ -50,11 +78,11 @@ class Version:
 
 
 class ModelStore:
-    """The versions of one model. Whoever changes them holds the lock; see `locked`.
+    """The versions of one model. Hold the lock while you change them; see `locked`.
 
     Args:
-        path: Its folder; made when first locked.
-        name: Of the model.
+        path: Folder of the store; created when it is first locked.
+        name: Name of the model.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -62,47 +90,45 @@ class ModelStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Path]:
-        """Hold the store against other deploys; yields an empty folder for drafts.
+        """Lock the store against other deploys; yields an empty folder for drafts.
 
         Raises:
-            ConfigError: The store is of another model.
+            ConfigError: The store belongs to another model.
             ResourceError: The folder cannot be written.
         """
+        lock = FileLock(self.path / _LOCK)
+        drafts = self.path / _DRAFTS
         try:
-            (self.path / BACKUP).mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / _LOCK, "a")  # noqa: SIM115 - closed below
+            (self.path / _BACKUP).mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                say(f"waiting for another deploy to {self.path}")
+                lock.acquire()
+            self._require_name()
+            shutil.rmtree(drafts, ignore_errors=True)  # left by a deploy that was killed
+            drafts.mkdir()
+            yield drafts
         except OSError as cause:
             raise unwritable(self.path, cause) from cause
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"waiting for another deploy to {self.path}")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            self._require_name()
-            drafts = self.path / _DRAFTS
-            try:
-                shutil.rmtree(drafts, ignore_errors=True)  # of a deploy that was killed
-                drafts.mkdir()
-                yield drafts
-            except OSError as cause:
-                raise unwritable(self.path, cause) from cause
-            finally:
+        finally:
+            if lock.is_locked:
                 shutil.rmtree(drafts, ignore_errors=True)
+                lock.release()
 
     def live(self) -> Version | None:
-        """Return the live version; None if nothing was ever deployed."""
+        """Return the live version; None if no version was ever live."""
         return next((v for v in self.versions() if v.state == "live"), None)
 
     def versions(self) -> list[Version]:
-        """Return every version, oldest first."""
+        """Return all versions, oldest first."""
         live, previous = self._read_live()
         states = {previous: "previous", live: "live"}
         found = [
-            Version(version, file, "backup" if file.parent.name == BACKUP else state)
-            for folder in (self.path, self.path / BACKUP)
+            Version(version, file, "backup" if file.parent.name == _BACKUP else state)
+            for folder in (self.path, self.path / _BACKUP)
             for file in folder.glob("*.mar")
-            if (version := version_of(file, self.name))
+            if (version := parse_version(file, self.name))
             for state in [states.get(version, "kept")]
         ]
         return sorted(found, key=lambda v: v.version)
@@ -111,7 +137,7 @@ class ModelStore:
         """Return a version by its name.
 
         Raises:
-            ArtifactError: It is not here.
+            ArtifactError: The store does not have the version.
         """
         for candidate in self.versions():
             if candidate.version == version:
@@ -122,86 +148,88 @@ class ModelStore:
         )
 
     def add(self, draft: Path) -> Version:
-        """Take a whole archive, written and flushed in the folder for drafts, into the store."""
+        """Move a complete archive from the folder for drafts into the store."""
         target = self.path / draft.name
         draft.rename(target)
-        _flush(self.path)
-        version = version_of(target, self.name)
+        _sync_folder(self.path)
+        version = parse_version(target, self.name)
         assert version is not None
         return self.find(version)
 
     def make_live(self, version: str) -> Version:
-        """Make a version live, out of the backup if need be; the live one becomes the previous.
+        """Make a version live, after restoring it if needed; the live one becomes the previous.
 
         Raises:
-            ArtifactError: It is not here.
+            ArtifactError: The store does not have the version.
         """
-        found = self.restore(version)
+        self.restore(version)
         live, previous = self._read_live()
         if live != version:
             previous = live
-        write_json(self.path / LIVE, {"name": self.name, "live": version, "previous": previous})
-        _flush(self.path)
-        return self.find(found.version)
+        write_json(self.path / _LIVE, {"name": self.name, "live": version, "previous": previous})
+        _sync_folder(self.path)
+        return self.find(version)
 
-    def write_config(self, name: str, content: str) -> Path:
-        """Write a file of the server's config atomically, and return its path."""
+    def write_config(self, name: str, content: str) -> None:
+        """Write a server's config file atomically."""
         write_bytes(self.path / name, content.encode())
-        _flush(self.path)
-        return self.path / name
+        _sync_folder(self.path)
 
     def restore(self, version: str) -> Version:
-        """Make a version loadable again.
+        """Move a version out of the backup, if it is there.
 
         Raises:
-            ArtifactError: It is not here.
+            ArtifactError: The store does not have the version.
         """
         found = self.find(version)
         if found.state == "backup":
             found.path.rename(self.path / found.path.name)
-            _flush(self.path)
+            _sync_folder(self.path)
         return self.find(version)
 
     def prune(self, keep: int) -> list[Version]:
-        """Move all but the newest `keep` versions to backup/; never the live or the previous one.
+        """Move old versions to backup/, but never the live version or the previous one.
+
+        Args:
+            keep: Number of versions that stay loadable.
 
         Returns:
             The versions that were moved.
         """
         loadable = [v for v in self.versions() if v.state != "backup"]
-        spare = len(loadable) - keep
-        moved = [v for v in loadable if v.state == "kept"][: max(0, spare)]
+        excess = max(0, len(loadable) - keep)
+        moved = [v for v in loadable if v.state == "kept"][:excess]
         for version in moved:
-            version.path.rename(self.path / BACKUP / version.path.name)
-        _flush(self.path)
+            version.path.rename(self.path / _BACKUP / version.path.name)
+        _sync_folder(self.path)
         return moved
 
     def _read_live(self) -> tuple[str | None, str | None]:
         try:
-            content = json.loads((self.path / LIVE).read_bytes())
+            content = json.loads((self.path / _LIVE).read_bytes())
             return content["live"], content["previous"]
         except FileNotFoundError:
             return None, None
         except (ValueError, KeyError, TypeError):
             raise ArtifactError(
-                f"{LIVE} is damaged",
-                where=self.path / LIVE,
+                f"{_LIVE} is damaged",
+                where=self.path / _LIVE,
                 remedy="delete it and make a version live again",
             ) from None
 
     def _require_name(self) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            other = json.loads((self.path / LIVE).read_bytes())["name"]
+            other = json.loads((self.path / _LIVE).read_bytes())["name"]
             if other != self.name:
                 raise ConfigError(
-                    f"this model store is of {other!r}, not {self.name!r}",
+                    f"this model store belongs to {other!r}, not {self.name!r}",
                     where=self.path,
                     remedy="choose another deploy.model_store",
                 )
 
 
-def _flush(folder: Path) -> None:
-    """Bring renames in a folder to the disk."""
+def _sync_folder(folder: Path) -> None:
+    """Write the renames in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

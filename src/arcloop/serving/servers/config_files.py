@@ -1,9 +1,9 @@
-"""What the servers read: TorchServe's config.properties, http-server.json, model-config.yaml.
+"""The config files of the servers: config.properties, http-server.json and model-config.yaml.
 
-TorchServe has had no fixes since August 2025, so all that it offers beside answering is closed: the
-management API is on loopback and cannot register, unless `deploy.model_api` asks for that, and then
-from the model store alone; environment and requests change no setting, and nothing is installed or
-downloaded.
+TorchServe has received no fixes since August 2025, so every function except inference is disabled:
+the management API listens on loopback and cannot register models, unless `deploy.model_api` allows
+it, and then only from the model store. Neither the environment nor a request can change a setting,
+and TorchServe installs and downloads nothing.
 """
 
 from __future__ import annotations
@@ -18,28 +18,25 @@ import yaml
 from arcloop.errors import ConfigError
 from arcloop.serving.settings import DeploySettings
 
-PROPERTIES = "config.properties"
-HTTP_SERVER = "http-server.json"
 
-
-def server_properties(
+def torchserve_properties(
     settings: DeploySettings, archive: Path, *, metrics_host: str = "127.0.0.1"
 ) -> str:
-    """Return config.properties with which TorchServe serves one archive.
+    """Return the text of config.properties for a TorchServe that serves one archive.
 
     Args:
         settings: Addresses, sizes and limits.
-        archive: The .mar, in the model store: an absolute path.
-        metrics_host: Address the metrics port listens on.
+        archive: Absolute path of the .mar in the model store.
+        metrics_host: Address that the metrics port listens on.
 
     Raises:
-        ConfigError: A path cannot be written in this format.
+        ConfigError: A path contains characters that this format does not support.
     """
     store = archive.parent
     values = {
-        "inference_address": f"http://{_in_url(settings.host)}:{settings.inference_port}",
+        "inference_address": f"http://{_url_host(settings.host)}:{settings.inference_port}",
         "management_address": f"http://127.0.0.1:{settings.management_port}",
-        "metrics_address": f"http://{_in_url(metrics_host)}:{settings.metrics_port}",
+        "metrics_address": f"http://{_url_host(metrics_host)}:{settings.metrics_port}",
         "grpc_inference_address": "127.0.0.1",
         "grpc_management_address": "127.0.0.1",
         "grpc_inference_port": settings.grpc_inference_port,
@@ -51,7 +48,7 @@ def server_properties(
         "use_env_allowed_urls": False,
         "enable_envvars_config": False,
         "install_py_dep_per_model": False,
-        # Who may ask is the gateway's to decide: these tokens are random per process and expire.
+        # Authentication is the gateway's task: TorchServe's tokens are random and expire.
         "disable_token_authorization": True,
         "blacklist_env_vars": ".*(TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL).*",
         "number_of_netty_threads": settings.netty_threads,
@@ -62,25 +59,25 @@ def server_properties(
         "metrics_mode": "prometheus",
         "disable_system_metrics": True,
     }
-    lines = [f"{key}={_text(value)}" for key, value in values.items()]
-    faulty = [line for line in lines if not line.isprintable() or "\\" in line]
-    if faulty:
+    lines = [f"{key}={_format(value)}" for key, value in values.items()]
+    invalid = [line for line in lines if not line.isprintable() or "\\" in line]
+    if invalid:
         raise ConfigError(
-            f"config.properties cannot hold {faulty[0]!r}",
+            f"config.properties cannot contain {invalid[0]!r}",
             remedy="choose a deploy.model_store without backslashes and control characters",
         )
     return "\n".join(lines) + "\n"
 
 
-def http_server_config(
+def fastapi_config(
     settings: DeploySettings, archive: Path, *, metrics_host: str | None = None
 ) -> str:
-    """Return http-server.json, with which the second server serves one archive.
+    """Return the text of http-server.json for a FastAPI server that serves one archive.
 
     Args:
         settings: Addresses, sizes and limits.
-        archive: The .mar, beside this file.
-        metrics_host: Address of a metrics port apart; None: metrics are at the inference port.
+        archive: Path of the .mar in the model store.
+        metrics_host: Address of a separate metrics port; None: /metrics is at the inference port.
     """
     values = {
         "name": settings.name,
@@ -99,7 +96,7 @@ def http_server_config(
 
 
 def model_config(settings: DeploySettings) -> str:
-    """Return model-config.yaml: TorchServe's keys, and under `handler` what the responder reads."""
+    """Return the text of model-config.yaml: TorchServe's keys, and `handler` for the predictor."""
     values: dict[str, Any] = {
         "minWorkers": settings.workers,
         "maxWorkers": settings.workers,
@@ -120,9 +117,9 @@ def model_config(settings: DeploySettings) -> str:
     return str(yaml.safe_dump(values, sort_keys=False))
 
 
-def _in_url(host: str) -> str:
+def _url_host(host: str) -> str:
     return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
 
 
-def _text(value: object) -> str:
+def _format(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,212 @@
+"""Answers prediction requests with the model and index of an unpacked archive.
+
+All servers call this module, and it depends on no serving framework. Each archive contains a copy
+of it that runs without arcloop. An invalid image gets its own error response and does not affect
+the other requests of its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from . import images, searcher
+from .cpus import available_cpus
+from .golden_batch import GOLDEN, GoldenBatch
+
+MANIFEST = "manifest.json"
+K_HEADER = "x-arcloop-k"
+"""Header with the number of neighbours, for an image sent as the body; a form has a field `k`."""
+IMAGE_FIELDS = ("data", "image")
+"""Names of the form field that contains the image."""
+
+
+class ArchiveError(RuntimeError):
+    """The archive is damaged, or computes other answers than the run it was made from."""
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """A prediction request.
+
+    Attributes:
+        image: The encoded image.
+        k: Number of neighbours, as the text that the client sent; None: the default.
+    """
+
+    image: bytes
+    k: str | None = None
+
+
+@dataclass(frozen=True)
+class PredictResponse:
+    """An HTTP status and a JSON body."""
+
+    status: int
+    body: bytes
+
+
+class RequestError(ValueError):
+    """The request is invalid.
+
+    Args:
+        status: HTTP status of the response.
+        reason: What is wrong with the request.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+    @classmethod
+    def wrong_image_count(cls, count: int) -> RequestError:
+        """Return the error for a request that does not contain exactly one image."""
+        reason = f"{count} images; send one, as the body or as the form field 'image'"
+        return cls(HTTPStatus.BAD_REQUEST, reason)
+
+
+class Predictor:
+    """Answers batches of requests with the model and the index of an unpacked archive.
+
+    The constructor verifies all hashes and the answers to the golden batch, which also warms the
+    model up. A constructed predictor is ready.
+
+    Args:
+        folder: The unpacked archive.
+        settings: The section `handler` of its model-config.yaml.
+        device: A torch device.
+
+    Raises:
+        ArchiveError: A part is missing or changed, or the golden batch is answered wrongly.
+        searcher.SearcherError: Model and index do not belong together.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], device: str = "cpu") -> None:
+        self.manifest = verify_hashes(folder)
+        self._settings = dict(settings)
+        # The front end needs one CPU: without it, requests wait for threads of the model.
+        _use_threads(max(1, (available_cpus() - 1) // int(settings["workers"])))
+        self._searcher = searcher.Searcher.load(
+            folder / searcher.MODEL,
+            folder / searcher.INDEX,
+            folder / searcher.LABELS,
+            device=device,
+            memory_map=bool(settings["memory_map"]),
+        )
+        self._identity = {
+            "model": {"name": self.manifest["name"], "version": self.manifest["version"]},
+            "lineage": self.manifest["parents"],
+        }
+        self._check_golden_batch(folder)
+
+    def predict(self, requests: Sequence[PredictRequest | RequestError]) -> list[PredictResponse]:
+        """Answer a batch.
+
+        Args:
+            requests: The requests. A server may pass the `RequestError` of a request that it could
+                not read in the place of that request.
+
+        Returns:
+            A response for each request, in order. Status 200 has the fields label, class_name,
+            similarity, unknown, neighbours, model and lineage. Other statuses have the fields
+            error and model; `error` says what is wrong with this request.
+        """
+        responses: list[PredictResponse | None] = [None] * len(requests)
+        accepted = []
+        for position, request in enumerate(requests):
+            try:
+                if isinstance(request, RequestError):
+                    raise request
+                image_HWC = self._decode(request.image)
+                accepted.append((position, self._parse_k(request.k), image_HWC))
+            except RequestError as error:
+                responses[position] = self.error_response(error.status, str(error))
+        if accepted:
+            positions, counts, images_HWC = zip(*accepted, strict=True)
+            predictions = self._searcher.predict(np.stack(images_HWC), max(counts))
+            for position, k, prediction in zip(positions, counts, predictions, strict=True):
+                # vars() instead of dataclasses.asdict(), which copies every value recursively.
+                neighbours = [vars(neighbour) for neighbour in prediction.neighbours[:k]]
+                content = vars(prediction) | {"neighbours": neighbours} | self._identity
+                responses[position] = _json_response(HTTPStatus.OK, content)
+        return [response for response in responses if response is not None]
+
+    def error_response(self, status: int, reason: str) -> PredictResponse:
+        """Return the response to an invalid request."""
+        return _json_response(status, {"error": reason, "model": self._identity["model"]})
+
+    def _parse_k(self, text: str | None) -> int:
+        if text is None:
+            return int(self._settings["default_k"])
+        largest = int(self._settings["max_k"])
+        digits = text.isascii() and text.isdecimal() and len(text) <= len(str(largest))
+        if not digits or not 1 <= int(text) <= largest:
+            reason = f"k={text[:20]!r} must be a number from 1 to {largest}"
+            raise RequestError(HTTPStatus.BAD_REQUEST, reason)
+        return int(text)
+
+    def _decode(self, image: bytes) -> npt.NDArray[np.uint8]:
+        largest = int(self._settings["max_request_bytes"])
+        if len(image) > largest:
+            reason = f"{len(image):,} bytes; at most {largest:,} are accepted"
+            raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
+        height, width, channels = self._searcher.model.image_shape
+        try:
+            return images.decode(
+                image,
+                height=height,
+                width=width,
+                channels=channels,
+                max_pixels=int(self._settings["max_pixels"]),
+            )
+        except images.ImageError as cause:
+            raise RequestError(HTTPStatus.BAD_REQUEST, str(cause)) from None
+
+    def _check_golden_batch(self, folder: Path) -> None:
+        tolerance = float(self._settings["parity_tolerance"])
+        golden = GoldenBatch(folder / GOLDEN, self._searcher.index, tolerance=tolerance)
+        predictions = self._searcher.predict(golden.images_NHWC, golden.k)
+        if mismatch := golden.find_mismatch([one.as_dict() for one in predictions]):
+            raise ArchiveError(f"the archive fails the parity check: {mismatch}")
+
+
+def verify_hashes(folder: Path) -> dict[str, Any]:
+    """Verify the hash of every part of an unpacked archive.
+
+    Returns:
+        The archive's manifest.
+
+    Raises:
+        ArchiveError: A part is missing or its contents have changed.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        for name, entry in manifest["files"].items():
+            with open(folder / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != entry["sha256"]:
+                raise ArchiveError(f"{name} has changed since it was archived")
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise ArchiveError(f"{folder} is not an unpacked archive: {cause}") from None
+    return manifest
+
+
+def _use_threads(count: int) -> None:
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+    # Serving frameworks may lower the precision; then embeddings would differ from the run's.
+    torch.set_float32_matmul_precision("highest")
+
+
+def _json_response(status: int, content: Mapping[str, Any]) -> PredictResponse:
+    return PredictResponse(int(status), json.dumps(content, separators=(",", ":")).encode())

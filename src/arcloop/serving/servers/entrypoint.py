@@ -1,0 +1,226 @@
+"""Runs one server in the foreground: the entry point of the container and of local servers.
+
+    entrypoint.py {torchserve,fastapi} --config DIR --store DIR --scratch DIR [--exit-with-parent]
+    entrypoint.py ready PORT NAME WORKERS
+
+`ready` is the readiness probe of a TorchServe pod: exit code 0 if every worker is READY.
+
+The module imports only the standard library, so that Kubernetes can run the probe with
+`python -I -S`. The server's config names one archive: a restarted pod serves the same version, even
+if another version of the model store has become live since.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+TORCHSERVE_CONFIG = "config.properties"
+FASTAPI_CONFIG = "http-server.json"
+THUMBNAILS = "thumbnails.npz"
+WORK_FOLDER = "arcloop"
+"""Folder in the scratch folder that holds logs, temporary files and unpacked archives."""
+CONFIG_VARIABLE = "ARCLOOP_SERVER_CONFIG"
+ARCHIVE_VARIABLE = "ARCLOOP_SERVER_ARCHIVE"
+"""Environment variables that the worker processes of the FastAPI server read."""
+_POLL_SECONDS = 0.2
+_PROBE_TIMEOUT_SECONDS = 4
+_GRACE_SECONDS = 5.0
+"""Time between SIGTERM and SIGKILL after the parent process has ended."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns its exit code."""
+    given = _parse_arguments(argv)
+    if given.command == "ready":
+        return probe_torchserve(given.port, given.name, given.workers)
+    config = given.config / (TORCHSERVE_CONFIG if given.command == "torchserve" else FASTAPI_CONFIG)
+    try:
+        archive = (given.store / read_archive_name(config)).resolve(strict=True)
+    except (OSError, ValueError, KeyError) as cause:
+        print(f"error: cannot serve: {cause or type(cause)}", file=sys.stderr)
+        print("  remedy: is the model store mounted, and the archive in it?", file=sys.stderr)
+        return 1
+    parent = ParentWatch() if given.exit_with_parent else None
+    work = given.scratch.resolve() / WORK_FOLDER
+    shutil.rmtree(work, ignore_errors=True)  # left by an earlier container of the same pod
+    work.mkdir(parents=True)
+    # Threads that wait actively for their next batch would take the CPU from the front end.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    if given.command == "torchserve":
+        code = run_torchserve(config.resolve(), work)
+    else:
+        code = run_fastapi(config.resolve(), archive, work)
+    if parent is not None and parent.has_ended.is_set():
+        parent.join()  # until SIGKILL has ended all processes that may be left
+    return code
+
+
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="entrypoint.py", description="Run a server.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for server in ("torchserve", "fastapi"):
+        command = commands.add_parser(server)
+        for name in ("config", "store", "scratch"):
+            command.add_argument(f"--{name}", type=Path, required=True)
+        command.add_argument("--exit-with-parent", action="store_true")
+    ready = commands.add_parser("ready")
+    ready.add_argument("port", type=int)
+    ready.add_argument("name")
+    ready.add_argument("workers", type=int)
+    return parser.parse_args(argv)
+
+
+class ParentWatch(threading.Thread):
+    """Ends the process group when the parent process ends, even if the parent is killed.
+
+    Standard input is a pipe whose other end only the parent has open and never writes to. The end
+    of the pipe is the end of the parent. This process leads its process group.
+
+    Attributes:
+        has_ended: Set when the parent has ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="parent-watch", daemon=True)
+        self.has_ended = threading.Event()
+        self._pipe = os.dup(0)
+        with open(os.devnull) as nothing:
+            os.dup2(nothing.fileno(), 0)  # the server and its workers must not read the pipe
+        self.start()
+
+    def run(self) -> None:
+        while os.read(self._pipe, 1):
+            pass
+        self.has_ended.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
+        os.killpg(0, signal.SIGKILL)
+
+
+def read_archive_name(config: Path) -> str:
+    """Return the file name of the archive that a server's config names.
+
+    Raises:
+        OSError, ValueError, KeyError: The config is missing, or names no archive.
+    """
+    text = config.read_text(encoding="utf-8")
+    if config.name == FASTAPI_CONFIG:
+        return str(json.loads(text)["archive"])
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return values["load_models"].partition("=")[2]
+
+
+def run_torchserve(config: Path, work: Path) -> int:
+    """Run TorchServe until SIGTERM, then stop it.
+
+    `ts.model_server` does not forward SIGTERM to the Java front end, which has to be stopped with
+    `--stop`.
+    """
+    logs, temporary = work / "logs", work / "tmp"
+    for folder in (logs, temporary):
+        folder.mkdir()
+    os.environ.update(
+        LOG_LOCATION=str(logs), METRICS_LOCATION=str(logs), TEMP=str(temporary),
+        TMPDIR=str(temporary),
+    )  # fmt: skip
+    os.environ.pop("TS_CONFIG_FILE", None)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    torchserve = [sys.executable, "-m", "ts.model_server"]
+    start = [*torchserve, "--start", "--foreground", "--ncs", "--ts-config", str(config)]
+    stop = [*torchserve, "--stop", "--foreground"]
+    server = subprocess.Popen(start, cwd=work)
+    while server.poll() is None:
+        if stopping.wait(_POLL_SECONDS):  # repeatedly: a server that is starting ignores the first
+            subprocess.run(stop, cwd=work, stdout=subprocess.DEVNULL, check=False)
+            time.sleep(_POLL_SECONDS)
+    return server.returncode
+
+
+def run_fastapi(config: Path, archive: Path, work: Path) -> int:
+    """Run the FastAPI server until SIGTERM; it answers all requests that it has accepted by then.
+
+    The server runs the code that is in the archive, as TorchServe does, so that both give the same
+    answers. If there is a thumbnails.npz in the folder of the config, the demo page shows it.
+    """
+    import uvicorn
+
+    values = json.loads(config.read_bytes())
+    # uvicorn raises SIGTERM again after it has shut down, which by default ends the process before
+    # the unpacked archive is removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ["TMPDIR"] = str(work)
+    with tempfile.TemporaryDirectory(prefix="archive-", dir=work) as unpacked:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(unpacked)
+        os.environ[CONFIG_VARIABLE], os.environ[ARCHIVE_VARIABLE] = str(config), unpacked
+        separate_metrics = values["metrics_host"] is not None
+        if separate_metrics or values["workers"] > 1:
+            metrics = work / "metrics"
+            metrics.mkdir()
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        if separate_metrics:
+            _serve_metrics(values["metrics_host"], values["metrics_port"])
+        uvicorn.run(
+            "arcloop.serving.servers.fastapi_app:create_app",
+            factory=True,
+            app_dir=unpacked,  # makes the archive's copy of arcloop.runtime importable
+            host=values["host"],
+            port=values["port"],
+            workers=values["workers"],
+            access_log=False,
+            proxy_headers=False,  # no answer depends on the client's address
+            server_header=False,
+            timeout_graceful_shutdown=int(values["response_timeout_s"]),
+        )
+    return 0
+
+
+def _serve_metrics(host: str, port: int) -> None:
+    """Serve metrics at a separate port, which a network policy can open to the scraper alone."""
+    # Imported here because prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported.
+    import prometheus_client as prometheus
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    registry = prometheus.CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    prometheus.start_http_server(port, host, registry)
+
+
+def probe_torchserve(port: int, name: str, workers: int) -> int:
+    """Return 0 if all workers of a model are READY; print the reason and return 1 otherwise.
+
+    TorchServe's /ping answers "Healthy" while no worker is alive. The management API knows the
+    state of the workers, but listens on the pod's loopback interface only.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", f"/models/{name}")
+        described = json.loads(connection.getresponse().read())
+        statuses = [worker["status"] for worker in described[0]["workers"]]
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as cause:
+        print(f"the management API of TorchServe does not answer: {cause!r}")
+        return 1
+    finally:
+        connection.close()
+    if len(statuses) < workers or set(statuses) != {"READY"}:
+        print(f"{workers} workers must be READY; their states are {statuses}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

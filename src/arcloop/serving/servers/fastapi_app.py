@@ -1,0 +1,287 @@
+"""The FastAPI application: prediction requests, readiness, metrics, and a demo page."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prometheus_client as prometheus
+import torch
+import yaml
+from fastapi import FastAPI, Request, Response
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from arcloop.runtime import ARCHIVED_PACKAGE
+from arcloop.runtime.golden_batch import GOLDEN, first_golden_image
+from arcloop.runtime.predictor import (
+    IMAGE_FIELDS,
+    K_HEADER,
+    Predictor,
+    PredictRequest,
+    RequestError,
+)
+from arcloop.serving.servers.batching import Batcher, OverloadedError
+from arcloop.serving.servers.entrypoint import ARCHIVE_VARIABLE, CONFIG_VARIABLE, THUMBNAILS
+
+_PREDICTIONS = "/predictions/"
+# The event loop gives up the interpreter lock after this long, so that the model's thread, which
+# needs it many times per image, waits less for it. Python's default is 5 ms.
+_SWITCH_SECONDS = 0.0005
+_LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_MAX_FORM_PARTS = 8
+_PAGE_NEIGHBOURS = 12
+_PAGE_HTML = Path(__file__).with_name("demo_page.html")
+# The page loads nothing from other servers, and other pages cannot embed it in a frame.
+_PAGE_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src 'self' blob: data:; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_REQUEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("image/png", "image/jpeg", "image/webp", "image/bmp")
+        },
+    }
+}
+
+
+def create_app() -> ASGIApp:
+    """Load the unpacked archive and return the application that serves it."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    config_file, archive = Path(os.environ[CONFIG_VARIABLE]), Path(os.environ[ARCHIVE_VARIABLE])
+    config = json.loads(config_file.read_bytes())
+    handler = yaml.safe_load((archive / "model-config.yaml").read_bytes())["handler"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # The archive's own copy of the predictor, so that TorchServe gives the same answers.
+    archived = importlib.import_module(f"{ARCHIVED_PACKAGE}.predictor")
+    predictor: Predictor = archived.Predictor(archive, handler, device)
+    probe = PredictRequest(first_golden_image(archive / GOLDEN))
+    service = InferenceService(predictor, config, probe)
+    page = DemoPage(config["name"], handler["max_k"], config_file.with_name(THUMBNAILS))
+    app = FastAPI(title=f"arcloop: {config['name']}", lifespan=service.lifespan)
+    app.add_api_route(
+        _PREDICTIONS + "{name}",
+        service.predict,
+        methods=["POST", "PUT"],
+        openapi_extra=_REQUEST_BODY,
+    )
+    routes: dict[str, Callable[..., Any]] = {
+        "/ping": service.ping,
+        "/ready": service.ready,
+        "/": page.html,
+        "/gallery/{row}": page.thumbnail,
+    }
+    if config["metrics_host"] is None:
+        routes["/metrics"] = service.metrics
+    for path, endpoint in routes.items():
+        app.add_api_route(path, endpoint, methods=["GET"])
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle predictions directly, since FastAPI's routing adds latency to each request."""
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path.startswith(_PREDICTIONS) and scope["method"] in ("POST", "PUT"):
+            name = path.removeprefix(_PREDICTIONS)
+            response = await service.predict(name, Request(scope, receive))
+            await response(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return dispatch
+
+
+class InferenceService:
+    """The routes for predictions, readiness and metrics.
+
+    Args:
+        predictor: Answers batches of requests.
+        config: The content of http-server.json.
+        probe: A request that the model must answer for the server to be ready.
+    """
+
+    def __init__(
+        self, predictor: Predictor, config: Mapping[str, Any], probe: PredictRequest
+    ) -> None:
+        self._predictor, self._config, self._probe = predictor, config, probe
+        self._batcher = Batcher(
+            predictor.predict, batch_size=config["batch_size"], queue_size=config["queue_size"]
+        )
+        self._registry = prometheus.CollectorRegistry()
+        self._latency = prometheus.Histogram(
+            "arcloop_request_seconds",
+            "Time from a request's headers to its response, by status.",
+            ["status"],
+            buckets=_LATENCY_BUCKETS,
+            registry=self._registry,
+        )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """End the model's thread when the server ends."""
+        yield
+        self._batcher.close()
+
+    async def predict(self, name: str, request: Request) -> Response:
+        """Classify an image, and return its nearest gallery rows."""
+        start = time.perf_counter()
+        response = await self._respond(name, request)
+        self._latency.labels(response.status_code).observe(time.perf_counter() - start)
+        return response
+
+    async def ping(self) -> dict[str, str]:
+        """Whether the process runs."""
+        return {"status": "Healthy"}
+
+    async def ready(self) -> Response:
+        """Whether the model answers."""
+        try:
+            async with asyncio.timeout(self._config["response_timeout_s"]):
+                answer = await self._batcher.predict(self._probe)
+        except Exception as cause:  # noqa: BLE001 - any failure of the model means not ready
+            return _error(503, f"the model does not answer: {cause!r}")
+        return Response(answer.body, answer.status, media_type="application/json")
+
+    async def metrics(self) -> Response:
+        """Request counts and latencies of all workers, for Prometheus."""
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = prometheus.CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        text = prometheus.generate_latest(registry)
+        return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
+
+    async def _respond(self, name: str, request: Request) -> Response:
+        timeout_s = self._config["response_timeout_s"]
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await _read_body(request, self._config["max_request_bytes"])
+        except TimeoutError:
+            # Without this header, uvicorn would keep the connection open for the rest of the body.
+            reason = f"the request body was not complete after {timeout_s} s"
+            return _error(HTTPStatus.REQUEST_TIMEOUT, reason, {"Connection": "close"})
+        except ClientDisconnect:
+            return _error(400, "the client closed the connection")  # for the metrics only
+        if name != self._config["name"]:
+            return _error(404, f"there is no model {name!r}")
+        try:
+            if body is None:
+                limit = self._config["max_request_bytes"]
+                reason = f"more than {limit:,} bytes"
+                raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
+            predict_request = await parse_request(request.headers, body)
+            async with asyncio.timeout(timeout_s):
+                answer = await self._batcher.predict(predict_request)
+        except RequestError as error:
+            answer = self._predictor.error_response(error.status, str(error))
+        except (OverloadedError, TimeoutError) as cause:
+            return _error(503, str(cause) or "no answer in time")
+        return Response(answer.body, answer.status, media_type="application/json")
+
+
+async def _read_body(request: Request, limit: int) -> bytes | None:
+    """Read the whole body; returns None, without storing it, if it exceeds `limit` bytes."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+    return b"".join(chunks) if size <= limit else None
+
+
+async def parse_request(headers: Headers, body: bytes) -> PredictRequest:
+    """Find the image, which is the body or a form field, and k, which is a header or a form field.
+
+    Raises:
+        RequestError: The form is invalid, or there is not exactly one image.
+    """
+    content_type = headers.get("content-type", "")
+    if not content_type.startswith("multipart/form-data"):
+        return PredictRequest(body, headers.get(K_HEADER))
+    form = await _parse_form(content_type, body)
+    try:
+        images = [value for name in IMAGE_FIELDS for value in form.getlist(name)]
+        if len(images) != 1:
+            raise RequestError.wrong_image_count(len(images))
+        k = form.get("k")
+        text = None if k is None else (await _field_bytes(k)).decode(errors="replace")
+        return PredictRequest(await _field_bytes(images[0]), text)
+    finally:
+        await form.close()
+
+
+async def _parse_form(content_type: str, body: bytes) -> FormData:
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+        yield b""
+
+    parser = MultiPartParser(
+        # The parser decodes a field without a file name as text; latin-1 preserves every byte.
+        Headers({"content-type": f"{content_type}; charset=latin-1"}),
+        stream(),  # type: ignore[arg-type]
+        max_files=_MAX_FORM_PARTS,
+        max_fields=_MAX_FORM_PARTS,
+        max_part_size=len(body),
+    )
+    try:
+        return await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as cause:
+        raise RequestError(400, f"the form cannot be read: {cause}") from None
+
+
+async def _field_bytes(value: str | UploadFile) -> bytes:
+    return value.encode("latin-1") if isinstance(value, str) else await value.read()
+
+
+class DemoPage:
+    """A page to try the model in a browser, with thumbnails of gallery images.
+
+    Args:
+        name: Name of the model.
+        max_k: Most neighbours that a request may ask for.
+        thumbnails: The thumbnails.npz; if it is missing, the page shows no thumbnails.
+    """
+
+    def __init__(self, name: str, max_k: int, thumbnails: Path) -> None:
+        self._ends, self._encoded = np.empty(0, np.int64), np.empty(0, np.uint8)
+        if thumbnails.exists():
+            with np.load(thumbnails, allow_pickle=False) as stored:
+                self._ends, self._encoded = stored["ends"], stored["encoded"]
+        values = {"name": name, "k": min(max_k, _PAGE_NEIGHBOURS), "thumbnails": len(self._ends)}
+        self._html = _PAGE_HTML.read_text(encoding="utf-8")
+        for key, value in values.items():
+            self._html = self._html.replace(f"{{{{{key}}}}}", str(value))
+
+    async def html(self) -> Response:
+        """A page to try the model in a browser."""
+        headers = {"Content-Security-Policy": _PAGE_POLICY}
+        return Response(self._html, media_type="text/html", headers=headers)
+
+    async def thumbnail(self, row: int) -> Response:
+        """A thumbnail of a gallery row."""
+        if not 0 <= row < len(self._ends):
+            return Response(status_code=404)
+        start = int(self._ends[row - 1]) if row else 0
+        content = self._encoded[start : int(self._ends[row])].tobytes()
+        kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+
+def _error(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
+    content = json.dumps({"error": reason})
+    return Response(content, int(status), headers, media_type="application/json")

@@ -1,0 +1,307 @@
+"""The FastAPI server: batching, time-outs, readiness, metrics, shutdown and the demo page."""
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+
+from arcloop.data import Store
+from arcloop.runtime.images import decode, encode_png
+from arcloop.runtime.predictor import PredictRequest, PredictResponse, RequestError
+from arcloop.serving.deploy import deploy
+from arcloop.serving.servers.batching import Batcher, OverloadedError
+from arcloop.serving.servers.fastapi_app import DemoPage, InferenceService, parse_request
+from arcloop.serving.servers.fastapi_server import FastApiServer
+from arcloop.serving.servers.thumbnails import write_thumbnails
+
+
+def echo(requests):
+    return [PredictResponse(200, request.image) for request in requests]
+
+
+def make_requests(count):
+    return [PredictRequest(str(number).encode()) for number in range(count)]
+
+
+class BlockedModel:
+    """Echoes batches. The first one waits for `proceed`, so that further requests are queued."""
+
+    def __init__(self, fault=None):
+        self.batches, self.fault = [], fault
+        self.started, self.proceed = threading.Event(), threading.Event()
+
+    def __call__(self, batch):
+        self.batches.append([request.image for request in batch])
+        if len(self.batches) == 1:
+            self.started.set()
+            assert self.proceed.wait(30)
+            if self.fault:
+                raise self.fault
+        return echo(batch)
+
+
+async def predict_while_blocked(
+    model, count, meanwhile=lambda tasks: None, *, closed=False, **sizes
+):
+    batcher = Batcher(model, **sizes)
+    first, *others = make_requests(count)
+    tasks = [asyncio.create_task(batcher.predict(first))]
+    while not model.started.is_set():
+        await asyncio.sleep(0.001)
+    tasks += [asyncio.create_task(batcher.predict(request)) for request in others]
+    await asyncio.sleep(0)
+    meanwhile(tasks)
+    await asyncio.sleep(0)
+    model.proceed.set()
+    if closed:
+        batcher.close()
+    async with asyncio.timeout(30):
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+    if not closed:
+        batcher.close()
+    return found
+
+
+def test_each_request_gets_its_own_answer_and_batches_fill_under_load():
+    model = BlockedModel()
+    found = asyncio.run(predict_while_blocked(model, 51, batch_size=8, queue_size=100))
+    assert [reply.body for reply in found] == [q.image for q in make_requests(51)]
+    assert [len(batch) for batch in model.batches] == [1, 8, 8, 8, 8, 8, 8, 2]
+
+
+def test_requests_beyond_the_queue_size_are_refused():
+    found = asyncio.run(predict_while_blocked(BlockedModel(), 10, batch_size=2, queue_size=5))
+    assert [reply.body for reply in found[:6]] == [q.image for q in make_requests(6)]
+    assert all(isinstance(reply, OverloadedError) for reply in found[6:])
+
+
+def test_a_failed_batch_does_not_affect_the_next_one():
+    model = BlockedModel(fault=MemoryError("no memory"))
+    found = asyncio.run(predict_while_blocked(model, 3, batch_size=2, queue_size=10))
+    assert [type(reply) for reply in found] == [MemoryError, PredictResponse, PredictResponse]
+
+
+def test_a_cancelled_request_is_not_computed():
+    model = BlockedModel()
+    sizes = {"batch_size": 1, "queue_size": 10}
+    asyncio.run(predict_while_blocked(model, 3, lambda tasks: tasks[1].cancel(), **sizes))
+    assert model.batches == [[b"0"], [b"2"]]
+
+
+def test_queued_requests_are_answered_before_the_thread_ends():
+    model, before = BlockedModel(), threading.active_count()
+    found = asyncio.run(predict_while_blocked(model, 8, batch_size=2, queue_size=10, closed=True))
+    assert [reply.body for reply in found] == [q.image for q in make_requests(8)]
+    assert threading.active_count() == before
+
+
+CONFIG = {"name": "m", "batch_size": 8, "queue_size": 2, "response_timeout_s": 0.2,
+          "max_request_bytes": 100}  # fmt: skip
+
+
+class StuckModel:
+    """Answers after `free` is set."""
+
+    def __init__(self):
+        self.free = threading.Event()
+
+    def predict(self, batch):
+        self.free.wait(10)
+        return echo(batch)
+
+
+def test_the_server_is_ready_only_while_the_model_answers():
+    stuck = StuckModel()
+    service = InferenceService(stuck, CONFIG, PredictRequest(b"{}"))
+    app = FastAPI()
+    app.add_api_route("/ready", service.ready)
+    app.add_api_route("/ping", service.ping)
+    app.add_api_route("/predictions/{name}", service.predictions, methods=["POST"])
+
+    async def check():
+        transport = httpx.ASGITransport(app)
+        async with (
+            service.lifespan(app),
+            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+        ):
+            assert (await client.get("/ready")).status_code == 503
+            assert (await client.get("/ping")).status_code == 200
+            late = await client.post("/predictions/m", content=b"x")
+            assert late.status_code == 503
+            assert late.json() == {"error": "no answer in time"}
+            stuck.free.set()
+            assert (await client.get("/ready")).status_code == 200
+
+    asyncio.run(check())
+
+
+@pytest.fixture(scope="module")
+def image(small_run):
+    return encode_png(np.load(small_run / "golden.npz")["images"][0])
+
+
+def get(server, path):
+    url = f"http://{server.endpoint.host}:{server.endpoint.port}{path}"
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return response.read().decode()
+
+
+def send_head(server, *lines):
+    """Open a connection and send the head of a request; the caller sends the body."""
+    connection = socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=30)
+    head = (f"POST {server.endpoint.path} HTTP/1.1", "Host: localhost", *lines, "", "")
+    connection.sendall("\r\n".join(head).encode())
+    return connection
+
+
+def read_until_closed(connection):
+    received = b""
+    while data := connection.recv(1 << 16):
+        received += data
+    return received
+
+
+@pytest.fixture(scope="module")
+def impatient(small_run, make_settings, tmp_path_factory):
+    """A server with a short time-out and a small limit of the body."""
+    folder = tmp_path_factory.mktemp("impatient")
+    settings = make_settings(folder / "store", response_timeout_s=1, max_request_bytes=10_000)
+    live = deploy(small_run, settings, force=False)
+    with FastApiServer(settings, live.path, folder) as server:
+        server.wait_until_ready()
+        yield server
+
+
+def test_half_a_body_gets_408_and_the_connection_is_closed(impatient, image):
+    with send_head(impatient, f"Content-Length: {len(image)}") as connection:
+        connection.sendall(image[: len(image) // 2])
+        response = read_until_closed(connection)
+    assert response.startswith(b"HTTP/1.1 408 ")
+    assert b"the request body was not complete after 1 s" in response
+    assert impatient.endpoint.predict(image, 5)[0] == 200
+
+
+def test_an_endless_body_is_cut_off_by_the_time_out(impatient):
+    """Every byte arrives in time, and the body exceeds the limit, but it never ends."""
+    start = time.monotonic()
+    with send_head(impatient, "Transfer-Encoding: chunked") as connection:
+        connection.settimeout(0.05)
+        response = b""
+        while not response.startswith(b"HTTP/1.1 408 "):
+            assert time.monotonic() - start < 20
+            connection.sendall(b"400\r\n" + b"x" * 0x400 + b"\r\n")
+            try:
+                response += connection.recv(1 << 16)
+            except TimeoutError:
+                continue
+    assert time.monotonic() - start >= 1
+
+
+def counted(server):
+    found = re.search(r'request_seconds_count\{status="200"\} (\S+)', get(server, "/metrics"))
+    return float(found.group(1)) if found else 0.0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_before_sigterm_are_answered(
+    small_run, make_settings, tmp_path, image, workers, monkeypatch
+):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    settings = make_settings(tmp_path / "store", workers=workers)
+    live = deploy(small_run, settings, force=False)
+    with FastApiServer(settings, live.path, tmp_path) as server:
+        server.wait_until_ready()
+        for _ in range(10):
+            assert server.endpoint.predict(image, 5)[0] == 200
+        assert counted(server) == 10  # of all workers together
+        with ThreadPoolExecutor(16) as pool:
+            sent = [pool.submit(server.endpoint.predict, image, 5) for _ in range(64)]
+            while sum(one.done() for one in sent) < 8:
+                time.sleep(0.001)
+            server.terminate()
+            refused = [one.exception() for one in sent if one.exception()]
+        answered = [one.result()[0] for one in sent if not one.exception()]
+    assert set(answered) == {200}
+    assert len(answered) >= 8
+    assert list((tmp_path / "tmp").iterdir()) == []  # the unpacked archive is removed
+    # A request that was not accepted in time gets a connection error.
+    assert all(isinstance(one, ConnectionRefusedError | ConnectionResetError) for one in refused)
+
+
+def test_page_and_schema(servers):
+    server, _ = servers("fastapi")
+    page = get(server, "/")
+    assert "predictions/synthetic" in page
+    assert "{{" not in page
+    assert "http" not in page  # the page loads nothing from other servers
+    assert 'data-thumbnails="0"' in page
+    schema = json.loads(get(server, "/openapi.json"))
+    assert "/predictions/{name}" in schema["paths"]
+
+
+def test_thumbnails_of_gallery_rows(small_run, tmp_path):
+    """Each thumbnail shows the row of the store that the index was built from."""
+    write_thumbnails(small_run, 90, tmp_path / "thumbnails.npz")
+    page = DemoPage("m", 5, tmp_path / "thumbnails.npz")
+    rows = Store.open(next((small_run.parents[1] / "stores").iterdir())).batches("gallery", 90)
+    images_NHWC, _ = next(iter(rows))
+    assert len(images_NHWC) == 90
+    for row, image_HWC in enumerate(images_NHWC):
+        answer = asyncio.run(page.thumbnail(row))
+        assert answer.media_type == "image/png"
+        found = decode(answer.body, height=16, width=16, channels=1)
+        np.testing.assert_array_equal(found, image_HWC)
+    for row in (-1, 90):
+        assert asyncio.run(page.thumbnail(row)).status_code == 404
+    assert b'data-thumbnails="90"' in asyncio.run(page.html()).body
+
+
+def test_no_thumbnails_of_a_large_gallery_or_without_the_store(
+    small_run, run_dir, tmp_path, capsys
+):
+    write_thumbnails(small_run, 89, tmp_path / "thumbnails.npz")
+    assert "90 gallery rows, deploy.thumbnails=89" in capsys.readouterr().err
+    write_thumbnails(run_dir, 90, tmp_path / "thumbnails.npz")  # a copy without its store
+    assert "was not found" in capsys.readouterr().err
+    assert not (tmp_path / "thumbnails.npz").exists()
+
+
+def parse_form(body, boundary="b"):
+    headers = Headers({"content-type": f"multipart/form-data; boundary={boundary}"})
+    return asyncio.run(parse_request(headers, body))
+
+
+def part(name, value, *more):
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"{"".join(more)}\r\n\r\n'
+    return head.encode() + value + b"\r\n"
+
+
+@pytest.mark.parametrize("file_name", ["", '; filename="x.png"'])
+def test_no_byte_of_a_form_field_is_lost(file_name):
+    every_byte = bytes(range(256)) * 2
+    request = parse_form(part("image", every_byte, file_name) + part("k", b"7") + b"--b--\r\n")
+    assert request == PredictRequest(every_byte, "7")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"junk", b"--b", b"--b\r\n\r\nx", part("image", b"x") * 20 + b"--b--\r\n"]
+)
+def test_an_invalid_form_is_refused(body):
+    with pytest.raises(RequestError):
+        parse_form(body)
+
+
+def test_a_form_without_a_boundary_is_refused():
+    with pytest.raises(RequestError, match="cannot be read"):
+        parse_form(b"x", boundary="")
