@@ -126,7 +126,7 @@ def test_the_server_is_ready_only_while_the_model_answers():
     app = FastAPI()
     app.add_api_route("/ready", service.ready)
     app.add_api_route("/ping", service.ping)
-    app.add_api_route("/predictions/{name}", service.predictions, methods=["POST"])
+    app.add_api_route("/predictions/{name}", service.predict, methods=["POST"])
 
     async def check():
         transport = httpx.ASGITransport(app)
