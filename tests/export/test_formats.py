@@ -1,4 +1,4 @@
-"""Each format computes what the eager embedder computes, for any batch, from any machine."""
+"""Each format gives the embeddings of the eager model, for any batch size, on any machine."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.export import OnnxFormat, TorchExportFormat, extra_formats
-from arcloop.export.onnx import opset_range
+from arcloop.export.onnx import _MAX_OPSET, opset_range
 from arcloop.export.run import dry_run_formats, export_run
 from arcloop.models import ConvNet, Embedder, IResNet
 
@@ -26,7 +26,7 @@ BACKBONES = {
 
 
 def embedder(backbone, channels=3):
-    """One whose running statistics are not those of a fresh layer, which would hide a mistake."""
+    """Return an embedder with random running statistics, since the initial ones hide mistakes."""
     torch.manual_seed(0)
     made = Embedder(backbone, image_shape=(16, 20, channels), embedding_dim=8, dropout=0.5,
                     mean=[0.4], std=[0.2])  # fmt: skip
@@ -48,7 +48,7 @@ def eager(model, images_NHWC):
 
 @pytest.mark.parametrize(("backbone", "channels"), [("convnet", 1), ("iresnet", 3)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_read_anew_embeds_batches_of_any_size_as_the_eager_model(
+def test_loaded_file_embeds_batches_of_any_size_like_the_eager_model(
     tmp_path, name, backbone, channels
 ):
     chosen, model = FORMATS[name], embedder(BACKBONES[backbone](channels), channels)
@@ -63,7 +63,7 @@ def test_a_file_read_anew_embeds_batches_of_any_size_as_the_eager_model(
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
-def test_the_same_weights_give_the_same_bytes_and_no_path_of_this_machine(tmp_path, name):
+def test_same_weights_give_the_same_bytes_without_local_paths(tmp_path, name):
     chosen, model = FORMATS[name], embedder(BACKBONES["convnet"](3))
     chosen.write(model, tmp_path / "one")
     chosen.write(model, tmp_path / "two")
@@ -73,7 +73,7 @@ def test_the_same_weights_give_the_same_bytes_and_no_path_of_this_machine(tmp_pa
         assert str(place).encode() not in content
 
 
-def test_onnx_takes_uint8_and_says_what_it_is(tmp_path):
+def test_onnx_takes_uint8_and_contains_metadata(tmp_path):
     import onnx
 
     FORMATS["onnx"].write(embedder(BACKBONES["convnet"](3)), tmp_path / "model.onnx")
@@ -89,20 +89,20 @@ def test_onnx_takes_uint8_and_says_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("opset", [opset_range()[0] - 1, opset_range()[1] + 1])
-def test_an_opset_that_cannot_be_written_is_refused_before_anything(opset):
+def test_unsupported_opset_is_an_error_before_training(opset):
     lowest, highest = opset_range()
     with pytest.raises(ConfigError, match=f"support opsets {lowest} to {highest}"):
         extra_formats({"onnx": OnnxFormat(opset=opset, max_abs_diff=1e-5)})
 
 
 class Digamma(nn.Module):
-    """Computes what ONNX has no operator for."""
+    """Uses an operation without an ONNX operator."""
 
     def forward(self, x):
         return torch.special.digamma(x[:, :, ::4, ::4] + 10)
 
 
-def test_an_operator_that_onnx_lacks_is_named_with_a_remedy():
+def test_operation_without_onnx_operator_is_named_with_a_remedy():
     with pytest.raises(ConfigError) as caught:
         dry_run_formats(embedder(Digamma()), {"onnx": FORMATS["onnx"]})
     assert "aten::digamma" in str(caught.value)
@@ -111,26 +111,26 @@ def test_an_operator_that_onnx_lacks_is_named_with_a_remedy():
 
 
 class Branching(nn.Module):
-    """Computes what cannot be traced: which layer runs depends on the values."""
+    """Cannot be traced: the control flow depends on the values."""
 
     def forward(self, x):
         return x if x.sum() > 0 else -x
 
 
-def test_what_torch_export_cannot_express_is_one_message():
+def test_unsupported_torch_export_is_one_message():
     with pytest.raises(ConfigError, match=r"cannot be exported with torch\.export") as caught:
         dry_run_formats(embedder(Branching()), {"torch_export": FORMATS["torch_export"]})
     assert "export=onnx" in str(caught.value)
 
 
 class Blurred(OnnxFormat):
-    """A format that loses precision, as one in half precision would."""
+    """A format that loses precision."""
 
     def embed(self, path, images_NHWC):
         return super().embed(path, images_NHWC).astype(np.float16).astype(np.float32)
 
 
-def test_a_format_that_computes_something_else_does_not_pass(work):
+def test_format_with_different_embeddings_is_an_error(work):
     from arcloop import artifacts
     from arcloop.pipeline.steps import build_node
 
@@ -141,3 +141,9 @@ def test_a_format_that_computes_something_else_does_not_pass(work):
     with pytest.raises(ArtifactError, match=r"model.onnx differs from the model by \d"):
         export_run(run, lossy, run / "export", **parts)
     assert not (run / "export").exists()
+
+
+def test_max_opset_is_that_of_the_exporter():
+    from torch.onnx import _constants
+
+    assert _MAX_OPSET == _constants.ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET

@@ -1,4 +1,4 @@
-"""Other formats beside model.pt, from the command line: with a training, after it, or refused."""
+"""Export to extra formats from the command line, with a training or after it."""
 
 import json
 
@@ -13,7 +13,7 @@ RUN = "runs/synthetic"
 QUICK = [*SMALL, "trainer.max_epochs=1", "callbacks=export_only"]
 
 
-def test_a_finished_run_is_exported_without_training(work, capsys):
+def test_finished_run_is_exported_without_training(work, capsys):
     before = sha256_file(work / RUN / "manifest.json")
     assert main(["export", f"run_dir={RUN}", "export=all"]) == 0
     made = artifacts.load(work / RUN / "export", "export")
@@ -28,7 +28,7 @@ def test_a_finished_run_is_exported_without_training(work, capsys):
     assert f"model of {RUN}" in capsys.readouterr().out
 
 
-def test_run_adds_a_format_to_what_is_trained_already(work):
+def test_run_adds_a_format_to_a_finished_run(work):
     before = sha256_file(work / RUN / "manifest.json")
     assert main(["run", *SMALL, "export=onnx"]) == 0
     assert sha256_file(work / RUN / "manifest.json") == before
@@ -37,7 +37,7 @@ def test_run_adds_a_format_to_what_is_trained_already(work):
     assert artifacts.read(work / RUN / "export", "export").sha256 == made.sha256
 
 
-def test_a_failed_export_loses_nothing_and_says_how_to_try_again(in_tmp, capsys):
+def test_failed_export_keeps_the_run_and_names_the_next_command(in_tmp, capsys):
     strict = "export.onnx.max_abs_diff=1e-30"
     assert main(["train", *QUICK, "export=onnx", strict]) == 1
     error = capsys.readouterr().err
@@ -45,8 +45,8 @@ def test_a_failed_export_loses_nothing_and_says_how_to_try_again(in_tmp, capsys)
     assert f"arcloop export run_dir={RUN}" in error
     run = artifacts.load(in_tmp / RUN, "run")
     assert not (in_tmp / RUN / "export").exists()
-    assert main(["export", f"run_dir={RUN}"]) == 1  # with the run's own settings, as before
-    assert main(["export", f"run_dir={RUN}", "export=onnx"]) == 0  # with those of the choice
+    assert main(["export", f"run_dir={RUN}"]) == 1  # with the settings of the run
+    assert main(["export", f"run_dir={RUN}", "export=onnx"]) == 0  # with the settings of the choice
     assert artifacts.read(in_tmp / RUN, "run").sha256 == run.sha256
 
 
@@ -62,10 +62,10 @@ class Odd(torch.nn.Module):
         return torch.special.digamma(x[:, :, ::4, ::4] * self.weight + 10)
 """
 WRONG = {
-    "an opset of the future": (["export=onnx", "export.onnx.opset=99"], "support opsets"),
-    "an opset that is none": (["export=onnx", "export.onnx.opset=x"], "must be an int"),
-    "a format that is none": (["export=onx"], "did you mean onnx"),
-    "a bound that is none": (
+    "unknown opset": (["export=onnx", "export.onnx.opset=99"], "support opsets"),
+    "opset of a wrong type": (["export=onnx", "export.onnx.opset=x"], "must be an int"),
+    "unknown format": (["export=onx"], "did you mean onnx"),
+    "bound out of range": (
         ["export=onnx", "export.onnx.max_abs_diff=0"],
         "must be greater than 0",
     ),
@@ -73,7 +73,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_value_is_refused_before_anything_is_made(in_tmp, capsys, case):
+def test_wrong_value_is_an_error_before_any_work(in_tmp, capsys, case):
     arguments, message = WRONG[case]
     assert main(["train", *SMALL, *arguments]) == 2
     error = capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_a_wrong_value_is_refused_before_anything_is_made(in_tmp, capsys, case):
     assert not list(in_tmp.iterdir())
 
 
-def test_a_network_that_onnx_cannot_express_is_refused_before_training(in_tmp, monkeypatch, capsys):
+def test_network_without_onnx_operators_is_an_error_before_training(in_tmp, monkeypatch, capsys):
     (in_tmp / "odd_network.py").write_text(ODD)
     monkeypatch.syspath_prepend(in_tmp)
     small = [override for override in SMALL if not override.startswith("backbone.")]
@@ -94,20 +94,20 @@ def test_a_network_that_onnx_cannot_express_is_refused_before_training(in_tmp, m
     assert not (in_tmp / RUN).exists()
 
 
-def test_there_is_nothing_to_export_but_what_is_there(work, capsys):
+def test_export_without_a_format_is_an_error(work, capsys):
     assert main(["export", f"run_dir={RUN}"]) == 2
     assert "choose a format, e.g. export=onnx" in capsys.readouterr().err
 
 
-def test_a_model_that_was_changed_is_not_exported(work, capsys):
+def test_changed_model_is_not_exported(work, capsys):
     model = work / RUN / "model.pt"
     model.write_bytes(model.read_bytes()[:-1] + b"x")
     assert main(["export", f"run_dir={RUN}", "export=onnx"]) == 1
     assert "model.pt" in capsys.readouterr().err
 
 
-def test_a_config_of_another_network_is_told(work, capsys):
-    """The weights of model.pt do not fit what the run says it was trained as."""
+def test_config_of_another_network_is_an_error(work, capsys):
+    """The weights of model.pt do not fit the config in the manifest."""
     manifest = work / RUN / "manifest.json"
     content = json.loads(manifest.read_bytes())
     content["config"]["backbone"]["widths"] = [4, 4]

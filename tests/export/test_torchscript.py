@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +33,7 @@ def checkpoint(tmp_path):
 GOLDEN_IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 1), dtype=np.uint8)
 
 
-def test_the_checkpoint_is_what_is_exported(tmp_path, checkpoint):
+def test_exported_model_has_the_weights_of_the_checkpoint(tmp_path, checkpoint):
     trained, file = checkpoint
     difference = export_scripted(embedder(2), file, GOLDEN_IMAGES, tmp_path, max_abs_diff=1e-5)
     with torch.no_grad():
@@ -43,7 +47,7 @@ def test_the_checkpoint_is_what_is_exported(tmp_path, checkpoint):
     np.testing.assert_array_equal(golden["embeddings"], expected)
 
 
-def test_a_model_that_differs_is_not_exported(tmp_path, checkpoint, monkeypatch):
+def test_model_with_different_embeddings_is_not_exported(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setattr(Model, "embed", lambda self, batch: np.zeros((len(batch), 8), np.float32))
     with pytest.raises(ArtifactError, match="differs from the eager one"):
         export_scripted(embedder(2), checkpoint[1], GOLDEN_IMAGES, tmp_path, max_abs_diff=1e-5)
@@ -51,10 +55,34 @@ def test_a_model_that_differs_is_not_exported(tmp_path, checkpoint, monkeypatch)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"torn"])
-def test_a_checkpoint_that_cannot_be_read(tmp_path, content):
+def test_unreadable_checkpoint_is_an_error(tmp_path, content):
     if content is not None:
         (tmp_path / "best.ckpt").write_bytes(content)
     with pytest.raises(ArtifactError, match="cannot read the checkpoint"):
         export_scripted(
             embedder(2), tmp_path / "best.ckpt", GOLDEN_IMAGES, tmp_path, max_abs_diff=1
         )
+
+
+SCRIPT = """
+import sys, torch, numpy as np
+from pathlib import Path
+from arcloop.export.torchscript import export_scripted
+from arcloop.models import ConvNet, Embedder
+
+embedder = Embedder(ConvNet(in_channels=1, widths=[4, 8], depth=1), image_shape=(12, 12, 1),
+                    embedding_dim=8, dropout=0.1, mean=[0.5], std=[0.5])
+images = np.zeros((2, 12, 12, 1), np.uint8)
+export_scripted(embedder, Path("best.ckpt"), images, Path(sys.argv[1]), max_abs_diff=1e-5)
+"""
+
+
+def test_bytes_do_not_depend_on_the_hash_seed(tmp_path, checkpoint):
+    """Fails when torch.jit no longer uses the name that `_sorted_constants` replaces."""
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SCRIPT, seed], cwd=tmp_path, check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+    assert (tmp_path / "1/model.pt").read_bytes() == (tmp_path / "2/model.pt").read_bytes()

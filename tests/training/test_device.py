@@ -1,4 +1,4 @@
-"""What makes training faster changes nothing but the time; what it cannot do it says."""
+"""Devices, precision and compilation: faster training gives the same model."""
 
 import copy
 
@@ -10,6 +10,7 @@ from arcloop.cli.main import main
 from arcloop.config.composition import compose_config
 from arcloop.pipeline.steps import build
 from arcloop.training import NODES, TrainingSetup
+from arcloop.training.fit import cpu_has_bf16
 
 TRAIN = ["train", *SMALL, "callbacks=export_only"]
 
@@ -18,7 +19,7 @@ def weights(run):
     return torch.jit.load(f"{run}/model.pt").state_dict()
 
 
-def test_data_on_the_device_trains_the_same_model(in_tmp, capsys):
+def test_data_on_the_device_gives_the_same_model(in_tmp, capsys):
     assert main([*TRAIN, "run_dir=mapped"]) == 0
     assert main([*TRAIN, "run_dir=resident", "loader.on_device=true"]) == 0
     mapped, resident = weights("mapped"), weights("resident")
@@ -26,7 +27,7 @@ def test_data_on_the_device_trains_the_same_model(in_tmp, capsys):
     assert "1 x cpu, 32-true, batch 50, deterministic" in capsys.readouterr().err
 
 
-def test_memory_that_runs_out_is_one_message(in_tmp, monkeypatch, capsys):
+def test_out_of_memory_is_one_message_with_remedies(in_tmp, monkeypatch, capsys):
     from arcloop.training.module import EmbeddingModule
 
     def training_step(self, batch, batch_idx):
@@ -40,8 +41,8 @@ def test_memory_that_runs_out_is_one_message(in_tmp, monkeypatch, capsys):
         assert part in error
 
 
-def test_the_average_is_what_is_exported(in_tmp):
-    """With a decay of 0 the average is the weights themselves, with 0.9 it lags behind."""
+def test_averaged_weights_are_exported(in_tmp):
+    """With a decay of 0 the average equals the weights; with 0.9 it differs."""
     assert main([*TRAIN, "run_dir=plain"]) == 0
     for name, decay in (("none", 0.0), ("slow", 0.9)):
         assert main([*TRAIN, f"run_dir={name}", "callbacks=ema", f"callbacks.ema.decay={decay}",
@@ -51,19 +52,19 @@ def test_the_average_is_what_is_exported(in_tmp):
     assert not all(torch.equal(plain[name], slow[name]) for name in plain)
 
 
-def test_another_average_is_another_run(in_tmp, capsys):
+def test_run_with_another_average_is_another_run(in_tmp, capsys):
     assert main([*TRAIN, "run_dir=run"]) == 0
     assert main(["train", *SMALL, "run_dir=run", "callbacks=ema"]) == 2
     assert "another config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_accumulated_and_clipped(in_tmp, precision):
+def test_training_with_accumulated_and_clipped_gradients(in_tmp, precision):
     assert main([*TRAIN, f"trainer.precision={precision}", "trainer.accumulate_grad_batches=2",
                  "trainer.gradient_clip_val=1.0"]) == 0  # fmt: skip
 
 
-def test_a_compiled_backbone_learns_the_same_and_the_eager_one_is_scripted():
+def test_compiled_backbone_has_the_same_gradients_and_can_be_scripted():
     def gradients(compiled):
         config = compose_config(["backbone.widths=[4]", "backbone.depth=1"])
         nodes = {name: build(config, name) for name in NODES}
@@ -78,11 +79,39 @@ def test_a_compiled_backbone_learns_the_same_and_the_eager_one_is_scripted():
 
     eager, compiled = gradients(compiled=False), gradients(compiled=True)
     assert eager.keys() == compiled.keys()
-    # As one vector: that of a bias before a batch norm is nothing but rounding.
+    # Compared as one vector: the gradient of a bias before a batch norm is only rounding error.
     difference = sum((compiled[name] - eager[name]).square().sum() for name in eager)
     assert difference < 1e-6 * sum(gradient.square().sum() for gradient in eager.values())
 
 
-def test_weights_are_not_averaged_while_the_head_is_split(in_tmp, capsys):
+def test_averaging_with_a_sharded_head_is_an_error(in_tmp, capsys):
     assert main(["train", *SMALL, "callbacks=ema", "head=arcface_sharded"]) == 2
     assert "cannot be averaged" in capsys.readouterr().err
+
+
+def test_trainer_auto_uses_the_available_device(in_tmp, capsys):
+    assert main([*TRAIN, "trainer=auto", "run_dir=run"]) == 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.backends.mps.is_available():
+        device = "mps"
+    error = capsys.readouterr().err
+    assert f"1 x {device}, 32-true, batch 50, deterministic where possible" in error
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True}, False), (None, None)],
+)
+def test_bf16_is_detected_on_any_platform(monkeypatch, capabilities, expected):
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert cpu_has_bf16() is expected
+
+
+@pytest.mark.parametrize(("bf16", "noted"), [(False, True), (True, False), (None, False)])
+def test_slow_bf16_is_noted(in_tmp, capsys, monkeypatch, bf16, noted):
+    monkeypatch.setattr("arcloop.training.fit.cpu_has_bf16", lambda: bf16)
+    assert main([*TRAIN, "trainer.precision=bf16-mixed", "trainer.max_epochs=1"]) == 0
+    assert ("this CPU has no bf16 instructions" in capsys.readouterr().err) == noted

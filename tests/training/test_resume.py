@@ -1,4 +1,4 @@
-"""Killed anywhere and started again, a run ends with the bytes of one that was never killed."""
+"""A run killed at any point and resumed ends with the same bytes as an uninterrupted run."""
 
 import os
 import random
@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import SMALL
 
+from arcloop.cli.main import main
+from arcloop.config.composition import compose_config, to_plain
 from arcloop.errors import ArtifactError
 from arcloop.models.checkpoints import AtomicCheckpoints, read_checkpoint, with_digest
-from arcloop.training.resume import find_checkpoint
+from arcloop.training.resume import find_checkpoint, run_identity
 
 OVERRIDES = [
     "data=synthetic", "data.train=130", "data.val=30", "data.gallery=30", "data.query=20",
@@ -23,7 +26,7 @@ OVERRIDES = [
 ]  # fmt: skip
 STEPS = 4 * 13
 
-# One interpreter imports everything; each start is a fork of it, as cold as a new process is.
+# One interpreter imports everything; each start is a fork of it.
 STARTS = """
 import os, sys
 import arcloop.training, arcloop.pipeline.steps, arcloop.evaluation
@@ -49,7 +52,7 @@ def die(*_):
 
 def at(place):
     hook, step = place.split("@")
-    if hook == "replace":  # in the middle of writing a checkpoint
+    if hook == "replace":  # while a checkpoint is written
         def write_bytes(path, content, real=checkpoints.write_bytes):
             if steps_done() >= int(step):
                 path.with_name(f".{path.name}.tmp-{os.getpid()}").write_bytes(content[:1000])
@@ -97,7 +100,7 @@ def start(tmp_path):
     process.communicate(timeout=60)
 
 
-def test_killed_at_twenty_steps_a_run_ends_as_if_it_never_was(start, tmp_path):
+def test_run_killed_at_twenty_steps_ends_with_the_same_bytes(start, tmp_path):
     draw = random.Random(7)
     steps = sorted(draw.sample(range(1, STEPS), 20))
     assert start("whole") == 0
@@ -123,12 +126,14 @@ def two_checkpoints(tmp_path):
     return tmp_path
 
 
-def test_the_last_checkpoint_is_taken(two_checkpoints):
+def test_last_checkpoint_is_found(two_checkpoints):
     assert find_checkpoint(two_checkpoints) == (two_checkpoints / "last.ckpt", 5)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "torn", "empty"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(two_checkpoints, damage, capsys):
+def test_damaged_checkpoint_is_reported_and_the_previous_one_is_found(
+    two_checkpoints, damage, capsys
+):
     last = two_checkpoints / "last.ckpt"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
@@ -137,18 +142,18 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(two_checkpoint
     assert "warning" in capsys.readouterr().err
 
 
-def test_only_damaged_checkpoints_are_an_error(two_checkpoints):
+def test_damaged_checkpoints_only_are_an_error(two_checkpoints):
     for path in two_checkpoints.iterdir():
         path.write_bytes(b"x" * 2000)
     with pytest.raises(ArtifactError, match="torn or was changed"):
         find_checkpoint(two_checkpoints)
 
 
-def test_no_checkpoint(tmp_path):
+def test_no_checkpoint_is_found_in_an_empty_folder(tmp_path):
     assert find_checkpoint(tmp_path) is None
 
 
-def test_every_flipped_byte_is_seen(tmp_path):
+def test_every_flipped_byte_is_detected(tmp_path):
     path = tmp_path / "a.ckpt"
     AtomicCheckpoints().save_checkpoint({"a": torch.zeros(3)}, path)
     content = path.read_bytes()
@@ -160,8 +165,57 @@ def test_every_flipped_byte_is_seen(tmp_path):
             read_checkpoint(path)
 
 
-def test_torch_reads_a_checkpoint_with_its_digest(tmp_path):
+def test_torch_loads_a_checkpoint_with_a_digest(tmp_path):
     torch.save({"a": torch.arange(4)}, tmp_path / "plain")
     path = Path(tmp_path / "digested")
     path.write_bytes(with_digest((tmp_path / "plain").read_bytes()))
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.arange(4))
+
+
+EARLY_STOPPING = [
+    "+callbacks.early_stopping._target_=pytorch_lightning.callbacks.EarlyStopping",
+    "+callbacks.early_stopping.monitor=val_top1", "+callbacks.early_stopping.mode=max",
+]  # fmt: skip
+
+
+def identity(*overrides):
+    return run_identity(to_plain(compose_config(["run_dir=run", *overrides])), {"store": "0"})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        EARLY_STOPPING,
+        [*EARLY_STOPPING, "+callbacks.early_stopping.patience=7"],
+        ["callbacks=ema"],
+        ["callbacks=freeze"],
+        ["callbacks=warmup"],
+        ["callbacks=warmup", "callbacks.warmup.margin_steps=7"],
+        ["+callbacks.checkpoint.every_n_epochs=2"],
+        ["callbacks.checkpoint=null"],
+        ["head.margin=0.4"],
+    ],
+    ids=" ".join,
+)
+def test_identity_depends_on_everything_that_changes_the_model(overrides):
+    assert identity(*overrides) != identity()
+    assert identity(*overrides) != identity(*EARLY_STOPPING, "+callbacks.early_stopping.patience=5")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["callbacks.last.every_n_steps=3", "callbacks.evaluate=null", "callbacks.export=null",
+     "callbacks.tensorboard.num_projected=5", "+callbacks.learning_rate.log_momentum=true",
+     "callbacks=export_only", "run_dir=/elsewhere/run", "logger=csv", "evaluate.batch_size=3"],
+)  # fmt: skip
+def test_identity_does_not_depend_on_paths_and_reports(override):
+    assert identity(override) == identity()
+
+
+def test_added_early_stopping_does_not_reuse_the_finished_run(in_tmp, capsys):
+    train = ["train", *SMALL, "callbacks=export_only", "callbacks.export=null"]
+    assert main(train) == 0
+    assert main([*train, *EARLY_STOPPING]) == 2
+    assert "contains a run of another config" in capsys.readouterr().err
+    assert main([*train, *EARLY_STOPPING, "overwrite=true"]) == 0
+    assert main([*train, *EARLY_STOPPING, "+callbacks.early_stopping.patience=1"]) == 2

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch where the batch lies, after loading and before normalisation.
+"""Augmentation of batches on their device, after loading and before normalisation.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -16,15 +16,15 @@ from arcloop.config.value_types import Fraction, NonNegativeFloat, checked
 
 
 class Augmentation(nn.Module, ABC):
-    """Maps a batch of pixels to a changed one; all its randomness comes from the generator."""
+    """Base class of augmentations; all random numbers come from the given generator."""
 
     @abstractmethod
     def forward(self, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Change the batch.
+        """Augment a batch.
 
         Args:
-            pixels_BCHW: Floating point, 0..255.
-            generator: On any device; drawn from in the same way whatever the device of the batch.
+            pixels_BCHW: Floating point, in [0, 255].
+            generator: On any device; the random numbers do not depend on the device of the batch.
 
         Returns:
             Tensor of the same shape, type, device and range.
@@ -32,18 +32,18 @@ class Augmentation(nn.Module, ABC):
 
 
 class NoAugmentation(Augmentation):
-    """Leaves the batch as it is."""
+    """Returns the batch unchanged."""
 
     def forward(self, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         return pixels_BCHW
 
 
 class RandomAffine(Augmentation):
-    """Shifts, scales and rotates each image about its centre, bilinear; what comes in is black.
+    """Shifts, scales and rotates each image about its centre, bilinear, with a black background.
 
     Args:
-        shift: Largest shift in each direction, as a share of height and width.
-        scale: Largest change of size: 0.1 draws factors from 1 / 1.1 to 1.1.
+        shift: Largest shift in each direction, as a share of height and width, in [0, 1].
+        scale: Largest change of size; 0.1 draws factors from 1 / 1.1 to 1.1.
         rotate_degrees: Largest angle to either side, in degrees.
     """
 
@@ -68,22 +68,22 @@ class RandomAffine(Augmentation):
 def warp(
     pixels_BCHW: Tensor, *, angle: Tensor, size: Tensor, right: Tensor, down: Tensor
 ) -> Tensor:
-    """Turn and resize each image about its centre, then shift it.
+    """Rotate and scale each image about its centre, then shift it.
 
     Args:
         pixels_BCHW: Floating point.
-        angle: In radians, clockwise as seen, [B, 1, 1].
-        size: Factor by which the content grows, [B, 1, 1].
+        angle: Clockwise, in radians, [B, 1, 1].
+        size: Factor of the content's size, [B, 1, 1].
         right: Shift as a share of the width, [B, 1, 1].
         down: Shift as a share of the height, [B, 1, 1].
 
     Returns:
-        Tensor of the same shape, bilinear, 0 where nothing was.
+        Tensor of the same shape, bilinear, 0 outside the image.
     """
     height, width = pixels_BCHW.shape[-2:]
     aspect = width / height
-    # Where each pixel comes from, so by the inverse: shift back, turn back, shrink. The edges of
-    # an image are -1 and 1 on both axes, whatever its aspect.
+    # The inverse transform maps each output pixel to its source. The edges of an image are -1 and
+    # 1 on both axes, independent of its aspect ratio.
     x_B1W = _centres(width, pixels_BCHW) - 2 * right
     y_BH1 = _centres(height, pixels_BCHW).unsqueeze(1) - 2 * down
     cos, sin = angle.cos() / size, angle.sin() / size
@@ -94,6 +94,6 @@ def warp(
 
 
 def _centres(count: int, like: Tensor) -> Tensor:
-    """Centres of `count` pixels between the edges -1 and 1."""
+    """Return the centres of `count` pixels between the edges -1 and 1."""
     steps = torch.arange(count, dtype=like.dtype, device=like.device)
     return (2 * steps + 1) / count - 1

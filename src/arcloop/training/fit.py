@@ -160,12 +160,12 @@ def _prepare_folder(
 
 
 def _print_mode(trainer: pl.Trainer, setup: TrainingSetup) -> None:
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    mode = "deterministic" if torch.are_deterministic_algorithms_enabled() else "not deterministic"
+    if torch.is_deterministic_algorithms_warn_only_enabled():
+        mode = "deterministic where possible"
     say(
         f"train: {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision},"
-        f" batch {setup.loader.batch_size}, "
-        + ("deterministic" if deterministic else "not deterministic")
-        + (", compiled" if setup.compile else "")
+        f" batch {setup.loader.batch_size}, {mode}{', compiled' if setup.compile else ''}"
     )
     on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if on_cpu and "bf16" in str(trainer.precision) and cpu_has_bf16() is False:
