@@ -47,7 +47,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return reproduce(rest)
     if verb == "leaderboard":
-        from arcloop.pipeline.leaderboard.command import leaderboard
+        from arcloop.pipeline.leaderboard.page import leaderboard
 
         return leaderboard(rest)
     if ("-h" in rest or "--help" in rest) and verb != "pipeline":

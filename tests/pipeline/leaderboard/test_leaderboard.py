@@ -12,11 +12,9 @@ import pytest
 from PIL import Image
 
 from arcloop.cli.main import main
-from arcloop.pipeline.leaderboard.board import Board
-from arcloop.pipeline.leaderboard.command import FIGURES, render
-from arcloop.pipeline.leaderboard.page import render_page
+from arcloop.pipeline.leaderboard.page import FIGURES, render, render_page
 from arcloop.pipeline.leaderboard.plots import draw
-from arcloop.pipeline.leaderboard.tables import command, markdown_page
+from arcloop.pipeline.leaderboard.tables import Board, markdown_page, rerun_command
 from arcloop.pipeline.leaderboard.value_plots import Objective
 
 METRICS = {"top1": 0.9, "map_at_r": 0.7, "eer": 0.02, "num_queries": 70}
@@ -94,7 +92,7 @@ def test_the_page_is_well_formed(sweep, count):
 
 def drawn(sweep):
     board = Board.of(sweep.path)
-    return set(draw(board.keys, board.settings, Objective(board.monitor, more=True)))
+    return set(draw(board.keys, board.settings, Objective(board.monitor, higher_is_better=True)))
 
 
 def test_plots_that_make_sense_and_no_others(sweep):
@@ -157,7 +155,7 @@ def test_the_command_of_a_setting_leaves_out_how_the_sweep_ran(sweep):
     values = {"head.margin": 0.2, "launcher.jobs": 4, "sweep": "optuna"}
     sweep.job(values, 0.8)
     board = Board.of(sweep.path)
-    assert command(board, board.settings[0]) == (
+    assert rerun_command(board, board.settings[0]) == (
         "arcloop train -m data=synthetic loader.batch_size=50 'head.margin=choice(0.2)'"
         f" hydra.sweep.dir={sweep.path}"
     )
@@ -174,8 +172,8 @@ def broken_manifest(sweep):
 
 
 WRONG = {
-    "no such folder": (lambda sweep: sweep.path.rmdir(), "there is no such folder"),
-    "an empty folder": (lambda sweep: None, "no job of a sweep here"),
+    "no such folder": (lambda sweep: sweep.path.rmdir(), this folder does not exist),
+    "an empty folder": (lambda sweep: None, "contains no job of a sweep"),
     "a single run": (lambda sweep: sweep.job({"seed": 0}, 0.9).rename("run"), "a single run"),
     "metrics that cannot be read": (broken_metrics, "metrics.json cannot be read"),
     "a manifest that cannot be read": (broken_manifest, "manifest.json is not a manifest"),

@@ -1,4 +1,4 @@
-"""The folder of a sweep -> its jobs, finished, failed and interrupted."""
+"""Jobs of a sweep, read from its folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from arcloop.errors import ArtifactError
 from arcloop.pipeline.sweeps import record
 
 SEED = "seed"
-ABOUT_THE_SWEEP = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
-"""What overrides begin with that say how a sweep ran, not what it tried."""
+SWEEP_KEYS = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
+"""Prefixes of overrides that configure the sweep itself and not what it compares."""
 _BEGUN = ".begun.json"
 
 
@@ -25,13 +25,13 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        folder: Where it ran.
-        given: What it was composed from.
-        swept: Keys that its sweep varied, and that its folder is named by.
-        config: Its resolved config; empty where it made no run.
-        objective: The monitored metric of val; None: it has none.
-        metrics: Name -> value, of the query split.
-        failure: Why it has no result; None: it is finished.
+        folder: Its run directory.
+        given: Its overrides.
+        swept: Keys that the sweep varies; they name the folder.
+        config: The resolved config; empty if the job produced no run.
+        objective: Best value of the monitored metric on val, or None.
+        metrics: Name -> value, on the query split.
+        failure: Why the job has no result; None if it finished.
         code: Git revision and package versions.
     """
 
@@ -46,17 +46,17 @@ class Job:
 
     @cached_property
     def overrides(self) -> Mapping[str, str]:
-        """Key -> value as given."""
+        """Key -> value, as given on the command line."""
         pairs = (override.lstrip("+~").partition("=") for override in self.given)
         return {key: value.strip("'\"") for key, _, value in pairs}
 
     @property
     def monitor(self) -> str | None:
-        """Name of the objective."""
+        """Name of the monitored metric."""
         return self.config.get("monitor")
 
     def value(self, key: str) -> str | None:
-        """Return what this job has for a key: as given, else as its config resolved it."""
+        """Return the value of a key: the override if there is one, else the resolved value."""
         if key in self.overrides:
             return self.overrides[key]
         node: Any = self.config
@@ -66,42 +66,47 @@ class Job:
 
 
 def read_jobs(sweep: Path) -> list[Job]:
-    """Read every job that has a folder in the folder of a sweep.
+    """Read every job in the folder of a sweep.
 
     Raises:
-        ArtifactError: There is no such folder, or no job in it, or what it made is damaged.
+        ArtifactError: The folder does not exist, contains no job, or a run in it is damaged.
     """
     if not sweep.is_dir():
         raise ArtifactError(
-            "there is no such folder",
+            "this folder does not exist",
             where=sweep,
-            remedy="pass the folder of a sweep: `arcloop train -m` makes runs/sweeps/NAME",
+            remedy="pass the folder of a sweep: `arcloop train -m` writes runs/sweeps/NAME",
         )
-    found = [_read(folder) for folder in sorted(sweep.iterdir()) if folder.is_dir()]
+    found = [_read_job(folder) for folder in sorted(sweep.iterdir()) if folder.is_dir()]
     jobs = [job for job in found if job is not None]
-    if not jobs:
-        inside = _is_run(sweep)
+    if not jobs and _is_run(sweep):
         raise ArtifactError(
-            "this is a single run" if inside else "there is no job of a sweep here",
+            "this is a single run, not a sweep",
             where=sweep,
-            remedy=f"pass the folder above it: {sweep.parent}" if inside
-            else "pass the folder of a sweep: `arcloop train -m` makes runs/sweeps/NAME",
-        )  # fmt: skip
+            remedy=f"pass its parent folder: {sweep.parent}",
+        )
+    if not jobs:
+        raise ArtifactError(
+            "this folder contains no job of a sweep",
+            where=sweep,
+            remedy="pass the folder of a sweep: `arcloop train -m` writes runs/sweeps/NAME",
+        )
     return jobs
 
 
-def _read(folder: Path) -> Job | None:
-    told = record.read(folder)
-    swept = tuple(told.swept) if told else ()
+def _read_job(folder: Path) -> Job | None:
+    recorded = record.read(folder)
+    swept = tuple(recorded.swept) if recorded else ()
     if _is_run(folder):
-        failure = told.failure.what if told and told.failure else None
-        return _finished(folder, artifacts.read(folder, "run"), swept, failure)
-    if told is not None:
-        failure = told.failure.what if told.failure else "its run was removed"
-        return Job(folder, told.overrides, swept, {}, None, {}, failure, {})
+        failure = recorded.failure.what if recorded and recorded.failure else None
+        return _finished_job(folder, artifacts.read(folder, "run"), swept, failure)
+    if recorded is not None:
+        failure = recorded.failure.what if recorded.failure else "the run was removed"
+        return Job(folder, recorded.overrides, swept, {}, None, {}, failure, {})
     if (folder / _BEGUN).is_file():
         given = [part for part in folder.name.split(",") if "=" in part]
-        return Job(folder, given, (), {}, None, {}, "interrupted: the same command goes on", {})
+        failure = "interrupted: run the same command again to continue it"
+        return Job(folder, given, (), {}, None, {}, failure, {})
     return None
 
 
@@ -111,10 +116,10 @@ def _is_run(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError):
-        return artifacts.read(folder, "run").kind == "run"  # which tells what is wrong with it
+        return artifacts.read(folder, "run").kind == "run"  # raises an error that explains it
 
 
-def _finished(folder: Path, run: Artifact, swept: tuple[str, ...], failure: str | None) -> Job:
+def _finished_job(folder: Path, run: Artifact, swept: tuple[str, ...], failure: str | None) -> Job:
     evaluation, metrics = folder / "evaluation", {}
     if artifacts.exists(evaluation):
         try:
@@ -130,11 +135,11 @@ def _finished(folder: Path, run: Artifact, swept: tuple[str, ...], failure: str 
     return Job(folder, given, swept, run.config, objective, metrics, failure, code)
 
 
-def varied(jobs: Sequence[Job]) -> list[str]:
-    """Return the keys that jobs have different values for, in the order they were given."""
+def varied_keys(jobs: Sequence[Job]) -> list[str]:
+    """Return the keys whose values differ between jobs, in the order of the command line."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
     return [
         key
         for key in keys
-        if not key.startswith(ABOUT_THE_SWEEP) and len({job.value(key) for job in jobs}) > 1
+        if not key.startswith(SWEEP_KEYS) and len({job.value(key) for job in jobs}) > 1
     ]

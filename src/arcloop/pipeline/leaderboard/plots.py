@@ -1,4 +1,4 @@
-"""Figures of a sweep: settings in, matplotlib Figure out."""
+"""Figures of a sweep: take settings and return matplotlib figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from arcloop.display.plotting import INK, RIGHT, WIDTH, figure, name_margin, short_name, styled
-from arcloop.pipeline.leaderboard.settings import Estimate, Setting, as_number, shown
+from arcloop.pipeline.leaderboard.settings import Estimate, Setting, as_number, short_value
 from arcloop.pipeline.leaderboard.value_plots import (
     Objective,
     heat_map,
@@ -18,26 +18,26 @@ from arcloop.pipeline.leaderboard.value_plots import (
     parallel,
 )
 
-_MOST_SETTINGS = 15
-_LONGEST = 34  # characters of a setting's name
+_MAX_SETTINGS = 15
+_MAX_NAME_LENGTH = 34  # characters of a setting's name
 _PREFERRED = ("head.margin", "head.scale")
 
 
 def draw(
     keys: Sequence[str], settings: Sequence[Setting], objective: Objective
 ) -> dict[str, Figure]:
-    """Return the figures that make sense for a sweep, by name.
+    """Return the figures that apply to a sweep, by name.
 
     Args:
-        keys: What varies, seeds apart.
-        settings: The best first.
-        objective: What they are ranked by.
+        keys: Varied keys, without the seed.
+        settings: Settings, best first.
+        objective: The metric that ranks them.
     """
     scored = [setting for setting in settings if setting.objective is not None]
     if len(scored) < 2:
         return {}
     numeric = [key for key in keys if _is_numeric(key, scored)]
-    figures = {"settings": compared(scored, objective)}
+    figures = {"settings": compare_settings(scored, objective)}
     if len(keys) == 1 and numeric:
         figures["curve"] = curve(numeric[0], scored, objective)
     if len(numeric) >= 2:
@@ -54,25 +54,28 @@ def _is_numeric(key: str, settings: Sequence[Setting]) -> bool:
 
 
 @styled
-def compared(settings: Sequence[Setting], objective: Objective) -> Figure:
-    """Draw each setting's objective, and top-1 of query: mean, interval, and each seed.
+def compare_settings(settings: Sequence[Setting], objective: Objective) -> Figure:
+    """Draw objective and query top-1 of each setting: mean, interval and single seeds.
 
     Args:
-        settings: The best first; of many, the best are drawn.
-        objective: What they are ranked by.
+        settings: Settings, best first; only the best are drawn if there are many.
+        objective: The metric that ranks them.
     """
-    settings = settings[:_MOST_SETTINGS]
-    names = [short_name(" · ".join(map(shown, s.values.values())), _LONGEST) for s in settings]
+    settings = settings[:_MAX_SETTINGS]
+    names = [
+        short_name(" · ".join(map(short_value, s.values.values())), _MAX_NAME_LENGTH)
+        for s in settings
+    ]
     with_query = any("top1" in setting.metrics for setting in settings)
     height = 0.7 + 0.27 * len(settings)
-    margins = (name_margin(names, _LONGEST), 0.25, 0.35, 0.32)
+    margins = (name_margin(names, _MAX_NAME_LENGTH), 0.25, 0.35, 0.32)
     drawn, axes = figure(1 + with_query, width=2 * WIDTH, height=max(height, 2.2), margins=margins)
     places = np.arange(len(settings))
     panels: list[tuple[str, str, list[Estimate | None]]] = [
-        (f"{objective.name}, which ranks", RIGHT, [setting.objective for setting in settings])
+        (f"{objective.name} (ranking)", RIGHT, [setting.objective for setting in settings])
     ]
     if with_query:
-        panels.append(("top1 of query", INK, [setting.metrics.get("top1") for setting in settings]))
+        panels.append(("top1 on query", INK, [setting.metrics.get("top1") for setting in settings]))
     for axis, (title, colour, estimates) in zip(axes, panels, strict=True):
         for place, estimate in zip(places.tolist(), estimates, strict=True):
             if estimate is None:
@@ -92,12 +95,12 @@ def compared(settings: Sequence[Setting], objective: Objective) -> Figure:
 
 @styled
 def curve(key: str, settings: Sequence[Setting], objective: Objective) -> Figure:
-    """Draw the objective over the one value that varies.
+    """Draw the objective over the only varied key.
 
     Args:
-        key: Its name; its values are numbers.
-        settings: In any order.
-        objective: What they are ranked by.
+        key: The key; its values are numbers.
+        settings: Settings in any order.
+        objective: The metric that ranks them.
     """
     drawn, (axis,) = figure(width=2 * WIDTH, height=3.2)
     points = sorted(zip(numbers(key, settings), settings, strict=True), key=lambda pair: pair[0])
@@ -130,6 +133,6 @@ def _whisker(
 
 
 def _fit(axis: Axes, values: Sequence[float]) -> None:
-    """Show all means and seeds; the interval of few seeds may be wider than any of them."""
+    """Fit the axis to means and seeds; intervals over few seeds may be much wider."""
     span = (max(values) - min(values)) or 0.01
     axis.set_xlim(min(values) - 0.25 * span, max(values) + 0.25 * span)

@@ -1,4 +1,4 @@
-"""Jobs that differ by their seed alone, as one: mean and confidence interval."""
+"""Settings of a sweep: jobs aggregated over seeds, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arcloop.pipeline.leaderboard.jobs import SEED, Job, varied
+from arcloop.pipeline.leaderboard.jobs import SEED, Job, varied_keys
 
-CONFIDENCE = 0.95
+# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom.
+_T_95 = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric over the seeds of a setting.
+    """Mean of a metric over seeds, with its 95% confidence interval.
 
     Attributes:
-        mean: Over the seeds.
-        half_width: Of its 95% confidence interval; None: one seed tells none.
-        values: One for each seed.
+        mean: Mean over the seeds.
+        half_width: Half width of the interval (Student's t); None for a single seed.
+        values: The value of each seed.
     """
 
     mean: float
@@ -28,7 +33,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """Estimate the mean by Student's t.
+        """Estimate the mean and its interval.
 
         >>> Estimate.of([0.97, 0.98, 0.99]).half_width  # doctest: +ELLIPSIS
         0.0248...
@@ -36,7 +41,7 @@ class Estimate:
         count = len(values)
         half = None
         if count > 1:
-            half = student_t(count - 1) * statistics.stdev(values) / math.sqrt(count)
+            half = t_quantile_95(count - 1) * statistics.stdev(values) / math.sqrt(count)
         return cls(statistics.fmean(values), half, tuple(values))
 
     def __str__(self) -> str:
@@ -46,13 +51,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the sweep tried, seeds apart.
+    """A combination of swept values, aggregated over seeds.
 
     Attributes:
         values: Value of each varied key.
-        jobs: One for each seed.
-        objective: Over the finished ones; None: there is none.
-        metrics: Name -> estimate, of those that every finished job has.
+        jobs: One job per seed.
+        objective: Estimate over the finished jobs; None if no job finished.
+        metrics: Name -> estimate, for metrics that all finished jobs have.
     """
 
     values: Mapping[str, str | None]
@@ -62,38 +67,39 @@ class Setting:
 
     @property
     def finished(self) -> int:
-        """How many of its jobs are finished."""
+        """Number of finished jobs."""
         return sum(job.failure is None for job in self.jobs)
 
     @property
     def label(self) -> str:
-        """Its values in a line."""
-        return ", ".join(f"{shown_key(key)} {shown(v)}" for key, v in self.values.items()) or "all"
+        """The values on one line."""
+        pairs = (f"{short_key(key)} {short_value(v)}" for key, v in self.values.items())
+        return ", ".join(pairs) or "all"
 
 
-def settings_of(jobs: Sequence[Job]) -> tuple[list[str], list[Setting]]:
-    """Group jobs by all that varies but the seed, the best by the objective first.
+def group_by_setting(jobs: Sequence[Job]) -> tuple[list[str], list[Setting]]:
+    """Group jobs that differ only by their seed.
 
     Returns:
-        Keys that vary, the seed left out, and the settings.
+        The varied keys without the seed, and the settings, best objective first.
     """
-    keys = [key for key in varied(jobs) if key != SEED]
+    keys = [key for key in varied_keys(jobs) if key != SEED]
     groups: dict[tuple[str | None, ...], list[Job]] = {}
     for job in jobs:
         groups.setdefault(tuple(job.value(key) for key in keys), []).append(job)
-    found = [_setting(dict(zip(keys, values, strict=True)), g) for values, g in groups.items()]
-    sign = -1 if better_is_more(jobs) else 1
+    found = [_aggregate(dict(zip(keys, values, strict=True)), g) for values, g in groups.items()]
+    sign = -1 if higher_is_better(jobs) else 1
     return keys, sorted(
         found, key=lambda s: math.inf if s.objective is None else sign * s.objective.mean
     )
 
 
-def better_is_more(jobs: Sequence[Job]) -> bool:
-    """Whether a larger objective is better."""
+def higher_is_better(jobs: Sequence[Job]) -> bool:
+    """Return whether a larger objective is better."""
     return not any(job.config.get("monitor_mode") == "min" for job in jobs)
 
 
-def _setting(values: Mapping[str, str | None], jobs: Sequence[Job]) -> Setting:
+def _aggregate(values: Mapping[str, str | None], jobs: Sequence[Job]) -> Setting:
     finished = [job for job in jobs if job.failure is None]
     objectives = [job.objective for job in finished if job.objective is not None]
     names = [n for n in (finished[0].metrics if finished else ())
@@ -106,11 +112,11 @@ def _setting(values: Mapping[str, str | None], jobs: Sequence[Job]) -> Setting:
     )
 
 
-def shown(value: str | None) -> str:
+def short_value(value: str | None) -> str:
     """Return a value short enough for a table.
 
-    >>> shown("0.47491026375865764"), shown("1e-05"), shown("arcface"), shown(None)
-    ('0.4749', '1e-05', 'arcface', '-')
+    >>> short_value("0.47491026375865764"), short_value("arcface"), short_value(None)
+    ('0.4749', 'arcface', '-')
     """
     if value is None:
         return "-"
@@ -118,17 +124,17 @@ def shown(value: str | None) -> str:
     return value if number is None or len(value) <= 6 else f"{number:.4g}"
 
 
-def shown_key(key: str) -> str:
+def short_key(key: str) -> str:
     """Return the last part of a key.
 
-    >>> shown_key("head.margin")
+    >>> short_key("head.margin")
     'margin'
     """
     return key.rpartition(".")[2]
 
 
 def as_number(value: str | None) -> float | None:
-    """Return a value as a number, None if it is none."""
+    """Return a value as a finite number, or None if it is not one."""
     try:
         number = float(value or "")
     except ValueError:
@@ -136,35 +142,18 @@ def as_number(value: str | None) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """Return t such that a share of `confidence` of Student's distribution lies within [-t, t].
-
-    By bisection of its distribution function (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+def t_quantile_95(degrees: int) -> float:
+    """Return t such that 95% of Student's t distribution lies in [-t, t].
 
     Args:
-        degrees: Degrees of freedom, from 1.
-        confidence: In (0, 1).
+        degrees: Degrees of freedom, at least 1. Above 30, the Cornish-Fisher expansion around the
+            normal quantile is used (Abramowitz and Stegun, 26.7.5); its error is below 1e-4.
 
-    >>> round(student_t(2), 3), round(student_t(30), 3)
-    (4.303, 2.042)
+    >>> t_quantile_95(2), round(t_quantile_95(100), 4)
+    (4.3027, 1.984)
     """
-    low, high = 0.0, 1.0
-    while _within(high, degrees) < confidence:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
-    return high
-
-
-def _within(t: float, degrees: int) -> float:
-    angle = math.atan2(t, math.sqrt(degrees))
-    cosine2 = math.cos(angle) ** 2
-    odd = degrees % 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0 if degrees == 1 else term
-    for k in range(2 + odd, degrees - 1, 2):
-        term *= cosine2 * (k - 1) / k
-        total += term
-    share = math.sin(angle) * total
-    return 2 / math.pi * (angle + share) if odd else share
+    if degrees <= len(_T_95):
+        return _T_95[degrees - 1]
+    z = 1.959964
+    first = (z**3 + z) / (4 * degrees)
+    return z + first + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)

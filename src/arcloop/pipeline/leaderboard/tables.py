@@ -1,4 +1,4 @@
-"""A leaderboard as CSV, as a table on the terminal, and as a page of Markdown."""
+"""A leaderboard as CSV, terminal table and Markdown page."""
 
 from __future__ import annotations
 
@@ -6,18 +6,87 @@ import csv
 import io
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from rich.table import Table
 
-from arcloop.pipeline.leaderboard.board import Board
-from arcloop.pipeline.leaderboard.jobs import ABOUT_THE_SWEEP, SEED
-from arcloop.pipeline.leaderboard.settings import Estimate, Setting, shown, shown_key
+from arcloop.pipeline.leaderboard.jobs import SEED, SWEEP_KEYS, Job, read_jobs
+from arcloop.pipeline.leaderboard.settings import (
+    Estimate,
+    Setting,
+    group_by_setting,
+    short_key,
+    short_value,
+)
 
-_MOST_ROWS = 30
+_MAX_ROWS = 30
+_COLUMNS = ("top1", "recall_at_5", "map_at_r", "eer", "tar_at_far_1e-3")
+
+
+@dataclass(frozen=True)
+class Board:
+    """The jobs of a sweep and the ranking of their settings.
+
+    Attributes:
+        folder: Folder of the sweep.
+        jobs: All jobs, ordered by folder name.
+        keys: Varied keys, without the seed.
+        settings: Settings, best objective first.
+        monitor: Name of the objective, a metric of the val split.
+    """
+
+    folder: Path
+    jobs: Sequence[Job]
+    keys: Sequence[str]
+    settings: Sequence[Setting]
+    monitor: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Board:
+        """Read the jobs of a sweep and rank them.
+
+        Raises:
+            ArtifactError: The folder contains no jobs.
+        """
+        jobs = read_jobs(folder)
+        keys, settings = group_by_setting(jobs)
+        monitors = [job.monitor for job in jobs if job.monitor]
+        return cls(folder, jobs, keys, settings, monitors[0] if monitors else "objective")
+
+    @property
+    def failed(self) -> list[Job]:
+        """Jobs that have no result."""
+        return [job for job in self.jobs if job.failure is not None]
+
+    @property
+    def columns(self) -> list[str]:
+        """Metrics of the query split to show, among those that were recorded."""
+        return [n for n in _COLUMNS if any(n in setting.metrics for setting in self.settings)]
+
+    @property
+    def facts(self) -> list[str]:
+        """Lines that describe data, epochs, device and versions of the finished jobs."""
+        runs = [job for job in self.jobs if job.config]
+        if not runs:
+            return []
+
+        def distinct(values: Sequence[object]) -> str:
+            return ", ".join(sorted({str(value) for value in values}))
+
+        trainers = [job.config["trainer"] for job in runs]
+        return [
+            f"data: {distinct([job.config['data']['name'] for job in runs])}",
+            f"epochs: {distinct([trainer['max_epochs'] for trainer in trainers])}",
+            f"device: {distinct([trainer['accelerator'] for trainer in trainers])}, "
+            + distinct([trainer["precision"] for trainer in trainers]),
+            f"torch: {distinct([job.code['packages'].get('torch') for job in runs])}",
+            f"git: {distinct([str(job.code['git'])[:10] for job in runs])}",
+        ]
 
 
 def settings_csv(board: Board) -> bytes:
-    """Return a row for each setting, the best first: mean, half width of the interval, seeds."""
+    """Return CSV with one row per setting: mean, half width of the interval and seed counts."""
     metrics = list(dict.fromkeys(name for setting in board.settings for name in setting.metrics))
     names = [board.monitor, *metrics]
     header = [*board.keys, "jobs", "finished"]
@@ -33,7 +102,7 @@ def settings_csv(board: Board) -> bytes:
 
 
 def jobs_csv(board: Board) -> bytes:
-    """Return a row for each job, failed ones with the reason."""
+    """Return CSV with one row per job; failed jobs have a reason."""
     keys = [*board.keys, *([SEED] if any(SEED in job.overrides for job in board.jobs) else [])]
     metrics = list(dict.fromkeys(name for job in board.jobs for name in job.metrics))
     header = ["folder", *keys, board.monitor, *metrics, "failure"]
@@ -59,34 +128,34 @@ def terminal_table(board: Board, width: int) -> Table:
     """Return the best settings as a table for a terminal.
 
     Args:
-        board: What to show.
-        width: Characters in a line; as many metrics are shown as have room.
+        board: The leaderboard.
+        width: Width of the terminal in characters; it limits the number of metric columns.
     """
     table = Table(title=str(board.folder), title_justify="left")
     table.add_column("", justify="right")
     for key in board.keys:
-        table.add_column(shown_key(key), min_width=6)
+        table.add_column(short_key(key), min_width=6)
     table.add_column("seeds", justify="right", min_width=6)
     room = max(1, (width - 32 - 10 * len(board.keys)) // 20)
     columns = board.columns[:room]
-    for name in (f"{board.monitor}, ranks", *columns):
+    for name in (f"{board.monitor} (ranking)", *columns):
         table.add_column(name, justify="right", no_wrap=True)
-    for number, setting in enumerate(board.settings[:_MOST_ROWS], start=1):
+    for number, setting in enumerate(board.settings[:_MAX_ROWS], start=1):
         table.add_row(
             str(number),
-            *map(shown, setting.values.values()),
-            seeds(setting),
+            *map(short_value, setting.values.values()),
+            seed_count(setting),
             _text(setting.objective),
             *(_text(setting.metrics.get(name)) for name in columns),
         )
-    hidden = len(board.settings) - _MOST_ROWS
+    hidden = len(board.settings) - _MAX_ROWS
     if hidden > 0:
-        table.caption = f"and {hidden} more, see leaderboard.csv"
+        table.caption = f"{hidden} more in leaderboard.csv"
     return table
 
 
-def seeds(setting: Setting) -> str:
-    """Return how many jobs are finished, and of how many, if not all."""
+def seed_count(setting: Setting) -> str:
+    """Return the number of finished jobs, and the total if some are missing."""
     finished, jobs = setting.finished, len(setting.jobs)
     return str(jobs) if finished == jobs else f"{finished} of {jobs}"
 
@@ -96,15 +165,15 @@ def _text(estimate: Estimate | None) -> str:
 
 
 def markdown_page(board: Board) -> str:
-    """Return the leaderboard as a page of Markdown, each row with the command that made it."""
-    columns = ["", *(shown_key(key) for key in board.keys), "seeds", board.monitor, *board.columns]
+    """Return the leaderboard as a Markdown page, with the command that reproduces each row."""
+    columns = ["", *(short_key(key) for key in board.keys), "seeds", board.monitor, *board.columns]
     lines = [
         "# Results",
         "",
-        "Written by `make results`; every row is made by the command of the same number below.",
-        f"Mean and 95% confidence interval over seeds (Student's t). `{board.monitor}` is of val,",
-        "which selects the checkpoint and ranks the rows; all other columns are of query, which",
-        "judges and which nothing was tuned on.",
+        "Written by `make results`. The command with the same number below reproduces a row.",
+        "Values are means with 95% confidence intervals over seeds (Student's t).",
+        f"`{board.monitor}` is measured on val, which selects the checkpoint and ranks the rows.",
+        "All other columns are measured on query, which is used for evaluation only.",
         "",
         *(f"- {fact}" for fact in board.facts),
         "",
@@ -119,15 +188,15 @@ def markdown_page(board: Board) -> str:
     ]
     for number, setting in enumerate(board.settings, start=1):
         estimates = [setting.objective, *(setting.metrics.get(name) for name in board.columns)]
-        values = [shown(value) for value in setting.values.values()]
-        lines.append(_row([str(number), *values, seeds(setting), *map(_text, estimates)]))
+        values = [short_value(value) for value in setting.values.values()]
+        lines.append(_row([str(number), *values, seed_count(setting), *map(_text, estimates)]))
     failed = [job for job in board.jobs if job.failure is not None]
     if failed:
-        lines += ["", "Without a result:", ""]
+        lines += ["", "Jobs without a result:", ""]
         lines += [f"- `{j.folder.name}`: {(j.failure or '').splitlines()[0]}" for j in failed]
     lines += ["", "```console"]
     lines += [
-        f"{command(board, setting)}  # {number}"
+        f"{rerun_command(board, setting)}  # {number}"
         for number, setting in enumerate(board.settings, start=1)
     ]
     return "\n".join([*lines, "```", ""])
@@ -137,11 +206,11 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def command(board: Board, setting: Setting) -> str:
-    """Return the command that makes the jobs of a setting, and takes those that are there.
+def rerun_command(board: Board, setting: Setting) -> str:
+    """Return the command that runs the jobs of a setting and reuses finished ones.
 
-    Every key that named the jobs' folders is swept in it, be it over one value, as choice(...): so
-    the folders are the same.
+    Every swept key appears in it as a sweep, if necessary over one value as `choice(...)`, so that
+    the jobs use the same folders.
     """
     first = setting.jobs[0]
     swept = first.swept or (*board.keys, SEED)
@@ -150,7 +219,7 @@ def command(board: Board, setting: Setting) -> str:
     for override in first.given:
         key, _, value = override.partition("=")
         name = key.lstrip("+~")
-        if name.startswith(ABOUT_THE_SWEEP):
+        if name.startswith(SWEEP_KEYS):
             continue
         if name == SEED and "," in numbers:
             words.append(f"{key}={numbers}")

@@ -1,4 +1,4 @@
-"""Figures over the values that a sweep varies: two at a time, and all together."""
+"""Heat map and parallel coordinates over the values that a sweep varies."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from arcloop.display.plotting import INK, RIGHT, WIDTH, WRONG, figure, short_name, styled
-from arcloop.pipeline.leaderboard.settings import Setting, as_number, shown, shown_key
+from arcloop.pipeline.leaderboard.settings import Setting, as_number, short_key, short_value
 
-_MOST_CELLS = 14
-_LEAST_FILLED = 0.6
+_MAX_CELLS = 14
+_MIN_FILLED = 0.6
 _WORSE_TO_BETTER = LinearSegmentedColormap.from_list("worse to better", [WRONG, "#b9b6b4", RIGHT])
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What settings are ranked by.
+    """The metric that ranks settings.
 
     Attributes:
-        name: Of the metric.
-        more: Whether more of it is better.
+        name: Name of the metric.
+        higher_is_better: Direction of the ranking.
     """
 
     name: str
-    more: bool
+    higher_is_better: bool
 
     def colours(self, scores: npt.NDArray[np.float64]) -> ScalarMappable:
-        """Return the colours of scores, spread so that a few bad ones do not flatten the rest."""
-        if self.more:
+        """Return a colour scale for scores; a few bad outliers do not compress the others."""
+        if self.higher_is_better:
             low, quarter, high = np.quantile(scores, [0, 0.25, 1])
             low = max(low, quarter - 2 * (high - quarter))
         else:
             low, quarter, high = np.quantile(scores, [0, 0.75, 1])
             high = min(high, quarter + 2 * (quarter - low))
-        scale = _WORSE_TO_BETTER if self.more else _WORSE_TO_BETTER.reversed()
+        scale = _WORSE_TO_BETTER if self.higher_is_better else _WORSE_TO_BETTER.reversed()
         return ScalarMappable(Normalize(low, high if high > low else low + 1e-9), scale)
 
 
 @styled
 def heat_map(x: str, y: str, settings: Sequence[Setting], objective: Objective) -> Figure:
-    """Draw the objective over two values: cells where they form a grid, else points.
+    """Draw the objective over two keys: cells if the values form a grid, otherwise points.
 
     Args:
-        x: Key whose values go along.
-        y: Key whose values go up.
-        settings: The best first; those that share both values are averaged.
-        objective: What they are ranked by.
+        x: Key of the horizontal axis.
+        y: Key of the vertical axis.
+        settings: Settings, best first; settings that share both values are averaged.
+        objective: The metric that ranks them.
     """
     xs, ys = numbers(x, settings), numbers(y, settings)
     scores = _scores(settings)
@@ -60,7 +60,7 @@ def heat_map(x: str, y: str, settings: Sequence[Setting], objective: Objective) 
     columns, rows = np.unique(xs), np.unique(ys)
     colours = objective.colours(scores)
     filled = len({*zip(xs.tolist(), ys.tolist(), strict=True)}) / (len(columns) * len(rows))
-    if max(len(columns), len(rows)) <= _MOST_CELLS and filled >= _LEAST_FILLED:
+    if max(len(columns), len(rows)) <= _MAX_CELLS and filled >= _MIN_FILLED:
         cells = np.full((len(rows), len(columns)), np.nan)
         for row, column in np.ndindex(cells.shape):
             here = scores[(xs == columns[column]) & (ys == rows[row])]
@@ -89,12 +89,12 @@ def heat_map(x: str, y: str, settings: Sequence[Setting], objective: Objective) 
 
 @styled
 def parallel(keys: Sequence[str], settings: Sequence[Setting], objective: Objective) -> Figure:
-    """Draw each setting as a line through its values to its objective.
+    """Draw each setting as a line through its values to its objective (parallel coordinates).
 
     Args:
-        keys: What varies, an axis each.
-        settings: The best first; it is drawn on top.
-        objective: What they are ranked by, the last axis.
+        keys: Varied keys, one axis each.
+        settings: Settings, best first; the best is drawn on top.
+        objective: The metric that ranks them; the last axis.
     """
     height = 3.8
     drawn, (axis,) = figure(width=2 * WIDTH, height=height, margins=(0.9, 1.3, 0.5, 0.25))
@@ -126,7 +126,7 @@ def parallel(keys: Sequence[str], settings: Sequence[Setting], objective: Object
             linewidth=2.6 if number == 0 else 1.3,
         )
     axis.set(xlim=(0, len(keys)), ylim=(-0.05, 1.05))
-    axis.set_xticks(range(len(keys) + 1), [*map(shown_key, keys), objective.name])
+    axis.set_xticks(range(len(keys) + 1), [*map(short_key, keys), objective.name])
     axis.set_yticks([])
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
@@ -135,7 +135,7 @@ def parallel(keys: Sequence[str], settings: Sequence[Setting], objective: Object
 
 
 def _axis(texts: Sequence[str | None]) -> tuple[npt.NDArray[Any], list[tuple[float, str]]]:
-    """Return the place in [0, 1] of each value, and ticks: numbers by size, names evenly."""
+    """Return the position in [0, 1] of each value, and ticks; names are spaced evenly."""
     numbers = [as_number(text) for text in texts]
     if all(number is not None for number in numbers):
         values = np.array(numbers, dtype=float)
@@ -151,14 +151,14 @@ def _axis(texts: Sequence[str | None]) -> tuple[npt.NDArray[Any], list[tuple[flo
             (float((m - low) / span), f"{v:.3g}") for m, v in zip(marks, distinct, strict=True)
         ]
         return (scaled - low) / span, ticks
-    names = list(dict.fromkeys(shown(text) for text in texts))
+    names = list(dict.fromkeys(short_value(text) for text in texts))
     places = np.linspace(0, 1, len(names)) if len(names) > 1 else np.array([0.5])
-    heights = np.array([places[names.index(shown(text))] for text in texts])
+    heights = np.array([places[names.index(short_value(text))] for text in texts])
     return heights, list(zip(places.tolist(), names, strict=True))
 
 
 def numbers(key: str, settings: Sequence[Setting]) -> npt.NDArray[np.float64]:
-    """Return the values of a key, all of which are numbers."""
+    """Return the values of a key, which must all be numbers."""
     return np.array([as_number(setting.values[key]) for setting in settings], dtype=np.float64)
 
 
@@ -167,7 +167,7 @@ def _scores(settings: Sequence[Setting]) -> npt.NDArray[np.float64]:
 
 
 def is_logarithmic(values: npt.NDArray[np.float64]) -> bool:
-    """Whether values are spread over magnitudes, like learning rates or scales of 8, 16, 32, 64."""
+    """Return whether values span a ratio of at least 8, as learning rates or scales do."""
     return bool(values.min() > 0 and values.max() / values.min() >= 8)
 
 
