@@ -41,7 +41,9 @@ def test_the_loss_follows_that_of_the_dense_head_through_every_change_of_world(r
 
 
 def test_what_a_head_remembers_is_that_of_the_global_batch_and_outlives_a_change_of_world(runs):
-    assert curve(runs / "remembering") == pytest.approx(curve(runs / "alone"), rel=1e-5)
+    # Two processes sum in another order than one. After six steps in float32, the losses differ by
+    # up to 4e-6, by how much depends on the instruction set.
+    assert curve(runs / "remembering") == pytest.approx(curve(runs / "alone"), rel=1e-4)
     for epoch in (1, 2):
         several, one = (
             read_checkpoint(runs / f"{name}-{epoch}.ckpt")["state_dict"]
