@@ -119,6 +119,8 @@ def vanish(share):
 
 
 def main():
+    # Threads of OpenMP do not survive a fork: with several, the child processes would not end.
+    torch.set_num_threads(1)
     config = compose_config(SETTINGS)
     apply("prepare", config, {}, STORE)
     torch.manual_seed(0)
