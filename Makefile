@@ -13,8 +13,19 @@ SEEDS ?= 0,1,2
 RESULTS ?= experiment=mnist
 RESULTS_PAGE ?= docs/results.md
 
+# Rounding depends on the instruction set and on the number of threads, so the tests that compare
+# numbers run twice more: with the instructions of SSE4 and one thread, and of AVX2 and two threads.
+NUMERICS := tests/evaluation tests/models/heads tests/models/test_embedder.py tests/retrieval \
+	tests/test_disjoint.py tests/test_searcher.py tests/training/test_team.py \
+	tests/serving/test_responder.py \
+	tests/test_processes.py::test_a_sweep_over_two_processes_makes_complete_runs_on_the_curve_of_one
+SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
+	MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem FAISS_SIMD_LEVEL=NONE OMP_NUM_THREADS=1
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	OPENBLAS_CORETYPE=Haswell FAISS_SIMD_LEVEL=AVX2 OMP_NUM_THREADS=2
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test check lint format bench bench-full bench-quick docs results clean
+.PHONY: help install demo serve pipeline test test-numerics check lint format bench bench-full bench-quick docs results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -42,7 +53,11 @@ test: $(INSTALLED)  ## every test; those that start servers one after another
 	$(BIN)/python -m pytest -n $(WORKERS) tests src --ignore=tests/serving
 	$(BIN)/python -m pytest tests/serving
 
-check: lint test  ## lint, then tests, doctests, docs' code
+test-numerics: $(INSTALLED)  ## the tests that compare numbers, with SSE4 and with AVX2
+	$(SSE4) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERICS)
+	$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERICS)
+
+check: lint test test-numerics  ## lint, then tests, doctests, docs' code
 
 lint: $(INSTALLED)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
