@@ -15,10 +15,7 @@ RESULTS_PAGE ?= docs/results.md
 
 # Rounding depends on the instruction set and on the number of threads, so the tests that compare
 # numbers run twice more: with the instructions of SSE4 and one thread, and of AVX2 and two threads.
-NUMERICS := tests/evaluation tests/models/heads tests/models/test_embedder.py tests/retrieval \
-	tests/test_disjoint.py tests/test_searcher.py tests/training/test_team.py \
-	tests/serving/test_responder.py \
-	tests/test_processes.py::test_a_sweep_over_two_processes_makes_complete_runs_on_the_curve_of_one
+NUMERICS := tests/evaluation tests/models/heads tests/retrieval tests/runtime
 SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem FAISS_SIMD_LEVEL=NONE OMP_NUM_THREADS=1
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \

@@ -172,7 +172,7 @@ def broken_manifest(sweep):
 
 
 WRONG = {
-    "no such folder": (lambda sweep: sweep.path.rmdir(), this folder does not exist),
+    "no such folder": (lambda sweep: sweep.path.rmdir(), "this folder does not exist"),
     "an empty folder": (lambda sweep: None, "contains no job of a sweep"),
     "a single run": (lambda sweep: sweep.job({"seed": 0}, 0.9).rename("run"), "a single run"),
     "metrics that cannot be read": (broken_metrics, "metrics.json cannot be read"),
