@@ -11,9 +11,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     """Carry out what the command line asks for, in a process of its own; returns the exit code."""
     code = main(argv)
     if code == 0 and "torch.distributed" in sys.modules:  # a launcher may have started this one
-        from arcloop.distributed.launcher import leave_group
+        from arcloop.distributed.process_group import leave_process_group
 
-        leave_group()
+        leave_process_group()
     leave_to_the_end_of_the_process()
     return code
 

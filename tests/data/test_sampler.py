@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from arcloop.data.loading import sampler
 from arcloop.data.loading.sampler import OrderedBatches, ShuffledBatches
+from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import DataError
 
 
 def at(monkeypatch, rank, world):
-    monkeypatch.setattr(sampler, "place", lambda: (rank, world))
+    monkeypatch.setattr(sampler, "current_process_group", lambda: ProcessGroup(rank, world))
 
 
 def shuffled(*, rows, batch_size, seed, world=1):

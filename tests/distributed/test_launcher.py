@@ -1,4 +1,4 @@
-"""Several processes train as one does, fail as one, and are started as the field starts them."""
+"""Training in several processes: results of one process, common failure, external launchers."""
 
 import csv
 import os
@@ -16,6 +16,9 @@ from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.cli.main import main
+from arcloop.config.composition import compose_config
+from arcloop.distributed.launcher import count_processes_to_start
+from arcloop.errors import ConfigError
 
 TWO = [*SMALL, "trainer=ddp_cpu", "loader.batch_size=25", "callbacks=export_only"]
 
@@ -51,7 +54,7 @@ def test_a_sweep_over_two_processes_makes_complete_runs_on_the_curve_of_one(in_t
 
 
 def ranks_of(parent):
-    """Pids of the training processes below a command."""
+    """Process ids of the training processes that a command started."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -65,7 +68,7 @@ def ranks_of(parent):
     return found
 
 
-def test_a_rank_killed_in_the_middle_ends_the_job_by_name_and_it_goes_on(in_tmp):
+def test_a_killed_rank_ends_the_job_which_can_then_resume(in_tmp):
     arguments = ["train", *TWO, "trainer.max_epochs=40"]
     process = subprocess.Popen(
         [sys.executable, "-m", "arcloop", *arguments], stderr=subprocess.PIPE, text=True
@@ -88,7 +91,7 @@ def test_a_rank_killed_in_the_middle_ends_the_job_by_name_and_it_goes_on(in_tmp)
 
 @pytest.mark.parametrize("variables", ["options", "PET"])
 def test_torchrun_over_two_nodes(in_tmp, variables):
-    """With options as a person types them, or the PET_ variables that a TrainJob sets."""
+    """With options on the command line, or with the PET_ variables that a TrainJob sets."""
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     job = ["-m", "arcloop", "train", *TWO, "trainer.devices=1", "trainer.num_nodes=2"]
     port, nodes = free_port(), []
@@ -108,9 +111,51 @@ def test_torchrun_over_two_nodes(in_tmp, variables):
 def test_several_devices_without_a_strategy_for_them_are_refused(in_tmp, capsys):
     assert main(["train", *TWO, "trainer=cpu", "trainer.devices=2"]) == 2
     error = capsys.readouterr().err
-    assert "2 devices, but a strategy of one process" in error
+    assert "2 devices, but a strategy for one process" in error
     assert "trainer=ddp_cpu" in error
     assert not any(in_tmp.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("trainer", "devices", "expected"),
+    [
+        ("ddp", "'0,1'", 2),
+        ("ddp", "'1,3'", 2),
+        ("ddp", "'2'", 2),
+        ("ddp", "2", 2),
+        ("ddp", "[0,2,3]", 3),
+        ("ddp", "'3,'", 1),
+        ("ddp", "-1", 4),
+        ("ddp", "'-1'", 4),
+        ("ddp", "auto", 4),
+        ("ddp_cpu", "'3'", 3),
+        ("ddp_cpu", "3", 3),
+        ("gpu", "[2]", 1),
+    ],
+)
+def test_devices_are_counted_as_lightning_counts_them(monkeypatch, trainer, devices, expected):
+    """On a machine with four GPUs."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = compose_config([f"trainer={trainer}", f"trainer.devices={devices}"])
+    assert count_processes_to_start(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("trainer", "devices", "message"),
+    [
+        ("ddp", "'0,7'", r"requested gpu: \[0, 7\]"),
+        ("ddp_cpu", "'0,1'", "trainer.devices='0,1' is not possible with trainer.accelerator=cpu"),
+        ("ddp_cpu", "0", "trainer.devices=0 is not possible"),
+        ("gpu", "'0,1'", "2 devices, but a strategy for one process"),
+    ],
+)
+def test_devices_that_do_not_exist_are_refused(monkeypatch, trainer, devices, message):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = compose_config([f"trainer={trainer}", f"trainer.devices={devices}"])
+    with pytest.raises(ConfigError, match=message):
+        count_processes_to_start(config)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +176,8 @@ def test_another_number_of_processes_than_asked_for_is_refused(
     assert "1 nodes x 4 devices" in error
 
 
-def test_what_fails_after_fit_in_one_process_ends_the_job_with_its_message(in_tmp, capfd):
-    """Rank zero builds the index while the other waits for it."""
+def test_a_failure_of_one_process_after_fit_ends_the_job_with_its_message(in_tmp, capfd):
+    """Rank 0 builds the index while rank 1 waits for it."""
     after_fit = [one for one in TWO if not one.startswith("callbacks=")]
     index = ["index=factory", "index.factory='IVF4096,Flat'", "trainer.max_epochs=1"]
     assert main(["train", *after_fit, *index]) in (1, 2)

@@ -3,23 +3,23 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.distributed.process_group import ALONE, Share
+from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup, current_process_group
 
 
 @given(st.integers(0, 200), st.integers(1, 30), st.integers(1, 7))
-def test_parts_cover_each_row_once_in_order_and_are_cut_between_units(total, unit, world):
-    parts = []
-    for rank in range(world):
-        share = Share()
-        share.rank, share.world = rank, world
-        parts.append(share.part(total, unit))
-    assert list(chain(*parts)) == list(range(total))
-    assert all(part.start % unit == 0 or part.start == total for part in parts)
-    units = [-(-len(part) // unit) for part in parts]
+def test_shards_cover_each_row_once_in_order_with_boundaries_between_units(
+    num_rows, unit, world_size
+):
+    shards = [ProcessGroup(rank, world_size).shard(num_rows, unit) for rank in range(world_size)]
+    assert list(chain(*shards)) == list(range(num_rows))
+    assert all(shard.start % unit == 0 or shard.start == num_rows for shard in shards)
+    units = [-(-len(shard) // unit) for shard in shards]
     assert max(units) - min(units) <= 1
 
 
-def test_the_only_process_does_all_and_hears_itself():
-    assert ALONE.part(7, 3) == range(7)
-    assert ALONE.tell(lambda: "x") == "x"
-    assert ALONE.gather(lambda: "x") == ["x"]
+def test_a_single_process_has_all_rows_and_receives_its_own_objects():
+    assert current_process_group() is SINGLE_PROCESS
+    assert SINGLE_PROCESS.shard(7, 3) == range(7)
+    assert SINGLE_PROCESS.broadcast(lambda: "x") == "x"
+    assert SINGLE_PROCESS.gather(lambda: "x") == ["x"]
+    SINGLE_PROCESS.barrier()

@@ -11,7 +11,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
 
-from arcloop.distributed.process_group import Share
+from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import DataError
 from arcloop.evaluation import conclude, examine, judge
 from arcloop.runtime.searcher import search as search_faiss
@@ -163,14 +163,13 @@ def test_the_first_right_row_is_found_however_far_back_it_is():
 )
 def test_shares_put_together_are_the_whole_to_the_last_bit(queries, gallery, world):
     def share_of(rank):
-        share = Share()
-        share.rank, share.world = rank, world
-        part = share.part(len(queries[1]), settings().batch_size)
+        group = ProcessGroup(rank, world)
+        part = group.shard(len(queries[1]), settings().batch_size)
         own = slice(part.start, part.stop)
         found = examine(
             cut(queries[0][own], queries[1][own], [3]), lambda: cut(*gallery, [5]),
             exact(gallery[0]), gallery[1], CLASSES, settings(num_mistakes=3), 0.5,
-            num_queries=len(queries[1]), share=share,
+            num_queries=len(queries[1]), group=group,
         )  # fmt: skip
         return pickle.loads(pickle.dumps(found))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from arcloop.distributed.process_group import launched_rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +24,7 @@ def console() -> Console:
     """
     from rich.console import Console
 
-    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+    return Console(stderr=True, quiet=launched_rank() != 0)
 
 
 @contextlib.contextmanager

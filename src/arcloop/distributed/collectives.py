@@ -1,14 +1,13 @@
-"""Collectives of a head whose classes are spread over the processes, with their gradients.
+"""Collective operations on tensors, with gradients where a loss needs them.
 
-Each process has a loss of its own batch, and all of them go backward together. What is minimised is
-the mean of these losses over the processes, as under DDP: gradients of shards are those of this
-mean; gradients of what DDP goes on to average are those of the process's own loss.
+Only all_gather, all_reduce and gather are used, which gloo and NCCL both implement. With a single
+process every operation returns its input.
 
-Only all_gather, all_reduce and gather are used: gloo and NCCL have them all. Without a process
-group there is one process.
+Each process has a loss of its own batch and all of them call backward together. The loss that is
+minimised is the mean of these losses. DDP averages the gradients of the parameters that all
+processes share, so those gradients are of the process's own loss.
 
-Shapes: W processes, B batch of one of them (the same in all), N = W·B, D embedding, n classes of
-this process, M targets among them.
+Shapes: W processes, B rows of one process (the same number in all), N = W·B, D features.
 """
 
 from __future__ import annotations
@@ -19,58 +18,62 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_GATHERED_BYTES = 2**26
+from arcloop.distributed.process_group import ProcessGroup, current_process_group
 
-
-def place() -> tuple[int, int]:
-    """Return this process's rank and the number of processes; (0, 1) when not distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def part(total: int, rank: int, world: int) -> range:
-    """Return which of `total` rows a rank has: contiguous, and no two ranks differ by two.
-
-    >>> [part(7, rank, 3) for rank in range(3)]
-    [range(0, 2), range(2, 4), range(4, 7)]
-    """
-    return range(total * rank // world, total * (rank + 1) // world)
+_GATHER_BYTES = 2**26
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Sum over the processes, in place and without a gradient."""
-    if place()[1] > 1:
+    """Sum a tensor over the processes, in place and without a gradient."""
+    if current_process_group().world_size > 1:
         dist.all_reduce(tensor, dist.ReduceOp.SUM)
     return tensor
 
 
+def sum_with_gradient(tensor: Tensor) -> Tensor:
+    """Sum a tensor over the processes; the gradient is the sum of the gradients of all of them."""
+    summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+        return sum_over_processes(tensor.clone())
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> Tensor:
+        return sum_over_processes(grads[0].clone())
+
+
 def gather_rows(own_B: Tensor) -> Tensor:
-    """Stack the rows of all processes, [W·B, ...], in the order of ranks; without a gradient."""
-    world = place()[1]
-    if world == 1:
+    """Concatenate the rows of all processes in order of rank, [N, ...], without a gradient."""
+    world_size = current_process_group().world_size
+    if world_size == 1:
         return own_B
-    parts = [torch.empty_like(own_B) for _ in range(world)]
+    parts = [torch.empty_like(own_B) for _ in range(world_size)]
     dist.all_gather(parts, own_B.contiguous())
     return torch.cat(parts)
 
 
-def gather_features(own_BD: Tensor) -> Tensor:
-    """Stack the features of all processes, [N, D]; each gets the gradient of its own loss back.
+def gather_for_sharded_loss(own_BD: Tensor) -> Tensor:
+    """Concatenate the features of all processes, [N, D], for a loss whose classes are sharded.
 
-    Every process has the part of that gradient which comes through its own classes: their sum is of
-    the mean of the losses, and W times as much is of the own one, of which DDP takes the mean.
+    Each process computes the part of the gradient that comes through its own classes. The sum of
+    these parts is the gradient of the mean loss. It is multiplied by W, which gives the gradient of
+    the process's own loss, because DDP divides by W.
     """
-    gathered: Tensor = _Gather.apply(own_BD, place()[1])  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
+        own_BD, current_process_group().world_size
+    )
     return gathered
 
 
-def gather_batch(own_BD: Tensor) -> Tensor:
-    """Stack the features of all processes, [N, D], where each takes a loss of all of them.
+def gather_for_global_loss(own_BD: Tensor) -> Tensor:
+    """Concatenate the features of all processes, [N, D], for a loss that each computes of all rows.
 
-    The gradient that comes back is that of the mean of these losses over the processes, times W as
-    DDP will take the mean: of one and the same loss, what a single process would have got. Each
-    loss counts 1/W, and W of them are summed up: what is left is a factor of 1.
+    The W losses are equal, so the sum of their gradients is W times that of a single process. DDP
+    divides by W, so no further factor is needed.
     """
     gathered: Tensor = _Gather.apply(own_BD, 1)  # type: ignore[no-untyped-call]
     return gathered
@@ -84,114 +87,42 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        rank = place()[0]
+        rank = current_process_group().rank
         grad_ND = sum_over_processes(grads[0].clone())
         own_BD = grad_ND[rank * ctx.rows : (rank + 1) * ctx.rows]
         return own_BD * ctx.factor, None
 
 
-def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
-    """Cross-entropy of all rows over the classes of all processes.
+def gather_shards(shard_cD: Tensor, num_rows: int) -> Tensor | None:
+    """Concatenate the shards of a matrix in the CPU memory of rank 0, in pieces of 64 MiB.
 
     Args:
-        logits_Nn: Logits of the classes of this process; overwritten.
-        row_M: Rows whose target class is of this process.
-        column_M: Columns of these targets.
+        shard_cD: The rows `ProcessGroup.shard(num_rows)` of the matrix.
+        num_rows: Number of rows of the whole matrix.
 
     Returns:
-        Loss of each row, [N], the same on every process. It is infinite if no process has the
-        row's target.
+        The whole matrix on the CPU on rank 0, None on the other ranks.
     """
-    loss_N: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits_Nn, row_M, column_M
-    )
-    return loss_N
-
-
-class _ShardedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
-        found_2N = logits_Nn.new_full((2, len(logits_Nn)), -torch.inf)
-        top_N, target_N = found_2N[0], found_2N[1]
-        if logits_Nn.shape[1] > 0:
-            top_N.copy_(logits_Nn.amax(dim=1))
-        target_N[row_M] = logits_Nn[row_M, column_M]
-        if place()[1] > 1:
-            dist.all_reduce(found_2N, dist.ReduceOp.MAX)
-        exp_Nn = logits_Nn.sub_(top_N[:, None]).exp_()
-        sum_N = sum_over_processes(exp_Nn.sum(dim=1))
-        ctx.save_for_backward(exp_Nn, sum_N, row_M, column_M)
-        return sum_N.log() + (top_N - target_N)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        exp_Nn, sum_N, row_M, column_M = ctx.saved_tensors
-        # A process's loss is of its own rows: the gradients of all make that of the mean.
-        grad_N = sum_over_processes(grads[0].clone()) / place()[1]
-        grad_Nn = exp_Nn * (grad_N / sum_N)[:, None]
-        grad_Nn[row_M, column_M] -= grad_N[row_M]
-        return grad_Nn, None, None
-
-
-def take_rows(weight_CD: Tensor, row_n: Tensor) -> Tensor:
-    """Take rows of a matrix, [n, D]; its gradient is sparse and holds these rows alone.
-
-    Args:
-        weight_CD: The matrix.
-        row_n: Ascending, each once.
-    """
-    taken_nD: Tensor = _TakeRows.apply(weight_CD, row_n)  # type: ignore[no-untyped-call]
-    return taken_nD
-
-
-class _TakeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight_CD: Tensor, row_n: Tensor) -> Tensor:
-        ctx.save_for_backward(row_n)
-        ctx.shape = weight_CD.shape
-        return weight_CD.index_select(0, row_n)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (row_n,) = ctx.saved_tensors
-        return sparse_rows(row_n, grads[0], ctx.shape), None
-
-
-def sparse_rows(row_n: Tensor, values_nD: Tensor, shape: torch.Size) -> Tensor:
-    """Make a sparse matrix of some rows, which ascend, without a copy."""
-    return torch.sparse_coo_tensor(
-        row_n[None], values_nD, shape, is_coalesced=True, check_invariants=False
-    )
-
-
-def gather_shards(shard_cD: Tensor, total: int) -> Tensor | None:
-    """Put the shards of a matrix together on rank zero's host, some megabytes at a time.
-
-    Args:
-        shard_cD: This process's `part` of the rows.
-        total: Rows of the whole matrix.
-
-    Returns:
-        The whole matrix on the CPU on rank zero, None on the others.
-    """
-    rank, world = place()
-    if world == 1:
+    group = current_process_group()
+    if group.world_size == 1:
         return shard_cD.detach().cpu()
-    parts = [part(total, r, world) for r in range(world)]
+    shards = [
+        ProcessGroup(rank, group.world_size).shard(num_rows) for rank in range(group.world_size)
+    ]
     whole_CD = None
-    if rank == 0:
-        whole_CD = torch.empty(total, *shard_cD.shape[1:], dtype=shard_cD.dtype, device="cpu")
-    largest = max(len(rows) for rows in parts)
-    height = max(1, _GATHERED_BYTES // (shard_cD[:1].nbytes or 1))
+    if group.rank == 0:
+        whole_CD = torch.empty(num_rows, *shard_cD.shape[1:], dtype=shard_cD.dtype, device="cpu")
+    largest = max(len(rows) for rows in shards)
+    height = max(1, _GATHER_BYTES // (shard_cD[:1].nbytes or 1))
     for first in range(0, largest, height):
-        # All send as many rows as the largest part has: gather knows only equal sizes.
+        # `dist.gather` needs the same size on every rank, so shorter shards are padded.
         rows = shard_cD.detach()[first : first + height]
         piece = shard_cD.new_zeros(min(height, largest - first), *shard_cD.shape[1:])
         piece[: len(rows)] = rows
-        pieces = [torch.empty_like(piece) for _ in parts] if rank == 0 else None
+        pieces = [torch.empty_like(piece) for _ in shards] if group.rank == 0 else None
         dist.gather(piece, pieces, dst=0)
         if whole_CD is not None and pieces is not None:
-            for own, received in zip(parts, pieces, strict=True):
-                to = own[first : first + len(piece)]
-                whole_CD[to.start : to.stop] = received[: len(to)]
+            for shard, received in zip(shards, pieces, strict=True):
+                target = shard[first : first + len(piece)]
+                whole_CD[target.start : target.stop] = received[: len(target)]
     return whole_CD

@@ -1,7 +1,7 @@
-"""Training in several processes: one per device, started and watched by torch's elastic agent.
+"""Start the processes of a training job, one per device, with torch's elastic agent.
 
-The processes get the composed config in a file, so that it is the same in all of them, in a sweep
-too, where the command line holds several jobs. Each of them runs
+The workers read the composed config from a file, so that all of them have the same config, also in
+a sweep, where the command line describes several jobs. Each one runs
 `arcloop.pipeline.train_worker`.
 """
 
@@ -22,51 +22,68 @@ from arcloop.artifacts.atomic import write_json
 from arcloop.errors import ConfigError, ResourceError
 
 
-def processes_here(config: DictConfig) -> int:
-    """Return how many processes this config's training takes on this machine.
+def count_processes_to_start(config: DictConfig) -> int:
+    """Return the number of training processes of this machine.
 
-    1 also where a launcher (torchrun, a TrainJob) has started this process already.
+    It is 1 if a launcher (torchrun, a TrainJob) has already started this process.
 
     Raises:
-        ConfigError: The launcher started another number of processes than the config asks for, or
-            several are asked for without a strategy that trains in them.
+        ConfigError: `trainer.devices` is invalid here, the strategy trains in one process but there
+            are several devices, or a launcher started another number of processes.
     """
     trainer = config.trainer
-    several = len(trainer.devices) if OmegaConf.is_list(trainer.devices) else trainer.devices
-    if trainer.strategy == "auto" and isinstance(several, int) and several > 1:
+    devices = _count_devices(trainer)
+    uses_ddp = "ddp" in str(trainer.strategy).lower()
+    if trainer.strategy == "auto" and devices > 1:
         raise ConfigError(
-            f"{several} devices, but a strategy of one process",
+            f"{devices} devices, but a strategy for one process",
             where="trainer.devices, trainer.strategy",
             remedy="use trainer=ddp (on a CPU trainer=ddp_cpu) with trainer.devices="
-            f"{several}, or trainer.devices=1",
+            f"{devices}, or trainer.devices=1",
         )
-    wanted = _devices(trainer) if "ddp" in str(trainer.strategy) else 1
+    processes = devices if uses_ddp else 1
     if "LOCAL_WORLD_SIZE" not in os.environ and "PET_NPROC_PER_NODE" not in os.environ:
-        return wanted
+        return processes
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != wanted * trainer.num_nodes:
+    if started != processes * trainer.num_nodes:
         raise ConfigError(
             f"the launcher started {started} processes, but the config asks for "
-            f"{trainer.num_nodes} nodes x {wanted} devices",
+            f"{trainer.num_nodes} nodes x {processes} devices",
             where="trainer.num_nodes, trainer.devices",
-            remedy="make the launcher's and the config's numbers agree, and use `torchrun`",
+            remedy="use the same numbers in the launcher and the config, and start with `torchrun`",
         )
     return 1
 
 
-def _devices(trainer: DictConfig) -> int:
-    devices = trainer.devices
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    if OmegaConf.is_list(devices):
-        return len(devices)
-    import torch
+def _count_devices(trainer: DictConfig) -> int:
+    """Return how many devices Lightning will use, for every form of `trainer.devices`."""
+    devices: Any = trainer.devices
+    if devices == 1:
+        return 1
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator
 
-    return max(torch.cuda.device_count(), 1)
+    on_cuda = trainer.accelerator in ("gpu", "cuda") or (
+        trainer.accelerator == "auto" and CUDAAccelerator.is_available()
+    )
+    accelerator = CUDAAccelerator if on_cuda else CPUAccelerator
+    devices = OmegaConf.to_object(devices) if OmegaConf.is_config(devices) else devices
+    try:
+        if devices == "auto":
+            return max(accelerator.auto_device_count(), 1)
+        parsed: Any = accelerator.parse_devices(devices)
+    except (MisconfigurationException, TypeError, ValueError) as cause:
+        raise ConfigError(
+            f"trainer.devices={devices!r} is not possible with trainer.accelerator="
+            f"{trainer.accelerator}: {str(cause).strip()}",
+            where="trainer.devices",
+            remedy="give the number of devices, or on GPUs a list of their indices such as [0,1]",
+        ) from None
+    return parsed if isinstance(parsed, int) else max(len(parsed or ()), 1)
 
 
-def train_in_processes(
-    count: int,
+def launch_training(
+    num_processes: int,
     config: DictConfig,
     store: Path,
     run_dir: Path,
@@ -74,23 +91,31 @@ def train_in_processes(
     *,
     alone: bool,
 ) -> Artifact:
-    """Train with `count` processes and return the sealed run.
+    """Train in several processes of this machine and return the sealed run.
 
-    When one of them ends with an error or is killed, the others are stopped.
+    When a process fails or is killed, the agent stops the others.
+
+    Args:
+        num_processes: Number of processes to start.
+        config: The composed config.
+        store: Folder of the `store`.
+        run_dir: Folder of the `run`.
+        overrides: Overrides to record in the run.
+        alone: Whether training is the only step of the command.
 
     Raises:
-        ConfigError, ResourceError: A process failed; says which, and how it ended.
+        ConfigError, ResourceError: A process failed; the message names its rank and exit code.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
-        write_json(job, rank_job(config, store, run_dir, overrides, alone=alone))
+        write_json(job, worker_job(config, store, run_dir, overrides, alone=alone))
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
-            nproc_per_node=count,
+            nproc_per_node=num_processes,
             run_id=run_dir.name,
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
@@ -98,7 +123,7 @@ def train_in_processes(
             max_restarts=0,
             monitor_interval=0.2,
         )
-        # The agent logs every start and stop; what matters of it is in the error below.
+        # The agent logs every start and stop. The error below has the relevant part.
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
         try:
             elastic_launch(settings, sys.executable)(
@@ -107,35 +132,25 @@ def train_in_processes(
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"code {failure.exitcode}"
-            kind = ConfigError if failure.exitcode == ConfigError.exit_code else ResourceError
-            raise kind(
-                f"rank {rank} of {count} ended with {how}; the others were stopped",
+            error = ConfigError if failure.exitcode == ConfigError.exit_code else ResourceError
+            raise error(
+                f"rank {rank} of {num_processes} ended with {how}; the others were stopped",
                 where=run_dir,
-                remedy="see its message above; the same command goes on from the last checkpoint",
+                remedy="see the error message of that rank above; the same command resumes from"
+                " the last checkpoint",
             ) from None
     return load(run_dir, "run")
 
 
-def rank_job(
+def worker_job(
     config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, alone: bool
 ) -> dict[str, Any]:
-    """Return what `python -m arcloop.pipeline.train_worker` reads from the file it is given."""
+    """Return the job description that `arcloop.pipeline.train_worker` reads from a JSON file."""
     return {
-        # Unresolved: an interpolation of typed settings would come back as a plain dict.
+        # Unresolved, because a resolved interpolation of typed settings becomes a plain dict.
         "config": OmegaConf.to_container(config, resolve=False),
         "store": str(store),
         "run_dir": str(run_dir),
         "overrides": list(overrides),
         "alone": alone,
     }
-
-
-def leave_group() -> None:
-    """Leave the process group, if this process is in one, when its work is done.
-
-    A group that is left to the end of the process can outlive what its threads need, and abort it.
-    """
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

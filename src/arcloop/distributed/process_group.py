@@ -1,55 +1,177 @@
-"""Work that several processes do together, each its share, with a result that no share shows in.
+"""The processes of one training job and the Python objects that they exchange.
 
-Functions that take a `Share` know nothing of how processes talk to each other. `ALONE` is the share
-of the only process; `arcloop.distributed.team` has that of one process of a training in several.
+Functions that can run in several processes take a `ProcessGroup`. `SINGLE_PROCESS` is the group of
+a process that runs alone. Objects travel over gloo, which works on any device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import contextlib
+import datetime
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from arcloop.errors import ArcloopError, ResourceError
 
 T = TypeVar("T")
 
+# Rank 0 may build an index for hours while the other ranks wait. A rank that exits closes its
+# connections, which the others notice at once whatever the timeout is.
+_TIMEOUT = datetime.timedelta(days=7)
 
-class Share:
-    """What the only process has: all of the work, and nobody to talk to.
 
-    Every process calls `tell` and `gather` in the same order, and none of them within a branch that
-    not all processes take.
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process's rank and the collective operations on Python objects.
 
-    Attributes:
-        rank: This process, from 0.
-        world: Number of processes.
+    Every rank calls `broadcast`, `gather` and `barrier` in the same order, so none of these calls
+    may be in a branch that only some ranks take.
+
+    Args:
+        rank: Rank of this process, in [0, world_size).
+        world_size: Number of processes.
     """
 
-    rank = 0
-    world = 1
+    rank: int = 0
+    world_size: int = 1
 
-    def part(self, total: int, unit: int = 1) -> range:
-        """Return which of `total` rows are this process's: contiguous, cut at multiples of `unit`.
+    def shard(self, num_rows: int, unit: int = 1) -> range:
+        """Return the rows of this rank: contiguous, with boundaries at multiples of `unit`.
 
-        Work that goes by `unit` rows at a time meets the same rows together in any number of
-        processes, so that a sum or a product has the same last bits.
+        With `unit` set to the batch size, every batch has the same rows for any number of
+        processes, so sums and matrix products are bit-identical.
 
-        >>> ALONE.part(7)
-        range(0, 7)
+        Args:
+            num_rows: Number of rows of all ranks.
+            unit: Number of rows that stay together.
+
+        >>> [ProcessGroup(rank, 3).shard(7) for rank in range(3)]
+        [range(0, 2), range(2, 4), range(4, 7)]
         """
-        units = -(-total // unit)
-        first, last = (units * rank // self.world for rank in (self.rank, self.rank + 1))
-        return range(min(first * unit, total), min(last * unit, total))
+        units = -(-num_rows // unit)
+        first, last = (units * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return range(min(first * unit, num_rows), min(last * unit, num_rows))
 
-    def tell(self, work: Callable[[], T]) -> T:
-        """Let rank zero do `work`, and return what it returned on every process."""
-        return work()
+    def broadcast(self, compute: Callable[[], T]) -> T:
+        """Call `compute` on rank 0 and return its result on every rank.
 
-    def gather(self, work: Callable[[], T]) -> list[T] | None:
-        """Do `work` on every process; rank zero gets what all returned, by rank, others None."""
-        return [work()]
+        Raises:
+            ArcloopError: `compute` failed on rank 0, or a process has exited.
+        """
+        if self.world_size == 1:
+            return compute()
+        result, error = _try(compute) if self.rank == 0 else (None, None)
+        box: list[Any] = [result]
+        with self._report_exited_process() as (dist, group):
+            dist.broadcast_object_list(box, src=0, group=group)
+        if error is not None:
+            raise error
+        _raise_failures(box)
+        received: T = box[0]
+        return received
 
-    def meet(self) -> None:
-        """Wait until rank zero is here too."""
-        self.tell(lambda: None)
+    def gather(self, compute: Callable[[], T]) -> list[T] | None:
+        """Call `compute` on every rank.
+
+        Returns:
+            The results in order of rank on rank 0, None on the others.
+
+        Raises:
+            ArcloopError: `compute` failed on this rank, on rank 0 also if it failed on another one,
+                or a process has exited.
+        """
+        if self.world_size == 1:
+            return [compute()]
+        result, error = _try(compute)
+        results: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        with self._report_exited_process() as (dist, group):
+            dist.gather_object(result, results, dst=0, group=group)
+        if error is not None:
+            raise error
+        _raise_failures(results or [])
+        return results
+
+    def barrier(self) -> None:
+        """Wait until all ranks have reached this call."""
+        if self.world_size > 1:
+            with self._report_exited_process() as (dist, group):
+                dist.barrier(group=group)
+
+    @contextlib.contextmanager
+    def _report_exited_process(self) -> Iterator[tuple[Any, Any]]:
+        import torch.distributed as dist
+
+        try:
+            yield dist, _gloo_group(dist.group.WORLD)
+        except RuntimeError as cause:  # gloo raises it when a connection was closed
+            raise ResourceError(
+                f"rank {self.rank} cannot continue: another process of this training has exited",
+                remedy="see the error message of the process that exited first",
+            ) from cause
 
 
-ALONE = Share()
+SINGLE_PROCESS = ProcessGroup()
+
+
+def current_process_group() -> ProcessGroup:
+    """Return the process group that torch.distributed has set up, or `SINGLE_PROCESS`."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return ProcessGroup(dist.get_rank(), dist.get_world_size())
+    return SINGLE_PROCESS
+
+
+def launched_rank() -> int:
+    """Return the rank that the launcher gave this process, also before the group is set up."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def leave_process_group() -> None:
+    """Destroy the process group of this process, if there is one, after the last collective.
+
+    A group that still exists at interpreter exit may abort the process, because its threads
+    outlive the objects that they use.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@functools.cache
+def _gloo_group(_world: Any) -> Any:
+    """Return a gloo group of all ranks; the argument makes a new one for each process group."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=_TIMEOUT)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An exception of one rank, in a form that can be sent to the others."""
+
+    error_type: type[ArcloopError]
+    message: str
+
+
+def _try(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """Return the result and no error, or a `_Failure` and the error."""
+    try:
+        return compute(), None
+    except ArcloopError as error:
+        return _Failure(type(error), error.what), error
+    except Exception as error:  # noqa: BLE001 - the ranks that wait must receive any failure
+        return _Failure(ResourceError, f"{type(error).__name__}: {error}"), error
+
+
+def _raise_failures(results: list[Any]) -> None:
+    for rank, result in enumerate(results):
+        if isinstance(result, _Failure):
+            raise result.error_type(
+                f"rank {rank} failed: {result.message}",
+                remedy="see the error message of that process",
+            )

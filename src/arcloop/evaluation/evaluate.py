@@ -19,7 +19,7 @@ from arcloop.artifacts.timings import stage_times
 from arcloop.config.schema import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
 from arcloop.display.terminal import track
-from arcloop.distributed.process_group import ALONE, Share
+from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ArtifactError
 from arcloop.evaluation import Findings, conclude, examine, gate, search_times, write_report
 from arcloop.retrieval import Gallery, embed, load_model, open_index
@@ -39,7 +39,7 @@ def evaluate(
     settings: EvaluateSettings,
     embed_settings: EmbedSettings,
     reuse: bool = False,
-    share: Share = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Artifact:
     """Judge a model and its index on the query split, decide the gate, draw the report.
 
@@ -52,18 +52,18 @@ def evaluate(
         settings: How to judge.
         embed_settings: How to embed.
         reuse: Return what is at `output` if it was made of the same parts with these settings.
-        share: Which part of the queries is this process's. Rank zero concludes and draws.
+        group: Processes that share the queries. Rank 0 computes the metrics and the report.
 
     Raises:
         ArtifactError: A part is missing, damaged, or of another model or store.
     """
-    share.meet()  # rank zero may have been building the index until now
+    group.barrier()  # rank zero may have been building the index until now
     images, embeddings = Store.open(store), Gallery(gallery)
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
     own_rows_Q = _own_rows(images, embeddings)
     index_artifact, faiss_index, labels = open_index(
-        index, model.sha256, memory_map=share.world > 1
+        index, model.sha256, memory_map=group.world_size > 1
     )
     threshold = float(labels["threshold"])
     del labels  # they hold a Python number for every row of the gallery
@@ -76,7 +76,7 @@ def evaluate(
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.current(output, "evaluation", config, parents)):
         return current
-    part = share.part(images.rows("query"), settings.batch_size)
+    part = group.shard(images.rows("query"), settings.batch_size)
     search_index = partial(search, faiss_index)
 
     def examine_part() -> Findings:
@@ -91,15 +91,15 @@ def evaluate(
                 threshold=threshold,
                 own_rows_Q=own_rows_Q,
                 num_queries=images.rows("query"),
-                share=share,
+                group=group,
             )
 
-    if share.rank:
-        share.gather(examine_part)
-        share.meet()  # until it is sealed
+    if group.rank:
+        group.gather(examine_part)
+        group.barrier()  # until it is sealed
         return artifacts.load(output, "evaluation")
     with writer.writing(output, "evaluation", config=config, parents=parents) as draft:
-        findings = share.gather(examine_part)
+        findings = group.gather(examine_part)
         assert findings is not None
         judgement = conclude(
             findings,
@@ -144,7 +144,7 @@ def evaluate(
             lineage=[*parents.items(), ("git", str(git_revision()))],
             gate=verdict,
         )
-    share.meet()
+    group.barrier()
     return artifacts.load(output, "evaluation")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.config.schema import EvaluateSettings
-from arcloop.distributed.process_group import ALONE, Share
+from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import DataError
 from arcloop.evaluation.metrics.answers import AnswerCounts, Answers, Search
 from arcloop.evaluation.metrics.clustering import clustering_metrics
@@ -103,7 +103,7 @@ def examine(
     own_rows_Q: Labels | None = None,
     *,
     num_queries: int,
-    share: Share = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Findings:
     """Look at this process's part of the queries.
 
@@ -114,7 +114,7 @@ def examine(
 
     Args:
         queries: (float32 [B, D] rows of norm 1, int64 [B] labels), in the order of the split: those
-            rows of it that are `share.part(num_queries, settings.batch_size)`.
+            rows of it that are `group.shard(num_queries, settings.batch_size)`.
         gallery: Gives (float32 [N, D], int64 [N]) anew, in row order, in chunks of any length.
         search: The index.
         gallery_labels_G: Class of every gallery row; at least one.
@@ -124,7 +124,7 @@ def examine(
         own_rows_Q: Leave-one-out: for each query of the split, the gallery row that is the query
             itself, and neither an answer nor part of a pair; -1: none. None: no query has one.
         num_queries: Q, rows of the split over all processes.
-        share: Which part is this process's.
+        group: Processes that share the queries.
 
     Raises:
         DataError: There are no queries, or nothing to compare them with, or an embedding is not
@@ -137,7 +137,7 @@ def examine(
             "a gallery of one image cannot be judged by leave-one-out",
             remedy="prepare a gallery split with more rows",
         )
-    part = share.part(num_queries, settings.batch_size)
+    part = group.shard(num_queries, settings.batch_size)
     k = min(_NEIGHBOURS, len(gallery_labels_G))
     answers = Answers(
         search, gallery_labels_G, k=k, threshold=threshold, num_mistakes=settings.num_mistakes,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from arcloop.distributed.batch_norm import SyncedBatchNorms
+from arcloop.distributed.batch_norm import SynchronizedBatchNorm
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import Embedder
 from arcloop.models.checkpoints import read_checkpoint
@@ -77,7 +77,7 @@ def export_scripted(
 def for_inference(embedder: Embedder) -> Embedder:
     """Copy an embedder to the CPU, in float32 and evaluation mode, with standard batch norms."""
     eager = copy.deepcopy(embedder).cpu().float().eval()
-    SyncedBatchNorms().revert(eager)
+    SynchronizedBatchNorm().revert(eager)
     return eager
 
 

@@ -20,7 +20,7 @@ from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 from arcloop.artifacts import Artifact, load
 from arcloop.artifacts.atomic import write_json
 from arcloop.config.composition import compose_config
-from arcloop.distributed.launcher import rank_job
+from arcloop.distributed.launcher import worker_job
 from arcloop.errors import ArcloopError, ResourceError
 
 _GROUP, _VERSION, _PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -45,7 +45,7 @@ def train(overrides: Sequence[str], store: Path, run_dir: Path, settings: str) -
     config = compose_config([*overrides, f"run_dir={run_dir}"])
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     job_file = run_dir.parent / f"{run_dir.name}.job.json"
-    write_json(job_file, rank_job(config, store, run_dir, overrides, alone=True))
+    write_json(job_file, worker_job(config, store, run_dir, overrides, alone=True))
     namespace = needs["namespace"] or _NAMESPACE.read_text()
     run_job(_custom_objects_api(), namespace, make_job(needs, job_file), needs["poll_s"])
     return load(run_dir, "run")

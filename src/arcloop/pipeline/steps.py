@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.config.composition import as_config_error, compose_config, to_plain
-from arcloop.distributed.launcher import processes_here, train_in_processes
+from arcloop.distributed.launcher import count_processes_to_start, launch_training
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def rehearse(config: DictConfig, names: Iterable[str]) -> None:
     """
     for name in names:
         if name == "train":
-            processes_here(config)
+            count_processes_to_start(config)
             _training_setup(config).dry_run()
         elif name == "export":
             _formats(config)
@@ -160,12 +160,12 @@ def _validate(call: _Call) -> Artifact:
 
 def _train(call: _Call) -> Artifact:
     store = call.inputs["store"]
-    processes = processes_here(call.config)
+    processes = count_processes_to_start(call.config)
     if processes > 1:
         # Batches that this store cannot have are told once, and before any process is started.
         datamodule = _training_setup(call.config).make_datamodule(store)
         datamodule.make_batches(processes * call.config.trainer.num_nodes)
-        return train_in_processes(
+        return launch_training(
             processes, call.config, store, call.output, call.overrides, alone=call.alone
         )
     return train_here(call.config, store, call.output, call.overrides, alone=call.alone)

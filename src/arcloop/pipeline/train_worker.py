@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from arcloop.config.composition import register_schema
 from arcloop.config.schema import Config
-from arcloop.distributed.launcher import leave_group
+from arcloop.distributed.process_group import leave_process_group
 from arcloop.errors import report_errors
 from arcloop.pipeline.steps import train_here
 
@@ -25,7 +25,7 @@ def main() -> int:
     def work() -> int:
         store, run_dir = Path(job["store"]), Path(job["run_dir"])
         train_here(config, store, run_dir, job["overrides"], alone=job["alone"])
-        leave_group()
+        leave_process_group()
         return 0
 
     return report_errors(work)

@@ -14,7 +14,7 @@ import torch
 from arcloop import artifacts
 from arcloop.artifacts import Artifact, writer
 from arcloop.display.terminal import track
-from arcloop.distributed.process_group import ALONE, Share
+from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.runtime.searcher import Model, SearcherError
 
@@ -109,7 +109,7 @@ def write_gallery(
     config: Mapping[str, Any],
     parents: Mapping[str, str],
     part: range | None = None,
-    share: Share = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Artifact:
     """Embed the gallery and write it as a `gallery` artifact.
 
@@ -125,7 +125,7 @@ def write_gallery(
         config: Settings to record.
         parents: Hashes of what it is made from; "model" is added.
         part: Which rows `batches` are; None: all.
-        share: Of several processes, each with its part.
+        group: Processes that embed the gallery together, each one its `part`.
 
     Raises:
         ResourceError: The folder cannot be written.
@@ -137,19 +137,19 @@ def write_gallery(
             embedded = _counted(embed(model, batches), advance)
             _write_shards(folder, embedded, part.start, shard_rows)
 
-    if share.rank:
-        folder = Path(share.tell(lambda: ""))
-        share.gather(write_part)
-        share.meet()  # until it is sealed
+    if group.rank:
+        folder = Path(group.broadcast(lambda: ""))
+        group.gather(write_part)
+        group.barrier()  # until it is sealed
         return artifacts.load(output, "gallery")
     parents = {**parents, "model": model.sha256}
     with writer.writing(output, "gallery", config=config, parents=parents) as draft:
-        folder = Path(share.tell(lambda: str(draft.path.absolute())))
-        share.gather(write_part)
+        folder = Path(group.broadcast(lambda: str(draft.path.absolute())))
+        group.gather(write_part)
         _join_pieces(folder)
         draft.count = rows
         draft.info |= {"rows": rows, "embedding_dim": model.embedding_dim}
-    share.meet()
+    group.barrier()
     return artifacts.load(output, "gallery")
 
 

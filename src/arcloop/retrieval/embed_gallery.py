@@ -9,7 +9,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
-from arcloop.distributed.process_group import ALONE, Share
+from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ResourceError
 from arcloop.retrieval import load_model, write_gallery
 
@@ -21,7 +21,7 @@ def embed_gallery(
     settings: EmbedSettings,
     *,
     reuse: bool = False,
-    share: Share = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Artifact:
     """Embed the gallery split through model.pt alone.
 
@@ -31,16 +31,16 @@ def embed_gallery(
         output: Folder of the `gallery` to write.
         settings: Batch size, rows a file, device.
         reuse: Return what is at `output` if it was made of the same parts with these settings.
-        share: Which part of the rows is this process's.
+        group: Processes that embed the gallery together.
 
     Raises:
         ArtifactError: Model or store is missing or damaged.
         ResourceError: Another process's files cannot be seen here.
     """
-    share.meet()  # rank zero may have been writing model.pt until now
-    if share.rank and not model.is_file():
+    group.barrier()  # rank zero may have been writing model.pt until now
+    if group.rank and not model.is_file():
         raise ResourceError(
-            f"rank {share.rank} does not see the model.pt that rank 0 has written",
+            f"rank {group.rank} does not see the model.pt that rank 0 has written",
             where=model,
             remedy="put run_dir on storage that all nodes share, or train with"
             " callbacks=export_only and embed, index and evaluate afterwards",
@@ -52,7 +52,7 @@ def embed_gallery(
     if reuse and (current := artifacts.current(output, "gallery", config, parents)):
         return current
     rows = images.rows("gallery")
-    part = share.part(rows, settings.batch_size)
+    part = group.shard(rows, settings.batch_size)
     return write_gallery(
         embedder,
         images.batches("gallery", settings.batch_size, part),
@@ -62,5 +62,5 @@ def embed_gallery(
         config=config,
         parents=parents,
         part=part,
-        share=share,
+        group=group,
     )

@@ -18,7 +18,7 @@ from arcloop.artifacts import Artifact, writer
 from arcloop.artifacts.atomic import sha256_file, write_bytes, write_json
 from arcloop.data import EmbeddingDataModule
 from arcloop.display.terminal import say
-from arcloop.distributed.team import own_share
+from arcloop.distributed.process_group import current_process_group, launched_rank
 from arcloop.errors import ResourceError, unwritable
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_trained
@@ -30,7 +30,6 @@ from arcloop.training.resume import (
     STARTED,
     check_checkpoint_fits,
     find_start,
-    is_first_process,
     run_identity,
 )  # fmt: skip
 from arcloop.training.setup import TrainingSetup, num_processes, silence_lightning
@@ -87,11 +86,11 @@ def train(
         module = setup.make_module(datamodule.image_shape, datamodule.num_classes)
         if checkpoint is not None:
             check_checkpoint_fits(checkpoint, module)
-        if is_first_process():
+        if launched_rank() == 0:
             dry_run_formats(module.embedder, extra_formats(setup.export))
         trainer = setup.make_trainer(Timing(run_dir))
         datamodule.make_batches(num_processes(trainer))  # fails here, before the run is created
-        if trainer.is_global_zero:
+        if launched_rank() == 0:
             _prepare_folder(run_dir, identity, config, keep_files=checkpoint is not None)
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
@@ -101,11 +100,12 @@ def train(
     info = {
         "identity": identity, "overrides": list(overrides), "objective": _best_score(trainer),
     }  # fmt: skip
-    if trainer.is_global_zero:
+    group = current_process_group()
+    if group.rank == 0:
         writer.seal(
             run_dir, "run", config=config, parents=parents, info=info, apart=_LOGGER_FOLDERS
         )
-    own_share().meet()
+    group.barrier()
     return _with_exports(artifacts.read(run_dir, "run"), setup)
 
 
@@ -135,7 +135,7 @@ def _fit(
 def _with_exports(run: Artifact, setup: TrainingSetup) -> Artifact:
     """Export the finished run to the extra formats; a failure does not affect the run."""
     formats = extra_formats(setup.export)
-    if formats and is_first_process():
+    if formats and launched_rank() == 0:
         export_trained(run.path, formats, backbone=setup.backbone, embedder=setup.embedder)
     return run
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.value_types import PositiveInt, checked
 from arcloop.display.terminal import say
+from arcloop.distributed.process_group import launched_rank
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
@@ -167,18 +167,13 @@ def find_start(
             say(f"train: resuming from {last[0]} after {last[1]} steps")
             return last
     # Only rank zero checks: when the others get here, it may already have written to the folder.
-    if started is None and is_first_process() and run_dir.is_dir() and any(run_dir.iterdir()):
+    if started is None and launched_rank() == 0 and run_dir.is_dir() and any(run_dir.iterdir()):
         raise ConfigError(
             "this folder contains files that do not belong to a run",
             where=run_dir,
             remedy="choose another run_dir=",
         )
     return None
-
-
-def is_first_process() -> bool:
-    """Return whether this is the only process, or rank zero of a launcher's processes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _started_identity(run_dir: Path) -> str | None:

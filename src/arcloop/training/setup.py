@@ -20,7 +20,7 @@ from torch import nn
 from arcloop.config.schema import BackboneWeightsSettings, LoaderSettings
 from arcloop.data import EmbeddingDataModule, EpochBatches
 from arcloop.display.terminal import console, say
-from arcloop.distributed.batch_norm import SyncedBatchNorms
+from arcloop.distributed.batch_norm import SynchronizedBatchNorm
 from arcloop.export.formats import Exports, extra_formats
 from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.models.building import call, make_backbone, make_embedder
@@ -132,7 +132,7 @@ class TrainingSetup:
             self.trainer,
             callbacks=[*extra, *progress, *(c for c in self.callbacks.values() if c is not None)],
             enable_progress_bar=console().is_terminal,
-            plugins=[AtomicCheckpoints(), *([SyncedBatchNorms()] if synced else [])],
+            plugins=[AtomicCheckpoints(), *([SynchronizedBatchNorm()] if synced else [])],
             logger=[logger for logger in self.logger.values() if logger is not None],
         )
         # Deterministic mode fills every new tensor to expose reads of uninitialised memory.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arcloop.distributed.collectives import take_rows
+from arcloop.models.heads.sharded_arcface import take_rows
 from arcloop.training.optim.sharded import coalesce, update_sparse_rows
 
 ROWS, D, LR, DECAY = 7, 3, 0.1, 0.05

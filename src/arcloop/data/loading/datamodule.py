@@ -18,9 +18,10 @@ from arcloop.data.loading.loader import (
     ResidentDataset,
     ResumableLoader,
 )
-from arcloop.data.loading.sampler import EpochBatches, OrderedBatches, place
+from arcloop.data.loading.sampler import EpochBatches, OrderedBatches
 from arcloop.data.loading.split_labels import SplitLabels
 from arcloop.data.store.store import Store
+from arcloop.distributed.process_group import current_process_group
 
 
 class EmbeddingDataModule(pl.LightningDataModule):
@@ -76,7 +77,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        batches = self.make_batches(place()[1])
+        batches = self.make_batches(current_process_group().world_size)
         return ResumableLoader(
             self._dataset("train"), batches, self._settings, self._trained_batches
         )

@@ -8,21 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch.distributed
 from torch.utils.data import Sampler
 
+from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import DataError
 
 Rows = npt.NDArray[np.int64]
 Drawn = npt.NDArray[np.integer[Any]]
 Labels = npt.NDArray[np.int64]
-
-
-def place() -> tuple[int, int]:
-    """Return this process's rank and the number of processes; (0, 1) when not distributed."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class EpochBatches(Sampler[Rows], ABC):
@@ -61,11 +54,11 @@ class EpochBatches(Sampler[Rows], ABC):
         return self._batches
 
     def __iter__(self) -> Iterator[Rows]:
-        rank, world = place()
-        assert world == self._world
+        group = current_process_group()
+        assert group.world_size == self._world
         order = self.order(np.random.default_rng([self._seed, self.epoch]))
         for batch in range(self.first, self._batches):
-            start = (batch * world + rank) * self._batch_size
+            start = (batch * group.world_size + group.rank) * self._batch_size
             yield np.sort(order[start : start + self._batch_size]).astype(np.int64, copy=False)
 
 
@@ -124,14 +117,12 @@ class OrderedBatches(Sampler[Rows]):
         self._rows, self._batch_size = rows, batch_size
 
     def _part(self) -> range:
-        rank, world = place()
+        group = current_process_group()
         # Whole batches, those that one process has: what a network gives for an image may depend in
         # the last bit on how many others are with it. A process without a batch would be left out
         # of what the others do together, so a few rows are shared out by row.
-        unit = self._batch_size if self._rows >= world * self._batch_size else 1
-        units = -(-self._rows // unit)
-        first, last = (units * end // world * unit for end in (rank, rank + 1))
-        return range(min(first, self._rows), min(last, self._rows))
+        unit = self._batch_size if self._rows >= group.world_size * self._batch_size else 1
+        return group.shard(self._rows, unit)
 
     def __len__(self) -> int:
         return -(-len(self._part()) // self._batch_size)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from arcloop.config.value_types import PositiveInt, checked
-from arcloop.distributed.collectives import gather_batch, gather_rows
+from arcloop.distributed.collectives import gather_for_global_loss, gather_rows
 from arcloop.errors import ConfigError
 from arcloop.models.heads.cosine_classifier import widened
 from arcloop.models.heads.head import Head
@@ -77,7 +77,7 @@ class PairLoss(Head):
             Scalar, float32 (float64 if the features are).
         """
         with torch.autocast(features_BD.device.type, enabled=False):
-            features_ND = gather_batch(widened(features_BD))
+            features_ND = gather_for_global_loss(widened(features_BD))
             labels_N = gather_rows(labels_B)
             found = None if self.miner is None else self.miner(features_ND, labels_N)
             loss: Tensor = self.loss(features_ND, labels_N, found)

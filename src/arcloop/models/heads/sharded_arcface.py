@@ -10,18 +10,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from arcloop.config.value_types import Angle, PositiveFloat, PositiveFraction, PositiveInt, checked
 from arcloop.distributed.collectives import (
-    gather_features,
+    gather_for_sharded_loss,
     gather_rows,
-    part,
-    place,
-    sharded_cross_entropy,
-    take_rows,
+    sum_over_processes,
 )
+from arcloop.distributed.process_group import current_process_group
 from arcloop.models.heads.arcface import ArcFace
 from arcloop.models.heads.cosine_classifier import scaled_cosine, widened
 
@@ -92,7 +91,7 @@ class ShardedArcFace(ArcFace):
         Called again, it does nothing.
         """
         if isinstance(self.weight, UninitializedParameter):
-            self.classes = part(self.num_classes, *place())
+            self.classes = current_process_group().shard(self.num_classes)
             generator = torch.Generator().set_state(self._generator_state)
             drawn_cD = drawn_rows(generator, self.classes, self.num_classes, self._embedding_dim)
             self.weight = nn.Parameter(drawn_cD.div_(self._embedding_dim**0.5))
@@ -118,7 +117,7 @@ class ShardedArcFace(ArcFace):
         Returns:
             Scalar, float32 (float64 if the features are).
         """
-        features_ND = gather_features(widened(features_BD))
+        features_ND = gather_for_sharded_loss(widened(features_BD))
         row_M, class_M = self._targets(gather_rows(labels_B))
         if self.training and self.sample_rate < 1:
             sampled_n = self._sample(class_M)
@@ -130,7 +129,7 @@ class ShardedArcFace(ArcFace):
         if self.training:
             self.add_margin(logits_Nn, row_M, column_M)
         loss_N = sharded_cross_entropy(logits_Nn, row_M, column_M)
-        return loss_N.view(-1, len(labels_B))[place()[0]].mean()
+        return loss_N.view(-1, len(labels_B))[current_process_group().rank].mean()
 
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Logits with the margin of the classes of this process, [B, c]."""
@@ -187,3 +186,77 @@ def drawn_rows(generator: torch.Generator, rows: range, total: int, width: int) 
             own[low - first : high - first] = piece[low - done : high - done]
         done += count
     return own.view(len(rows), width)
+
+
+def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
+    """Cross-entropy of all rows over the classes of all processes.
+
+    Args:
+        logits_Nn: Logits of the classes of this process; overwritten.
+        row_M: Rows whose target class is of this process.
+        column_M: Columns of these targets.
+
+    Returns:
+        Loss of each row, [N], the same on every process. It is infinite if no process has the
+        row's target.
+    """
+    loss_N: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits_Nn, row_M, column_M
+    )
+    return loss_N
+
+
+class _ShardedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
+        found_2N = logits_Nn.new_full((2, len(logits_Nn)), -torch.inf)
+        top_N, target_N = found_2N[0], found_2N[1]
+        if logits_Nn.shape[1] > 0:
+            top_N.copy_(logits_Nn.amax(dim=1))
+        target_N[row_M] = logits_Nn[row_M, column_M]
+        if current_process_group().world_size > 1:
+            dist.all_reduce(found_2N, dist.ReduceOp.MAX)
+        exp_Nn = logits_Nn.sub_(top_N[:, None]).exp_()
+        sum_N = sum_over_processes(exp_Nn.sum(dim=1))
+        ctx.save_for_backward(exp_Nn, sum_N, row_M, column_M)
+        return sum_N.log() + (top_N - target_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        exp_Nn, sum_N, row_M, column_M = ctx.saved_tensors
+        # A process's loss is of its own rows: the gradients of all make that of the mean.
+        grad_N = sum_over_processes(grads[0].clone()) / current_process_group().world_size
+        grad_Nn = exp_Nn * (grad_N / sum_N)[:, None]
+        grad_Nn[row_M, column_M] -= grad_N[row_M]
+        return grad_Nn, None, None
+
+
+def take_rows(weight_CD: Tensor, row_n: Tensor) -> Tensor:
+    """Take rows of a matrix, [n, D]; its gradient is sparse and holds these rows alone.
+
+    Args:
+        weight_CD: The matrix.
+        row_n: Ascending, each once.
+    """
+    taken_nD: Tensor = _TakeRows.apply(weight_CD, row_n)  # type: ignore[no-untyped-call]
+    return taken_nD
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_CD: Tensor, row_n: Tensor) -> Tensor:
+        ctx.save_for_backward(row_n)
+        ctx.shape = weight_CD.shape
+        return weight_CD.index_select(0, row_n)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (row_n,) = ctx.saved_tensors
+        return sparse_rows(row_n, grads[0], ctx.shape), None
+
+
+def sparse_rows(row_n: Tensor, values_nD: Tensor, shape: torch.Size) -> Tensor:
+    """Make a sparse matrix of some rows, which ascend, without a copy."""
+    return torch.sparse_coo_tensor(
+        row_n[None], values_nD, shape, is_coalesced=True, check_invariants=False
+    )

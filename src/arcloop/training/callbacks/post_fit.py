@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from arcloop.config.schema import CalibrationSettings, EmbedSettings, EvaluateSettings
 from arcloop.data import EmbeddingDataModule
 from arcloop.display.terminal import say
-from arcloop.distributed.team import own_share
+from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError
 from arcloop.evaluation.evaluate import evaluate
 from arcloop.export.formats import TorchScript
@@ -47,7 +47,7 @@ class ExportScripted(Callback):
         require_scriptable(pl_module.embedder)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if current_process_group().rank:
             return
         assert isinstance(pl_module, EmbeddingModule)
         store = _datamodule(trainer).store
@@ -85,11 +85,11 @@ class BuildIndex(Callback):
         self._embed, self._index, self._calibration = embed, index, calibration
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        share = own_share()
+        group = current_process_group()
         store = _datamodule(trainer).store.artifact.path
         model, gallery = self._run_dir / "model.pt", self._run_dir / "gallery"
-        embed_gallery(model, store, gallery, self._embed, share=share)
-        if not trainer.is_global_zero:
+        embed_gallery(model, store, gallery, self._embed, group=group)
+        if group.rank:
             return
         build_index(
             model,
@@ -123,7 +123,7 @@ class Evaluate(Callback):
             self._run_dir / "evaluation",
             settings=self._settings,
             embed_settings=self._embed,
-            share=own_share(),
+            group=current_process_group(),
         )
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from arcloop.distributed.collectives import gather_shards, sparse_rows, sum_over_processes
+from arcloop.distributed.collectives import gather_shards, sum_over_processes
 from arcloop.models import ShardedArcFace
+from arcloop.models.heads.sharded_arcface import sparse_rows
 
 HEAD_WEIGHT = "head.weight"
 """Name of the head's weight in the module's state dict."""

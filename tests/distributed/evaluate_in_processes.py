@@ -1,6 +1,6 @@
-"""Run as `python shared_judging.py`, in an empty folder: one model judged by 1, 2 and 3 processes.
+"""Run as `python evaluate_in_processes.py` in an empty folder: one model, 1 to 3 processes.
 
-One interpreter imports everything, and all processes are forks of it that talk over gloo.
+One interpreter imports everything; the processes are forks of it that communicate over gloo.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from arcloop.config.composition import compose_config
 from arcloop.data import Store
-from arcloop.distributed.team import own_share
+from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ArcloopError, DataError
 from arcloop.evaluation.evaluate import evaluate
 from arcloop.pipeline.steps import apply, build
@@ -37,16 +37,16 @@ NAN = np.float32("nan")
 
 
 def fork(world, work, name):
-    """Run `work(share)` in forks; returns what each returned or the error it ended with."""
-    meeting = Path(f"{name}.meeting").absolute()
+    """Run `work(group)` in forks, write results and errors to files, return the exit codes."""
+    rendezvous = Path(f"{name}.rendezvous").absolute()
 
     def main(rank):
         if world > 1:
             dist.init_process_group(
-                "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world
+                "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world
             )
         try:
-            outcome = work(own_share())
+            outcome = work(current_process_group())
         except ArcloopError as error:
             outcome = f"{type(error).__name__}: {error}"
         Path(f"{name}-{rank}.json").write_text(json.dumps(outcome))
@@ -60,24 +60,24 @@ def fork(world, work, name):
         process.join(max(0, deadline - time.monotonic()))
         if process.exitcode is None:
             process.kill()
-            sys.exit(f"{name}: a process hangs")
+            sys.exit(f"{name}: a process does not finish")
     return [process.exitcode for process in processes]
 
 
-def judge(config, folder):
-    def work(share):
+def evaluate_model(config, folder):
+    def work(group):
         store = Store.open(STORE).artifact.path
         gallery, index = folder / "gallery", folder / "index"
         settings = build(config, "embed")
-        embed_gallery(RUN / "model.pt", store, gallery, settings, share=share)
-        if share.rank == 0:
+        embed_gallery(RUN / "model.pt", store, gallery, settings, group=group)
+        if group.rank == 0:
             build_index(
                 RUN / "model.pt", store, gallery, index, index=build(config, "index"),
                 calibration=build(config, "calibration"), embed_settings=settings,
             )  # fmt: skip
         found = evaluate(
             RUN, store, gallery, index, folder / "evaluation",
-            settings=build(config, "evaluate"), embed_settings=settings, share=share,
+            settings=build(config, "evaluate"), embed_settings=settings, group=group,
         )  # fmt: skip
         return found.info["metrics"]
 
@@ -85,37 +85,38 @@ def judge(config, folder):
 
 
 def compare_val(parts):
-    """Rows with many ties, of which each rank has another number."""
+    """Val rows with many ties, unevenly distributed over the ranks."""
     random = torch.Generator().manual_seed(0)
     rows = torch.randint(-1, 2, (sum(parts), 3), generator=random).float()
     rows = torch.nn.functional.normalize(rows + 0.1)
     labels = torch.randint(0, 4, (sum(parts),), generator=random)
 
-    def work(share):
-        start = sum(parts[: share.rank])
-        own = slice(start, start + parts[share.rank])
+    def work(group):
+        start = sum(parts[: group.rank])
+        own = slice(start, start + parts[group.rank])
         return [leave_one_out_top1(rows[own], labels[own], tile) for tile in (7, 1024)]
 
     return work
 
 
-def fail(share):
+def fail(group):
     def part():
-        if share.rank == 1:
-            raise DataError("image 7 is torn")
+        if group.rank == 1:
+            raise DataError("image 7 is truncated")
         return 1
 
-    return share.gather(part)
+    return group.gather(part)
 
 
-def fail_first(share):
-    return share.tell(lambda: [][0])
+def fail_on_rank_0(group):
+    return group.broadcast(lambda: [][0])
 
 
-def vanish(share):
-    if share.rank == 1:
+def exit_suddenly(group):
+    group.barrier()  # the connections exist from here on
+    if group.rank == 1:
         os._exit(9)
-    return share.gather(lambda: 1)
+    return group.gather(lambda: 1)
 
 
 def main():
@@ -132,11 +133,13 @@ def main():
     )
     codes = {}
     for world in (1, 2, 3):
-        codes[f"judged-{world}"] = fork(world, judge(config, Path(str(world))), f"judged-{world}")
+        codes[f"evaluated-{world}"] = fork(
+            world, evaluate_model(config, Path(str(world))), f"evaluated-{world}"
+        )
     for parts in ([40], [13, 27], [0, 29, 11]):
         name = f"val-{len(parts)}"
         codes[name] = fork(len(parts), compare_val(parts), name)
-    for work in (fail, fail_first, vanish):
+    for work in (fail, fail_on_rank_0, exit_suddenly):
         codes[work.__name__] = fork(2, work, work.__name__)
     Path("codes.json").write_text(json.dumps(codes))
 

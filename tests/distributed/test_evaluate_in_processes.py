@@ -1,0 +1,77 @@
+"""Gallery, index, metrics and the val metric do not depend on the number of processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcloop import artifacts
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    script = Path(__file__).with_name("evaluate_in_processes.py")
+    result = subprocess.run(
+        [sys.executable, script], cwd=folder, timeout=300, stderr=subprocess.PIPE, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def outcome(folder, name):
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-?.json"))]
+
+
+def contents(folder):
+    """All files except the report, which contains timings, and the manifest with its hash."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+        and path.name != "report.html" and path != folder / "evaluation/manifest.json"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_files_equal_those_of_one_process(evaluated, world):
+    one, several = contents(evaluated / "1"), contents(evaluated / str(world))
+    assert one.keys() == several.keys()
+    assert [name for name in one if one[name] != several[name]] == []
+    assert len([name for name in one if name.startswith("gallery/embeddings")]) == 5
+    assert "evaluation/metrics.json" in one
+    assert not list(evaluated.rglob(".*.npy"))
+    for kind in ("gallery", "index", "evaluation"):
+        artifacts.load(evaluated / str(world) / kind, kind, trust=False)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_process_returns_the_same_metrics(evaluated, world):
+    metrics = json.loads((evaluated / "1/evaluation/metrics.json").read_text())
+    assert outcome(evaluated, f"evaluated-{world}") == [metrics] * world
+    assert metrics["num_queries"] == 71
+    assert 0 < metrics["top1"] < 1
+
+
+def test_val_metric_is_independent_of_the_distribution_of_rows(evaluated):
+    (one,) = outcome(evaluated, "val-1")
+    assert one[0] == one[1]
+    assert 0 < one[0] < 1
+    assert outcome(evaluated, "val-2") == [one] * 2
+    assert outcome(evaluated, "val-3") == [one] * 3
+
+
+def test_a_failure_on_one_rank_is_raised_on_the_ranks_that_wait(evaluated):
+    waiting, failed = outcome(evaluated, "fail")
+    assert failed == "DataError: image 7 is truncated"
+    assert waiting.startswith("DataError: rank 1 failed: image 7 is truncated")
+    (waiting,) = outcome(evaluated, "fail_on_rank_0")  # rank 0 itself ended with an IndexError
+    assert "rank 0 failed: IndexError: list index out of range" in waiting
+
+
+def test_an_exited_process_is_detected(evaluated):
+    (waiting,) = outcome(evaluated, "exit_suddenly")
+    assert waiting.startswith("ResourceError: rank 0 cannot continue: another process")
+    assert json.loads((evaluated / "codes.json").read_text())["exit_suddenly"] == [0, 9]
