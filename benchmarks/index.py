@@ -17,7 +17,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from arcloop.artifacts import writer
+from arcloop.artifacts.writer import write_artifact
 from arcloop.config.composition import compose_config
 from arcloop.pipeline.steps import build
 from arcloop.retrieval import Gallery
@@ -101,14 +101,14 @@ def _rate(index: Any, queries: Any) -> float:
 def clustered_gallery(folder: Path, rows: int) -> Path:
     """Write a gallery artifact of made-up embeddings; returns its folder."""
     made = {"model": "0" * 64, "store": "0" * 64}
-    with writer.writing(folder, "gallery", config={}, parents=made) as draft:
+    with write_artifact(folder, "gallery", config={}, parents=made) as writer:
         for number, start in enumerate(range(0, rows, _CHUNK)):
             take = min(_CHUNK, rows - start)
-            np.save(draft.path / f"embeddings-{number:05d}.npy",
+            np.save(writer.path / f"embeddings-{number:05d}.npy",
                     clustered(take, rows // A_CLASS, seed=100 + number))  # fmt: skip
-            np.save(draft.path / f"labels-{number:05d}.npy", np.zeros(take, np.int64))
-        draft.count = rows
-        draft.info |= {"rows": rows, "embedding_dim": DIM}
+            np.save(writer.path / f"labels-{number:05d}.npy", np.zeros(take, np.int64))
+        writer.count = rows
+        writer.info |= {"rows": rows, "embedding_dim": DIM}
     return folder
 
 

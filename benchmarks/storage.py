@@ -22,7 +22,7 @@ from arcloop.config.composition import compose_config
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import Store, prepare
 from arcloop.data.loading.loader import BatchDataset, BatchLoader
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.pipeline import steps
 from benchmarks.machine import describe, in_words
 from benchmarks.measure import console
@@ -117,5 +117,5 @@ def _read(loader) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    say("photographs are cut, then each store is read")
+    print_line("photographs are cut, then each store is read")
     compare({112: 3000, 224: 1500})

@@ -1,4 +1,12 @@
-"""The errors a user can cause. Each says what is wrong, where, and what to do about it."""
+"""Errors that a user can cause and correct. Each names the fault, its place and the remedy.
+
+ArcloopError          exit code 1
+├── ConfigError       exit code 2: the configuration is wrong; no work was started
+├── DataError         images, labels or a store are wrong
+├── ArtifactError     an artifact is missing, damaged or does not belong to another one
+├── ResourceError     the machine lacks space, memory, permission or a process
+└── DivergedError     the training loss is not finite
+"""
 
 from __future__ import annotations
 
@@ -12,12 +20,12 @@ INTERRUPTED = 130
 
 
 class ArcloopError(Exception):
-    """A fault that the user can mend; the command line prints it without a traceback.
+    """An error that the user can correct. The command line prints it without a traceback.
 
     Args:
-        what: One sentence: what is wrong.
-        where: The file, key, row or folder it was found in.
-        remedy: What to do about it, as an instruction.
+        what: One sentence that describes the fault.
+        where: The file, folder, row or config key.
+        remedy: An instruction that corrects it.
     """
 
     exit_code = 1
@@ -32,7 +40,7 @@ class ArcloopError(Exception):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default protocol when a worker process raises.
+        # The default protocol loses keyword-only arguments when a worker process raises.
         return _rebuild, (type(self), self.what, self.where, self.remedy)
 
 
@@ -43,7 +51,7 @@ def _rebuild(
 
 
 class ConfigError(ArcloopError):
-    """The configuration is wrong: found before any work starts."""
+    """The configuration is wrong. It is raised before any work starts."""
 
     exit_code = 2
 
@@ -53,50 +61,55 @@ class DataError(ArcloopError):
 
 
 class ArtifactError(ArcloopError):
-    """An artifact is missing, half written, changed since it was written, or of another lineage."""
+    """An artifact is missing, incomplete, changed since it was written, or of another lineage."""
 
 
 class ResourceError(ArcloopError):
-    """The machine cannot do it: disk full, target read-only, memory exhausted, a process lost."""
+    """The machine lacks a resource: disk space, permission, memory, or a process that ended."""
 
 
 class DivergedError(ArcloopError):
-    """Training left the finite numbers; the same config does so again."""
+    """The training loss is not finite. Training again with the same config gives the same error."""
 
 
-_MACHINE_AT_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_ENVIRONMENT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def mendable(cause: BaseException) -> ArcloopError | None:
-    """Return the error that a user can mend, if this is one: ours, or a refusal of the machine."""
+def as_user_error(cause: BaseException) -> ArcloopError | None:
+    """Return the error as one that the user can correct.
+
+    Returns:
+        An `ArcloopError` unchanged; a `ResourceError` for a full disk or a missing permission;
+        None for any other exception.
+    """
     if isinstance(cause, ArcloopError):
         return cause
-    if isinstance(cause, OSError) and cause.errno in _MACHINE_AT_FAULT:
-        return unwritable(Path(cause.filename or "."), cause)
+    if isinstance(cause, OSError) and cause.errno in _ENVIRONMENT_FAULTS:
+        return write_error(Path(cause.filename or "."), cause)
     return None
 
 
-def unwritable(path: Path, cause: OSError) -> ResourceError:
-    """Turn the operating system's refusal to write `path` into an error with a remedy."""
+def write_error(path: Path, cause: OSError) -> ResourceError:
+    """Convert an `OSError` on writing `path` to an error with a remedy."""
     return ResourceError(
         f"cannot write: {cause.strerror or cause}",
         where=path,
-        remedy="free some space there, or choose another folder you may write to",
+        remedy="free some space there, or choose a folder in which you have write permission",
     )
 
 
 def report_errors(work: Callable[[], int]) -> int:
-    """Do the work; tell what a user can mend as one message, and return the exit code."""
+    """Call `work`, print an error that the user can correct, and return the exit code."""
     try:
         return work()
     except KeyboardInterrupt:
         print(
-            "interrupted; nothing half-written counts, and the same command goes on",
+            "interrupted; incomplete artifacts were discarded. The same command continues the work",
             file=sys.stderr,
         )
         return INTERRUPTED
     except Exception as cause:
-        error = mendable(cause)
+        error = as_user_error(cause)
         if error is None or os.environ.get("ARCLOOP_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -10,15 +10,15 @@ import pytest
 
 from arcloop import artifacts
 from arcloop.artifacts import artifact, atomic
-from arcloop.artifacts import writer as drafts
+from arcloop.artifacts.writer import write_artifact, write_manifest
 from arcloop.errors import ArtifactError, ResourceError
 
 
 def write(path, content=b"abc", *, config=None, parents=None):
-    with drafts.writing(path, "store", config=config or {}, parents=parents) as draft:
-        (draft.path / "part").mkdir()
-        (draft.path / "part" / "a.bin").write_bytes(content)
-        draft.info["rows"] = 3
+    with write_artifact(path, "store", config=config or {}, parents=parents) as writer:
+        (writer.path / "part").mkdir()
+        (writer.path / "part" / "a.bin").write_bytes(content)
+        writer.info["rows"] = 3
     return artifacts.load(path, "store")
 
 
@@ -69,8 +69,10 @@ def test_other_kind_is_refused(tmp_path):
         artifacts.load(tmp_path / "s", "index")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe"])
-def test_torn_manifest_is_told(tmp_path, content):
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"schema": 1, "kind": "store"}']
+)
+def test_a_damaged_manifest_is_reported(tmp_path, content):
     write(tmp_path / "s")
     (tmp_path / "s/manifest.json").write_bytes(content)
     with pytest.raises(ArtifactError, match="manifest"):
@@ -81,8 +83,8 @@ def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
     before = write(tmp_path / "s", b"old")
 
     def fail() -> None:
-        with drafts.writing(tmp_path / "s", "store", config={}) as draft:
-            (draft.path / "b").write_bytes(b"new")
+        with write_artifact(tmp_path / "s", "store", config={}) as writer:
+            (writer.path / "b").write_bytes(b"new")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -106,13 +108,13 @@ def test_a_foreign_folder_is_never_replaced(tmp_path):
     assert (tmp_path / "s/thesis.txt").read_text() == "years of work"
 
 
-def test_killed_writer_leaves_no_artifact_and_its_draft_is_swept(tmp_path):
+def test_killed_writer_leaves_no_artifact_and_its_temporary_folder_is_removed(tmp_path):
     script = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from arcloop.artifacts import writer as drafts
-        with drafts.writing(Path({str(tmp_path)!r}) / "s", "store", config={{}}) as draft:
-            (draft.path / "half").write_bytes(b"half")
+        from arcloop.artifacts.writer import write_artifact, write_manifest
+        with write_artifact(Path({str(tmp_path)!r}) / "s", "store", config={{}}) as writer:
+            (writer.path / "half").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
     """)
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
@@ -126,7 +128,7 @@ def test_nested_artifact_is_its_own(tmp_path):
     run = tmp_path / "run"
     write(run / "gallery")
     (run / "model.pt").write_bytes(b"weights")
-    artifact = drafts.seal(run, "run", config={}, parents={})
+    artifact = write_manifest(run, "run", config={}, parents={})
     assert list(artifact.files) == ["model.pt"]
 
 
@@ -148,25 +150,26 @@ def test_load_rehashes_only_what_changed(tmp_path, monkeypatch):
     assert [p.name for p in hashed] == ["a.bin"]
 
 
-def test_current_compares_settings_and_parents(tmp_path):
+def test_load_if_current_compares_settings_and_parents(tmp_path):
     write(tmp_path / "s", config={"x": 1}, parents={"p": "1"})
-    assert artifacts.current(tmp_path / "s", "store", {"x": 1}, {"p": "1"})
-    assert artifacts.current(tmp_path / "s", "store", {"x": 2}, {"p": "1"}) is None
-    assert artifacts.current(tmp_path / "s", "store", {"x": 1}, {"p": "2"}) is None
-    assert artifacts.current(tmp_path / "none", "store", {"x": 1}, {"p": "1"}) is None
+    assert artifacts.load_if_current(tmp_path / "s", "store", {"x": 1}, {"p": "1"})
+    assert artifacts.load_if_current(tmp_path / "s", "store", {"x": 2}, {"p": "1"}) is None
+    assert artifacts.load_if_current(tmp_path / "s", "store", {"x": 1}, {"p": "2"}) is None
+    assert artifacts.load_if_current(tmp_path / "none", "store", {"x": 1}, {"p": "1"}) is None
 
 
 def test_find_by_hash(tmp_path):
     write(tmp_path / "a", b"1")
     wanted = write(tmp_path / "b", b"2")
-    assert artifacts.find(tmp_path, "store", wanted.sha256) == tmp_path / "b"
-    assert artifacts.find(tmp_path, "store", "0" * 64) is None
+    assert artifacts.find_by_hash(tmp_path, "store", wanted.sha256) == tmp_path / "b"
+    assert artifacts.find_by_hash(tmp_path, "store", "0" * 64) is None
 
 
 REPLACING = """
 import sys
 from pathlib import Path
 from arcloop.artifacts.atomic import replace_folder
+from arcloop.artifacts.locks import file_lock
 for number in range(200):
     new = Path(f".{sys.argv[1]}")
     new.mkdir()
@@ -185,20 +188,3 @@ def test_a_folder_is_never_missing_while_two_processes_replace_it(tmp_path):
         assert (tmp_path / "target").is_dir()
     assert [writer.returncode for writer in writers] == [0, 0]
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
-
-
-LOCKING = """
-from pathlib import Path
-from arcloop.artifacts.atomic import locked
-for _ in range(200):
-    with locked(Path("count")):
-        Path("count").write_text(str(int(Path("count").read_text()) + 1))
-"""
-
-
-def test_one_process_at_a_time_holds_a_lock(tmp_path):
-    (tmp_path / "count").write_text("0")
-    counters = [subprocess.Popen([sys.executable, "-c", LOCKING], cwd=tmp_path) for _ in range(3)]
-    assert [counter.wait(timeout=60) for counter in counters] == [0, 0, 0]
-    assert (tmp_path / "count").read_text() == "600"
-    assert [p.name for p in tmp_path.iterdir()] == ["count"]

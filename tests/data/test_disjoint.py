@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
-from arcloop.artifacts import writer
+from arcloop.artifacts.writer import write_manifest
 from arcloop.data import SPLITS, Store, prepare, validate
 from arcloop.data.splits.disjoint import disjoint
 from arcloop.errors import DataError
@@ -228,7 +228,7 @@ def changed(path, split, row, image=None, label=None):
             values[row] = value
             np.save(file, values)
     manifest = json.loads((path / "manifest.json").read_text())
-    writer.seal(path, "store", config=manifest["config"], parents={}, info=manifest["info"])
+    write_manifest(path, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
 
 def errors(path, settings):

@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from arcloop.artifacts import writer as drafts
+from arcloop.artifacts.writer import write_manifest
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.data.loading.loader import BatchDataset, BatchLoader
@@ -182,7 +182,7 @@ def rewrite(store, split, shard, change):
 
 def reseal(store):
     manifest = json.loads((store / "manifest.json").read_text())
-    drafts.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
+    write_manifest(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
 
 def errors(store, settings):

@@ -10,7 +10,7 @@ import pytest
 from numpy.lib.format import open_memmap
 
 from arcloop import artifacts
-from arcloop.artifacts import writer
+from arcloop.artifacts.writer import write_manifest
 from arcloop.data import SPLITS, prepare, validate
 from arcloop.data.validation.duplicates import row_hashes
 from arcloop.data.validation.inspection import pixel_std
@@ -35,7 +35,7 @@ def store(sound, tmp_path):
 def reseal(store):
     """Write the manifest anew, as a prepare that wrote such files would have."""
     manifest = json.loads((store / "manifest.json").read_text())
-    writer.seal(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
+    write_manifest(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
 
 def images(store, split, shard):

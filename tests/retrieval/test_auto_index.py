@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from arcloop import artifacts
-from arcloop.artifacts import writer
+from arcloop.artifacts.writer import write_artifact
 from arcloop.config.composition import compose_config
 from arcloop.errors import ConfigError
 from arcloop.pipeline.steps import build
@@ -24,13 +24,13 @@ def clustered(rows, seed):
 
 def write(folder, rows_ND):
     """A gallery in shards of 1,000 rows."""
-    with writer.writing(folder, "gallery", config={}, parents={"model": "0" * 64}) as draft:
+    with write_artifact(folder, "gallery", config={}, parents={"model": "0" * 64}) as writer:
         for number, start in enumerate(range(0, len(rows_ND), 1000)):
             shard = rows_ND[start : start + 1000]
-            np.save(draft.path / f"embeddings-{number:05d}.npy", shard)
-            np.save(draft.path / f"labels-{number:05d}.npy", np.zeros(len(shard), np.int64))
-        draft.count = len(rows_ND)
-        draft.info |= {"rows": len(rows_ND), "embedding_dim": DIM}
+            np.save(writer.path / f"embeddings-{number:05d}.npy", shard)
+            np.save(writer.path / f"labels-{number:05d}.npy", np.zeros(len(shard), np.int64))
+        writer.count = len(rows_ND)
+        writer.info |= {"rows": len(rows_ND), "embedding_dim": DIM}
     return Gallery(folder)
 
 

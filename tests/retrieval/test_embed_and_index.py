@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcloop.artifacts import writer
+from arcloop.artifacts.writer import write_artifact
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.retrieval import (
     FaissIndex,
@@ -139,8 +139,8 @@ def test_a_gallery_too_small_to_train_is_told(model, tmp_path):
 def test_index_of_another_model_is_refused(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(10))
     index = FaissIndex(factory="Flat", search={}, train_rows=1).build(found)
-    with writer.writing(tmp_path / "i", "index", config={}) as draft:
-        write_index(index, found, draft.path, list("abcde"), 0.5)
+    with write_artifact(tmp_path / "i", "index", config={}) as writer:
+        write_index(index, found, writer.path, list("abcde"), 0.5)
     open_index(tmp_path / "i", model.sha256)
     with pytest.raises(ArtifactError, match="another model"):
         open_index(tmp_path / "i", "0" * 64)

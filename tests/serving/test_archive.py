@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from arcloop import artifacts
-from arcloop.artifacts import writer
+from arcloop.artifacts.writer import write_manifest
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.serving.archive import collect, read_manifest, write_archive
 from arcloop.serving.store.model_store import archive_file_name, make_version, parse_version
@@ -65,7 +65,9 @@ def test_a_run_whose_gate_did_not_pass_is_refused_unless_forced(run_dir, setting
     evaluation = artifacts.read(run_dir / "evaluation", "evaluation")
     gate = {"passed": False, "reasons": ["eer is 0.2, but at most 0.1 is required."]}
     (run_dir / "evaluation/gate.json").write_text(json.dumps(gate))
-    writer.seal(evaluation.path, "evaluation", config=evaluation.config, parents=evaluation.parents)
+    write_manifest(
+        evaluation.path, "evaluation", config=evaluation.config, parents=evaluation.parents
+    )
     with pytest.raises(ArtifactError, match=r"the gate did not pass: eer is"):
         make(run_dir, settings, tmp_path / "a")
     manifest = read_manifest(make(run_dir, settings, tmp_path / "a", force=True))

@@ -45,6 +45,7 @@ for line in sys.stdin:
 KILLING = """
 import os, signal
 from pytorch_lightning import Callback, Trainer
+from arcloop.artifacts.atomic import temporary_sibling
 from arcloop.models import checkpoints
 
 def die(*_):
@@ -55,7 +56,7 @@ def at(place):
     if hook == "replace":  # while a checkpoint is written
         def write_bytes(path, content, real=checkpoints.write_bytes):
             if steps_done() >= int(step):
-                path.with_name(f".{path.name}.tmp-{os.getpid()}").write_bytes(content[:1000])
+                temporary_sibling(path).write_bytes(content[:1000])
                 die()
             real(path, content)
         checkpoints.write_bytes = write_bytes

@@ -1,20 +1,18 @@
-"""Artifacts: folders whose `manifest.json` is written last and verified on load."""
+"""Artifacts: folders with a `manifest.json` that is written last and verified on load."""
 
 from arcloop.artifacts.artifact import (
     MANIFEST,
     SCHEMA,
     Artifact,
-    among,
-    current,
     exists,
-    find,
+    find_by_hash,
+    list_artifacts,
     load,
+    load_if_current,
     read,
-    read_stamp,
-    write_stamp,
 )
 
 __all__ = [
-    "MANIFEST", "SCHEMA", "Artifact", "among", "current", "exists", "find", "load", "read",
-    "read_stamp", "write_stamp",
+    "MANIFEST", "SCHEMA", "Artifact", "exists", "find_by_hash", "list_artifacts", "load",
+    "load_if_current", "read",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Every artifact is a folder whose `manifest.json` is written last and verified on load.
+"""Read and verify artifacts.
 
-A folder without a manifest is not there. A manifest holds the sha256 and size of every file, the
-hashes of the artifacts it was made from, the resolved config, and the versions of code and
-packages, so any answer can be walked back to the images it came from.
+A folder without a manifest is not an artifact. A manifest contains the sha256 and size of every
+file, the manifest hashes of the parents, the resolved config, and the versions of the code and the
+packages, so that any answer can be traced back to the images it came from.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from arcloop.errors import ArtifactError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_STAMP = ".verified.json"
+_VERIFIED = ".verified.json"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole, verified artifact.
+    """The manifest of an artifact.
 
     Attributes:
-        path: Its folder.
-        kind: What it is: store, validation, run, gallery, index, evaluation or export.
-        sha256: Hash of its manifest, hence of all it holds; children name it as their parent.
+        path: Folder of the artifact.
+        kind: store, validation, run, gallery, index, evaluation or export.
+        sha256: Hash of the manifest, and so of all files. It is the parent hash in artifacts that
+            are made from this one.
         files: Relative path -> {"sha256": hex, "size": bytes}.
-        parents: Role -> hash of what it was made from.
+        parents: Role -> manifest hash of an artifact that this one was made from.
         config: The resolved settings it was made with.
-        info: Facts of its kind, e.g. a store's rows and image shape.
+        info: Properties that depend on the kind, e.g. the rows and image shape of a store.
     """
 
     path: Path
@@ -52,10 +53,10 @@ class Artifact:
 
 
 def read(path: Path, kind: str) -> Artifact:
-    """Read an artifact's manifest without looking at its files.
+    """Read the manifest of an artifact without verifying its files.
 
     Raises:
-        ArtifactError: It is missing, of another kind, or the manifest is no manifest.
+        ArtifactError: The artifact is missing, of another kind, or its manifest is damaged.
     """
     file = path / MANIFEST
     try:
@@ -65,6 +66,7 @@ def read(path: Path, kind: str) -> Artifact:
     try:
         manifest = json.loads(content)
         schema, found = manifest["schema"], manifest["kind"]
+        sections = {name: dict(manifest[name]) for name in ("files", "parents", "config", "info")}
     except (ValueError, KeyError, TypeError):
         raise _damaged(file, "is not a manifest") from None
     if schema != SCHEMA:
@@ -83,60 +85,56 @@ def read(path: Path, kind: str) -> Artifact:
         path=path,
         kind=kind,
         sha256=hashlib.sha256(content).hexdigest(),
-        files=manifest["files"],
-        parents=manifest["parents"],
-        config=manifest["config"],
-        info=manifest["info"],
+        **sections,
     )
 
 
 def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
     """Read and verify an artifact.
 
-    Every file is hashed; hashes of files whose size, time and inode are those of the last
-    verification are taken from it, so a large store is read once, not at every start.
+    Every file is hashed, except files whose size, modification time and inode are unchanged since
+    the last verification. So a large store is read once and not at every start.
 
     Args:
-        path: Its folder.
-        kind: What it must be.
-        trust: Take those hashes; False: read every file again.
+        path: Folder of the artifact.
+        kind: Expected kind.
+        trust: Skip unchanged files; False hashes every file again.
 
     Raises:
-        ArtifactError: It is missing, half written, of another kind, or a file was changed.
+        ArtifactError: The artifact is missing, incomplete, of another kind, or a file was changed.
     """
     path = Path(path)
     artifact = read(path, kind)
-    known = read_stamp(path, artifact.sha256) if trust else {}
-    stamps: dict[str, list[int]] = {}
-    unknown: list[str] = []
+    verified = read_verified(path, artifact.sha256) if trust else {}
+    states: dict[str, list[int]] = {}
+    changed: list[str] = []
     for name, entry in artifact.files.items():
         try:
-            stamps[name] = _stamp(path / name)
+            states[name] = _file_state(path / name)
         except FileNotFoundError:
             raise _damaged(path / name, "is missing") from None
-        if (size := stamps[name][0]) != entry["size"]:
+        if (size := states[name][0]) != entry["size"]:
             raise _damaged(path / name, f"has {size} bytes, not {entry['size']}")
-        if known.get(name) != stamps[name]:
-            unknown.append(name)
+        if verified.get(name) != states[name]:
+            changed.append(name)
     with ThreadPoolExecutor() as pool:
-        for name, found in zip(
-            unknown, pool.map(lambda n: sha256_file(path / n), unknown), strict=True
-        ):
+        hashes = pool.map(lambda name: sha256_file(path / name), changed)
+        for name, found in zip(changed, hashes, strict=True):
             if found != artifact.files[name]["sha256"]:
-                raise _damaged(path / name, "has other contents than when it was written")
-    if unknown:
+                raise _damaged(path / name, "was changed after it was written")
+    if changed:
         with contextlib.suppress(OSError):  # a read-only artifact is verified in full every time
-            write_stamp(artifact, stamps)
+            record_verified(artifact, states)
     return artifact
 
 
-def current(
+def load_if_current(
     path: Path, kind: str, config: Mapping[str, Any], parents: Mapping[str, str]
 ) -> Artifact | None:
-    """Return the artifact at `path` if it is of these settings and parents, so need not be remade.
+    """Return the artifact at `path` if it was made with these settings and parents, else None.
 
     Raises:
-        ArtifactError: It is, but was damaged since.
+        ArtifactError: It was made with them but is damaged.
     """
     if not exists(path):
         return None
@@ -146,26 +144,26 @@ def current(
     return load(path, kind)
 
 
-def find(folder: Path, kind: str, sha256: str) -> Path | None:
-    """Return the artifact below `folder` whose manifest has this hash, None if there is none."""
+def find_by_hash(folder: Path, kind: str, sha256: str) -> Path | None:
+    """Return the artifact in `folder` whose manifest has this hash, or None."""
     for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
         if sha256_file(manifest) == sha256 and read(manifest.parent, kind):
             return manifest.parent
     return None
 
 
-def among(folder: Path, kind: str) -> list[Artifact]:
-    """Return the artifacts of a kind that lie in a folder, by name, without verifying them."""
+def list_artifacts(folder: Path, kind: str) -> list[Artifact]:
+    """Return the artifacts of a kind in a folder, sorted by name, without verifying them."""
     found = []
     for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-        if not manifest.parent.name.startswith("."):  # a draft, not renamed yet
+        if not manifest.parent.name.startswith("."):  # else it is still being written
             with contextlib.suppress(ArtifactError):
                 found.append(read(manifest.parent, kind))
     return found
 
 
 def exists(path: Path) -> bool:
-    """Whether a whole artifact is at `path` (its manifest is there)."""
+    """Whether `path` is an artifact, which is the case if it has a manifest."""
     return (Path(path) / MANIFEST).is_file()
 
 
@@ -185,20 +183,20 @@ def _damaged(file: Path, how: str) -> ArtifactError:
     )
 
 
-def _stamp(file: Path) -> list[int]:
+def _file_state(file: Path) -> list[int]:
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def write_stamp(artifact: Artifact, stamps: Mapping[str, list[int]]) -> None:
-    """Note beside an artifact which files were verified, and as what."""
-    write_json(artifact.path / _STAMP, {"manifest": artifact.sha256, "files": stamps})
+def record_verified(artifact: Artifact, states: Mapping[str, list[int]]) -> None:
+    """Record the size, modification time and inode of the verified files of an artifact."""
+    write_json(artifact.path / _VERIFIED, {"manifest": artifact.sha256, "files": states})
 
 
-def read_stamp(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
-    """Return size, time and inode of the files of this manifest when last verified."""
+def read_verified(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
+    """Return the record of the last verification; {} if there is none for this manifest."""
     try:
-        stamp = json.loads((path / _STAMP).read_bytes())
+        recorded = json.loads((path / _VERIFIED).read_bytes())
     except (OSError, ValueError):
         return {}
-    return dict(stamp["files"]) if stamp.get("manifest") == manifest_sha256 else {}
+    return dict(recorded["files"]) if recorded.get("manifest") == manifest_sha256 else {}

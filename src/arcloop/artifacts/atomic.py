@@ -1,23 +1,21 @@
-"""Files and folders that are either as they were or as they should be, never in between."""
+"""Atomic writes: a file or folder has its old or its new contents at any time, nothing between."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from arcloop.errors import unwritable
+from arcloop.artifacts.locks import is_abandoned, process_tag
 
-_HERE, _EXCHANGE = -100, 2
-"""AT_FDCWD and RENAME_EXCHANGE, see rename(2)."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # see rename(2)
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 def sha256_file(path: Path, *, sync: bool = False) -> str:
@@ -35,13 +33,17 @@ def sha256_json(value: object) -> str:
 
 
 def write_json(path: Path, value: object, *, indent: int | None = 2) -> None:
-    """Write JSON atomically, keys as given; a non-finite number is refused."""
+    """Write JSON atomically, with the keys in their order.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
     write_bytes(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: to a temporary sibling, fsynced, renamed."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """Write a file atomically: to a temporary file in the same folder, fsynced, then renamed."""
+    temporary = temporary_sibling(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -49,83 +51,63 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as cause:
-        cause.filename = str(path)  # a full disk names no file, and nobody knows the temporary one
+        cause.filename = str(path)  # the user does not know the temporary file
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename a whole folder to `target`, taking the place of what is there.
+def temporary_sibling(path: Path) -> Path:
+    """Return the path at which this process prepares what it will rename to `path`."""
+    return path.with_name(f".{path.name}.tmp-{process_tag()}")
 
-    There is no moment without a folder at `target`, so that neither a kill nor somebody who does
-    the same at the same time can find it missing. What was there is removed.
+
+def remove_abandoned(path: Path) -> None:
+    """Remove temporary folders of `path` whose process has ended, see `is_abandoned`."""
+    for sibling in path.parent.glob(f".{path.name}.tmp-*"):
+        if is_abandoned(sibling):
+            shutil.rmtree(sibling, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename a folder to `target` and remove the folder that was there.
+
+    On Linux both folders are exchanged in one step, so that other processes find a complete folder
+    at `target` at any time. Elsewhere there is none between two renames.
     """
     try:
-        new.rename(target)  # which an empty folder there does not hinder
+        new.rename(target)  # succeeds if the target is missing or empty
     except OSError as cause:
         if cause.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        _exchange(new, target)
+        if not _exchange(new, target):
+            old = temporary_sibling(target.with_name(f"{target.name}.old"))
+            target.rename(old)
+            new.rename(target)
+            old.rename(new)
         shutil.rmtree(new, ignore_errors=True)
-    folder = os.open(target.parent, os.O_RDONLY)
+    _sync_folder(target.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step by renameat2; False if the system does not support it."""
+    rename: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    paths = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    if rename(*paths, _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder to the disk where the file system supports it."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        with contextlib.suppress(OSError):  # some network file systems refuse to sync a folder
+            os.fsync(descriptor)
     finally:
-        os.close(folder)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Let two paths of one file system change places at once, by Linux's renameat2."""
-    library = ctypes.CDLL(None, use_errno=True)
-    paths = os.fsencode(one), os.fsencode(other)
-    rename: Any = getattr(library, "renameat2", None)
-    if rename and rename(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0:
-        return
-    if rename and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
-    # A file system, or a system, that cannot: two steps.
-    aside = other.with_name(f".{other.name}.old-{os.getpid()}")
-    other.rename(aside)
-    one.rename(other)
-    aside.rename(one)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same path waiting; a kill ends it too.
-
-    Raises:
-        ResourceError: Nothing can be written beside `path`.
-    """
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _lock_file(lock)
-    except OSError as cause:
-        raise unwritable(path, cause) from cause
-    with file:
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough while a child has it open
-
-
-def _lock_file(lock: Path) -> TextIO:
-    while True:
-        file = open(lock, "w")  # noqa: SIM115 - the caller closes it
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # Who had it before us has removed it, and somebody may have made another since.
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
-                return file
-        file.close()
-
-
-def remove_stale_drafts(path: Path) -> None:
-    """Remove what a killed process left; a live process keeps its draft."""
-    for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        pid = int(stale.name.rpartition("-")[2])
-        if pid == os.getpid() or not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(stale, ignore_errors=True)
+        os.close(descriptor)

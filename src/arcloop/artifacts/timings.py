@@ -1,4 +1,4 @@
-"""How long each stage took and how fast it was: beside the manifest, which is free of times."""
+"""Durations and throughput of the stages, in a file next to the manifest, which has no times."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ _STAGE = {
 
 
 class Stopwatch:
-    """Counts seconds of wall time from when it is made."""
+    """Measures the wall time since its construction."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Seconds since."""
+        """Seconds since construction."""
         return time.monotonic() - self._start
 
 
-def note(
+def record(
     folder: Path, seconds: float, per_second: float, others: Mapping[str, float] | None = None
 ) -> None:
-    """Note how long the artifact in `folder` took, and its throughput (0: nothing was counted).
+    """Record the duration and throughput of the stage that made an artifact.
 
     Args:
-        folder: Of the artifact.
-        seconds: Of wall time.
-        per_second: Images or vectors a second.
-        others: Other times worth a note; the name of each ends with its unit.
+        folder: Folder of the artifact.
+        seconds: Wall time.
+        per_second: Images or vectors per second; 0 if they were not counted.
+        others: Further durations; each name ends with its unit.
     """
     write_json(folder / _FILE, {"seconds": seconds, "per_second": per_second, **(others or {})})
 
 
-def stage_times(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """Say what was noted for each stage.
+def describe_stages(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Describe the recorded durations, e.g. ("train", "12.3 s, 4,567 images/s").
 
-    The throughput of training counts its batches alone, without validation.
+    The throughput of training counts training batches only, without validation.
 
     Args:
         folders: Kind of artifact -> its folder.
 
     Returns:
-        (stage, "seconds, throughput") of the stages that were timed, in the order given.
+        (stage, description) of the stages with a record, in the order given.
     """
     found = []
     for kind, folder in folders.items():
         try:
-            noted = json.loads((folder / _FILE).read_bytes())
+            recorded = json.loads((folder / _FILE).read_bytes())
         except (OSError, ValueError):
             continue
         unit = "vectors" if kind == "index" else "images"
-        speed = f", {noted['per_second']:,.0f} {unit}/s" if noted["per_second"] else ""
-        found.append((_STAGE[kind], f"{noted['seconds']:.1f} s{speed}"))
+        speed = f", {recorded['per_second']:,.0f} {unit}/s" if recorded["per_second"] else ""
+        found.append((_STAGE[kind], f"{recorded['seconds']:.1f} s{speed}"))
     return found

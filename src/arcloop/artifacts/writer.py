@@ -1,36 +1,56 @@
-"""Writing an artifact: beside its place, sealed by its manifest, then in its place in one step."""
+"""Write an artifact to a temporary folder, add its manifest, and rename it to its place."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import importlib.metadata
 import os
 import shutil
+import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcloop.artifacts import MANIFEST, SCHEMA, Artifact, read, read_stamp, timings, write_stamp
-from arcloop.artifacts.atomic import remove_stale_drafts, replace_folder, sha256_file, write_json
-from arcloop.artifacts.provenance import git_revision, package_versions
-from arcloop.errors import ArtifactError, unwritable
+from arcloop.artifacts import timings
+from arcloop.artifacts.artifact import (
+    MANIFEST,
+    SCHEMA,
+    Artifact,
+    read,
+    read_verified,
+    record_verified,
+)
+from arcloop.artifacts.atomic import (
+    remove_abandoned,
+    replace_folder,
+    sha256_file,
+    temporary_sibling,
+    write_json,
+)
+from arcloop.errors import ArtifactError, write_error
 
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+_RECORDED_PACKAGES = (
+    "arcloop", "faiss-cpu", "faiss-gpu", "hydra-core", "numpy", "omegaconf", "pillow",
+    "pytorch-lightning", "timm", "torch", "torchmetrics",
+)  # fmt: skip
 
 
 @dataclass
-class Draft:
-    """A folder being written.
+class ArtifactWriter:
+    """An artifact that is being written.
 
     Attributes:
-        path: Where to put files.
-        info: Facts of its kind, for the manifest.
-        parents: Role -> hash of what it is made from.
-        count: Images or vectors that went through, for the throughput.
-        adopted: Files taken over from another artifact as they are -> that artifact.
-        timed: Other times worth a note, by name and unit.
+        path: Folder to write the files to.
+        info: Properties for the manifest that depend on the kind of artifact.
+        parents: Role -> manifest hash of an artifact that this one is made from.
+        count: Number of images or vectors processed, for the throughput.
+        timed: Further durations to record; each name ends with its unit.
+        linked: Files shared with another artifact -> that artifact.
     """
 
     path: Path
@@ -38,13 +58,13 @@ class Draft:
     parents: dict[str, str] = field(default_factory=dict)
     count: int = 0
     timed: dict[str, float] = field(default_factory=dict)
-    adopted: dict[str, Artifact] = field(default_factory=dict)
+    linked: dict[str, Artifact] = field(default_factory=dict)
 
-    def adopt(self, owner: Artifact, name: str) -> None:
-        """Take over a file of another, verified artifact.
+    def link(self, owner: Artifact, name: str) -> None:
+        """Add a file of another, verified artifact as a hard link.
 
-        It becomes a second name of the same file: nothing is copied or hashed, either artifact may
-        be removed, and the file stays for the other. A file system that cannot do so copies.
+        The file is neither copied nor hashed, and remains when either artifact is removed. If the
+        file system has no hard links, the file is copied.
         """
         source, target = owner.path / name, self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,21 +75,27 @@ class Draft:
                 raise
             shutil.copyfile(source, target)
         else:
-            self.adopted[name] = owner
+            self.linked[name] = owner
 
 
 @contextlib.contextmanager
-def writing(
+def write_artifact(
     path: Path, kind: str, *, config: Mapping[str, Any], parents: Mapping[str, str] | None = None
-) -> Iterator[Draft]:
-    """Write an artifact to a temporary sibling and rename it to `path` when whole.
+) -> Iterator[ArtifactWriter]:
+    """Write an artifact to a temporary folder beside `path` and rename it when it is complete.
 
-    An artifact already at `path` stays until the new one is complete, then is replaced. When the
-    body raises, nothing is left behind.
+    An existing artifact at `path` stays until the new one is complete and is then replaced. If the
+    body raises, the temporary folder is removed.
+
+    Args:
+        path: Folder of the artifact.
+        kind: Kind of the artifact, see `Artifact`.
+        config: The resolved settings it is made with.
+        parents: Role -> manifest hash of an artifact that it is made from.
 
     Raises:
-        ArtifactError: `path` holds something that is not an artifact.
-        ResourceError: The target cannot be written.
+        ArtifactError: `path` contains files but is not an artifact.
+        ResourceError: The folder cannot be written.
     """
     path = Path(path)
     if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
@@ -80,62 +106,65 @@ def writing(
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_drafts(path)
-        temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+        remove_abandoned(path)
+        temporary = temporary_sibling(path)
         temporary.mkdir()
     except OSError as cause:
-        raise unwritable(path, cause) from cause
+        raise write_error(path, cause) from cause
     watch = timings.Stopwatch()
     try:
-        draft = Draft(temporary, parents=dict(parents or {}))
-        yield draft
-        timings.note(temporary, watch.seconds, draft.count / watch.seconds, draft.timed)
-        sealed = seal(
+        writer = ArtifactWriter(temporary, parents=dict(parents or {}))
+        yield writer
+        timings.record(temporary, watch.seconds, writer.count / watch.seconds, writer.timed)
+        written = write_manifest(
             temporary,
             kind,
             config=config,
-            parents=draft.parents,
-            info=draft.info,
-            known={name: owner.file_sha256(name) for name, owner in draft.adopted.items()},
+            parents=writer.parents,
+            info=writer.info,
+            known={name: owner.file_sha256(name) for name, owner in writer.linked.items()},
         )
-        if stamps := _adopted_stamps(draft):
-            write_stamp(sealed, stamps)
+        if verified := _verified_links(writer):
+            record_verified(written, verified)
         replace_folder(temporary, path)
     except OSError as cause:
-        raise unwritable(path, cause) from cause
+        raise write_error(path, cause) from cause
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def seal(
+def write_manifest(
     path: Path,
     kind: str,
     *,
     config: Mapping[str, Any],
     parents: Mapping[str, str],
     info: Mapping[str, Any] | None = None,
-    apart: Collection[str] = (),
+    exclude: Collection[str] = (),
     known: Mapping[str, str] | None = None,
 ) -> Artifact:
-    """Write the manifest of the files now in `path`, last and atomically, and return the artifact.
+    """Write the manifest of the files in `path`, which makes the folder an artifact.
 
-    Folders inside that hold a manifest of their own are artifacts of their own and not listed.
+    Subfolders with a manifest are separate artifacts and are not listed.
 
     Args:
         path: The folder.
-        kind: What it is.
+        kind: Kind of the artifact.
         config: The resolved settings it was made with.
-        parents: Role -> hash of what it was made from.
-        info: Facts of its kind.
-        apart: Folders in it that are not listed: what loggers wrote, with times in it.
-        known: Files that need not be read again -> their sha256.
+        parents: Role -> manifest hash of an artifact that it was made from.
+        info: Properties that depend on the kind of artifact.
+        exclude: Subfolders that are not listed, such as the files of loggers, which contain times.
+        known: File -> its sha256, for files that need not be read again.
+
+    Returns:
+        The artifact.
     """
-    names = [name for name in _own_files(path) if name.partition("/")[0] not in apart]
+    names = [name for name in _list_files(path) if name.partition("/")[0] not in exclude]
     hashes = dict(known or {})
     unread = [name for name in names if name not in hashes]
     with ThreadPoolExecutor() as pool:
-        read_now = pool.map(lambda name: sha256_file(path / name, sync=True), unread)
-        hashes |= dict(zip(unread, read_now, strict=True))
+        computed = pool.map(lambda name: sha256_file(path / name, sync=True), unread)
+        hashes |= dict(zip(unread, computed, strict=True))
     manifest = {
         "schema": SCHEMA,
         "kind": kind,
@@ -151,7 +180,7 @@ def seal(
     return read(path, kind)
 
 
-def _own_files(path: Path) -> list[str]:
+def _list_files(path: Path) -> list[str]:
     names = []
     for folder, subfolders, files in os.walk(path):
         here = Path(folder)
@@ -164,12 +193,36 @@ def _own_files(path: Path) -> list[str]:
     return sorted(names)
 
 
-def _adopted_stamps(draft: Draft) -> dict[str, list[int]]:
-    """Return what was verified of the adopted files, where they came from."""
-    owners = {owner.path: owner for owner in draft.adopted.values()}
-    known = {path: read_stamp(path, owner.sha256) for path, owner in owners.items()}
+def _verified_links(writer: ArtifactWriter) -> dict[str, list[int]]:
+    """Return the records of verification that the owners of the linked files have of them."""
+    owners = {owner.path: owner for owner in writer.linked.values()}
+    verified = {path: read_verified(path, owner.sha256) for path, owner in owners.items()}
     return {
-        name: known[owner.path][name]
-        for name, owner in draft.adopted.items()
-        if name in known[owner.path]
+        name: verified[owner.path][name]
+        for name, owner in writer.linked.items()
+        if name in verified[owner.path]
     }
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Return the commit of the code, with "-dirty" for local changes; None outside git."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() or None
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that can change a result."""
+    versions = {}
+    for name in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

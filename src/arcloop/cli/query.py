@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arcloop import artifacts
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, DataError
 from arcloop.pipeline.chain import find_store
 
@@ -87,7 +87,7 @@ def _thumbnails(run_dir: Path, answer: Prediction) -> list[str]:
     try:
         store = Store.open(find_store(run_dir))
     except ArcloopError as gone:
-        say(f"no thumbnails: {gone.what}")
+        print_line(f"no thumbnails: {gone.what}")
         return []
     folder = run_dir.parent / f"{run_dir.name}-thumbnails"
     folder.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
-from arcloop.artifacts.writer import Draft
+from arcloop.artifacts.writer import ArtifactWriter
 from arcloop.data.sources.base import Listing, Source
 from arcloop.data.store.source_files import Difference, Held
 from arcloop.data.store.store import CLASSES
@@ -41,11 +41,11 @@ class Base:
         """Return the number of the first new shard of a split."""
         return len(self.store.info["splits"][split]["shards"])
 
-    def adopt(self, draft: Draft) -> None:
-        """Put every shard of the store into a draft, without copying it."""
+    def link_shards(self, writer: ArtifactWriter) -> None:
+        """Add every shard of the store to a new artifact as a hard link."""
         for name in self.store.files:
             if name != CLASSES:
-                draft.adopt(self.store, name)
+                writer.link(self.store, name)
 
 
 def require_appendable(source: Source) -> None:
@@ -82,7 +82,7 @@ def find_base(source: Source, listing: Listing, stores: Path) -> Base | None:
     key = settings_key(source)
     best = (0, True)
     chosen: tuple[Artifact, Held, Difference] | None = None
-    for store in artifacts.among(stores, "store"):
+    for store in artifacts.list_artifacts(stores, "store"):
         if store.info.get("settings") != key or (held := Held.of(store)) is None:
             continue
         difference = listing.difference(held)

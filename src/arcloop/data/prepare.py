@@ -12,8 +12,9 @@ import numpy as np
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts import writer as drafts
-from arcloop.artifacts.atomic import locked, sha256_json, write_json
+from arcloop.artifacts.atomic import sha256_json, write_json
+from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.writer import write_artifact
 from arcloop.data.append import KEY_DIGITS, Base, find_base, require_appendable, settings_key
 from arcloop.data.sources.base import Listing, Source
 from arcloop.data.sources.workers import Workers
@@ -21,7 +22,7 @@ from arcloop.data.store.jpeg_writer import JpegSplitWriter
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import origins_file
 from arcloop.data.store.store import CLASSES
-from arcloop.display.terminal import say, track
+from arcloop.display.terminal import print_line, track
 from arcloop.errors import ArtifactError, DataError
 from arcloop.runtime.cpus import available_cpus
 
@@ -71,7 +72,7 @@ def prepare(
         fingerprint = source.fingerprint()
         if there := _there_already(path, _key(source, fingerprint), append):
             return there
-        with locked(path):  # every process of a node starts here: one writes, the others wait
+        with file_lock(path):  # every process of a node starts here: one writes, the others wait
             if there := _there_already(path, _key(source, fingerprint), append):
                 return there
             listing = source.open()
@@ -97,10 +98,10 @@ def _there_already(path: Path, key: str, append: bool) -> Artifact | None:
 
 def _tell(base: Base | None) -> None:
     if base is None:
-        say("append: no store holds images of this source yet; all of it is prepared")
+        print_line("append: no store holds images of this source yet; all of it is prepared")
         return
     rows = ", ".join(f"{split} {rows}" for split, rows in base.new.rows.items())
-    say(f"append: {sum(base.new.rows.values())} new images ({rows}) to {base.store.path}")
+    print_line(f"append: {sum(base.new.rows.values())} new images ({rows}) to {base.store.path}")
 
 
 def _write(
@@ -113,9 +114,9 @@ def _write(
 ) -> Artifact:
     parents = {"store": base.store.sha256} if base else {}
     listing = base.new if base else listing
-    with drafts.writing(path, "store", config=asdict(source), parents=parents) as draft:
+    with write_artifact(path, "store", config=asdict(source), parents=parents) as output:
         writers = {
-            split: _writer(source, listing, draft.path, split, base) for split in listing.rows
+            split: _writer(source, listing, output.path, split, base) for split in listing.rows
         }
         for writer in writers.values():
             writer.allocate()
@@ -132,12 +133,12 @@ def _write(
             writers[split] = writer.finish(sorted(bad))
             _write_origins(listing, split, sorted(bad), writers[split])
         if base:
-            base.adopt(draft)
-        write_json(draft.path / CLASSES, listing.classes)
+            base.link_shards(output)
+        write_json(output.path / CLASSES, listing.classes)
         splits = {split: _split_facts(split, w, base) for split, w in writers.items()}
         if listing.leave_one_out:
             splits["query"] = splits["gallery"]
-        draft.info |= {
+        output.info |= {
             "key": _key(source, fingerprint),
             "settings": settings_key(source),
             "source": fingerprint,
@@ -150,7 +151,7 @@ def _write(
             "appended": {split: w.rows for split, w in writers.items()} if base else None,
             "skipped": _skipped(dropped),
         }
-        draft.count = sum(writer.rows for writer in writers.values())
+        output.count = sum(split.rows for split in writers.values())
     return artifacts.load(path, "store")
 
 

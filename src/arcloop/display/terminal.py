@@ -84,14 +84,14 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[
         if now - last >= _PLAIN_LINE_SECONDS:
             last = now
             of = f" of {total:,}" if total is not None else ""
-            say(f"{description}: {done:,}{of} {unit}, {now - start:.0f} s")
+            print_line(f"{description}: {done:,}{of} {unit}, {now - start:.0f} s")
 
     yield advance
     seconds = time.monotonic() - start
     rate = f", {done / seconds:,.0f} {unit}/s" if seconds > 0.05 and done else ""
-    say(f"{description}: {done:,} {unit} in {seconds:.1f} s{rate}")
+    print_line(f"{description}: {done:,} {unit} in {seconds:.1f} s{rate}")
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print one line of plain text where the progress goes."""
     console().print(line, markup=False, highlight=False, soft_wrap=True)

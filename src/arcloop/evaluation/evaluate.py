@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop import artifacts
-from arcloop.artifacts import Artifact, writer
+from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_json
-from arcloop.artifacts.provenance import git_revision
-from arcloop.artifacts.timings import stage_times
+from arcloop.artifacts.timings import describe_stages
+from arcloop.artifacts.writer import git_revision, write_artifact
 from arcloop.config.schema import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
 from arcloop.display.terminal import track
@@ -74,7 +74,7 @@ def evaluate(
         "index": index_artifact.sha256,
     }
     config = {"evaluate": asdict(settings)}
-    if reuse and (current := artifacts.current(output, "evaluation", config, parents)):
+    if reuse and (current := artifacts.load_if_current(output, "evaluation", config, parents)):
         return current
     part = group.shard(images.rows("query"), settings.batch_size)
     search_index = partial(search, faiss_index)
@@ -98,7 +98,7 @@ def evaluate(
         group.gather(examine_part)
         group.barrier()  # until it is sealed
         return artifacts.load(output, "evaluation")
-    with writer.writing(output, "evaluation", config=config, parents=parents) as draft:
+    with write_artifact(output, "evaluation", config=config, parents=parents) as writer:
         findings = group.gather(examine_part)
         assert findings is not None
         judgement = conclude(
@@ -110,16 +110,16 @@ def evaluate(
             threshold=threshold,
         )
         if len(judgement.queries.rows):
-            draft.timed = search_times(search_index, judgement.queries.embeddings)
+            writer.timed = search_times(search_index, judgement.queries.embeddings)
         verdict = gate(judgement.metrics, settings.gate)
-        write_json(draft.path / "metrics.json", judgement.metrics)
-        write_json(draft.path / "gate.json", verdict)
-        write_json(draft.path / "mistakes.json", [asdict(m) for m in judgement.mistakes])
-        draft.info |= {
+        write_json(writer.path / "metrics.json", judgement.metrics)
+        write_json(writer.path / "gate.json", verdict)
+        write_json(writer.path / "mistakes.json", [asdict(m) for m in judgement.mistakes])
+        writer.info |= {
             "metrics": judgement.metrics, "gate": verdict, "leave_one_out": images.leave_one_out
         }  # fmt: skip
-        draft.count = images.rows("query")
-        times = stage_times(
+        writer.count = images.rows("query")
+        times = describe_stages(
             {
                 "store": store,
                 "validation": store / "validation",
@@ -129,7 +129,7 @@ def evaluate(
             }
         )
         write_report(
-            draft.path,
+            writer.path,
             judgement,
             title=run_dir.name,
             classes=images.classes,
@@ -137,7 +137,7 @@ def evaluate(
             curves=_curves(run_dir / "metrics.csv"),
             facts=[
                 *times,
-                ("index", _describe_index(index_artifact, draft.timed)),
+                ("index", _describe_index(index_artifact, writer.timed)),
                 *([("queries", _LEAVE_ONE_OUT)] if images.leave_one_out else []),
             ],
             config_yaml=_read_text(run_dir / "config.yaml"),

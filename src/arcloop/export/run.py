@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from arcloop import artifacts
-from arcloop.artifacts import Artifact, writer
-from arcloop.display.terminal import say
+from arcloop.artifacts import Artifact
+from arcloop.artifacts.writer import write_artifact
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError
 from arcloop.export.formats import Format
 from arcloop.export.torchscript import GOLDEN, for_inference
@@ -64,15 +65,15 @@ def export_run(
     model = Model(run_dir / MODEL)
     config = {"export": {name: asdict(chosen) for name, chosen in formats.items()}}
     parents = {"model": model.sha256}
-    if reuse and (current := artifacts.current(output, "export", config, parents)):
+    if reuse and (current := artifacts.load_if_current(output, "export", config, parents)):
         return current
     trained = _trained(run_dir / MODEL, model.image_shape, backbone, embedder)
     with (
         np.load(run_dir / GOLDEN) as golden,
-        writer.writing(output, "export", config=config, parents=parents) as draft,
+        write_artifact(output, "export", config=config, parents=parents) as writer,
     ):
         for name, chosen in formats.items():
-            file = draft.path / chosen.file
+            file = writer.path / chosen.file
             chosen.write(trained, file)
             found_ND, expected_ND = chosen.embed(file, golden["images"]), golden["embeddings"]
             difference = float(np.abs(found_ND - expected_ND).max())
@@ -84,8 +85,8 @@ def export_run(
                     remedy="find the layer that computes different values in this format;"
                     " model.pt is correct",
                 )
-            say(f"{chosen.file}: within {difference:.1e} of the model")
-            draft.info[chosen.file] = {"max_abs_diff": difference, **chosen.package_versions()}
+            print_line(f"{chosen.file}: within {difference:.1e} of the model")
+            writer.info[chosen.file] = {"max_abs_diff": difference, **chosen.package_versions()}
     return artifacts.load(output, "export")
 
 

@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.pod import TASK_SERVER, Call, Reply, serve_call
 from arcloop.pipeline.steps import STEPS
@@ -216,7 +216,7 @@ class TaskServer:
         self.tasks.append(task)
         cached = task.state == "cached"
         outcome = "from the cache" if cached else f"{task.state}, {task.seconds:.1f} s"
-        say(f"{task.name}: {outcome}")
+        print_line(f"{task.name}: {outcome}")
 
 
 def _explain(failure: RuntimeError, tasks: Sequence[TaskRun], log: Path) -> StepError:

@@ -19,9 +19,9 @@ from typing import Any
 
 import arcloop
 from arcloop.artifacts.atomic import sha256_json
-from arcloop.artifacts.provenance import package_versions
+from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import bundled
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, report_errors
 from arcloop.kfp.parameters import Request, read_request
 from arcloop.kfp.settings import (
@@ -238,7 +238,7 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
     """
     if submission.compile_only:
         _compile(submission)
-        say(f"compiled: {submission.path}")
+        print_line(f"compiled: {submission.path}")
         return None
     if submission.cluster.is_local:
         return _run_locally(submission, started)
@@ -283,7 +283,7 @@ def _run_locally(submission: Submission, started: Callable[[], None]) -> bool:
     assert cluster.folder
     result = run_pipeline(submission.path, parameters, Path(cluster.folder), cache=cluster.cache)
     for line in result.report():
-        say(line)
+        print_line(line)
     return result.gate_passed
 
 
@@ -293,13 +293,13 @@ def _run_on_server(submission: Submission, started: Callable[[], None]) -> None:
     server = KfpClient(submission.cluster)
     parameters = _compile(submission)
     uploaded = server.upload(submission.path)
-    say(f"pipeline version: {uploaded.name}")
+    print_line(f"pipeline version: {uploaded.name}")
     if submission.cron:
         made, replaced = server.schedule(uploaded, parameters, submission.name, submission.cron)
-        say(f"recurring run: {made}, {submission.cron}")
+        print_line(f"recurring run: {made}, {submission.cron}")
         for run_id in replaced:
-            say(f"replaces the recurring run {run_id}")
+            print_line(f"replaces the recurring run {run_id}")
     else:
         run_id = server.start(uploaded, parameters, submission.name)
-        say(f"run: {submission.cluster.host}/#/runs/details/{run_id}")
+        print_line(f"run: {submission.cluster.host}/#/runs/details/{run_id}")
     started()

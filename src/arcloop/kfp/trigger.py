@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
 
 from arcloop.artifacts.atomic import sha256_json, write_json
-from arcloop.display.terminal import say
-from arcloop.errors import ArcloopError, ConfigError, mendable, report_errors
+from arcloop.artifacts.locks import try_lock
+from arcloop.display.terminal import print_line
+from arcloop.errors import ArcloopError, ConfigError, as_user_error, report_errors
 from arcloop.kfp.submission import Submission, compute_fingerprint, read_submission, submit
 
 _HELP = """\
@@ -50,9 +49,9 @@ def _run(argv: Sequence[str]) -> int:
         try:
             submit_if_changed(submission)
         except Exception as error:  # one failed run, or a server that is down, does not end it
-            if (reported := mendable(error)) is None:
+            if (reported := as_user_error(error)) is None:
                 raise
-            say(f"error: {reported}")
+            print_line(f"error: {reported}")
         sleep(seconds)
 
 
@@ -78,12 +77,20 @@ def submit_if_changed(submission: Submission) -> bool:
     Raises:
         ArcloopError: The source cannot be read, or the submission or the run failed.
     """
-    with _locked(_state_file(submission)) as state:
+    state = _state_file(submission)
+    lock = try_lock(state)  # two triggers must not start a run for the same data
+    if lock is None:
+        raise ArcloopError(
+            "another trigger is running for this source",
+            where=state,
+            remedy="wait for it, or stop it",
+        )
+    with lock:
         fingerprint = compute_fingerprint(submission.request)
         if _last_fingerprint(state) == fingerprint:
-            say("no new data")
+            print_line("no new data")
             return False
-        say(f"new data: {fingerprint}")
+        print_line(f"new data: {fingerprint}")
         submit(submission, started=lambda: write_json(state, {"fingerprint": fingerprint}))
     return True
 
@@ -105,19 +112,3 @@ def _last_fingerprint(state: Path) -> str | None:
             where=state,
             remedy="delete it; the next check then starts a run",
         ) from None
-
-
-@contextlib.contextmanager
-def _locked(state: Path) -> Iterator[Path]:
-    """Lock a source, so that two triggers do not start a run for the same data."""
-    state.parent.mkdir(parents=True, exist_ok=True)
-    with open(state.with_suffix(".lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArcloopError(
-                "another trigger is running for this source",
-                where=state,
-                remedy="wait for it, or stop it",
-            ) from None
-        yield state

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError
 from arcloop.pipeline import steps
 from arcloop.pipeline.garbage import left_uncollected
@@ -75,7 +75,7 @@ def execute(verb: str, config: DictConfig, overrides: Sequence[str]) -> Outcome:
         print_summary(folders)
         return Outcome(_objective(made), made["evaluate"].info["gate"]["passed"])
     for artifact in made.values():
-        say(f"{artifact.kind}: {artifact.path}")
+        print_line(f"{artifact.kind}: {artifact.path}")
     return Outcome(_objective(made))
 
 
@@ -115,7 +115,7 @@ def find_store(run_dir: Path) -> Path:
     named = run.config["store_dir"]
     folders = [Path(named).parent] if named else [Path(run.config["stores_dir"])]
     for folder in folders:
-        if found := artifacts.find(folder, "store", sha256):
+        if found := artifacts.find_by_hash(folder, "store", sha256):
             return found
     raise ArtifactError(
         f"the store that this run was trained on ({sha256[:12]}...) is not there",

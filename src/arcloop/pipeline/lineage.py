@@ -177,7 +177,7 @@ def _appended_to(store: Artifact) -> Link:
     That one may be gone: the shards it had are in this one too, and were verified with it.
     """
     sha256 = store.parents["store"]
-    found = artifacts.find(store.path.parent, "store", sha256)
+    found = artifacts.find_by_hash(store.path.parent, "store", sha256)
     if found is None:
         return Link(f"store {sha256[:12]}..., appended to, is not there any more")
     return _verified(found, "store")[0]

@@ -18,7 +18,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.config.composition import compose_config
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError
 from arcloop.pipeline import steps
 from arcloop.pipeline.chain import find_store
@@ -54,7 +54,7 @@ def reproduce(arguments: Sequence[str]) -> int:
             shutil.rmtree(again)
         return 0
     print(f"different: {difference}")
-    say(f"the second run is in {again}")
+    print_line(f"the second run is in {again}")
     return 1
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arcloop import artifacts
-from arcloop.artifacts.timings import stage_times
+from arcloop.artifacts.timings import describe_stages
 
 _METRICS = (
     "top1", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "eer", "pair_accuracy",
@@ -34,7 +34,7 @@ def print_summary(folders: Mapping[str, Path]) -> None:
         if name in metrics:
             table.add_row(name, f"{metrics[name]:.4f}")
     table.add_section()
-    for stage, figures in stage_times(folders):
+    for stage, figures in describe_stages(folders):
         table.add_row(stage, figures)
     table.add_section()
     index = artifacts.load(folders["index"], "index")

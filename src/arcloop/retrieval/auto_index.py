@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 
 from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check_fields
-from arcloop.display.terminal import say, track
+from arcloop.display.terminal import print_line, track
 from arcloop.retrieval.embed import Chunks, Embeddings, Gallery, Labels
 from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import FaissIndex, sample_rows
@@ -89,14 +89,14 @@ class AutoIndex:
         facts["why"] = f"{gallery.rows:,} rows{limit}; finds {recall:.2%} of nearest rows" + (
             "" if found else f", which is not surely the {self.recall:.2%} asked for"
         )
-        say(f"index: {facts['factory']} {search}: {facts['why']}")
+        print_line(f"index: {facts['factory']} {search}: {facts['why']}")
         return index, facts
 
     def _flat(self, gallery: Gallery, why: str) -> tuple[Any, dict[str, Any]]:
         plan = FaissIndex(factory=_FLAT, search={}, train_rows=self.train_rows)
         index, facts = plan.make(gallery)
         facts |= {"recall_at_1": 1.0, "why": why}
-        say(f"index: {_FLAT}: {why}")
+        print_line(f"index: {_FLAT}: {why}")
         return index, facts
 
     def _fits(self, gallery: Gallery, bytes_a_vector: float) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from arcloop import artifacts
-from arcloop.artifacts import Artifact, writer
+from arcloop.artifacts import Artifact
+from arcloop.artifacts.writer import write_artifact
 from arcloop.config.schema import CalibrationSettings, EmbedSettings
 from arcloop.data import Store
 from arcloop.display.terminal import track
@@ -51,15 +52,15 @@ def build_index(
     target = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
     config = {"index": target | asdict(index), "calibration": asdict(calibration)}
     parents = {"gallery": embeddings.artifact.sha256, "model": embedder.sha256}
-    if reuse and (current := artifacts.current(output, "index", config, parents)):
+    if reuse and (current := artifacts.load_if_current(output, "index", config, parents)):
         return current
-    with writer.writing(output, "index", config=config, parents=parents) as draft:
+    with write_artifact(output, "index", config=config, parents=parents) as writer:
         built, choice = index.make(embeddings)
         threshold = _threshold(images, embedder, embeddings, calibration, embed_settings)
         classes = images.classes
-        draft.info |= write_index(built, embeddings, draft.path, classes, threshold)
-        draft.info["choice"] = choice
-        draft.count = embeddings.rows
+        writer.info |= write_index(built, embeddings, writer.path, classes, threshold)
+        writer.info["choice"] = choice
+        writer.count = embeddings.rows
     return artifacts.load(output, "index")
 
 

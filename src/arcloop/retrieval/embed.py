@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from arcloop import artifacts
-from arcloop.artifacts import Artifact, writer
+from arcloop.artifacts import Artifact
+from arcloop.artifacts.writer import write_artifact
 from arcloop.display.terminal import track
 from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ArtifactError, ConfigError
@@ -143,12 +144,12 @@ def write_gallery(
         group.barrier()  # until it is sealed
         return artifacts.load(output, "gallery")
     parents = {**parents, "model": model.sha256}
-    with writer.writing(output, "gallery", config=config, parents=parents) as draft:
-        folder = Path(group.broadcast(lambda: str(draft.path.absolute())))
+    with write_artifact(output, "gallery", config=config, parents=parents) as writer:
+        folder = Path(group.broadcast(lambda: str(writer.path.absolute())))
         group.gather(write_part)
         _join_pieces(folder)
-        draft.count = rows
-        draft.info |= {"rows": rows, "embedding_dim": model.embedding_dim}
+        writer.count = rows
+        writer.info |= {"rows": rows, "embedding_dim": model.embedding_dim}
     group.barrier()
     return artifacts.load(output, "gallery")
 

@@ -49,7 +49,7 @@ def embed_gallery(
     embedder = load_model(model, settings.device)
     config = {"embed": asdict(settings)}
     parents = {"model": embedder.sha256, "store": images.artifact.sha256}
-    if reuse and (current := artifacts.current(output, "gallery", config, parents)):
+    if reuse and (current := artifacts.load_if_current(output, "gallery", config, parents)):
         return current
     rows = images.rows("gallery")
     part = group.shard(rows, settings.batch_size)

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from arcloop.config.composition import compose_config, recorded_overrides, to_plain
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, report_errors
 from arcloop.runtime.predictor import ArchiveError, Predictor
 from arcloop.runtime.searcher import SearcherError
@@ -98,7 +98,7 @@ def _deploy(arguments: DeployArguments) -> int:
         version = stored.version if stored else make_version(datetime.now(UTC), contents.lineage)
         print_objects({**contents.manifest, "version": version}, settings)
     else:
-        say(f"live: {deploy(run_dir, settings, force=force).path}")
+        print_line(f"live: {deploy(run_dir, settings, force=force).path}")
     return 0
 
 
@@ -198,7 +198,7 @@ def make_live(store: ModelStore, version: str, settings: DeploySettings) -> Vers
     store.write_config(TORCHSERVE_CONFIG, torchserve_properties(settings, live.path.resolve()))
     store.write_config(FASTAPI_CONFIG, fastapi_config(settings, live.path))
     for moved in store.prune(settings.keep):
-        say(f"moved to backup: {moved.version}")
+        print_line(f"moved to backup: {moved.version}")
     return live
 
 

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, ResourceError, report_errors
 from arcloop.serving.deploy import (
     DeployArguments,
@@ -75,10 +75,10 @@ def roll(staged: StagedVersion, settings: DeploySettings) -> None:
             with contextlib.suppress(ArcloopError):
                 management.unregister(version)
             if before and isinstance(cause, ArcloopError):
-                say(f"still live: {before.version}")
+                print_line(f"still live: {before.version}")
             raise
     make_live(staged.store, version, settings)
-    say(f"live and serving: {version}")
+    print_line(f"live and serving: {version}")
     _drain(management, version, settings.response_timeout_s)
 
 
@@ -140,4 +140,4 @@ def _drain(management: ManagementClient, version: str, timeout_s: float) -> None
     for found in management.versions():
         if found.version != version:
             management.unregister(found.version)
-            say(f"unloaded: {found.version}")
+            print_line(f"unloaded: {found.version}")

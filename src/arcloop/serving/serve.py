@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ResourceError, report_errors
 from arcloop.runtime.predictor import K_HEADER
 from arcloop.serving.deploy import DeployArguments, make_live, parse_arguments, stage
@@ -42,12 +42,12 @@ def _serve(arguments: DeployArguments) -> int:
         try:
             server = _start(arguments, server_class, running)
             hint = f"; try the model in a browser at {server.page}" if server.page else ""
-            say(f"stop with Ctrl-C{hint}")
+            print_line(f"stop with Ctrl-C{hint}")
             k, url = arguments.settings.default_k, server.endpoint.url
             print(f"curl -T IMAGE -H '{K_HEADER}: {k}' {url}", flush=True)
             server.wait()
         except KeyboardInterrupt:
-            say("stopped")
+            print_line("stopped")
     return 0
 
 
@@ -76,10 +76,10 @@ def _start(
             golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
             require_parity(server.endpoint, golden, staged.version.version)
         except ArcloopError:
-            say(f"still live: {live.version if live else 'no version'}")
+            print_line(f"still live: {live.version if live else 'no version'}")
             raise
         make_live(staged.store, staged.version.version, settings)
-    say(f"live and serving: {staged.version.version}")
+    print_line(f"live and serving: {staged.version.version}")
     return server
 
 
@@ -89,6 +89,6 @@ def _choose_server(settings: DeploySettings) -> type[ServerProcess]:
     try:
         chosen.require()
     except ResourceError as cause:
-        say(f"{cause.what}; serving with deploy.server=fastapi instead")
+        print_line(f"{cause.what}; serving with deploy.server=fastapi instead")
         return FastApiServer
     return chosen

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, report_errors
 from arcloop.serving.archive import read_manifest
 from arcloop.serving.deploy import parse_arguments, print_objects, publish, unpack_and_check
@@ -74,13 +74,13 @@ def _rollback(command: _Command) -> None:
         version = command.version or _previous(store)
         unpacked = drafts / "unpacked"
         unpack_and_check(store.find(version).path, unpacked)
-        say(f"live: {publish(store, version, unpacked, settings).path}")
+        print_line(f"live: {publish(store, version, unpacked, settings).path}")
 
 
 def _prune(command: _Command) -> None:
     with command.store.locked():
         for moved in command.store.prune(command.settings.keep):
-            say(f"moved to backup: {moved.version}")
+            print_line(f"moved to backup: {moved.version}")
 
 
 def _previous(store: ModelStore) -> str:

@@ -14,12 +14,13 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.trainer.states import TrainerStatus
 
 from arcloop import artifacts
-from arcloop.artifacts import Artifact, writer
+from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file, write_bytes, write_json
+from arcloop.artifacts.writer import write_manifest
 from arcloop.data import EmbeddingDataModule
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import current_process_group, launched_rank
-from arcloop.errors import ResourceError, unwritable
+from arcloop.errors import ResourceError, write_error
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_trained
 from arcloop.training.callbacks.progress import Timing
@@ -80,7 +81,7 @@ def train(
         identity = run_identity(config, parents)
         start = find_start(run_dir, identity, resume=resume, overwrite=overwrite)
         if isinstance(start, Artifact):
-            say(f"train: {run_dir} was already trained with this config")
+            print_line(f"train: {run_dir} was already trained with this config")
             return _with_exports(start, setup)
         checkpoint, step = start or (None, 0)
         module = setup.make_module(datamodule.image_shape, datamodule.num_classes)
@@ -102,8 +103,8 @@ def train(
     }  # fmt: skip
     group = current_process_group()
     if group.rank == 0:
-        writer.seal(
-            run_dir, "run", config=config, parents=parents, info=info, apart=_LOGGER_FOLDERS
+        write_manifest(
+            run_dir, "run", config=config, parents=parents, info=info, exclude=_LOGGER_FOLDERS
         )
     group.barrier()
     return _with_exports(artifacts.read(run_dir, "run"), setup)
@@ -156,20 +157,20 @@ def _prepare_folder(
         write_json(run_dir / STARTED, {"identity": identity})
         write_bytes(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False).encode())
     except OSError as cause:
-        raise unwritable(run_dir, cause) from cause
+        raise write_error(run_dir, cause) from cause
 
 
 def _print_mode(trainer: pl.Trainer, setup: TrainingSetup) -> None:
     mode = "deterministic" if torch.are_deterministic_algorithms_enabled() else "not deterministic"
     if torch.is_deterministic_algorithms_warn_only_enabled():
         mode = "deterministic where possible"
-    say(
+    print_line(
         f"train: {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision},"
         f" batch {setup.loader.batch_size}, {mode}{', compiled' if setup.compile else ''}"
     )
     on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if on_cpu and "bf16" in str(trainer.precision) and cpu_has_bf16() is False:
-        say("note: this CPU has no bf16 instructions; trainer.precision=32-true is faster here")
+        print_line("note: this CPU has no bf16 instructions; trainer.precision=32-true is faster")
 
 
 def cpu_has_bf16() -> bool | None:

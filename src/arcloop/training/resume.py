@@ -20,7 +20,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.value_types import PositiveInt, checked
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import launched_rank
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare
@@ -164,7 +164,7 @@ def find_start(
         if artifacts.exists(run_dir):
             return artifacts.load(run_dir, "run")
         if last := find_checkpoint(run_dir / CHECKPOINTS):
-            say(f"train: resuming from {last[0]} after {last[1]} steps")
+            print_line(f"train: resuming from {last[0]} after {last[1]} steps")
             return last
     # Only rank zero checks: when the others get here, it may already have written to the folder.
     if started is None and launched_rank() == 0 and run_dir.is_dir() and any(run_dir.iterdir()):
@@ -203,7 +203,7 @@ def find_checkpoint(checkpoints: Path) -> tuple[Path, int] | None:
             try:
                 step = int(read_checkpoint(path)["global_step"])
             except ArtifactError as cause:
-                say(f"warning: {cause.what}: {path}")
+                print_line(f"warning: {cause.what}: {path}")
                 damaged = cause
             else:
                 return path, step

@@ -19,7 +19,7 @@ from torch import nn
 
 from arcloop.config.schema import BackboneWeightsSettings, LoaderSettings
 from arcloop.data import EmbeddingDataModule, EpochBatches
-from arcloop.display.terminal import console, say
+from arcloop.display.terminal import console, print_line
 from arcloop.distributed.batch_norm import SynchronizedBatchNorm
 from arcloop.export.formats import Exports, extra_formats
 from arcloop.models import Embedder, Head, load_weights, read_weights
@@ -173,7 +173,7 @@ class TrainingSetup:
         report = load_weights(
             backbone, read_weights(file), file=file, strict=self.backbone_weights.strict
         )
-        say(f"train: backbone weights from {file}: {report}")
+        print_line(f"train: backbone weights from {file}: {report}")
 
 
 def num_processes(trainer: pl.Trainer) -> int:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from arcloop.artifacts import writer
 from arcloop.artifacts.atomic import write_json
+from arcloop.artifacts.writer import write_artifact, write_manifest
 from arcloop.pipeline.sweeps.job import folder_name
 from arcloop.pipeline.sweeps.record import Failure, JobRecord
 
@@ -27,10 +27,10 @@ class SweepFolder:
                 "head": {"margin": 0.3}, **(config or {}),
             }  # fmt: skip
             info = {"overrides": overrides, "objective": objective}
-            writer.seal(folder, "run", config=config, parents={}, info=info)
+            write_manifest(folder, "run", config=config, parents={}, info=info)
         if metrics is not None:
-            with writer.writing(folder / "evaluation", "evaluation", config={}) as draft:
-                write_json(draft.path / "metrics.json", metrics)
+            with write_artifact(folder / "evaluation", "evaluation", config={}) as writer:
+                write_json(writer.path / "metrics.json", metrics)
         swept = {key: str(value) for key, value in values.items()}
         told = None if failure is None else Failure(failure, again=False, exit_code=1)
         JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, told).write(folder)

@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop import artifacts
-from arcloop.artifacts import Artifact, writer
-from arcloop.artifacts.atomic import locked, write_bytes, write_json
+from arcloop.artifacts import Artifact
+from arcloop.artifacts.atomic import write_bytes, write_json
+from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.writer import write_artifact
 from arcloop.data.sources.base import SPLITS
 from arcloop.data.validation.findings import Fault
 from arcloop.data.validation.inspection import Inspection, inspect
@@ -48,7 +50,7 @@ def validate(
     parents = {"store": store.sha256}
     if reuse and (done := _passed_already(output, config, parents)):
         return done
-    with locked(output):  # see prepare
+    with file_lock(output):  # see prepare
         if reuse and (done := _passed_already(output, config, parents)):
             return done
         found = _inspect(store, output, settings)
@@ -68,27 +70,27 @@ def validate(
 def _passed_already(
     output: Path, config: dict[str, Any], parents: dict[str, str]
 ) -> Artifact | None:
-    done = artifacts.current(output, "validation", config, parents)
+    done = artifacts.load_if_current(output, "validation", config, parents)
     return done if done and done.info["passed"] else None
 
 
 def _inspect(store: Artifact, output: Path, settings: ValidationSettings) -> Inspection:
     config = {"validation": asdict(settings)}
-    with writer.writing(
+    with write_artifact(
         output, "validation", config=config, parents={"store": store.sha256}
-    ) as draft:
+    ) as writer:
         rows = sum(facts["rows"] for facts in store.info["splits"].values())
         with track("validate", rows) as advance:
             found = inspect(store, settings, advance)
         for fault in class_faults(found, settings):
             found.faults.add(fault)
         errors, warnings = found.faults.total("error"), found.faults.total("warning")
-        draft.info |= {"passed": errors == 0, "errors": errors, "warnings": warnings}
-        draft.count = rows
+        writer.info |= {"passed": errors == 0, "errors": errors, "warnings": warnings}
+        writer.count = rows
         report = _report(store, found)
-        write_json(draft.path / "report.json", report)
+        write_json(writer.path / "report.json", report)
         page = render_page(report, found.samples)
-        write_bytes(draft.path / "report.html", page.encode())
+        write_bytes(writer.path / "report.html", page.encode())
     return found
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import encode_png
-from arcloop.errors import unwritable
+from arcloop.errors import write_error
 from arcloop.pipeline.leaderboard import tables
 from arcloop.pipeline.leaderboard.jobs import SEED
 from arcloop.pipeline.leaderboard.plots import draw
@@ -41,7 +41,7 @@ def leaderboard(arguments: Sequence[str]) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content)
         except OSError as cause:
-            raise unwritable(path, cause) from cause
+            raise write_error(path, cause) from cause
     for name in FIGURES:  # figures of an earlier leaderboard that no longer apply
         path = board.folder / f"leaderboard-{name}.png"
         if path not in files:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
+from filelock import BaseFileLock
+
+from arcloop.artifacts.locks import try_lock
 from arcloop.errors import ConfigError, ResourceError
 
-_claims: list[IO[str]] = []
-"""Open for as long as this process lives, and a GPU is claimed for as long."""
+_claims: list[BaseFileLock] = []
+"""Locks of the GPUs that this process uses until it ends."""
 
 
 def free_gpus() -> list[str]:
@@ -62,14 +63,10 @@ def claim(gpus: Sequence[str]) -> None:
     if _claims:
         return
     for gpu in gpus:
-        lock = Path(tempfile.gettempdir()) / f"arcloop-{os.getuid()}-{gpu}.lock"
-        file = open(lock, "w")  # noqa: SIM115 - held until the process ends
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+        lock = try_lock(Path(tempfile.gettempdir()) / f"arcloop-{os.getuid()}-{gpu}")
+        if lock is None:
             continue
-        _claims.append(file)
+        _claims.append(lock)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         return
     raise ResourceError(

@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 
 from arcloop import artifacts
 from arcloop.config.composition import check_config, register_schema, to_plain
-from arcloop.display.terminal import say
-from arcloop.errors import mendable
+from arcloop.display.terminal import print_line
+from arcloop.errors import as_user_error
 from arcloop.pipeline.sweeps import gpus, record
 from arcloop.pipeline.sweeps.record import Failure, JobRecord, Outcomes
 
@@ -83,10 +83,10 @@ class Job:
         point = [f"{key}={value}" for key, value in swept.items()]
         if not any(_key(o) == "run_dir" for o in overrides):
             config.run_dir = str(Path(settings.sweep.dir) / folder_name(point))
-        say(f"job {settings.job.num}: {' '.join(point)} -> {config.run_dir}")
+        print_line(f"job {settings.job.num}: {' '.join(point)} -> {config.run_dir}")
         outcome, failure = self._attempt(config, overrides, swept)
         if failure is not None:
-            say(f"job {settings.job.num} failed: {failure.what}")
+            print_line(f"job {settings.job.num} failed: {failure.what}")
         gate = outcome.gate_passed if outcome else None
         Outcomes(self.outcomes).add(settings.job.num, config.run_dir, failure, gate=gate)
         if failure is not None:
@@ -106,7 +106,9 @@ class Job:
             sha256 = record.config_sha256(self.verb, to_plain(config))
             if slot is not None:
                 if not config.overwrite and (before := slot.failed_for_good(sha256)):
-                    say("it failed before and would again; overwrite=true tries it all the same")
+                    print_line(
+                        "this job failed before with the same config; overwrite=true repeats it"
+                    )
                     return None, before
                 slot.clear(sha256, overwrite=config.overwrite)
             if self.gpus:
@@ -116,8 +118,8 @@ class Job:
             outcome = execute(self.verb, config, overrides)
         except Exception as error:  # noqa: BLE001 - whatever it is, the sweep goes on
             failure = Failure.of(error)
-            if mendable(error) is None:
-                say(traceback.format_exc())
+            if as_user_error(error) is None:
+                print_line(traceback.format_exc())
         if slot is not None and not (failure and slot.of_another):
             objective = outcome.objective if outcome else None
             JobRecord(

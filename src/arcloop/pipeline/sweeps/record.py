@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from arcloop.artifacts.atomic import sha256_json, write_json
-from arcloop.errors import ArcloopError, ConfigError, DivergedError, mendable
+from arcloop.artifacts.locks import is_abandoned, process_tag
+from arcloop.errors import ArcloopError, ConfigError, DivergedError, as_user_error
 from arcloop.pipeline.chain import CHAINS
 from arcloop.pipeline.steps import STEPS
 
@@ -38,7 +37,7 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """Tell the errors that come again from those that may not."""
-        known = mendable(error)
+        known = as_user_error(error)
         if known is None:
             return cls(f"{type(error).__name__}: {error}", again=True, exit_code=1)
         for_good = isinstance(known, ConfigError | DivergedError)
@@ -115,10 +114,10 @@ class Outcomes:
     def of_this_process(cls, sweep: Path) -> Path:
         """Return the folder for the command that this process is, and remove those of dead ones."""
         here = sweep / ".outcomes"
-        for stale in here.glob(f"{socket.gethostname()}-*"):
-            if not Path(f"/proc/{stale.name.rpartition('-')[2]}").exists():
-                shutil.rmtree(stale, ignore_errors=True)
-        return here / f"{socket.gethostname()}-{os.getpid()}"
+        for other in here.glob("*"):
+            if is_abandoned(other):
+                shutil.rmtree(other, ignore_errors=True)
+        return here / process_tag()
 
     def add(self, number: int, run_dir: str, failure: Failure | None, *, gate: bool | None) -> None:
         """Tell what the job of this number came to."""

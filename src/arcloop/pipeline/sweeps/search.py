@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
 from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError
 from arcloop.pipeline.sweeps.job import Failed
 from arcloop.pipeline.sweeps.space import Space
@@ -83,7 +83,7 @@ class Search:
             study.tell(trial.number, state=TrialState.FAIL)
         batch = [t for t in under_way if t not in broken]
         if batch or len(study.trials) > len(broken):
-            say(f"sweep: going on, {len(study.trials) - len(under_way)} trials are done")
+            print_line(f"sweep: going on, {len(study.trials) - len(under_way)} trials are done")
         while True:
             batch, later = batch[: self._at_once], batch[self._at_once :]
             batch = batch or self._propose(study, space)
@@ -150,4 +150,4 @@ def _say_best(study: Study) -> None:
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         best = study.best_trial
         values = " ".join(f"{key}={value}" for key, value in best.params.items())
-        say(f"sweep: best of val {best.value:.4f} by {values}")
+        print_line(f"sweep: best of val {best.value:.4f} by {values}")

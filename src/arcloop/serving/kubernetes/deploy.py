@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ArtifactError
 from arcloop.serving.kubernetes.checks import check_objects
 from arcloop.serving.kubernetes.cluster import Cluster, UnreachableError
@@ -54,7 +54,9 @@ def deploy_release(release: Release, unpacked: Path) -> None:
         workload["spec"]["replicas"] = previous["spec"]["replicas"]
     for wanted in objects:  # check all objects before changing the first
         cluster.apply(wanted, force=settings.force_conflicts, dry_run=True)
-    say(f"applying {len(objects)} objects to namespace {settings.namespace} at {cluster.address}")
+    print_line(
+        f"applying {len(objects)} objects to namespace {settings.namespace} at {cluster.address}"
+    )
     try:
         for wanted in objects:
             _apply(cluster, wanted, force=settings.force_conflicts)
@@ -62,14 +64,14 @@ def deploy_release(release: Release, unpacked: Path) -> None:
         _check_parity(cluster, release, unpacked)
     except (ArcloopError, KeyboardInterrupt) as cause:
         outcome = _roll_back(cluster, release, workload, previous)
-        say(outcome)
+        print_line(outcome)
         if isinstance(cause, KeyboardInterrupt):
             raise
         raise type(cause)(
             f"{cause.what}\n  then: {outcome}", where=cause.where, remedy=cause.remedy
         ) from None
     _remove_unused(cluster, release, objects)
-    say(
+    print_line(
         f"{workload['kind']}/{settings.app} serves {release.version}; "
         "its predictions for the golden batch are correct"
     )
@@ -128,7 +130,7 @@ def _roll_back(
         version = labels.get("app.kubernetes.io/version", "unknown")
         if release_label(restored) == release_label(workload):
             return f"the same release was served before; {kind}/{name} was not changed"
-        say(f"rolling back to {version}")
+        print_line(f"rolling back to {version}")
         _apply(cluster, restored, force=True)
         wait_for_rollout(cluster, release, restored)
     except UnreachableError as cause:
@@ -184,9 +186,9 @@ def _remove_unused(cluster: Cluster, release: Release, objects: list[Object]) ->
             for name in (one["metadata"]["name"] for one in cluster.list(kind, labels)):
                 if (kind, name) not in used:
                     cluster.delete(kind, name)
-                    say(f"removed {kind}/{name}, which is not in use")
+                    print_line(f"removed {kind}/{name}, which is not in use")
     except ArcloopError as cause:
-        say(f"unused objects were not removed: {cause.what}")
+        print_line(f"unused objects were not removed: {cause.what}")
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]

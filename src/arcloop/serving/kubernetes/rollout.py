@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ResourceError
 from arcloop.serving.kubernetes.cluster import Cluster, UnreachableError
 from arcloop.serving.kubernetes.release import RELEASE_LABEL, Release
@@ -73,7 +73,7 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
         old = [pod for pod in pods if pod not in new and not _is_terminating(pod)]
         done, line = _progress(live, new, old)
         if line != progress:
-            say(f"rollout: {line}")
+            print_line(f"rollout: {line}")
             progress, since = line, time.monotonic()
         if done:
             return
@@ -106,12 +106,12 @@ def retry_while_unreachable(work: Callable[[], _T]) -> _T:
             if time.monotonic() > deadline:
                 raise
             if not lost:
-                say("the API server does not answer; retrying")
+                print_line("the API server does not answer; retrying")
             lost = True
             time.sleep(RETRY_S)
             continue
         if lost:
-            say("the API server answers again")
+            print_line("the API server answers again")
         return result
 
 

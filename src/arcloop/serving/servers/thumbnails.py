@@ -16,7 +16,7 @@ from PIL import Image
 
 from arcloop import artifacts
 from arcloop.data import Store
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 
 _SIDE = 64
 _QUALITY = 85
@@ -36,12 +36,14 @@ def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
     """
     rows = artifacts.read(run_dir / "index", "index").info["rows"]
     if rows > max_rows:
-        say(f"no thumbnails on the page: {rows:,} gallery rows, deploy.thumbnails={max_rows:,}")
+        print_line(
+            f"no thumbnails on the page: {rows:,} gallery rows, deploy.thumbnails={max_rows:,}"
+        )
         return
     folder = _find_store(run_dir)
     store = Store.open(folder) if folder else None
     if store is None or store.rows("gallery") != rows:
-        say("no thumbnails on the page: the store of the run's gallery was not found")
+        print_line("no thumbnails on the page: the store of the run's gallery was not found")
         return
     encoded = [
         _encode_thumbnail(image_HWC)
@@ -61,7 +63,7 @@ def _find_store(run_dir: Path) -> Path | None:
     for _ in Path(run.config["run_dir"]).parts:
         made_in = made_in.parent
     for folder in (stores, made_in / stores):
-        if found := artifacts.find(folder, "store", run.parents["store"]):
+        if found := artifacts.find_by_hash(folder, "store", run.parents["store"]):
             return found
     return None
 

@@ -24,16 +24,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from arcloop.artifacts.atomic import write_bytes, write_json
-from arcloop.display.terminal import say
-from arcloop.errors import ArtifactError, ConfigError, unwritable
+from arcloop.artifacts.locks import file_lock
+from arcloop.display.terminal import print_line
+from arcloop.errors import ArtifactError, ConfigError, write_error
 
 VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 _LIVE = "live.json"
 _BACKUP = "backup"
-_LOCK = ".lock"
 _DRAFTS = ".drafts"
 
 
@@ -96,25 +94,19 @@ class ModelStore:
             ConfigError: The store belongs to another model.
             ResourceError: The folder cannot be written.
         """
-        lock = FileLock(self.path / _LOCK)
         drafts = self.path / _DRAFTS
-        try:
-            (self.path / _BACKUP).mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                say(f"waiting for another deploy to {self.path}")
-                lock.acquire()
+        waiting = f"waiting for another deploy to {self.path}"
+        with file_lock(self.path / _LIVE, on_wait=lambda: print_line(waiting)):
             self._require_name()
-            shutil.rmtree(drafts, ignore_errors=True)  # left by a deploy that was killed
-            drafts.mkdir()
-            yield drafts
-        except OSError as cause:
-            raise unwritable(self.path, cause) from cause
-        finally:
-            if lock.is_locked:
+            try:
+                (self.path / _BACKUP).mkdir(exist_ok=True)
+                shutil.rmtree(drafts, ignore_errors=True)  # left by a deploy that was killed
+                drafts.mkdir()
+                yield drafts
+            except OSError as cause:
+                raise write_error(self.path, cause) from cause
+            finally:
                 shutil.rmtree(drafts, ignore_errors=True)
-                lock.release()
 
     def live(self) -> Version | None:
         """Return the live version; None if no version was ever live."""

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from arcloop.config.value_types import PositiveInt, checked
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.training.module import EmbeddingModule
 
 
@@ -39,7 +39,7 @@ class FreezeBackbone(Callback):
             pl_module.backbone_frozen = frozen
             pl_module.embedder.backbone.train(not frozen)
             epoch = trainer.current_epoch + 1
-            say(f"train: epoch {epoch} {'freezes' if frozen else 'unfreezes'} the backbone")
+            print_line(f"train: epoch {epoch} {'freezes' if frozen else 'unfreezes'} the backbone")
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from arcloop.config.schema import CalibrationSettings, EmbedSettings, EvaluateSettings
 from arcloop.data import EmbeddingDataModule
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError
 from arcloop.evaluation.evaluate import evaluate
@@ -60,7 +60,7 @@ class ExportScripted(Callback):
             self._run_dir,
             max_abs_diff=self._max_abs_diff,
         )
-        say(f"model.pt: scripted, within {difference:.1e} of the eager model")
+        print_line(f"model.pt: scripted, within {difference:.1e} of the eager model")
 
 
 class BuildIndex(Callback):

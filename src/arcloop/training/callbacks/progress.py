@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from arcloop.artifacts import timings
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 
 _REFRESH_BATCHES = 10
 
@@ -57,7 +57,7 @@ class EpochLines(_EpochStopwatch):
                 if not name.startswith("lr-")
             )
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            say(f"{epoch}: {figures}  {self._epoch.seconds:.1f} s")
+            print_line(f"{epoch}: {figures}  {self._epoch.seconds:.1f} s")
 
 
 class Timing(_EpochStopwatch):
@@ -86,4 +86,4 @@ class Timing(_EpochStopwatch):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self._seconds:
-            timings.note(self._run_dir, self._fit.seconds, self._images / self._seconds)
+            timings.record(self._run_dir, self._fit.seconds, self._images / self._seconds)

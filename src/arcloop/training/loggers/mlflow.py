@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from arcloop.artifacts.locks import file_lock
 from arcloop.config.targets import require_extra
 from arcloop.training.loggers.tracking import Row, TrackingLogger, flatten
 
@@ -67,11 +68,9 @@ class MlflowLogger(TrackingLogger):
         if not self._uri.startswith(_SQLITE):
             yield None
             return
-        from filelock import FileLock
-
         folder = Path(self._uri.removeprefix(_SQLITE)).parent
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".arcloop.lock"):
+        with file_lock(folder / "arcloop"):
             yield str((folder / "artifacts").resolve())
 
     def _experiment_id(self, artifacts: str | None) -> str:

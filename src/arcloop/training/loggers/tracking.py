@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from arcloop.artifacts.atomic import write_json
-from arcloop.display.terminal import say
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ResourceError
 
 Row = dict[str, float]
@@ -137,7 +137,7 @@ class TrackingLogger(RunLogger):
         try:
             request(*args)
         except Exception as cause:  # noqa: BLE001 - a failing service must not stop the training
-            say(f"warning: {self.service}: {str(cause).strip().splitlines()[0]}")
+            print_line(f"warning: {self.service}: {str(cause).strip().splitlines()[0]}")
             return False
         return True
 
