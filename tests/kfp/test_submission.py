@@ -149,11 +149,23 @@ WRONG = {
     "wrong mode": (["mode=go"], "mode=go must be one of run, compile"),
     "no override": (["compile"], "is not an override"),
     "misspelt cluster key": (["cluster.hots=x"], "there is no key cluster.hots"),
-    "unknown step": (["+cluster.steps.trian={title: x}"], "cluster.steps.trian is no step"),
+    "unknown step": (
+        ["+cluster.steps.trian={title: x}"], "cluster.steps.trian='trian' must be one of prepare",
+    ),
     "unknown setting": (["+cluster.steps.train.gpu=1"], "cluster.steps.train.gpu is unknown"),
-    "tag, no digest": (["cluster.image=a/b:latest"], "must name its digest"),
-    "memory": (["cluster.steps.train.memory=lots"], "is no quantity"),
-    "toleration": (["cluster.tolerations=[{key: a, operator: Equals}]"], "Equal or Exists"),
+    "tag, no digest": (["cluster.image=a/b:latest"], "must contain its digest"),
+    "memory": (["cluster.steps.train.memory=lots"], "must be a quantity"),
+    "toleration": (
+        ["cluster.tolerations=[{key: a, operator: Equals}]"],
+        "cluster.tolerations.0.operator='Equals' must be 'Equal' or 'Exists'",
+    ),
+    "toleration key": (
+        ["cluster.tolerations=[{key: a, value: b, effekt: NoSchedule}]"],
+        "cluster.tolerations.0.effekt is unknown",
+    ),
+    "missing title": (["+cluster.steps.new={}"], "cluster.steps.new.title is required"),
+    "mount path": (["cluster.volume.mount=data"], "must be a path that begins with /"),
+    "variable": (["+cluster.secrets.a={key: 1a}"], "must be the name of a variable"),
     "retries": (["cluster.retries.count=-1"], "cluster.retries.count=-1 must be"),
     "storage": (["cluster.storage=disk"], "must be 'artifacts' or 'pvc'"),
     "trainjob without volume": (

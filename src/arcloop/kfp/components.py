@@ -12,18 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
-from kfp.dsl import (
-    HTML,
-    Artifact,
-    ClassificationMetrics,
-    Dataset,
-    Input,
-    Markdown,
-    Metrics,
-    Model,
-    Output,
-    PipelineTaskFinalStatus,
-)
 
 
 def make_component(function: Callable[..., Any], image: str) -> Any:
@@ -43,7 +31,9 @@ def compute_fingerprint(data_overrides: list[str]) -> str:
     return pod.compute_fingerprint([data_overrides])
 
 
-def prepare(data_overrides: list[str], fingerprint: str, store_out: Output[Dataset]) -> None:
+def prepare(
+    data_overrides: list[str], fingerprint: str, store_out: dsl.Output[dsl.Dataset]
+) -> None:
     """Convert the images of the data source to a store."""
     from arcloop.kfp import pod
 
@@ -52,9 +42,9 @@ def prepare(data_overrides: list[str], fingerprint: str, store_out: Output[Datas
 
 def validate(
     validation_overrides: list[str],
-    store: Input[Dataset],
-    validation_out: Output[Artifact],
-    report: Output[HTML],
+    store: dsl.Input[dsl.Dataset],
+    validation_out: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
 ) -> None:
     """Check the images and labels of the store."""
     from arcloop.kfp import pod
@@ -81,8 +71,8 @@ def train(
     logger_overrides: list[str],
     callbacks_overrides: list[str],
     export_overrides: list[str],
-    store: Input[Dataset],
-    run_out: Output[Model],
+    store: dsl.Input[dsl.Dataset],
+    run_out: dsl.Output[dsl.Model],
     trainjob: str = "",
 ) -> None:
     """Train in this pod, or on the nodes of a TrainJob if its settings are given as JSON."""
@@ -103,9 +93,9 @@ def train(
 
 def embed(
     embed_overrides: list[str],
-    run: Input[Model],
-    store: Input[Dataset],
-    gallery_out: Output[Dataset],
+    run: dsl.Input[dsl.Model],
+    store: dsl.Input[dsl.Dataset],
+    gallery_out: dsl.Output[dsl.Dataset],
 ) -> None:
     """Compute the embeddings of the gallery."""
     from arcloop.kfp import pod
@@ -117,10 +107,10 @@ def index(
     index_overrides: list[str],
     calibration_overrides: list[str],
     embed_overrides: list[str],
-    run: Input[Model],
-    store: Input[Dataset],
-    gallery: Input[Dataset],
-    index_out: Output[Model],
+    run: dsl.Input[dsl.Model],
+    store: dsl.Input[dsl.Dataset],
+    gallery: dsl.Input[dsl.Dataset],
+    index_out: dsl.Output[dsl.Model],
 ) -> None:
     """Build the faiss index of the gallery and calibrate its threshold."""
     from arcloop.kfp import pod
@@ -132,16 +122,16 @@ def index(
 def evaluate(
     evaluate_overrides: list[str],
     embed_overrides: list[str],
-    run: Input[Model],
-    store: Input[Dataset],
-    gallery: Input[Dataset],
-    index: Input[Model],
-    evaluation_out: Output[Artifact],
-    report: Output[HTML],
-    metrics: Output[Metrics],
-    confusion: Output[ClassificationMetrics],
-    roc: Output[ClassificationMetrics],
-    summary: Output[Markdown],
+    run: dsl.Input[dsl.Model],
+    store: dsl.Input[dsl.Dataset],
+    gallery: dsl.Input[dsl.Dataset],
+    index: dsl.Input[dsl.Model],
+    evaluation_out: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    roc: dsl.Output[dsl.ClassificationMetrics],
+    summary: dsl.Output[dsl.Markdown],
 ) -> bool:
     """Compute the metrics of the query split and return whether the gate passed."""
     from arcloop.kfp import pod
@@ -156,10 +146,10 @@ def deploy(
     name_overrides: list[str],
     force_overrides: list[str],
     deploy_overrides: list[str],
-    run: Input[Model],
-    gallery: Input[Dataset],
-    index: Input[Model],
-    evaluation: Input[Artifact],
+    run: dsl.Input[dsl.Model],
+    gallery: dsl.Input[dsl.Dataset],
+    index: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
     """Deploy the run as the live version of its model store."""
     from arcloop.kfp import pod
@@ -169,7 +159,11 @@ def deploy(
 
 
 def notify(
-    webhook_env: str, timeout_s: float, outcome: str, run_name: str, evaluation: Input[Artifact]
+    webhook_env: str,
+    timeout_s: float,
+    outcome: str,
+    run_name: str,
+    evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
     """Post the metrics of a run and the outcome of its gate to the webhook."""
     from arcloop.kfp import pod
@@ -178,7 +172,7 @@ def notify(
 
 
 def notify_failure(
-    webhook_env: str, timeout_s: float, run_name: str, status: PipelineTaskFinalStatus
+    webhook_env: str, timeout_s: float, run_name: str, status: dsl.PipelineTaskFinalStatus
 ) -> None:
     """Post the error of a run that failed to the webhook."""
     from arcloop.kfp import pod

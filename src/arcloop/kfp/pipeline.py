@@ -195,7 +195,7 @@ def trainjob_settings(settings: ClusterSettings) -> dict[str, Any]:
         "gpu_type": step.gpu_type,
         "shm": step.shm,
         "node_selector": {**settings.node_selector, **step.node_selector},
-        "tolerations": [*settings.tolerations, *step.tolerations],
+        "tolerations": [t.fields() for t in [*settings.tolerations, *step.tolerations]],
         "pull_secrets": settings.pull_secrets,
     }
 
@@ -215,7 +215,7 @@ def _set_scheduling(task: Any, settings: ClusterSettings, step: StepSettings) ->
     for label, value in {**settings.node_selector, **step.node_selector}.items():
         kubernetes.add_node_selector(task, label, str(value))
     for toleration in [*settings.tolerations, *step.tolerations]:
-        kubernetes.add_toleration(task, **toleration)
+        kubernetes.add_toleration(task, **toleration.fields())
     kubernetes.set_image_pull_policy(task, settings.pull_policy)
     if settings.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(settings.pull_secrets))

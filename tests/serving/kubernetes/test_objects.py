@@ -279,7 +279,7 @@ def test_kserve_publishes_one_port(release_of):
     ("given", "said"),
     [
         ("name=My_model", "deploy.app='My_model' must be lower case"),
-        ("deploy.namespace=Team", "deploy.namespace='Team' is not a valid name"),
+        ("deploy.namespace=Team", "deploy.namespace='Team' must be the name of a namespace"),
         ("deploy.memory_limit=2GB", "deploy.memory_limit='2GB' must be a quantity"),
         ("deploy.cpu_limit=500m", "deploy.cpu_request=1 must not exceed deploy.cpu_limit=500m"),
         ("deploy.replicas=0", "deploy.replicas=0 must be greater than or equal to 1"),
@@ -289,13 +289,13 @@ def test_kserve_publishes_one_port(release_of):
         ("deploy.endpoint=https://me:word@host", "without a password"),
         ("deploy.model_claim_path=../other", "must be a path inside the claim"),
         ("deploy.service_type=Public", "must be 'ClusterIP', 'NodePort' or 'LoadBalancer'"),
-        ("deploy.scraper_namespace=''", "is not a valid name of a namespace"),
+        ("deploy.scraper_namespace=''", "must be the name of a namespace"),
         ("deploy.image=''", "must be the name of an image"),
         ("deploy.replica=3", "did you mean deploy.replicas"),
         ("deploy.memory_limit='0'", "must be a quantity"),
-        ("deploy.model_claim=My_claim", "is not a valid name of an object"),
-        ("+deploy.node_selector={a/b/c: d}", "is not a valid label"),
-        (f"+deploy.node_selector.run={'ab' * 32}", "is not a valid label"),
+        ("deploy.model_claim=My_claim", "must be the name of an object"),
+        ("+deploy.node_selector={a/b/c: d}", "must be the key of a label"),
+        (f"+deploy.node_selector.run={'ab' * 32}", "must be the value of a label"),
     ],
 )
 def test_a_wrong_setting_is_refused(given, said):

@@ -6,26 +6,58 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from arcloop.config.value_types import NonNegativeInt, Port, PositiveInt
 from arcloop.serving.settings import DeploySettings
 
 _GRACE_MARGIN_S = 10
-_MAX_APP_LENGTH = 40  # object names are the app and a suffix, of at most 63 characters
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
-_LABEL_KEY = re.compile(rf"({_SUBDOMAIN.pattern}/)?{_LABEL_NAME}")
-_LABEL_VALUE = re.compile(rf"({_LABEL_NAME})?")
-_BOUNDS = (
-    ("cpu_request", "cpu_limit"),
-    ("memory_request", "memory_limit"),
-    ("scratch_limit", "scratch_limit"),
-)
+_DNS_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+
+
+def matching(pattern: str, description: str) -> AfterValidator:
+    """Restrict a string annotation to a regular expression.
+
+    Args:
+        pattern: Expression for the whole string.
+        description: End of the error message "must be ...".
+    """
+
+    def validate(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {description}")
+        return value
+
+    return AfterValidator(validate)
+
+
+def _check_quantity(value: str | float) -> str | float:
+    number = re.fullmatch(r"(\d+(\.\d*)?|\.\d+)([eE]\d+|m|k|[KMGTPE]i?)?", str(value))
+    if number is None or float(number[1]) == 0:
+        raise ValueError("must be a quantity, e.g. 500m or 2Gi")
+    return value
+
+
+AppName = Annotated[
+    str,
+    matching(
+        r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?",  # object names are the app and a suffix
+        "lower case letters, digits and '-', begin with a letter and have at most 40 characters",
+    ),
+]
+Namespace = Annotated[str, matching(_DNS_LABEL, "the name of a namespace")]
+ObjectName = Annotated[
+    str, matching(rf"(?=.{{1,253}}$){_DNS_LABEL}(\.{_DNS_LABEL})*", "the name of an object")
+]
+LabelKey = Annotated[str, matching(rf"([a-z0-9.-]+/)?{_LABEL_NAME}", "the key of a label")]
+LabelValue = Annotated[
+    str, matching(rf"({_LABEL_NAME})?", "the value of a label, of at most 63 characters")
+]
+Quantity = Annotated[str | float, AfterValidator(_check_quantity)]
+"""An amount of a resource in the notation of Kubernetes, e.g. 500m or 2Gi."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,29 +100,29 @@ class KubernetesSettings(DeploySettings):
         ConfigError: Names every invalid value.
     """
 
-    app: str
-    namespace: str
-    image: str
-    image_pull_secrets: list[str]
-    model_claim: str | None
+    app: AppName
+    namespace: Namespace
+    image: Annotated[str, matching(r"\S+", "the name of an image")]
+    image_pull_secrets: list[ObjectName]
+    model_claim: ObjectName | None
     model_claim_path: str
     replicas: PositiveInt
     max_replicas: PositiveInt | None
     target_cpu_percent: Annotated[int, Field(ge=1, le=100)]
-    cpu_request: str | float
-    cpu_limit: str | float
-    memory_request: str
-    memory_limit: str
-    scratch_limit: str
+    cpu_request: Quantity
+    cpu_limit: Quantity
+    memory_request: Quantity
+    memory_limit: Quantity
+    scratch_limit: Quantity
     gpus: NonNegativeInt
-    node_selector: dict[str, str]
+    node_selector: dict[LabelKey, LabelValue]
     tolerations: list[dict[str, Any]]
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"]
     service_port: Port
     pod_address: Literal["0.0.0.0", "::"]  # noqa: S104 - requests come from outside the pod
-    client_namespaces: list[str]
-    scraper_namespace: str
-    scraper_labels: dict[str, str]
+    client_namespaces: list[Namespace]
+    scraper_namespace: Namespace
+    scraper_labels: dict[LabelKey, LabelValue]
     endpoint: str | None
     endpoint_delay_s: PositiveInt
     progress_deadline_s: PositiveInt
@@ -121,9 +153,6 @@ class KubernetesSettings(DeploySettings):
 
     def _contradictions(self) -> Iterator[str]:
         yield from super()._contradictions()
-        yield from self._name_faults()
-        yield from self._location_faults()
-        yield from self._quantity_faults()
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             yield (
                 f"deploy.max_replicas={self.max_replicas} must not be less than "
@@ -134,32 +163,15 @@ class KubernetesSettings(DeploySettings):
                 f"deploy.progress_deadline_s={self.progress_deadline_s} must be more than "
                 f"deploy.startup_timeout_s={self.startup_timeout_s}"
             )
+        from kubernetes.utils.quantity import parse_quantity
 
-    def _name_faults(self) -> Iterator[str]:
-        app = self.app
-        if not (_DNS_LABEL.fullmatch(app) and app[0].isalpha() and len(app) <= _MAX_APP_LENGTH):
-            yield (
-                f"deploy.app={app!r} must be lower case letters, digits and '-', begin with a "
-                f"letter and have at most {_MAX_APP_LENGTH} characters"
-            )
-        namespaces = [("namespace", self.namespace), ("scraper_namespace", self.scraper_namespace)]
-        namespaces += [("client_namespaces", name) for name in self.client_namespaces]
-        for key, name in namespaces:
-            if not _DNS_LABEL.fullmatch(name):
-                yield f"deploy.{key}={name!r} is not a valid name of a namespace"
-        objects = [("image_pull_secrets", name) for name in self.image_pull_secrets]
-        objects += [("model_claim", self.model_claim)] if self.model_claim is not None else []
-        for key, name in objects:
-            if not _SUBDOMAIN.fullmatch(name):
-                yield f"deploy.{key}={name!r} is not a valid name of an object"
-        for key in ("node_selector", "scraper_labels"):
-            for label, value in getattr(self, key).items():
-                if not (_LABEL_KEY.fullmatch(label) and _LABEL_VALUE.fullmatch(str(value))):
-                    yield f"deploy.{key}: {label}={value!r} is not a valid label"
-
-    def _location_faults(self) -> Iterator[str]:
-        if not self.image or any(c.isspace() for c in self.image):
-            yield f"deploy.image={self.image!r} must be the name of an image"
+        for resource in ("cpu", "memory"):
+            request, limit = (getattr(self, f"{resource}_{kind}") for kind in ("request", "limit"))
+            if parse_quantity(request) > parse_quantity(limit):
+                yield (
+                    f"deploy.{resource}_request={request} must not exceed "
+                    f"deploy.{resource}_limit={limit}"
+                )
         path = self.model_claim_path
         if path.startswith("/") or ".." in path.split("/"):
             yield f"deploy.model_claim_path={path!r} must be a path inside the claim"
@@ -170,28 +182,6 @@ class KubernetesSettings(DeploySettings):
                     f"deploy.endpoint={self.endpoint!r} must be a http or https URL without a "
                     "password"
                 )
-
-    def _quantity_faults(self) -> Iterator[str]:
-        sizes = {key: _parse_quantity(getattr(self, key)) for pair in _BOUNDS for key in pair}
-        for key, size in sizes.items():
-            if size is None or not 0 < size < Decimal("Infinity"):
-                yield f"deploy.{key}={getattr(self, key)!r} must be a quantity, e.g. 500m or 2Gi"
-        for request, limit in _BOUNDS:
-            low, high = sizes[request], sizes[limit]
-            if low is not None and high is not None and low > high:
-                yield (
-                    f"deploy.{request}={getattr(self, request)} must not exceed "
-                    f"deploy.{limit}={getattr(self, limit)}"
-                )
-
-
-def _parse_quantity(value: object) -> Decimal | None:
-    from kubernetes.utils.quantity import parse_quantity
-
-    try:
-        return Decimal(parse_quantity(value))
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
