@@ -1,4 +1,4 @@
-"""The commands of docs/backbones.md run, in their order, on a few images."""
+"""Runs the commands of docs/backbones.md in order on a few images."""
 
 import re
 from pathlib import Path

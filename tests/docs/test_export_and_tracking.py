@@ -1,4 +1,4 @@
-"""The commands and snippets of docs/export.md and docs/tracking.md run as they are written."""
+"""Runs the commands and snippets of docs/export.md and docs/tracking.md."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
 
 
-def test_the_page_about_formats(work):
+def test_commands_and_snippets_of_the_export_page(work):
     (work / "runs/synthetic").rename(work / "runs/mnist")
     lines = "".join(blocks("export.md", "console")).splitlines()
     of_a_run = [line for line in lines if line.startswith(("arcloop export", "arcloop lineage"))]
@@ -30,13 +30,13 @@ def test_the_page_about_formats(work):
 
 
 @pytest.mark.parametrize(("page", "group"), [("export.md", "export"), ("tracking.md", "logger")])
-def test_the_page_names_every_choice(page, group):
+def test_page_lists_every_choice(page, group):
     named = set(re.findall(rf"^\| `{group}=(\w+)`", (DOCS / page).read_text(), flags=re.MULTILINE))
     choices = {file.stem for file in (bundled("conf") / group).glob("*.yaml")}
     assert named == choices - {"csv"}
 
 
-def test_commands_of_the_page_about_loggers_compose():
+def test_commands_of_the_tracking_page_compose():
     lines = "".join(blocks("tracking.md", "console")).splitlines()
     commands = [line for line in lines if line.startswith("arcloop train ")]
     assert len(commands) == 2

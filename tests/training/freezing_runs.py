@@ -1,13 +1,14 @@
-"""Run as `python freezing_runs.py`, in an empty folder: a frozen, then freed backbone, in 1 and 2.
+"""Trains with a frozen, then unfrozen backbone in one and two processes.
 
-The backbone is of timm, with its own kind of batch norm, which DDP has to sync too.
+Run as `python freezing_runs.py` in an empty folder. The timm backbone has its own batch-norm
+class, which must be synchronised as well.
 """
 
 from pathlib import Path
 
 from sharded_runs import IMAGES, STORE, train_in
 
-import arcloop.training  # noqa: F401 - so that not every fork imports it again
+import arcloop.training  # noqa: F401 - imported once, before the forks
 from arcloop.config.composition import compose_config
 from arcloop.models.backbones.timm_backbone import import_timm
 from arcloop.pipeline.steps import apply

@@ -1,4 +1,4 @@
-"""A port that stays free until it is used."""
+"""Choice of a free port."""
 
 import contextlib
 import random
@@ -6,7 +6,7 @@ import socket
 
 
 def free_port():
-    """Below those that the kernel hands out, so that no connection takes it in between."""
+    """Return a free port outside the kernel's ephemeral range, so that no connection takes it."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Run as `python sharded_runs.py`, in an empty folder: whole runs, each in parts of several worlds.
+"""Trains complete runs, with another number of processes in each epoch.
 
-The processes of a part have the environment that torchrun gives. One interpreter imports
-everything, and all of them are forks of it.
+Run as `python sharded_runs.py` in an empty folder. The processes are forks of one interpreter and
+have the environment that torchrun sets.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ import sys
 from multiprocessing.connection import wait
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401 - these three: so that not every fork imports them again
+import torch._dynamo  # noqa: F401 - imported once, before the forks
 from ports import free_port
 
 from arcloop.artifacts import load
@@ -74,7 +74,7 @@ def train_in(world, overrides, run_dir, common=COMMON):
     while alive := [process for process in processes if process.is_alive()]:
         wait([process.sentinel for process in alive])
         if any(process.exitcode for process in processes):
-            for process in processes:  # they would wait for the one that failed
+            for process in processes:  # they would wait for the failed process
                 process.kill()
     if any(process.exitcode for process in processes):
         sys.exit(f"{run_dir} in {world} processes: {[p.exitcode for p in processes]}")

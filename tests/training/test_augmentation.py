@@ -35,7 +35,7 @@ def warp_all(
 
 
 def oracle_warp(image_HW: Tensor, angle: float, size: float, right: float, down: float) -> Tensor:
-    """Pixel by pixel in float64: undo the shift, the turn and the growth, then interpolate."""
+    """Warp pixel by pixel in float64: invert shift, rotation and scaling, then interpolate."""
     source = image_HW.double().numpy()
     height, width = source.shape
     out = np.zeros((height, width))
@@ -69,7 +69,7 @@ def test_warp_equals_the_oracle(change: dict[str, float], size: tuple[int, int])
     torch.testing.assert_close(warp_all(pixels, **full).double(), expected, rtol=0, atol=1e-3)
 
 
-def test_a_shift_by_whole_pixels_is_a_roll_with_black_edges() -> None:
+def test_shift_by_whole_pixels_is_a_roll_with_black_edges() -> None:
     pixels = images()
     expected = pixels.roll((3, -2), dims=(2, 3))
     expected[:, :, :3] = 0
@@ -78,21 +78,21 @@ def test_a_shift_by_whole_pixels_is_a_roll_with_black_edges() -> None:
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-3)
 
 
-def test_a_quarter_turn_goes_clockwise() -> None:
+def test_positive_angle_rotates_clockwise() -> None:
     pixels = images()
     result = warp_all(pixels, angle=math.pi / 2)
     torch.testing.assert_close(result, pixels.rot90(-1, (2, 3)), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_no_magnitude_changes_nothing(channels: int) -> None:
+def test_zero_magnitudes_change_nothing(channels: int) -> None:
     pixels = images(channels=channels, width=17)
     still = RandomAffine(shift=0.0, scale=0.0, rotate_degrees=0.0)
     torch.testing.assert_close(still(pixels, generator()), pixels, rtol=0, atol=1e-3)
     assert torch.equal(NoAugmentation()(pixels, generator()), pixels)
 
 
-def test_each_image_changes_by_itself_and_only_by_the_generator() -> None:
+def test_each_image_changes_independently_and_depends_only_on_the_generator() -> None:
     pixels = images(1).expand(8, -1, -1, -1)
     augment = RandomAffine(shift=0.1, scale=0.1, rotate_degrees=10.0)
     torch.manual_seed(1)
@@ -120,8 +120,8 @@ def test_pixels_stay_in_range_and_the_edge_is_black() -> None:
     ("magnitude", "measure"),
     [({"shift": 0.25}, "shift"), ({"scale": 0.5}, "scale"), ({"rotate_degrees": 60.0}, "turn")],
 )
-def test_magnitudes_are_bounds_that_are_reached(magnitude: dict[str, float], measure: str) -> None:
-    """A bright spot right of the centre shows where each image went."""
+def test_magnitudes_are_tight_bounds(magnitude: dict[str, float], measure: str) -> None:
+    """A bright spot right of the centre shows the transform of each image."""
     full = {"shift": 0.0, "scale": 0.0, "rotate_degrees": 0.0} | magnitude
     pixels = torch.zeros(400, 1, 64, 64)
     pixels[:, :, 31:33, 47:49] = 255.0

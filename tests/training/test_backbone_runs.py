@@ -1,4 +1,4 @@
-"""Every backbone through the command, and what its weights from a file do to a run."""
+"""Training every backbone from the command line, with and without initial weights from a file."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ TRAIN = [
     "trainer.max_epochs=1", "embedder.embedding_dim=8", "callbacks=export_only",
 ]  # fmt: skip
 TIMM = ["backbone=timm", "backbone.model=test_resnet.r160_in1k"]
-SMALL = {  # a choice of each class, narrow: what takes time is only wider
+SMALL = {  # one narrow choice of each backbone class
     "convnet": [],
     "iresnet18": ["backbone.widths=[8,8,8,8]"],
     "mobilefacenet": ["backbone.width=64", "backbone.features=64"],
@@ -29,14 +29,14 @@ SMALL = {  # a choice of each class, narrow: what takes time is only wider
 }
 
 
-def test_a_choice_of_each_class_is_tried():
+def test_one_choice_of_each_class_is_tested():
     files = (bundled("conf") / "backbone").glob("*.yaml")
     classes = {file.stem: yaml.safe_load(file.read_text())["_target_"] for file in files}
     assert {classes[name] for name in SMALL} == set(classes.values())
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_backbone_trains_and_passes_the_gate_of_the_export(in_tmp, capsys, name):
+def test_every_backbone_is_trained_and_exported(in_tmp, capsys, name):
     channels = 3 if name in ("timm", "iresnet18") else 1
     overrides = [f"backbone={name}", f"data.channels={channels}", *SMALL[name]]
     assert main([*TRAIN, *overrides, "run_dir=run"]) == 0
@@ -52,8 +52,8 @@ def backbone(checkpoint: str) -> dict[str, torch.Tensor]:
 FROZEN = ["callbacks=freeze", "callbacks.build_index=null", "callbacks.evaluate=null"]
 
 
-def test_a_run_starts_from_published_weights_of_a_file(in_tmp, capsys):
-    """Frozen for the whole run, the backbone ends as it began: as timm itself would load it."""
+def test_run_starts_from_the_weights_of_a_file(in_tmp, capsys):
+    """A backbone frozen for the whole run ends with the weights that timm loads from the file."""
     published = dict(import_timm().create_model("test_resnet", num_classes=10).state_dict())
     save_file(published, "published.safetensors")
     run = [*TRAIN, *TIMM, *FROZEN, "backbone_weights.file=published.safetensors"]
@@ -68,7 +68,7 @@ def test_a_run_starts_from_published_weights_of_a_file(in_tmp, capsys):
         torch.testing.assert_close(found[f"model.{name}"], value)
 
 
-def test_the_file_is_in_the_lineage_and_decides_what_the_run_is(in_tmp, capsys):
+def test_weights_file_is_in_lineage_and_identity(in_tmp, capsys):
     assert main([*TRAIN, "run_dir=first"]) == 0
     Path("first/checkpoints/best.ckpt").rename("weights.ckpt")
     second = [*TRAIN, "run_dir=second", "backbone_weights.file=weights.ckpt"]
@@ -89,7 +89,7 @@ def test_the_file_is_in_the_lineage_and_decides_what_the_run_is(in_tmp, capsys):
     assert "not there any more" in capsys.readouterr().out
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint_not_from_the_file(in_tmp):
+def test_resumed_run_uses_its_checkpoint_instead_of_the_weights_file(in_tmp):
     assert main([*TRAIN, "run_dir=first"]) == 0
     run = [*TRAIN, "run_dir=second", "backbone_weights.file=first/checkpoints/best.ckpt",
            "scheduler=constant"]  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_not_from_the_file(in_tmp):
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_weights_that_do_not_fit_leave_no_run(in_tmp, capsys):
+def test_weights_that_do_not_fit_create_no_run(in_tmp, capsys):
     torch.save({"conv.weight": torch.ones(1)}, "weights.pt")
     assert main([*TRAIN, "run_dir=run", "backbone_weights.file=weights.pt"]) == 2
     assert "nothing in these weights is of this backbone" in capsys.readouterr().err
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
 """
 
 
-def test_a_backbone_that_cannot_be_scripted_is_refused_before_training(in_tmp, capsys, monkeypatch):
+def test_unscriptable_backbone_is_an_error_before_training(in_tmp, capsys, monkeypatch):
     Path("unscriptable.py").write_text(UNSCRIPTABLE)
     monkeypatch.syspath_prepend(in_tmp)
     own = ["backbone._target_=unscriptable.Backbone", "~backbone.widths", "~backbone.depth"]
@@ -165,7 +165,7 @@ def once(tmp_path_factory):
 
 @pytest.fixture
 def trained(once, monkeypatch):
-    """A folder with a finished run of the default backbone; nothing here changes it."""
+    """Work in a folder with a finished run of the default backbone, which tests do not change."""
     monkeypatch.chdir(once)
 
 
@@ -179,7 +179,7 @@ def trained(once, monkeypatch):
         (["data.num_classes=3", "head=arcface_sharded"], "number of classes"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_not_resumed(trained, capsys, overrides, named):
+def test_checkpoint_of_another_model_is_not_resumed(trained, capsys, overrides, named):
     before = Path("run/manifest.json").read_bytes()
     resumed = [*TRAIN, "run_dir=run", "callbacks.export=null", "resume=true"]
     assert main([*resumed, "trainer.max_epochs=2", *overrides]) == 2

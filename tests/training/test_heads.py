@@ -1,4 +1,4 @@
-"""Every choice of head trains through the real command; warm-up follows the steps exactly."""
+"""Training every head from the command line; warm-up of margin and scale."""
 
 import csv
 
@@ -23,7 +23,7 @@ NO_WEIGHTS = ["pair_loss"]
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A folder with one store for all runs."""
+    """Work in a folder with one store for all runs."""
     folder = tmp_path_factory.mktemp("heads")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -31,11 +31,11 @@ def shared(tmp_path_factory):
 
 
 @pytest.mark.parametrize("head", CHOICES)
-def test_every_head_trains(shared, head):
+def test_every_head_is_trained(shared, head):
     overrides = [f"head={head}", f"run_dir={head}", "trainer.max_epochs=2", *NO_EXPORT]
     assert main([*TRAIN, *overrides]) == 0
     run = artifacts.load(shared / head, "run")
-    assert run.info["objective"] > 0.4  # chance is a third
+    assert run.info["objective"] > 0.4  # a random guess gives 1/3
     checkpoint = read_checkpoint(shared / head / "checkpoints/last.ckpt")
     state = {name for name in checkpoint["state_dict"] if name.startswith("head.")}
     groups = [group["name"] for group in checkpoint["optimizer_states"][0]["param_groups"]]
@@ -46,7 +46,7 @@ def test_every_head_trains(shared, head):
 
 
 def losses(run, *overrides):
-    """The loss of each step of a run in which nothing moves, so that margin and scale decide it."""
+    """Return the loss of each step of a run with constant weights, given by margin and scale."""
     still = ["optimizer.lr=1e-30", "optimizer.head_lr=1e-30", "scheduler=constant", "logger=csv",
              "trainer.log_every_n_steps=1", *NO_EXPORT]  # fmt: skip
     assert main([*TRAIN, *still, *overrides, f"run_dir={run}"]) == 0
@@ -73,7 +73,7 @@ def test_margin_and_scale_rise_with_the_steps(shared, head):
     assert len({steady[values][0] for values in steady}) == len(steady)
 
 
-def test_a_resumed_run_goes_on_with_margin_and_memory_as_they_were(shared):
+def test_resumed_run_continues_margin_and_head_buffers(shared):
     overrides = ["head=curricularface", "callbacks=warmup", "callbacks.warmup.margin_steps=9",
                  "scheduler=constant", *NO_EXPORT]  # fmt: skip
     assert main([*TRAIN, *overrides, "run_dir=whole", "trainer.max_epochs=2"]) == 0
@@ -88,7 +88,7 @@ def test_a_resumed_run_goes_on_with_margin_and_memory_as_they_were(shared):
     assert whole["head.t"] != 0
 
 
-def test_another_warm_up_is_another_run(shared, capsys):
+def test_run_with_another_warmup_is_another_run(shared, capsys):
     warm = [*TRAIN, "run_dir=plain", "head=cosface", "callbacks=warmup", *NO_EXPORT]
     assert main([*TRAIN, "run_dir=plain", "head=cosface", *NO_EXPORT]) == 0
     assert main(warm) == 2
@@ -109,7 +109,7 @@ def test_another_warm_up_is_another_run(shared, capsys):
         (["callbacks.warmup.margin_steps=0"], "callbacks.warmup.margin_steps=0"),
     ],
 )  # fmt: skip
-def test_a_warm_up_of_what_is_not_there_is_refused(in_tmp, overrides, message, capsys):
+def test_warmup_of_a_missing_margin_or_scale_is_an_error(in_tmp, overrides, message, capsys):
     assert main([*TRAIN, "callbacks=warmup", *overrides]) == 2
     assert message in capsys.readouterr().err
     assert not (in_tmp / "runs").exists()

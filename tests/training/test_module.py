@@ -24,7 +24,7 @@ def make_setup(*overrides):
     return TrainingSetup(**nodes, seed=config.seed, monitor=config.monitor)
 
 
-def test_batch_seed_differs_by_each_of_its_arguments_and_by_nothing_else():
+def test_batch_seed_depends_on_each_argument_only():
     seeds = [
         batch_seed(s, e, b, r)
         for s in range(3) for e in range(3) for b in range(40) for r in range(3)
@@ -33,22 +33,22 @@ def test_batch_seed_differs_by_each_of_its_arguments_and_by_nothing_else():
     assert batch_seed(1, 2, 3, 4) == batch_seed(1, 2, 3, 4)
 
 
-def test_a_batch_draws_what_torch_seeded_as_a_whole_would_draw():
+def test_seeded_cpu_generator_equals_manual_seed():
     torch.manual_seed(5)
     expected = torch.rand(3)
     seed_generators(5, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 
-def losses_told(capsys, *overrides):
-    """Train; return the steps of the losses in metrics.csv, and how many lines tell one."""
-    alone = [
+def logged_losses(capsys, *overrides):
+    """Train; return the steps with a loss in metrics.csv and the number of printed losses."""
+    options = [
         "callbacks=export_only",
         "callbacks.export=null",
         "run_dir=run",
         "trainer.max_epochs=2",
     ]
-    assert main(["train", *SMALL, *alone, *overrides]) == 0
+    assert main(["train", *SMALL, *options, *overrides]) == 0
     rows = []
     if Path("run/metrics.csv").exists():
         with open("run/metrics.csv", newline="") as file:
@@ -67,13 +67,13 @@ def losses_told(capsys, *overrides):
             ["trainer.max_steps=3", "callbacks.checkpoint.monitor=train_loss"],
             [],
             1,
-        ),  # ends within an epoch, before any loss was due
+        ),  # ends within an epoch, before the first logging step
     ],
 )
-def test_the_loss_is_told_every_few_steps_and_at_the_end_of_an_epoch(
+def test_loss_is_logged_every_few_steps_and_at_the_end_of_an_epoch(
     in_tmp, capsys, overrides, steps, epochs
 ):
-    assert losses_told(capsys, *overrides) == (steps, epochs)
+    assert logged_losses(capsys, *overrides) == (steps, epochs)
 
 
 def test_weights_are_a_function_of_the_seed():
@@ -96,16 +96,16 @@ def test_weights_are_a_function_of_the_seed():
         ("augmentation.shift=3", "augmentation.shift=3"),
     ],
 )
-def test_rehearsal_finds_wrong_values_before_any_work(override, message):
+def test_dry_run_finds_wrong_values(override, message):
     with pytest.raises(ConfigError, match=message):
         make_setup(override).dry_run()
 
 
-def test_rehearsal_counts_the_processes_of_a_batch():
-    given = "sampler=pk", "sampler.images_per_class=4", "loader.batch_size=2"
-    make_setup(*given, "trainer=ddp_cpu", "trainer.devices=2").dry_run()
+def test_dry_run_checks_the_global_batch():
+    options = "sampler=pk", "sampler.images_per_class=4", "loader.batch_size=2"
+    make_setup(*options, "trainer=ddp_cpu", "trainer.devices=2").dry_run()
     with pytest.raises(ConfigError, match="a global batch of 2 images cannot hold 4"):
-        make_setup(*given).dry_run()
+        make_setup(*options).dry_run()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ model.pt.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -51,14 +54,16 @@ class Format(ABC):
     max_abs_diff: PositiveFloat
     file: ClassVar[str]
     """Name of the exported file."""
+    packages: ClassVar[tuple[str, ...]]
+    """Distributions that determine the content of the file."""
 
-    @abstractmethod
     def check_available(self) -> None:
         """Check everything that can be checked without a model.
 
         Raises:
             ConfigError: A package is missing, or it does not support a value.
         """
+        return
 
     @abstractmethod
     def write(self, embedder: Embedder, path: Path) -> None:
@@ -72,9 +77,9 @@ class Format(ABC):
     def embed(self, path: Path, images_NHWC: Images) -> Embeddings:
         """Load an exported file and embed images; returns float32 [N, D]."""
 
-    @abstractmethod
-    def package_versions(self) -> Mapping[str, str]:
+    def package_versions(self) -> dict[str, str]:
         """Return the versions of the packages that determine the file."""
+        return {name: importlib.metadata.version(name) for name in self.packages}
 
 
 Exports = Mapping[str, TorchScript | Format | None]
@@ -112,3 +117,12 @@ def example_images(embedder: Embedder) -> torch.Tensor:
 def to_channels_first(images_NHWC: Images) -> Images:
     """Convert uint8 [N, H, W, C] to contiguous [N, C, H, W]."""
     return np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2))
+
+
+@contextlib.contextmanager
+def ignore_warnings(messages: Sequence[str]) -> Iterator[None]:
+    """Ignore warnings whose text starts with one of these regular expressions."""
+    with warnings.catch_warnings():
+        for message in messages:
+            warnings.filterwarnings("ignore", message)
+        yield

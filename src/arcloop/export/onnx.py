@@ -6,8 +6,6 @@ import importlib.metadata
 import io
 import json
 import re
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +16,14 @@ from arcloop.artifacts.atomic import write_bytes
 from arcloop.config.targets import require_extra
 from arcloop.config.value_types import PositiveInt, check_fields
 from arcloop.errors import ConfigError
-from arcloop.export.formats import Embeddings, Format, Images, example_images, to_channels_first
+from arcloop.export.formats import (
+    Embeddings,
+    Format,
+    Images,
+    example_images,
+    ignore_warnings,
+    to_channels_first,
+)  # fmt: skip
 from arcloop.models import Embedder
 
 _INPUT, _OUTPUT = "images", "embeddings"
@@ -40,18 +45,17 @@ class OnnxFormat(Format):
 
     Attributes:
         opset: Version of the ONNX operator set; the runtime that serves the file must support it.
-        max_abs_diff: Largest allowed difference from the eager model's embeddings, in any
-            coordinate.
     """
 
     opset: PositiveInt
     file: ClassVar[str] = "model.onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
 
     def __post_init__(self) -> None:
         check_fields(self, "export.onnx")
 
     def check_available(self) -> None:
-        require_extra("onnx", "onnx", "onnxruntime", where="export=onnx")
+        require_extra("onnx", *self.packages, where="export=onnx")
         lowest, highest = opset_range()
         if not lowest <= self.opset <= highest:
             raise ConfigError(
@@ -65,9 +69,7 @@ class OnnxFormat(Format):
 
         content = io.BytesIO()
         try:
-            with warnings.catch_warnings():
-                for message in _DEPRECATION_WARNINGS:
-                    warnings.filterwarnings("ignore", message, DeprecationWarning)
+            with ignore_warnings(_DEPRECATION_WARNINGS):
                 torch.onnx.export(
                     embedder,
                     (example_images(embedder),),
@@ -82,9 +84,9 @@ class OnnxFormat(Format):
             onnx.checker.check_model(model, full_check=True)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, onnx.checker.ValidationError,
                 onnx.shape_inference.InferenceError) as cause:  # fmt: skip
+            first_sentence = re.split(r"(?<=[^0-9])\. |\n", str(cause).strip(), maxsplit=1)[0]
             raise ConfigError(
-                f"the network cannot be exported to ONNX opset {self.opset}:"
-                f" {_first_sentence(cause)}",
+                f"the network cannot be exported to ONNX opset {self.opset}: {first_sentence}",
                 where="export=onnx",
                 remedy=f"choose a higher export.onnx.opset, up to {opset_range()[1]}, another"
                 " backbone, or export=torch_export",
@@ -104,16 +106,9 @@ class OnnxFormat(Format):
         (embeddings,) = session.run([_OUTPUT], {_INPUT: to_channels_first(images_NHWC)})
         return embeddings
 
-    def package_versions(self) -> Mapping[str, str]:
-        return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime")}
-
 
 def opset_range() -> tuple[int, int]:
     """Return the lowest and the highest opset that torch and the installed onnx can write."""
     import onnx
 
     return _MIN_OPSET, min(_MAX_OPSET, int(onnx.defs.onnx_opset_version()))
-
-
-def _first_sentence(cause: BaseException) -> str:
-    return re.split(r"(?<=[^0-9])\. |\n", str(cause).strip(), maxsplit=1)[0]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +11,14 @@ import torch
 
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.errors import ConfigError
-from arcloop.export.formats import Embeddings, Format, Images, example_images, to_channels_first
+from arcloop.export.formats import (
+    Embeddings,
+    Format,
+    Images,
+    example_images,
+    ignore_warnings,
+    to_channels_first,
+)  # fmt: skip
 from arcloop.models import Embedder
 
 _IGNORED_WARNINGS = (
@@ -27,23 +31,16 @@ _LOCAL_METADATA = ("stack_trace", "from_node")
 
 @dataclass(frozen=True, kw_only=True)
 class TorchExportFormat(Format):
-    """Exports to a torch.export program with a dynamic batch size.
-
-    Attributes:
-        max_abs_diff: Largest allowed difference from the eager model's embeddings, in any
-            coordinate.
-    """
+    """Exports to a torch.export program with a dynamic batch size."""
 
     file: ClassVar[str] = "model.pt2"
-
-    def check_available(self) -> None:
-        """Do nothing: torch.export is part of torch."""
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
 
     def write(self, embedder: Embedder, path: Path) -> None:
         batch = torch.export.Dim("batch", min=1)
         content = io.BytesIO()
         try:
-            with _ignore_warnings():
+            with ignore_warnings(_IGNORED_WARNINGS):
                 program = torch.export.export(
                     embedder,
                     (example_images(embedder),),
@@ -65,20 +62,8 @@ class TorchExportFormat(Format):
         write_bytes(path, content.getvalue())
 
     def embed(self, path: Path, images_NHWC: Images) -> Embeddings:
-        with _ignore_warnings(), torch.inference_mode():
+        with ignore_warnings(_IGNORED_WARNINGS), torch.inference_mode():
             module = torch.export.load(path).module()
-            embeddings: Embeddings = module(
-                torch.from_numpy(to_channels_first(images_NHWC))
-            ).numpy()
+            images = torch.from_numpy(to_channels_first(images_NHWC))
+            embeddings: Embeddings = module(images).numpy()
         return embeddings
-
-    def package_versions(self) -> Mapping[str, str]:
-        return {"torch": torch.__version__}
-
-
-@contextlib.contextmanager
-def _ignore_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for message in _IGNORED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from arcloop.config.schema import BackboneWeightsSettings, LoaderSettings
 from arcloop.data import EmbeddingDataModule, EpochBatches
 from arcloop.display.terminal import console, print_line
 from arcloop.distributed.batch_norm import SynchronizedBatchNorm
-from arcloop.export.formats import Exports, extra_formats
+from arcloop.export.formats import Exports, extra_formats, ignore_warnings
 from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.models.building import call, make_backbone, make_embedder
 from arcloop.models.checkpoints import AtomicCheckpoints
@@ -189,9 +188,7 @@ def silence_lightning() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            for message in _IGNORED_WARNINGS:
-                warnings.filterwarnings("ignore", message)
+        with ignore_warnings(_IGNORED_WARNINGS):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

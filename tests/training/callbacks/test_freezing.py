@@ -1,4 +1,4 @@
-"""A frozen backbone stays what it is, to the bit; freed, it learns; whatever happens on the way."""
+"""A frozen backbone does not change at all; after unfreezing it is trained."""
 
 import csv
 import subprocess
@@ -14,7 +14,7 @@ from arcloop.errors import ResourceError
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.training.module import EmbeddingModule
 
-# Per epoch 6 steps; the weights that are compared are those of the end, not of the best epoch.
+# 6 steps per epoch. The tests compare the last weights, not those of the best epoch.
 FREEZE = [
     "train", *SMALL, "callbacks=freeze", "callbacks.export=null", "callbacks.build_index=null",
     "callbacks.evaluate=null", "callbacks.last.every_n_steps=2", "embedder.dropout=0.2",
@@ -38,7 +38,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[b
 
 @pytest.fixture
 def start(in_tmp, monkeypatch) -> dict[str, torch.Tensor]:
-    """Weights of the backbone before the first step."""
+    """Record the weights of the backbone before the first step."""
     first = {}
 
     def on_fit_start(self: EmbeddingModule) -> None:
@@ -49,13 +49,13 @@ def start(in_tmp, monkeypatch) -> dict[str, torch.Tensor]:
     return first
 
 
-def test_frozen_it_stays_and_freed_it_learns(start, capsys):
-    """Weight decay, momentum and statistics of batch norms would all change it."""
+def test_frozen_backbone_is_constant_and_unfrozen_backbone_is_trained(start, capsys):
+    """Weight decay, momentum or batch-norm statistics could change a frozen backbone."""
     frozen_run = [*FREEZE, "optimizer=adamw", "run_dir=frozen"]
     assert main([*frozen_run, "callbacks.freeze.epochs=2"]) == 0
     assert all(same(backbone("frozen"), start))
     frozen = last("frozen")
-    # No weight of the backbone has any state in the optimizer: it starts when it is freed.
+    # The optimizer has no state for the backbone; it starts with unfreezing.
     trained = sum(len(g["params"]) for g in frozen["optimizer_states"][0]["param_groups"])
     assert len(frozen["optimizer_states"][0]["state"]) < trained
     assert frozen["state_dict"]["embedder.neck.0.num_batches_tracked"] == 2 * STEPS
@@ -70,10 +70,10 @@ def test_frozen_it_stays_and_freed_it_learns(start, capsys):
     assert freed["embedder.backbone.stages.0.2.num_batches_tracked"] == STEPS
 
 
-def test_interrupted_frozen_and_freed_it_ends_with_the_same_bytes(in_tmp, monkeypatch):
+def test_interrupted_run_ends_with_the_same_bytes(in_tmp, monkeypatch):
     assert main([*FREEZE, "run_dir=whole"]) == 0
     real = EmbeddingModule.training_step
-    for step in (3, 9):  # within the frozen epoch, and within the other
+    for step in (3, 9):  # within the frozen and within the unfrozen epoch
 
         def training_step(self, batch, batch_idx, step=step):
             if self.global_step == step:
@@ -89,7 +89,7 @@ def test_interrupted_frozen_and_freed_it_ends_with_the_same_bytes(in_tmp, monkey
     assert all(same(last("whole")["state_dict"], last("stopped")["state_dict"]))
 
 
-def test_averages_of_a_frozen_backbone_are_itself(start):
+def test_average_of_a_frozen_backbone_is_constant(start):
     ema = ["+callbacks.ema._target_=pytorch_lightning.callbacks.EMAWeightAveraging",
            "+callbacks.ema.decay=0.5"]  # fmt: skip
     assert main([*FREEZE, *ema, "run_dir=averaged", "callbacks.freeze.epochs=2"]) == 0
@@ -102,7 +102,7 @@ def test_epochs_out_of_range_are_named(in_tmp, capsys):
     assert "callbacks.freeze.epochs=0 must be greater than or equal to 1" in capsys.readouterr().err
 
 
-def test_two_processes_follow_the_loss_of_one(tmp_path):
+def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     script = Path(__file__).parents[1] / "freezing_runs.py"
     result = subprocess.run(
         [sys.executable, script], cwd=tmp_path, timeout=150, stderr=subprocess.PIPE, text=True

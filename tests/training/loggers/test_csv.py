@@ -8,7 +8,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_one_row_a_step_with_all_that_was_logged(tmp_path):
+def test_one_row_per_step_with_all_metrics(tmp_path):
     logger = CsvLogger(path=str(tmp_path / "m.csv"))
     logger.log_metrics({"loss": 0.5}, 0)
     logger.log_metrics({"loss": 0.25, "lr": 0.1}, 1)
@@ -20,7 +20,7 @@ def test_one_row_a_step_with_all_that_was_logged(tmp_path):
     ]
 
 
-def test_a_resumed_run_goes_on_with_the_rows_of_steps_done(tmp_path):
+def test_resumed_run_keeps_the_rows_of_completed_steps(tmp_path):
     first = CsvLogger(path=str(tmp_path / "m.csv"))
     for step in range(10):
         first.log_metrics({"loss": float(step)}, step)

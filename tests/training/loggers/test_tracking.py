@@ -1,4 +1,4 @@
-"""MLflow and W&B for real, on this machine: one run there for one run here, each row once."""
+"""Tests with local MLflow and W&B: one run of the service per run, every row sent once."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ ALL_EPOCHS = [5, 11, 17, 23]  # the last steps of four epochs
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """A database of MLflow, which takes seconds to lay out; each test has its own experiment."""
+    """Create one MLflow database for all tests; each test has its own experiment."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlruns/mlflow.db"
     first = mlflow_logger(folder, uri, "first")
@@ -30,7 +30,7 @@ def database(tmp_path_factory):
 
 
 class OfMlflow:
-    """What a database holds of an experiment."""
+    """The content of an experiment in a database."""
 
     def __init__(self, uri, experiment):
         from mlflow.tracking import MlflowClient
@@ -47,7 +47,7 @@ class OfMlflow:
 
 
 def records(run_dir):
-    """Read W&B's own files: a log of LevelDB's format, of protocol buffers; starts, in order."""
+    """Read the records of W&B's files (LevelDB log format with protocol buffers), in order."""
     from wandb.proto import wandb_internal_pb2 as pb
 
     found = []
@@ -69,7 +69,7 @@ def records(run_dir):
 
 
 def rows_of(run_dir, metric):
-    """(step, value) of a metric in W&B's files."""
+    """Return (step, value) of a metric in W&B's files."""
     rows = []
     for record in records(run_dir):
         if record.WhichOneof("record_type") == "history":
@@ -87,14 +87,14 @@ def in_csv(run_dir, metric):
 
 
 def both(uri):
-    """Overrides for a training that logs to MLflow and W&B."""
+    """Return overrides for a run that logs to MLflow and W&B."""
     node = OmegaConf.load(bundled("conf") / "logger/wandb.yaml").wandb
     values = OmegaConf.to_container(node, resolve=False)
     return ["logger=mlflow", f"logger.mlflow.tracking_uri={uri}",
             *(f"+logger.wandb.{key}={value}" for key, value in values.items())]  # fmt: skip
 
 
-def test_a_run_that_goes_on_is_one_run_there_with_its_metrics_config_and_files(in_tmp, database):
+def test_resumed_run_is_one_run_with_metrics_config_and_files(in_tmp, database):
     command = ["train", *SMALL, *both(database), "name=resumed", f"run_dir={RUN}"]
     assert main([*command, "trainer.max_epochs=2", "callbacks=export_only"]) == 0
     assert main([*command, "trainer.max_epochs=4", "resume=true", "head.margin=0.4"]) == 0
@@ -109,7 +109,9 @@ def test_a_run_that_goes_on_is_one_run_there_with_its_metrics_config_and_files(i
     assert run.info.status == "FINISHED"
     assert mlflow.history(run, "val_top1") == expected
     assert run.data.metrics["evaluation/top1"] == metrics["top1"]
-    assert run.data.params["head.margin"] == "0.3"  # as it was begun; config.yaml is of the end
+    assert (
+        run.data.params["head.margin"] == "0.3"
+    )  # of the first start; config.yaml has the new value
     assert run.data.params["backbone.widths"] == "[8, 8]"
     assert mlflow.artifacts(run) == {
         "model.pt",
@@ -135,7 +137,9 @@ def test_a_run_that_goes_on_is_one_run_there_with_its_metrics_config_and_files(i
     listed = artifacts.load(in_tmp / RUN, "run").files
     assert not [name for name in listed if name.startswith(("wandb", "tensorboard", ".", "mlruns"))]
     assert main([*command, "trainer.max_epochs=1", "overwrite=true", "resume=false"]) == 0
-    assert len(OfMlflow(database, "resumed").runs) == 2  # what is overwritten was another run
+    assert (
+        len(OfMlflow(database, "resumed").runs) == 2
+    )  # an overwritten run is a new run of the service
 
 
 def test_two_processes_log_one_run(in_tmp, database):
@@ -148,7 +152,7 @@ def test_two_processes_log_one_run(in_tmp, database):
     artifacts.load(in_tmp / RUN / "export", "export")
 
 
-def test_each_job_of_a_sweep_is_a_run_of_its_own(in_tmp, database):
+def test_each_job_of_a_sweep_is_one_run(in_tmp, database):
     quick = ["trainer.max_epochs=1", "callbacks=export_only", "name=sweep"]
     assert main(["train", "-m", *SMALL, *both(database), *quick, "head.margin=0.2,0.4"]) == 0
     runs = OfMlflow(database, "sweep").runs
@@ -168,16 +172,16 @@ def log(logger, steps):
         logger.log_metrics({"loss": step / 8, "epoch": 0.0}, step)
 
 
-def test_rows_that_a_kill_took_are_sent_once(tmp_path, database):
+def test_rows_are_sent_once_after_a_kill(tmp_path, database):
     first = mlflow_logger(tmp_path, database, "killed")
     first.begin({"seed": 0}, 0)
     log(first, range(6))
     first.flush()  # with the checkpoint of step 6
-    log(first, range(6, 9))  # and killed
+    log(first, range(6, 9))  # killed
     second = mlflow_logger(tmp_path, database, "killed")
     second.begin({"seed": 0}, 6)
     log(second, range(6, 12))
-    second.flush()  # and killed before the checkpoint of step 12 was written
+    second.flush()  # killed before the checkpoint of step 12 was written
     third = mlflow_logger(tmp_path, database, "killed")
     third.begin({"seed": 0}, 6)
     log(third, range(6, 14))
@@ -187,15 +191,15 @@ def test_rows_that_a_kill_took_are_sent_once(tmp_path, database):
     assert mlflow.history(run, "loss") == [(step, step / 8) for step in range(14)]
 
 
-def test_a_service_that_is_away_stops_a_run_only_before_it_begins(tmp_path, database, capsys):
+def test_unreachable_service_stops_a_run_only_at_its_start(tmp_path, database, capsys):
     logger = mlflow_logger(tmp_path, database, "away")
     logger.begin({}, 0)
     log(logger, range(3))
-    there, logger._client = logger._client, None
+    client, logger._client = logger._client, None
     logger.flush()
     assert "warning: mlflow" in capsys.readouterr().err
     log(logger, range(3, 5))
-    logger._client = there
+    logger._client = client
     logger.finalize("failed")
     mlflow = OfMlflow(database, "away")
     (run,) = mlflow.runs
@@ -206,7 +210,7 @@ def test_a_service_that_is_away_stops_a_run_only_before_it_begins(tmp_path, data
         wrong.begin({}, 0)
 
 
-def test_a_run_that_was_deleted_there_is_made_anew(tmp_path, database):
+def test_run_deleted_in_the_service_is_created_again(tmp_path, database):
     for _ in range(2):
         logger = mlflow_logger(tmp_path, database, "deleted")
         logger.begin({}, 0)
@@ -218,19 +222,21 @@ def test_a_run_that_was_deleted_there_is_made_anew(tmp_path, database):
     assert run.info.run_id == logger.version != run_id
 
 
-def test_bad_settings_are_one_message(tmp_path):
+def test_wrong_settings_are_one_message(tmp_path):
     with pytest.raises(ConfigError, match="must be 'offline' or 'online'"):
         WandbLogger(run_dir=str(tmp_path), project="p", mode="sometimes")
     with pytest.raises(ConfigError, match=r"logger\.wandb\.mode"):
         compose_config(["logger=wandb", "logger.wandb.mode=sometimes"])
 
 
-def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+def test_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     import importlib.util
 
-    there = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else there(name, *a)
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "wandb" else find_spec(name, *a),
     )
     with pytest.raises(ConfigError) as caught:
         WandbLogger(run_dir=str(tmp_path), project="p", mode="offline")

@@ -30,7 +30,7 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
     assert sorted(grouped) == sorted(map(id, trainable))
 
 
-def test_groups_have_their_own_rate_and_only_kernels_and_matrices_decay() -> None:
+def test_groups_have_separate_rates_and_only_kernels_and_matrices_decay() -> None:
     embedder, head = make_modules()
     optimizer = GroupedOptimizer(factory=SGD, **RATES)(embedder, head)
     found = {
@@ -46,14 +46,14 @@ def test_groups_have_their_own_rate_and_only_kernels_and_matrices_decay() -> Non
             assert decays[id(parameter)] == (0.01 if kernel else 0.0), name
 
 
-def test_a_module_without_kernels_has_no_empty_group() -> None:
+def test_module_without_kernels_has_no_empty_group() -> None:
     (group,) = parameter_groups("norm", nn.BatchNorm2d(3), lr=0.1, weight_decay=0.5)
     assert group["name"] == "norm_no_decay"
     assert parameter_groups("none", nn.ReLU(), lr=0.1, weight_decay=0.5) == []
 
 
 @pytest.mark.parametrize("factory", [SGD, torch.optim.AdamW])
-def test_a_step_follows_the_gradient(factory: type[torch.optim.Optimizer]) -> None:
+def test_steps_decrease_the_loss(factory: type[torch.optim.Optimizer]) -> None:
     embedder, head = make_modules()
     rates = RATES | {"lr": 0.01, "head_lr": 0.01}
     optimizer = GroupedOptimizer(factory=factory, **rates)(embedder, head)

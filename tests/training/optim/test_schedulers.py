@@ -23,7 +23,7 @@ def make_optimizer() -> torch.optim.Optimizer:
 
 
 def follow(scheduler: LRScheduler, steps: int) -> list[list[float]]:
-    """The learning rates of both groups at each step."""
+    """Return the learning rates of both groups at each step."""
     rates = []
     for _ in range(steps):
         rates.append([group["lr"] for group in scheduler.optimizer.param_groups])
@@ -35,14 +35,14 @@ def follow(scheduler: LRScheduler, steps: int) -> list[list[float]]:
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 10, 101])
 def test_rates_are_finite_positive_and_in_proportion(name: str, steps: int) -> None:
-    # Two steps more than planned: a trainer that goes on must not crash.
+    # Two steps more than planned must not crash.
     rates = follow(SCHEDULES[name](make_optimizer(), steps), steps + 2)
     for first, second in rates:
         assert 0 < first <= PEAKS[0] + 1e-12
         assert second == pytest.approx(4 * first)
 
 
-def test_one_cycle_is_torchs() -> None:
+def test_one_cycle_matches_torch() -> None:
     steps = 80
     theirs = OneCycleLR(
         make_optimizer(),
@@ -54,7 +54,7 @@ def test_one_cycle_is_torchs() -> None:
         cycle_momentum=False,
     )
     ours = SCHEDULES["one_cycle"](make_optimizer(), steps)
-    # Torch counts the warm-up's steps from 1: its rise takes 19 steps where ours takes 20.
+    # Torch counts the steps of the warm-up from 1: it rises over 19 steps, one_cycle over 20.
     for mine, other in zip(follow(ours, steps), follow(theirs, steps), strict=True):
         assert mine == pytest.approx(other, abs=0.08 * PEAKS[1])
 
@@ -70,7 +70,7 @@ def test_one_cycle_rises_peaks_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.001 * 0.1)
 
 
-def test_cosine_is_a_line_then_half_a_cosine() -> None:
+def test_cosine_rises_linearly_then_follows_half_a_cosine() -> None:
     rates = [first for first, _ in follow(SCHEDULES["cosine"](make_optimizer(), 101), 101)]
     rise = 0.25 * 101
     for step in range(26):
@@ -82,14 +82,14 @@ def test_cosine_is_a_line_then_half_a_cosine() -> None:
         )
 
 
-def test_constant_stays_where_its_warmup_ends() -> None:
+def test_constant_stays_at_the_end_of_its_warmup() -> None:
     rates = [first for first, _ in follow(SCHEDULES["constant"](make_optimizer(), 100), 100)]
     assert rates[:26] == pytest.approx([0.1 * (step + 1) / 26 for step in range(26)])
     assert rates[26:] == [0.1] * 74
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_resumed_schedule_goes_on_as_if_never_stopped(name: str) -> None:
+def test_resumed_schedule_continues_unchanged(name: str) -> None:
     expected = follow(SCHEDULES[name](make_optimizer(), 20), 20)
     first = SCHEDULES[name](make_optimizer(), 20)
     follow(first, 8)
@@ -109,12 +109,12 @@ def test_values_out_of_range_are_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
-def test_one_batch_is_a_fit_too(name: str, warmup: float) -> None:
+def test_fit_of_one_step_is_valid(name: str, warmup: float) -> None:
     ((first, _),) = follow(SCHEDULES[name](make_optimizer(), 1, warmup=warmup), 1)
     assert 0 < first <= PEAKS[0]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_rates_stay_level_past_the_end(name: str) -> None:
+def test_rates_are_constant_after_the_end(name: str) -> None:
     rates = follow(SCHEDULES[name](make_optimizer(), 10), 15)
     assert rates[10:] == [rates[9]] * 5

@@ -1,4 +1,4 @@
-"""Whole runs under heads that are split or remember, in parts of different numbers of processes."""
+"""Complete runs with sharded and stateful heads, resumed with other numbers of processes."""
 
 import csv
 import subprocess
@@ -32,15 +32,15 @@ def curve(run: Path) -> list[float]:
         return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
 
 
-def test_the_loss_follows_that_of_the_dense_head_through_every_change_of_world(runs):
+def test_loss_equals_that_of_the_dense_head_for_changing_world_sizes(runs):
     dense, sharded = curve(runs / "dense"), curve(runs / "sharded")
     assert len(dense) == len(sharded) == 9
     assert sharded == pytest.approx(dense, rel=1e-5)
-    # A head that was not carried over would start again high up.
+    # A head that was not restored would start with a high loss again.
     assert dense[-1] < 0.8 * dense[0]
 
 
-def test_what_a_head_remembers_is_that_of_the_global_batch_and_outlives_a_change_of_world(runs):
+def test_head_buffers_are_those_of_the_global_batch_for_changing_world_sizes(runs):
     # Two processes sum in another order than one. After six steps in float32, the losses differ by
     # up to 4e-6, by how much depends on the instruction set.
     assert curve(runs / "remembering") == pytest.approx(curve(runs / "alone"), rel=1e-4)
@@ -60,8 +60,8 @@ def test_runs_are_complete(runs):
     artifacts.load(runs / "sampled", "run")
 
 
-def test_what_three_processes_found_is_what_one_finds(runs, tmp_path):
-    """`runs/sharded` was judged by its last part, three processes with three batches or less."""
+def test_evaluation_of_three_processes_equals_that_of_one(runs, tmp_path):
+    """Three processes with at most three batches each evaluated `runs/sharded`."""
     run, kinds = runs / "sharded", {"embed": "gallery", "index": "index", "evaluate": "evaluation"}
     inputs = {"run": run, "store": runs / "store"}
     overrides = artifacts.load(run, "run").info["overrides"]
@@ -74,7 +74,7 @@ def test_what_three_processes_found_is_what_one_finds(runs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dense-1", "sharded-1", "sharded-2", "sharded-3", "sampled-2"])
-def test_a_checkpoint_holds_the_whole_head_and_its_whole_state(runs, name):
+def test_checkpoint_contains_the_full_head_and_its_optimizer_state(runs, name):
     checkpoint = read_checkpoint(runs / f"{name}.ckpt")
     (optimizer,) = checkpoint["optimizer_states"]
     (group,) = [g for g in optimizer["param_groups"] if g["name"] == "head"]
@@ -88,7 +88,7 @@ def test_a_checkpoint_holds_the_whole_head_and_its_whole_state(runs, name):
         assert len(tensor.unique(dim=0)) == CLASSES
 
 
-def test_clipping_by_value_reaches_sparse_gradients():
+def test_clipping_by_value_clips_sparse_gradients():
     weight, other = (torch.nn.Parameter(torch.zeros(4, 2)) for _ in range(2))
     rows = torch.tensor([[1, 3, 1]])
     values = torch.tensor([[3.0, -1.0], [-5.0, 0.5], [1.0, -1.0]])

@@ -1,4 +1,4 @@
-"""Rows with a gradient follow the optimizer's formula, written out; all others do not move."""
+"""Rows with a gradient follow the optimizer's formula; all other rows do not change."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ ADAMW = partial(torch.optim.AdamW, lr=LR, weight_decay=DECAY, betas=(0.9, 0.99),
 
 
 def loss_of(weight: nn.Parameter, rows: list[int], step: int) -> Tensor:
-    """A loss whose gradient depends on the rows' values and on the step."""
+    """Return a loss whose gradient depends on the values of the rows and on the step."""
     taken = take_rows(weight, torch.tensor(rows, dtype=torch.int64))
     return ((taken - step) ** 3).sum()
 
@@ -54,7 +54,7 @@ def make_weight() -> nn.Parameter:
 @pytest.mark.parametrize(
     ("factory", "oracle"), [(SGD, sgd_oracle), (ADAMW, adamw_oracle)], ids=["sgd", "adamw"]
 )
-def test_rows_follow_the_formula_and_others_stay(factory, oracle, with_closure):
+def test_rows_follow_the_formula_and_others_do_not_change(factory, oracle, with_closure):
     weight = make_weight()
     optimizer = update_sparse_rows(factory([weight]))
     for step, rows in enumerate(SAMPLES):
@@ -79,22 +79,22 @@ def test_rows_follow_the_formula_and_others_stay(factory, oracle, with_closure):
 
 
 @pytest.mark.parametrize("factory", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_a_run_cut_in_two_ends_with_the_same_bytes(factory):
-    def go_on(weight, optimizer, steps):
+def test_resumed_optimizer_ends_with_the_same_bytes(factory):
+    def step_through(weight, optimizer, steps):
         for step in steps:
             optimizer.zero_grad()
             loss_of(weight, SAMPLES[step], step).backward()
             optimizer.step()
 
     whole = make_weight()
-    go_on(whole, update_sparse_rows(factory([whole])), range(6))
+    step_through(whole, update_sparse_rows(factory([whole])), range(6))
     first, second = make_weight(), make_weight()
     optimizer = update_sparse_rows(factory([first]))
-    go_on(first, optimizer, range(3))
+    step_through(first, optimizer, range(3))
     second.data.copy_(first)
     resumed = update_sparse_rows(factory([second]))
     resumed.load_state_dict(optimizer.state_dict())
-    go_on(second, resumed, range(3, 6))
+    step_through(second, resumed, range(3, 6))
     assert torch.equal(whole, second)
 
 
@@ -113,7 +113,7 @@ def test_gradients_of_several_batches_add_up():
     torch.testing.assert_close(weight, dense)
 
 
-def test_dense_gradients_are_updated_as_ever():
+def test_dense_gradients_are_updated_as_without_hooks():
     hooked, plain = make_weight(), make_weight()
     optimizers = update_sparse_rows(ADAMW([hooked])), ADAMW([plain])
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_dense_gradients_are_updated_as_ever():
     assert torch.equal(hooked, plain)
 
 
-def test_a_gradient_of_one_pass_is_not_copied():
+def test_gradient_of_one_backward_pass_is_not_copied():
     weight = make_weight()
     loss_of(weight, [1, 4], 0).backward()
     values = weight.grad._values()

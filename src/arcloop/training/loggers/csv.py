@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -25,27 +24,16 @@ class CsvLogger(RunLogger):
         path: Path of the file.
     """
 
+    service: ClassVar[str] = "csv"
+
     def __init__(self, *, path: str) -> None:
         super().__init__()
         self._path = Path(path)
         self._rows: dict[int, dict[str, str]] = {}
 
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
     @rank_zero_only
     def begin(self, config: Mapping[str, Any], step: int) -> None:
-        """Read the rows of the steps before `step` from an existing file.
-
-        Args:
-            config: Not used; the run's config.yaml contains it.
-            step: First step of this training.
-        """
+        """Read the rows of the steps before `step` from an existing file."""
         if self._path.is_file():
             with open(self._path, newline="", encoding="utf-8") as file:
                 self._rows = {
@@ -58,10 +46,6 @@ class CsvLogger(RunLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = self._rows.setdefault(step or 0, {})
         row.update({name: repr(float(value)) for name, value in metrics.items()})
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Do nothing: the run's config.yaml contains them."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

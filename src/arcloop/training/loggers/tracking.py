@@ -27,6 +27,20 @@ _METRICS = "evaluation/metrics.json"
 class RunLogger(Logger):
     """Lightning logger with two additional hooks: the start of training, and a checkpoint."""
 
+    service: ClassVar[str]
+    """Name of the service or format."""
+
+    @property
+    def name(self) -> str:
+        return self.service
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
+        """Do nothing: `begin` receives the complete config."""
+
     @abstractmethod
     def begin(self, config: Mapping[str, Any], step: int) -> None:
         """Called on rank zero before training starts or resumes.
@@ -52,7 +66,6 @@ class TrackingLogger(RunLogger):
         run_dir: Folder of the run.
     """
 
-    service: ClassVar[str]
     id_file: ClassVar[str]
 
     def __init__(self, *, run_dir: str) -> None:
@@ -61,10 +74,6 @@ class TrackingLogger(RunLogger):
         self._rows: dict[int, Row] = {}
         self._sent_before = -1
         self._id: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.service
 
     @property
     def version(self) -> str:
@@ -96,10 +105,6 @@ class TrackingLogger(RunLogger):
         if self._id is not None and (step or 0) > self._sent_before:
             row = self._rows.setdefault(step or 0, {})
             row.update({name: float(value) for name, value in metrics.items()})
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Do nothing: `begin` receives the complete config."""
 
     @rank_zero_only
     def flush(self) -> None:
