@@ -174,7 +174,7 @@ def _print_mode(trainer: pl.Trainer, setup: TrainingSetup) -> None:
 
 
 def cpu_has_bf16() -> bool | None:
-    """Return whether the CPU has bf16 instructions; None if this version of torch cannot tell."""
+    """Return whether the CPU has bf16 instructions; None if unknown."""
     if not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch
         return None
     capabilities = torch.cpu.get_capabilities()

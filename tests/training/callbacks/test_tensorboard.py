@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,15 +10,16 @@ from google.protobuf import text_format
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.projector import ProjectorConfig
 
 from arcloop.cli.main import main
-from arcloop.data import Store
+from arcloop.data import EmbeddingDataModule, Store
 from arcloop.display.plotting import RIGHT, WRONG
 from arcloop.evaluation import Mistake, mistake_sheet
 from arcloop.runtime.searcher import Model
-from arcloop.training.callbacks.tensorboard import make_thumbnails, to_cell
+from arcloop.training.callbacks.tensorboard import TensorBoardPages, make_thumbnails, to_cell
 
 RUN = "runs/synthetic"
 CONFIG = "projector_config.pbtxt"
@@ -122,3 +124,22 @@ def test_number_of_drawn_mistakes_is_limited():
                   neighbour_labels=(), neighbour_similarities=())  # fmt: skip
     sheet = mistake_sheet([one] * 500, ["a", "b"], lambda *_: np.zeros((8, 8, 1), np.uint8))
     assert sheet.shape[0] < 5000
+
+
+def test_evaluation_without_mistakes_adds_no_image(finished, tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/manifest.json").write_bytes(
+        (finished / RUN / "evaluation/manifest.json").read_bytes()
+    )
+    (tmp_path / "evaluation/mistakes.json").write_text("[]")
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = SimpleNamespace(
+        loggers=[logger], is_global_zero=True, global_step=1,
+        datamodule=EmbeddingDataModule.__new__(EmbeddingDataModule),
+    )  # fmt: skip
+    trainer.datamodule.store = None
+    TensorBoardPages(run_dir=str(tmp_path), embed=None, num_projected=0).on_fit_end(trainer, None)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["images"] == []

@@ -50,7 +50,7 @@ class ExportScripted(Callback):
         if current_process_group().rank:
             return
         assert isinstance(pl_module, EmbeddingModule)
-        store = _datamodule(trainer).store
+        store = get_datamodule(trainer).store
         rows = np.linspace(0, store.rows("val") - 1, _NUM_GOLDEN).astype(np.int64)
         golden_NHWC, _ = store.gather("val", np.unique(rows))
         difference = export_scripted(
@@ -86,7 +86,7 @@ class BuildIndex(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         group = current_process_group()
-        store = _datamodule(trainer).store.artifact.path
+        store = get_datamodule(trainer).store.artifact.path
         model, gallery = self._run_dir / "model.pt", self._run_dir / "gallery"
         embed_gallery(model, store, gallery, self._embed, group=group)
         if group.rank:
@@ -117,7 +117,7 @@ class Evaluate(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         evaluate(
             self._run_dir,
-            _datamodule(trainer).store.artifact.path,
+            get_datamodule(trainer).store.artifact.path,
             self._run_dir / "gallery",
             self._run_dir / "index",
             self._run_dir / "evaluation",
@@ -143,7 +143,8 @@ def best_checkpoint(trainer: pl.Trainer) -> Path:
     return Path(callback.best_model_path)
 
 
-def _datamodule(trainer: pl.Trainer) -> EmbeddingDataModule:
+def get_datamodule(trainer: pl.Trainer) -> EmbeddingDataModule:
+    """Return the datamodule of a trainer."""
     datamodule: Any = getattr(trainer, "datamodule", None)
     assert isinstance(datamodule, EmbeddingDataModule)
     return datamodule

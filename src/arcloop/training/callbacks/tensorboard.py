@@ -17,9 +17,10 @@ from torch import Tensor
 from arcloop import artifacts
 from arcloop.config.schema import EmbedSettings
 from arcloop.config.value_types import NonNegativeInt, checked
-from arcloop.data import EmbeddingDataModule, Store
+from arcloop.data import Store
 from arcloop.evaluation import Mistake, mistake_sheet
 from arcloop.retrieval import load_model
+from arcloop.training.callbacks.post_fit import get_datamodule
 
 _THUMBNAIL = 48  # side of a thumbnail in pixels
 _MAX_PROJECTED = (8192 // _THUMBNAIL) ** 2  # the projector's sprite has at most 8192 pixels a side
@@ -49,16 +50,16 @@ class TensorBoardPages(Callback):
         logger = next((o for o in trainer.loggers if isinstance(o, TensorBoardLogger)), None)
         if logger is None or not trainer.is_global_zero:
             return
-        datamodule = getattr(trainer, "datamodule", None)
-        assert isinstance(datamodule, EmbeddingDataModule)
+        store = get_datamodule(trainer).store
         if self._images_per_split and (self._run_dir / "model.pt").is_file():
-            self._add_projector(logger, datamodule.store, trainer.global_step)
-        mistakes = self._read_mistakes()
-        if mistakes:
+            self._add_projector(logger, store, trainer.global_step)
+        evaluation = self._run_dir / "evaluation"
+        found = artifacts.exists(evaluation)
+        if mistakes := json.loads((evaluation / "mistakes.json").read_bytes()) if found else []:
             sheet_HWC = mistake_sheet(
-                mistakes,
-                datamodule.store.classes,
-                lambda split, row: datamodule.store.gather(split, np.asarray([row]))[0][0],
+                [Mistake(**mistake) for mistake in mistakes],
+                store.classes,
+                lambda split, row: store.gather(split, np.asarray([row]))[0][0],
             )
             logger.experiment.add_image(
                 "worst mistakes", sheet_HWC, trainer.global_step, dataformats="HWC"
@@ -86,13 +87,6 @@ class TensorBoardPages(Callback):
             global_step=step,
             tag="gallery-and-query",
         )
-
-    def _read_mistakes(self) -> list[Mistake]:
-        folder = self._run_dir / "evaluation"
-        if not artifacts.exists(folder):
-            return []
-        found = json.loads((folder / "mistakes.json").read_bytes())
-        return [Mistake(**mistake) for mistake in found]
 
 
 def make_thumbnails(images_NHWC: npt.NDArray[np.uint8]) -> Tensor:
