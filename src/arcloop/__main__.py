@@ -1,20 +1,21 @@
-"""The command `arcloop`, and `python -m arcloop` where no script is on the path."""
+"""The command `arcloop`; also `python -m arcloop`."""
 
+import gc
 import sys
 from collections.abc import Sequence
 
 from arcloop.cli.main import main
-from arcloop.pipeline.garbage import leave_to_the_end_of_the_process
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    """Carry out what the command line asks for, in a process of its own; returns the exit code."""
+    """Run the command line in a process of its own and return the exit code."""
     code = main(argv)
-    if code == 0 and "torch.distributed" in sys.modules:  # a launcher may have started this one
+    if code == 0 and "torch.distributed" in sys.modules:  # torchrun may have started this process
         from arcloop.distributed.process_group import leave_process_group
 
         leave_process_group()
-    leave_to_the_end_of_the_process()
+    # The interpreter searches all objects for cycles before it ends. Frozen objects are skipped.
+    gc.freeze()
     return code
 
 

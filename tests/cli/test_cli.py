@@ -1,5 +1,6 @@
 """The command as a user types it, on small generated data, from images to an answer."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.artifacts import atomic
+from arcloop.cli.launch import FROM_RUN
 from arcloop.cli.main import main
+from arcloop.cli.verbs import EXTRA_PACKAGES, VERBS
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.runtime.images import encode_png
 
@@ -28,7 +31,7 @@ def manifests(folder):
     }
 
 
-def test_run_makes_every_artifact_and_each_is_whole(finished):
+def test_run_makes_every_artifact_and_each_is_complete(finished):
     run = finished / "runs/synthetic"
     for kind, path in {"run": run, "gallery": run / "gallery", "index": run / "index",
                        "evaluation": run / "evaluation"}.items():  # fmt: skip
@@ -47,7 +50,7 @@ def test_run_makes_every_artifact_and_each_is_whole(finished):
     assert json.loads((run / "evaluation/gate.json").read_text())["passed"] is True
 
 
-def test_an_answer_walks_back_to_the_store(finished):
+def test_an_answer_can_be_traced_to_the_store(finished):
     run = finished / "runs/synthetic"
     (store,) = (finished / "stores").iterdir()
     index = artifacts.read(run / "index", "index")
@@ -59,7 +62,7 @@ def test_an_answer_walks_back_to_the_store(finished):
     assert trained.parents["store"] == artifacts.read(store, "store").sha256
 
 
-def test_running_again_does_nothing_again(work):
+def test_running_again_changes_nothing(work):
     before = manifests(work)
     assert main(["run", *SMALL]) == 0
     assert manifests(work) == before
@@ -130,7 +133,7 @@ def test_another_seed_gives_another_model(finished, in_tmp):
     assert model.read_bytes() != (finished / "runs/synthetic/model.pt").read_bytes()
 
 
-def test_training_goes_on_after_a_kill_and_with_resume(in_tmp):
+def test_training_continues_after_a_kill(in_tmp):
     command = [sys.executable, "-m", "arcloop", "train", *SMALL, "trainer.max_epochs=60",
                "callbacks=export_only"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -154,7 +157,7 @@ def artifacts_of_resumed(arguments, folder):
     return artifacts.load(folder / "runs/synthetic", "run")
 
 
-def test_interrupt_ends_with_one_sentence_and_nothing_is_lost(in_tmp):
+def test_an_interrupt_prints_one_line_and_keeps_the_checkpoint(in_tmp):
     command = [sys.executable, "-m", "arcloop", "train", *SMALL, "trainer.max_epochs=500"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     last = in_tmp / "runs/synthetic/checkpoints/last.ckpt"
@@ -183,7 +186,7 @@ def test_a_disk_that_fills_up_while_training(in_tmp, small_disk, capsys):
     assert not artifacts.exists(run)
     assert not list(run.rglob("*.tmp-*"))
     for checkpoint in run.rglob("*.ckpt"):
-        read_checkpoint(checkpoint)  # whole, or not there
+        read_checkpoint(checkpoint)  # complete or absent
     (small_disk / "filler").unlink()
     assert main(arguments) == 0
     artifacts.load(run, "run")
@@ -200,8 +203,8 @@ def test_two_processes_train_one_run(in_tmp):
 WRONG = {
     "a run of another config": (["train", *SMALL, "head.margin=0.1"], 2, "overwrite=true"),
     "no such run": (["evaluate", "run_dir=runs/none"], 1, "there is no run here"),
-    "resume of nothing": (["train", *SMALL, "run_dir=r", "resume=true"], 2, "no last.ckpt"),
-    "a foreign folder": (["train", *SMALL, "run_dir=stores"], 2, "not of a run"),
+    "no checkpoint": (["train", *SMALL, "run_dir=r", "resume=true"], 2, "no last.ckpt"),
+    "a foreign folder": (["train", *SMALL, "run_dir=stores"], 2, "do not belong to a run"),
     "a training that diverges": (
         ["train", *SMALL, "run_dir=r", "optimizer.lr=1e30"], 1, "diverged"),
     "a wrong value": (["train", "loader.batch_size=0"], 2, "loader.batch_size=0"),
@@ -210,10 +213,10 @@ WRONG = {
         "cannot train index"),
     "a factory faiss does not know": (
         ["index", "run_dir=runs/synthetic", "index=factory", "index.factory=Nope"], 2, "Nope"),
-    "a verb that is none": (["trian"], 2, "did you mean train"),
-    "a query that is no image": (["query", "x.txt", "--run", "runs/synthetic"], 1, "x.txt"),
-    "a query that is not there": (["query", "y.png", "--run", "runs/synthetic"], 1, "no such file"),
-    "a query of no run": (["query", "x.txt", "--run", "runs/none"], 1, "there is no run here"),
+    "an unknown verb": (["trian"], 2, "did you mean train"),
+    "not an image": (["query", "x.txt", "--run", "runs/synthetic"], 1, "x.txt"),
+    "a missing image": (["query", "y.png", "--run", "runs/synthetic"], 1, "no such file"),
+    "query of no run": (["query", "x.txt", "--run", "runs/none"], 1, "there is no run here"),
 }  # fmt: skip
 
 
@@ -260,7 +263,7 @@ def test_index_of_another_model_is_refused(work, capsys):
     assert "another model" in capsys.readouterr().err
 
 
-def test_store_that_is_gone(work, capsys):
+def test_a_store_that_was_removed(work, capsys):
     shutil.rmtree(work / "stores")
     assert main(["evaluate", "run_dir=runs/synthetic"]) == 1
     assert "arcloop prepare" in capsys.readouterr().err
@@ -275,11 +278,44 @@ def test_traceback_is_shown_when_asked_for(in_tmp):
         assert "did you mean head.margin" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [], ["train", "--help"], ["query", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], [], *([verb, "--help"] for verb in VERBS)])
 def test_help(arguments, capsys):
     try:
         code = main(arguments)
-    except SystemExit as ended:  # argparse of query
+    except SystemExit as ended:  # argparse
         code = ended.code
     assert code == 0
-    assert "arcloop" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert " ".join(["arcloop", *arguments[:-1]]) in text
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.extra])
+def test_a_verb_whose_extra_is_not_installed(verb, capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    missing = EXTRA_PACKAGES[VERBS[verb].extra]
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
+    )
+    assert main([verb, "run_dir=r"]) == 2
+    text = capsys.readouterr().err
+    assert f"{missing[0]}" in text
+    assert "is not installed" in text
+    assert f"pip install 'arcloop[{VERBS[verb].extra}]'" in text
+    assert f"where: arcloop {verb}" in text
+
+
+@pytest.mark.parametrize("verb", FROM_RUN)
+def test_a_verb_on_an_artifact_that_is_not_a_run(work, capsys, verb):
+    assert main([verb, "run_dir=runs/synthetic/index"]) == 1
+    text = capsys.readouterr().err
+    assert "this is an artifact of kind 'index', not 'run'" in text
+    assert "runs/synthetic/index" in text
+
+
+def test_a_run_that_does_not_record_its_overrides(work, capsys):
+    file = work / "runs/synthetic/manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["info"]["overrides"]
+    file.write_text(json.dumps(manifest))
+    assert main(["evaluate", "run_dir=runs/synthetic"]) == 1
+    assert "does not record the overrides" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""The command line: `arcloop VERB`."""
+"""The command line `arcloop`."""

@@ -1,4 +1,4 @@
-"""`arcloop VERB [hydra overrides] [-m]`: wires and nothing else."""
+"""Entry point of the command line: `arcloop VERB [hydra overrides] [-m]`."""
 
 from __future__ import annotations
 
@@ -13,61 +13,47 @@ from arcloop.errors import ConfigError, report_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line.
 
-    0 done; 1 data or machine at fault; 2 config at fault; 3 done, but the gate did not pass.
+    Args:
+        argv: Arguments after the program name; `sys.argv` by default.
+
+    Returns:
+        Exit code: 0 success; 1 fault of data or machine; 2 fault of the config; 3 the gate did not
+        pass; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return report_errors(lambda: _dispatch(arguments))
 
 
 def _dispatch(arguments: list[str]) -> int:
-    from arcloop.cli import usage
+    from arcloop.cli.verbs import EXTRA_PACKAGES, VERBS, describe, overview
 
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage.overview())
+        print(overview())
         return 0
-    verb, *rest = arguments
-    if verb not in usage.VERBS:
-        near = difflib.get_close_matches(verb, usage.VERBS, n=1)
+    name, *rest = arguments
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
         raise ConfigError(
-            f"there is no verb {verb!r}",
-            remedy=f"did you mean {near[0]}?" if near else f"verbs: {', '.join(usage.VERBS)}",
+            f"there is no verb {name!r}",
+            remedy=f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}",
         )
-    if verb == "query":
-        from arcloop.cli.query import query
-
-        return query(rest)
-    if verb == "lineage":
-        from arcloop.pipeline.lineage import lineage
-
-        return lineage(rest)
-    if verb == "reproduce":
-        from arcloop.pipeline.reproduce import reproduce
-
-        return reproduce(rest)
-    if verb == "leaderboard":
-        from arcloop.pipeline.leaderboard.page import leaderboard
-
-        return leaderboard(rest)
-    if ("-h" in rest or "--help" in rest) and verb != "pipeline":
-        print(usage.of_verb(verb))
+    verb = VERBS[name]
+    wants_help = bool({"-h", "--help"} & set(rest))
+    if wants_help and not verb.own_help:
+        print(describe(name))
         return 0
-    if verb in usage.DEPLOYING:
-        return _deploying(verb, rest)
-    from arcloop.cli.launch import launch
+    if not verb.function:
+        from arcloop.cli.launch import launch
 
-    return launch(verb, rest)
-
-
-def _deploying(verb: str, arguments: list[str]) -> int:
-    """Run a verb of the extras `serving` and `kubeflow`."""
-    from arcloop.cli import usage
-
-    extra, module = usage.DEPLOYING[verb]
-    require_extra(extra, *usage.PACKAGES[extra], where=f"arcloop {verb}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # work in progress is undone
-    code: int = importlib.import_module(module).main(arguments)
+        return launch(name, rest)
+    if verb.extra and not wants_help:
+        require_extra(verb.extra, *EXTRA_PACKAGES[verb.extra], where=f"arcloop {name}")
+        # SIGTERM, as sent by Kubernetes and systemd, ends the work as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    module, _, function = verb.function.rpartition(".")
+    code: int = getattr(importlib.import_module(module), function)(rest)
     return code
 
 

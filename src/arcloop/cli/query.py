@@ -1,4 +1,4 @@
-"""`arcloop query IMAGE... --run RUN_DIR`: what is in these images?"""
+"""`arcloop query IMAGE... --run RUN_DIR`: find the nearest gallery images of images."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 def query(arguments: Sequence[str]) -> int:
-    """Answer for each image: its nearest gallery images, or "unknown".
+    """Print the nearest gallery images of each image, and its class or "unknown".
 
     Raises:
         ArtifactError: The run or its index is missing or damaged.
-        DataError: A file is no image.
+        DataError: A file is not an image.
     """
     options = _parser().parse_args(arguments)
     run_dir = Path(options.run)
     artifacts.load(run_dir, "run")
     artifacts.load(run_dir / "index", "index")
-    searcher = _searcher(run_dir, options.device)
+    searcher = _load_searcher(run_dir, options.device)
     for name in options.images:
-        answer = _answer(searcher, Path(name), options.k)
-        thumbnails = _thumbnails(run_dir, answer)
+        answer = _predict(searcher, Path(name), options.k)
+        thumbnails = _write_thumbnails(run_dir, answer)
         if options.json:
             print(json.dumps({"image": name, **answer.as_dict(), "thumbnails": thumbnails}))
         else:
-            _show(name, answer, thumbnails, searcher.threshold)
+            _print_table(name, answer, thumbnails, searcher.threshold)
     return 0
 
 
@@ -50,17 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a finished run")
     parser.add_argument("-k", type=_positive, default=5, help="neighbours to show (default 5)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     return parser
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
 
 
-def _searcher(run_dir: Path, device: str) -> Searcher:
+def _load_searcher(run_dir: Path, device: str) -> Searcher:
     from arcloop.retrieval import load_model, open_index
     from arcloop.runtime.searcher import Searcher
 
@@ -69,7 +69,7 @@ def _searcher(run_dir: Path, device: str) -> Searcher:
     return Searcher(model, index, labels)
 
 
-def _answer(searcher: Searcher, image: Path, k: int) -> Prediction:
+def _predict(searcher: Searcher, image: Path, k: int) -> Prediction:
     from arcloop.runtime.images import ImageError
 
     try:
@@ -79,15 +79,19 @@ def _answer(searcher: Searcher, image: Path, k: int) -> Prediction:
     return searcher.predict(pixels_HWC[None], k)[0]
 
 
-def _thumbnails(run_dir: Path, answer: Prediction) -> list[str]:
-    """Write the neighbours' images beside the run and return their paths; [] without the store."""
+def _write_thumbnails(run_dir: Path, answer: Prediction) -> list[str]:
+    """Write the images of the neighbours to a folder next to the run.
+
+    Returns:
+        Their paths; [] if the store is missing.
+    """
     from arcloop.data import Store
     from arcloop.runtime.images import encode_png
 
     try:
         store = Store.open(find_store(run_dir))
-    except ArcloopError as gone:
-        print_line(f"no thumbnails: {gone.what}")
+    except ArcloopError as error:
+        print_line(f"no thumbnails: {error.what}")
         return []
     folder = run_dir.parent / f"{run_dir.name}-thumbnails"
     folder.mkdir(exist_ok=True)
@@ -100,11 +104,14 @@ def _thumbnails(run_dir: Path, answer: Prediction) -> list[str]:
     return paths
 
 
-def _show(name: str, answer: Prediction, thumbnails: Sequence[str], threshold: float) -> None:
-    verdict = "unknown" if answer.unknown else answer.class_name
+def _print_table(
+    name: str, answer: Prediction, thumbnails: Sequence[str], threshold: float
+) -> None:
+    decision = "unknown" if answer.unknown else answer.class_name
     sign = "<" if answer.unknown else ">="
+    similarity = f"{answer.similarity:.3f} {sign} {threshold:.3f}"
     table = Table(
-        title=f"{name}: {verdict}  (similarity {answer.similarity:.3f} {sign} {threshold:.3f})",
+        title=f"{name}: {decision}  (similarity {similarity})",
         title_justify="left",
     )
     for column in ("label", "similarity", "gallery row", "thumbnail"):

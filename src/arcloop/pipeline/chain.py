@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from arcloop.artifacts import Artifact
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError
 from arcloop.pipeline import steps
-from arcloop.pipeline.garbage import left_uncollected
 from arcloop.pipeline.summary import print_summary
 
 CHAINS: Mapping[str, tuple[str, ...]] = {
@@ -54,8 +54,13 @@ def execute(verb: str, config: DictConfig, overrides: Sequence[str]) -> Outcome:
         ArcloopError: What is wrong.
     """
     names = CHAINS[verb]
-    with left_uncollected():
+    # The imports of torch and Lightning make half a million objects that stay. Searching them for
+    # cycles takes a fifth of the import time: docs/performance.md, start-up, first training step.
+    gc.disable()
+    try:
         steps.rehearse(config, names)
+    finally:
+        gc.enable()
     run_dir = Path(config.run_dir)
     folders = {
         **_store_folders(config, names, run_dir),
