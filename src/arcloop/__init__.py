@@ -1,3 +1,3 @@
-"""Train, script, index, judge and serve embedding models with ArcFace, from one set of configs."""
+"""Train, export, index, evaluate and serve ArcFace embedding models from one set of configs."""
 
 __version__ = "0.1.0"

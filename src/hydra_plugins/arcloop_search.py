@@ -16,14 +16,14 @@ from omegaconf import DictConfig
 
 
 class SearchSweeper(Sweeper):
-    """Lets an optuna sampler propose what the jobs try.
+    """Runs jobs whose values an optuna sampler proposes.
 
     Args:
-        sampler: Makes the sampler from a seed.
-        trials: Jobs in all.
-        seed: Source of the proposals.
-        direction: "max" or "min".
-        at_once: Jobs proposed, and launched, together.
+        sampler: Function that returns a sampler for a seed.
+        trials: Total number of jobs.
+        seed: Seed of the sampler.
+        direction: "max" or "min" of the objective.
+        at_once: Number of jobs that are proposed and launched together.
     """
 
     def __init__(

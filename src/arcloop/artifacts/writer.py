@@ -82,7 +82,7 @@ class ArtifactWriter:
 def write_artifact(
     path: Path, kind: str, *, config: Mapping[str, Any], parents: Mapping[str, str] | None = None
 ) -> Iterator[ArtifactWriter]:
-    """Write an artifact to a temporary folder beside `path` and rename it when it is complete.
+    """Write an artifact to a temporary folder next to `path` and rename it when it is complete.
 
     An existing artifact at `path` stays until the new one is complete and is then replaced. If the
     body raises, the temporary folder is removed.

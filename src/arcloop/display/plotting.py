@@ -1,4 +1,4 @@
-"""One look for all plots: quiet ink, two speaking colours, readable on light and dark pages."""
+"""Style of all plots: grey axes and two signal colours, legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = (
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
 
-WIDTH, HEIGHT, SQUARE, DPI = 5.4, 3.7, 5.0, 200  # inches, and dots in one
+WIDTH, HEIGHT, SQUARE, DPI = 5.4, 3.7, 5.0, 200  # inches; dots per inch
 _NAME_LENGTH = 18
 _RC: dict[Any, Any] = {
     "font.size": 9.5,
@@ -52,7 +52,7 @@ _RC: dict[Any, Any] = {
 
 
 styled = mpl.rc_context(_RC)
-"""Decorates functions that draw."""
+"""Decorator that applies the style to a function that draws."""
 
 
 def figure(
@@ -62,13 +62,16 @@ def figure(
     height: float = HEIGHT,
     margins: tuple[float, float, float, float] = (0.68, 0.2, 0.5, 0.15),
 ) -> tuple[Figure, list[Axes]]:
-    """Make a transparent figure with axes side by side.
+    """Create a transparent figure with axes in one row.
 
     Args:
         columns: Number of axes.
-        width: In inches.
-        height: In inches.
-        margins: Inches left and right of each axes, under and over it.
+        width: Width of the figure in inches.
+        height: Height of the figure in inches.
+        margins: Margins of each axes in inches: left, right, bottom, top.
+
+    Returns:
+        The figure and its axes.
     """
     left, right, bottom, top = margins
     drawn = Figure(figsize=(width, height), dpi=DPI)
@@ -85,7 +88,7 @@ def figure(
 
 @styled
 def encode_png(drawn: Figure) -> bytes:
-    """Draw a figure as PNG; the same bytes in every run."""
+    """Encode a figure as PNG. The same figure gives the same bytes."""
     buffer = io.BytesIO()
     drawn.savefig(
         buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 4}
@@ -94,11 +97,11 @@ def encode_png(drawn: Figure) -> bytes:
 
 
 def short_name(name: str, length: int = _NAME_LENGTH) -> str:
-    """Shorten a name for an axis, and keep matplotlib from reading "$" as mathematics."""
+    """Shorten a name for an axis and escape "$", which starts a formula in matplotlib."""
     short = name if len(name) <= length else name[: length - 1] + "…"
     return short.replace("$", r"\$")
 
 
 def name_margin(names: Sequence[str], length: int = _NAME_LENGTH) -> float:
-    """Return the margin, in inches, that the longest of these names needs beside an axis."""
+    """Return the margin, in inches, that the longest of these names needs next to an axis."""
     return 0.45 + 0.072 * max(min(len(name), length) for name in names)

@@ -1,4 +1,4 @@
-"""Progress on the terminal: Rich bars for a person, plain lines for a log."""
+"""Progress output: Rich bars on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PLAIN_LINE_SECONDS = 10.0
 
 @functools.cache
 def console() -> Console:
-    """Return the terminal that progress goes to: standard error.
+    """Return the console for progress, which writes to standard error.
 
-    It is silent in all but the first process of a training in several.
+    It is quiet in all processes of a distributed training except rank 0.
     """
     from rich.console import Console
 
@@ -31,14 +31,15 @@ def console() -> Console:
 def track(
     description: str, total: int | None, unit: str = "images"
 ) -> Iterator[Callable[[int], None]]:
-    """Show progress of a stage; call the yielded function with the number of units just done.
-
-    Without a terminal, a line at the end and one every ten seconds on the way.
+    """Show the progress of a stage: a bar, or without a terminal a line every ten seconds.
 
     Args:
-        description: What is being done, e.g. "prepare train".
-        total: Number of units in all, if known.
-        unit: What is counted, in the plural.
+        description: Name of the stage, e.g. "prepare train".
+        total: Total number of units, if known.
+        unit: Name of the units, in the plural.
+
+    Yields:
+        Function that takes the number of units completed since its last call.
     """
     if console().is_terminal:
         with _bar(description, total, unit) as advance:
@@ -93,5 +94,5 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[
 
 
 def print_line(line: str) -> None:
-    """Print one line of plain text where the progress goes."""
+    """Print one line of plain text to the console for progress."""
     console().print(line, markup=False, highlight=False, soft_wrap=True)
