@@ -10,7 +10,7 @@ from tests.docs.test_docs import QUICK, pictures
 
 from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.pipeline.chain import find_store
+from arcloop.pipeline.chains import find_store
 
 PAGE = (Path(__file__).parents[2] / "docs/stores.md").read_text()
 FEW = [*QUICK, "evaluate.gate.min_top1=null"]
@@ -31,6 +31,6 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch, capsys):
                 assert main([*words[1:], *more]) == 0, command
             else:
                 subprocess.run(words, check=True)
-    assert "every link verified" in capsys.readouterr().out
+    assert "all links verified" in capsys.readouterr().out
     store = artifacts.load(find_store(Path("runs/grown")), "store")
     assert sum(store.info["appended"].values()) > 0

@@ -8,7 +8,7 @@ import pytest
 
 from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.pipeline.chain import find_store
+from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.lineage import trace
 from arcloop.runtime.images import encode_png
 
@@ -88,7 +88,7 @@ def test_lineage_leads_through_both_stores(work, capsys):
     assert kinds(trace(work / "runs/new/index")).count("store") >= 2
     assert main(["lineage", "runs/new/model.pt"]) == 0
     shown = capsys.readouterr().out
-    assert "every link verified" in shown
+    assert "all links verified" in shown
     for name in ("old", "new"):
         assert str(find_store(work / f"runs/{name}").name) in shown
 
@@ -113,7 +113,7 @@ def test_a_flipped_byte_in_the_older_version_is_found(work, capsys):
 def test_the_older_version_may_be_removed(work, capsys):
     shutil.rmtree(find_store(work / "runs/old"))
     assert main(["lineage", "runs/new"]) == 0
-    assert "appended to, is not there any more" in capsys.readouterr().out
+    assert "images were appended to it" in capsys.readouterr().out
 
 
 def test_the_old_run_is_judged_as_before(work):

@@ -34,7 +34,7 @@ def test_every_way_leads_to_the_source(work, path, kinds, capsys):
     assert set(chain(link)) == kinds
     assert main(["lineage", RUN + path]) == 0
     shown = capsys.readouterr().out
-    assert "every link verified" in shown
+    assert "all links verified" in shown
     assert "git: " in shown
     assert "data=synthetic" in shown
 
@@ -62,19 +62,19 @@ def test_a_flipped_byte_anywhere_behind_it_is_named(work, damaged, asked, capsys
     assert main(["lineage", f"{RUN}/{asked}"]) == 1
     shown = capsys.readouterr().out
     assert damaged.rpartition("/")[2] in shown
-    assert "every link verified" not in shown
+    assert "all links verified" not in shown
 
 
 def test_a_store_that_is_gone(work, capsys):
     shutil.rmtree(work / "stores")
     assert main(["lineage", RUN]) == 1
-    assert "is not there" in capsys.readouterr().out
+    assert "was not found" in capsys.readouterr().out
 
 
 def test_an_index_of_another_gallery(work, capsys):
     assert main(["embed", f"run_dir={RUN}", "embed.shard_rows=31"]) == 0
     assert main(["lineage", f"{RUN}/index"]) == 1
-    assert "made from another gallery" in capsys.readouterr().out
+    assert "made from a different gallery" in capsys.readouterr().out
 
 
 def test_a_changed_source(in_tmp, capsys):
@@ -92,7 +92,7 @@ def test_a_changed_source(in_tmp, capsys):
     assert main(["lineage", "run"]) == 0
     (in_tmp / "pictures/a/0.png").write_bytes(b"other")
     assert main(["lineage", "run"]) == 1
-    assert "changed since the store was prepared" in capsys.readouterr().out
+    assert "changed after the store was prepared" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", ["nowhere", "stores", "broken.mar"])
@@ -102,3 +102,21 @@ def test_what_is_no_artifact(work, path, capsys):
     error = capsys.readouterr().err
     assert path in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"kind": "index"}', b"\xff"])
+@pytest.mark.parametrize("damaged", ["", "/index", "/gallery"])
+def test_a_damaged_manifest_is_reported_as_a_broken_link(work, damaged, content, capsys):
+    (work / f"{RUN}{damaged}" / "manifest.json").write_bytes(content)
+    assert main(["lineage", f"{RUN}/index"]) == 1
+    shown = capsys.readouterr()
+    assert f"{RUN}{damaged}" in shown.out
+    assert "broken: " in shown.out
+    assert "Traceback" not in shown.err
+
+
+def test_the_store_is_found_from_another_directory(work, tmp_path, monkeypatch, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["lineage", str(work / RUN)]) == 0
+    assert "all links verified" in capsys.readouterr().out

@@ -1,7 +1,10 @@
 """A run made again is equal, or its first difference is named."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ def test_a_run_that_cannot_be_reproduced_is_kept_beside_it(work, capsys):
     assert "different: model.pt, tensor" in capsys.readouterr().out
     assert (work / "second/model.pt").is_file()
     assert main(["reproduce", RUN, "--output", "second"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists" in capsys.readouterr().err
 
 
 def test_the_first_difference_is_named(work):
@@ -68,3 +71,24 @@ def test_the_first_difference_is_named(work):
     assert changed(embeddings) == "gallery, embeddings-00000.npy: max |difference| 0.25"
     assert "metrics.json, top1" in changed(metrics)
     assert "0.125" in changed(metrics)
+
+
+def test_the_first_difference_does_not_depend_on_the_hash_seed(work):
+    other = work / "other"
+    shutil.copytree(work / RUN, other)
+    metrics = json.loads((other / "evaluation/metrics.json").read_bytes())
+    changed = json.dumps(dict.fromkeys(metrics, -1))
+    (other / "evaluation/metrics.json").write_text(changed)
+    code = (
+        "from pathlib import Path; from arcloop.pipeline.reproduce import first_difference;"
+        f"print(first_difference(Path({RUN!r}), Path('other')))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in "123"
+    }  # fmt: skip
+    assert len(found) == 1
+    assert f"metrics.json, {min(metrics)}" in found.pop()

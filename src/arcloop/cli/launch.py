@@ -23,7 +23,7 @@ from arcloop.config.composition import (
 from arcloop.errors import ResourceError
 
 if TYPE_CHECKING:
-    from arcloop.pipeline.chain import Outcome
+    from arcloop.pipeline.chains import VerbResult
 
 GATE_NOT_PASSED = 3
 FROM_RUN = ("embed", "index", "evaluate", "export")
@@ -53,16 +53,16 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
 
 def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     failures: list[Exception] = []
-    outcomes: list[Outcome] = []
+    outcomes: list[VerbResult] = []
 
     def job(config: DictConfig) -> None:
         try:
             check_config(config)
-            from arcloop.pipeline.chain import (
-                execute,  # imports torch, so the config is checked first
+            from arcloop.pipeline.chains import (
+                run_verb,  # imports torch, so the config is checked first
             )
 
-            outcomes.append(execute(verb, config, list(HydraConfig.get().overrides.task)))
+            outcomes.append(run_verb(verb, config, list(HydraConfig.get().overrides.task)))
         except Exception as error:  # noqa: BLE001 - raised below, past Hydra
             failures.append(error)
 
@@ -76,11 +76,11 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run a job for each combination. A job that fails is recorded and the sweep continues."""
     from arcloop.pipeline.sweeps.job import Job
     from arcloop.pipeline.sweeps.plan import plan
-    from arcloop.pipeline.sweeps.record import Outcomes, unfinished
+    from arcloop.pipeline.sweeps.record import SweepResults, sweep_error
 
     planned = plan(verb, overrides)
-    outcomes = Outcomes.of_this_process(planned.folder)
-    job = Job(verb, planned.swept, outcomes, planned.gpus, os.getpid())
+    results = SweepResults.of_this_process(planned.folder)
+    job = Job(verb, planned.swept, results, planned.gpus, os.getpid())
     try:
         _run_hydra(job, verb, [*flags, *overrides, *planned.extra])
     except Exception as error:
@@ -92,9 +92,9 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             ) from None
         raise
     finally:
-        finished = Outcomes(outcomes).take()
+        finished = SweepResults(results).take()
     if any(failure for _, failure, _ in finished):
-        raise unfinished(finished, planned.folder)
+        raise sweep_error(finished, planned.folder)
     return GATE_NOT_PASSED if any(gate is False for *_, gate in finished) else 0
 
 

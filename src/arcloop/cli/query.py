@@ -16,7 +16,7 @@ from rich.table import Table
 from arcloop import artifacts
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, DataError
-from arcloop.pipeline.chain import find_store
+from arcloop.pipeline.chains import find_store
 
 if TYPE_CHECKING:
     from arcloop.runtime.searcher import Prediction, Searcher

@@ -1,4 +1,4 @@
-"""`arcloop lineage PATH`: from a model, an index, a run or an archive back to the source images."""
+"""`arcloop lineage PATH`: trace a model, index, run or archive to its images, and verify it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.data import changes_since
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
-from arcloop.pipeline.chain import find_store
+from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.steps import build_node
 
 _NAMED = 3
@@ -29,13 +29,13 @@ _PLACES = {"gallery": "gallery", "index": "index", "evaluation": "evaluation"}
 
 @dataclass
 class Link:
-    """One thing of the chain, and what it was made from.
+    """An artifact or file in the lineage.
 
     Attributes:
-        what: Kind and place.
-        sha256: Its hash; None where it could not be read.
-        facts: What is worth knowing of it.
-        fault: What is wrong with it; None: verified.
+        what: Kind and path.
+        sha256: Its hash; None if it cannot be read.
+        facts: Name -> text, shown below it.
+        fault: What is wrong with it; None if it is verified.
         parents: What it was made from.
     """
 
@@ -46,7 +46,7 @@ class Link:
     parents: list[Link] = field(default_factory=list)
 
     def faults(self) -> Iterator[str]:
-        """Yield every fault of this link and of those behind it."""
+        """Yield the faults of this link and of all its ancestors."""
         if self.fault is not None:
             yield f"{self.what}: {self.fault}"
         for parent in self.parents:
@@ -54,7 +54,7 @@ class Link:
 
 
 def lineage(arguments: Sequence[str]) -> int:
-    """Print and verify the chain behind a path; 1 if any link of it is broken."""
+    """Print and verify the lineage of a path; returns 1 if a link is broken."""
     options = _parser().parse_args(arguments)
     chain = trace(Path(options.path), Path(options.run) if options.run else None)
     console = Console(highlight=False)
@@ -63,23 +63,28 @@ def lineage(arguments: Sequence[str]) -> int:
     for fault in faults:
         console.print(f"broken: {fault}", markup=False, soft_wrap=True)
     if not faults:
-        console.print("every link verified")
+        console.print("all links verified")
     return 1 if faults else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("arcloop lineage", description=__doc__)
-    parser.add_argument("path", metavar="PATH", help="a run, artifact, file of one, or .mar")
-    parser.add_argument("--run", metavar="RUN_DIR", help="the run that a .mar was made from")
+    parser.add_argument(
+        "path", metavar="PATH", help="a run, an artifact, one of its files, or a .mar"
+    )
+    parser.add_argument("--run", metavar="RUN_DIR", help="the run that an archive was made from")
     return parser
 
 
 def trace(path: Path, run_dir: Path | None = None) -> Link:
-    """Follow what `path` was made from, verifying every hash on the way.
+    """Trace what a path was made from and verify every hash.
+
+    A damaged artifact becomes a link with a fault. It is not an error of this function, which is
+    used to diagnose damage.
 
     Args:
         path: Folder of an artifact, a file in one, or an archive.
-        run_dir: Run that an archive was made from; without it the chain ends at the archive.
+        run_dir: Run that an archive was made from; without it the trace ends at the archive.
 
     Raises:
         ArtifactError: `path` is none of these.
@@ -90,28 +95,43 @@ def trace(path: Path, run_dir: Path | None = None) -> Link:
     while not artifacts.exists(folder):
         if folder == folder.parent or not path.exists():
             raise ArtifactError(
-                "this is no artifact, and no file of one",
+                "this is neither an artifact nor a file of one",
                 where=path,
                 remedy="pass a run directory, a file in it, or an archive",
             )
         folder = folder.parent
     name = None if path.is_dir() else path.relative_to(folder).as_posix()
-    kind = json.loads((folder / MANIFEST).read_bytes())["kind"]
+    try:
+        kind = str(json.loads((folder / MANIFEST).read_bytes())["kind"])
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        return Link(str(folder), fault=f"{folder / MANIFEST} is damaged: {_reason(cause)}")
     link, artifact = _verified(folder, kind)
     if artifact is None or name is None or name == MANIFEST:
         return link
     if name not in artifact.files:
-        return Link(str(path), fault="its artifact does not know this file", parents=[link])
+        return Link(
+            str(path), fault="the manifest of its artifact does not list this file", parents=[link]
+        )
     return Link(str(path), artifact.file_sha256(name), parents=[link])
 
 
 def _verified(folder: Path, kind: str) -> tuple[Link, Artifact | None]:
-    """Verify an artifact and all that it was made from."""
+    """Verify an artifact and its ancestors."""
     what = f"{kind} {folder}"
     try:
         artifact = artifacts.load(folder, kind, trust=False)
+        return _link_of(artifact, folder, kind, what), artifact
     except ArcloopError as cause:
         return Link(what, fault=str(cause).replace("\n", ";")), None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        return Link(what, fault=f"{folder / MANIFEST} is damaged: {_reason(cause)}"), None
+
+
+def _reason(cause: Exception) -> str:
+    return f"no key {cause}" if isinstance(cause, KeyError) else str(cause)
+
+
+def _link_of(artifact: Artifact, folder: Path, kind: str, what: str) -> Link:
     link = Link(what, artifact.sha256, _facts(folder, artifact))
     if kind == "store":
         link.parents.append(_source(artifact))
@@ -125,13 +145,13 @@ def _verified(folder: Path, kind: str) -> tuple[Link, Artifact | None]:
         link.parents += [
             _parent(role, sha256, folder) for role, sha256 in sorted(artifact.parents.items())
         ]
-    return link, artifact
+    return link
 
 
 def _parent(role: str, sha256: str, child: Path) -> Link:
     run_dir = child.parent
     if role == "store" and not artifacts.exists(run_dir):
-        return Link(f"store {sha256[:12]}...", sha256)  # of a validation: the folder it lies in
+        return Link(f"store {sha256[:12]}...", sha256)  # the parent of a validation
     if role in ("model", "store"):
         run, artifact = _verified(run_dir, "run")
         if artifact is None:
@@ -144,7 +164,7 @@ def _parent(role: str, sha256: str, child: Path) -> Link:
             return link
         known = artifact.sha256
     if known != sha256:
-        link.fault = f"it was made from another {role} ({sha256[:12]}...)"
+        link.fault = f"it was made from a different {role} ({sha256[:12]}...)"
     return link
 
 
@@ -165,21 +185,21 @@ def _weights(run: Artifact) -> Link:
     file = Path(run.config["backbone_weights"]["file"])
     link = Link(f"weights {file}", run.parents["backbone_weights"])
     if not file.is_file():
-        link.fault = "the file is not there any more"
+        link.fault = "the file was moved or removed"
     elif sha256_file(file) != link.sha256:
-        link.fault = "the file was changed since the backbone started from it"
+        link.fault = "the file was changed after the backbone was initialised from it"
     return link
 
 
 def _appended_to(store: Artifact) -> Link:
-    """Follow a store to the version of it that images were appended to.
+    """Trace a store to the version that images were appended to.
 
-    That one may be gone: the shards it had are in this one too, and were verified with it.
+    That version may have been removed: its shards are part of this store and verified with it.
     """
     sha256 = store.parents["store"]
     found = artifacts.find_by_hash(store.path.parent, "store", sha256)
     if found is None:
-        return Link(f"store {sha256[:12]}..., appended to, is not there any more")
+        return Link(f"store {sha256[:12]}... (images were appended to it; it was moved or removed)")
     return _verified(found, "store")[0]
 
 
@@ -189,7 +209,7 @@ def _source(store: Artifact) -> Link:
 
 
 def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
-    """Read the source again, with the settings of the run, and compare its fingerprint."""
+    """Read the source with the settings of the run and compare its fingerprint."""
     try:
         source = build_node(run.config["data"])
         link.sha256 = source.fingerprint()
@@ -201,7 +221,7 @@ def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
         link.fault = f"it cannot be read: {cause}".replace("\n", ";")
         return
     if since is None or not since.grown:
-        link.fault = "it was changed since the store was prepared"
+        link.fault = "the source was changed after the store was prepared"
         for what, paths in (
             (("removed", since.removed), ("changed", since.changed)) if since else ()
         ):
@@ -229,19 +249,19 @@ def _archive(path: Path, run_dir: Path | None) -> Link:
             ]
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as cause:
         raise ArtifactError(
-            f"this is no archive of a model: {cause}", where=path, remedy="deploy the run again"
+            f"this is not an archive of a model: {cause}", where=path, remedy="deploy the run again"
         ) from None
     facts = {"version": manifest["version"], "gate passed": str(manifest["gate"]["passed"])}
     link = Link(f"archive {path}", sha256_file(path), facts)
     if changed:
-        link.fault = f"{', '.join(changed)} changed since it was made"
+        link.fault = f"{', '.join(changed)} changed after the archive was written"
     if run_dir is None:
         link.parents = [Link(f"{role} (see --run)", sha) for role, sha in _roles(manifest)]
     else:
         for role in ("run", "index"):
             found, artifact = _verified(run_dir if role == "run" else run_dir / role, role)
             if artifact is not None and artifact.sha256 != manifest["parents"][role]:
-                found.fault = f"the archive was made from another {role}"
+                found.fault = f"the archive was made from a different {role}"
             link.parents.append(found)
     return link
 
@@ -251,11 +271,11 @@ def _roles(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _tree(link: Link, shown: set[str]) -> Tree:
-    """Draw a link and what is behind it, each once."""
+    """Draw a link and its ancestors, each once."""
     sign = "[red]x[/red]" if link.fault else "[green]ok[/green]" if link.sha256 else "[dim]?[/dim]"
     digest = f" [dim]{link.sha256[:12]}[/dim]" if link.sha256 else ""
     if link.what in shown:
-        return Tree(f"{sign} {escape(link.what)} [dim]above[/dim]")
+        return Tree(f"{sign} {escape(link.what)} [dim](shown above)[/dim]")
     shown.add(link.what)
     tree = Tree(f"{sign} {escape(link.what)}{digest}")
     for name, value in link.facts.items():

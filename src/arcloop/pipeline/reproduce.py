@@ -1,4 +1,4 @@
-"""`arcloop reproduce RUN_DIR`: the run again, from its own config, and what differs."""
+"""`arcloop reproduce RUN_DIR`: repeat a run from its recorded config and compare the results."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from arcloop.config.composition import compose_config
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError
 from arcloop.pipeline import steps
-from arcloop.pipeline.chain import find_store
+from arcloop.pipeline.chains import find_store
 
 _COMPOSED = {"logger", "callbacks"}
-_FOLLOWING = {"embed": "gallery", "index": "index", "evaluate": "evaluation"}
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Run again what a run was made by, and report "equal" or the first difference.
+    """Repeat a run, and print "equal" or the first difference.
 
     Returns:
-        0 if all is equal, 1 if anything differs.
+        0 if the runs are equal, 1 if they differ.
 
     Raises:
-        ArtifactError: The run is not whole, or its store is not there.
+        ArtifactError: The run is damaged, or its store was moved or removed.
     """
     options = _parser().parse_args(arguments)
     original = Path(options.run_dir)
@@ -42,7 +41,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     run = artifacts.load(original, "run")
     if again.exists():
         raise ConfigError(
-            "the folder for the second run is there already",
+            "the folder for the second run exists",
             where=again,
             remedy="remove it, or pass --output",
         )
@@ -61,42 +60,44 @@ def reproduce(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("arcloop reproduce", description=__doc__)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a finished run")
-    parser.add_argument("--output", metavar="DIR", help="where to run (RUN_DIR-reproduced)")
-    parser.add_argument("--keep", action="store_true", help="keep it though all is equal")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the second run (default: RUN_DIR-reproduced)"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the second run if it is equal")
     return parser
 
 
 def rerun(run: Artifact, again: Path) -> None:
-    """Make a run anew in another folder, and of its gallery, index and evaluation what it has."""
+    """Repeat a run in another folder, with those of gallery, index and evaluation that it has."""
     store = find_store(run.path)
     config = _config(run, again)
     inputs = {"store": store, "run": again, "gallery": again / "gallery", "index": again / "index"}
     steps.apply("train", config, inputs, again, run.info["overrides"])
-    for step, kind in _FOLLOWING.items():
+    for name in steps.AFTER_TRAINING:
+        kind = steps.STEPS[name].output
         if artifacts.exists(run.path / kind):
             recorded = artifacts.read(run.path / kind, kind).config
-            for name, values in recorded.items():
-                before = {} if "_target_" in values else run.config[name]
-                _take(config, name, {**before, **values})
-            steps.apply(step, config, inputs, again / kind, reuse=True)
+            for group, values in recorded.items():
+                before = {} if "_target_" in values else run.config[group]
+                _replace_group(config, group, {**before, **values})
+            steps.apply(name, config, inputs, again / kind, reuse=True)
 
 
 def _config(run: Artifact, again: Path) -> DictConfig:
-    """Compose the run's overrides anew, and take every value of the steps from its record.
+    """Compose the overrides of the run, and replace the values of all steps by the recorded ones.
 
-    What only says where to write, or refers to other values, is as composed now. The second run
-    starts from nothing, also where the first went on from a checkpoint: of the same config, that
-    makes no difference.
+    Output paths and values that refer to other values are composed again. The second run starts
+    from scratch even if the first one was resumed; with the same config the result is the same.
     """
     config = compose_config([*run.info["overrides"], f"run_dir={again}", "resume=auto"])
     for name in {name for step in steps.STEPS.values() for name in step.reads} - _COMPOSED:
-        if name in run.config:  # of an older version: it knew no such group
-            _take(config, name, run.config[name])
+        if name in run.config:  # a run of an older version may lack the group
+            _replace_group(config, name, run.config[name])
     return config
 
 
-def _take(config: DictConfig, name: str, value: Any) -> None:
-    """Replace a group as a whole; settings keep their type."""
+def _replace_group(config: DictConfig, name: str, value: Any) -> None:
+    """Replace a whole group; settings keep their dataclass type."""
     if OmegaConf.is_config(config[name]) and OmegaConf.get_type(config[name]) is not dict:
         value = OmegaConf.merge(config[name], value)
     config[name] = value
@@ -106,7 +107,7 @@ def first_difference(one: Path, other: Path) -> str | None:
     """Compare two runs: weights, rows of metrics.csv, embeddings, index, metrics.
 
     Returns:
-        None if they are equal, else the artifact, what in it differs, and by how much.
+        None if they are equal, otherwise the artifact, what differs in it, and by how much.
     """
     return (
         _weights(one / "model.pt", other / "model.pt")
@@ -127,14 +128,14 @@ def _weights(one: Path, other: Path) -> str | None:
         torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         for path in (one, other)
     )
-    for name in first.keys() | second.keys():
+    for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second or first[name].shape != second[name].shape:
-            return f"model.pt, tensor {name}: not of the same shape in both"
+            return f"model.pt, tensor {name}: shapes differ"
     for name, tensor in first.items():
         if not torch.equal(tensor, second[name]):
             most = float((tensor.double() - second[name].double()).abs().max())
             return f"model.pt, tensor {name}: max |difference| {most:.3g}"
-    return "model.pt: equal weights, another file"
+    return "model.pt: equal weights, different files"
 
 
 def _rows(one: Path, other: Path) -> str | None:
@@ -165,11 +166,15 @@ def _bytes(one: Path, other: Path, name: str) -> str | None:
     if not (one / name).is_file():
         return None
     equal = sha256_file(one / name) == sha256_file(other / name)
-    return None if equal or _same_but_model(one / name, other / name) else f"{name}: other contents"
+    return (
+        None
+        if equal or _same_but_model(one / name, other / name)
+        else f"{name}: different contents"
+    )
 
 
 def _same_but_model(one: Path, other: Path) -> bool:
-    """Whether two label files differ in nothing but the hash of the model's file."""
+    """Return whether two label files differ only in the hash of the model file."""
     if one.suffix != ".json":
         return False
     first, second = (json.loads(path.read_bytes()) for path in (one, other))
@@ -180,7 +185,7 @@ def _metrics(one: Path, other: Path) -> str | None:
     if not one.is_file():
         return None
     first, second = (json.loads(path.read_bytes()) for path in (one, other))
-    for name in first.keys() | second.keys():
+    for name in sorted(first.keys() | second.keys()):
         if first.get(name) != second.get(name):
             return f"metrics.json, {name}: {first.get(name)} and {second.get(name)}"
     return None

@@ -1,7 +1,7 @@
-"""The steps: a table of what each reads, takes and makes, and one way to run any of them.
+"""The table of steps, and `run_step`, which runs any of them.
 
-One process, a pod of a pipeline and a test all go through `run_step`, so they cannot differ.
-Heavy imports happen inside the step that needs them.
+The command line, the pods of a Kubeflow pipeline and the tests call the same functions. Heavy
+packages are imported inside the step that needs them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from arcloop.distributed.launcher import count_processes_to_start, launch_traini
 
 @dataclass(frozen=True)
 class Step:
-    """One step.
+    """A step of the pipeline.
 
     Attributes:
-        name: Its verb.
-        reads: Config groups and settings its result depends on.
-        inputs: Artifacts it takes, by role.
-        output: Kind of the artifact it makes.
+        name: Name of the step, which is also its verb.
+        reads: Config groups and settings that its result depends on.
+        inputs: Roles of the artifacts that it takes.
+        output: Kind of the artifact that it makes.
     """
 
     name: str
@@ -63,28 +63,31 @@ STEPS: Mapping[str, Step] = {
 }  # fmt: skip
 
 EXPORT = Step("export", ("export",), ("run",), "export")
-"""Not in `STEPS`: a pipeline needs no pod for what `train` does as it ends."""
+"""Not in `STEPS`: `train` exports at its end, so a pipeline needs no separate task for it."""
 
 ALL_STEPS: Mapping[str, Step] = {**STEPS, "export": EXPORT}
+
+AFTER_TRAINING = tuple(name for name, step in STEPS.items() if "run" in step.inputs)
+"""Steps that start from a trained model; the callbacks of `train` run the same functions."""
 
 
 def run_step(
     name: str, overrides: Sequence[str], inputs: Mapping[str, Path], output: Path
 ) -> Artifact:
-    """Run one step with overrides as the command line takes them.
+    """Run one step with overrides as given on the command line.
 
     Args:
         name: A key of `ALL_STEPS`.
-        overrides: Hydra overrides; those of groups that the step does not read change nothing.
+        overrides: Hydra overrides; overrides of groups that the step does not read have no effect.
         inputs: Role -> folder of each artifact that the step takes.
         output: Folder to write; for `train`, the run directory.
 
     Returns:
-        The artifact it made.
+        The artifact that the step made.
 
     Raises:
-        ConfigError: The overrides are wrong.
-        DataError, ArtifactError, ResourceError: The step could not be done.
+        ConfigError: An override is wrong.
+        DataError, ArtifactError, ResourceError: The step failed.
     """
     config = compose_config([*overrides, *([f"run_dir={output}"] if name == "train" else [])])
     return apply(name, config, inputs, output, overrides, alone=True)
@@ -100,11 +103,18 @@ def apply(
     reuse: bool = False,
     alone: bool = False,
 ) -> Artifact:
-    """Run one step with an already composed and checked config; see `run_step`.
+    """Run one step with a composed and checked config.
 
-    With `reuse`, an artifact at `output` that was made of the same inputs with the same settings is
-    returned as it is. `prepare` and `train` always do so. With `alone`, what the step does not read
-    is not recorded: nobody said what the other steps were given.
+    Args:
+        name: A key of `ALL_STEPS`.
+        config: The config.
+        inputs: Role -> folder of each artifact that the step takes.
+        output: Folder to write; for `train`, the run directory.
+        overrides: Overrides that the config was composed from; a run records them.
+        reuse: Return the artifact at `output` if it was made from the same inputs with the same
+            settings. `prepare` and `train` always do this.
+        alone: Record only the groups that the step reads. A task of a pipeline does not know the
+            overrides of the other tasks.
     """
     assert set(ALL_STEPS[name].inputs) <= inputs.keys()
     functions: Mapping[str, Callable[[_Call], Artifact]] = {
@@ -127,12 +137,12 @@ class _Call:
         return build(self.config, name)
 
 
-def rehearse(config: DictConfig, names: Iterable[str]) -> None:
-    """Build all that these steps will need, so that a wrong value is told before any of them runs.
+def dry_run(config: DictConfig, names: Iterable[str]) -> None:
+    """Build every object that the steps will need, so that wrong values fail before work starts.
 
     Raises:
-        ConfigError: A constructor refuses its values, there is nothing to export, or there
-            cannot be as many processes as training asks for.
+        ConfigError: A constructor refuses its values, there is nothing to export, or training asks
+            for more processes than are possible.
     """
     for name in names:
         if name == "train":
@@ -162,7 +172,7 @@ def _train(call: _Call) -> Artifact:
     store = call.inputs["store"]
     processes = count_processes_to_start(call.config)
     if processes > 1:
-        # Batches that this store cannot have are told once, and before any process is started.
+        # Check the batch settings once, before any process is started.
         datamodule = _training_setup(call.config).make_datamodule(store)
         datamodule.make_batches(processes * call.config.trainer.num_nodes)
         return launch_training(
@@ -174,7 +184,7 @@ def _train(call: _Call) -> Artifact:
 def train_here(
     config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, alone: bool
 ) -> Artifact:
-    """Train in this process: the only one, or one of several that a launcher started."""
+    """Train in this process: a single process, or one of several that a launcher started."""
     from arcloop.training import train
 
     recorded = to_plain(config)
@@ -247,7 +257,7 @@ def _export(call: _Call) -> Artifact:
     from arcloop.export import export_run
 
     run = call.inputs["run"]
-    # What the run was trained as, whatever conf/ has become since.
+    # The network of the run as recorded; conf/ may have changed since.
     recorded = artifacts.read(run, "run").config
     return export_run(
         run,
@@ -266,24 +276,24 @@ def _formats(config: DictConfig) -> Any:
 
 
 def build(config: DictConfig, name: str) -> Any:
-    """Make the object that a node of the config describes: a `_target_`, or typed settings.
+    """Build the object of a config group: a `_target_` node, or typed settings.
 
     Raises:
-        ConfigError: Its constructor refuses the values.
+        ConfigError: The constructor refuses the values.
     """
     node = config[name]
     return {} if node is None else build_node(node)
 
 
 def build_node(node: Any) -> Any:
-    """Make the object that a node describes, out of a config or out of a manifest.
+    """Build the object that a node of a config or a manifest describes.
 
     Raises:
-        ConfigError: Its constructor refuses the values.
+        ConfigError: The constructor refuses the values.
     """
     from hydra.utils import instantiate
 
     try:
         return instantiate(node, _convert_="object")
-    except Exception as cause:  # whatever a constructor raises on a wrong value
+    except Exception as cause:  # constructors raise various types on wrong values
         raise as_config_error(cause) from cause

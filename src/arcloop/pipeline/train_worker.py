@@ -1,4 +1,4 @@
-"""`python -m arcloop.pipeline.train_worker JOB`: one process of a training in several."""
+"""`python -m arcloop.pipeline.train_worker JOB`: one process of a multi-process training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from arcloop.pipeline.steps import train_here
 
 
 def main() -> int:
-    """Read the job, train, and end with the exit code that tells how it went."""
+    """Read the job file, train, and return the exit code."""
     register_schema()
     job = json.loads(Path(sys.argv[1]).read_bytes())
     config = OmegaConf.merge(OmegaConf.structured(Config), job["config"])

@@ -32,7 +32,7 @@ class SweepFolder:
             with write_artifact(folder / "evaluation", "evaluation", config={}) as writer:
                 write_json(writer.path / "metrics.json", metrics)
         swept = {key: str(value) for key, value in values.items()}
-        told = None if failure is None else Failure(failure, again=False, exit_code=1)
+        told = None if failure is None else Failure(failure, retry=False, exit_code=1)
         JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, told).write(folder)
         return folder
 

@@ -207,7 +207,7 @@ def test_a_failure_of_a_run_that_is_there_counts_as_one(sweep):
     """`run -m` trained it, and could not evaluate it."""
     folder = sweep.job({"seed": 0}, 0.9)
     told = json.loads((folder / "job.json").read_text())
-    told["failure"] = {"what": "disk full", "again": True, "exit_code": 1}
+    told["failure"] = {"what": "disk full", "retry": True, "exit_code": 1}
     (folder / "job.json").write_text(json.dumps(told))
     (job,) = Board.of(sweep.path).jobs
     assert (job.objective, job.failure) == (0.9, "disk full")

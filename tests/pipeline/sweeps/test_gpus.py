@@ -45,13 +45,13 @@ def test_those_are_free_that_this_process_may_see(machine, monkeypatch):
 
 def test_none_is_free(machine):
     machine("printf 'GPU-a, 1\\nGPU-b, 2\\nGPU-c, 3\\n'")
-    with pytest.raises(ConfigError, match="each of the 3 GPUs"):
+    with pytest.raises(ConfigError, match="all 3 GPUs are in use"):
         free_gpus()
 
 
 def test_no_gpu_at_all(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="no NVIDIA GPU"):
+    with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
         free_gpus()
 
 
@@ -80,4 +80,4 @@ def test_each_process_sees_a_gpu_of_its_own(machine):
     for process, _ in processes:
         process.communicate()
     assert [said for _, said in processes[:2]] == ["GPU-a", "GPU-b"]
-    assert "each of the 2 GPUs is claimed" in processes[2][1]
+    assert "other jobs use all 2 GPUs" in processes[2][1]

@@ -98,8 +98,8 @@ def test_more_trials_go_on_from_those_there_are(tmp_path):
 def test_what_the_machine_did_is_tried_again_what_the_config_did_is_not(tmp_path):
     def result(number, score):
         if number == 2:
-            return Failed.of(Failure("disk full", again=True, exit_code=1))
-        return Failed.of(Failure("diverged", again=False, exit_code=1)) if number == 4 else score
+            return Failed.of(Failure("disk full", retry=True, exit_code=1))
+        return Failed.of(Failure("diverged", retry=False, exit_code=1)) if number == 4 else score
 
     tried = search(tmp_path, Jobs(result=result), trials=5)
     states = [trial.state for trial in study(tmp_path).trials]
@@ -116,7 +116,7 @@ def test_less_is_better_where_the_monitor_says_so(tmp_path):
 
 def test_other_values_need_another_folder(tmp_path):
     search(tmp_path, Jobs(), trials=1)
-    with pytest.raises(ConfigError, match="over other values"):
+    with pytest.raises(ConfigError, match="over a different space"):
         search(tmp_path, Jobs(), space=["head.margin=interval(0.2,0.7)"])
 
 

@@ -83,12 +83,12 @@ def test_jobs_in_other_processes_and_one_that_fails(in_tmp, capfd):
     arguments = ["train", "-m", *QUICK, "launcher=joblib", "optimizer.lr=0.1,1e30"]
     assert main(arguments) == 1
     said = capfd.readouterr().err
-    assert "1 of 2 jobs failed; the first: training diverged" in said
+    assert "1 of 2 jobs failed; the first error: training diverged" in said
     assert "Traceback" not in said
     assert [folder.name for folder in finished()] == ["optimizer.lr=0.1"]
     told = json.loads((SWEEP / "optimizer.lr=1e+30/job.json").read_text())
     assert "training diverged" in told["failure"]["what"]
-    assert told["failure"]["again"] is False
+    assert told["failure"]["retry"] is False
     assert told["swept"] == {"optimizer.lr": "1e+30"}
     assert len(told["config_sha256"]) == 64
     assert told["ended"] >= told["started"]
@@ -97,7 +97,7 @@ def test_jobs_in_other_processes_and_one_that_fails(in_tmp, capfd):
     serial = [argument for argument in arguments if not argument.startswith("launcher")]
     assert main(serial) == 1
     said = capfd.readouterr().err
-    assert "it failed before and would again" in said
+    assert "skipped: it failed before" in said
     assert "epoch 1/2" not in said
     assert main([*serial, "overwrite=true"]) == 1
     assert "epoch 1/2" in capfd.readouterr().err
@@ -107,7 +107,7 @@ def test_what_the_machine_kept_from_ending_is_tried_again(in_tmp, capsys):
     Path("blocked").touch()  # a file, where the second job's store would go
     arguments = ["train", "-m", *QUICK, "stores_dir=stores,blocked/stores"]
     assert main(arguments) == 1
-    assert "the same command tries 1 of them again" in capsys.readouterr().err
+    assert "the same command runs 1 of them again" in capsys.readouterr().err
     (first,) = finished()
     before = states(first)
     assert record.read(SWEEP / "stores_dir=blocked-stores").failure.again
@@ -136,8 +136,8 @@ def test_a_gate_that_does_not_pass_in_any_job(work):
 
 def test_a_process_of_a_sweep_ends_with_the_command_that_started_it():
     child = (
-        "import os, time; from arcloop.pipeline.sweeps.job import _end_with;"
-        "_end_with(os.getppid());"
+        "import os, time; from arcloop.pipeline.sweeps.job import _exit_with;"
+        "_exit_with(os.getppid());"
         "print(os.getpid(), flush=True); time.sleep(600)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"

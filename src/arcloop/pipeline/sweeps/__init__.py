@@ -1,4 +1,1 @@
-"""Sweeps: what is checked before the first job, each job and its record, and who proposes values.
-
-Importing this package imports nothing heavy.
-"""
+"""Sweeps: checks before the first job, the jobs and their records, and search with Optuna."""

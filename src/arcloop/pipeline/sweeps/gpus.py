@@ -1,4 +1,4 @@
-"""GPUs that nobody computes on, one for each process of a sweep."""
+"""Idle GPUs, one for each process of a sweep."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from filelock import BaseFileLock
 from arcloop.artifacts.locks import try_lock
 from arcloop.errors import ConfigError, ResourceError
 
-_claims: list[BaseFileLock] = []
+_locks: list[BaseFileLock] = []
 """Locks of the GPUs that this process uses until it ends."""
 
 
 def free_gpus() -> list[str]:
-    """Return the ids of the GPUs that CUDA_VISIBLE_DEVICES allows and nobody computes on.
+    """Return the ids of idle GPUs among those that CUDA_VISIBLE_DEVICES allows.
 
     Raises:
-        ConfigError: There is no GPU, or none is free.
+        ConfigError: There is no GPU, or all are in use.
     """
-    there = _query("--query-gpu=index,uuid")
-    if not there:
+    found = _query("--query-gpu=index,uuid")
+    if not found:
         raise ConfigError(
-            "launcher=gpus, but there is no NVIDIA GPU here",
+            "launcher=gpus needs an NVIDIA GPU, and this machine has none",
             remedy="launcher=joblib runs several jobs on the CPU",
         )
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         wanted = {entry.strip() for entry in allowed.split(",")}
-        there = [gpu for gpu in there if wanted & set(gpu)]
+        found = [gpu for gpu in found if wanted & set(gpu)]
     busy = {row[0] for row in _query("--query-compute-apps=gpu_uuid,pid")}
-    free = [uuid for _, uuid in there if uuid not in busy]
+    free = [uuid for _, uuid in found if uuid not in busy]
     if not free:
         raise ConfigError(
-            f"somebody computes on each of the {len(there)} GPUs",
-            remedy="wait, see `nvidia-smi`, or set CUDA_VISIBLE_DEVICES to others",
+            f"all {len(found)} GPUs are in use",
+            remedy="wait (see `nvidia-smi`), or set CUDA_VISIBLE_DEVICES to other GPUs",
         )
     return free
 
@@ -52,24 +52,27 @@ def _query(what: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line]
 
 
-def claim(gpus: Sequence[str]) -> None:
-    """Let this process, and nobody else who claims, see one of these GPUs alone.
+def reserve_gpu(gpus: Sequence[str]) -> None:
+    """Reserve one of these GPUs for this process and make it the only visible one.
 
-    To be called before torch looks for GPUs. A process claims once, and until it ends.
+    Call this before torch initialises CUDA. A process reserves one GPU, until it ends.
+
+    Args:
+        gpus: Ids of the GPUs to choose from.
 
     Raises:
-        ResourceError: Others have claimed all of them.
+        ResourceError: Other processes reserved all of them.
     """
-    if _claims:
+    if _locks:
         return
     for gpu in gpus:
         lock = try_lock(Path(tempfile.gettempdir()) / f"arcloop-{os.getuid()}-{gpu}")
         if lock is None:
             continue
-        _claims.append(lock)
+        _locks.append(lock)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         return
     raise ResourceError(
-        f"each of the {len(gpus)} GPUs is claimed by another job",
+        f"other jobs use all {len(gpus)} GPUs",
         remedy="wait for the other sweep to end",
     )

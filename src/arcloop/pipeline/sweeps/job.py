@@ -1,4 +1,4 @@
-"""One job of a sweep: in this process, another one, or on another machine."""
+"""One job of a sweep; a Hydra launcher runs it here, in another process or on another machine."""
 
 from __future__ import annotations
 
@@ -24,59 +24,59 @@ from arcloop.config.composition import check_config, register_schema, to_plain
 from arcloop.display.terminal import print_line
 from arcloop.errors import as_user_error
 from arcloop.pipeline.sweeps import gpus, record
-from arcloop.pipeline.sweeps.record import Failure, JobRecord, Outcomes
+from arcloop.pipeline.sweeps.record import Failure, JobRecord, SweepResults
 
 if TYPE_CHECKING:
-    from arcloop.pipeline.chain import Outcome
+    from arcloop.pipeline.chains import VerbResult
 
 TRAINING = ("train", "run")
-"""Verbs whose jobs have a folder of their own, and in it a record."""
-_LONGEST_NAME = 200
+"""Verbs whose jobs have their own folder with a record."""
+_MAX_NAME_LENGTH = 200
 _WATCHER, _WATCH_SECONDS = "arcloop-watcher", 0.2
 
 
 class Failed(float):
-    """The objective of a job that failed: not a number.
+    """Objective of a failed job: NaN.
 
     Attributes:
-        again: Whether it may go better another time.
+        retry: Whether the job is worth a retry.
     """
 
-    again: bool
+    retry: bool
 
     @classmethod
     def of(cls, failure: Failure) -> Failed:
-        """Return the objective that stands for a failure."""
+        """Return the objective that represents a failure."""
         objective = cls(math.nan)
-        objective.again = failure.again
+        objective.retry = failure.retry
         return objective
 
 
 @dataclass(frozen=True)
 class Job:
-    """What Hydra's launchers call for each point of a sweep.
+    """The task function that Hydra launchers call for each point of a sweep.
 
-    It is pickled where jobs run in other processes, so what they came to is told in files.
+    Launchers may pickle it and run it in other processes, so results are written to files.
 
     Attributes:
-        verb: What to do.
-        swept: Keys that the sweep varies; they name the job's folder.
-        outcomes: Folder for what the jobs of this command come to.
-        gpus: Give the job's process one of these; (): leave it what it sees.
-        parent: Process of the command.
+        verb: Verb of the job.
+        swept: Keys that the sweep varies; they name the folder of the job.
+        results: Folder for the results of this command's jobs.
+        gpus: GPUs to choose one from; (): do not change the visible devices.
+        parent: Process id of the command.
     """
 
     verb: str
     swept: tuple[str, ...]
-    outcomes: Path
+    results: Path
     gpus: tuple[str, ...]
     parent: int
 
     def __call__(self, config: DictConfig) -> float | None:
-        """Do the job, and return its objective for the sweeper: of a failed one, not a number."""
+        """Run the job and return its objective for the sweeper; NaN if the job failed."""
         register_schema()
         if os.getppid() == self.parent:
-            _end_with(self.parent)
+            _exit_with(self.parent)
         settings = HydraConfig.get()
         overrides = list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
@@ -88,76 +88,76 @@ class Job:
         if failure is not None:
             print_line(f"job {settings.job.num} failed: {failure.what}")
         gate = outcome.gate_passed if outcome else None
-        Outcomes(self.outcomes).add(settings.job.num, config.run_dir, failure, gate=gate)
+        SweepResults(self.results).add(settings.job.num, config.run_dir, failure, gate=gate)
         if failure is not None:
             return Failed.of(failure)
         return outcome.objective if outcome else None
 
     def _attempt(
         self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
-    ) -> tuple[Outcome | None, Failure | None]:
-        """Execute the verb, unless it failed for good before; record how it ends."""
-        slot = _Slot(Path(config.run_dir)) if self.verb in TRAINING else None
+    ) -> tuple[VerbResult | None, Failure | None]:
+        """Run the verb, unless the same job failed permanently before, and record the result."""
+        folder = _JobFolder(Path(config.run_dir)) if self.verb in TRAINING else None
         sha256, started = "", _now()
-        outcome: Outcome | None = None
+        outcome: VerbResult | None = None
         failure: Failure | None = None
         try:
             check_config(config)
             sha256 = record.config_sha256(self.verb, to_plain(config))
-            if slot is not None:
-                if not config.overwrite and (before := slot.failed_for_good(sha256)):
+            if folder is not None:
+                if not config.overwrite and (before := folder.permanent_failure(sha256)):
                     print_line(
-                        "this job failed before with the same config; overwrite=true repeats it"
+                        "skipped: it failed before with this config; overwrite=true runs it again"
                     )
                     return None, before
-                slot.clear(sha256, overwrite=config.overwrite)
+                folder.clear(sha256, overwrite=config.overwrite)
             if self.gpus:
-                gpus.claim(self.gpus)
-            from arcloop.pipeline.chain import execute  # not before the config is known to be good
+                gpus.reserve_gpu(self.gpus)
+            from arcloop.pipeline.chains import run_verb  # heavy imports wait for a valid config
 
-            outcome = execute(self.verb, config, overrides)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the sweep goes on
+            outcome = run_verb(self.verb, config, overrides)
+        except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
             failure = Failure.of(error)
             if as_user_error(error) is None:
                 print_line(traceback.format_exc())
-        if slot is not None and not (failure and slot.of_another):
+        if folder is not None and not (failure and folder.has_other_run):
             objective = outcome.objective if outcome else None
             JobRecord(
                 sha256, self.verb, list(overrides), dict(swept), started, _now(), objective, failure
-            ).write(slot.folder)
+            ).write(folder.path)
         return outcome, failure
 
 
-class _Slot:
-    """The folder of a job, which may hold what an earlier command left there.
+class _JobFolder:
+    """The folder of a job, which may contain results of an earlier command.
 
     Attributes:
-        folder: Its path.
-        of_another: A finished job of another config is there, whose record must stay.
+        path: The folder.
+        has_other_run: It contains a finished job of another config, whose record must stay.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.of_another = folder, False
-        self._before = record.read(folder)
+    def __init__(self, path: Path) -> None:
+        self.path, self.has_other_run = path, False
+        self._before = record.read(path)
 
-    def failed_for_good(self, sha256: str) -> Failure | None:
-        """Return why this very job failed before, if it would fail again."""
+    def permanent_failure(self, sha256: str) -> Failure | None:
+        """Return the failure of the same job before, if it is permanent."""
         before = self._before
         failure = before.failure if before and before.config_sha256 == sha256 else None
-        return failure if failure and not failure.again else None
+        return failure if failure and not failure.retry else None
 
     def clear(self, sha256: str, *, overwrite: bool) -> None:
-        """Remove the record of a job that is done anew."""
+        """Remove the record of a job that will run again."""
         before = self._before
-        finished = before.failure is None if before else artifacts.exists(self.folder)
+        finished = before.failure is None if before else artifacts.exists(self.path)
         same = before is not None and before.config_sha256 == sha256
-        self.of_another = finished and not same and not overwrite
-        if not self.of_another:
-            record.remove(self.folder)
+        self.has_other_run = finished and not same and not overwrite
+        if not self.has_other_run:
+            record.remove(self.path)
 
 
 def folder_name(swept: Sequence[str]) -> str:
-    """Name a job's folder by what the sweep varies, as a file system takes it.
+    """Return a folder name from the swept values, with characters that file systems accept.
 
     >>> folder_name(["head.margin=0.2", "data.root=/a/b"])
     'head.margin=0.2,data.root=-a-b'
@@ -165,8 +165,8 @@ def folder_name(swept: Sequence[str]) -> str:
     name = re.sub(r"[^\w.,=+\[\]-]", "-", ",".join(swept)) or "only"
     return (
         name
-        if len(name) <= _LONGEST_NAME
-        else f"{name[: _LONGEST_NAME - 9]}-{crc32(name.encode()):08x}"
+        if len(name) <= _MAX_NAME_LENGTH
+        else f"{name[: _MAX_NAME_LENGTH - 9]}-{crc32(name.encode()):08x}"
     )
 
 
@@ -178,10 +178,10 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the command's has ended, be it killed.
+def _exit_with(parent: int) -> None:
+    """End this process when the process of the command ends, also if that is killed.
 
-    Else it would train on, in the folder that the same command, given again, goes on in.
+    Otherwise it would train in the same folder as a second run of the command.
     """
 
     def watch() -> None:

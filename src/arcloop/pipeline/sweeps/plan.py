@@ -1,4 +1,4 @@
-"""A sweep before its first job: what it varies, where it writes, and whether all of it is right."""
+"""Checks of a sweep before its first job."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from arcloop.errors import ConfigError
 from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.job import TRAINING
 
-_MOST_VALUES = 32
-"""Values of one key that are checked before the first job; the rest is when its turn comes."""
+_MAX_VALUES = 32
+"""Values of one key that are checked before the first job; later ones are checked by their job."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep that may start.
+    """A sweep that passed all checks.
 
     Attributes:
         swept: Keys that it varies.
-        folder: Where its jobs have their folders.
-        gpus: GPUs to spread the jobs over; (): leave them what they see.
-        extra: Overrides that follow from the machine.
+        folder: Folder that contains the folders of the jobs.
+        gpus: GPUs to distribute the jobs over; (): do not change the visible devices.
+        extra: Overrides that depend on the machine.
     """
 
     swept: tuple[str, ...]
@@ -41,14 +41,14 @@ class Plan:
 
 
 def plan(verb: str, arguments: Sequence[str]) -> Plan:
-    """Check a sweep as a whole: every value of every key, in a config with the others' first.
+    """Check a sweep: each value of each key is composed with the first values of the other keys.
 
     Args:
-        verb: What each job does.
-        arguments: Overrides as given, with those of the sweep.
+        verb: Verb of the jobs.
+        arguments: Overrides as given, including the swept ones.
 
     Raises:
-        ConfigError: It varies nothing, or a value, a key or the sweep itself is wrong.
+        ConfigError: Nothing is swept, or a key, a value or the sweep itself is wrong.
     """
     _require_extra(arguments)
     given = _parse(arguments)
@@ -59,10 +59,10 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     swept += [o for o in _parse([f"{k}={v}" for k, v in params.items()]) if o.is_sweep_override()]
     if not swept:
         raise ConfigError(
-            "-m, but nothing to sweep",
-            remedy="give a key several values, as in head.margin=0.2,0.3, or leave out -m",
+            "-m is given, but no key has several values",
+            remedy="give a key several values, for example head.margin=0.2,0.3, or omit -m",
         )
-    _refuse_mismatch(verb, config, swept, fixed)
+    _check_compatibility(verb, config, swept, fixed)
     check_config(_without_hydra(config))
     _check_other_values(fixed, swept)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
@@ -95,32 +95,32 @@ def _require_extra(arguments: Sequence[str]) -> None:
             )
 
 
-def _refuse_mismatch(
+def _check_compatibility(
     verb: str, config: DictConfig, swept: Sequence[Override], fixed: Sequence[str]
 ) -> None:
     searching = config.sweep is not None
     intervals = [o.get_key_element() for o in swept if o.is_interval_sweep()]
     if intervals and not searching:
         raise ConfigError(
-            f"{intervals[0]} has an interval, of which there is no list to go through",
-            remedy="sweep=optuna or sweep=random chooses values in it",
+            f"{intervals[0]} is an interval, which cannot be enumerated",
+            remedy="add sweep=optuna or sweep=random, which choose values in an interval",
         )
     if searching and verb not in TRAINING:
         raise ConfigError(
-            f"`arcloop {verb}` has no objective that sweep= could choose values by",
-            remedy="leave out sweep=: every combination is done",
+            f"`arcloop {verb}` has no objective, so sweep= cannot choose values",
+            remedy="omit sweep=, to run every combination",
         )
     launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise ConfigError(
-            "launcher=slurm, but there is no Slurm here: no `srun` on the PATH",
-            remedy="run it where jobs are submitted, or use launcher=joblib",
+            "launcher=slurm needs Slurm, and `srun` is not on the PATH",
+            remedy="run the command on a Slurm login node, or use launcher=joblib",
         )
     for override in fixed if verb in TRAINING else ():
         if override.startswith("run_dir=") and "${" not in override:
             raise ConfigError(
-                f"all jobs of the sweep would write to the same {override}",
-                remedy="hydra.sweep.dir= is the folder that holds a folder for each",
+                f"all jobs of the sweep would write to {override}",
+                remedy="set hydra.sweep.dir=, which contains one folder per job",
             )
 
 
@@ -132,11 +132,11 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def _check_other_values(fixed: Sequence[str], swept: Sequence[Override]) -> None:
-    """Compose and check once for each value but the first; tell what is wrong of all together."""
+    """Check every value but the first of each key; report all faults together."""
     firsts = [_values(override)[0] for override in swept]
     faults = {}
     for number, override in enumerate(swept):
-        for value in _values(override)[1:_MOST_VALUES]:
+        for value in _values(override)[1:_MAX_VALUES]:
             point = [*firsts[:number], value, *firsts[number + 1 :]]
             try:
                 check_config(compose_unchecked([*fixed, *point], hydra=False))
@@ -145,11 +145,11 @@ def _check_other_values(fixed: Sequence[str], swept: Sequence[Override]) -> None
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:
-        raise ConfigError("\n".join(faults), remedy="correct the config; nothing was started")
+        raise ConfigError("\n".join(faults), remedy="correct the config; no job was started")
 
 
 def _values(override: Override) -> list[str]:
-    """Return the values of a sweep as overrides; of an interval, its two ends."""
+    """Return the values of a sweep as overrides; for an interval, its two bounds."""
     key = override.get_key_element()
     value: Any = override.value()
     if isinstance(value, IntervalSweep):

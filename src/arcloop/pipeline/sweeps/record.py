@@ -1,4 +1,4 @@
-"""job.json: what became of a job of a sweep, beside what it made."""
+"""Records of the jobs of a sweep: job.json in each job folder, and results for the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from arcloop.artifacts.atomic import sha256_json, write_json
 from arcloop.artifacts.locks import is_abandoned, process_tag
 from arcloop.errors import ArcloopError, ConfigError, DivergedError, as_user_error
-from arcloop.pipeline.chain import CHAINS
+from arcloop.pipeline.chains import CHAINS
 from arcloop.pipeline.steps import STEPS
 
 NAME = "job.json"
@@ -24,39 +24,39 @@ class Failure:
     """Why a job failed.
 
     Attributes:
-        what: The error.
-        again: Whether the sweep tries the job again when it is continued: what the machine did may
-            not happen twice; what the config does will.
-        exit_code: Of the command.
+        what: The error message.
+        retry: Whether a continued sweep runs the job again. Faults of the machine may be temporary;
+            faults of the config are not.
+        exit_code: Exit code of the command.
     """
 
     what: str
-    again: bool
+    retry: bool
     exit_code: int
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Tell the errors that come again from those that may not."""
+        """Classify an error as permanent or worth a retry."""
         known = as_user_error(error)
         if known is None:
-            return cls(f"{type(error).__name__}: {error}", again=True, exit_code=1)
-        for_good = isinstance(known, ConfigError | DivergedError)
-        return cls(str(known), again=not for_good, exit_code=known.exit_code)
+            return cls(f"{type(error).__name__}: {error}", retry=True, exit_code=1)
+        permanent = isinstance(known, ConfigError | DivergedError)
+        return cls(str(known), retry=not permanent, exit_code=known.exit_code)
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What became of a job.
+    """Record of a job.
 
     Attributes:
-        config_sha256: Hash of all that its result depends on.
-        verb: What was done.
-        overrides: What its config was composed from.
-        swept: Key -> value of what the sweep varies.
-        started: When, in UTC.
-        ended: When, in UTC.
-        objective: Best monitored metric of val, where something was trained.
-        failure: Why it failed; None: it did not.
+        config_sha256: Hash of the config groups that the result depends on.
+        verb: Verb of the job.
+        overrides: Overrides that the config was composed from.
+        swept: Key -> value, of the keys that the sweep varies.
+        started: Start time in UTC, ISO 8601.
+        ended: End time in UTC, ISO 8601.
+        objective: Best value of the monitored metric on val; None if nothing was trained.
+        failure: Why the job failed; None if it finished.
     """
 
     config_sha256: str
@@ -69,13 +69,13 @@ class JobRecord:
     failure: Failure | None
 
     def write(self, folder: Path) -> None:
-        """Write job.json into the job's folder."""
+        """Write job.json into the folder of the job."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / NAME, asdict(self))
 
 
 def read(folder: Path) -> JobRecord | None:
-    """Return the record of the job whose folder this is, None if there is none that can be read."""
+    """Return the record in a job folder, or None if there is no readable record."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         content = json.loads((folder / NAME).read_bytes())
         failure = content.pop("failure")
@@ -84,27 +84,27 @@ def read(folder: Path) -> JobRecord | None:
 
 
 def remove(folder: Path) -> None:
-    """Forget what became of the job: it is done anew."""
+    """Remove the record of a job that will run again."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         (folder / NAME).unlink()
 
 
 def config_sha256(verb: str, plain: Mapping[str, Any]) -> str:
-    """Return the hash of all in a config that the result of a verb depends on.
+    """Return the hash of the config groups that the result of a verb depends on.
 
     Args:
         verb: A key of `CHAINS`.
-        plain: The resolved config; where it is written, and how the sweep runs, do not count.
+        plain: The resolved config. Output folders and settings of the sweep are not hashed.
     """
     reads = sorted({name for step in CHAINS[verb] for name in STEPS[step].reads})
     return sha256_json([verb, {name: plain[name] for name in reads}])
 
 
-class Outcomes:
-    """What the jobs of one command came to, as files: jobs may run in other processes, elsewhere.
+class SweepResults:
+    """Results of the jobs of one command, as files, because jobs may run on other machines.
 
     Args:
-        folder: Of this command alone.
+        folder: Folder that only this command uses.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,7 +112,7 @@ class Outcomes:
 
     @classmethod
     def of_this_process(cls, sweep: Path) -> Path:
-        """Return the folder for the command that this process is, and remove those of dead ones."""
+        """Return the folder for this process, and remove folders of processes that ended."""
         here = sweep / ".outcomes"
         for other in here.glob("*"):
             if is_abandoned(other):
@@ -120,18 +120,18 @@ class Outcomes:
         return here / process_tag()
 
     def add(self, number: int, run_dir: str, failure: Failure | None, *, gate: bool | None) -> None:
-        """Tell what the job of this number came to."""
+        """Record the result of a job."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        told = {"run_dir": run_dir, "failure": failure and asdict(failure), "gate": gate}
-        write_json(self._folder / f"{number:09d}.json", told)
+        result = {"run_dir": run_dir, "failure": failure and asdict(failure), "gate": gate}
+        write_json(self._folder / f"{number:09d}.json", result)
 
     def take(self) -> list[tuple[str, Failure | None, bool | None]]:
-        """Return run_dir, failure and gate's verdict of every job, in order, and forget them."""
+        """Return run_dir, failure and gate verdict of every job, in order, and remove the files."""
         found = []
         for file in sorted(self._folder.glob("*.json")):
-            told = json.loads(file.read_bytes())
-            failure = told["failure"] and Failure(**told["failure"])
-            found.append((told["run_dir"], failure, told["gate"]))
+            result = json.loads(file.read_bytes())
+            failure = result["failure"] and Failure(**result["failure"])
+            found.append((result["run_dir"], failure, result["gate"]))
             file.unlink()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
@@ -139,22 +139,22 @@ class Outcomes:
         return found
 
 
-def unfinished(
-    told: Sequence[tuple[str, Failure | None, bool | None]], sweep: Path
+def sweep_error(
+    results: Sequence[tuple[str, Failure | None, bool | None]], sweep: Path
 ) -> ArcloopError:
-    """Return the error of a sweep in which jobs failed; its exit code is that of the first."""
-    failed = [(run_dir, failure) for run_dir, failure, _ in told if failure is not None]
+    """Return the error of a sweep with failed jobs; it has the exit code of the first failure."""
+    failed = [(run_dir, failure) for run_dir, failure, _ in results if failure is not None]
     run_dir, first = failed[0]
     kind = ConfigError if first.exit_code == ConfigError.exit_code else ArcloopError
     what = first.what.partition("\n")[0]
-    again = sum(failure.again for _, failure in failed)
+    retried = sum(failure.retry for _, failure in failed)
     return kind(
-        f"{len(failed)} of {len(told)} jobs failed; the first: {what}",
+        f"{len(failed)} of {len(results)} jobs failed; the first error: {what}",
         where=run_dir,
         remedy=f"see `arcloop leaderboard {sweep}`; "
         + (
-            f"given again, the same command tries {again} of them again"
-            if again
-            else "they would fail again as they are"
+            f"the same command runs {retried} of them again"
+            if retried
+            else "correct their config first, they would fail again"
         ),
     )

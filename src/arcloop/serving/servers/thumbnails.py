@@ -17,6 +17,8 @@ from PIL import Image
 from arcloop import artifacts
 from arcloop.data import Store
 from arcloop.display.terminal import print_line
+from arcloop.errors import ArtifactError
+from arcloop.pipeline.chains import find_store
 
 _SIDE = 64
 _QUALITY = 85
@@ -40,8 +42,10 @@ def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
             f"no thumbnails on the page: {rows:,} gallery rows, deploy.thumbnails={max_rows:,}"
         )
         return
-    folder = _find_store(run_dir)
-    store = Store.open(folder) if folder else None
+    try:
+        store = Store.open(find_store(run_dir))
+    except ArtifactError:
+        store = None
     if store is None or store.rows("gallery") != rows:
         print_line("no thumbnails on the page: the store of the run's gallery was not found")
         return
@@ -52,20 +56,6 @@ def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
     ]
     ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
     np.savez(file, ends=ends, encoded=np.frombuffer(b"".join(encoded), np.uint8))
-
-
-def _find_store(run_dir: Path) -> Path | None:
-    """Return the run's store, wherever the command is called: beside the run, or under here."""
-    run = artifacts.read(run_dir, "run")
-    named = run.config["store_dir"]
-    stores = Path(named).parent if named else Path(run.config["stores_dir"])
-    made_in = run_dir.resolve()  # less the path of the run as it was then
-    for _ in Path(run.config["run_dir"]).parts:
-        made_in = made_in.parent
-    for folder in (stores, made_in / stores):
-        if found := artifacts.find_by_hash(folder, "store", run.parents["store"]):
-            return found
-    return None
 
 
 def _encode_thumbnail(image_HWC: npt.NDArray[np.uint8]) -> bytes:
