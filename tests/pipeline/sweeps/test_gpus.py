@@ -65,8 +65,8 @@ def test_a_sweep_has_as_many_jobs_at_once_as_gpus_are_free(machine):
 def test_each_process_sees_a_gpu_of_its_own(machine):
     machine()
     code = (
-        "import os, sys; from arcloop.pipeline.sweeps.gpus import claim\n"
-        "try:\n  claim(['GPU-a', 'GPU-b']); claim(['GPU-a', 'GPU-b'])\n"
+        "import os, sys; from arcloop.pipeline.sweeps.gpus import reserve_gpu\n"
+        "try:\n  reserve_gpu(['GPU-a', 'GPU-b']); reserve_gpu(['GPU-a', 'GPU-b'])\n"
         "except Exception as error: print(error)\n"
         "else: print(os.environ['CUDA_VISIBLE_DEVICES'])\n"
         "sys.stdout.flush(); sys.stdin.read()"
