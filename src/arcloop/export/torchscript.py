@@ -18,6 +18,7 @@ from arcloop.models.checkpoints import read_checkpoint
 from arcloop.runtime.searcher import Model, save_model
 
 GOLDEN = "golden.npz"
+_PREFIX = "embedder."  # of the embedder's weights in a checkpoint
 
 
 def export_scripted(
@@ -48,15 +49,14 @@ def export_scripted(
         ArtifactError: The checkpoint is damaged or does not fit, or the difference is too large.
     """
     eager = for_inference(embedder)
-    eager.load_state_dict(embedder_weights(checkpoint))
+    state = read_checkpoint(checkpoint)["state_dict"]
+    weights = {k.removeprefix(_PREFIX): w for k, w in state.items() if k.startswith(_PREFIX)}
+    eager.load_state_dict(weights)
     with _sorted_constants():
         scripted = torch.jit.script(eager)
     temporary = run_dir / ".model.pt.tmp"
     save_model(
-        scripted,
-        temporary,
-        image_shape=eager.image_shape,
-        embedding_dim=eager.embedding_dim,
+        scripted, temporary, image_shape=eager.image_shape, embedding_dim=eager.embedding_dim
     )
     with torch.inference_mode():
         expected_ND = eager(torch.from_numpy(golden_NHWC).permute(0, 3, 1, 2)).numpy()
@@ -117,14 +117,3 @@ def _sorted_constants() -> Iterator[None]:
         yield
     finally:
         del namespace["set"]
-
-
-def embedder_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return the embedder's weights from the state dict of a checkpoint.
-
-    Raises:
-        ArtifactError: The checkpoint does not exist or is damaged.
-    """
-    state = read_checkpoint(checkpoint)["state_dict"]
-    prefix = "embedder."
-    return {key.removeprefix(prefix): w for key, w in state.items() if key.startswith(prefix)}

@@ -75,9 +75,7 @@ def train(
     """
     with silence_lightning():
         datamodule = setup.make_datamodule(store)
-        parents = {"store": datamodule.store.artifact.sha256}
-        if setup.backbone_weights.file is not None:
-            parents["backbone_weights"] = sha256_file(Path(setup.backbone_weights.file))
+        parents = _parents(setup, datamodule)
         identity = run_identity(config, parents)
         start = find_start(run_dir, identity, resume=resume, overwrite=overwrite)
         if isinstance(start, Artifact):
@@ -93,9 +91,7 @@ def train(
         datamodule.make_batches(num_processes(trainer))  # fails here, before the run is created
         if launched_rank() == 0:
             _prepare_folder(run_dir, identity, config, keep_files=checkpoint is not None)
-            for logger in trainer.loggers:
-                if isinstance(logger, RunLogger):
-                    logger.begin(config, step)
+            _begin_loggers(trainer, config, step)
             _print_mode(trainer, setup)
         _fit(trainer, module, datamodule, checkpoint, setup)
     info = {
@@ -108,6 +104,20 @@ def train(
         )
     group.barrier()
     return _with_exports(artifacts.read(run_dir, "run"), setup)
+
+
+def _parents(setup: TrainingSetup, datamodule: EmbeddingDataModule) -> dict[str, str]:
+    """Return role -> hash of the inputs of the run: the store and the initial weights."""
+    parents = {"store": datamodule.store.artifact.sha256}
+    if setup.backbone_weights.file is not None:
+        parents["backbone_weights"] = sha256_file(Path(setup.backbone_weights.file))
+    return parents
+
+
+def _begin_loggers(trainer: pl.Trainer, config: Mapping[str, Any], step: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.begin(config, step)
 
 
 def _fit(
