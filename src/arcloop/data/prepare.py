@@ -18,7 +18,7 @@ from arcloop.artifacts.writer import write_artifact
 from arcloop.data.append import KEY_DIGITS, Base, find_base, require_appendable, settings_key
 from arcloop.data.sources.base import Listing, Source
 from arcloop.data.sources.workers import Workers
-from arcloop.data.store.jpeg_writer import JpegSplitWriter
+from arcloop.data.store.jpeg import JpegSplitWriter
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import origins_file
 from arcloop.data.store.store import CLASSES
@@ -173,7 +173,7 @@ def _write_origins(
     dropped_N = np.asarray(dropped, np.int64)
     kept_before_N = dropped_N - np.arange(len(dropped_N))
     first = 0
-    for shard, rows in writer.numbered:
+    for shard, rows in writer.numbered_shards:
         kept = np.arange(first, first + rows)
         kept += kept_before_N.searchsorted(kept, side="right")  # as many as were dropped before
         origins = listing.origins(split, kept)

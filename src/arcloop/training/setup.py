@@ -152,7 +152,7 @@ class TrainingSetup:
             world, batch_size = num_processes(self.make_trainer()), self.loader.batch_size
             labels_N = np.arange(max(2, batch_size) * world)  # enough classes for any sampler
             call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
-                 world=world, seed=self.seed)  # fmt: skip
+                 world_size=world, seed=self.seed)  # fmt: skip
 
     def _build_model_parts(self) -> None:
         parameters = nn.ParameterList([nn.Parameter(torch.zeros(2, 2))])

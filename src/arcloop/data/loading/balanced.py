@@ -1,4 +1,4 @@
-"""Batches in which classes, not images, have their turns."""
+"""Batch samplers that draw classes first, and then images of these classes."""
 
 from __future__ import annotations
 
@@ -6,62 +6,60 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.config.value_types import PositiveInt, checked
-from arcloop.data.loading.sampler import EpochBatches, Labels, Rows, rows_of_a_batch
+from arcloop.data.loading.sampler import EpochBatches, Labels, Rows, ShuffledBatches
 from arcloop.errors import ConfigError
 
 Ints = npt.NDArray[np.int64]
 
 
-class ClassBalancedBatches(EpochBatches):
-    """Every class as often as any other: over an epoch, all within one image.
+class ClassBalancedBatches(ShuffledBatches):
+    """Draws all classes equally often: their image counts in an epoch differ by at most one.
 
-    Classes take turns in rounds of random order, and so do the images of a class. An epoch has as
-    many batches as one of `ShuffledBatches`: images of small classes come again, and of large ones
-    some do not come.
+    The classes are drawn in rounds; each round is a random permutation of all classes. The images
+    of a class are drawn in rounds, too. An epoch has as many batches as with `ShuffledBatches`, so
+    images of small classes are repeated and some images of large classes are not drawn.
 
     Args:
-        labels_N: Class of every row of the split.
-        batch_size: Rows in a batch of one process; a split smaller than a batch is one batch.
-        world: Processes.
-        seed: Of every draw.
+        labels_N: Label of each row of the split.
+        batch_size: Rows per batch and process. A split that is smaller than a batch is one batch.
+        world_size: Number of processes.
+        seed: Seed of all draws.
 
     Raises:
         DataError: There are fewer than two rows for each process.
     """
 
-    def __init__(self, *, labels_N: Labels, batch_size: int, world: int, seed: int) -> None:
-        self._turns = _Turns(labels_N)
-        size = rows_of_a_batch(len(labels_N), batch_size, world)
-        super().__init__(
-            batches=len(labels_N) // (size * world), batch_size=size, world=world, seed=seed
-        )
+    def __init__(self, *, labels_N: Labels, batch_size: int, world_size: int, seed: int) -> None:
+        super().__init__(labels_N=labels_N, batch_size=batch_size, world_size=world_size, seed=seed)
+        self._class_rows = ClassRows(labels_N)
 
     def order(self, random: np.random.Generator) -> Rows:
-        turns = len(self) * self._batch_size * self._world
-        classes = rounds(self._turns.num_classes, turns, random)
-        return self._turns.draw(classes[:turns], 1, random)
+        rows = len(self) * self._batch_size * self._world_size
+        classes_T = draw_rounds(self._class_rows.num_classes, rows, random)
+        return self._class_rows.draw(classes_T[:rows], 1, random)
 
 
 class PKBatches(EpochBatches):
-    """K images of each of P different classes in every global batch, as losses over pairs want it.
+    """Draws K images of each of P different classes per global batch, as losses on pairs need.
 
-    P is derived: the global batch, loader.batch_size x processes, over K. Classes take turns in
-    rounds of random order, so that over an epoch all come equally often, within one; the images of
-    a class take turns too. A class with fewer than K images repeats some in a batch. Where P is a
-    multiple of the number of processes, each process has whole classes. An epoch has as many
-    batches as one of `ShuffledBatches`.
+    P is the size of the global batch (loader.batch_size times the number of processes) divided by
+    K. Classes are drawn in rounds as in `ClassBalancedBatches`, so in an epoch they are drawn
+    equally often, within one. The images of a class are drawn in rounds, too; a class with fewer
+    than K images repeats some within a batch. If P is a multiple of the number of processes, the
+    images of a class are in one process. An epoch has as many batches as with `ShuffledBatches`.
 
     Hermans et al., "In Defense of the Triplet Loss" (arXiv 1703.07737), section 2.
 
     Args:
-        labels_N: Class of every row of the split.
-        batch_size: Rows in a batch of one process.
-        world: Processes.
-        seed: Of every draw.
+        labels_N: Label of each row of the split.
+        batch_size: Rows per batch and process.
+        world_size: Number of processes.
+        seed: Seed of all draws.
         images_per_class: K.
 
     Raises:
-        ConfigError: K does not divide the global batch, or there are not P classes.
+        ConfigError: K does not divide the size of the global batch, or train has fewer than P
+            classes.
     """
 
     @checked("sampler")
@@ -70,112 +68,116 @@ class PKBatches(EpochBatches):
         *,
         labels_N: Labels,
         batch_size: int,
-        world: int,
+        world_size: int,
         seed: int,
         images_per_class: PositiveInt,
     ) -> None:
-        self._turns = _Turns(labels_N)
-        self._of_class = images_per_class
-        rows = batch_size * world
-        _require_possible(rows, world, images_per_class, self._turns.num_classes)
-        self._classes = rows // images_per_class
+        self._class_rows = ClassRows(labels_N)
+        self._images_per_class = images_per_class
+        rows = batch_size * world_size
+        _require_classes(rows, world_size, images_per_class, self._class_rows.num_classes)
+        self._classes_per_batch = rows // images_per_class
         super().__init__(
-            batches=max(1, len(labels_N) // rows), batch_size=batch_size, world=world, seed=seed
+            batches=max(1, len(labels_N) // rows),
+            batch_size=batch_size,
+            world_size=world_size,
+            seed=seed,
         )
 
     def order(self, random: np.random.Generator) -> Rows:
-        classes = rounds(self._turns.num_classes, len(self) * self._classes, random)
-        keep_apart(classes, self._turns.num_classes, self._classes)
-        return self._turns.draw(classes[: len(self) * self._classes], self._of_class, random)
+        num_classes, draws = self._class_rows.num_classes, len(self) * self._classes_per_batch
+        classes_T = draw_rounds(num_classes, draws, random)
+        make_groups_distinct(classes_T, num_classes, self._classes_per_batch)
+        return self._class_rows.draw(classes_T[:draws], self._images_per_class, random)
 
 
-def _require_possible(rows: int, world: int, of_class: int, num_classes: int) -> None:
+def _require_classes(rows: int, world_size: int, images_per_class: int, num_classes: int) -> None:
     where = "sampler.images_per_class, loader.batch_size"
-    batch = f"a global batch of {rows} images" + (f" ({world} processes)" if world > 1 else "")
-    if rows % of_class:
+    processes = f" ({world_size} processes)" if world_size > 1 else ""
+    batch = f"a global batch of {rows} images{processes}"
+    divisors = [divisor for divisor in range(1, rows + 1) if rows % divisor == 0]
+    if images_per_class not in divisors:
         raise ConfigError(
-            f"{batch} cannot hold {of_class} of each class",
+            f"{batch} cannot be divided into groups of {images_per_class} images per class",
             where=where,
-            remedy=f"choose images_per_class among {', '.join(map(str, _divisors(rows)))},"
-            " or another batch_size",
+            remedy=f"set images_per_class to one of {', '.join(map(str, divisors))},"
+            " or change batch_size",
         )
-    if rows // of_class > num_classes:
-        larger = next(k for k in _divisors(rows) if rows // k <= num_classes)
-        most = num_classes * of_class // world
-        smaller = next((b for b in range(most, 0, -1) if b * world % of_class == 0), None)
+    if rows // images_per_class > num_classes:
+        larger = next(divisor for divisor in divisors if rows // divisor <= num_classes)
+        sizes = range(num_classes * images_per_class // world_size, 0, -1)
+        smaller = next((s for s in sizes if s * world_size % images_per_class == 0), None)
         raise ConfigError(
-            f"{batch} with {of_class} of each class takes {rows // of_class} classes, but train has"
-            f" {num_classes}",
+            f"{batch} with {images_per_class} images per class needs {rows // images_per_class}"
+            f" classes, but train has {num_classes}",
             where=where,
             remedy=f"pass sampler.images_per_class={larger}"
             + (f" or loader.batch_size={smaller}" if smaller else ""),
         )
 
 
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-
-
-def rounds(num_classes: int, turns: int, random: np.random.Generator) -> Ints:
-    """Draw whole rounds, each of all classes in random order, until there are enough turns.
+def draw_rounds(num_classes: int, draws: int, random: np.random.Generator) -> Ints:
+    """Draw complete rounds, each a random permutation of all classes, for at least `draws` draws.
 
     Returns:
-        Positions of classes, int64 [at least `turns`, a multiple of `num_classes`].
+        Class indices [T], with T a multiple of `num_classes`.
     """
-    number = -(-turns // num_classes)
-    return random.permuted(np.tile(np.arange(num_classes), (number, 1)), axis=1).ravel()
+    rounds = -(-draws // num_classes)
+    return random.permuted(np.tile(np.arange(num_classes), (rounds, 1)), axis=1).ravel()
 
 
-def keep_apart(classes: Ints, num_classes: int, size: int) -> None:
-    """Reorder rounds, in place, so that no group of `size` turns has a class twice.
+def make_groups_distinct(classes_T: Ints, num_classes: int, size: int) -> None:
+    """Reorder each round, in place, so that no group of `size` consecutive draws repeats a class.
 
-    A group that reaches into the next round takes from it the first classes that it has not got.
+    A group that crosses the border of two rounds gets the first classes of the second round that
+    it does not contain yet.
 
     Args:
-        classes: As from `rounds`.
-        num_classes: Classes in a round.
-        size: Turns in a group, at most `num_classes`.
+        classes_T: Result of `draw_rounds`.
+        num_classes: Number of classes in a round.
+        size: Draws per group, at most `num_classes`.
     """
-    for start in range(num_classes, len(classes), num_classes):
-        held = start % size
-        if not held:
+    for start in range(num_classes, len(classes_T), num_classes):
+        drawn = start % size  # draws of the group that are in the previous round
+        if drawn == 0:
             continue
-        turn = classes[start : start + num_classes]
-        free = np.ones(num_classes, bool)
-        free[classes[start - held : start]] = False
-        first = np.zeros(num_classes, bool)
-        first[np.flatnonzero(free[turn])[: size - held]] = True
-        turn[:] = np.concatenate([turn[first], turn[~first]])
+        round_C = classes_T[start : start + num_classes]
+        is_free = np.ones(num_classes, bool)
+        is_free[classes_T[start - drawn : start]] = False
+        is_first = np.zeros(num_classes, bool)
+        is_first[np.flatnonzero(is_free[round_C])[: size - drawn]] = True
+        round_C[:] = np.concatenate([round_C[is_first], round_C[~is_first]])
 
 
-class _Turns:
-    """The rows of each class, drawn in turns.
+class ClassRows:
+    """The rows of each class.
 
     Args:
-        labels_N: Class of every row.
+        labels_N: Label of each row. The labels need not be consecutive.
     """
 
     def __init__(self, labels_N: Labels) -> None:
-        labels_N = np.asarray(labels_N)  # read once, see `SplitLabels`
-        _, self._counts = np.unique(labels_N, return_counts=True)
-        self._rows = np.argsort(labels_N, kind="stable")
+        array_N = np.asarray(labels_N)
+        _, self._counts = np.unique(array_N, return_counts=True)
+        self._rows = np.argsort(array_N, kind="stable")
         self._starts = self._counts.cumsum() - self._counts
         self.num_classes = len(self._counts)
 
     def draw(self, classes_T: Ints, each: int, random: np.random.Generator) -> Rows:
-        """Draw `each` rows of a class for every turn it has.
+        """Draw `each` rows of a class for every draw of that class.
 
-        A row comes again only when all others of its class came, but for those too few for a turn.
+        The rows of a class are shuffled in rounds. A row is repeated only after the other rows of
+        its class, except for the rest of a round that is too small for a draw.
 
-        Shapes: T turns, K `each`, C classes, R rounds of a class, N rows of all rounds.
+        Shapes: T draws, K `each`, C classes, R rounds of all classes, N rows of all rounds.
 
         Returns:
-            Rows, int64 [T * each], turn by turn.
+            Rows, int64 [T * K], in the order of the draws.
         """
-        turns_C = np.bincount(classes_T, minlength=self.num_classes)
+        draws_C = np.bincount(classes_T, minlength=self.num_classes)
         per_round_C = np.maximum(1, self._counts // each)
-        rounds_C = -(-turns_C // per_round_C)
-        # All rounds of all classes one after another: the rows of its class, shuffled.
+        rounds_C = -(-draws_C // per_round_C)
+        # Concatenate the rounds of all classes and shuffle the rows within each round.
         class_R = np.repeat(np.arange(self.num_classes), rounds_C)
         rows_R = self._counts[class_R]
         starts_R = rows_R.cumsum() - rows_R
@@ -185,11 +187,11 @@ class _Turns:
 
         by_class = np.argsort(classes_T, kind="stable")
         class_T = classes_T[by_class]
-        turn_T = np.arange(len(class_T)) - (turns_C.cumsum() - turns_C)[class_T]  # of its class
-        number_T, within_T = np.divmod(turn_T, per_round_C[class_T])
-        number_T += (rounds_C.cumsum() - rounds_C)[class_T]
+        number_T = np.arange(len(class_T)) - (draws_C.cumsum() - draws_C)[class_T]  # in its class
+        round_T, within_T = np.divmod(number_T, per_round_C[class_T])
+        round_T += (rounds_C.cumsum() - rounds_C)[class_T]
         columns_TK = within_T[:, None] * each + np.arange(each)
         columns_TK %= self._counts[class_T][:, None]
         drawn_TK = np.empty((len(classes_T), each), np.int64)
-        drawn_TK[by_class] = shuffled_N[starts_R[number_T][:, None] + columns_TK]
+        drawn_TK[by_class] = shuffled_N[starts_R[round_T][:, None] + columns_TK]
         return drawn_TK.ravel()

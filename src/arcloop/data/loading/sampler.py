@@ -1,10 +1,13 @@
-"""Which rows make which batch: a pure function of seed, epoch, and this process's place."""
+"""Batch samplers: the rows of each batch are a pure function of seed, epoch, rank and world size.
+
+Shapes: N rows of the split, B rows of a batch in one process.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,40 +17,47 @@ from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import DataError
 
 Rows = npt.NDArray[np.int64]
-Drawn = npt.NDArray[np.integer[Any]]
-Labels = npt.NDArray[np.int64]
+
+
+@runtime_checkable
+class Labels(Protocol):
+    """Integer labels [N]: an array, or an object that `numpy.asarray` converts to one."""
+
+    def __len__(self) -> int: ...
+
+    def __array__(self) -> npt.NDArray[Any]: ...
 
 
 class EpochBatches(Sampler[Rows], ABC):
-    """Batches of training: an epoch is one order of rows, which all processes share.
+    """Batches of train: all processes draw the same order of rows for an epoch and divide it.
 
-    Each process takes its part of every global batch, so one process with batches of 256 and two
-    with 128 train on the same global batches. Rows within a part ascend: their order means nothing
-    to a loss, and files are read forwards.
+    Each process takes its part of every global batch. One process with batches of 256 rows and two
+    processes with batches of 128 rows train on the same global batches. The rows of a part are
+    sorted, because a loss does not depend on their order and files are read fastest in order.
 
     Args:
-        batches: Batches in an epoch.
-        batch_size: Rows in a batch of one process.
-        world: Processes.
-        seed: Of every draw, together with the epoch.
+        batches: Batches per epoch.
+        batch_size: Rows per batch and process.
+        world_size: Number of processes.
+        seed: Seed of all draws, together with the epoch.
 
     Attributes:
-        epoch: Epoch whose order `__iter__` follows; set by Lightning through `set_epoch`.
-        first: Batch that `__iter__` starts with.
+        epoch: Epoch of the next `__iter__`; Lightning sets it through `set_epoch`.
+        first_batch: Batch that the next `__iter__` starts with.
     """
 
-    def __init__(self, *, batches: int, batch_size: int, world: int, seed: int) -> None:
+    def __init__(self, *, batches: int, batch_size: int, world_size: int, seed: int) -> None:
         self._batches, self._batch_size = batches, batch_size
-        self._world, self._seed = world, seed
+        self._world_size, self._seed = world_size, seed
         self.epoch = 0
-        self.first = 0
+        self.first_batch = 0
 
     @abstractmethod
-    def order(self, random: np.random.Generator) -> Drawn:
-        """Draw an epoch: rows of its global batches one after another, [N] or more integers."""
+    def order(self, random: np.random.Generator) -> npt.NDArray[np.integer[Any]]:
+        """Draw the rows of all global batches of an epoch, concatenated; any further are unused."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next `__iter__`."""
+        """Set the epoch of the next `__iter__`."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -55,62 +65,58 @@ class EpochBatches(Sampler[Rows], ABC):
 
     def __iter__(self) -> Iterator[Rows]:
         group = current_process_group()
-        assert group.world_size == self._world
+        assert group.world_size == self._world_size
         order = self.order(np.random.default_rng([self._seed, self.epoch]))
-        for batch in range(self.first, self._batches):
+        for batch in range(self.first_batch, self._batches):
             start = (batch * group.world_size + group.rank) * self._batch_size
             yield np.sort(order[start : start + self._batch_size]).astype(np.int64, copy=False)
 
 
 class ShuffledBatches(EpochBatches):
-    """Every row at most once an epoch, in random order; the incomplete last batch is left out.
+    """Each row at most once per epoch, in random order; an incomplete last batch is dropped.
 
     Args:
-        labels_N: Class of every row of the split.
-        batch_size: Rows in a batch of one process; a split smaller than a batch is one batch.
-        world: Processes.
-        seed: Of the shuffling.
+        labels_N: Label of each row of the split.
+        batch_size: Rows per batch and process. A split that is smaller than a batch is one batch.
+        world_size: Number of processes.
+        seed: Seed of the shuffling.
 
     Raises:
-        DataError: There are fewer than two rows for each process.
+        DataError: There are fewer than two rows for each process, too few for batch norm.
     """
 
-    def __init__(self, *, labels_N: Labels, batch_size: int, world: int, seed: int) -> None:
+    def __init__(self, *, labels_N: Labels, batch_size: int, world_size: int, seed: int) -> None:
         self._rows = len(labels_N)
-        size = rows_of_a_batch(self._rows, batch_size, world)
+        if self._rows < 2 * world_size:
+            raise DataError(
+                f"train has {self._rows} image(s): too few for {world_size} process(es), which need"
+                " 2 each",
+                remedy="add images to train, or train in one process",
+            )
+        size = min(batch_size, self._rows // world_size)
         super().__init__(
-            batches=self._rows // (size * world), batch_size=size, world=world, seed=seed
+            batches=self._rows // (size * world_size),
+            batch_size=size,
+            world_size=world_size,
+            seed=seed,
         )
 
-    def order(self, random: np.random.Generator) -> Drawn:
-        # `random.permutation`, in half the memory: what it draws does not depend on the type.
-        order: Drawn = np.arange(self._rows, dtype=np.uint32 if self._rows <= 2**32 else np.int64)
-        random.shuffle(order)
-        return order
-
-
-def rows_of_a_batch(rows: int, batch_size: int, world: int) -> int:
-    """Return the rows of a process in a batch: `batch_size`, or its part of a smaller split.
-
-    Raises:
-        DataError: There are fewer than two rows for each process: too few for a batch norm.
-    """
-    if rows < 2 * world:
-        raise DataError(
-            f"train has {rows} images: too few for {world} process(es)",
-            remedy="give it more images, or train in one process",
-        )
-    return min(batch_size, rows // world)
+    def order(self, random: np.random.Generator) -> npt.NDArray[np.integer[Any]]:
+        # Equal to `random.permutation`, which always needs 8 bytes per row.
+        dtype = np.uint32 if self._rows <= 2**32 else np.int64
+        order_N: npt.NDArray[np.integer[Any]] = np.arange(self._rows, dtype=dtype)
+        random.shuffle(order_N)
+        return order_N
 
 
 class OrderedBatches(Sampler[Rows]):
-    """Batches in the order of the store; each process has its own contiguous part of the rows.
+    """Batches in the order of the store; each process has a contiguous part of the rows.
 
-    No row is missing and none is there twice, so a metric over all processes is that of one.
+    Each row is in exactly one part, so metrics over all processes equal those of one process.
 
     Args:
-        rows: Rows of the split.
-        batch_size: Rows in a batch; the last may be smaller.
+        rows: Number of rows of the split.
+        batch_size: Rows per batch; the last batch may be smaller.
     """
 
     def __init__(self, *, rows: int, batch_size: int) -> None:
@@ -118,9 +124,9 @@ class OrderedBatches(Sampler[Rows]):
 
     def _part(self) -> range:
         group = current_process_group()
-        # Whole batches, those that one process has: what a network gives for an image may depend in
-        # the last bit on how many others are with it. A process without a batch would be left out
-        # of what the others do together, so a few rows are shared out by row.
+        # The parts consist of the batches of one process, because the output of a network for an
+        # image may depend on the batch in its last bits. If there are fewer batches than processes,
+        # the rows are divided instead: a process without a batch would miss collective operations.
         unit = self._batch_size if self._rows >= group.world_size * self._batch_size else 1
         return group.shard(self._rows, unit)
 

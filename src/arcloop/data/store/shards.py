@@ -1,7 +1,8 @@
-"""The files of one split: `images-00000.npy` (uint8 N,H,W,C) beside `labels-00000.npy` (int64).
+"""Files of one split and the writer of raw shards.
 
-Where images are kept encoded, `jpeg-00000.npy` (uint8, all bytes in one row) and
-`offsets-00000.npy` (int64 N+1, where each image starts in them) stand for `images-00000.npy`.
+A raw shard has `images-00000.npy` (uint8 [N, H, W, C]) and `labels-00000.npy` (int64 [N]). A shard
+of encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) and `offsets-00000.npy`
+(int64 [N + 1], the start of each image in them) in place of `images-00000.npy`.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ Labels = npt.NDArray[np.int64]
 _BLOCK_BYTES = 1 << 20
 
 
-def images_file(shard: int) -> str:
-    """Return the name of a shard's images.
+def images_file(number: int) -> str:
+    """Return the name of the file with a shard's images.
 
     >>> images_file(3)
     'images-00003.npy'
     """
-    return f"images-{shard:05d}.npy"
+    return f"images-{number:05d}.npy"
 
 
-def labels_file(shard: int) -> str:
-    """Return the name of a shard's labels."""
-    return f"labels-{shard:05d}.npy"
+def labels_file(number: int) -> str:
+    """Return the name of the file with a shard's labels."""
+    return f"labels-{number:05d}.npy"
 
 
-def jpeg_file(shard: int) -> str:
-    """Return the name of a shard's encoded images."""
-    return f"jpeg-{shard:05d}.npy"
+def jpeg_file(number: int) -> str:
+    """Return the name of the file with a shard's encoded images."""
+    return f"jpeg-{number:05d}.npy"
 
 
-def offsets_file(shard: int) -> str:
-    """Return the name of the file that says where each encoded image starts."""
-    return f"offsets-{shard:05d}.npy"
+def offsets_file(number: int) -> str:
+    """Return the name of the file with the start of each encoded image."""
+    return f"offsets-{number:05d}.npy"
 
 
 def npy_header(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bytes:
-    """Return what a .npy of this shape and type starts with.
+    """Return the header of a .npy file with an array of this shape and type.
 
     >>> npy_header((2, 3), np.uint8)[10:].decode().strip()
     "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3), }"
@@ -62,8 +63,29 @@ def npy_header(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bytes:
     return header.getvalue()
 
 
+def allocate_npy(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+    """Create a .npy file of zeros whose blocks are reserved on the disk.
+
+    A full disk is then reported before the work starts. Writing through a memory map to a block
+    that is not reserved would end the process with SIGBUS when the disk is full.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    header = npy_header(shape, dtype)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with open(path, "xb") as file:
+        file.write(header)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, len(header) + size)
+        else:  # macOS
+            for start in range(0, size, _BLOCK_BYTES):
+                file.write(bytes(min(_BLOCK_BYTES, size - start)))
+
+
 def rows_per_block(image_shape: Sequence[int]) -> int:
-    """Return how many images (H, W, C) to hold at a time: a MiB of them, at least one.
+    """Return how many images (H, W, C) fit into a block of 1 MiB, at least one.
 
     >>> rows_per_block((28, 28, 1))
     1337
@@ -71,21 +93,21 @@ def rows_per_block(image_shape: Sequence[int]) -> int:
     return max(1, _BLOCK_BYTES // math.prod(image_shape))
 
 
-def pieces(
+def slice_shards(
     start: int, stop: int, ends: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, slice, slice]]:
-    """Cut rows `start` to `stop` of a split at the shards' borders.
+    """Divide rows `start` to `stop` of a split among its shards.
 
     Args:
         start: First row.
-        stop: Row after the last.
-        ends: [shards] row after the last of each shard.
+        stop: Row after the last one.
+        ends: [shards] row after the last one of each shard.
 
     Yields:
-        Shard, rows within the shard, and where they are among the rows asked for.
+        Index of the shard, rows within the shard, and their positions in `start` to `stop`.
 
     Example:
-        >>> list(pieces(3, 6, ends=np.array([5, 10])))
+        >>> list(slice_shards(3, 6, ends=np.array([5, 10])))
         [(0, slice(3, 5, None), slice(0, 2, None)), (1, slice(0, 1, None), slice(2, 3, None))]
     """
     shard, done = int(ends.searchsorted(start, side="right")), start
@@ -101,9 +123,9 @@ class SplitWriter:
     """Writes the rows of one split, in any order and from any process.
 
     Attributes:
-        folder: The split's folder.
-        rows: Rows in all.
-        shard_rows: Rows in every shard but the last.
+        folder: Folder of the split.
+        rows: Total number of rows.
+        shard_rows: Rows per shard; the last shard may be smaller.
         image_shape: (H, W, C).
         first_shard: Number of the first shard.
     """
@@ -116,13 +138,13 @@ class SplitWriter:
 
     @property
     def shards(self) -> list[int]:
-        """Rows of each shard."""
-        whole, rest = divmod(self.rows, self.shard_rows)
-        return [self.shard_rows] * whole + ([rest] if rest else [])
+        """Number of rows of each shard."""
+        full, rest = divmod(self.rows, self.shard_rows)
+        return [self.shard_rows] * full + ([rest] if rest else [])
 
-    @cached_property
-    def numbered(self) -> list[tuple[int, int]]:
-        """Number and rows of each shard."""
+    @property
+    def numbered_shards(self) -> list[tuple[int, int]]:
+        """Number of each shard and its number of rows."""
         return list(enumerate(self.shards, start=self.first_shard))
 
     @cached_property
@@ -133,16 +155,16 @@ class SplitWriter:
         """Create the files in full size.
 
         Raises:
-            OSError: No space is left.
+            OSError: The disk is full.
         """
         self.folder.mkdir()
-        for shard, rows in self.numbered:
-            allocate(self.folder / images_file(shard), (rows, *self.image_shape), np.uint8)
-            allocate(self.folder / labels_file(shard), (rows,), np.int64)
+        for number, rows in self.numbered_shards:
+            allocate_npy(self.folder / images_file(number), (rows, *self.image_shape), np.uint8)
+            allocate_npy(self.folder / labels_file(number), (rows,), np.int64)
         return self
 
     def write(self, start: int, images: Images, labels: Labels) -> None:
-        """Write rows from `start` on.
+        """Write consecutive rows.
 
         Args:
             start: First row.
@@ -150,25 +172,25 @@ class SplitWriter:
             labels: [N].
 
         Raises:
-            OSError: The disk refuses.
+            OSError: The disk cannot be written to.
         """
-        for number, rows, piece in pieces(start, start + len(labels), self._ends):
-            shard = self.first_shard + number
-            _write_rows(self.folder / images_file(shard), rows.start, images[piece])
-            _write_rows(self.folder / labels_file(shard), rows.start, labels[piece])
+        for shard, rows, part in slice_shards(start, start + len(labels), self._ends):
+            number = self.first_shard + shard
+            _write_rows(self.folder / images_file(number), rows.start, images[part])
+            _write_rows(self.folder / labels_file(number), rows.start, labels[part])
 
     def finish(self, dropped: Sequence[int]) -> Self:
-        """Bring the files into their last form when every row is written.
+        """Complete the files after all rows are written.
 
         Args:
-            dropped: Rows to leave out.
+            dropped: Rows to remove.
 
         Returns:
-            The writer of what is left.
+            The writer of the remaining rows.
         """
-        return self._without(dropped) if dropped else self
+        return self._copy_without(dropped) if dropped else self
 
-    def _without(self, dropped: Sequence[int]) -> Self:
+    def _copy_without(self, dropped: Sequence[int]) -> Self:
         keep = np.ones(self.rows, dtype=bool)
         keep[list(dropped)] = False
         folder = self.folder.with_name(self.folder.name + "-kept")
@@ -176,11 +198,11 @@ class SplitWriter:
         done, block = 0, rows_per_block(self.image_shape)
         for start in range(0, self.rows, block):
             stop = min(start + block, self.rows)
-            for number, rows, piece in pieces(start, stop, self._ends):
-                shard = self.first_shard + number
-                chosen = keep[start + piece.start : start + piece.stop]
-                images = np.load(self.folder / images_file(shard), mmap_mode="r")[rows][chosen]
-                labels = np.load(self.folder / labels_file(shard), mmap_mode="r")[rows][chosen]
+            for shard, rows, part in slice_shards(start, stop, self._ends):
+                number = self.first_shard + shard
+                chosen = keep[start + part.start : start + part.stop]
+                images = np.load(self.folder / images_file(number), mmap_mode="r")[rows][chosen]
+                labels = np.load(self.folder / labels_file(number), mmap_mode="r")[rows][chosen]
                 kept.write(done, images, labels)
                 done += len(labels)
         shutil.rmtree(self.folder)
@@ -189,24 +211,10 @@ class SplitWriter:
 
 
 def _write_rows(path: Path, first: int, rows: npt.NDArray[Any]) -> None:
-    """Write rows into a .npy that is there in full size."""
+    """Write rows into an existing .npy file, starting at row `first`."""
     with open(path, "r+b") as file:
         version = npy.read_magic(file)
         assert version == (1, 0)
         npy.read_array_header_1_0(file)
         file.seek(first * rows[:1].nbytes, os.SEEK_CUR)
         file.write(np.ascontiguousarray(rows).data)
-
-
-def allocate(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-    """Create a .npy of this shape with its blocks reserved on the disk.
-
-    So a full disk is told before the work. And writing through a map into blocks that were never
-    reserved would kill the process with SIGBUS.
-    """
-    header = npy_header(shape, dtype)
-    with open(path, "xb") as file:
-        file.write(header)
-        file.flush()
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        os.posix_fallocate(file.fileno(), 0, len(header) + size)

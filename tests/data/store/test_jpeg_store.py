@@ -1,4 +1,4 @@
-"""Stores whose images are kept as JPEG."""
+"""Stores whose images are stored as JPEG."""
 
 import io
 import itertools
@@ -15,22 +15,21 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.data.conftest import folder_source, synthetic_source
 
 from arcloop.artifacts.writer import write_manifest
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.data.loading.loader import BatchDataset, BatchLoader
 from arcloop.data.loading.sampler import OrderedBatches
-from arcloop.data.store.jpeg_writer import JpegSplitWriter
+from arcloop.data.store.jpeg import JpegSplitWriter
 from arcloop.errors import ArtifactError, ConfigError, DataError
-
-from .conftest import folder_source, synthetic_source
 
 JPEG = {"encoding": "jpeg", "jpeg_quality": 90}
 
 
 def through_jpeg(image, quality=90):
-    """What an image [H, W, C] is after JPEG, by PIL alone."""
+    """Encode and decode an image [H, W, C] with PIL."""
     grey = image.shape[-1] == 1
     file = io.BytesIO()
     Image.fromarray(image[..., 0] if grey else image).save(file, "JPEG", quality=quality)
@@ -39,7 +38,7 @@ def through_jpeg(image, quality=90):
 
 @pytest.fixture(scope="module", params=[1, 3])
 def whole(request):
-    """What the source makes, [N, H, W, C] and [N] by split, sent through JPEG: the oracle."""
+    """Return images [N, H, W, C] after JPEG compression and labels [N], by split."""
     listing = synthetic_source(channels=request.param, image_size=[9, 13]).open()
     made = {split: listing.generate(split, 0, listing.rows[split]) for split in SPLITS}
     return {
@@ -73,7 +72,7 @@ def test_layout(store):
 
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 16, 40, 1000])
-def test_batches_are_the_split_in_order(store, whole, batch_rows):
+def test_batches_return_the_split_in_order(store, whole, batch_rows):
     for split in ("train", "query"):
         batches = list(store.batches(split, batch_rows))
         assert (np.concatenate([images for images, _ in batches]) == whole[split][0]).all()
@@ -82,15 +81,15 @@ def test_batches_are_the_split_in_order(store, whole, batch_rows):
 
 @given(rows=st.lists(st.integers(0, 49), max_size=70), cores=st.integers(1, 4))
 @hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_gather_returns_rows_in_the_order_asked_for(store, whole, rows, cores):
+def test_gather_returns_rows_in_the_requested_order(store, whole, rows, cores):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcloop.data.store.shard_reading.available_cpus", lambda: cores)
+        patch.setattr("arcloop.data.store.reading.available_cpus", lambda: cores)
         images, labels = store.gather("train", np.array(rows, np.int64))
     assert (images == whole["train"][0][rows]).all()
     assert (labels == whole["train"][1][rows]).all()
 
 
-def test_workers_of_the_loader_decode_the_same(store):
+def test_loader_workers_decode_the_same_images(store):
     def batches(workers):
         settings = LoaderSettings(
             batch_size=8, eval_batch_size=8, num_workers=workers, prefetch_factor=2, on_device=False
@@ -99,20 +98,20 @@ def test_workers_of_the_loader_decode_the_same(store):
         loader = BatchLoader(BatchDataset(store, "val"), rows, settings)
         return [images.numpy() for images, _ in loader]
 
-    store.gather("train", np.arange(50))  # threads were there before the workers are forked
+    store.gather("train", np.arange(50))  # starts threads before the workers are forked
     for one, other in zip(batches(0), batches(2), strict=True):
         assert (one == other).all()
 
 
-def test_processes_and_slices_change_nothing(tmp_path, pictures, monkeypatch):
+def test_store_does_not_depend_on_the_number_of_processes(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr("arcloop.data.sources.picture_listing.SLICE_ROWS", 5)
     one = prepare(folder_source(pictures, **JPEG), tmp_path / "one", workers=1)
     two = prepare(folder_source(pictures, **JPEG), tmp_path / "two", workers=2)
     assert one.files == two.files
 
 
-def test_rows_are_those_of_the_raw_store(tmp_path, pictures):
-    """Same rows, same labels, pixels that went through JPEG; bad pictures are left out."""
+def test_rows_equal_those_of_the_raw_store(tmp_path, pictures):
+    """Same rows and labels, pixels after JPEG compression; unreadable images are skipped."""
     (pictures / "bee" / "bad.png").write_bytes(b"x")
     (pictures / "ant" / "000.png").write_bytes(b"x")
     changed = {"on_bad_image": "skip", "image_size": 16}
@@ -127,7 +126,7 @@ def test_rows_are_those_of_the_raw_store(tmp_path, pictures):
         assert (decoded == np.stack([through_jpeg(image) for image in images])).all()
 
 
-def test_quality_counts_only_where_it_is_used():
+def test_store_key_contains_the_quality_only_for_jpeg():
     keys = {
         (encoding, quality): store_key(synthetic_source(encoding=encoding, jpeg_quality=quality))
         for encoding in ("raw", "jpeg")
@@ -138,15 +137,15 @@ def test_quality_counts_only_where_it_is_used():
 
 
 @pytest.mark.parametrize("wrong", [{"encoding": "png"}, {"jpeg_quality": 0}, {"jpeg_quality": 101}])
-def test_settings_out_of_range(wrong):
+def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=f"data.{next(iter(wrong))}="):
         synthetic_source(**wrong)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 4), (65_501, 8, 1)])
-def test_what_jpeg_cannot_hold(tmp_path, shape):
+def test_images_that_jpeg_does_not_support_are_refused(tmp_path, shape):
     writer = JpegSplitWriter(tmp_path / "train", 3, 2, shape, quality=90)
-    with pytest.raises(DataError, match="cannot be JPEG") as caught:
+    with pytest.raises(DataError, match="cannot be stored as JPEG") as caught:
         writer.allocate()
     assert "encoding=raw" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
@@ -156,19 +155,19 @@ def test_what_jpeg_cannot_hold(tmp_path, shape):
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    path = tmp_path_factory.mktemp("sound") / "store"
+def undamaged(tmp_path_factory):
+    path = tmp_path_factory.mktemp("undamaged") / "store"
     prepare(synthetic_source(image_size=24, **JPEG), path)
     return path
 
 
 @pytest.fixture
-def copy(sound, tmp_path):
-    return Path(shutil.copytree(sound, tmp_path / "store"))
+def copy(undamaged, tmp_path):
+    return Path(shutil.copytree(undamaged, tmp_path / "store"))
 
 
 def rewrite(store, split, shard, change):
-    """Let `change` alter the list of a shard's encoded rows; write what a prepare would have."""
+    """Apply `change` to the list of encoded rows of a shard and write it as `prepare` would."""
     folder = store / split
     encoded = np.load(folder / f"jpeg-{shard:05d}.npy").tobytes()
     offsets = np.load(folder / f"offsets-{shard:05d}.npy")
@@ -186,15 +185,15 @@ def reseal(store):
 
 
 def errors(store, settings):
-    """Validate a store that must fail; each error as check, file, row."""
+    """Validate a store that must fail; return each error as (check, file or split, row)."""
     with pytest.raises(DataError):
         validate(store, store.parent / "validation", settings)
     report = json.loads((store.parent / "validation" / "report.json").read_text())
     return {(f["check"], f["file"] or f["split"], f["row"]) for f in report["errors"]}
 
 
-def test_a_sound_store_passes(sound, tmp_path, settings):
-    assert validate(sound, tmp_path / "validation", settings).info["errors"] == 0
+def test_an_undamaged_store_passes(undamaged, tmp_path, settings):
+    assert validate(undamaged, tmp_path / "validation", settings).info["errors"] == 0
 
 
 def encode(shape):
@@ -207,7 +206,7 @@ def encode(shape):
 @pytest.mark.parametrize(
     "row", [b"\xff\xd8 no image", b"cut", encode((24, 25))], ids=["junk", "cut", "other size"]
 )
-def test_a_row_that_is_no_image_of_its_size_is_named(copy, settings, row):
+def test_an_undecodable_row_is_named(copy, settings, row):
     def change(rows):
         rows[3] = rows[3][: len(rows[3]) // 2] if row == b"cut" else row
 
@@ -219,8 +218,8 @@ def test_a_row_that_is_no_image_of_its_size_is_named(copy, settings, row):
         assert "validate" in caught.value.remedy
 
 
-def test_the_rows_around_a_bad_one_are_checked_all_the_same(copy, settings, monkeypatch):
-    """In blocks of two rows: a leak just before it, and one just after."""
+def test_rows_next_to_an_undecodable_one_are_checked(copy, settings, monkeypatch):
+    """Blocks of two rows, with a leaked image directly before and after the undecodable row."""
     monkeypatch.setattr("arcloop.data.store.shards._BLOCK_BYTES", 2 * 24 * 24)
     query = []
     rewrite(copy, "query", 0, query.extend)
@@ -249,7 +248,7 @@ def test_the_rows_around_a_bad_one_are_checked_all_the_same(copy, settings, monk
         (lambda o: o.__setitem__(-1, 2**40), 15),
     ],
 )
-def test_torn_offsets_are_named(copy, settings, change, row):
+def test_invalid_offsets_are_named(copy, settings, change, row):
     file = copy / "train" / "offsets-00002.npy"
     offsets = np.load(file)
     change(offsets)
@@ -261,7 +260,7 @@ def test_torn_offsets_are_named(copy, settings, change, row):
 def test_damaged_files_are_named(copy, settings):
     flipped = copy / "train/jpeg-00000.npy"
     content = bytearray(flipped.read_bytes())
-    content[128 + 15] ^= 1  # of the density, which no decoder looks at
+    content[128 + 15] ^= 1  # part of the pixel density, which decoders ignore
     flipped.write_bytes(content)
     (copy / "val/jpeg-00000.npy").unlink()
     os.truncate(copy / "gallery/offsets-00000.npy", 140)
@@ -297,8 +296,9 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """Of ten times the images, 37 MB of them as pixels, less than a tenth more memory."""
+    """Ten times the images (37 MB of pixels) may need at most 10 % more memory."""
     peaks = []
     for rows in (150, 1_500):
         source = synthetic_source(

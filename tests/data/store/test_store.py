@@ -5,11 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tests.data.conftest import synthetic_source
 
 from arcloop.data import SPLITS, Store, prepare
 from arcloop.errors import ArtifactError
-
-from .conftest import synthetic_source
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +21,11 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole():
-    """What the source made: the oracle."""
+    """Return the images and labels that the source generates, by split."""
     return {split: synthetic_source(channels=3).open().generate(split, 0, 50) for split in SPLITS}
 
 
-def test_facts(store):
+def test_attributes(store):
     assert store.classes == ["class-0", "class-1", "class-2"]
     assert store.image_shape == (8, 8, 3)
     assert store.rows("train") == 50
@@ -35,7 +34,7 @@ def test_facts(store):
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 16, 40, 50, 1000])
 @pytest.mark.parametrize("split", ["train", "query"])
-def test_batches_are_the_split_in_order(store, whole, split, batch_rows):
+def test_batches_return_the_split_in_order(store, whole, split, batch_rows):
     batches = list(store.batches(split, batch_rows))
     rows = store.rows(split)
     sizes = [len(labels) for _, labels in batches]
@@ -49,7 +48,7 @@ def test_batches_are_the_split_in_order(store, whole, split, batch_rows):
 
 @given(rows=st.lists(st.integers(0, 49), max_size=70))
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_gather_returns_rows_in_the_order_asked_for(store, whole, rows):
+def test_gather_returns_rows_in_the_requested_order(store, whole, rows):
     images, labels = store.gather("train", np.array(rows, np.int64))
     assert images.shape == (len(rows), 8, 8, 3)
     assert images.flags.c_contiguous
@@ -60,12 +59,12 @@ def test_gather_returns_rows_in_the_order_asked_for(store, whole, rows):
 
 
 @pytest.mark.parametrize("rows", [[50], [-1], [0, 1, 50], [3, -1]])
-def test_row_out_of_range(store, rows):
+def test_row_out_of_range_is_refused(store, rows):
     with pytest.raises(IndexError, match="rows of train are 0 to 49"):
         store.gather("train", np.array(rows))
 
 
-def test_a_copy_in_another_process_opens_its_own_maps(store, whole):
+def test_a_pickled_store_opens_its_own_maps(store, whole):
     store.gather("train", np.arange(3))
     sent = pickle.dumps(store)
     assert len(sent) < 10_000

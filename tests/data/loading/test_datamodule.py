@@ -9,16 +9,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from tests.data.conftest import synthetic_source
 
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import EmbeddingDataModule, prepare
 from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
+from arcloop.data.loading.datamodule import LazyLabels
 from arcloop.data.loading.sampler import ShuffledBatches
-from arcloop.data.loading.split_labels import SplitLabels
 from arcloop.data.store.store import Store
 from arcloop.errors import ArtifactError
-
-from .conftest import synthetic_source
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +51,7 @@ def test_batch(store):
     assert (labels.numpy() == expected_labels[rows]).all()
 
 
-@pytest.mark.parametrize("shard_rows", [7, 1000])
-@pytest.mark.parametrize("side", [8, 200])  # a few batches are read at once, or one
-def test_batches_read_together_are_those_read_one_by_one(tmp_path, shard_rows, side):
-    prepare(synthetic_source(image_size=side, shard_rows=shard_rows), tmp_path / "store")
-    loader = datamodule(tmp_path / "store").train_dataloader()
-    alone = [loader.dataset[rows] for rows in loader.sampler]
-    together = list(loader)
-    assert len(alone) == 6
-    for (images, labels), (expected, expected_labels) in zip(together, alone, strict=True):
-        assert images.stride() == expected.stride()
-        assert torch.equal(images, expected)
-        assert torch.equal(labels, expected_labels)
-
-
-def test_val_is_whole_and_in_order(store):
+def test_val_contains_all_rows_in_order(store):
     module = datamodule(store)
     batches = list(module.val_dataloader())
     assert [len(labels) for _, labels in batches] == [9, 9, 2]
@@ -76,11 +61,11 @@ def test_val_is_whole_and_in_order(store):
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_processes_load_the_same_batches(store, start_method):
+def test_worker_processes_load_the_same_batches(store, start_method):
     alone = list(datamodule(store).train_dataloader())
     loader = datamodule(store, num_workers=1).train_dataloader()
     loader.multiprocessing_context = multiprocessing.get_context(start_method)
-    for _ in range(2):  # the second time with workers that are there already
+    for _ in range(2):  # the second epoch reuses the workers
         together = list(loader)
         assert len(together) == len(alone)
         for (images, labels), (expected, expected_labels) in zip(together, alone, strict=True):
@@ -89,13 +74,13 @@ def test_processes_load_the_same_batches(store, start_method):
             assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_missing_store(tmp_path):
+def test_missing_store_is_reported(tmp_path):
     with pytest.raises(ArtifactError, match="no store here"):
         datamodule(tmp_path / "nowhere").train_dataloader()
 
 
 class Recorder(pl.LightningModule):
-    """Learns nothing, and notes which images it was shown."""
+    """Records the images of each training step and learns nothing."""
 
     def __init__(self):
         super().__init__()
@@ -150,8 +135,8 @@ VALIDATIONS = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
         (8, VALIDATIONS | {"limit": 4}),  # an epoch that does not use all batches
     ],
 )
-def test_a_resumed_fit_goes_on_where_it_was(store, tmp_path, step, when):
-    """What is shown after the checkpoint is what would have been shown without it."""
+def test_a_resumed_fit_continues_with_the_next_batch(store, tmp_path, step, when):
+    """The batches after the checkpoint equal those of an uninterrupted fit."""
     whole = fit(store, tmp_path, **when)
     batches = when.get("limit", 6)
     assert [epoch for epoch, _ in whole] == [0] * batches + [1] * batches + [2] * batches
@@ -167,15 +152,15 @@ from torch import distributed
 from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
 from arcloop.data.loading.sampler import OrderedBatches, ShuffledBatches
 
-rank, meeting_place = int(sys.argv[1]), sys.argv[2]
+rank, rendezvous = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group(
-    "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2
+    "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
 )
 labels = np.arange(50) % 5
 train = [
-    ShuffledBatches(labels_N=labels, batch_size=4, world=2, seed=0),
-    PKBatches(labels_N=labels, batch_size=4, world=2, seed=0, images_per_class=2),
-    ClassBalancedBatches(labels_N=labels, batch_size=4, world=2, seed=0),
+    ShuffledBatches(labels_N=labels, batch_size=4, world_size=2, seed=0),
+    PKBatches(labels_N=labels, batch_size=4, world_size=2, seed=0, images_per_class=2),
+    ClassBalancedBatches(labels_N=labels, batch_size=4, world_size=2, seed=0),
 ]
 val = OrderedBatches(rows=21, batch_size=4)
 train = [[rows.tolist() for rows in kind] for kind in train]
@@ -184,17 +169,17 @@ distributed.destroy_process_group()
 """
 
 
-def test_two_processes_see_the_global_batches_of_one(tmp_path):
+def test_two_processes_train_on_the_global_batches_of_one(tmp_path):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PART, str(rank), str(tmp_path / "meet")],
+            [sys.executable, "-c", PART, str(rank), str(tmp_path / "rendezvous")],
             stdout=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
     parts = [process.communicate(timeout=120)[0].split(";") for process in processes]
     train, val = ([ast.literal_eval(part[kind]) for part in parts] for kind in (0, 1))
-    settings = {"labels_N": np.arange(50) % 5, "batch_size": 8, "world": 1, "seed": 0}
+    settings = {"labels_N": np.arange(50) % 5, "batch_size": 8, "world_size": 1, "seed": 0}
     alone = [
         ShuffledBatches(**settings),
         PKBatches(**settings, images_per_class=2),
@@ -208,15 +193,15 @@ def test_two_processes_see_the_global_batches_of_one(tmp_path):
     assert [row for part in val for batch in part for row in batch] == list(range(21))
 
 
-def test_only_samplers_that_need_the_labels_read_them(tmp_path):
+def test_labels_are_read_only_by_samplers_that_need_them(tmp_path):
     prepare(synthetic_source(channels=3, image_size=[8, 6]), tmp_path / "store")
     _, expected = synthetic_source(channels=3, image_size=[8, 6]).open().generate("train", 0, 50)
-    labels = SplitLabels(Store.open(tmp_path / "store"), "train")
+    labels = LazyLabels(Store.open(tmp_path / "store"), "train")
     assert np.asarray(labels).tolist() == expected.tolist()
     assert labels[[3, 1]].tolist() == expected[[3, 1]].tolist()
     plain = datamodule(tmp_path / "store")
     balanced = datamodule(tmp_path / "store", sampler=ClassBalancedBatches)
-    assert len(plain.store.classes) == len(balanced.store.classes)  # both are opened
+    assert len(plain.store.classes) == len(balanced.store.classes)  # opens both stores
     for file in (tmp_path / "store" / "train").glob("labels-*.npy"):
         file.unlink()
     assert len(labels) == 50

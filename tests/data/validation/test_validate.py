@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.lib.format import open_memmap
+from tests.data.conftest import synthetic_source, write_idx_set
 
 from arcloop import artifacts
 from arcloop.artifacts.writer import write_manifest
@@ -15,8 +16,6 @@ from arcloop.data import SPLITS, prepare, validate
 from arcloop.data.validation.duplicates import row_hashes
 from arcloop.data.validation.inspection import pixel_std
 from arcloop.errors import ArtifactError, DataError
-
-from .conftest import synthetic_source, write_idx_set
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ def test_classes_with_too_few_images(store, settings):
 
 def test_query_class_that_nothing_else_has(tmp_path, settings):
     made = write_idx_set(tmp_path / "idx", 60, 20, end="")
-    from .conftest import idx_source, write_idx
+    from tests.data.conftest import idx_source, write_idx
 
     changed = made["t10k"][1].copy()
     changed[0] = 9
