@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -114,3 +114,15 @@ def report_errors(work: Callable[[], int]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def list_some(names: Sequence[str], limit: int = 10, separator: str = ", ") -> str:
+    """Join the first names for a message, and count the rest.
+
+    >>> list_some(["a", "b", "c", "d"], limit=2)
+    'a, b and 2 more'
+    """
+    listed = separator.join(names[:limit])
+    if len(names) <= limit:
+        return listed
+    return f"{listed}{' ' if separator == ', ' else separator}and {len(names) - limit} more"

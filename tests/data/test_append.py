@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, prepare, store_key
-from arcloop.data.splits.growth import Shares, share_out
-from arcloop.data.store.source_files import Held, compare
+from arcloop.data.splits.stratified import apportion_new, assign_new
+from arcloop.data.store.source_files import StoreContents, compare_files
 from arcloop.errors import ArtifactError, ConfigError, DataError
 from arcloop.runtime.images import decode
 
@@ -161,7 +161,7 @@ def test_it_is_a_function_of_store_and_source(tmp_path, stores, pictures, first)
 
 def test_without_a_store_all_is_prepared(stores, pictures, capfd):
     made = append(stores, folder_source(pictures))
-    assert "no store holds images of this source yet" in capfd.readouterr().err
+    assert "no store contains images of this source" in capfd.readouterr().err
     assert made.files == prepare(folder_source(pictures), stores / "anew", workers=1).files
 
 
@@ -180,17 +180,17 @@ def test_a_store_of_other_images_is_not_appended_to(tmp_path, stores, first):
 def remove(pictures):
     (pictures / "bee" / "003.png").unlink()
     (pictures / "ant" / "000.png").unlink()
-    return "2 image(s) of it were removed since:\n    ant/000.png\n    bee/003.png"
+    return "2 of its images were removed since:\n    ant/000.png\n    bee/003.png"
 
 
 def change(pictures):
     os.utime(pictures / "ölkäfer" / "001.png", ns=(0, 0))
-    return "1 image(s) of it were changed since:\n    ölkäfer/001.png"
+    return "1 of its images were changed since:\n    ölkäfer/001.png"
 
 
 def rename(pictures):
     (pictures / "ant").rename(pictures / "ants")
-    return "10 image(s) of it were removed since:\n    ant/000.png"
+    return "10 of its images were removed since:\n    ant/000.png"
 
 
 @pytest.mark.parametrize("spoil", [remove, change, rename])
@@ -201,7 +201,7 @@ def test_a_source_that_lost_or_changed_images_is_refused(stores, pictures, first
         append(stores, folder_source(pictures))
     assert message in str(caught.value)
     assert str(first.path) in str(caught.value.where)
-    assert "prepare anew, without append=true" in caught.value.remedy
+    assert "prepare a new store without append=true" in caught.value.remedy
     assert [path.name for path in stores.iterdir()] == [first.path.name]
 
 
@@ -218,7 +218,7 @@ def test_sources_without_files_of_their_own_are_refused(tmp_path, source):
     made = idx_source(tmp_path / "idx") if source == "idx" else synthetic_source()
     with pytest.raises(ConfigError, match="cannot be appended to") as caught:
         prepare(made, tmp_path / "store", append=True)
-    assert "prepared anew" in caught.value.remedy
+    assert "a new store is prepared" in caught.value.remedy
 
 
 def test_bad_pictures_are_tried_again(stores, pictures):
@@ -285,7 +285,7 @@ def test_another_label_or_split_in_a_list_is_a_change(stores, pictures, column):
     other = ("", "bee", "val")
     rows[0] = (*rows[0][:column], other[column], *rows[0][column + 1 :])
     source = listed(pictures, rows)
-    with pytest.raises(DataError, match=r"1 image\(s\) of it were changed since:\n    ant/000.png"):
+    with pytest.raises(DataError, match=r"1 of its images were changed since:\n    ant/000.png"):
         append(stores, source)
 
 
@@ -319,7 +319,9 @@ def test_where_splits_are_by_class_an_image_goes_where_its_class_is(stores, pict
 
 def test_where_splits_are_by_class_new_classes_are_refused(stores, pictures, by_class):
     write_pictures(pictures / "bat", 12, seed=7)
-    with pytest.raises(DataError, match="no class in common: bat; those of train have the first"):
+    with pytest.raises(
+        DataError, match=r"no common class: bat\. The classes of train have the first"
+    ):
         append(stores, by_class[0])
 
 
@@ -336,11 +338,11 @@ def test_given_splits_without_a_class_in_common(tmp_path, stores):
     assert grown.num_train_classes == 1
     assert grown.labels("gallery").tolist() == [2, 2, 2, 3, 3]
     write_pictures(root / "train" / "b", 2, seed=51)
-    with pytest.raises(DataError, match="no class in common: b; "):
+    with pytest.raises(DataError, match=r"no common class: b\. "):
         append(stores, source)
     (root / "train" / "b").rename(root / "b")
     write_pictures(root / "query" / "of gallery", 2, seed=52)
-    with pytest.raises(DataError, match="no images of query when the store was prepared"):
+    with pytest.raises(DataError, match="the source has images of query, but the store has none"):
         append(stores, source)
 
 
@@ -398,32 +400,36 @@ def of_dict(pictures):
 def test_compare_is_that_of_two_dicts(then, now):
     now = now | {path: then[path] for path in list(then)[::2]}
     (paths, rows), versions = of_dict(then), of_dict(now)[1]
-    held = np.empty(len(paths), [("path", "S4"), *((name, "<i8") for name in FIELDS)])
-    held["path"] = paths
+    stored = np.empty(len(paths), [("path", "S4"), *((name, "<i8") for name in FIELDS)])
+    stored["path"] = paths
     for column, name in enumerate(FIELDS):
-        held[name] = rows[:, column]
-    difference = compare(
-        held, np.array(list(now), bytes), lambda n: versions[n, :2], versions[:, 2], versions[:, 3]
+        stored[name] = rows[:, column]
+    changes = compare_files(
+        stored,
+        np.array(list(now), bytes),
+        lambda n: versions[n, :2],
+        versions[:, 2],
+        versions[:, 3],
     )
     same = {path for path in now if path in then and now[path] == then[path]}
-    assert difference.new.tolist() == [path not in then for path in now]
-    assert difference.kept == len(same)
+    assert changes.is_new.tolist() == [path not in then for path in now]
+    assert changes.unchanged == len(same)
     text = lambda paths: sorted(p.decode("utf-8", "surrogateescape") for p in paths)  # noqa: E731
-    assert sorted(difference.removed) == text(then.keys() - now.keys())
-    assert sorted(difference.changed) == text((then.keys() & now.keys()) - same)
-    assert difference.grown == (same == then.keys())
+    assert sorted(changes.removed) == text(then.keys() - now.keys())
+    assert sorted(changes.changed) == text((then.keys() & now.keys()) - same)
+    assert changes.only_additions == (same == then.keys())
 
 
 def test_origins_name_every_row(first, pictures):
-    held = Held.of(first)
-    assert sorted(os.fsdecode(path) for path in held.rows["path"]) == sorted(
+    stored = StoreContents.read(first)
+    assert sorted(os.fsdecode(path) for path in stored.rows["path"]) == sorted(
         str(path.relative_to(pictures)) for path in pictures.glob("*/*")
     )
-    for path, size, changed, label, _ in held.rows.tolist():
+    for path, size, changed, label, _ in stored.rows.tolist():
         stat = (pictures / os.fsdecode(path)).stat()
         assert (size, changed) == (stat.st_size, stat.st_mtime_ns)
-        assert held.classes[label] == os.fsdecode(path).split("/")[0]
-    assert held.counts.tolist() == [[4, 2, 2, 2], [6, 3, 3, 3], [8, 4, 4, 4]]
+        assert stored.classes[label] == os.fsdecode(path).split("/")[0]
+    assert stored.class_counts.tolist() == [[4, 2, 2, 2], [6, 3, 3, 3], [8, 4, 4, 4]]
 
 
 @given(
@@ -431,15 +437,15 @@ def test_origins_name_every_row(first, pictures):
     st.integers(0, 6),
     st.tuples(*[st.sampled_from([0.1, 0.2, 0.25])] * 3),
 )
-def test_a_class_comes_as_near_to_its_shares_as_it_can(held, new, shares):
+def test_a_class_comes_as_near_to_its_shares_as_it_can(stored, new, shares):
     """Of all ways to give its new images to the splits, none is nearer in the squares."""
     sizes = dict(zip(SIZES, shares, strict=True))
-    given = share_out(np.array([new]), np.array([held]), sizes)[0]
+    given = apportion_new(np.array([new]), np.array([stored]), sizes)[0]
     assert given.sum() == new
     assert (given >= 0).all()
-    rows = sum(held) + new
+    rows = sum(stored) + new
     ideal = np.array([1 - sum(shares), *shares]) * rows
-    distance = lambda given: float(((np.array(held) + given - ideal) ** 2).sum())  # noqa: E731
+    distance = lambda given: float(((np.array(stored) + given - ideal) ** 2).sum())  # noqa: E731
     ways = [w for w in itertools.product(range(new + 1), repeat=4) if sum(w) == new]
     assert distance(given) <= min(map(distance, ways)) + 1e-9
 
@@ -450,20 +456,20 @@ def test_a_new_class_is_in_every_split(new, old_classes):
     rows = np.zeros(len(old), [("label", "<i8"), ("split", "<i8")])
     rows["label"], rows["split"] = old, np.tile(np.repeat(np.arange(4), [20, 5, 5, 5]), old_classes)
     classes = [str(number) for number in range(old_classes + len(new))]
-    held = Held(rows, classes[:old_classes], old_classes, leave_one_out=False)
+    stored = StoreContents(rows, classes[:old_classes], old_classes, leave_one_out=False)
     counts = np.array([0] * old_classes + new)
-    shares = Shares(SIZES, seed=0)
+    given = stored.class_counts, classes
     labels = np.repeat(np.arange(len(counts)), counts)
-    drawn = shares.assign(labels, held, classes)
+    drawn = assign_new(labels, *given, sizes=SIZES, seed=0)
     for label in range(old_classes, len(counts)):
         per_split = np.bincount(drawn[labels == label], minlength=4)
         assert per_split.min() >= 1
         if (len(old) + sum(new)) * 0.2 >= 2 * len(counts) and counts[label] >= 5:
             assert per_split[1] >= 2
-    assert (drawn == shares.assign(labels, held, classes)).all()
+    assert (drawn == assign_new(labels, *given, sizes=SIZES, seed=0)).all()
 
 
 def test_sizes_in_rows_are_kept_to_where_classes_allow():
-    held = np.array([[30, 3, 6, 6], [30, 3, 6, 6]])
-    given = share_out(np.array([10, 10]), held, {"val": 6, "gallery": 14, "query": 12})
-    assert (held + given).sum(axis=0).tolist() == [78, 6, 14, 12]
+    stored = np.array([[30, 3, 6, 6], [30, 3, 6, 6]])
+    given = apportion_new(np.array([10, 10]), stored, {"val": 6, "gallery": 14, "query": 12})
+    assert (stored + given).sum(axis=0).tolist() == [78, 6, 14, 12]

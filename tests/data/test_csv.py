@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from arcloop.data import SPLITS, Store, prepare, store_key
-from arcloop.data.sources.csv_table import read_table
+from arcloop.data.sources.csv_list import read_table
 from arcloop.errors import ConfigError, DataError
 from arcloop.runtime.images import decode
 
@@ -93,7 +93,10 @@ def test_excel_writes_a_mark_first_and_others_separate_by_semicolons(tmp_path, l
     listed.write_text("\ufeff" + text + "\n\n", encoding="utf-8")
     assert sum(csv_source(listed, delimiter=";").open().rows.values()) == 45
     error = refusal(csv_source(listed))
-    assert "there is no column path and no column label; there are: 'path;label'" in error.what
+    assert (
+        "column path is missing; column label is missing; the columns are: 'path;label'"
+        in error.what
+    )
     assert error.remedy == "pass data.delimiter=';'"
 
 
@@ -119,10 +122,10 @@ def test_all_faults_are_told_at_once_with_their_lines(tmp_path, pictures):
         f"    line 3: there is no file {pictures}/ant/nope.png",
         "    line 4: the label is empty",
         "    line 5: split 'trian' is none of train, val, gallery, query; did you mean train?",
-        "    line 6: ant/../ant/000.png is on line 2 already",
+        "    line 6: ant/../ant/000.png is already on line 2",
         "    line 7: ant/000.png is 'bee', but 'ant' on line 2",
         "    line 8: the path is empty",
-        "    line 9: has not as many cells as the header",
+        "    line 9: has another number of cells than line 1",
         f"    line 10: there is no file {pictures}/bee",
         "    line 11: split '' is none of train, val, gallery, query",
     ]
@@ -146,12 +149,12 @@ def test_a_line_of_a_row_over_several_lines(pictures):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"path,class\na,b\n", "there is no column label; there are: 'path', 'class'"),
-        (b"path,label,path\n", "column path is there twice"),
-        (b"", "no column path and no column label; there are: none"),
+        (b"path,class\na,b\n", "column label is missing; the columns are: 'path', 'class'"),
+        (b"path,label,path\n", "column path occurs twice"),
+        (b"", "column path is missing; column label is missing; the columns are: none"),
         (b"path,label\n", "it lists no images"),
-        (b"path,label\n\xff\xfe,x\n", "no text in UTF-8"),
-        (b'path,label\n"' + b"x" * 200_000 + b'",x\n', "no CSV: field larger"),
+        (b"path,label\n\xff\xfe,x\n", "not text in UTF-8"),
+        (b'path,label\n"' + b"x" * 200_000 + b'",x\n', "not CSV: field larger"),
     ],
 )
 def test_a_file_that_is_no_list(tmp_path, content, message):
@@ -212,12 +215,5 @@ def test_a_long_list_takes_little_memory_for_a_row(tmp_path):
         table = read_table(file, tmp_path, ",")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert table.pictures.paths(np.array([rows - 1])) == [str(tmp_path / named[-1][0])]
+        assert table.files.path(rows - 1) == str(tmp_path / named[-1][0])
     assert (peaks[1] - peaks[0]) / (many - few) < 120  # bytes; a str alone takes 60
-
-
-def test_long_list_is_expected_to_keep_processes_at_work(listed, monkeypatch):
-    source = csv_source(listed)
-    assert source.likely_tasks() == 0
-    monkeypatch.setattr("arcloop.data.sources.csv_source._ROW_BYTES", 0)
-    assert source.likely_tasks() > 1

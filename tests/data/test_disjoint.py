@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from arcloop.artifacts.writer import write_manifest
 from arcloop.data import SPLITS, Store, prepare, validate
-from arcloop.data.splits.disjoint import disjoint
+from arcloop.data.splits.disjoint import split_by_class
 from arcloop.errors import DataError
 from arcloop.runtime.images import decode
 
@@ -41,19 +41,19 @@ def test_classes_go_to_one_split_with_all_their_rows(counts, val, test, seed):
     assume(min(wanted) >= 2)
     assume(len(names) - sum(wanted) >= 2)
     settings = {"val_classes": val, "test_classes": test, "seed": seed, "where": "here"}
-    division = disjoint(labels, names, **settings)
+    division = split_by_class(labels, names, **settings)
     assert sorted(np.concatenate(list(division.rows.values())).tolist()) == list(range(len(labels)))
     of_split = {split: set(labels[rows].tolist()) for split, rows in division.rows.items()}
     assert [len(of_split[split]) for split in ("val", "gallery")] == wanted
     assert sum(map(len, of_split.values())) == len(names)
     for split in STORED:  # train first, without a gap
-        new = set(division.new_label[sorted(of_split[split])].tolist())
+        new = set(division.new_labels[sorted(of_split[split])].tolist())
         start = {"train": 0, "val": len(of_split["train"])}.get(split, len(names) - wanted[1])
         assert new == set(range(start, start + len(new)))
     assert division.num_train_classes == len(of_split["train"])
     assert division.leave_one_out
-    assert (division.order[division.new_label] == np.arange(len(names))).all()
-    again = disjoint(labels, names, **settings)
+    assert (division.class_order[division.new_labels] == np.arange(len(names))).all()
+    again = split_by_class(labels, names, **settings)
     assert all((again.rows[split] == rows).all() for split, rows in division.rows.items())
 
 
@@ -61,7 +61,11 @@ def test_another_seed_draws_other_classes():
     labels = np.arange(60) % 20
     names = [str(label) for label in range(20)]
     drawn = {
-        tuple(disjoint(labels, names, val_classes=5, test_classes=5, seed=seed, where="").order)
+        tuple(
+            split_by_class(
+                labels, names, val_classes=5, test_classes=5, seed=seed, where=""
+            ).class_order
+        )
         for seed in range(5)
     }
     assert len(drawn) == 5
@@ -69,17 +73,20 @@ def test_another_seed_draws_other_classes():
 
 def test_too_few_classes():
     with pytest.raises(DataError) as caught:
-        disjoint(np.arange(8) % 4, list("abcd"), val_classes=0.2, test_classes=2, seed=0, where="x")
+        split_by_class(
+            np.arange(8) % 4, list("abcd"), val_classes=0.2, test_classes=2, seed=0, where="x"
+        )
     assert caught.value.what == (
-        "4 classes cannot be divided into 1 of train, 1 of val, 2 of gallery: each takes 2 or more"
+        "4 classes cannot be divided into 1 for train, 1 for val, 2 for gallery:"
+        " each split needs at least 2"
     )
     assert "data.val_classes" in caught.value.remedy
 
 
 def test_judged_classes_of_one_image_are_named():
     labels = np.array([0, 1, 2, 3, 4, 5, 0, 1])
-    with pytest.raises(DataError, match="no image but one of") as caught:
-        disjoint(labels, list("abcdef"), val_classes=2, test_classes=2, seed=0, where="x")
+    with pytest.raises(DataError, match="only one image of") as caught:
+        split_by_class(labels, list("abcdef"), val_classes=2, test_classes=2, seed=0, where="x")
     assert sum(repr(name) in str(caught.value) for name in "cdef") >= 2
 
 
@@ -94,7 +101,7 @@ def five(tmp_path):
 def test_bad_pictures_are_left_out_of_gallery_and_query_alike(tmp_path, five):
     settings = {"split": "disjoint", "on_bad_image": "skip"}
     order = folder_source(five, **settings).open().order["gallery"]
-    bad = folder_source(five, **settings).open().pictures.paths(order[3:4])[0]
+    bad = folder_source(five, **settings).open().files.path(order[3])
     open(bad, "wb").close()
     prepare(folder_source(five, **settings), tmp_path / "store", workers=1)
     store = Store.open(tmp_path / "store")

@@ -104,7 +104,7 @@ def damage(path, how):
         ("zero bytes", "empty file"),
         ("header", "ends in its header"),
         ("short", "ends in row 59 of the 60"),
-        ("long", "goes on after the 60 rows"),
+        ("long", "continues after the 60 rows"),
         ("no rows", "empty: its header"),
     ],
 )

@@ -39,7 +39,7 @@ def test_store_that_is_there_is_returned_untouched(tmp_path):
 
 def test_other_store_is_not_overwritten(tmp_path):
     first = prepare(synthetic_source(), tmp_path / "store")
-    with pytest.raises(ArtifactError, match="of another source") as caught:
+    with pytest.raises(ArtifactError, match="from another source") as caught:
         prepare(synthetic_source(seed=2), tmp_path / "store")
     assert "delete" in caught.value.remedy
     assert artifacts.load(tmp_path / "store", "store") == first

@@ -103,10 +103,10 @@ def test_class_with_one_image_is_named():
 
 @pytest.mark.parametrize("sizes", [{"val": 100}, {"val": 60, "gallery": 39}, {"val": 1.0}])
 def test_splits_larger_than_the_data(sizes):
-    with pytest.raises(DataError, match="larger than the data: val="):
+    with pytest.raises(DataError, match="larger than the data set: val="):
         split([0, 1] * 50, sizes)
 
 
 def test_share_of_no_rows():
-    with pytest.raises(DataError, match=r"val=0\.001 of 100 images is none"):
+    with pytest.raises(DataError, match=r"val=0\.001 of 100 images selects no image"):
         split([0, 1] * 50, {"val": 0.001})

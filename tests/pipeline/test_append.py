@@ -128,8 +128,8 @@ def test_a_removed_file_is_refused_before_work(work, capsys):
     draw(work, "d", [99], 3)
     assert main(["train", *TRAIN, "run_dir=runs/x", "append=true"]) == 1
     error = capsys.readouterr().err
-    assert "1 image(s) of it were removed since:\n    b/004.png" in error
-    assert "prepare anew, without append=true" in error
+    assert "1 of its images were removed since:\n    b/004.png" in error
+    assert "prepare a new store without append=true" in error
     assert not (work / "runs/x").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_store_at_a_place_of_its_own(work, capsys):
     assert main(["prepare", *DATA, "store_dir=mine/v1"]) == 0
     draw(work, "d", range(60, 70), 3)
     assert main(["prepare", *DATA, "store_dir=mine/v1", "append=true"]) == 1
-    assert "pass another store_dir beside this one" in capsys.readouterr().err
+    assert "pass another store_dir in the same folder" in capsys.readouterr().err
     assert main(["prepare", *DATA, "store_dir=mine/v2", "append=true"]) == 0
     first, second = (artifacts.load(work / f"mine/v{n}", "store") for n in (1, 2))
     assert second.parents == {"store": first.sha256}

@@ -1,4 +1,4 @@
-"""Images and labels: sources, the sharded store, its validation, and loading for training."""
+"""Images and labels: sources, splits, the sharded store, its validation, and batch loading."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from arcloop.data.append import changes_since
 from arcloop.data.prepare import prepare, store_key
-from arcloop.data.sources.base import SPLITS, Source
-from arcloop.data.sources.csv_source import CsvSource
+from arcloop.data.sources.base import Source
+from arcloop.data.sources.csv_list import CsvSource
 from arcloop.data.sources.idx import IdxSource
 from arcloop.data.sources.image_folder import ImageFolderSource
 from arcloop.data.sources.synthetic import SyntheticSource
+from arcloop.data.splits import SPLITS
 from arcloop.data.store.store import Store
 from arcloop.data.validation.validate import validate
 
@@ -25,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only for those who train; preparing a store does without."""
+    """Import the classes that need torch when they are used; preparing a store does not."""
     if name == "EmbeddingDataModule":
         from arcloop.data.loading.datamodule import EmbeddingDataModule
 

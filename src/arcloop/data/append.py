@@ -1,4 +1,4 @@
-"""New images of a source onto a store of it: which store, and what is new."""
+"""Appending the new images of a source to an existing store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.artifacts.writer import ArtifactWriter
 from arcloop.data.sources.base import Listing, Source
-from arcloop.data.store.source_files import Difference, Held
+from arcloop.data.store.source_files import SourceChanges, StoreContents
 from arcloop.data.store.store import CLASSES
 from arcloop.errors import ConfigError
 
@@ -18,20 +18,17 @@ KEY_DIGITS = 16
 
 
 def settings_key(source: Source) -> str:
-    """Return what the versions of a store have in common: the same settings, whatever the images.
-
-    The place of the source is not in it, as it is not in the key of a store.
-    """
+    """Return a key that stores of the same settings share. The images and their location differ."""
     return sha256_json([type(source).__name__, source.settings()])[:KEY_DIGITS]
 
 
 @dataclass(frozen=True)
-class Base:
-    """A store to append to, and what to append.
+class AppendPlan:
+    """A store to append to, and the images to append.
 
     Attributes:
         store: The store, verified.
-        new: The source's images that it lacks, its labels carried on.
+        new: Listing of the images that it lacks. Its labels continue those of the store.
     """
 
     store: Artifact
@@ -42,64 +39,67 @@ class Base:
         return len(self.store.info["splits"][split]["shards"])
 
     def link_shards(self, writer: ArtifactWriter) -> None:
-        """Add every shard of the store to a new artifact as a hard link."""
+        """Add all shards of the store to a new artifact as hard links."""
         for name in self.store.files:
             if name != CLASSES:
                 writer.link(self.store, name)
 
 
 def require_appendable(source: Source) -> None:
-    """Refuse a source whose rows cannot be told apart.
+    """Refuse a source whose images are not files of their own.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: The source does not know which of its images are new.
     """
     if not source.appendable:
         raise ConfigError(
-            f"append=true: {type(source).__name__} cannot be appended to; its images are not files"
-            " of their own, so which are new cannot be told",
-            remedy="leave append=true away: the store is prepared anew when the source changes",
+            f"append=true: {type(source).__name__} cannot be appended to, because its images are"
+            " not separate files and new ones cannot be identified",
+            remedy="remove append=true: a new store is prepared when the source changes",
         )
 
 
-def find_base(source: Source, listing: Listing, stores: Path) -> Base | None:
-    """Find the store that new images are to be appended to, among those in a folder.
-
-    It is the one of the same settings that holds most of what the source has now.
+def plan_append(source: Source, listing: Listing, stores: Path) -> AppendPlan | None:
+    """Find the store to append to: of those with the same settings, the one with most images.
 
     Args:
         source: The source.
-        listing: What it has now.
-        stores: The folder.
+        listing: Its current contents.
+        stores: Folder to search for stores.
 
     Returns:
-        None if no store holds anything of it.
+        None if no store contains images of the source.
 
     Raises:
-        DataError: Images that the store holds were removed or changed.
-        ArtifactError: The store was damaged.
+        DataError: Images of the store were removed from the source or changed.
+        ArtifactError: The store is damaged.
     """
     key = settings_key(source)
     best = (0, True)
-    chosen: tuple[Artifact, Held, Difference] | None = None
+    chosen: tuple[Artifact, StoreContents, SourceChanges] | None = None
     for store in artifacts.list_artifacts(stores, "store"):
-        if store.info.get("settings") != key or (held := Held.of(store)) is None:
+        if store.info.get("settings") != key or (contents := StoreContents.read(store)) is None:
             continue
-        difference = listing.difference(held)
-        if (difference.kept, difference.grown) > best:
-            best, chosen = (difference.kept, difference.grown), (store, held, difference)
+        changes = listing.compare_with(contents)
+        rank = (changes.unchanged, changes.only_additions)
+        if rank > best:
+            best, chosen = rank, (store, contents, changes)
     if chosen is None:
         return None
-    store, held, difference = chosen
-    difference.require_grown(store.path)
-    return Base(artifacts.load(store.path, "store"), listing.beyond(difference.new, held))
+    store, contents, changes = chosen
+    changes.require_only_additions(store.path)
+    new = listing.select_new(changes.is_new, contents)
+    return AppendPlan(artifacts.load(store.path, "store"), new)
 
 
-def changes_since(source: Source, store: Artifact) -> Difference | None:
-    """Compare a source with a store that was made from it; None where that cannot be told.
+def changes_since(source: Source, store: Artifact) -> SourceChanges | None:
+    """Compare a source with a store that was made from it.
+
+    Returns:
+        None if the images of the source are not separate files.
 
     Raises:
-        DataError: The source is not there.
+        DataError: The source does not exist.
     """
-    held = Held.of(store) if source.appendable else None
-    return None if held is None else source.open().difference(held)
+    contents = StoreContents.read(store) if source.appendable else None
+    return None if contents is None else source.open().compare_with(contents)

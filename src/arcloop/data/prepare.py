@@ -1,8 +1,7 @@
-"""Source -> store."""
+"""Preparation: writes the store of a source."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,30 +14,35 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json, write_json
 from arcloop.artifacts.locks import file_lock
 from arcloop.artifacts.writer import write_artifact
-from arcloop.data.append import KEY_DIGITS, Base, find_base, require_appendable, settings_key
+from arcloop.data.append import (
+    KEY_DIGITS,
+    AppendPlan,
+    plan_append,
+    require_appendable,
+    settings_key,
+)
 from arcloop.data.sources.base import Listing, Source
-from arcloop.data.sources.workers import Workers
 from arcloop.data.store.jpeg import JpegSplitWriter
 from arcloop.data.store.shards import SplitWriter
-from arcloop.data.store.source_files import origins_file
+from arcloop.data.store.source_files import source_files_name
 from arcloop.data.store.store import CLASSES
 from arcloop.display.terminal import print_line, track
 from arcloop.errors import ArtifactError, DataError
 from arcloop.runtime.cpus import available_cpus
 
-_NAMED = 100
+_SKIPPED_NAMES = 100  # in the manifest
 
 
 def store_key(source: Source) -> str:
-    """Return what names a store: the same for the same settings and the same source content.
+    """Return the key of a source's store. It depends on the settings and content of the source.
 
     Raises:
-        DataError: The source is not there.
+        DataError: The source does not exist.
     """
-    return _key(source, source.fingerprint())
+    return _make_key(source, source.fingerprint())
 
 
-def _key(source: Source, fingerprint: str) -> str:
+def _make_key(source: Source, fingerprint: str) -> str:
     parts = [type(source).__name__, source.settings(), fingerprint]
     return sha256_json(parts)[:KEY_DIGITS]
 
@@ -46,100 +50,101 @@ def _key(source: Source, fingerprint: str) -> str:
 def prepare(
     source: Source, path: Path, *, append: bool = False, workers: int | None = None
 ) -> Artifact:
-    """Write the store of a source, or return the one that is there already.
+    """Write the store of a source, or return the existing one.
 
     Args:
-        source: Where images and labels come from.
+        source: Origin of images and labels.
         path: Folder of the `store`.
-        append: Start from the store beside `path` that holds most of what the source has: its
-            shards are taken over as they are, and images that it lacks are added in shards of their
-            own. Without such a store, the whole source is read.
-        workers: Processes that decode; None: one a core.
+        append: Start from the store in the parent folder of `path` that contains most images of the
+            source. Its shards are linked without a change, and the new images are added in shards
+            of their own. Without such a store, the whole source is read.
+        workers: Number of processes that decode images; None for one per CPU.
+
+    Returns:
+        The store, verified.
 
     Raises:
         ConfigError: The source cannot be appended to.
-        DataError: The source is missing, damaged, or cannot be split as its settings ask; or, to
-            append to it, images that the store holds were removed or changed.
-        ArtifactError: Another store is at `path`, or this one was damaged.
-        ResourceError: The disk is full or not writable.
+        DataError: The source is missing, damaged, or cannot be split as its settings ask. With
+            `append`: images of the store were removed from the source or changed.
+        ArtifactError: Another store is at `path`, or the store is damaged.
+        ResourceError: The disk is full or not writable, or a worker process died.
     """
     if append:
         require_appendable(source)
-    with Workers(workers or available_cpus()) as processes:
-        # Of processes started alike, all but one only wait below, and need no help.
-        if not artifacts.exists(path) and "LOCAL_WORLD_SIZE" not in os.environ:
-            processes.start(source.likely_tasks())
-        fingerprint = source.fingerprint()
-        if there := _there_already(path, _key(source, fingerprint), append):
-            return there
-        with file_lock(path):  # every process of a node starts here: one writes, the others wait
-            if there := _there_already(path, _key(source, fingerprint), append):
-                return there
-            listing = source.open()
-            base = find_base(source, listing, path.parent) if append else None
-            if append:
-                _tell(base)
-            return _write(source, fingerprint, listing, base, path, processes)
+    fingerprint = source.fingerprint()
+    if existing := _existing_store(path, _make_key(source, fingerprint), append):
+        return existing
+    with file_lock(path):  # of the processes of a node, one writes and the others wait
+        if existing := _existing_store(path, _make_key(source, fingerprint), append):
+            return existing
+        listing, plan = source.open(), None
+        if append:
+            plan = plan_append(source, listing, path.parent)
+            _report_plan(plan)
+        return _write_store(source, fingerprint, listing, plan, path, workers or available_cpus())
 
 
-def _there_already(path: Path, key: str, append: bool) -> Artifact | None:
+def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:
     if not artifacts.exists(path):
         return None
-    there = artifacts.load(path, "store")
-    if there.info["key"] != key:
+    store = artifacts.load(path, "store")
+    if store.info["key"] != key:
         remedy = "choose another folder, or delete this one"
         if append:
-            remedy = "an append makes a store of its own: pass another store_dir beside this one"
+            remedy = "append=true writes a new store: pass another store_dir in the same folder"
         raise ArtifactError(
-            "the store here is of another source, or of other settings", where=path, remedy=remedy
+            "this store was made from another source, or with other settings",
+            where=path,
+            remedy=remedy,
         )
-    return there
+    return store
 
 
-def _tell(base: Base | None) -> None:
-    if base is None:
-        print_line("append: no store holds images of this source yet; all of it is prepared")
+def _report_plan(plan: AppendPlan | None) -> None:
+    if plan is None:
+        print_line("append: no store contains images of this source; the whole source is prepared")
         return
-    rows = ", ".join(f"{split} {rows}" for split, rows in base.new.rows.items())
-    print_line(f"append: {sum(base.new.rows.values())} new images ({rows}) to {base.store.path}")
+    rows = ", ".join(f"{split} {rows}" for split, rows in plan.new.rows.items())
+    print_line(f"append: {sum(plan.new.rows.values())} new images ({rows}) to {plan.store.path}")
 
 
-def _write(
+def _write_store(
     source: Source,
     fingerprint: str,
     listing: Listing,
-    base: Base | None,
+    plan: AppendPlan | None,
     path: Path,
-    workers: Workers,
+    workers: int,
 ) -> Artifact:
-    parents = {"store": base.store.sha256} if base else {}
-    listing = base.new if base else listing
+    parents = {"store": plan.store.sha256} if plan else {}
+    listing = plan.new if plan else listing
     with write_artifact(path, "store", config=asdict(source), parents=parents) as output:
         writers = {
-            split: _writer(source, listing, output.path, split, base) for split in listing.rows
+            split: _make_writer(source, listing, output.path, split, plan) for split in listing.rows
         }
         for writer in writers.values():
             writer.allocate()
         with track("prepare", sum(listing.rows.values())) as advance:
-            dropped = listing.fill(writers, advance, workers)
+            dropped = listing.write(writers, advance, workers)
         for split, writer in writers.items():
             bad = dropped.get(split, {})
-            if bad and len(bad) == writer.rows and base is None:
+            if bad and len(bad) == writer.rows and plan is None:
                 raise DataError(
-                    f"not one image of {split} can be read",
+                    f"no image of {split} can be read",
                     where=next(iter(bad.values())),
-                    remedy="check the files' format",
+                    remedy="check the format of the files",
                 )
             writers[split] = writer.finish(sorted(bad))
-            _write_origins(listing, split, sorted(bad), writers[split])
-        if base:
-            base.link_shards(output)
+            _write_source_files(listing, split, sorted(bad), writers[split])
+        if plan:
+            plan.link_shards(output)
         write_json(output.path / CLASSES, listing.classes)
-        splits = {split: _split_facts(split, w, base) for split, w in writers.items()}
+        splits = {split: _split_info(split, w, plan) for split, w in writers.items()}
         if listing.leave_one_out:
             splits["query"] = splits["gallery"]
         output.info |= {
-            "key": _key(source, fingerprint),
+            "key": _make_key(source, fingerprint),
             "settings": settings_key(source),
             "source": fingerprint,
             "classes": len(listing.classes),
@@ -148,17 +153,17 @@ def _write(
             "image_shape": list(listing.image_shape),
             "encoding": source.encoding,
             "splits": splits,
-            "appended": {split: w.rows for split, w in writers.items()} if base else None,
-            "skipped": _skipped(dropped),
+            "appended": {split: w.rows for split, w in writers.items()} if plan else None,
+            "skipped": _skipped_info(dropped),
         }
-        output.count = sum(split.rows for split in writers.values())
+        output.count = sum(writer.rows for writer in writers.values())
     return artifacts.load(path, "store")
 
 
-def _writer(
-    source: Source, listing: Listing, store: Path, split: str, base: Base | None
+def _make_writer(
+    source: Source, listing: Listing, store: Path, split: str, plan: AppendPlan | None
 ) -> SplitWriter:
-    first_shard = base.first_shard(split) if base else 0
+    first_shard = plan.first_shard(split) if plan else 0
     place = (
         store / split, listing.rows[split], source.shard_rows, listing.image_shape, first_shard
     )  # fmt: skip
@@ -167,27 +172,26 @@ def _writer(
     return SplitWriter(*place)
 
 
-def _write_origins(
+def _write_source_files(
     listing: Listing, split: str, dropped: Sequence[int], writer: SplitWriter
 ) -> None:
-    dropped_N = np.asarray(dropped, np.int64)
-    kept_before_N = dropped_N - np.arange(len(dropped_N))
+    """Write the table of source files of each shard, for the rows that were not dropped."""
+    num_rows = writer.rows + len(dropped)
+    kept = np.delete(np.arange(num_rows), np.asarray(dropped, np.int64))
     first = 0
     for shard, rows in writer.numbered_shards:
-        kept = np.arange(first, first + rows)
-        kept += kept_before_N.searchsorted(kept, side="right")  # as many as were dropped before
-        origins = listing.origins(split, kept)
-        if origins is None:
+        table = listing.source_files(split, kept[first : first + rows])
+        if table is None:
             return
-        np.save(writer.folder / origins_file(shard), origins)
+        np.save(writer.folder / source_files_name(shard), table)
         first += rows
 
 
-def _split_facts(split: str, writer: SplitWriter, base: Base | None) -> dict[str, Any]:
-    before: list[int] = base.store.info["splits"][split]["shards"] if base else []
+def _split_info(split: str, writer: SplitWriter, plan: AppendPlan | None) -> dict[str, Any]:
+    before: list[int] = plan.store.info["splits"][split]["shards"] if plan else []
     return {"rows": sum(before) + writer.rows, "shards": [*before, *writer.shards]}
 
 
-def _skipped(dropped: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
+def _skipped_info(dropped: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
     names = [name for rows in dropped.values() for name in rows.values()]
-    return {"count": len(names), "names": names[:_NAMED]}
+    return {"count": len(names), "names": names[:_SKIPPED_NAMES]}

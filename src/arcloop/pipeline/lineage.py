@@ -220,14 +220,14 @@ def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
     except (ConfigError, DataError, OSError) as cause:
         link.fault = f"it cannot be read: {cause}".replace("\n", ";")
         return
-    if since is None or not since.grown:
+    if since is None or not since.only_additions:
         link.fault = "the source was changed after the store was prepared"
         for what, paths in (
             (("removed", since.removed), ("changed", since.changed)) if since else ()
         ):
             link.fault += f"; {len(paths)} {what}: {', '.join(paths[:_NAMED])}" if paths else ""
     else:
-        link.facts = {"new since": f"{since.new.sum()} images"}
+        link.facts = {"new since": f"{since.is_new.sum()} images"}
 
 
 def _facts(folder: Path, artifact: Artifact) -> dict[str, str]:

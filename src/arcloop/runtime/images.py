@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -34,13 +33,6 @@ _PLUGINS: Mapping[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     b"RIFF": WebPImagePlugin.WebPImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
 }
-_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
-_PNG_HEAD = struct.Struct(">16x II 5s I")
-_PNG_CHUNK = struct.Struct(">I4s")
-_CRC_OF_IDAT = zlib.crc32(b"IDAT")
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_PLAIN_MODES = {b"\x08\x00\x00\x00\x00": "L", b"\x08\x02\x00\x00\x00": "RGB"}
-"""Bits, colour type, compression, filter and interlace of a PNG -> Pillow's name of its mode."""
 _ORIENTING = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 """Where Pillow looks for an orientation."""
 _UNDECODABLE = (
@@ -83,9 +75,7 @@ def decode(
     """
     try:
         encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image = _plain_png(encoded, max_pixels)
-        if image is None:
-            image = _by_plugin(encoded, height, width, max_pixels)
+        image = _by_plugin(encoded, height, width, max_pixels)
         image = _to_mode(image, "L" if channels == 1 else "RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -97,54 +87,6 @@ def decode(
     except _UNDECODABLE as cause:
         raise ImageError(f"cannot be decoded: {cause}") from None
     return np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
-
-
-def plain_png(encoded: bytes) -> tuple[str, int, int, bytes] | None:
-    """Take a PNG of 8 bits, grey or RGB, apart that holds its pixels and nothing else, unharmed.
-
-    Returns:
-        Pillow's name of its mode, width, height, and its rows as they are packed; None of another
-        image, or where a checksum or a length is wrong.
-    """
-    if not (encoded.startswith(_PNG_START) and encoded.endswith(_PNG_END)):
-        return None
-    start, end = _PNG_HEAD.size, len(encoded) - len(_PNG_END)
-    if end < start:
-        return None
-    width, height, kind, checksum = _PNG_HEAD.unpack_from(encoded)
-    mode = _PLAIN_MODES.get(kind)
-    if mode is None or zlib.crc32(encoded[12:29]) != checksum:
-        return None
-    packed = []
-    while end - start >= _PNG_CHUNK.size:
-        size, name = _PNG_CHUNK.unpack_from(encoded, start)
-        part = encoded[start + 8 : start + 8 + size]
-        start += size + 12
-        if name != b"IDAT" or start > end:
-            return None
-        if zlib.crc32(part, _CRC_OF_IDAT) != int.from_bytes(encoded[start - 4 : start]):
-            return None
-        packed.append(part)
-    if start != end:
-        return None
-    return mode, width, height, packed[0] if len(packed) == 1 else b"".join(packed)
-
-
-def _plain_png(encoded: bytes, max_pixels: int) -> Image.Image | None:
-    """Decode a plain PNG, see `plain_png`; None: the plug-in decodes it, or says why not.
-
-    Pillow's plug-in takes several times as long to come to the decoder as the decoder takes for a
-    small image; here the same decoder is called at once.
-    """
-    if (found := plain_png(encoded)) is None:
-        return None
-    mode, width, height, packed = found
-    if not 0 < width * height <= max_pixels:
-        return None
-    try:
-        return Image.frombytes(mode, (width, height), packed, "zip", mode, 0)
-    except _UNDECODABLE:
-        return None
 
 
 def _by_plugin(encoded: bytes, height: int, width: int, max_pixels: int) -> Image.Image:

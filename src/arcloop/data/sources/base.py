@@ -1,39 +1,34 @@
-"""What a source of images and labels must offer; the store is written from any of them alike."""
+"""Interface of a data source. `prepare` writes a store from any of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from arcloop.config.value_types import JpegQuality, PositiveInt, check_fields
-from arcloop.data.sources.workers import Workers
 from arcloop.data.store.shards import SplitWriter
-from arcloop.errors import DataError
+from arcloop.data.store.source_files import FileTable, SourceChanges, StoreContents
+from arcloop.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from arcloop.data.store.source_files import Difference, Held
-
-_PLACE = ("root", "file")
-SPLITS = ("train", "val", "gallery", "query")
-"""`train` learns, `val` selects the checkpoint, `gallery` fills the index, `query` judges."""
+_LOCATION_FIELDS = ("root", "file")
 
 
 class Listing(ABC):
-    """A source that was opened: all that is known before a pixel is read.
+    """Contents of a source, as far as they are known without reading images.
 
     Attributes:
-        classes: Class names; a label is a position in it.
+        classes: Class names; a label is a position in this list.
         image_shape: (H, W, C) of every image.
-        rows: Split -> number of its rows, of every split that is stored.
-        num_train_classes: Classes to train on: the first of them, where splits are by class.
-        leave_one_out: Whether gallery is also the query split, whose rows are then stored once.
+        rows: Split -> number of its rows, for every split that is stored.
+        num_train_classes: Number of classes of train, which have the first labels.
+        leave_one_out: Whether gallery is also the query split. Its rows are stored once then.
     """
 
     classes: list[str]
@@ -43,61 +38,61 @@ class Listing(ABC):
     leave_one_out: bool
 
     @abstractmethod
-    def fill(
-        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: Workers
+    def write(
+        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
     ) -> Mapping[str, Mapping[int, str]]:
-        """Write every row of every split, in memory that does not grow with their number.
+        """Write all rows of all splits. The memory in use does not grow with their number.
 
         Args:
-            writers: Split -> where its rows go; already of the right size.
-            advance: Told how many more rows are done.
-            workers: Processes that may be started and used.
+            writers: Split -> writer, already of the right size.
+            advance: Called with the number of rows that were just written.
+            workers: Number of processes that decode images.
 
         Returns:
-            Split -> rows to be left out again because they could not be read, with their names.
+            Split -> row -> file name, for the images that could not be read and must be dropped.
 
         Raises:
-            DataError: Something could not be read, and the settings do not say to skip it.
+            DataError: An image could not be read, and the settings do not allow to skip it.
         """
 
-    def origins(self, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any] | None:
-        """Return the files that these rows of a split were read from, see `origins.py`.
+    def source_files(self, split: str, rows: npt.NDArray[np.int64]) -> FileTable | None:
+        """Return the files that these rows of a split were read from.
 
         Returns:
-            None where a row is not a file of its own.
+            None if the source does not have one file per image.
         """
         return None
 
-    def difference(self, held: Held) -> Difference:
-        """Compare what is listed with what a store holds; of appendable sources."""
+    def compare_with(self, contents: StoreContents) -> SourceChanges:
+        """Compare the source with a store that was made from it; for appendable sources."""
         raise NotImplementedError
 
-    def beyond(self, new: npt.NDArray[np.bool_], held: Held) -> Listing:
-        """Return a listing of the new images alone, to be appended; of appendable sources.
+    def select_new(self, is_new: npt.NDArray[np.bool_], contents: StoreContents) -> Listing:
+        """Return a listing of only the new images; for appendable sources.
 
         Args:
-            new: [N] whether a listed image is new.
-            held: What the store holds. Its classes keep their labels, new ones come after.
+            is_new: [N] whether an image of this listing is new.
+            contents: Contents of the store. Its classes keep their labels, new classes follow.
 
         Raises:
-            DataError: They cannot be added to its splits.
+            DataError: The images cannot be added to the splits of the store.
         """
         raise NotImplementedError
 
 
 @dataclass(kw_only=True)
 class Source(ABC):
-    """Where images and labels come from. The fields of a subclass are the schema of its config.
+    """Origin of images and labels. The fields of a subclass are the schema of its config.
 
     Attributes:
-        name: Names the store's folder.
+        name: Part of the name of the store's folder.
         shard_rows: Rows in one shard of the store.
-        encoding: How the store keeps images: "raw", as pixels, read fastest; or "jpeg", a fraction
-            of the space, lossy, and decoded whenever they are read.
-        jpeg_quality: Of "jpeg": 1 to 100.
+        encoding: "raw" stores pixels, which are fastest to read. "jpeg" stores JPEG files, which
+            are smaller, lossy, and decoded at every read.
+        jpeg_quality: Quality for "jpeg", 1 to 100.
     """
 
-    appendable = False  # whether new images can be told from those that a store holds
+    appendable = False  # whether new images can be distinguished from those of a store
 
     name: str
     shard_rows: PositiveInt
@@ -109,35 +104,28 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash, in hex, that changes when what is read changes; not with its place.
+        """Return a hash, in hex, of the content of the source. It does not depend on its location.
 
         Raises:
-            DataError: The source is not there.
+            DataError: The source does not exist.
         """
 
     def files(self) -> dict[str, str]:
-        """Return file -> sha256, where the source is a few files; else nothing."""
+        """Return file -> sha256 for a source of few files, else an empty dict."""
         return {}
-
-    def likely_tasks(self) -> int:
-        """Return how many tasks for processes to expect at least, as is told in milliseconds.
-
-        Raises:
-            DataError: The source is not there.
-        """
-        return 0
 
     @abstractmethod
     def open(self) -> Listing:
-        """Look at what there is, without reading images.
+        """List the contents without reading images.
 
         Raises:
-            DataError: It cannot be split as the settings ask, or something is missing or damaged.
+            DataError: The contents cannot be split as the settings ask, or something is missing or
+                damaged.
         """
 
     def settings(self) -> dict[str, Any]:
-        """Return what else decides on the store's contents: all fields but the place."""
-        unused = set(_PLACE)
+        """Return all fields that affect the contents of the store: all but the location."""
+        unused = set(_LOCATION_FIELDS)
         if self.encoding == "raw":
             unused |= {"encoding", "jpeg_quality"}
         values = dataclasses.asdict(self)
@@ -148,7 +136,7 @@ def existing_root(root: str) -> Path:
     """Return the folder of a source.
 
     Raises:
-        DataError: There is no such folder.
+        DataError: The folder does not exist.
     """
     path = Path(root)
     if not path.is_dir():
@@ -156,3 +144,23 @@ def existing_root(root: str) -> Path:
             "there is no such folder", where=path.absolute(), remedy="correct data.root"
         )
     return path
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width), in pixels, of the setting `image_size`.
+
+    Raises:
+        ConfigError: It is a list that does not have two numbers.
+
+    >>> height_and_width(28), height_and_width([32, 64])
+    ((28, 28), (32, 64))
+    """
+    if isinstance(image_size, int):
+        return image_size, image_size
+    if len(image_size) != 2:
+        raise ConfigError(
+            f"data.image_size={list(image_size)} must be one number or [height, width]",
+            remedy="change the value",
+        )
+    height, width = image_size
+    return height, width

@@ -1,4 +1,4 @@
-"""Made-up images that can be learned, any number of them, in the memory of one block."""
+"""Source of any number of generated images whose classes can be learned."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ import numpy as np
 
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
-from arcloop.data.sources.base import SPLITS, Listing, Source
-from arcloop.data.sources.image_size import height_and_width
-from arcloop.data.sources.workers import Workers
-from arcloop.data.splits.disjoint import class_totals
+from arcloop.data.sources.base import Listing, Source, height_and_width
+from arcloop.data.splits import SPLITS
+from arcloop.data.splits.disjoint import count_classes
 from arcloop.data.store.shards import Images, Labels, SplitWriter, rows_per_block
 
-_GENERATOR = 1  # raise it when the same settings give other images
+_GENERATOR_VERSION = 1  # increase it when the same settings generate other images
 _CELLS = 7
 
 
 @dataclass(kw_only=True)
 class SyntheticSource(Source):
-    """Each class is a seeded pattern of 7 x 7 cells; each image is its pattern with noise.
+    """Each class is a random pattern of 7 x 7 cells, each image its pattern with added noise.
 
     Attributes:
-        num_classes: Classes; row i of a split is of class i modulo this.
+        num_classes: Number of classes; row i of a split is of class i modulo this number.
         image_size: Height and width, or one number for both, in pixels.
         channels: 1 or 3.
-        train: Rows of this split, as are `val`, `gallery` and `query`.
+        train: Rows of train; likewise `val`, `gallery` and `query`.
         split: "stratified": every split has all classes. "disjoint": train, val and gallery have
-            no class in common, and gallery is also the query split, by leave-one-out.
-        val_classes: If disjoint, classes (int) or share of all classes (float) of val.
-        test_classes: If disjoint, classes or share of gallery.
-        noise: Half-width of the uniform noise, as a share of the range of a pixel.
-        seed: Of patterns and noise.
+            no common class, and gallery is also the query split, with leave-one-out.
+        val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.
+        test_classes: If disjoint, classes or fraction for gallery.
+        noise: Half-width of the uniform noise, as a fraction of the range of a pixel.
+        seed: Seed of the patterns and of the noise.
     """
 
     num_classes: PositiveInt
@@ -56,53 +55,56 @@ class SyntheticSource(Source):
         height_and_width(self.image_size)
 
     def fingerprint(self) -> str:
-        return sha256_json({"synthetic": _GENERATOR})
+        return sha256_json({"synthetic": _GENERATOR_VERSION})
 
     def open(self) -> Listing:
         height, width = height_and_width(self.image_size)
         digits = len(str(self.num_classes - 1))
-        totals = {} if self.split == "stratified" else self._class_totals()
+        num_classes = {}
+        if self.split == "disjoint":
+            num_classes = count_classes(
+                self.num_classes,
+                val_classes=self.val_classes,
+                test_classes=self.test_classes,
+                where="data.num_classes",
+            )
         return SyntheticListing(
             classes=[f"class-{label:0{digits}d}" for label in range(self.num_classes)],
             image_shape=(height, width, self.channels),
-            rows={split: getattr(self, split) for split in totals or SPLITS},
+            rows={split: getattr(self, split) for split in num_classes or SPLITS},
             noise=self.noise,
             seed=self.seed,
-            class_totals=totals,
-        )
-
-    def _class_totals(self) -> dict[str, int]:
-        return class_totals(
-            self.num_classes,
-            val_classes=self.val_classes,
-            test_classes=self.test_classes,
-            where="data.num_classes",
+            num_classes=num_classes,
         )
 
 
 @dataclass
 class SyntheticListing(Listing):
-    """Rows whose content is a function of seed, split and row number alone."""
+    """Generated rows, which depend only on the seed, the split and the row number.
+
+    Attributes:
+        noise: As in `SyntheticSource`.
+        seed: As in `SyntheticSource`.
+        num_classes: Split -> number of its classes, in the order of the labels; empty if every
+            split has all classes.
+    """
 
     classes: list[str]
     image_shape: tuple[int, int, int]
     rows: Mapping[str, int]
     noise: float
     seed: int
-    class_totals: Mapping[str, int]  # classes of each split, in this order; empty: all of all
+    num_classes: Mapping[str, int]
     _patterns: Images = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.num_train_classes = self.class_totals.get("train", len(self.classes))
-        self.leave_one_out = bool(self.class_totals)
+        self.num_train_classes = self.num_classes.get("train", len(self.classes))
+        self.leave_one_out = bool(self.num_classes)
         shape = (len(self.classes), _CELLS, _CELLS, self.image_shape[2])
         self._patterns = np.random.default_rng(self.seed).integers(0, 256, shape, dtype=np.uint8)
 
-    def fill(
-        self,
-        writers: Mapping[str, SplitWriter],
-        advance: Callable[[int], None],
-        workers: Workers,
+    def write(
+        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
     ) -> Mapping[str, Mapping[int, str]]:
         block = rows_per_block(self.image_shape)
         for split, writer in writers.items():
@@ -113,17 +115,16 @@ class SyntheticListing(Listing):
         return {}
 
     def generate(self, split: str, start: int, stop: int) -> tuple[Images, Labels]:
-        """Return images [N, H, W, C] and labels [N] of rows `start` to `stop` of a split."""
+        """Return images [N, H, W, C] and labels [N] of rows `start` to `stop` - 1 of a split."""
         height, width, channels = self.image_shape
-        labels = self._first_class(split) + np.arange(start, stop, dtype=np.int64) % (
-            self.class_totals.get(split, len(self.classes))
-        )
+        num_classes = self.num_classes.get(split, len(self.classes))
+        labels = np.arange(start, stop, dtype=np.int64) % num_classes + self._first_class(split)
         rows = np.arange(height) * _CELLS // height
         columns = np.arange(width) * _CELLS // width
         pattern_NHWC = self._patterns[labels[:, None, None], rows[:, None], columns]
 
         row_bytes = height * width * channels
-        steps = math.ceil(row_bytes / 32)  # Philox gives 32 bytes a step of its counter
+        steps = math.ceil(row_bytes / 32)  # Philox generates 32 bytes per step of its counter
         key = np.array([self.seed % 2**64, SPLITS.index(split)], dtype=np.uint64)
         random = np.random.Philox(key=key, counter=start * steps).random_raw(
             len(labels) * steps * 4
@@ -135,4 +136,4 @@ class SyntheticListing(Listing):
 
     def _first_class(self, split: str) -> int:
         before = SPLITS[: SPLITS.index(split)]
-        return sum(self.class_totals.get(earlier, 0) for earlier in before)
+        return sum(self.num_classes.get(earlier, 0) for earlier in before)

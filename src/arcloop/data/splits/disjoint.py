@@ -1,49 +1,55 @@
-"""Splits by class: what judges is of classes that were never trained on.
+"""Splits without a common class: evaluation uses classes that the model was not trained on.
 
-The standard protocol of retrieval: Musgrave et al., "A Metric Learning Reality Check" (arXiv
-2003.08505), section 3.1. Gallery and query are the same images there, and no image is its own
-neighbour: leave-one-out.
+This is the standard protocol of retrieval: Musgrave et al., "A Metric Learning Reality Check"
+(arXiv 2003.08505), section 3.1. Gallery and query are the same images in it; an image is excluded
+from its own neighbours (leave-one-out).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.splits.stratified import stratify
-from arcloop.errors import DataError
+from arcloop.errors import DataError, list_some
 
 Ints = npt.NDArray[np.int64]
 
-_LEAST = 2  # of one class alone, every neighbour is right
-_NAMED = 10
+_MIN_CLASSES = 2  # with one class, every neighbour is correct
+_MIN_ROWS = 2  # with leave-one-out, a single image of a class has no neighbour of its class
 
 
 @dataclass(frozen=True)
-class Division:
-    """Which rows make which split, and how classes are numbered.
+class SplitAssignment:
+    """The rows of each split, and the order of the classes.
 
     Attributes:
-        rows: Split -> its rows, ascending. Without `query`, gallery is also the query split, by
+        rows: Split -> its rows, ascending. Without `query`, gallery is also the query split, with
             leave-one-out.
-        order: [C] position of each class among those given; those of train come first, for a head
-            numbers its classes from 0 without a gap.
-        num_train_classes: How many those are.
+        class_order: [C] positions of the classes in the source. Those of train come first, because
+            a head numbers its classes from 0 without gaps.
+        num_train_classes: Number of classes of train.
     """
 
     rows: Mapping[str, Ints]
-    order: Ints
+    class_order: Ints
     num_train_classes: int
 
+    @classmethod
+    def with_shared_classes(cls, rows: Mapping[str, Ints], num_classes: int) -> Self:
+        """Return an assignment in which every split may contain every class."""
+        return cls(rows, np.arange(num_classes), num_classes)
+
     @property
-    def new_label(self) -> Ints:
-        """[C] new label of each class given."""
-        new = np.empty_like(self.order)
-        new[self.order] = np.arange(len(self.order))
-        return new
+    def new_labels(self) -> Ints:
+        """[C] label of each class of the source."""
+        labels = np.empty_like(self.class_order)
+        labels[self.class_order] = np.arange(len(self.class_order))
+        return labels
 
     @property
     def leave_one_out(self) -> bool:
@@ -51,19 +57,7 @@ class Division:
         return "query" not in self.rows
 
 
-def stratified(
-    labels: Ints,
-    classes: Sequence[str],
-    sizes: Mapping[str, int | float],
-    seed: int,
-    where: object,
-) -> Division:
-    """Share out every class over all splits; see `stratify`."""
-    rows = stratify(labels, classes, sizes, seed, where)
-    return Division(rows, np.arange(len(classes)), len(classes))
-
-
-def disjoint(
+def split_by_class(
     labels: Ints,
     classes: Sequence[str],
     *,
@@ -71,122 +65,151 @@ def disjoint(
     test_classes: float,
     seed: int,
     where: object,
-) -> Division:
-    """Give each class with all its rows to train, val or gallery; the latter is also query.
+) -> SplitAssignment:
+    """Assign each class with all its rows to train, val or gallery. Gallery is also query.
 
     Args:
         labels: [N] positions in `classes`.
-        classes: Class names, for messages.
-        val_classes: Classes of val: a number (int) or a share of all (float).
-        test_classes: Classes of gallery, likewise.
-        seed: Of the draw.
-        where: Where the rows come from, for messages.
+        classes: Class names, for error messages.
+        val_classes: Number (int) or fraction (float) of classes for val.
+        test_classes: Number or fraction of classes for gallery.
+        seed: Seed of the random assignment.
+        where: Origin of the rows, for error messages.
 
     Raises:
-        DataError: There are too few classes, or a class of val or gallery has but one row.
+        DataError: There are too few classes, or a class of val or gallery has only one row.
     """
-    totals = class_totals(
+    totals = count_classes(
         len(classes), val_classes=val_classes, test_classes=test_classes, where=where
     )
-    drawn = draw_classes(totals, seed)
+    shuffled = np.random.default_rng(seed).permutation(len(classes))
+    parts = np.split(shuffled, np.cumsum(list(totals.values()))[:-1])
+    classes_of = {split: np.sort(part) for split, part in zip(totals, parts, strict=True)}
     counts = np.bincount(labels, minlength=len(classes))
-    judged = np.concatenate([drawn["val"], drawn["gallery"]])
-    if len(lonely := judged[counts[judged] < _LEAST]):
+    evaluated = np.concatenate([classes_of["val"], classes_of["gallery"]])
+    if len(single := evaluated[counts[evaluated] < _MIN_ROWS]):
         raise DataError(
-            f"no image but one of {_named(lonely, classes)}: val and gallery are judged by"
-            " leave-one-out, so an image needs a mate",
+            f"only one image of {_names(single, classes)}: val and gallery are evaluated with"
+            " leave-one-out, so each of their classes needs at least 2 images",
             where=where,
-            remedy="give each class at least 2 images, or remove it",
+            remedy="add images to these classes, or remove them",
         )
     split_of_class = np.empty(len(classes), np.int64)
-    for number, of_split in enumerate(drawn.values()):
+    for number, of_split in enumerate(classes_of.values()):
         split_of_class[of_split] = number
     split = split_of_class[labels]
-    rows = {name: np.flatnonzero(split == number) for number, name in enumerate(drawn)}
-    return Division(rows, np.concatenate(list(drawn.values())), totals["train"])
+    rows = {name: np.flatnonzero(split == number) for number, name in enumerate(classes_of)}
+    return SplitAssignment(rows, np.concatenate(list(classes_of.values())), totals["train"])
 
 
-def disjoint_as_given(
+def check_given_splits(
     labels: Ints, classes: Sequence[str], rows: Mapping[str, Ints], where: object
-) -> Division:
-    """Take splits as they are, and see that train, val and what judges have no class in common.
+) -> SplitAssignment:
+    """Accept given splits if train, val and gallery have no common class.
 
     Args:
         labels: [N] positions in `classes`.
-        classes: Class names, for messages.
+        classes: Class names, for error messages.
         rows: Split -> its rows; without `query`, gallery is also the query split.
-        where: Where the rows come from, for messages.
+        where: Origin of the rows, for error messages.
 
     Raises:
-        DataError: Names the classes that are on two sides.
+        DataError: Names the classes that are in more than one split.
     """
-    there = {
+    has_class = {
         split: np.bincount(labels[of_split], minlength=len(classes)) > 0
         for split, of_split in rows.items()
     }
     sides = {
-        "train": there["train"],
-        "val": there["val"],
-        "gallery or query": there["gallery"] | there.get("query", there["gallery"]),
+        "train": has_class["train"],
+        "val": has_class["val"],
+        "gallery or query": has_class["gallery"] | has_class.get("query", has_class["gallery"]),
     }
     shared = [
-        f"{one} and {other}: {_named(np.flatnonzero(sides[one] & sides[other]), classes)}"
-        for number, one in enumerate(sides)
-        for other in list(sides)[number + 1 :]
+        f"{one} and {other}: {_names(np.flatnonzero(sides[one] & sides[other]), classes)}"
+        for one, other in itertools.combinations(sides, 2)
         if (sides[one] & sides[other]).any()
     ]
     if shared:
         raise DataError(
             "data.split=disjoint, but classes are in " + "; in ".join(shared),
             where=where,
-            remedy="keep each class on one side, or pass data.split=stratified",
+            remedy="keep each class in one of them, or pass data.split=stratified",
         )
     order = np.concatenate([np.flatnonzero(side) for side in sides.values()])
-    return Division(rows, order, int(there["train"].sum()))
+    return SplitAssignment(rows, order, int(has_class["train"].sum()))
 
 
-def class_totals(
+def assign_new_by_class(labels: Ints, stored_CS: Ints, classes: Sequence[str]) -> Ints:
+    """Assign images that are added to a store to the split of their class.
+
+    Args:
+        labels: [N] labels of the new images.
+        stored_CS: [stored classes, 4] stored images of each class in each of `SPLITS`.
+        classes: Names of the stored classes and of new ones after them.
+
+    Returns:
+        [N] positions in `SPLITS`.
+
+    Raises:
+        DataError: An image has a new class.
+    """
+    refuse_new_classes(labels, classes, len(stored_CS))
+    split_C: Ints = stored_CS.argmax(axis=1)
+    return split_C[labels]
+
+
+def refuse_new_classes(labels: Ints, classes: Sequence[str], num_stored: int) -> None:
+    """Refuse images of classes that cannot be added to a store with disjoint splits.
+
+    Args:
+        labels: [N] labels of the new images.
+        classes: Names of the stored classes and of new ones after them.
+        num_stored: Number of stored classes.
+
+    Raises:
+        DataError: Names the new classes.
+    """
+    if new := sorted({classes[label] for label in labels.tolist() if label >= num_stored}):
+        raise DataError(
+            f"new classes in a store whose splits have no common class: {list_some(new)}. The"
+            " classes of train have the first labels, and the labels of a store do not change",
+            remedy="prepare a new store without append=true",
+        )
+
+
+def count_classes(
     num_classes: int, *, val_classes: float, test_classes: float, where: object
 ) -> dict[str, int]:
     """Divide a number of classes over train, val and gallery.
 
     Args:
-        num_classes: How many there are.
-        val_classes: Those of val: a number (int) or a share of all (float).
-        test_classes: Those of gallery, likewise.
-        where: Where the classes come from, for messages.
+        num_classes: Number of all classes.
+        val_classes: Number (int) or fraction (float) of classes for val.
+        test_classes: Number or fraction of classes for gallery.
+        where: Origin of the classes, for error messages.
 
     Returns:
         Split -> number of its classes.
 
     Raises:
-        DataError: There are too few of them.
+        DataError: There are too few classes.
     """
     totals = {
         name: round(size * num_classes) if isinstance(size, float) else size
         for name, size in (("val", val_classes), ("gallery", test_classes))
     }
     totals = {"train": max(0, num_classes - sum(totals.values()))} | totals
-    if min(totals.values()) < _LEAST:
-        parts = ", ".join(f"{total} of {split}" for split, total in totals.items())
+    if min(totals.values()) < _MIN_CLASSES:
+        parts = ", ".join(f"{total} for {split}" for split, total in totals.items())
         raise DataError(
-            f"{num_classes} classes cannot be divided into {parts}: each takes {_LEAST} or more",
+            f"{num_classes} classes cannot be divided into {parts}: each split needs at least"
+            f" {_MIN_CLASSES}",
             where=where,
             remedy="change data.val_classes or data.test_classes, or add classes",
         )
     return totals
 
 
-def draw_classes(totals: Mapping[str, int], seed: int) -> dict[str, Ints]:
-    """Draw the classes of each split, ascending, of as many as all totals together."""
-    parts = np.random.default_rng(seed).permutation(sum(totals.values()))
-    ends = np.cumsum(list(totals.values()))[:-1]
-    return {
-        split: np.sort(of_split)
-        for split, of_split in zip(totals, np.split(parts, ends), strict=True)
-    }
-
-
-def _named(labels: Ints, classes: Sequence[str]) -> str:
-    names = ", ".join(repr(classes[label]) for label in labels[:_NAMED].tolist())
-    return names + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")
+def _names(labels: Ints, classes: Sequence[str]) -> str:
+    return list_some([repr(classes[label]) for label in labels.tolist()])

@@ -1,4 +1,4 @@
-"""Seeded, stratified splits with exact row totals."""
+"""Seeded, stratified splits: every class is divided over all splits, with exact split sizes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.errors import DataError
+from arcloop.data.splits import SPLITS
+from arcloop.errors import DataError, list_some
 
 Ints = npt.NDArray[np.int64]
 
-_LEAST = {"val": 2}  # val is judged by leave-one-out neighbours, so an image needs a mate in it
-_NAMED = 10
+_MIN_ROWS = {"train": 1, "val": 2, "gallery": 1, "query": 1}
+"""Rows of each class that a split needs. In `val`, an image needs a neighbour of its class."""
 
 
 def stratify(
@@ -22,24 +23,25 @@ def stratify(
     seed: int,
     where: object,
 ) -> dict[str, Ints]:
-    """Split rows so that every class is shared out alike; what is left over is `train`.
+    """Split rows so that every class is divided over all splits in the same proportions.
 
-    Which rows of a class go where is drawn at random; how many is by largest remainder. Every class
-    has a row in every split, and two in `val`, where its size and the split's allow.
+    The number of rows of each class in each split follows from the largest remainder method; which
+    rows these are is random. Every class has at least 1 row in every split and 2 in `val`, as far
+    as the sizes of the class and of the split allow.
 
     Args:
         labels: [N] positions in `classes`.
-        classes: Class names, for messages.
-        sizes: Split -> rows (int), or share of all rows (float).
-        seed: Of the draw.
-        where: Where the rows come from, for messages.
+        classes: Class names, for error messages.
+        sizes: Split -> number of rows (int) or fraction of all rows (float); the rest is `train`.
+        seed: Seed of the random assignment.
+        where: Origin of the rows, for error messages.
 
     Returns:
         Split -> its rows, ascending; `train` first.
 
     Raises:
-        DataError: A class has too few images for the splits, or the splits are larger than the
-            data; all such faults of a kind in one message.
+        DataError: Classes have too few images for the splits, or the splits are larger than the
+            data set. One message names all such classes.
     """
     counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
     totals = {
@@ -47,36 +49,62 @@ def stratify(
         for name, size in sizes.items()
     }
     _require_possible(counts, classes, totals, sizes, where)
-    shares = apportion(counts, totals)
-
+    rows_of = apportion(counts, totals)
     names = ("train", *totals)
-    table = np.stack([counts - sum(shares.values()), *shares.values()], axis=1)  # class, split
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    split = np.empty(len(labels), dtype=np.uint8)
-    split[by_class] = np.repeat(np.tile(np.arange(len(names)), len(classes)), table.ravel())
+    table_CS = np.stack([counts - sum(rows_of.values()), *rows_of.values()], axis=1)
+    split = _draw_splits(labels, table_CS, seed)
     return {name: np.flatnonzero(split == number) for number, name in enumerate(names)}
 
 
+def assign_new(
+    labels: Ints,
+    stored_CS: Ints,
+    classes: Sequence[str],
+    *,
+    sizes: Mapping[str, int | float],
+    seed: int,
+) -> Ints:
+    """Assign images that are added to a store to its splits.
+
+    Stored images keep their split. Each class gives its new images to the splits that lack most of
+    it, so that stored and new images together come near to `sizes`. A new class gets into every
+    split. Which images of a class go to which split is random.
+
+    Args:
+        labels: [N] labels of the new images.
+        stored_CS: [stored classes, 4] stored images of each class in each of `SPLITS`.
+        classes: Names of the stored classes and of new ones after them.
+        sizes: Split -> number of rows (int) or fraction of all rows (float); the rest is `train`.
+        seed: Seed of the random assignment.
+
+    Returns:
+        [N] positions in `SPLITS`.
+    """
+    counts_CS = np.zeros((len(classes), len(SPLITS)), np.int64)
+    counts_CS[: len(stored_CS)] = stored_CS
+    new_C = np.bincount(labels, minlength=len(classes))
+    return _draw_splits(labels, apportion_new(new_C, counts_CS, sizes), seed)
+
+
 def apportion(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
-    """Share out the rows of each class over splits by largest remainder.
+    """Divide the rows of each class over splits by the largest remainder method.
 
     Args:
         counts: [C] rows of each class.
-        totals: Split -> rows in all; they leave at least a row of each class.
+        totals: Split -> number of its rows. At least one row of each class must remain.
 
     Returns:
-        Split -> [C] rows of each class, which add up to the split's total.
+        Split -> [C] rows of each class, which add up to the size of the split.
 
     Example:
         >>> apportion(np.array([10, 20, 5]), {"gallery": 7})
         {'gallery': array([2, 4, 1])}
     """
-    least = _least(counts, totals)
-    left = counts - 1 - sum(least.values())  # what is free to give: a row of each is kept for train
-    shares = {}
+    minimum = _minimum_rows(counts, totals)
+    left = counts - 1 - sum(minimum.values())  # one row of each class is reserved for train
+    rows_of = {}
     for name, total in totals.items():
-        low, high = least[name], least[name] + left
+        low, high = minimum[name], minimum[name] + left
         quota = total * counts / counts.sum()
         rows = np.clip(np.floor(quota).astype(np.int64), low, high)
         while missing := total - int(rows.sum()):
@@ -85,20 +113,74 @@ def apportion(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
             order = np.argsort(step * (rows - quota), kind="stable")
             rows[order[possible[order]][: abs(missing)]] += step
         left = high - rows
-        shares[name] = rows
-    return shares
+        rows_of[name] = rows
+    return rows_of
 
 
-def _least(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
-    """Split -> [C] rows that each class has in it at least."""
-    ones = {name: np.full_like(counts, min(1, t // len(counts))) for name, t in totals.items()}
-    spare = counts - 1 - sum(ones.values())
-    for name in totals.keys() & _LEAST.keys():
-        wanted = min(_LEAST[name], totals[name] // len(counts)) - ones[name]
+def apportion_new(new_C: Ints, stored_CS: Ints, sizes: Mapping[str, int | float]) -> Ints:
+    """Give each new image of a class to the split that lacks most of that class.
+
+    Args:
+        new_C: [C] number of new images of each class.
+        stored_CS: [C, 4] stored images of each class in each of `SPLITS`.
+        sizes: Split -> number of rows (int) or fraction of all rows (float); the rest is `train`.
+
+    Returns:
+        [C, 4] new images of each class for each split.
+
+    Example:
+        >>> stored_CS = np.array([[6, 2, 1, 1]])
+        >>> apportion_new(np.array([10]), stored_CS, {"val": 0.2, "gallery": 0.2, "query": 0.2})
+        array([[2, 2, 3, 3]])
+    """
+    total_C = new_C + stored_CS.sum(axis=1)
+    rows = int(total_C.sum())
+    wanted = {
+        name: size * rows if isinstance(size, float) else size for name, size in sizes.items()
+    }
+    wanted = {"train": rows - sum(wanted.values()), **wanted}
+    fraction_S = np.array([wanted[split] / rows for split in SPLITS])
+    # A split with fewer rows than there are classes cannot contain every class.
+    minimum_S = np.array([min(_MIN_ROWS[split], wanted[split] // len(new_C)) for split in SPLITS])
+    now_CS, left_C = stored_CS.copy(), new_C.copy()
+    while len(some := np.flatnonzero(left_C)):
+        now = now_CS[some]
+        lack = total_C[some, None] * fraction_S - now
+        lack += rows * (now < minimum_S) + rows * (now < np.minimum(minimum_S, 1))
+        now_CS[some, lack.argmax(axis=1)] += 1
+        left_C[some] -= 1
+    return now_CS - stored_CS
+
+
+def _draw_splits(labels: npt.NDArray[np.integer], table_CS: Ints, seed: int) -> Ints:
+    """Draw a split for each row.
+
+    Args:
+        labels: [N] class of each row.
+        table_CS: [C, S] number of rows of each class for each split.
+        seed: Seed of the draw.
+
+    Returns:
+        [N] columns of the table.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    num_classes, num_splits = table_CS.shape
+    split = np.empty(len(labels), np.int64)
+    split[by_class] = np.repeat(np.tile(np.arange(num_splits), num_classes), table_CS.ravel())
+    return split
+
+
+def _minimum_rows(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
+    """Return split -> [C] number of rows that each class has in it at least."""
+    minimum = {name: np.full_like(counts, min(1, t // len(counts))) for name, t in totals.items()}
+    spare = counts - 1 - sum(minimum.values())
+    for name, total in totals.items():
+        wanted = min(_MIN_ROWS[name], total // len(counts)) - minimum[name]
         extra = np.clip(wanted, 0, spare)
-        ones[name] += extra
+        minimum[name] += extra
         spare -= extra
-    return ones
+    return minimum
 
 
 def _require_possible(
@@ -111,16 +193,15 @@ def _require_possible(
     for name, total in totals.items():
         if total == 0:
             raise DataError(
-                f"{name}={sizes[name]} of {counts.sum()} images is none",
+                f"{name}={sizes[name]} of {counts.sum()} images selects no image",
                 where=where,
                 remedy=f"raise data.{name}",
             )
     few = np.flatnonzero(counts < 1 + len(totals))
     if len(few):
-        named = ", ".join(f"{classes[c]!r} ({counts[c]})" for c in few[:_NAMED])
-        more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+        named = list_some([f"{classes[c]!r} ({counts[c]})" for c in few.tolist()])
         raise DataError(
-            f"too few images to split over train, {', '.join(totals)}: class {named}{more}",
+            f"too few images to split over train, {', '.join(totals)}: class {named}",
             where=where,
             remedy=f"give each class at least {1 + len(totals)} images, or remove it",
         )
@@ -128,7 +209,7 @@ def _require_possible(
     if rows - asked < len(classes):
         parts = ", ".join(f"{name}={total}" for name, total in totals.items())
         raise DataError(
-            f"the splits are larger than the data: {parts} of {rows} images"
+            f"the splits are larger than the data set: {parts} of {rows} images"
             f" leave too few to train {len(classes)} classes",
             where=where,
             remedy="lower " + " or ".join(f"data.{name}" for name in totals),

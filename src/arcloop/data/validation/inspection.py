@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
-from arcloop.data.sources.base import SPLITS
+from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images, Labels
-from arcloop.data.store.source_files import ORIGINS
+from arcloop.data.store.source_files import SOURCE_FILES
 from arcloop.data.store.store import CLASSES
 from arcloop.data.validation.duplicates import RowHashes, row_hashes
 from arcloop.data.validation.findings import Fault, Faults, Level
@@ -90,7 +90,7 @@ def inspect(
             advance(shard.rows)
         _report_equal(hashes, shards, faults, leave_one_out=leave_one_out)
     for name in store.files:
-        if Path(name).name.startswith(ORIGINS):
+        if Path(name).name.startswith(SOURCE_FILES):
             _whole(store, name, faults)
     if leave_one_out:
         counts["query"] = counts["gallery"]

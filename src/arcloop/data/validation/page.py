@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arcloop.data.sources.base import SPLITS
+from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
 from arcloop.display.html import data_uri, render_template
 from arcloop.runtime.images import encode_png

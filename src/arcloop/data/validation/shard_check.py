@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from arcloop.artifacts import Artifact
-from arcloop.data.sources.base import SPLITS
+from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import (
     Images,
     Labels,

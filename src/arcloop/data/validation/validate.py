@@ -15,7 +15,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_bytes, write_json
 from arcloop.artifacts.locks import file_lock
 from arcloop.artifacts.writer import write_artifact
-from arcloop.data.sources.base import SPLITS
+from arcloop.data.splits import SPLITS
 from arcloop.data.validation.findings import Fault
 from arcloop.data.validation.inspection import Inspection, inspect
 from arcloop.data.validation.page import render_page

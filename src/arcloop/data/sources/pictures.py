@@ -1,0 +1,299 @@
+"""Sources of image files: how the files are listed, split, compared with a store, and decoded."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
+from arcloop.data.sources.base import Listing, Source, height_and_width
+from arcloop.data.sources.decoding import Block, UnreadableImage, decode_blocks
+from arcloop.data.splits import SPLITS
+from arcloop.data.splits.disjoint import (
+    SplitAssignment,
+    assign_new_by_class,
+    check_given_splits,
+    refuse_new_classes,
+    split_by_class,
+)
+from arcloop.data.splits.stratified import assign_new, stratify
+from arcloop.data.store.shards import SplitWriter, rows_per_block
+from arcloop.data.store.source_files import (
+    FileTable,
+    SourceChanges,
+    StoreContents,
+    compare_files,
+    file_versions,
+    make_table,
+)
+from arcloop.errors import DataError, list_some
+
+Ints = npt.NDArray[np.int64]
+AssignNew = Callable[[Ints, Ints, Sequence[str]], Ints]
+"""(labels of new images [N], stored images [C, 4], class names) -> positions in `SPLITS` [N]."""
+
+_BLOCK_ROWS = 256
+
+
+class FileList:
+    """Numbered paths, packed into one buffer. A path takes its length and 8 bytes of memory.
+
+    Args:
+        root: Folder that relative paths start from.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._buffer, self._ends = bytearray(), array("q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def append(self, path: str) -> None:
+        """Add a path, relative to the root or absolute."""
+        self._buffer += os.fsencode(path)
+        self._ends.append(len(self._buffer))
+
+    def relative(self, number: int) -> bytes:
+        """Return a path as it was added, by which a store identifies the file."""
+        start = self._ends[number - 1] if number else 0
+        return bytes(self._buffer[start : self._ends[number]])
+
+    def path(self, number: int) -> str:
+        """Return a path that includes the root."""
+        return os.path.join(self._root, os.fsdecode(self.relative(number)))  # noqa: PTH118 - speed
+
+
+@dataclass
+class PictureListing(Listing):
+    """Image files, and the files of each split.
+
+    Attributes:
+        files: All image files.
+        labels: [N] label of each file.
+        order: Split -> numbers of its files.
+        skip_bad: Whether to skip files that cannot be read.
+        assign_new: Splits images that are added to a store; None if `order` defines the splits.
+    """
+
+    classes: list[str]
+    image_shape: tuple[int, int, int]
+    files: FileList
+    labels: npt.NDArray[np.integer]
+    order: Mapping[str, Ints]
+    skip_bad: bool
+    assign_new: AssignNew | None
+    num_train_classes: int
+    leave_one_out: bool
+
+    def __post_init__(self) -> None:
+        self.rows = {split: len(numbers) for split, numbers in self.order.items()}
+        self._versions = {split: np.zeros((rows, 2), np.int64) for split, rows in self.rows.items()}
+
+    def write(
+        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
+    ) -> Mapping[str, Mapping[int, str]]:
+        size = min(_BLOCK_ROWS, rows_per_block(self.image_shape))
+        num_blocks = sum(math.ceil(rows / size) for rows in self.rows.values())
+        unreadable: list[UnreadableImage] = []
+        for block in decode_blocks(self._blocks(writers, size), max(1, min(workers, num_blocks))):
+            unreadable += block.unreadable
+            rows = slice(block.first_row, block.first_row + len(block.versions))
+            self._versions[block.split][rows] = block.versions
+            advance(len(block.versions))
+        unreadable.sort(key=lambda image: image.path)
+        if unreadable and not self.skip_bad:
+            listed = list_some([f"{u.path}: {u.reason}" for u in unreadable], separator="\n    ")
+            raise DataError(
+                f"{len(unreadable)} of {sum(self.rows.values())} images cannot be read:\n"
+                f"    {listed}",
+                remedy="repair or remove them, or skip them with data.on_bad_image=skip",
+            )
+        dropped: dict[str, dict[int, str]] = defaultdict(dict)
+        for image in unreadable:
+            dropped[image.split][image.row] = image.path
+        return dropped
+
+    def source_files(self, split: str, rows: Ints) -> FileTable:
+        paths = [self.files.relative(number) for number in self.order[split][rows].tolist()]
+        return make_table(paths, self._versions[split][rows])
+
+    def compare_with(self, contents: StoreContents) -> SourceChanges:
+        label_of = {name: label for label, name in enumerate(contents.classes)}
+        labels = np.array([label_of.get(name, -1) for name in self.classes], np.int64)
+        splits = None
+        if self.assign_new is None:
+            splits = np.full(len(self.labels), -1, np.int64)
+            for name, numbers in self.order.items():
+                splits[numbers] = SPLITS.index(name)
+        return compare_files(
+            contents.rows,
+            np.array([self.files.relative(number) for number in range(len(self.files))], bytes),
+            lambda numbers: file_versions([self.files.path(n) for n in numbers.tolist()]),
+            labels[self.labels],
+            splits,
+        )
+
+    def select_new(self, is_new: npt.NDArray[np.bool_], contents: StoreContents) -> PictureListing:
+        num_stored = len(contents.classes)
+        stored = set(contents.classes)
+        classes = [*contents.classes, *(name for name in self.classes if name not in stored)]
+        label_of = {name: label for label, name in enumerate(classes)}
+        labels = np.array([label_of[name] for name in self.classes], np.int64)[self.labels]
+        if self.assign_new is None:
+            order = {split: numbers[is_new[numbers]] for split, numbers in self.order.items()}
+        else:
+            numbers = np.flatnonzero(is_new)
+            drawn = self.assign_new(labels[numbers], contents.class_counts, classes)
+            order = {split: numbers[drawn == SPLITS.index(split)] for split in self.order}
+        if self.leave_one_out != contents.leave_one_out:
+            raise DataError(
+                "the source has images of query, but the store has none"
+                if contents.leave_one_out
+                else "the store has images of query, but the source has none",
+                remedy="prepare a new store without append=true",
+            )
+        num_train_classes = contents.num_train_classes
+        if num_train_classes == num_stored:  # every split may contain every class
+            num_train_classes = len(classes)
+        else:
+            refuse_new_classes(labels[order["train"]], classes, num_stored)
+        return replace(
+            self, classes=classes, labels=labels, order=order, num_train_classes=num_train_classes
+        )
+
+    def _blocks(self, writers: Mapping[str, SplitWriter], size: int) -> Iterator[Block]:
+        for split, numbers in self.order.items():
+            for start in range(0, len(numbers), size):
+                chosen = numbers[start : start + size]
+                paths = [self.files.path(number) for number in chosen.tolist()]
+                yield Block(split, writers[split], start, paths, self.labels[chosen].tolist())
+
+
+@dataclass(kw_only=True)
+class PictureSource(Source):
+    """Base class of sources of image files, which may have any size and mode.
+
+    If the source does not define the splits, images are assigned to them at random.
+
+    Attributes:
+        image_size: Height and width, or one number for both, to which images are resized.
+        channels: 1 (grey) or 3 (RGB), to which images are converted.
+        split: "stratified": every class is divided over all splits. "disjoint": train, val and
+            gallery have no common class, and gallery is also the query split, with leave-one-out.
+        val: If stratified, rows (int) or fraction of all rows (float) for val.
+        gallery: If stratified, rows or fraction for gallery.
+        query: If stratified, rows or fraction for query.
+        val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.
+        test_classes: If disjoint, classes or fraction for gallery.
+        split_seed: Seed of the random assignment.
+        on_bad_image: "fail": an unreadable image ends the preparation. "skip": it is skipped and
+            counted.
+    """
+
+    appendable = True
+
+    image_size: PositiveInt | list[PositiveInt]
+    channels: Literal[1, 3]
+    split: Literal["stratified", "disjoint"]
+    val: PositiveInt | Fraction
+    gallery: PositiveInt | Fraction
+    query: PositiveInt | Fraction
+    val_classes: PositiveInt | Fraction
+    test_classes: PositiveInt | Fraction
+    split_seed: NonNegativeInt
+    on_bad_image: Literal["fail", "skip"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        height_and_width(self.image_size)
+
+    def required_splits(self) -> tuple[str, ...]:
+        """Return the splits that a source with given splits must contain."""
+        return SPLITS if self.split == "stratified" else ("train", "val", "gallery")
+
+    def _make_listing(
+        self,
+        files: FileList,
+        labels: Ints,
+        classes: Sequence[str],
+        given: Mapping[str, Ints] | None,
+        *,
+        where: object,
+        layout: str,
+    ) -> PictureListing:
+        """Split image files.
+
+        Args:
+            files: The image files.
+            labels: [N] class of each, a position in `classes`.
+            classes: Class names.
+            given: Split -> numbers of its files, if the source defines the splits.
+            where: Location of the source, for error messages.
+            layout: How the source defines the split of an image, for error messages.
+
+        Raises:
+            DataError: The images cannot be split as the settings ask.
+        """
+        splits = self._split(labels, classes, given, where, layout)
+        height, width = height_and_width(self.image_size)
+        return PictureListing(
+            classes=[classes[position] for position in splits.class_order.tolist()],
+            image_shape=(height, width, self.channels),
+            files=files,
+            labels=splits.new_labels[labels],
+            order=splits.rows,
+            skip_bad=self.on_bad_image == "skip",
+            assign_new=None if given is not None else self._rule_for_new_images(),
+            num_train_classes=splits.num_train_classes,
+            leave_one_out=splits.leave_one_out,
+        )
+
+    def _split(
+        self,
+        labels: Ints,
+        classes: Sequence[str],
+        given: Mapping[str, Ints] | None,
+        where: object,
+        layout: str,
+    ) -> SplitAssignment:
+        if given is not None:
+            if empty := [split for split in self.required_splits() if not len(given[split])]:
+                raise DataError(
+                    f"no images in {', '.join(empty)}",
+                    where=where,
+                    remedy=f"add images to these splits, by {layout}",
+                )
+            if self.split == "disjoint":
+                present = {split: numbers for split, numbers in given.items() if len(numbers)}
+                return check_given_splits(labels, classes, present, where)
+            return SplitAssignment.with_shared_classes(given, len(classes))
+        if self.split == "disjoint":
+            return split_by_class(
+                labels,
+                classes,
+                val_classes=self.val_classes,
+                test_classes=self.test_classes,
+                seed=self.split_seed,
+                where=where,
+            )
+        rows = stratify(labels, classes, self._sizes(), self.split_seed, where)
+        return SplitAssignment.with_shared_classes(rows, len(classes))
+
+    def _rule_for_new_images(self) -> AssignNew:
+        if self.split == "disjoint":
+            return assign_new_by_class
+        return functools.partial(assign_new, sizes=self._sizes(), seed=self.split_seed)
+
+    def _sizes(self) -> dict[str, int | float]:
+        return {"val": self.val, "gallery": self.gallery, "query": self.query}
