@@ -176,5 +176,7 @@ def test_missing_root(tmp_path):
 
 
 def test_wrong_settings_are_told_together(tmp_path):
-    with pytest.raises(ConfigError, match=r"data.shard_rows=0 .*data.val=1.5 .*data.split_seed=-1"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)data.shard_rows=0 .*data.val=1.5 .*data.split_seed=-1"
+    ):
         idx_source(tmp_path, shard_rows=0, val=1.5, split_seed=-1)

@@ -57,5 +57,5 @@ def test_key_follows_settings():
 
 
 def test_wrong_values():
-    with pytest.raises(ConfigError, match=r"data.channels=2 .*data.train=0 .*data.noise=-1"):
+    with pytest.raises(ConfigError, match=r"(?s)data.channels=2 .*data.train=0 .*data.noise=-1"):
         synthetic_source(channels=2, train=0, noise=-1)
