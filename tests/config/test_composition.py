@@ -49,7 +49,7 @@ def test_every_choice_in_conf_composes_and_passes_the_checks(choice):
         ("optimizer.factory.momentm=1", ["did you mean optimizer.factory.momentum"]),
         ("head._target_=arcloop.models.Nope", ["is not installed"]),
         ("run_dir=${nope}", ["nope"]),
-        ("head.margin=1,2", ["head.margin=1,2", "several values need -m"]),
+        ("head.margin=1,2", ["head.margin=1,2 has several values", "-m runs one job"]),
         ("loader=3", ["loader=3 must be a mapping", "loader.batch_size"]),
         ("seed=null", ["seed=null must be an int"]),
         ("callbacks=[nope]", ["no callbacks=nope", "choices: default"]),

@@ -19,6 +19,7 @@ from arcloop.config.composition import (
     check_config,
     recorded_overrides,
     register_schema,
+    require_single_values,
 )
 from arcloop.errors import ResourceError
 
@@ -52,6 +53,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
+    require_single_values(overrides)
     failures: list[Exception] = []
     outcomes: list[VerbResult] = []
 

@@ -72,6 +72,7 @@ def compose_unchecked(overrides: Sequence[str], *, hydra: bool = True) -> DictCo
         ConfigError: An override names an unknown key or choice, or has the wrong type.
     """
     register_schema()
+    require_single_values(overrides)
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
@@ -90,6 +91,20 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except HydraException as cause:
         raise as_config_error(cause) from None
+
+
+def require_single_values(overrides: Sequence[str]) -> None:
+    """Check that no override has several values, which only a sweep can have.
+
+    Raises:
+        ConfigError: An override has several values.
+    """
+    for override in parse_overrides(overrides):
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line} has several values",
+                remedy="-m runs one job for each; a list is written in brackets",
+            )
 
 
 def recorded_overrides(given: Sequence[str]) -> list[str]:
@@ -173,7 +188,7 @@ def as_config_error(cause: BaseException) -> ArcloopError:
     return ConfigError(
         first_line or type(cause).__name__,
         where=where or None,
-        remedy="correct the config. A list is written in brackets; several values need -m",
+        remedy="correct the override; see `arcloop --help`",
     )
 
 
