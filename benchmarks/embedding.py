@@ -10,7 +10,7 @@ import torch
 
 from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
-from arcloop.retrieval.embed_gallery import embed_gallery
+from arcloop.retrieval.embed import embed_gallery
 from benchmarks.measure import Comparison, alternate
 
 

@@ -58,7 +58,7 @@ def _frontier(gallery: Gallery, size: Size) -> tuple[list[dict[str, Any]], list[
             continue  # minutes of building; see the smaller gallery
         small = ["index.flat_rows=1000"] if name == "auto" and size is Size.QUICK else []
         start = time.perf_counter()
-        index, choice = build(compose_config([*overrides, *small]), "index").make(gallery)
+        index, choice = build(compose_config([*overrides, *small]), "index").build(gallery)
         built = time.perf_counter() - start
         if flat is None:
             flat, (_, exact) = index, index.search(queries, K)

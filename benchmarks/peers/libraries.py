@@ -126,7 +126,7 @@ def _judge(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], 
     import faiss
 
     from arcloop.config.composition import compose_config
-    from arcloop.evaluation import evaluator
+    from arcloop.evaluation import evaluate_embeddings
     from arcloop.pipeline.steps import build
     from arcloop.runtime.searcher import search
 
@@ -141,7 +141,7 @@ def _judge(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], 
         index = faiss.IndexFlatIP(DIM)
         index.add(gallery)
         batches = ((queries[i : i + 512], truth[i : i + 512]) for i in range(0, len(truth), 512))
-        judged = evaluator(
+        result = evaluate_embeddings(
             batches,
             chunks,
             partial(search, index),
@@ -151,7 +151,7 @@ def _judge(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], 
             0.0,
             num_queries=len(truth),
         )
-        return judged.metrics["map_at_r"]
+        return result.metrics["map_at_r"]
 
     return work
 

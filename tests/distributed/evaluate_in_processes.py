@@ -20,8 +20,8 @@ from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ArcloopError, DataError
 from arcloop.evaluation.evaluate import evaluate
 from arcloop.pipeline.steps import apply, build
-from arcloop.retrieval.build_index import build_index
-from arcloop.retrieval.embed_gallery import embed_gallery
+from arcloop.retrieval.embed import embed_gallery
+from arcloop.retrieval.index import build_index
 from arcloop.runtime.searcher import save_model
 from arcloop.training.neighbours import leave_one_out_top1
 

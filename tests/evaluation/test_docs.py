@@ -25,7 +25,7 @@ def test_the_command_of_the_page(work):
     timing = json.loads(Path("runs/synthetic/evaluation/.timing.json").read_bytes())
     assert 0 < timing["search_p50_ms"] <= timing["search_p99_ms"]
     report = Path("runs/synthetic/evaluation/report.html").read_text()
-    assert "ms a search of one query" in report
+    assert "ms per search of one query" in report
     assert "DIR at FAR 10%" in report
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from arcloop.config.schema import GateSettings
-from arcloop.evaluation import gate
+from arcloop.evaluation import check_gate
 
 METRICS = {
     "top1": 0.99,
@@ -34,24 +34,24 @@ def bounds(**set_ones):
     ],
 )
 def test_each_bound_decides(name, metric, good, bad):
-    verdict = gate(METRICS, bounds(**{name: good}))
-    assert verdict["passed"]
-    (reason,) = verdict["reasons"]
+    decision = check_gate(METRICS, bounds(**{name: good}))
+    assert decision["passed"]
+    (reason,) = decision["reasons"]
     assert reason.startswith(f"{metric} is {METRICS[metric]:g}, ")
     assert f"{good:g}" in reason
-    verdict = gate(METRICS, bounds(**{name: bad}))
-    assert not verdict["passed"]
-    (reason,) = verdict["reasons"]
+    decision = check_gate(METRICS, bounds(**{name: bad}))
+    assert not decision["passed"]
+    (reason,) = decision["reasons"]
     assert f"{METRICS[metric]:g}, but" in reason
     assert f"{bad:g} is required" in reason
 
     missing = {key: value for key, value in METRICS.items() if key != metric}
-    verdict = gate(missing, bounds(**{name: good}))
-    assert not verdict["passed"]
-    assert metric in verdict["reasons"][0]
+    decision = check_gate(missing, bounds(**{name: good}))
+    assert not decision["passed"]
+    assert metric in decision["reasons"][0]
 
 
-def test_every_bound_there_is_was_tried_above():
+def test_every_bound_is_tested_above():
     assert set(NO_BOUNDS) == {
         "min_top1", "min_recall_at_5", "min_map_at_r", "max_eer", "min_class_accuracy",
         "min_pair_accuracy", "min_index_recall_at_10",
@@ -60,18 +60,18 @@ def test_every_bound_there_is_was_tried_above():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("metric", ["top1", "map_at_r", "anything"])
-def test_what_is_not_finite_never_passes(value, metric):
-    verdict = gate(METRICS | {metric: value}, bounds(min_top1=0.5))
-    assert not verdict["passed"]
-    assert any(reason.startswith(f"{metric} is {value}: ") for reason in verdict["reasons"])
-    assert not gate(METRICS | {metric: value}, bounds())["passed"]
+def test_metrics_that_are_not_finite_never_pass(value, metric):
+    decision = check_gate(METRICS | {metric: value}, bounds(min_top1=0.5))
+    assert not decision["passed"]
+    assert any(reason.startswith(f"{metric} is {value}; ") for reason in decision["reasons"])
+    assert not check_gate(METRICS | {metric: value}, bounds())["passed"]
 
 
-def test_one_bound_missed_is_enough_and_all_are_reported():
-    verdict = gate(METRICS, bounds(min_top1=0.5, max_eer=0.001, min_map_at_r=0.2))
-    assert not verdict["passed"]
-    assert len(verdict["reasons"]) == 3
+def test_one_missed_bound_is_enough_and_all_bounds_are_reported():
+    decision = check_gate(METRICS, bounds(min_top1=0.5, max_eer=0.001, min_map_at_r=0.2))
+    assert not decision["passed"]
+    assert len(decision["reasons"]) == 3
 
 
 def test_without_bounds_finite_metrics_pass():
-    assert gate(METRICS, bounds()) == {"passed": True, "reasons": ["No bound is set."]}
+    assert check_gate(METRICS, bounds()) == {"passed": True, "reasons": ["No bound is set."]}

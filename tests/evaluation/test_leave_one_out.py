@@ -1,4 +1,4 @@
-"""Queries that are in the gallery, against the whole similarity matrix without its diagonal."""
+"""Queries in the gallery, compared with the similarity matrix without its diagonal."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, exact, labelled_corners
-from tests.evaluation.test_judge import ELSEWHERE, judged, oracle, sizes
+from tests.evaluation.test_evaluator import ELSEWHERE, evaluated, oracle, sizes
 
 from arcloop.errors import DataError
 from arcloop.evaluation.metrics.verification import NUM_BINS, SimilarityHistogram
@@ -38,45 +38,45 @@ def pairs_by_definition(queries, gallery, own):
 
 @effort(max_examples=60, deadline=None)
 @given(galleries_with_queries(), sizes, sizes)
-def test_a_query_is_in_no_metric_its_own_neighbour(drawn, batches, chunks):
+def test_no_metric_counts_a_query_as_its_own_neighbour(drawn, batches, chunks):
     queries, gallery, own = drawn
-    judgement = judged(queries, gallery, own=own, batches=batches, chunks=chunks, num_mistakes=99)
+    result = evaluated(queries, gallery, own=own, batches=batches, chunks=chunks, num_mistakes=99)
     expected = oracle(queries, gallery, 0.5, own)
-    assert judgement.metrics.keys() - ELSEWHERE == expected.keys()
+    assert result.metrics.keys() - ELSEWHERE == expected.keys()
     for name, value in expected.items():
-        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
+        assert result.metrics[name] == pytest.approx(value, abs=1e-12), name
     pairs = pairs_by_definition(queries, gallery, own)
-    assert np.array_equal(judgement.pairs.same, pairs.same)
-    assert np.array_equal(judgement.pairs.different, pairs.different)
-    assert judgement.metrics.get("eer") == pairs.eer()
-    for mistake in judgement.mistakes:
+    assert np.array_equal(result.pairs.same, pairs.same)
+    assert np.array_equal(result.pairs.different, pairs.different)
+    assert result.metrics.get("eer") == pairs.eer()
+    for mistake in result.mistakes:
         assert own[mistake.query_row] not in mistake.neighbour_rows
 
 
 @effort(max_examples=60, deadline=None)
 @given(labelled_corners(3, st.integers(2, 25)), st.integers(0, 10**6))
-def test_the_place_of_a_row_changes_nothing(gallery, seed):
-    """Whichever row a query is, and whatever equal rows there are beside it."""
+def test_the_order_of_queries_changes_nothing(gallery, seed):
+    """Queries are a permutation of a gallery with equal rows."""
     rows, labels = gallery
     own = np.random.default_rng(seed).permutation(len(labels))
-    judgement = judged((rows[own], labels[own]), gallery, own=own)
+    result = evaluated((rows[own], labels[own]), gallery, own=own)
     expected = oracle((rows[own], labels[own]), gallery, 0.5, own)
     for name, value in expected.items():
-        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
+        assert result.metrics[name] == pytest.approx(value, abs=1e-12), name
 
 
-def test_without_it_every_query_would_find_itself():
+def test_without_own_rows_every_query_finds_itself():
     rows = np.eye(4, dtype=np.float32)  # no two of them alike
     labels = np.array([0, 1, 2, 0])
     gallery = rows, labels
-    assert judged(gallery, gallery).metrics["top1"] == 1
-    alone = judged(gallery, gallery, own=np.arange(4)).metrics
+    assert evaluated(gallery, gallery).metrics["top1"] == 1
+    alone = evaluated(gallery, gallery, own=np.arange(4)).metrics
     assert alone["top1"] < 1
     assert alone["num_queries_not_in_gallery"] == 2
     assert alone["eer"] == 0.5
 
 
-def test_an_index_that_misses_the_query_itself_gives_no_neighbour_more():
+def test_an_index_that_misses_the_query_returns_no_additional_neighbour():
     rows = CORNERS[:8]
     labels = np.arange(8) % 2
 
@@ -84,12 +84,12 @@ def test_an_index_that_misses_the_query_itself_gives_no_neighbour_more():
         similarities, found = exact(rows[1:])(queries, k)
         return similarities, np.where(found >= 0, found + 1, -1)
 
-    judgement = judged((rows, labels), (rows, labels), own=np.arange(8), search=search)
-    assert all(len(mistake.neighbour_rows) <= 7 for mistake in judgement.mistakes)
-    assert all(m.query_row not in m.neighbour_rows for m in judgement.mistakes)
+    result = evaluated((rows, labels), (rows, labels), own=np.arange(8), search=search)
+    assert all(len(mistake.neighbour_rows) <= 7 for mistake in result.mistakes)
+    assert all(m.query_row not in m.neighbour_rows for m in result.mistakes)
 
 
-def test_a_gallery_of_one_image_cannot_be_judged():
+def test_a_gallery_of_one_image_cannot_be_evaluated():
     one = CORNERS[:1], np.array([0])
-    with pytest.raises(DataError, match="gallery of one image"):
-        judged(one, one, own=np.arange(1))
+    with pytest.raises(DataError, match="at least 2 images"):
+        evaluated(one, one, own=np.arange(1))

@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from arcloop.evaluation.metrics.sample import Sample, Sampler, sampled_rows
+from arcloop.evaluation.evaluator import Sample, sampled_rows
 
 
 def fill(chosen, chunk, total=1000, first=0):
-    sampler = Sampler(chosen, 2, first)
+    sample = Sample(chosen, 2)
     rows = np.arange(first, total)
     for start in range(0, len(rows), chunk):
         part = rows[start : start + chunk]
-        sampler.add(np.stack([part, -part], axis=1).astype(np.float32), part % 7)
-    return sampler.sample()
+        sample.update(first + start, np.stack([part, -part], axis=1).astype(np.float32), part % 7)
+    return sample
 
 
-def test_as_many_rows_as_there_is_room_each_once_in_order():
+def test_rows_are_distinct_ascending_and_limited():
     rows = sampled_rows(1000, 50)
     assert len(rows) == 50
     assert np.all(np.diff(rows) > 0)
@@ -25,7 +25,7 @@ def test_a_smaller_sample_is_part_of_a_larger_one():
     assert set(sampled_rows(1000, 50)) < set(sampled_rows(1000, 300))
 
 
-def test_every_part_of_the_split_is_as_likely():
+def test_every_part_of_the_split_is_equally_likely():
     tenths = np.bincount(sampled_rows(10_000, 2000) // 1000, minlength=10)
     assert np.all(abs(tenths - 200) < 5 * np.sqrt(200 * 0.9))
 
@@ -40,14 +40,16 @@ def test_embeddings_and_labels_belong_to_the_rows(chunk):
     assert np.array_equal(sample.labels, chosen % 7)
 
 
-def test_parts_of_a_split_join_to_the_sample_of_all():
+def test_merged_parts_equal_the_sample_of_the_split():
     chosen = sampled_rows(1000, 50)
     parts = [fill(chosen, 7, total=400), fill(chosen, 9, first=400), fill(chosen, 9, first=1000)]
-    joined, whole = Sample.joined(parts), fill(chosen, 1000)
+    joined, whole = parts[0], fill(chosen, 1000)
+    for part in parts[1:]:
+        joined.merge(part)
     assert joined.rows.tolist() == whole.rows.tolist()
     assert np.array_equal(joined.embeddings, whole.embeddings)
     assert np.array_equal(joined.labels, whole.labels)
 
 
-def test_nothing_chosen_is_an_empty_sample_of_the_same_width():
+def test_an_empty_sample_has_the_embedding_dimension():
     assert fill(np.empty(0, np.int64), 10).embeddings.shape == (0, 2)

@@ -40,7 +40,7 @@ def gallery(tmp_path_factory):
 
 
 def auto(gallery, *overrides):
-    return build(compose_config(["index=auto", *overrides]), "index").make(gallery)
+    return build(compose_config(["index=auto", *overrides]), "index").build(gallery)
 
 
 def recall_at_1(index, gallery):
@@ -52,14 +52,14 @@ def recall_at_1(index, gallery):
     return float(((queries * rows_ND[found[:, 0]]).sum(1) >= best - 1e-6).mean())
 
 
-def test_few_rows_are_searched_exactly(gallery):
+def test_a_small_gallery_is_searched_exactly(gallery):
     index, choice = auto(gallery)
     assert (choice["factory"], choice["search"], choice["recall_at_1"]) == ("Flat", {}, 1.0)
     assert recall_at_1(index, gallery) == 1.0
 
 
 @pytest.mark.parametrize("recall", [0.9, 0.99])
-def test_more_rows_are_searched_no_wider_than_the_recall_asks(gallery, recall):
+def test_a_larger_gallery_is_searched_as_widely_as_the_recall_needs(gallery, recall):
     index, choice = auto(gallery, "index.flat_rows=1000", f"index.recall={recall}")
     assert choice["factory"] == "IVF153,PQ8x4fs,RFlat"
     assert recall_at_1(index, gallery) >= recall - 0.01
@@ -69,7 +69,7 @@ def test_more_rows_are_searched_no_wider_than_the_recall_asks(gallery, recall):
     json.dumps(choice)
 
 
-def test_a_higher_recall_takes_a_wider_search(gallery):
+def test_a_higher_recall_needs_a_wider_search(gallery):
     searches = [
         auto(gallery, "index.flat_rows=1000", f"index.recall={recall}")[1]["search"]
         for recall in (0.5, 0.9, 0.99)
@@ -79,7 +79,7 @@ def test_a_higher_recall_takes_a_wider_search(gallery):
 
 
 @pytest.mark.parametrize(
-    ("bytes_a_vector", "factory"),
+    ("bytes_per_vector", "factory"),
     [
         (66, "Flat"),
         (63, "IVF153,PQ8x4fs,Refine(SQfp16)"),
@@ -87,16 +87,16 @@ def test_a_higher_recall_takes_a_wider_search(gallery):
         (1, "IVF153,PQ8x4fs"),
     ],
 )
-def test_the_index_is_as_exact_as_the_memory_allows(gallery, capsys, bytes_a_vector, factory):
-    limit = f"index.memory_mb={6000 * bytes_a_vector / 2**20}"
+def test_the_index_is_as_exact_as_the_memory_allows(gallery, capsys, bytes_per_vector, factory):
+    limit = f"index.memory_mb={6000 * bytes_per_vector / 2**20}"
     index, choice = auto(gallery, limit)
     assert choice["factory"] == factory
-    assert faiss.serialize_index(index).nbytes / 6000 <= max(bytes_a_vector, 24) * 1.1
+    assert faiss.serialize_index(index).nbytes / 6000 <= max(bytes_per_vector, 24) * 1.1
     assert choice["why"] in capsys.readouterr().err
-    assert ("not surely" in choice["why"]) == (choice["recall_at_1"] < 0.997)
+    assert ("may be below" in choice["why"]) == (choice["recall_at_1"] < 0.997)
 
 
-def test_what_no_approximate_search_finds_is_searched_exactly(tmp_path):
+def test_exact_search_if_no_approximate_search_reaches_the_recall(tmp_path):
     random = np.random.default_rng(0).standard_normal((3000, DIM)).astype(np.float32)
     noise = write(tmp_path / "g", random / np.linalg.norm(random, axis=1, keepdims=True))
     _, choice = auto(noise, "index.flat_rows=100", "index.recall=1.0")
@@ -104,7 +104,7 @@ def test_what_no_approximate_search_finds_is_searched_exactly(tmp_path):
     assert "no approximate search reaches a recall of 1.0" in choice["why"]
 
 
-def test_a_row_that_is_there_many_times_counts_as_found(tmp_path):
+def test_any_of_several_equal_rows_counts_as_found(tmp_path):
     copies = np.repeat(clustered(400, seed=3), 10, axis=0)
     _, choice = auto(write(tmp_path / "g", copies), "index.flat_rows=100")
     assert choice["recall_at_1"] == 1.0
@@ -123,7 +123,7 @@ def test_wrong_values_are_refused():
             compose_config(["index=auto", f"index.{override}"])
 
 
-def test_the_manifest_and_the_report_tell_the_choice(work, capsys):
+def test_the_manifest_and_the_report_contain_the_choice(work, capsys):
     from arcloop.cli.main import main
 
     run = ["run_dir=runs/synthetic"]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, labelled_corners
 
 from arcloop.errors import DataError
-from arcloop.retrieval.calibration import calibrate_threshold, least_threshold
+from arcloop.retrieval.calibration import calibrate_threshold, smallest_threshold
 
 fars = st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5, 0.99, 1.0])
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
@@ -22,7 +22,7 @@ def accepted(best, threshold):
     val_sizes=sizes,
     gallery_sizes=sizes,
 )
-def test_the_least_threshold_that_lets_no_more_than_far_pass(
+def test_the_smallest_threshold_that_lets_no_more_than_far_pass(
     val, gallery, far, val_sizes, gallery_sizes
 ):
     threshold = calibrate_threshold(cut(*val, val_sizes), lambda: cut(*gallery, gallery_sizes), far)
@@ -40,16 +40,16 @@ def test_the_least_threshold_that_lets_no_more_than_far_pass(
         assert accepted(best, just_under) > far
 
 
-def test_nothing_is_unknown_to_a_gallery_of_one_class():
+def test_a_gallery_of_one_class_accepts_every_query():
     rows, labels = CORNERS, np.zeros(16, np.int64)
     assert calibrate_threshold([(rows, labels)], lambda: [(rows, labels)], 0.01) == -1
 
 
-def test_no_val_image_passes_at_far_zero():
-    assert least_threshold(np.array([0.25, 1.0], np.float32), 0) > 1
+def test_far_zero_accepts_no_val_image():
+    assert smallest_threshold(np.array([0.25, 1.0], np.float32), 0) > 1
 
 
-def test_a_model_that_gives_no_numbers_is_refused():
+def test_embeddings_that_are_not_finite_are_refused():
     rows = np.full_like(CORNERS, np.nan)
     labels = np.zeros(16, np.int64)
     with pytest.raises(DataError, match="not finite"):

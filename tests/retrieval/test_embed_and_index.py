@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 
 
 def images(rows, seed=0):
-    """Sixty clusters, the same for every seed: what an index is made for."""
+    """Sixty clusters, the same for every seed."""
     centres = np.random.default_rng(99).integers(0, 216, (60, 4, 8, 1))
     random = np.random.default_rng(seed)
     noise = random.integers(0, 40, (rows, 4, 8, 1))
@@ -59,7 +59,7 @@ def gallery(model, folder, array, *, batch=64, shard_rows=100):
     chunk=st.integers(1, 50),
 )
 @settings(max_examples=25, deadline=None)
-def test_shards_hold_every_row_in_order_whatever_the_sizes(
+def test_shards_contain_all_rows_in_order_for_any_sizes(
     model, tmp_path_factory, rows, batch, shard, chunk
 ):
     array = images(rows)
@@ -87,11 +87,11 @@ def test_shards_hold_every_row_in_order_whatever_the_sizes(
         ("IVF{nlist},PQ32np", {"nprobe": 32}, 0.5),
     ],
 )
-def test_every_index_finds_what_brute_force_finds(
-    model, tmp_path, factory, search_parameters, recall
-):
+def test_every_index_agrees_with_brute_force(model, tmp_path, factory, search_parameters, recall):
     found = gallery(model, tmp_path / "g", images(3000))
-    index = FaissIndex(factory=factory, search=search_parameters, train_rows=10_000).build(found)
+    index = FaissIndex(factory=factory, search=search_parameters, train_rows=10_000).train_and_add(
+        found
+    )
     queries = model.embed(images(200, seed=1))
     similarities, rows = search(index, queries, 1)
     all_rows = np.concatenate([e for e, _ in found.chunks()])
@@ -101,10 +101,10 @@ def test_every_index_finds_what_brute_force_finds(
         np.testing.assert_allclose(similarities[:, 0], cosine.max(1), atol=1e-5)
 
 
-def test_search_parameters_are_kept_in_the_file(model, tmp_path):
+def test_search_parameters_are_stored_in_the_file(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
     settings = FaissIndex(factory="IVF{nlist},Flat", search={"nprobe": 7}, train_rows=3000)
-    write_index(settings.build(found), found, tmp_path, list("abcde"), 0.5)
+    write_index(settings.train_and_add(found), found, tmp_path, list("abcde"), 0.5)
     assert faiss.extract_index_ivf(faiss.read_index(str(tmp_path / "faiss_index.bin"))).nprobe == 7
 
 
@@ -112,7 +112,7 @@ def test_same_gallery_gives_the_same_bytes(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
     for factory in ("Flat", "IVF{nlist},Flat", "IVF{nlist},PQ32np"):
         for name in "ab":
-            index = FaissIndex(factory=factory, search={}, train_rows=2000).build(found)
+            index = FaissIndex(factory=factory, search={}, train_rows=2000).train_and_add(found)
             faiss.write_index(index, str(tmp_path / name))
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -130,15 +130,15 @@ def test_a_misspelt_index_is_refused_at_construction(factory, parameters, messag
         FaissIndex(factory=factory, search=parameters, train_rows=100)
 
 
-def test_a_gallery_too_small_to_train_is_told(model, tmp_path):
+def test_a_gallery_too_small_for_training_is_reported(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(50))
-    with pytest.raises(ConfigError, match="gallery of 50 rows cannot train"):
-        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100).build(found)
+    with pytest.raises(ConfigError, match="gallery of 50 rows is too small to train"):
+        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100).train_and_add(found)
 
 
 def test_index_of_another_model_is_refused(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(10))
-    index = FaissIndex(factory="Flat", search={}, train_rows=1).build(found)
+    index = FaissIndex(factory="Flat", search={}, train_rows=1).train_and_add(found)
     with write_artifact(tmp_path / "i", "index", config={}) as writer:
         write_index(index, found, writer.path, list("abcde"), 0.5)
     open_index(tmp_path / "i", model.sha256)
@@ -155,6 +155,6 @@ def test_missing_and_damaged_model(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_device_that_is_not_here(tmp_path):
+def test_an_unavailable_device_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="no GPU is visible"):
         load_model(tmp_path / "model.pt", "cuda")

@@ -1,12 +1,14 @@
-"""Query split + model + index -> metrics, verdict and report."""
+"""The `evaluate` step: query split, model and index to metrics, gate decision and report."""
 
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +23,20 @@ from arcloop.data import Store
 from arcloop.display.terminal import track
 from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ArtifactError
-from arcloop.evaluation import Findings, conclude, examine, gate, search_times, write_report
-from arcloop.retrieval import Gallery, embed, load_model, open_index
-from arcloop.retrieval.build_index import require_same_model
+from arcloop.evaluation import (
+    EvaluationResult,
+    EvaluationState,
+    check_gate,
+    compute_evaluation,
+    update_evaluation,
+    write_report,
+)
+from arcloop.evaluation.evaluator import Search
+from arcloop.retrieval import Gallery, embed, load_model, open_index, require_same_model
 from arcloop.runtime.searcher import Model, search
 
-_LEAVE_ONE_OUT = "the gallery's own images, each without itself (leave-one-out)"
+_LEAVE_ONE_OUT = "the images of the gallery, each compared with all others (leave-one-out)"
+_TIMED_QUERIES, _TIMED_SECONDS, _TIMED_NEIGHBOURS = 200, 2.0, 10
 
 
 def evaluate(
@@ -41,32 +51,32 @@ def evaluate(
     reuse: bool = False,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Artifact:
-    """Judge a model and its index on the query split, decide the gate, draw the report.
+    """Evaluate a model and its index on the query split, check the gate and write the report.
 
     Args:
-        run_dir: The run: model.pt, and metrics.csv and config.yaml if they are there.
+        run_dir: The run with model.pt; metrics.csv and config.yaml are shown if they exist.
         store: Folder of the `store` with the query split.
-        gallery: Folder of the `gallery` that the index was built over.
+        gallery: Folder of the `gallery` from which the index was built.
         index: Folder of the `index`.
         output: Folder of the `evaluation` to write.
-        settings: How to judge.
-        embed_settings: How to embed.
-        reuse: Return what is at `output` if it was made of the same parts with these settings.
+        settings: Evaluation settings.
+        embed_settings: Embedding settings.
+        reuse: Return the artifact at `output` if it has the same parents and settings.
         group: Processes that share the queries. Rank 0 computes the metrics and the report.
 
     Raises:
-        ArtifactError: A part is missing, damaged, or of another model or store.
+        ArtifactError: A parent is missing, damaged, or of another model or store.
     """
-    group.barrier()  # rank zero may have been building the index until now
+    group.barrier()  # rank 0 may have been building the index
     images, embeddings = Store.open(store), Gallery(gallery)
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
     own_rows_Q = _own_rows(images, embeddings)
-    index_artifact, faiss_index, labels = open_index(
+    index_artifact, faiss_index, index_labels = open_index(
         index, model.sha256, memory_map=group.world_size > 1
     )
-    threshold = float(labels["threshold"])
-    del labels  # they hold a Python number for every row of the gallery
+    threshold = float(index_labels["threshold"])
+    del index_labels  # a list with a Python number for every row of the gallery
     parents = {
         "model": model.sha256,
         "store": images.artifact.sha256,
@@ -76,12 +86,13 @@ def evaluate(
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.load_if_current(output, "evaluation", config, parents)):
         return current
-    part = group.shard(images.rows("query"), settings.batch_size)
+    num_queries = images.rows("query")
+    part = group.shard(num_queries, settings.batch_size)
     search_index = partial(search, faiss_index)
 
-    def examine_part() -> Findings:
+    def update_part() -> EvaluationState:
         with track("evaluate", len(part)) as advance:
-            return examine(
+            return update_evaluation(
                 _embed_part(model, images, part, embed_settings.batch_size, advance),
                 embeddings.chunks,
                 search_index,
@@ -90,77 +101,108 @@ def evaluate(
                 settings,
                 threshold=threshold,
                 own_rows_Q=own_rows_Q,
-                num_queries=images.rows("query"),
-                group=group,
+                num_queries=num_queries,
+                part=part,
             )
 
     if group.rank:
-        group.gather(examine_part)
-        group.barrier()  # until it is sealed
+        group.gather(update_part)
+        group.barrier()  # until rank 0 has written the artifact
         return artifacts.load(output, "evaluation")
     with write_artifact(output, "evaluation", config=config, parents=parents) as writer:
-        findings = group.gather(examine_part)
-        assert findings is not None
-        judgement = conclude(
-            findings,
-            embeddings.chunks,
-            embeddings.labels,
-            images.classes,
-            settings,
-            threshold=threshold,
+        states = group.gather(update_part)
+        assert states is not None
+        result = compute_evaluation(
+            states, embeddings.chunks, embeddings.labels, images.classes, settings, threshold
         )
-        if len(judgement.queries.rows):
-            writer.timed = search_times(search_index, judgement.queries.embeddings)
-        verdict = gate(judgement.metrics, settings.gate)
-        write_json(writer.path / "metrics.json", judgement.metrics)
-        write_json(writer.path / "gate.json", verdict)
-        write_json(writer.path / "mistakes.json", [asdict(m) for m in judgement.mistakes])
-        writer.info |= {
-            "metrics": judgement.metrics, "gate": verdict, "leave_one_out": images.leave_one_out
-        }  # fmt: skip
-        writer.count = images.rows("query")
-        times = describe_stages(
-            {
-                "store": store,
-                "validation": store / "validation",
-                "run": run_dir,
-                "gallery": gallery,
-                "index": index,
-            }
-        )
-        write_report(
-            writer.path,
-            judgement,
-            title=run_dir.name,
-            classes=images.classes,
-            image=lambda split, row: images.gather(split, np.asarray([row]))[0][0],
-            curves=_curves(run_dir / "metrics.csv"),
-            facts=[
-                *times,
-                ("index", _describe_index(index_artifact, writer.timed)),
-                *([("queries", _LEAVE_ONE_OUT)] if images.leave_one_out else []),
-            ],
-            config_yaml=_read_text(run_dir / "config.yaml"),
-            lineage=[*parents.items(), ("git", str(git_revision()))],
-            gate=verdict,
-        )
+        if len(result.queries.rows):
+            writer.timed = measure_search_times(search_index, result.queries.embeddings)
+        writer.count = num_queries
+        folders = {"store": store, "validation": store / "validation", "run": run_dir,
+                   "gallery": gallery, "index": index}  # fmt: skip
+        facts = [
+            *describe_stages(folders),
+            ("index", _describe_index(index_artifact, writer.timed)),
+            *([("queries", _LEAVE_ONE_OUT)] if images.leave_one_out else []),
+        ]
+        writer.info |= _write_files(writer.path, result, settings, images, run_dir, facts, parents)
     group.barrier()
     return artifacts.load(output, "evaluation")
 
 
+def _write_files(
+    folder: Path,
+    result: EvaluationResult,
+    settings: EvaluateSettings,
+    images: Store,
+    run_dir: Path,
+    facts: list[tuple[str, str]],
+    parents: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write metrics, gate decision, mistakes and report; return the facts for the manifest."""
+    decision = check_gate(result.metrics, settings.gate)
+    write_json(folder / "metrics.json", result.metrics)
+    write_json(folder / "gate.json", decision)
+    write_json(folder / "mistakes.json", [asdict(mistake) for mistake in result.mistakes])
+    write_report(
+        folder,
+        result,
+        title=run_dir.name,
+        classes=images.classes,
+        image=lambda split, row: images.gather(split, np.asarray([row]))[0][0],
+        curves=_read_curves(run_dir / "metrics.csv"),
+        facts=facts,
+        config_yaml=_read_text(run_dir / "config.yaml"),
+        lineage=[*parents.items(), ("git", str(git_revision()))],
+        gate=decision,
+    )
+    return {"metrics": result.metrics, "gate": decision, "leave_one_out": images.leave_one_out}
+
+
+def measure_search_times(search: Search, queries_QD: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Measure the latency of searching one query at a time, as a server does.
+
+    At most 200 queries are searched, for at most 2 seconds. Times are not metrics, because they
+    differ between runs.
+
+    Args:
+        search: The index.
+        queries_QD: float32, at least one row of norm 1.
+
+    Returns:
+        Median and 99th percentile, in milliseconds.
+
+    >>> def search(queries, k):
+    ...     return np.zeros((1, k), np.float32), np.zeros((1, k), np.int64)
+    >>> list(measure_search_times(search, np.ones((2, 1), np.float32)))
+    ['search_p50_ms', 'search_p99_ms']
+    """
+    search(queries_QD[:1], _TIMED_NEIGHBOURS)  # the first search also allocates memory
+    end = time.monotonic() + _TIMED_SECONDS
+    seconds = []
+    for query in range(min(len(queries_QD), _TIMED_QUERIES)):
+        start = time.perf_counter()
+        search(queries_QD[query : query + 1], _TIMED_NEIGHBOURS)
+        seconds.append(time.perf_counter() - start)
+        if time.monotonic() > end:
+            break
+    median, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    return {"search_p50_ms": float(median), "search_p99_ms": float(p99)}
+
+
 def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
-    """Return the gallery row that each query is itself, where gallery is the query split too.
+    """Return the gallery row of each query if queries and gallery are the same images, else None.
 
     Raises:
-        ArtifactError: The gallery is of another store, so nobody knows which rows those are.
+        ArtifactError: The gallery was embedded from another store, so these rows are unknown.
     """
     if not images.leave_one_out:
         return None
     if gallery.artifact.parents["store"] != images.artifact.sha256:
         raise ArtifactError(
-            "this store is judged by leave-one-out, but the gallery was embedded from another",
+            "the store uses leave-one-out evaluation, but the gallery is of another store",
             where=gallery.artifact.path,
-            remedy="embed it again: `arcloop embed`",
+            remedy="embed the gallery again: `arcloop embed`",
         )
     return np.arange(images.rows("query"))
 
@@ -168,15 +210,19 @@ def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
 def _embed_part(
     model: Model, images: Store, part: range, batch_rows: int, advance: Callable[[int], None]
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Embed a part of the queries in the batches that one process has, whole at either end."""
+    """Embed a part of the queries in the same batches as a single process would.
+
+    The rounding of the model's products depends on the batch, so batches at both ends of the part
+    are embedded as a whole.
+    """
     row = part.start // batch_rows * batch_rows
     stop = min(-(-part.stop // batch_rows) * batch_rows, images.rows("query"))
     batches = images.batches("query", batch_rows, range(row, stop))
     for embeddings, labels in embed(model, batches):
-        own = slice(max(part.start - row, 0), max(part.stop - row, 0))
+        in_part = slice(max(part.start - row, 0), max(part.stop - row, 0))
         row += len(labels)
-        advance(len(labels[own]))
-        yield embeddings[own], labels[own]
+        advance(len(labels[in_part]))
+        yield embeddings[in_part], labels[in_part]
 
 
 def _describe_index(artifact: Artifact, timed: Mapping[str, float]) -> str:
@@ -184,13 +230,13 @@ def _describe_index(artifact: Artifact, timed: Mapping[str, float]) -> str:
     factory = artifact.info.get("choice", artifact.config["index"])["factory"]
     facts = [factory, f"{artifact.info['rows']:,} rows", f"{size:.1f} MiB"]
     if timed:
-        median, slow = timed["search_p50_ms"], timed["search_p99_ms"]
-        facts.append(f"{median:.2f} ms a search of one query, 99% within {slow:.2f} ms")
+        median, p99 = timed["search_p50_ms"], timed["search_p99_ms"]
+        facts.append(f"{median:.2f} ms per search of one query (median), {p99:.2f} ms (p99)")
     return ", ".join(facts)
 
 
-def _curves(path: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, each with what was logged at that step."""
+def _read_curves(path: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv with the values logged at each step."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""May this model be deployed?"""
+"""Deployment gate: compares metrics with the bounds of the config."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import TypedDict
 from arcloop.config.schema import GateSettings
 
 
-class Verdict(TypedDict):
-    """The gate's decision and a sentence for each thing it looked at."""
+class GateDecision(TypedDict):
+    """Whether the gate passed, and one sentence per bound."""
 
     passed: bool
     reasons: list[str]
 
 
-def gate(metrics: Mapping[str, float], settings: GateSettings) -> Verdict:
-    """Compare metrics with the bounds set on them.
+def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDecision:
+    """Decide whether a model may be deployed.
 
-    Passes if every bound is met and no metric, bounded or not, is NaN or infinite.
+    The gate passes if every bound is met and every metric, bounded or not, is finite.
 
     Args:
         metrics: Name -> value.
-        settings: Bounds, None where there is none. `min_top1` bounds the metric `top1` from below,
-            `max_eer` bounds `eer` from above; `min_class_accuracy` is a metric itself, the accuracy
-            of the worst class, and bounded from below.
+        settings: Bounds; None: no bound. `min_top1` is a lower bound of the metric `top1`,
+            `max_eer` an upper bound of `eer`. `min_class_accuracy` is itself the name of a metric,
+            the accuracy of the worst class, and is a lower bound of it.
 
-    >>> gate({"top1": 0.9}, GateSettings(
+    >>> check_gate({"top1": 0.9}, GateSettings(
     ...     min_top1=0.8, min_recall_at_5=None, min_map_at_r=None, max_eer=None,
     ...     min_class_accuracy=None, min_pair_accuracy=None, min_index_recall_at_10=None))
     {'passed': True, 'reasons': ['top1 is 0.9, at least 0.8 as required.']}
     """
     reasons = [
-        f"{name} is {value}: a metric that is not finite never passes."
+        f"{name} is {value}; every metric must be finite."
         for name, value in metrics.items()
         if not math.isfinite(value)
     ]
@@ -53,7 +53,7 @@ def gate(metrics: Mapping[str, float], settings: GateSettings) -> Verdict:
 def _compare(metric: str, value: float | None, side: str, bound: float) -> tuple[bool, str]:
     words = "at least" if side == "min" else "at most"
     if value is None:
-        return False, f"{metric} could not be measured, and {words} {bound:g} is required."
+        return False, f"{metric} was not measured, but {words} {bound:g} is required."
     met = value >= bound if side == "min" else value <= bound
     return met, (
         f"{metric} is {value:.6g}, {words} {bound:g} as required."

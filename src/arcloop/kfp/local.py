@@ -32,7 +32,7 @@ _PRELOADED = [
     "arcloop.data",
     "arcloop.training",
     "arcloop.evaluation.evaluate",
-    "arcloop.retrieval.build_index",
+    "arcloop.retrieval.index",
     "arcloop.serving.deploy",
     "arcloop.kfp.pod",
 ]

@@ -212,7 +212,7 @@ def _training_setup(config: DictConfig) -> Any:
 
 
 def _embed(call: _Call) -> Artifact:
-    from arcloop.retrieval.embed_gallery import embed_gallery
+    from arcloop.retrieval.embed import embed_gallery
 
     return embed_gallery(
         call.inputs["run"] / "model.pt",
@@ -224,7 +224,7 @@ def _embed(call: _Call) -> Artifact:
 
 
 def _index(call: _Call) -> Artifact:
-    from arcloop.retrieval.build_index import build_index
+    from arcloop.retrieval.index import build_index
 
     return build_index(
         call.inputs["run"] / "model.pt",

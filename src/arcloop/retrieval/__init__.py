@@ -1,10 +1,19 @@
-"""Embedding with `model.pt` alone, and the faiss index."""
+"""Embedding with model.pt, exact search and the faiss index."""
 
 from arcloop.retrieval.auto_index import AutoIndex
-from arcloop.retrieval.embed import Gallery, embed, load_model, write_gallery
-from arcloop.retrieval.index import FaissIndex, open_index, write_index
+from arcloop.retrieval.calibration import calibrate_threshold
+from arcloop.retrieval.embed import Gallery, embed, embed_gallery, load_model, write_gallery
+from arcloop.retrieval.exact_search import exact_neighbours
+from arcloop.retrieval.index import (
+    FaissIndex,
+    build_index,
+    open_index,
+    require_same_model,
+    write_index,
+)
 
 __all__ = [
-    "AutoIndex", "FaissIndex", "Gallery", "embed", "load_model", "open_index", "write_gallery",
-    "write_index",
+    "AutoIndex", "FaissIndex", "Gallery", "build_index", "calibrate_threshold", "embed",
+    "embed_gallery", "exact_neighbours", "load_model", "open_index", "require_same_model",
+    "write_gallery", "write_index",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""index=auto: the index that finds enough, chosen by size and measured recall and never by a clock.
+"""index=auto: selects an index by gallery size, memory limit and measured recall.
 
-So the choice, and with it the bytes of the index, are a function of the gallery and the settings.
+The choice does not depend on measured times, so the same gallery and settings give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,37 +20,38 @@ from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import FaissIndex, sample_rows
 
 _FLAT = "Flat"
-_HELD_OUT = 10  # at most a tenth of the rows is kept from training to be asked
-_DEEPEST = 64  # candidates looked at again for each answer, at most
-_WIDEST = 8  # at most 1/8 of the cells is searched: beyond, an exact search is as fast
-_TIES = 32  # neighbours compared with, so that another of equal similarity counts as found
+_TUNE_SHARE = 10  # at most a tenth of the rows is excluded from training, to measure recall
+_MAX_REFINED = 64  # largest number of candidates that are compared exactly per answer
+_MAX_CELLS_SHARE = 8  # at most 1/8 of the cells is searched; beyond, exact search is as fast
+_TIES = 32  # exact neighbours compared, because any of several equally similar rows is right
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """A kind of index: its factory string, bytes a vector, and whether it looks again."""
+class _Candidate:
+    """A kind of index: factory string, bytes per vector, and whether it refines candidates."""
 
     factory: str
-    bytes_a_vector: float
-    looks_again: bool
+    bytes_per_vector: float
+    refines: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoIndex:
-    """Chooses an index by the number of rows, a recall to reach and the memory that it may take.
+    """Selects an index by the number of rows, the required recall and a memory limit.
 
-    Few rows are searched exactly. More lie in cells as 4-bit codes that are compared in registers
-    (André et al., arXiv 1812.09162), and the best are looked at again in 32, 16 or 8 bits. How many
-    cells and how many of the best is measured: the nearest neighbour of gallery rows that nothing
-    was trained on must be found as often as `recall` asks, with two standard errors to spare.
-    HNSW is never chosen: faiss does not promise the same graph when several threads build it.
+    Small galleries are searched exactly. Larger ones use an inverted file with 4-bit product
+    quantization (André et al., arXiv 1812.09162), and the best candidates are refined with 32, 16
+    or 8 bits per number. The number of cells and candidates is tuned on gallery rows that are
+    excluded from training: their nearest neighbour must be found with the probability `recall`, by
+    a margin of two standard errors. HNSW is not used, because its graph depends on the order in
+    which threads add rows.
 
     Args:
-        recall: Share of queries whose nearest row is to be found, against an exact search.
-        memory_mb: Most that the index may take, in MiB; None: no limit.
-        flat_rows: Rows up to which an exact search is chosen if it fits.
-        train_rows: Rows of the gallery, evenly spaced, that cells and codes are trained on.
-        tune_queries: Rows of the gallery, evenly spaced, kept from training to measure recall on.
+        recall: Required share of queries whose exact nearest row is found.
+        memory_mb: Largest size of the index in MiB; None: no limit.
+        flat_rows: Largest gallery that is searched exactly, if the memory allows.
+        train_rows: Number of evenly spaced gallery rows for training.
+        tune_queries: Number of evenly spaced gallery rows for measuring recall.
     """
 
     recall: Fraction
@@ -62,89 +63,97 @@ class AutoIndex:
     def __post_init__(self) -> None:
         check_fields(self, "index")
 
-    def make(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
-        """Choose, build and tune.
+    def build(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
+        """Select, build and tune an index.
 
         Returns:
-            The faiss index, and what was chosen: "factory", "search", "why" and, where it was
-            measured, "recall_at_1".
+            The faiss index and its description: "factory", "search", "why" and "recall_at_1".
 
         Raises:
-            ConfigError: The gallery is too small for the only kind that fits in `memory_mb`.
+            ConfigError: The gallery is too small for the only index that fits in `memory_mb`.
         """
         exact = 4.0 * gallery.embedding_dim
         if gallery.rows <= self.flat_rows and self._fits(gallery, exact):
             return self._flat(gallery, f"an exact search of {gallery.rows:,} rows is fast enough")
-        kind = self._kind(gallery)
-        # A row that its cell was made for is found too easily: what is asked was not trained on.
-        nearest = _Nearest(gallery, min(self.tune_queries, max(1, gallery.rows // _HELD_OUT)))
-        plan = FaissIndex(factory=kind.factory, search={}, train_rows=self.train_rows)
-        index, facts = plan.build(gallery, held_out=nearest.rows), plan.choice(gallery)
-        found = self._tune(index, nearest, kind)
-        if found is None and self._fits(gallery, exact):
-            return self._flat(gallery, f"no approximate search reaches a recall of {self.recall}")
-        search, recall = found or self._widest(index, nearest, kind)
-        facts |= {"search": search, "recall_at_1": recall, "tune_queries": len(nearest.rows)}
-        limit = "" if self.memory_mb is None else f", the best that {self.memory_mb:g} MiB hold"
-        facts["why"] = f"{gallery.rows:,} rows{limit}; finds {recall:.2%} of nearest rows" + (
-            "" if found else f", which is not surely the {self.recall:.2%} asked for"
+        candidate = self._candidate(gallery)
+        # Rows used for training are found more easily, so recall is measured on other rows.
+        tuning = _TuningQueries(
+            gallery, min(self.tune_queries, max(1, gallery.rows // _TUNE_SHARE))
         )
-        print_line(f"index: {facts['factory']} {search}: {facts['why']}")
-        return index, facts
+        builder = FaissIndex(factory=candidate.factory, search={}, train_rows=self.train_rows)
+        index = builder.train_and_add(gallery, held_out=tuning.rows)
+        description = builder.describe(gallery)
+        tuned = self._tune(index, tuning, candidate)
+        if tuned is None and self._fits(gallery, exact):
+            return self._flat(gallery, f"no approximate search reaches a recall of {self.recall}")
+        search, recall = tuned or self._widest(index, tuning, candidate)
+        limit = "" if self.memory_mb is None else f", the best within {self.memory_mb:g} MiB"
+        missed = "" if tuned else f", which may be below the required {self.recall:.2%}"
+        why = f"{gallery.rows:,} rows{limit}; finds {recall:.2%} of nearest rows{missed}"
+        description |= {
+            "search": search, "recall_at_1": recall, "tune_queries": len(tuning.rows), "why": why
+        }  # fmt: skip
+        print_line(f"index: {description['factory']} {search}: {why}")
+        return index, description
 
     def _flat(self, gallery: Gallery, why: str) -> tuple[Any, dict[str, Any]]:
-        plan = FaissIndex(factory=_FLAT, search={}, train_rows=self.train_rows)
-        index, facts = plan.make(gallery)
-        facts |= {"recall_at_1": 1.0, "why": why}
+        builder = FaissIndex(factory=_FLAT, search={}, train_rows=self.train_rows)
+        index, description = builder.build(gallery)
         print_line(f"index: {_FLAT}: {why}")
-        return index, facts
+        return index, description | {"recall_at_1": 1.0, "why": why}
 
-    def _fits(self, gallery: Gallery, bytes_a_vector: float) -> bool:
+    def _fits(self, gallery: Gallery, bytes_per_vector: float) -> bool:
         if self.memory_mb is None:
             return True
-        return gallery.rows * bytes_a_vector <= self.memory_mb * 2**20
+        return gallery.rows * bytes_per_vector <= self.memory_mb * 2**20
 
-    def _kind(self, gallery: Gallery) -> _Kind:
-        """The most exact kind that fits, or else the smallest."""
+    def _candidate(self, gallery: Gallery) -> _Candidate:
+        """Return the most exact kind of index that fits, or the smallest if none does."""
         dim = gallery.embedding_dim
-        parts = dim // 2 if dim % 2 == 0 else dim  # a code of 4 bits for each two numbers
+        parts = dim // 2 if dim % 2 == 0 else dim  # a 4-bit code for every two numbers
         cells = f"IVF{{nlist}},PQ{parts}x4fs"
-        code = parts / 2 + 8 + 4 * dim * 4 / math.sqrt(gallery.rows)  # with its row, and a share
-        kinds = [
-            _Kind(f"{cells},RFlat", code + 4 * dim, looks_again=True),
-            _Kind(f"{cells},Refine(SQfp16)", code + 2 * dim, looks_again=True),
-            _Kind(f"{cells},Refine(SQ8)", code + dim, looks_again=True),
-            _Kind(cells, code, looks_again=False),
+        # The code, the row number, and a share of the centroids.
+        code = parts / 2 + 8 + 4 * dim * 4 / math.sqrt(gallery.rows)
+        candidates = [
+            _Candidate(f"{cells},RFlat", code + 4 * dim, refines=True),
+            _Candidate(f"{cells},Refine(SQfp16)", code + 2 * dim, refines=True),
+            _Candidate(f"{cells},Refine(SQ8)", code + dim, refines=True),
+            _Candidate(cells, code, refines=False),
         ]
-        return next((k for k in kinds if self._fits(gallery, k.bytes_a_vector)), kinds[-1])
+        fitting = (c for c in candidates if self._fits(gallery, c.bytes_per_vector))
+        return next(fitting, candidates[-1])
 
     def _tune(
-        self, index: Any, nearest: _Nearest, kind: _Kind
+        self, index: Any, tuning: _TuningQueries, candidate: _Candidate
     ) -> tuple[dict[str, int], float] | None:
-        """Fewest cells, then fewest candidates, that reach the recall; None if nothing does."""
+        """Return the smallest search parameters that reach the recall, and it; None: none do."""
         for cells in _cells(index):
-            recall = nearest.recall(index, _search(kind, cells, _DEEPEST))
-            if not nearest.surely(recall, self.recall):
+            search = _parameters(candidate, cells, _MAX_REFINED)
+            recall = tuning.recall(index, search)
+            if not tuning.reaches(recall, self.recall):
                 continue
-            search, depth = _search(kind, cells, _DEEPEST), _DEEPEST // 2
-            while kind.looks_again and depth >= 2:
-                less = nearest.recall(index, _search(kind, cells, depth))
-                if not nearest.surely(less, self.recall):
+            refined = _MAX_REFINED // 2
+            while candidate.refines and refined >= 2:
+                smaller = _parameters(candidate, cells, refined)
+                smaller_recall = tuning.recall(index, smaller)
+                if not tuning.reaches(smaller_recall, self.recall):
                     break
-                search, recall, depth = _search(kind, cells, depth), less, depth // 2
-            _set(index, search)
+                search, recall, refined = smaller, smaller_recall, refined // 2
+            _set_parameters(index, search)
             return search, recall
         return None
 
-    def _widest(self, index: Any, nearest: _Nearest, kind: _Kind) -> tuple[dict[str, int], float]:
-        search = _search(kind, _cells(index)[-1], _DEEPEST)
-        recall = nearest.recall(index, search)
-        _set(index, search)
+    def _widest(
+        self, index: Any, tuning: _TuningQueries, candidate: _Candidate
+    ) -> tuple[dict[str, int], float]:
+        search = _parameters(candidate, _cells(index)[-1], _MAX_REFINED)
+        recall = tuning.recall(index, search)
+        _set_parameters(index, search)
         return search, recall
 
 
-class _Nearest:
-    """Sampled gallery rows and, by exact search, the other rows nearest to each."""
+class _TuningQueries:
+    """Sampled gallery rows with their exact nearest other rows."""
 
     def __init__(self, gallery: Gallery, queries: int) -> None:
         self.rows, self._queries_QD = sample_rows(gallery, queries)
@@ -152,24 +161,24 @@ class _Nearest:
             sims, rows = exact_neighbours(
                 self._queries_QD, _counted(gallery, advance), _TIES, own_rows_Q=self.rows
             )
-        # Rows as near as the nearest are as good an answer.
+        # Rows as similar as the nearest are equally right.
         self._right = np.where(sims >= sims[:, :1] - 1e-6, rows, -1)
 
     def recall(self, index: Any, search: dict[str, int]) -> float:
-        """Share of the queries whose nearest other row the index finds, searching like this."""
-        # Of two answers one is the query itself: half the candidates for each make as many in all
-        # as one answer alone will have.
+        """Return the share of queries whose nearest other row the index finds."""
+        # Two answers are searched, because one is the query itself. The number of candidates per
+        # answer is halved, so that as many are refined in total as in a search for one answer.
         halved = {"k_factor_rf": search["k_factor_rf"] // 2} if "k_factor_rf" in search else {}
-        _set(index, search | halved)
+        _set_parameters(index, search | halved)
         _, found = index.search(self._queries_QD, 2)
         itself = found[:, 0] == self.rows
         answers = np.where(itself, found[:, 1], found[:, 0])
         return float(((answers[:, None] == self._right) & (answers[:, None] >= 0)).any(1).mean())
 
-    def surely(self, recall: float, wanted: float) -> bool:
-        """Whether a measured recall is above what is wanted by two standard errors."""
+    def reaches(self, recall: float, required: float) -> bool:
+        """Return whether a measured recall exceeds the required one by two standard errors."""
         error = math.sqrt(max(recall * (1 - recall), 0.0) / len(self.rows))
-        return recall - 2 * error >= wanted
+        return recall - 2 * error >= required
 
 
 def _counted(gallery: Gallery, advance: Callable[[int], None]) -> Chunks:
@@ -182,17 +191,17 @@ def _counted(gallery: Gallery, advance: Callable[[int], None]) -> Chunks:
 
 
 def _cells(index: Any) -> list[int]:
-    """Numbers of cells to try, fewest first, each about 1.4 times the one before."""
-    most = max(1, faiss.extract_index_ivf(index).nlist // _WIDEST)
+    """Return numbers of cells to try, ascending by a factor of about 1.4."""
+    most = max(1, faiss.extract_index_ivf(index).nlist // _MAX_CELLS_SHARE)
     steps = sorted({n for p in range(most.bit_length()) for n in (2**p, 3 * 2**p // 2)})
     return [n for n in steps if n <= most]
 
 
-def _search(kind: _Kind, cells: int, depth: int) -> dict[str, int]:
-    return {"nprobe": cells, **({"k_factor_rf": depth} if kind.looks_again else {})}
+def _parameters(candidate: _Candidate, cells: int, refined: int) -> dict[str, int]:
+    return {"nprobe": cells, **({"k_factor_rf": refined} if candidate.refines else {})}
 
 
-def _set(index: Any, search: dict[str, int]) -> None:
+def _set_parameters(index: Any, search: dict[str, int]) -> None:
     space = faiss.ParameterSpace()
     for name, value in search.items():
         space.set_index_parameter(index, name, value)

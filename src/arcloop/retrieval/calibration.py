@@ -1,45 +1,79 @@
-"""The open-set threshold: the similarity under which an answer is "unknown"."""
+"""Open-set threshold: the similarity below which the answer is "unknown"."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
-from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
+from arcloop.config.schema import CalibrationSettings
+from arcloop.data import Store
+from arcloop.display.terminal import track
+from arcloop.retrieval.embed import Chunks, Embeddings, Gallery, Labels, embed, rebatch
 from arcloop.retrieval.exact_search import BlockShape, block_shape, scan_gallery
+from arcloop.runtime.searcher import Model
 
 _BATCH_ROWS, _MEMORY_MB = 2048, 64
+
+
+def calibrate_on_val(
+    model: Model, images: Store, gallery: Gallery, settings: CalibrationSettings, batch_size: int
+) -> float:
+    """Embed evenly spaced rows of the val split and calibrate the threshold on them.
+
+    Args:
+        model: Embeds the val split.
+        images: The store.
+        gallery: The gallery.
+        settings: False accept rate and number of val rows.
+        batch_size: Images embedded at a time.
+
+    Returns:
+        The threshold, see `calibrate_threshold`.
+    """
+    rows = images.rows("val")
+    step = -(-rows // settings.max_queries)
+    with track("calibrate", rows) as advance:
+
+        def sampled() -> Iterator[Any]:
+            first = 0
+            for batch_NHWC, labels in images.batches("val", batch_size):
+                advance(len(labels))
+                yield batch_NHWC[first::step], labels[first::step]
+                first = (first - len(labels)) % step
+
+        return calibrate_threshold(embed(model, sampled()), gallery.chunks, settings.far)
 
 
 def calibrate_threshold(
     val: Iterable[tuple[Embeddings, Labels]], gallery: Chunks, far: float
 ) -> float:
-    """Choose the threshold that lets a share `far` of unknown things pass as known.
+    """Compute the threshold at which a share `far` of unknown queries is accepted.
 
-    Each val image plays an unknown thing: its own class is taken out of the gallery, and its best
-    match among the other classes is what an unknown image would be answered with. The threshold is
-    the least float32 that no more than a share `far` of these best matches reach; an answer is
-    "unknown" if its similarity is under it. A class never seen may be more alike to those in the
-    gallery than they are to each other: the rate is met for things as different as the classes are.
+    Each val image serves as an unknown query: its class is excluded from the gallery, and its best
+    match is the most similar row of another class. The threshold is the smallest float32 that at
+    most a share `far` of these best matches reach. The rate holds for unknown classes that differ
+    from the gallery classes as much as those differ from each other.
 
     Args:
-        val: (float32 [B, D] rows of norm 1, int64 [B] labels), neither trained on nor in the
-            gallery.
-        gallery: Gives (embeddings, labels) of the gallery anew, in chunks.
+        val: (float32 [B, D] rows of norm 1, int64 [B] labels) of images that are neither in train
+            nor in the gallery.
+        gallery: Returns an iterator over (embeddings, labels) of the gallery.
         far: False accept rate in [0, 1].
 
     Returns:
-        A similarity; -1, under which nothing is unknown, if the gallery has no other class.
+        A similarity; -1, which accepts every query, if the gallery has no other class.
 
     Raises:
         DataError: An embedding is not finite.
     """
     shape = block_shape(_MEMORY_MB, batch=_BATCH_ROWS)
-    best: list[Embeddings] = []
-    for embeddings_QD, labels_Q in rebatch(val, _BATCH_ROWS):
-        best.append(_best_of_another_class(embeddings_QD, labels_Q, gallery, shape))
-    return least_threshold(np.concatenate(best), far)
+    best = [
+        _best_of_another_class(embeddings_QD, labels_Q, gallery, shape)
+        for embeddings_QD, labels_Q in rebatch(val, _BATCH_ROWS)
+    ]
+    return smallest_threshold(np.concatenate(best), far)
 
 
 def _best_of_another_class(
@@ -47,22 +81,22 @@ def _best_of_another_class(
 ) -> Embeddings:
     best_Q = np.full(len(labels_Q), -np.inf, np.float32)
 
-    def see(block: slice, _: int, sim_BN: Embeddings, labels_N: Labels) -> None:
+    def visit(block: slice, _: int, sim_BN: Embeddings, labels_N: Labels) -> None:
         sim_BN[labels_Q[block, None] == labels_N] = -np.inf
         np.maximum(best_Q[block], sim_BN.max(axis=1), out=best_Q[block])
 
-    scan_gallery(see, embeddings_QD, gallery, shape)
+    scan_gallery(visit, embeddings_QD, gallery, shape)
     return best_Q
 
 
-def least_threshold(best_Q: Embeddings, far: float) -> float:
-    """Return the least float32 that no more than a share `far` of similarities reach.
+def smallest_threshold(best_Q: Embeddings, far: float) -> float:
+    """Return the smallest float32 that at most a share `far` of the similarities reach.
 
     Args:
-        best_Q: Similarities; -inf: there is none.
+        best_Q: Similarities; -inf: none.
         far: A share in [0, 1].
 
-    >>> round(least_threshold(np.array([0.1, 0.4, 0.2, 0.3], np.float32), far=0.25), 6)
+    >>> round(smallest_threshold(np.array([0.1, 0.4, 0.2, 0.3], np.float32), far=0.25), 6)
     0.3
     """
     falling = np.sort(best_Q)[::-1]

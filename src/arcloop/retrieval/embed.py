@@ -1,8 +1,9 @@
-"""Images -> embeddings through model.pt alone, kept as sharded .npy files."""
+"""Embeds images with model.pt and stores the embeddings of the gallery as sharded .npy files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.writer import write_artifact
+from arcloop.config.schema import EmbedSettings
+from arcloop.data import Store
 from arcloop.display.terminal import track
 from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from arcloop.errors import ArtifactError, ConfigError
+from arcloop.errors import ArtifactError, ConfigError, ResourceError
 from arcloop.runtime.searcher import Model, SearcherError
 
 Images = npt.NDArray[np.uint8]
@@ -26,7 +29,7 @@ Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
 """Returns an iterator over (embeddings [n, D], labels [n]) of a gallery, in row order."""
 
 _STEMS = "embeddings", "labels"
-_CHUNK_ROWS = 8192  # as many as evaluation compares at a time, which then joins none
+_CHUNK_ROWS = 8192  # the number of rows that exact_search reads at a time
 
 
 def load_model(path: Path, device: str) -> Model:
@@ -34,11 +37,11 @@ def load_model(path: Path, device: str) -> Model:
 
     Args:
         path: model.pt.
-        device: A torch device, or "auto": cuda when there, else cpu.
+        device: A torch device, or "auto": cuda if available, else cpu.
 
     Raises:
-        ArtifactError: It is missing or not a scripted model.
-        ConfigError: There is no such device here.
+        ArtifactError: The file is missing or not a scripted model.
+        ConfigError: The device is not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,11 +60,11 @@ def load_model(path: Path, device: str) -> Model:
 def embed(
     model: Model, batches: Iterable[tuple[Images, Labels]]
 ) -> Iterator[tuple[Embeddings, Labels]]:
-    """Embed batches of images as they come.
+    """Embed a stream of batches of images.
 
     Args:
         model: The scripted embedder.
-        batches: uint8 [N, H, W, C] images with int64 [N] labels, N bounded by the caller.
+        batches: uint8 [N, H, W, C] images with int64 [N] labels.
 
     Yields:
         float32 [N, D] embeddings of norm 1, with their labels.
@@ -100,6 +103,58 @@ def _concatenate(parts: list[tuple[Embeddings, Labels]]) -> tuple[Embeddings, La
     return np.concatenate([e for e, _ in parts]), np.concatenate([label for _, label in parts])
 
 
+def embed_gallery(
+    model: Path,
+    store: Path,
+    output: Path,
+    settings: EmbedSettings,
+    *,
+    reuse: bool = False,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Artifact:
+    """The `embed` step: embed the gallery split with model.pt.
+
+    Args:
+        model: model.pt.
+        store: Folder of a `store`.
+        output: Folder of the `gallery` to write.
+        settings: Batch size, rows per file, device.
+        reuse: Return the artifact at `output` if it has the same parents and settings.
+        group: Processes that embed the gallery together.
+
+    Raises:
+        ArtifactError: The model or the store is missing or damaged.
+        ResourceError: The files of rank 0 are not visible to this process.
+    """
+    group.barrier()  # rank 0 may have been writing model.pt
+    if group.rank and not model.is_file():
+        raise ResourceError(
+            f"rank {group.rank} cannot read the model.pt that rank 0 has written",
+            where=model,
+            remedy="put run_dir on storage that all nodes share, or train with"
+            " callbacks=export_only and embed, index and evaluate afterwards",
+        )
+    images = Store.open(store)
+    embedder = load_model(model, settings.device)
+    config = {"embed": asdict(settings)}
+    parents = {"model": embedder.sha256, "store": images.artifact.sha256}
+    if reuse and (current := artifacts.load_if_current(output, "gallery", config, parents)):
+        return current
+    rows = images.rows("gallery")
+    part = group.shard(rows, settings.batch_size)
+    return write_gallery(
+        embedder,
+        images.batches("gallery", settings.batch_size, part),
+        output,
+        rows=rows,
+        shard_rows=settings.shard_rows,
+        config=config,
+        parents=parents,
+        part=part,
+        group=group,
+    )
+
+
 def write_gallery(
     model: Model,
     batches: Iterable[tuple[Images, Labels]],
@@ -112,20 +167,20 @@ def write_gallery(
     part: range | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Artifact:
-    """Embed the gallery and write it as a `gallery` artifact.
+    """Embed images and write them as a `gallery` artifact.
 
-    Memory is bounded by one shard, whatever the batch size and the number of rows. Every process
-    writes its rows into the folder that rank zero opened; the files are those of one process.
+    Memory is limited to one shard. Every process writes its rows into the folder that rank 0
+    created; the files are the same as those of a single process.
 
     Args:
         model: The scripted embedder.
         batches: As for `embed`.
-        output: Folder to write.
-        rows: Number of images in all.
+        output: Folder of the artifact.
+        rows: Number of images of all processes.
         shard_rows: Rows in an embeddings-*.npy; the last may be shorter.
         config: Settings to record.
-        parents: Hashes of what it is made from; "model" is added.
-        part: Which rows `batches` are; None: all.
+        parents: Hashes of the parent artifacts; "model" is added.
+        part: Rows that `batches` contain; None: all.
         group: Processes that embed the gallery together, each one its `part`.
 
     Raises:
@@ -141,7 +196,7 @@ def write_gallery(
     if group.rank:
         folder = Path(group.broadcast(lambda: ""))
         group.gather(write_part)
-        group.barrier()  # until it is sealed
+        group.barrier()  # until rank 0 has written the artifact
         return artifacts.load(output, "gallery")
     parents = {**parents, "model": model.sha256}
     with write_artifact(output, "gallery", config=config, parents=parents) as writer:
@@ -165,7 +220,10 @@ def _counted(
 def _write_shards(
     folder: Path, batches: Iterable[tuple[Embeddings, Labels]], row: int, shard_rows: int
 ) -> None:
-    """Write rows from `row` on, a file for each shard; of one begun elsewhere, a piece."""
+    """Write rows from `row` on, one file per shard.
+
+    If `row` is not the start of a shard, its rows become a piece for `_join_pieces`.
+    """
     pending: list[tuple[Embeddings, Labels]] = []
     start = row
     for embeddings, labels in batches:
@@ -186,13 +244,13 @@ def _write_shard(
 ) -> None:
     shard, first = divmod(start, shard_rows)
     for stem, arrays in zip(_STEMS, zip(*parts, strict=True), strict=True):
-        # A piece has a hidden name, which tells where in the shard it belongs.
+        # A piece has a hidden name with its position in the shard.
         name = f".{stem}-{shard:05d}-{first:09d}.npy" if first else f"{stem}-{shard:05d}.npy"
         np.save(folder / name, np.concatenate(arrays))
 
 
 def _join_pieces(folder: Path) -> None:
-    """Append the pieces of a shard, one shard in memory at a time."""
+    """Append the pieces of each shard, with one shard in memory at a time."""
     pieces: dict[str, list[Path]] = {}
     for piece in sorted(folder.glob(".*-*-*.npy")):
         pieces.setdefault(piece.name[1:].rpartition("-")[0], []).append(piece)
@@ -204,13 +262,13 @@ def _join_pieces(folder: Path) -> None:
 
 
 class Gallery:
-    """The embeddings of a gallery on disk, read a few thousand rows at a time.
+    """Reads the embeddings of a gallery in chunks.
 
     Args:
         path: Folder of a `gallery` artifact.
 
     Raises:
-        ArtifactError: It is missing or damaged.
+        ArtifactError: The gallery is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -221,7 +279,7 @@ class Gallery:
 
     @cached_property
     def labels(self) -> Labels:
-        """The label of every row, int64 [rows]."""
+        """Label of every row, int64 [rows]."""
         return np.concatenate([np.load(file) for file in self._files("labels")])
 
     def chunks(self) -> Iterator[tuple[Embeddings, Labels]]:
@@ -229,9 +287,9 @@ class Gallery:
         for files in zip(*map(self._files, _STEMS), strict=True):
             rows = len(np.load(files[1], mmap_mode="r"))
             for start in range(0, rows, _CHUNK_ROWS):
-                piece = slice(start, start + _CHUNK_ROWS)
-                # Copied, and the map closed: touched pages of one count as this process's memory.
-                embeddings, labels = (np.array(np.load(f, mmap_mode="r")[piece]) for f in files)
+                chunk = slice(start, start + _CHUNK_ROWS)
+                # Copied, because pages of an open memory map count as memory of the process.
+                embeddings, labels = (np.array(np.load(f, mmap_mode="r")[chunk]) for f in files)
                 yield embeddings, labels
 
     def _files(self, stem: str) -> list[Path]:

@@ -1,12 +1,12 @@
-"""The faiss index over a gallery: cosine similarity, any `index_factory` string."""
+"""Builds, writes and opens the faiss index of a gallery, with labels and open-set threshold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -15,26 +15,34 @@ import numpy.typing as npt
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_json
+from arcloop.artifacts.writer import write_artifact
+from arcloop.config.schema import CalibrationSettings, EmbedSettings
 from arcloop.config.value_types import PositiveInt, check_fields
+from arcloop.data import Store
 from arcloop.display.terminal import track
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.retrieval.embed import Embeddings, Gallery
+from arcloop.retrieval.calibration import calibrate_on_val
+from arcloop.retrieval.embed import Embeddings, Gallery, load_model
 from arcloop.runtime.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
 
+if TYPE_CHECKING:
+    from arcloop.retrieval.auto_index import AutoIndex
+
 Rows = npt.NDArray[np.int64]
-_FEWEST, _FEWEST_HELD_OUT = 39, 30
-"""Training rows of a cell; 39 is what faiss asks for."""
+
+_MIN_TRAINING_ROWS = 39  # per cell; faiss warns below 39
+_MIN_TRAINING_ROWS_HELD_OUT = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaissIndex:
-    """How to build an index; a choice of conf/index/.
+    """Builds an index from a faiss factory string; an option of conf/index/.
 
     Args:
-        factory: A faiss `index_factory` string; "{nlist}" becomes the number of cells that suits
-            the gallery, 4 sqrt(rows) but at least 39 training rows a cell.
-        search: faiss search parameters that are stored with the index, e.g. {"nprobe": 16}.
-        train_rows: Rows of the gallery, evenly spaced, that an index with a training stage sees.
+        factory: A faiss `index_factory` string. "{nlist}" is replaced by a number of cells for the
+            gallery: 4 sqrt(rows), with at least 39 training rows per cell.
+        search: faiss search parameters stored in the index file, e.g. {"nprobe": 16}.
+        train_rows: Number of evenly spaced gallery rows for training, if the index needs training.
 
     Source:
         https://github.com/facebookresearch/faiss/wiki/The-index-factory
@@ -46,26 +54,29 @@ class FaissIndex:
 
     def __post_init__(self) -> None:
         check_fields(self, "index")
-        self._empty(dim=64, rows=100_000)  # a misspelt factory or parameter is refused now
+        self._empty(dim=64, rows=100_000)  # reports a misspelt factory or parameter early
 
-    def make(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
-        """Build, and tell what: "factory", the string with all its numbers, and "search".
+    def build(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
+        """Build the index and describe it.
+
+        Returns:
+            The faiss index and its description, see `describe`.
 
         Raises:
             ConfigError: The gallery is too small for this index.
         """
-        return self.build(gallery), self.choice(gallery)
+        return self.train_and_add(gallery), self.describe(gallery)
 
-    def choice(self, gallery: Gallery) -> dict[str, Any]:
-        """Return what is built over a gallery, for its manifest."""
+    def describe(self, gallery: Gallery) -> dict[str, Any]:
+        """Return "factory", with the numbers for this gallery, and "search"."""
         return {"factory": self._factory(gallery.rows), "search": dict(self.search)}
 
-    def build(self, gallery: Gallery, *, held_out: Rows | None = None) -> Any:
-        """Train the index where it must be, and add the gallery in row order.
+    def train_and_add(self, gallery: Gallery, *, held_out: Rows | None = None) -> Any:
+        """Train the index if it needs training, and add the gallery in row order.
 
         Args:
             gallery: The rows to add.
-            held_out: Rows that it is not trained on.
+            held_out: Rows that are not used for training.
 
         Returns:
             A faiss index of inner product with `gallery.rows` rows.
@@ -77,14 +88,15 @@ class FaissIndex:
         with track("build index", gallery.rows, "vectors") as advance:
             if not index.is_trained:
                 try:
-                    if held_out is not None:  # a few rows fewer than what faiss warns of
-                        faiss.extract_index_ivf(index).cp.min_points_per_centroid = _FEWEST_HELD_OUT
+                    if held_out is not None:  # allows for the missing rows
+                        clustering = faiss.extract_index_ivf(index).cp
+                        clustering.min_points_per_centroid = _MIN_TRAINING_ROWS_HELD_OUT
                     index.train(self._training_rows(gallery, held_out))
                 except RuntimeError as cause:
                     raise ConfigError(
-                        f"a gallery of {gallery.rows} rows cannot train index "
+                        f"a gallery of {gallery.rows} rows is too small to train the index "
                         f"{self.factory!r}: {_first_line(cause)}",
-                        remedy="use index=flat, or a larger gallery",
+                        remedy="use index=flat or a larger gallery",
                     ) from None
             _reserve(index, gallery.rows)
             for embeddings, _ in gallery.chunks():
@@ -101,9 +113,9 @@ class FaissIndex:
                 space.set_index_parameter(index, name, value)
         except RuntimeError as cause:
             raise ConfigError(
-                f"faiss refuses index.factory={self.factory!r} with search {self.search}: "
+                f"faiss rejects index.factory={self.factory!r} with index.search={self.search}: "
                 f"{_first_line(cause)}",
-                remedy="see the faiss wiki, 'The index factory', for what a factory string may be",
+                remedy="see the page 'The index factory' of the faiss wiki for valid strings",
             ) from None
         return index
 
@@ -112,8 +124,70 @@ class FaissIndex:
         return embeddings if held_out is None else embeddings[~np.isin(rows, held_out)]
 
     def _factory(self, rows: int) -> str:
-        nlist = max(1, min(int(4 * math.sqrt(rows)), rows // _FEWEST))
+        nlist = max(1, min(int(4 * math.sqrt(rows)), rows // _MIN_TRAINING_ROWS))
         return self.factory.replace("{nlist}", str(nlist))
+
+
+def build_index(
+    model: Path,
+    store: Path,
+    gallery: Path,
+    output: Path,
+    *,
+    index: FaissIndex | AutoIndex,
+    calibration: CalibrationSettings,
+    embed_settings: EmbedSettings,
+    reuse: bool = False,
+) -> Artifact:
+    """Build the index of a gallery and calibrate the threshold for "unknown" on the val split.
+
+    Args:
+        model: model.pt.
+        store: Folder of the `store` with the val split.
+        gallery: Folder of the `gallery`, embedded by this model.
+        output: Folder of the `index` to write.
+        index: Builds the faiss index.
+        calibration: Settings of the threshold.
+        embed_settings: Settings for embedding val.
+        reuse: Return the artifact at `output` if it has the same parents and settings.
+
+    Raises:
+        ArtifactError: A parent is missing or damaged, or the gallery is of another model.
+        ConfigError: The gallery is too small for this index.
+    """
+    images, embeddings = Store.open(store), Gallery(gallery)
+    embedder = load_model(model, embed_settings.device)
+    require_same_model(embeddings, embedder.sha256)
+    kind = type(index)  # recorded, because the settings depend on it
+    target = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
+    config = {"index": target | asdict(index), "calibration": asdict(calibration)}
+    parents = {"gallery": embeddings.artifact.sha256, "model": embedder.sha256}
+    if reuse and (current := artifacts.load_if_current(output, "index", config, parents)):
+        return current
+    with write_artifact(output, "index", config=config, parents=parents) as writer:
+        faiss_index, choice = index.build(embeddings)
+        threshold = calibrate_on_val(
+            embedder, images, embeddings, calibration, embed_settings.batch_size
+        )
+        classes = images.classes
+        writer.info |= write_index(faiss_index, embeddings, writer.path, classes, threshold)
+        writer.info["choice"] = choice
+        writer.count = embeddings.rows
+    return artifacts.load(output, "index")
+
+
+def require_same_model(gallery: Gallery, model_sha256: str) -> None:
+    """Check that a gallery was embedded by a model.
+
+    Raises:
+        ArtifactError: The gallery was embedded by another model.
+    """
+    if gallery.model_sha256 != model_sha256:
+        raise ArtifactError(
+            "the gallery was embedded by another model",
+            where=gallery.artifact.path,
+            remedy="embed the gallery again: `arcloop embed`",
+        )
 
 
 def write_index(
@@ -122,14 +196,14 @@ def write_index(
     """Write faiss_index.bin and faiss_label.json.
 
     Args:
-        index: Over the gallery's rows.
-        gallery: What it was built from.
-        folder: Where to write.
+        index: faiss index of the gallery's rows.
+        gallery: The gallery.
+        folder: Existing folder for both files.
         classes: Class names by label.
-        threshold: Similarity under which the answer is "unknown".
+        threshold: Similarity below which the answer is "unknown".
 
     Returns:
-        Its size: {"rows": n, "bytes": of the index file}.
+        {"rows": number of rows, "bytes": size of the index file}.
     """
     faiss.write_index(index, str(folder / INDEX))
     labels = {
@@ -148,12 +222,12 @@ def open_index(
     """Load an `index` artifact, its faiss index and its labels.
 
     Args:
-        path: Its folder.
-        model_sha256: Hash of the model it must have been built from.
-        memory_map: Read pages of the index as needed; processes of one machine share them.
+        path: Folder of the artifact.
+        model_sha256: Hash of the model from which it must have been built.
+        memory_map: Map the file into memory, which the processes of one machine share.
 
     Raises:
-        ArtifactError: It is missing or damaged, or was built from another model.
+        ArtifactError: The index is missing or damaged, or was built from another model.
     """
     artifact = artifacts.load(path, "index")
     try:
@@ -171,20 +245,17 @@ def open_index(
 
 
 def sample_rows(gallery: Gallery, rows: int) -> tuple[Rows, Embeddings]:
-    """Return at most `rows` evenly spaced rows of a gallery: their numbers, and them [n, D]."""
+    """Return at most `rows` evenly spaced rows of a gallery: row numbers [n], embeddings [n, D]."""
     step = max(1, math.ceil(gallery.rows / rows))
-
-    def picked() -> Iterator[Embeddings]:
-        first = 0
-        for embeddings, _ in gallery.chunks():
-            yield embeddings[first::step]
-            first = (first - len(embeddings)) % step
-
-    return np.arange(0, gallery.rows, step, dtype=np.int64), np.concatenate(list(picked()))
+    first, picked = 0, []
+    for embeddings, _ in gallery.chunks():
+        picked.append(embeddings[first::step])
+        first = (first - len(embeddings)) % step
+    return np.arange(0, gallery.rows, step, dtype=np.int64), np.concatenate(picked)
 
 
 def _reserve(index: Any, rows: int) -> None:
-    """Make room for so many vectors at once: what grows by doubling is there twice at times."""
+    """Allocate memory for all rows at once, because growing an array needs two copies of it."""
     flat = index.storage if isinstance(index, faiss.IndexHNSW) else index
     flat = faiss.downcast_index(flat)
     if isinstance(flat, faiss.IndexFlatCodes):

@@ -1,149 +1,300 @@
-"""How well the embedding ranks the gallery: measured exactly, whatever the index."""
+"""Exact ranking of the whole gallery for each query, and the metrics that need it.
+
+Shapes: Q queries, B queries of a block, G gallery rows, N gallery rows of a block, R ranks. R of a
+query is the number of gallery rows of its class, without the query itself. `own_rows` is the
+gallery row that is the query itself and not a neighbour; -1: the query is not in the gallery.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.evaluation.metrics.open_set import OpenSetCounts
-from arcloop.evaluation.metrics.query_sums import QuerySums
-from arcloop.evaluation.metrics.ranked_gallery import ByQuery, Cells, Ranked, RankedGallery
-from arcloop.evaluation.metrics.retrieval_metrics import Bools, overlap
-from arcloop.evaluation.metrics.verification import SimilarityHistogram
-from arcloop.retrieval.embed import Chunks
+from arcloop.evaluation.metrics.retrieval import (
+    Bools,
+    Floats,
+    MetricSums,
+    average_precision_at_r,
+    ndcg_at_k,
+    neighbour_overlap,
+    r_precision,
+    reciprocal_rank,
+)
+from arcloop.evaluation.metrics.verification import OpenSetCounts, SimilarityHistogram
+from arcloop.retrieval.embed import Chunks, Embeddings, Labels
+from arcloop.retrieval.exact_search import (
+    EXCLUDED,
+    BlockShape,
+    TopK,
+    block_shape,
+    map_blocks,
+    own_cells,
+    ranking_keys,
+    scan_gallery,
+)
 
-Embeddings = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
+Cells = tuple[npt.NDArray[np.intp], Labels]
+PerQuery = dict[str, npt.NDArray[Any]]
+Visitor = Callable[[slice, Embeddings, Labels, Cells], None]
+"""Takes the slice of queries, cosines [B, N], labels [N] and the cells of queries' own rows."""
 
 _NDCG_AT = (10,)
 
 
-@dataclass
-class RankingCounts:
-    """What was counted of some queries; parts of a split are merged in its order.
+@dataclass(frozen=True)
+class RankedBlock:
+    """The nearest gallery rows of a block of queries, best first.
 
     Attributes:
-        ranks: Metrics over the queries with a row of their class in the gallery.
-        index: What the index found, over all queries.
-        matched: Queries with a row of their class in the gallery.
-        seen: Queries.
-        pairs: Similarities of pairs.
-        open_set: Best matches.
+        queries: Slice of the queries.
+        rows: int64 [B, R].
+        similarities: float64 [B, R], cosines in steps of 2**-30.
+        valid: bool [B, R]; False: the row is the query itself. It ranks last.
+        same: bool [B, R], whether the row has the query's class and is not the query itself.
+        relevant: int64 [B], R of each query.
     """
 
-    ranks: QuerySums = field(default_factory=QuerySums)
-    index: QuerySums = field(default_factory=QuerySums)
-    matched: int = 0
-    seen: int = 0
-    pairs: SimilarityHistogram = field(default_factory=SimilarityHistogram)
-    open_set: OpenSetCounts = field(default_factory=OpenSetCounts)
+    queries: slice
+    rows: Labels
+    similarities: Floats
+    valid: Bools
+    same: Bools
+    relevant: Labels
 
-    def merge(self, other: RankingCounts) -> None:
-        """Count the queries that follow too."""
-        self.ranks.merge(other.ranks)
-        self.index.merge(other.index)
-        self.matched += other.matched
-        self.seen += other.seen
-        self.pairs.merge(other.pairs)
-        self.open_set.merge(other.open_set)
-
-    def metrics(self) -> dict[str, float]:
-        """Return what was measured; those of ranks over queries with R > 0, if there are any."""
+    def scores(self, ndcg_at: Iterable[int]) -> dict[str, Floats]:
+        """Return MAP@R, R-precision, MRR and nDCG@k of each query; 0: no ranked row is relevant."""
         return {
-            **self.index.means(self.seen),
-            **self.ranks.means(self.matched),
-            **self.open_set.metrics(),
-            "num_queries_not_in_gallery": self.seen - self.matched,
+            "map_at_r": average_precision_at_r(self.same, self.relevant),
+            "r_precision": r_precision(self.same, self.relevant),
+            "mrr": reciprocal_rank(self.same),
+            **{f"ndcg_at_{k}": ndcg_at_k(self.same, self.relevant, k) for k in ndcg_at},
         }
 
 
-class Ranking:
-    """Ranks the whole gallery for batch after batch of queries and keeps count.
+class GalleryRanker:
+    """Ranks the gallery exactly for batches of queries.
 
     Args:
-        gallery: Gives the gallery anew, in row order.
-        gallery_labels_G: Class of every row.
-        num_classes: Number of classes.
-        k: Neighbours asked of the index, compared with the exact ones; at most G.
-        memory_mb: Bound on what is held beside queries and gallery, in MiB.
-        batch: Most queries in a batch.
-
-    Attributes:
-        counts: What was counted.
+        gallery: Returns an iterator over the gallery in row order.
+        labels_G: Class of every gallery row.
+        num_classes: Number of classes; labels are smaller.
+        num_ranks: Least number of ranks to compute.
+        memory_mb: Memory limit in MiB, without queries and gallery.
+        batch_size: Most queries in a batch.
     """
 
     def __init__(
-        self,
-        gallery: Chunks,
-        gallery_labels_G: Labels,
-        num_classes: int,
-        *,
-        k: int,
-        memory_mb: int,
-        batch: int,
-    ) -> None:
-        self.counts = RankingCounts()
-        self._gallery = RankedGallery(
-            gallery, gallery_labels_G, num_classes, ranks=k, memory_mb=memory_mb, batch=batch
-        )
-        self._k = k
+        self, gallery: Chunks, labels_G: Labels, num_classes: int, *, num_ranks: int,
+        memory_mb: int, batch_size: int,
+    ) -> None:  # fmt: skip
+        self._gallery = gallery
+        self._labels_G = labels_G
+        self._relevant_C = np.bincount(labels_G, minlength=num_classes)
+        # One more than the size of the largest class, to include the nearest row of another class.
+        self._num_ranks = min(max(num_ranks, int(self._relevant_C.max()) + 1), len(labels_G))
+        self._shape = block_shape(memory_mb, self._num_ranks, batch_size)
 
-    def add(
+    def relevant(self, labels_Q: Labels, own_rows_Q: Labels) -> Labels:
+        """Return R of each query."""
+        return np.asarray(self._relevant_C[labels_Q] - (own_rows_Q >= 0))
+
+    def rank(
         self,
         embeddings_QD: Embeddings,
         labels_Q: Labels,
-        found_QK: Labels,
-        compared_Q: Bools,
         own_rows_Q: Labels,
-    ) -> None:
-        """Rank the gallery for the next queries.
+        score: Callable[[RankedBlock], PerQuery],
+        visit: Visitor | None = None,
+    ) -> PerQuery:
+        """Rank the gallery for a batch of queries.
 
         Args:
             embeddings_QD: float32, rows of norm 1.
-            labels_Q: Their classes.
-            found_QK: Gallery rows the index found for them; -1: none.
-            compared_Q: Whether the pairs of the query are counted by similarity.
-            own_rows_Q: The gallery row that is the query itself, and no neighbour; -1: none.
+            labels_Q: Class of each query.
+            own_rows_Q: Own gallery row of each query.
+            score: Returns named arrays with one value per query of a block. In an array "mrr", 0
+                means that no ranked row is relevant.
+            visit: Called with all similarities.
+
+        Returns:
+            The arrays of `score` for all queries; "mrr" also covers rows beyond the ranks computed.
+
+        Raises:
+            DataError: An embedding is not finite.
+        """
+        parts: list[PerQuery] = []
+        for start in range(0, len(labels_Q), self._shape.batch):
+            batch = slice(start, start + self._shape.batch)
+            parts += self._rank_batch(
+                embeddings_QD[batch], labels_Q[batch], own_rows_Q[batch], start, score, visit
+            )
+        values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if "mrr" in values:
+            relevant_Q = self.relevant(labels_Q, own_rows_Q)
+            missing = np.flatnonzero((values["mrr"] == 0) & (relevant_Q > 0))
+            for start in range(0, len(missing), self._shape.batch):
+                queries = missing[start : start + self._shape.batch]
+                values["mrr"][queries] = 1 / self._rank_of_first_relevant(
+                    embeddings_QD[queries], labels_Q[queries], own_rows_Q[queries]
+                )
+        return values
+
+    def _rank_batch(
+        self, embeddings_QD: Embeddings, labels_Q: Labels, own_rows_Q: Labels, first: int,
+        score: Callable[[RankedBlock], PerQuery], visit: Visitor | None,
+    ) -> list[PerQuery]:  # fmt: skip
+        blocks = self._shape.blocks(len(labels_Q))
+        top = {b.start: TopK(b.stop - b.start, self._num_ranks) for b in blocks}
+
+        def visit_block(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
+            own = own_cells(own_rows_Q[block], first_row, len(labels_N))
+            if visit is not None:
+                visit(slice(first + block.start, first + block.stop), sim_BN, labels_N, own)
+            sim_BN[own] = EXCLUDED
+            top[block.start].add(first_row, sim_BN)
+
+        def score_block(block: slice) -> PerQuery:
+            similarities_BR, rows_BR = top.pop(block.start).result()
+            labels_B, own_rows_B = labels_Q[block], own_rows_Q[block]
+            valid_BR = rows_BR != own_rows_B[:, None]
+            return score(
+                RankedBlock(
+                    queries=slice(first + block.start, first + block.stop),
+                    rows=rows_BR,
+                    similarities=similarities_BR,
+                    valid=valid_BR,
+                    same=(self._labels_G[rows_BR] == labels_B[:, None]) & valid_BR,
+                    relevant=self.relevant(labels_B, own_rows_B),
+                )
+            )
+
+        scan_gallery(visit_block, embeddings_QD, self._gallery, self._shape)
+        return map_blocks(score_block, blocks)
+
+    def _rank_of_first_relevant(
+        self, embeddings_QD: Embeddings, labels_Q: Labels, own_rows_Q: Labels
+    ) -> Labels:
+        """Return the rank of the first row of each query's class in the whole gallery."""
+        best_Q = np.full(len(labels_Q), np.iinfo(np.int64).max)
+        rank_Q = np.ones(len(labels_Q), np.int64)
+
+        def find_best(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
+            same_BN = labels_Q[block, None] == labels_N
+            same_BN[own_cells(own_rows_Q[block], first_row, len(labels_N))] = False
+            queries, columns = np.nonzero(same_BN)
+            keys = ranking_keys(sim_BN[queries, columns], first_row + columns)
+            np.minimum.at(best_Q[block], queries, keys)
+
+        def count_better(
+            block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels
+        ) -> None:
+            sim_BN[own_cells(own_rows_Q[block], first_row, len(labels_N))] = EXCLUDED
+            keys_BN = ranking_keys(sim_BN, np.arange(first_row, first_row + len(labels_N)))
+            rank_Q[block] += (keys_BN < best_Q[block, None]).sum(axis=1)
+
+        shape = BlockShape(len(labels_Q), self._shape.queries, self._shape.columns)
+        for visit in (find_best, count_better):
+            scan_gallery(visit, embeddings_QD, self._gallery, shape)
+        return rank_Q
+
+
+@dataclass
+class RankingMetrics:
+    """State of the metrics of the exact ranking; the states of several processes can be merged.
+
+    Attributes:
+        ranks: Sums over the queries with a row of their class in the gallery.
+        index: Sums of index recall over all queries.
+        num_matched: Queries with a row of their class in the gallery.
+        num_queries: All queries.
+        pairs: Similarities of query-gallery pairs.
+        open_set: Best matches of each query.
+    """
+
+    ranks: MetricSums = field(default_factory=MetricSums)
+    index: MetricSums = field(default_factory=MetricSums)
+    num_matched: int = 0
+    num_queries: int = 0
+    pairs: SimilarityHistogram = field(default_factory=SimilarityHistogram)
+    open_set: OpenSetCounts = field(default_factory=OpenSetCounts)
+
+    def update(
+        self, ranker: GalleryRanker, embeddings_QD: Embeddings, labels_Q: Labels,
+        found_QK: Labels, compared_Q: Bools, own_rows_Q: Labels,
+    ) -> None:  # fmt: skip
+        """Rank the gallery for a batch of queries and add the results.
+
+        Args:
+            ranker: Ranks the gallery, to at least K ranks.
+            embeddings_QD: float32, rows of norm 1.
+            labels_Q: Class of each query.
+            found_QK: Gallery rows that the index found; -1: none.
+            compared_Q: Whether the pairs of the query are added to `pairs`.
+            own_rows_Q: Own gallery row of each query.
         """
         pairs: dict[int, SimilarityHistogram] = {}
 
-        def count_pairs(place: slice, sim_BN: Embeddings, labels_N: Labels, own: Cells) -> None:
-            compared_B = compared_Q[place]
+        def count_pairs(queries: slice, sim_BN: Embeddings, labels_N: Labels, own: Cells) -> None:
+            compared_B = compared_Q[queries]
             if compared_B.any():
-                counts = pairs.setdefault(place.start, SimilarityHistogram())
-                counts.add(sim_BN, labels_Q[place], labels_N, np.flatnonzero(compared_B))
-                counts.remove(sim_BN[own][compared_B[own[0]]])
+                histogram = pairs.setdefault(queries.start, SimilarityHistogram())
+                histogram.update(sim_BN, labels_Q[queries], labels_N, np.flatnonzero(compared_B))
+                histogram.remove(sim_BN[own][compared_B[own[0]]])
 
-        found = self._gallery.rank(embeddings_QD, labels_Q, own_rows_Q, self._look, count_pairs)
-        for counted in pairs.values():
-            self.counts.pairs.merge(counted)
-        known_Q = self._gallery.relevant(labels_Q, own_rows_Q) > 0
-        self.counts.open_set.add(
-            found.pop("best"), found.pop("right"), found.pop("best_other"), known_Q
+        def score(block: RankedBlock) -> PerQuery:
+            return _score_block(block, found_QK.shape[1])
+
+        values = ranker.rank(embeddings_QD, labels_Q, own_rows_Q, score, count_pairs)
+        for histogram in pairs.values():
+            self.pairs.merge(histogram)
+        known_Q = ranker.relevant(labels_Q, own_rows_Q) > 0
+        self.open_set.update(
+            values.pop("best"), values.pop("best_is_right"), values.pop("best_other"), known_Q
         )
-        exact_QK = found.pop("exact")
-        self.counts.ranks.add(found)
-        self.counts.index.add(
+        exact_QK = values.pop("rows")
+        self.ranks.update(values)
+        self.index.update(
             {
-                "index_recall_at_1": overlap(found_QK[:, :1], exact_QK[:, :1]),
-                "index_recall_at_10": overlap(found_QK, exact_QK),
+                "index_recall_at_1": neighbour_overlap(found_QK[:, :1], exact_QK[:, :1]),
+                "index_recall_at_10": neighbour_overlap(found_QK, exact_QK),
             }
         )
-        self.counts.matched += int(known_Q.sum())
-        self.counts.seen += len(labels_Q)
+        self.num_matched += int(known_Q.sum())
+        self.num_queries += len(labels_Q)
 
-    def _look(self, ranked: Ranked) -> ByQuery:
-        other_BR = ~ranked.same & ranked.there
-        first_other_B = other_BR.argmax(axis=1)
-        best_other_B = ranked.similarities[np.arange(len(first_other_B)), first_other_B]
-        best_other_B[~other_BR.any(axis=1)] = -np.inf
-        nearest = slice(None), slice(self._k)  # a part of all the ranks would keep them all alive
+    def merge(self, other: RankingMetrics) -> None:
+        """Add the queries of another process."""
+        self.ranks.merge(other.ranks)
+        self.index.merge(other.index)
+        self.num_matched += other.num_matched
+        self.num_queries += other.num_queries
+        self.pairs.merge(other.pairs)
+        self.open_set.merge(other.open_set)
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics; those of ranks are means over the queries with R > 0, if any."""
         return {
-            **ranked.scores(_NDCG_AT),
-            "exact": np.where(ranked.there[nearest], ranked.rows[nearest], -1),
-            "best": ranked.similarities[:, 0].copy(),
-            "right": ranked.same[:, 0].copy(),
-            "best_other": best_other_B,
+            **self.index.means(self.num_queries),
+            **self.ranks.means(self.num_matched),
+            **self.open_set.compute(),
+            "num_queries_not_in_gallery": self.num_queries - self.num_matched,
         }
+
+
+def _score_block(block: RankedBlock, k: int) -> PerQuery:
+    other_BR = ~block.same & block.valid
+    first_other_B = other_BR.argmax(axis=1)
+    best_other_B = block.similarities[np.arange(len(first_other_B)), first_other_B]
+    best_other_B[~other_BR.any(axis=1)] = -np.inf
+    nearest = slice(None), slice(k)
+    return {
+        **block.scores(_NDCG_AT),
+        "rows": np.where(block.valid[nearest], block.rows[nearest], -1),
+        "best": block.similarities[:, 0].copy(),  # a view would keep all ranks in memory
+        "best_is_right": block.same[:, 0].copy(),
+        "best_other": best_other_B,
+    }

@@ -1,4 +1,7 @@
-"""Verification: are two images of one class? Decided by a threshold on their similarity."""
+"""Verification of pairs (ROC, EER, TAR at FAR) and open-set identification (DIR at FAR).
+
+Both count similarities in bins of 1e-4, so that memory is constant and counts can be merged.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,38 @@ import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 20_000
 BIN_WIDTH = 2 / NUM_BINS
-_FARS = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
-_ROWS = 8  # binned at a time: temporary arrays that a processor's cache holds
+_TAR_FARS = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
+_DIR_FARS = {"1e-1": 1e-1, "1e-2": 1e-2}
+_ROWS = 8  # queries counted at a time, so that temporary arrays fit in the cache
 
 
 @dataclass(frozen=True)
 class Roc:
-    """What becomes of pairs as the threshold falls; a pair is accepted from the threshold upwards.
+    """Receiver operating characteristic; a pair is accepted if it is at least the threshold.
 
     Attributes:
-        far: False accept rate: share of accepted pairs among those of different classes, rising.
-        tar: True accept rate: share of accepted pairs among those of one class, rising.
+        far: False accept rate: accepted share of the pairs of different classes, rising.
+        tar: True accept rate: accepted share of the pairs of the same class, rising.
         threshold: Similarity, falling from 1 to -1.
     """
 
-    far: npt.NDArray[np.float64]
-    tar: npt.NDArray[np.float64]
-    threshold: npt.NDArray[np.float64]
+    far: Floats
+    tar: Floats
+    threshold: Floats
 
 
 class SimilarityHistogram:
-    """Counts pairs by similarity in fine bins over [-1, 1], so in constant memory.
+    """Counts pairs by similarity in bins of 1e-4 over [-1, 1].
 
-    All it tells is exact up to the width of a bin, 1e-4.
+    All rates and thresholds are exact up to the width of a bin.
 
     Attributes:
-        same: int64 [NUM_BINS], pairs of one class.
+        same: int64 [NUM_BINS], pairs of the same class.
         different: int64 [NUM_BINS], pairs of different classes.
     """
 
@@ -44,57 +50,56 @@ class SimilarityHistogram:
         self.same = np.zeros(NUM_BINS, np.int64)
         self.different = np.zeros(NUM_BINS, np.int64)
 
-    def add(
+    def update(
         self,
         sim_QG: npt.NDArray[np.float32],
-        labels_Q: npt.NDArray[np.int64],
-        labels_G: npt.NDArray[np.int64],
-        counted: npt.NDArray[np.int64] | None = None,
+        labels_Q: Counts,
+        labels_G: Counts,
+        queries: Counts | None = None,
     ) -> None:
-        """Count the pairs of a block.
+        """Add the pairs of a block.
 
         Args:
-            sim_QG: Cosines; what rounding puts outside [-1, 1] counts as -1 or 1.
+            sim_QG: Cosines; values outside [-1, 1] due to rounding count as -1 or 1.
             labels_Q: Classes of the queries.
             labels_G: Classes of the gallery rows.
-            counted: Queries whose pairs are counted; None: all.
+            queries: Indices of the queries to add; None: all.
 
         >>> pairs = SimilarityHistogram()
-        >>> pairs.add(np.array([[1.0, -1.0]], np.float32), np.array([7]), np.array([7, 8]))
+        >>> pairs.update(np.array([[1.0, -1.0]], np.float32), np.array([7]), np.array([7, 8]))
         >>> int(pairs.same[-1]), int(pairs.different[0])
         (1, 1)
         """
-        queries = np.arange(len(sim_QG)) if counted is None else counted
+        queries = np.arange(len(sim_QG)) if queries is None else queries
         for start in range(0, len(queries), _ROWS):
             rows = queries[start : start + _ROWS]
-            bins_QG = bins(sim_QG[rows])
-            same = count_bins(bins_QG[labels_Q[rows, None] == labels_G])
+            bins_QG = _bins(sim_QG[rows])
+            same = _count(bins_QG[labels_Q[rows, None] == labels_G])
             self.same += same
-            self.different += count_bins(bins_QG.ravel()) - same
+            self.different += _count(bins_QG.ravel()) - same
 
     def remove(self, sim_P: npt.NDArray[np.float32]) -> None:
-        """Take back pairs of one class that were counted and are none: a row with itself."""
-        self.same -= count_bins(bins(sim_P))
+        """Remove pairs of the same class: those of a query with itself."""
+        self.same -= _count(_bins(sim_P))
 
     def merge(self, other: SimilarityHistogram) -> None:
-        """Count the pairs of another histogram too."""
+        """Add the pairs of another histogram."""
         self.same += other.same
         self.different += other.different
 
     def roc(self) -> Roc:
         """Return the curve at the edges of the bins; there must be pairs of both kinds."""
-        far = accepted_from_above(self.different)
-        tar = accepted_from_above(self.same)
-        threshold = np.linspace(1, -1, NUM_BINS + 1)
-        return Roc(far / far[-1], tar / tar[-1], threshold)
+        far = _accepted(self.different)
+        tar = _accepted(self.same)
+        return Roc(far / far[-1], tar / tar[-1], np.linspace(1, -1, NUM_BINS + 1))
 
     def eer(self) -> float | None:
-        """Return the equal error rate: where as many are falsely accepted as falsely rejected.
+        """Return the equal error rate, where the false accept and false reject rates are equal.
 
-        Between the two thresholds around it, both rates are taken as straight lines.
+        Between the two thresholds around it, both rates are interpolated linearly.
 
         Returns:
-            A rate in [0, 1]; None if there are no pairs of one kind.
+            A rate in [0, 1]; None if there are no pairs of one of the two kinds.
         """
         if not (self.same.any() and self.different.any()):
             return None
@@ -107,70 +112,134 @@ class SimilarityHistogram:
         return float(far[after - 1] + share * (far[after] - far[after - 1]))
 
     def threshold_at_far(self, far: float) -> float | None:
-        """Return the lowest threshold at which no larger share than `far` is falsely accepted.
+        """Return the lowest threshold whose false accept rate is at most `far`.
 
         Returns:
-            A similarity; None if there are fewer than 1 / far pairs of different classes, for then
-            such a rate cannot be told from zero.
+            A similarity; None if there are fewer than 1 / far pairs of different classes, which
+            cannot measure such a rate.
         """
-        point = self._point_at_far(far)
-        return None if point is None else 1 - point * BIN_WIDTH
+        edge = _edge_at_far(self.different, far)
+        return None if edge is None else 1 - edge * BIN_WIDTH
 
     def tar_at_far(self, far: float) -> float | None:
-        """Return the share of pairs of one class accepted at `threshold_at_far(far)`.
+        """Return the true accept rate at `threshold_at_far(far)`.
 
         Returns:
-            A share in [0, 1]; None where the threshold is, or if there are no such pairs.
+            A rate in [0, 1]; None if the threshold is None or there are no pairs of the same class.
         """
-        point = self._point_at_far(far)
-        if point is None or not self.same.any():
+        edge = _edge_at_far(self.different, far)
+        if edge is None or not self.same.any():
             return None
-        accepted = accepted_from_above(self.same)
-        return float(accepted[point] / accepted[-1])
+        accepted = _accepted(self.same)
+        return float(accepted[edge] / accepted[-1])
 
-    def _point_at_far(self, far: float) -> int | None:
-        return point_at_far(self.different, far)
-
-
-def verification_metrics(pairs: SimilarityHistogram) -> dict[str, float]:
-    """Return EER and TAR at some FAR; what is undefined for these pairs is left out."""
-    metrics = {"eer": pairs.eer()}
-    metrics |= {f"tar_at_far_{name}": pairs.tar_at_far(far) for name, far in _FARS.items()}
-    return {name: value for name, value in metrics.items() if value is not None}
+    def compute(self) -> dict[str, float]:
+        """Return EER and TAR at several FAR, without those that these pairs cannot measure."""
+        rates = {"eer": self.eer()}
+        rates |= {f"tar_at_far_{name}": self.tar_at_far(far) for name, far in _TAR_FARS.items()}
+        return {name: value for name, value in rates.items() if value is not None}
 
 
-def bins(similarities: npt.NDArray[np.floating]) -> Counts:
-    """Return the bin of each cosine; what rounding puts outside [-1, 1] counts as -1 or 1."""
+class OpenSetCounts:
+    """Counts queries by the similarity of their best match.
+
+    The detection and identification rate at a false accept rate (DIR@FAR, rank 1) is the share of
+    known queries whose nearest gallery row has their class and a similarity of at least the
+    threshold. The threshold is the lowest at which at most the share FAR of the unknown queries
+    has a gallery row that similar. Source: Phillips et al., "Evaluation Methods in Face
+    Recognition", Handbook of Face Recognition, 2011.
+
+    A query is known if its class is in the gallery. The unknown queries are those whose class is
+    not; if there are none, all queries, each compared with the gallery without its own class.
+
+    Attributes:
+        identified: int64 [NUM_BINS], known queries with a right nearest row, by its similarity.
+        absent: int64 [NUM_BINS], queries of no gallery class, by that of their nearest row.
+        impostor: int64 [NUM_BINS], known queries, by that of the nearest row of another class.
+        num_known: Number of known queries.
+    """
+
+    def __init__(self) -> None:
+        self.identified = np.zeros(NUM_BINS, np.int64)
+        self.absent = np.zeros(NUM_BINS, np.int64)
+        self.impostor = np.zeros(NUM_BINS, np.int64)
+        self.num_known = 0
+
+    def update(self, best_Q: Floats, right_Q: Bools, best_other_Q: Floats, known_Q: Bools) -> None:
+        """Add queries.
+
+        Args:
+            best_Q: Similarity of the nearest gallery row.
+            right_Q: Whether that row has the query's class.
+            best_other_Q: Similarity of the nearest row of another class; -inf: none.
+            known_Q: Whether the query's class is in the gallery.
+
+        >>> queries = OpenSetCounts()
+        >>> best, other = np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.2, 0.7])
+        >>> right = known = np.array([True, True, False])
+        >>> queries.update(best, right, other, known)
+        >>> queries.dir_at_far(1.0)
+        1.0
+        """
+        self.identified += _count(_bins(best_Q[right_Q]))
+        self.absent += _count(_bins(best_Q[~known_Q]))
+        self.impostor += _count(_bins(best_other_Q[known_Q & (best_other_Q > -np.inf)]))
+        self.num_known += int(known_Q.sum())
+
+    def merge(self, other: OpenSetCounts) -> None:
+        """Add the queries of another process."""
+        self.identified += other.identified
+        self.absent += other.absent
+        self.impostor += other.impostor
+        self.num_known += other.num_known
+
+    def dir_at_far(self, far: float) -> float | None:
+        """Return the detection and identification rate at a false accept rate.
+
+        Returns:
+            A rate in [0, 1]; None if there are no known queries, or fewer than 1 / far unknown
+            ones.
+        """
+        edge = _edge_at_far(self.absent if self.absent.any() else self.impostor, far)
+        if edge is None or not self.num_known:
+            return None
+        return int(_accepted(self.identified)[edge]) / self.num_known
+
+    def compute(self) -> dict[str, float]:
+        """Return DIR at several FAR, without those that these queries cannot measure."""
+        rates = {f"dir_at_far_{name}": self.dir_at_far(far) for name, far in _DIR_FARS.items()}
+        return {name: value for name, value in rates.items() if value is not None}
+
+
+def _bins(similarities: npt.NDArray[np.floating]) -> Counts:
+    """Return the bin of each cosine; NUM_BINS for 1 and above, which `_count` adds to the last."""
     scaled = similarities * similarities.dtype.type(NUM_BINS / 2)
     scaled += similarities.dtype.type(NUM_BINS / 2)
-    # Truncation sends what lies a rounding under -1 to bin 0; 1 and above have a bin of their own,
-    # which `count_bins` lets join the last: two passes over a block less than clipping.
-    return np.asarray(scaled.astype(np.int64))
+    return np.asarray(scaled.astype(np.int64))  # truncates what is just below -1 to bin 0
 
 
-def count_bins(found: Counts) -> Counts:
-    """Return how many similarities are in each bin, int64 [NUM_BINS]."""
-    counts = np.bincount(found, minlength=NUM_BINS + 1)
+def _count(bins: Counts) -> Counts:
+    counts = np.bincount(bins, minlength=NUM_BINS + 1)
     counts[-2] += counts[-1]
     return counts[:-1]
 
 
-def accepted_from_above(counts: Counts) -> Counts:
-    """Return how many are accepted as the threshold falls edge by edge from 1, none, to -1, all."""
+def _accepted(counts: Counts) -> Counts:
+    """Return how many are accepted at each edge, from threshold 1 (none) to -1 (all)."""
     return np.concatenate([[0], counts[::-1].cumsum()])
 
 
-def point_at_far(counts: Counts, far: float) -> int | None:
-    """Return the edge, counted from 1 downwards, of the lowest threshold with no larger rate.
+def _edge_at_far(counts: Counts, far: float) -> int | None:
+    """Return the edge, counted from 1 down, of the lowest threshold with a rate of at most `far`.
 
     Args:
-        counts: int64 [NUM_BINS], those who should not be accepted.
+        counts: int64 [NUM_BINS], those that should be rejected.
         far: A share in (0, 1].
 
     Returns:
-        None if there are fewer than 1 / far of them: such a rate cannot be told from zero.
+        None if there are fewer than 1 / far.
     """
-    accepted = accepted_from_above(counts)
+    accepted = _accepted(counts)
     if accepted[-1] * far < 1:
         return None
     return int(np.searchsorted(accepted, accepted[-1] * far, side="right")) - 1

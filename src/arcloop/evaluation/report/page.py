@@ -1,10 +1,10 @@
-"""The report: figures, the confusion table, and one page that needs nothing beside it."""
+"""The report of an evaluation: figures, tables and a self-contained HTML page."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,24 @@ from PIL import Image
 
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import encode_png
-from arcloop.evaluation.evaluator import Judgement
-from arcloop.evaluation.gate import Verdict
+from arcloop.evaluation.evaluator import EvaluationResult
+from arcloop.evaluation.gate import GateDecision
 from arcloop.evaluation.metrics.verification import Roc
-from arcloop.evaluation.mistakes import Mistake
+from arcloop.evaluation.mistakes import Mistake, ReadImage
 from arcloop.evaluation.report import plots
-from arcloop.evaluation.report.confusion_plot import confusion_matrix
-from arcloop.evaluation.report.glossary import GLOSSARY, HEADLINE, format_metric
-from arcloop.evaluation.report.projection import LEAST_ROWS, project
-
-ReadImage = Callable[[str, int], npt.NDArray[np.uint8]]
-"""Split ("query" or "gallery") and row -> uint8 [H, W, C]."""
+from arcloop.evaluation.report.glossary import GLOSSARY, HEADLINE
+from arcloop.evaluation.report.projection import MIN_ROWS, project, projection_map
 
 _NEIGHBOURS = 6
 _CONFUSED_PAIRS = 12
-_THUMBNAIL = 128  # pixels; a smaller image keeps its own
+_THUMBNAIL = 128  # pixels; smaller images are not resized
 _ROC_POINTS = 120
-_PIXELATED = 64  # pixels up to which an image is shown enlarged with its pixels sharp
+_PIXELATED = 64  # pixels; images up to this size are enlarged without smoothing
 
 
 def write_report(
     folder: Path,
-    judgement: Judgement,
+    result: EvaluationResult,
     *,
     title: str,
     classes: list[str],
@@ -45,50 +41,42 @@ def write_report(
     facts: Sequence[tuple[str, str]],
     config_yaml: str,
     lineage: Sequence[tuple[str, str]],
-    gate: Verdict,
+    gate: GateDecision,
 ) -> None:
     """Write confusion_matrix.csv, roc.csv, *.png and report.html.
 
     Args:
-        folder: Where to; it exists.
-        judgement: What was found.
+        folder: Existing folder for the files.
+        result: Result of the evaluation.
         title: Headline of the page.
-        classes: Class names; a label is a position in it.
+        classes: Class names; a label is a position in the list.
         image: Reads one image of the query or gallery split.
-        curves: Rows of metrics.csv of the training; empty: there are none.
-        facts: (name, text): times, throughput, index.
+        curves: Rows of the training's metrics.csv; may be empty.
+        facts: (name, text) of times, throughput and index.
         config_yaml: The resolved config.
-        lineage: (role, hash) of what the evaluation was made from.
-        gate: The verdict.
+        lineage: (role, hash) of the artifacts from which the evaluation was made.
+        gate: Decision of the gate.
     """
-    _write_confusion(folder / "confusion_matrix.csv", judgement, classes)
-    if judgement.pairs.eer() is not None:
-        _write_roc(folder / "roc.csv", judgement.pairs.roc())
+    _write_confusion(folder / "confusion_matrix.csv", result, classes)
+    if result.pairs.eer() is not None:
+        _write_roc(folder / "roc.csv", result.pairs.roc())
     images = {}
-    for name, drawn in _figures(judgement, classes, curves):
+    for name, drawn in _figures(result, classes, curves):
         content = encode_png(drawn)
         (folder / f"{name}.png").write_bytes(content)
         images[name] = data_uri(content, "png")
     page = render_template(
         Path(__file__).with_name("page.html.j2"),
         title=title,
-        judgement=judgement,
-        metrics=[
-            (entry.title, format_metric(entry, judgement.metrics[name]), entry.meaning)
-            for name, entry in GLOSSARY.items()
-            if name in judgement.metrics
-        ],
-        headline=[
-            (GLOSSARY[name].title, format_metric(GLOSSARY[name], judgement.metrics[name]))
-            for name in HEADLINE
-            if name in judgement.metrics
-        ],
+        result=result,
+        metrics=_describe_metrics(result.metrics, GLOSSARY),
+        headline=_describe_metrics(result.metrics, HEADLINE),
         figures=images,
-        mistakes=[_describe(mistake, classes, image) for mistake in judgement.mistakes],
-        num_wrong=int((judgement.confusion.total - judgement.confusion.right).sum()),
+        mistakes=[_describe(mistake, classes, image) for mistake in result.mistakes],
+        num_wrong=int((result.confusion.total - result.confusion.right).sum()),
         confused=[
-            (classes[true], classes[answered], count)
-            for true, answered, count in judgement.confusion.pairs[:_CONFUSED_PAIRS]
+            (classes[true], classes[predicted], count)
+            for true, predicted, count in result.confusion.pairs[:_CONFUSED_PAIRS]
         ],
         facts=facts,
         config_yaml=config_yaml,
@@ -98,40 +86,51 @@ def write_report(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
+def _describe_metrics(
+    metrics: Mapping[str, float], names: Iterable[str]
+) -> list[tuple[str, str, str]]:
+    """Return (title, formatted value, explanation) of the metrics that were measured."""
+    return [
+        (GLOSSARY[name].title, format(metrics[name], GLOSSARY[name].form), GLOSSARY[name].meaning)
+        for name in names
+        if name in metrics
+    ]
+
+
 def _figures(
-    judgement: Judgement, classes: list[str], curves: Sequence[dict[str, float]]
+    result: EvaluationResult, classes: list[str], curves: Sequence[dict[str, float]]
 ) -> Iterator[tuple[str, Figure]]:
-    """Yield name and figure, those left out for which there are no data."""
-    table, pairs = judgement.confusion, judgement.pairs
+    """Yield (name, figure), without figures that have no data."""
+    table, pairs = result.confusion, result.pairs
     if (training := plots.training_curves(curves)) is not None:
         yield "training_curves", training
     names = [classes[label] for label in table.labels]
-    yield "confusion_matrix", confusion_matrix(table.counts, names)
+    yield "confusion_matrix", plots.confusion_matrix(table.counts, names)
     yield "class_accuracy", plots.class_accuracy(table.right, table.total, classes)
     if (eer := pairs.eer()) is not None:
         yield "roc", plots.roc_curve(pairs.roc(), eer)
     yield (
         "similarity_histogram",
-        plots.similarity_histogram(pairs.same, pairs.different, judgement.metrics["threshold"]),
+        plots.similarity_histogram(pairs.same, pairs.different, result.metrics["threshold"]),
     )
-    gallery, queries = judgement.gallery, judgement.queries
-    if len(gallery.rows) >= LEAST_ROWS:
+    gallery, queries = result.gallery, result.queries
+    if len(gallery.rows) >= MIN_ROWS:
         gallery_N2, queries_Q2 = project(gallery.embeddings, queries.embeddings)
         yield (
             "projection",
-            plots.projection_map(
+            projection_map(
                 gallery_N2,
                 gallery.labels,
                 queries_Q2,
                 queries.labels,
-                judgement.queries_right,
+                result.queries_right,
                 classes,
             ),
         )
 
 
-def _write_confusion(path: Path, judgement: Judgement, classes: list[str]) -> None:
-    table = judgement.confusion
+def _write_confusion(path: Path, result: EvaluationResult, classes: list[str]) -> None:
+    table = result.confusion
     names = [classes[label] for label in table.labels]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -141,7 +140,7 @@ def _write_confusion(path: Path, judgement: Judgement, classes: list[str]) -> No
 
 
 def _write_roc(path: Path, roc: Roc) -> None:
-    """Write points of the curve, evenly over the magnitudes of the false accept rate."""
+    """Write points of the curve, evenly spaced in the logarithm of the false accept rate."""
     rates = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, _ROC_POINTS)])
     points = np.unique(np.searchsorted(roc.far, rates))
     columns = [column[points].tolist() for column in (roc.far, roc.tar, roc.threshold)]

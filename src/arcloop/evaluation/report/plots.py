@@ -1,4 +1,4 @@
-"""Figures of an evaluation: arrays in, matplotlib Figure out. Nothing here touches pyplot."""
+"""Figures of an evaluation: functions from arrays to a matplotlib Figure, without pyplot."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from arcloop.display.plotting import (
-    CLASSES,
     INK,
     RIGHT,
     SQUARE,
@@ -25,13 +25,13 @@ from arcloop.display.plotting import (
 )
 from arcloop.evaluation.metrics.verification import NUM_BINS, Roc
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Points = npt.NDArray[np.float32]
 
-_MOST_BARS = 40
-_LABELLED_CLASSES = 30
+_MAX_BARS = 40
 _FARS = (1e-4, 1e-3, 1e-2)
+_MISTAKE_COLOURS = LinearSegmentedColormap.from_list("mistakes", ["#fbe1d2", WRONG])
+_DIAGONAL, _DARK = "#cfe0fa", "#3a4250"
+_MAX_NUMBERED_CLASSES, _MAX_NAMED_CLASSES, _MAX_CELLS = 16, 40, 200
 
 
 @styled
@@ -39,7 +39,7 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
     """Draw loss, validation metrics and learning rates over training steps.
 
     Args:
-        curves: Rows of metrics.csv; "step" in each, and what was logged then.
+        curves: Rows of metrics.csv: "step" and the values logged at that step.
 
     Returns:
         None if nothing was logged.
@@ -65,20 +65,20 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
             axis.margins(y=0.14)
             axis.legend()
     rates = axes[2].lines
-    if rates:  # a bell in most schedules: the legend goes above it
-        fastest = max(float(np.max(line.get_ydata())) for line in rates)
-        axes[2].set_ylim(0, fastest * (1.1 + 0.12 * len(rates)))
+    if rates:  # most schedules have their peak in the middle, so the legend goes above it
+        highest_rate = max(float(np.max(line.get_ydata())) for line in rates)
+        axes[2].set_ylim(0, highest_rate * (1.1 + 0.12 * len(rates)))
         axes[2].legend(loc="upper right")
     return drawn
 
 
 @styled
 def roc_curve(roc: Roc, eer: float) -> Figure:
-    """Draw true over false accept rate of verification, the latter on a log axis.
+    """Draw the true accept rate over the false accept rate, which has a logarithmic axis.
 
     Args:
         roc: The curve.
-        eer: Equal error rate, marked on it.
+        eer: Equal error rate, marked on the curve.
     """
     drawn, (axis,) = figure()
     shown = roc.far > 0
@@ -93,7 +93,9 @@ def roc_curve(roc: Roc, eer: float) -> Figure:
             axis.plot(mark, value, "o", color=RIGHT, markersize=4)
             _note(axis, f"{value:.2%}", (mark, value), (6, -12))
     axis.plot(eer, 1 - eer, "o", color=WRONG, markersize=4)
-    _note(axis, f"EER {eer:.2%}", (eer, 1 - eer), (6, -26), colour=WRONG)  # under that of a FAR
+    _note(
+        axis, f"EER {eer:.2%}", (eer, 1 - eer), (6, -26), colour=WRONG
+    )  # below the label of a FAR
     axis.set(xscale="log", xlim=(least, 1), ylim=(bottom - 0.15 * (1.001 - bottom), 1.002))
     axis.set(xlabel="false accept rate", ylabel="true accept rate")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -102,12 +104,12 @@ def roc_curve(roc: Roc, eer: float) -> Figure:
 
 @styled
 def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figure:
-    """Draw how similar pairs of one class and of different classes are.
+    """Draw the similarities of pairs of the same class and of different classes.
 
     Args:
-        same: Pairs of one class, in equal bins over [-1, 1].
+        same: Pairs of the same class, in equal bins over [-1, 1].
         different: Pairs of different classes, in the same bins.
-        threshold: Similarity under which an answer is "unknown".
+        threshold: Similarity below which the answer is "unknown".
     """
     drawn, (axis,) = figure()
     edges = np.linspace(-1, 1, 101)
@@ -127,7 +129,7 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
     if threshold > -1:
         axis.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         axis.annotate(
-            f"unknown under {threshold:.3f} ",
+            f"unknown below {threshold:.3f} ",
             (threshold, axis.get_ylim()[1]),
             xytext=(0, -9),
             textcoords="offset points",
@@ -140,37 +142,36 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
 
 @styled
 def class_accuracy(right_C: Ints, total_C: Ints, classes: Sequence[str]) -> Figure:
-    """Draw the accuracy of each class, the worst first, of many classes the 40 worst.
+    """Draw the accuracy of the 40 worst classes, the worst first.
 
-    Bars reach from the accuracy to 1, so their length is the error.
+    Bars extend from the accuracy to 1, so that their length is the error rate.
 
     Args:
         right_C: Queries answered with their class.
-        total_C: Queries of each class; classes without any are left out.
-        classes: Names.
+        total_C: Queries of each class; classes without queries are left out.
+        classes: Class names.
     """
-    there = np.flatnonzero(total_C)
-    accuracy = right_C[there] / total_C[there]
-    order = np.lexsort((there, accuracy))[:_MOST_BARS]
-    labels, accuracy = there[order], accuracy[order]
-    names = [short_name(classes[label]) for label in labels]
+    labels = np.flatnonzero(total_C)
+    accuracy = right_C[labels] / total_C[labels]
+    order = np.lexsort((labels, accuracy))[:_MAX_BARS]
+    labels, accuracy = labels[order], accuracy[order]
+    names = [short_name(classes[label]) for label in labels.tolist()]
     drawn, (axis,) = figure(
         height=max(SQUARE, 0.8 + 0.17 * len(labels)), margins=(name_margin(names), 1.6, 0.5, 0.15)
     )
-    places = np.arange(len(labels))
-    axis.barh(places, 1 - accuracy, left=accuracy, height=0.66, color=WRONG, alpha=0.85)
-    for place, label, value in zip(places.tolist(), labels, accuracy, strict=True):
-        _note(axis, f"{value:.2%}", (1, place), (7, -3))
-        _note(
-            axis, f"{total_C[label] - right_C[label]:,} / {total_C[label]:,}", (1, place), (54, -3)
-        )
+    positions = np.arange(len(labels))
+    axis.barh(positions, 1 - accuracy, left=accuracy, height=0.66, color=WRONG, alpha=0.85)
+    for position, label, value in zip(positions.tolist(), labels, accuracy, strict=True):
+        _note(axis, f"{value:.2%}", (1, position), (7, -3))
+        wrong = total_C[label] - right_C[label]
+        _note(axis, f"{wrong:,} / {total_C[label]:,}", (1, position), (54, -3))
     low = float(accuracy.min()) if accuracy.min() < 1 else 0.9
     axis.set(
         xlim=(low, 1),
         ylim=(len(labels) - 0.4, -0.6),
-        xlabel="accuracy, and wrong answers / queries",
+        xlabel="accuracy and wrong answers / queries",
     )
-    axis.set_yticks(places, names)
+    axis.set_yticks(positions, names)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4, prune="upper"))
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.grid(visible=False, axis="y")
@@ -178,54 +179,80 @@ def class_accuracy(right_C: Ints, total_C: Ints, classes: Sequence[str]) -> Figu
 
 
 @styled
-def projection_map(
-    gallery_N2: Points,
-    gallery_labels_N: Ints,
-    queries_Q2: Points,
-    query_labels_Q: Ints,
-    right_Q: npt.NDArray[np.bool_],
-    classes: Sequence[str],
-) -> Figure:
-    """Draw embeddings on a plane, coloured by class, wrongly answered queries ringed.
+def confusion_matrix(counts_SS: Ints, names: Sequence[str]) -> Figure:
+    """Draw a confusion matrix with mistakes on a logarithmic colour scale.
+
+    Counts are shown for up to 16 classes and names for up to 40. For more than 200 classes, a cell
+    covers several classes and shows their largest count, so that a single mistake stays visible.
 
     Args:
-        gallery_N2: Places of gallery rows, drawn pale.
-        gallery_labels_N: Their classes.
-        queries_Q2: Places of queries.
-        query_labels_Q: Their true classes.
-        right_Q: Whether each query was answered with its class.
-        classes: Names, written at the middle of their gallery rows if they are not too many.
+        counts_SS: Rows true class, columns predicted class.
+        names: Class names.
     """
-    drawn, (axis,) = figure(width=2 * WIDTH, height=5.2, margins=(0.1, 0.1, 0.1, 0.1))
-    colours = np.array(CLASSES)
-    x, y = gallery_N2.T
-    pale = colours[gallery_labels_N % len(colours)]
-    axis.scatter(x, y, s=26, c=pale, alpha=0.22, linewidths=0)
-    x, y = queries_Q2.T
-    axis.scatter(x, y, s=7, c=colours[query_labels_Q % len(colours)], alpha=0.85, linewidths=0)
-    x, y = queries_Q2[~right_Q].T
-    axis.scatter(x, y, s=60, facecolors="none", edgecolors=WRONG, linewidths=1.3)
-    shown = np.unique(gallery_labels_N)
-    for label in shown if len(shown) <= _LABELLED_CLASSES else ():
-        colour = colours[label % len(colours)]
-        x, y = np.median(gallery_N2[gallery_labels_N == label], axis=0)
+    size = len(names)
+    named = size <= _MAX_NAMED_CLASSES
+    margin = name_margin(names) if named else 0.6
+    drawn, (axis,) = figure(height=SQUARE, margins=(margin, 0.2, margin, 0.15))
+    mistakes = counts_SS.copy()
+    np.fill_diagonal(mistakes, 0)
+    most = max(int(mistakes.max()), 1)
+    pooled = _pool_cells(mistakes, -(-size // _MAX_CELLS))
+    axis.imshow(
+        _cell_colours(pooled, most),
+        extent=(-0.5, size - 0.5, size - 0.5, -0.5),
+        interpolation="nearest",
+        aspect="auto",
+    )
+    if size <= _MAX_NUMBERED_CLASSES:
+        _write_counts(axis, counts_SS, most)
+    elif mistakes.any():
+        bar = drawn.colorbar(
+            ScalarMappable(LogNorm(1, most + 1), _MISTAKE_COLOURS), ax=axis, pad=0.02
+        )
+        bar.outline.set_visible(False)
+        bar.set_label("mistakes")
+        bar.ax.minorticks_off()
+        ticks = np.unique(np.geomspace(1, most, 4).astype(int)).tolist()
+        bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+    if named:
+        short = [short_name(name) for name in names]
+        axis.set_xticks(range(size), short, rotation=90 if max(map(len, short)) > 3 else 0)
+        axis.set_yticks(range(size), short)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.grid(visible=False)
+    return drawn
+
+
+def _cell_colours(mistakes: Ints, most: int) -> npt.NDArray[np.float64]:
+    cells: npt.NDArray[np.float64] = _MISTAKE_COLOURS(np.log1p(mistakes) / np.log1p(most))
+    cells[mistakes == 0, 3] = 0
+    diagonal = np.arange(len(mistakes))
+    right = diagonal[mistakes.diagonal() == 0]  # a pooled diagonal cell can contain mistakes
+    cells[right, right] = to_rgba(_DIAGONAL)
+    return cells
+
+
+def _write_counts(axis: Axes, counts_SS: Ints, most: int) -> None:
+    for row, column in np.argwhere(counts_SS).tolist():
+        count = counts_SS[row, column]
+        strong = row != column and np.log1p(count) > 0.6 * np.log1p(most)
         axis.text(
-            x,
-            y,
-            short_name(classes[label]),
+            column,
+            row,
+            f"{count:,}",
             ha="center",
             va="center",
-            weight="bold",
-            color="white" if np.dot(to_rgb(colour), (0.3, 0.6, 0.1)) < 0.6 else "black",
-            bbox={
-                "boxstyle": "round,pad=0.3",
-                "facecolor": colour,
-                "edgecolor": "white",
-                "linewidth": 0.8,
-            },
+            fontsize="small",
+            color="white" if strong else _DARK,
         )
-    axis.set_axis_off()
-    return drawn
+
+
+def _pool_cells(counts_SS: Ints, cell: int) -> Ints:
+    """Return the largest count in each square of `cell` x `cell` classes."""
+    padding = -len(counts_SS) % cell
+    padded = np.pad(counts_SS, (0, padding))
+    size = len(padded) // cell
+    return np.asarray(padded.reshape(size, cell, size, cell).max(axis=(1, 3)))
 
 
 def _note(

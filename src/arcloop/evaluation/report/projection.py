@@ -1,80 +1,99 @@
-"""Embeddings on a plane, near ones near: for the eye, not for measuring."""
+"""Two-dimensional map of the embeddings: t-SNE of the gallery with the queries placed on it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
-Embeddings = npt.NDArray[np.float32]
+from arcloop.display.plotting import CLASSES, WIDTH, WRONG, figure, short_name, styled
+from arcloop.retrieval.embed import Embeddings, Labels
+from arcloop.retrieval.exact_search import exact_neighbours
+
 Points = npt.NDArray[np.float32]
 
-LEAST_ROWS = 10
-_NEIGHBOURS = 15
-_STEPS, _EXAGGERATED_STEPS, _EXAGGERATION = 300, 100, 12.0
-_PLACING_NEIGHBOURS, _PLACING_SHARPNESS = 5, 20.0
+MIN_ROWS = 10
+_PERPLEXITY, _ITERATIONS = 15, 500
+_NEIGHBOURS, _SHARPNESS = 5, 20.0  # of the gallery rows that determine where a query is placed
+_MAX_LABELLED_CLASSES = 30
 
 
 def project(gallery_ND: Embeddings, queries_QD: Embeddings) -> tuple[Points, Points]:
-    """Draw a map of the gallery and place queries on it.
+    """Compute a map of the gallery and place queries on it.
 
-    The map is an exact t-SNE (van der Maaten & Hinton, JMLR 2008) of the gallery rows. A query lies
-    among the gallery rows nearest to it, as the search would find them, so a query that is drawn
-    among another class is one that looks like that class to the model.
+    The map is a t-SNE (van der Maaten & Hinton, JMLR 2008) of the gallery rows. A query is placed
+    at the weighted mean of its 5 nearest gallery rows, so that a query within another class is
+    similar to that class for the model.
 
     Args:
-        gallery_ND: float32, rows of norm 1; from `LEAST_ROWS` to about a thousand, for time and
-            memory grow with the square of N.
+        gallery_ND: float32, at least `MIN_ROWS` rows of norm 1; up to a few thousand are fast.
         queries_QD: float32, rows of norm 1.
 
     Returns:
-        Coordinates [N, 2] and [Q, 2]; the same in every run.
+        Coordinates [N, 2] and [Q, 2], the same in every run.
     """
-    gallery_N2 = _tsne(gallery_ND)
-    cos_QN = queries_QD @ gallery_ND.T
-    k = min(_PLACING_NEIGHBOURS, len(gallery_ND))
-    nearest_QK = np.argpartition(-cos_QN, k - 1, axis=1)[:, :k]
-    weights_QK = np.exp(_PLACING_SHARPNESS * np.take_along_axis(cos_QN, nearest_QK, axis=1))
+    from sklearn.manifold import TSNE  # imported here because only the report needs it
+
+    perplexity = min(_PERPLEXITY, (len(gallery_ND) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="random", max_iter=_ITERATIONS, random_state=0)
+    with threadpool_limits(1):  # the order of parallel sums would change the map
+        gallery_N2 = np.asarray(tsne.fit_transform(gallery_ND), np.float32)
+    cos_QK, rows_QK = exact_neighbours(queries_QD, gallery_ND, _NEIGHBOURS)
+    weights_QK = np.exp(_SHARPNESS * cos_QK)
     weights_QK /= weights_QK.sum(axis=1, keepdims=True)
-    return gallery_N2, np.einsum("qk,qkc->qc", weights_QK, gallery_N2[nearest_QK])
+    return gallery_N2, np.einsum("qk,qkc->qc", weights_QK, gallery_N2[rows_QK])
 
 
-def _tsne(rows_ND: Embeddings) -> Points:
-    affinity_NN = _affinities(rows_ND)
-    points_N2 = _principal_plane(rows_ND)
-    velocity_N2 = np.zeros_like(points_N2)
-    rate = np.float32(len(rows_ND) / _EXAGGERATION)  # Belkina et al., Nat. Commun. 2019
-    for step in range(_STEPS):
-        early = step < _EXAGGERATED_STEPS
-        norm_N = np.square(points_N2).sum(axis=1)
-        near_NN = points_N2 @ (-2 * points_N2.T)
-        near_NN += norm_N[:, None] + 1
-        near_NN += norm_N
-        np.reciprocal(near_NN, out=near_NN)
-        np.fill_diagonal(near_NN, 0)
-        force_NN = affinity_NN * np.float32(_EXAGGERATION if early else 1)
-        force_NN -= near_NN / near_NN.sum()
-        force_NN *= near_NN
-        gradient_N2 = 4 * (force_NN.sum(axis=1)[:, None] * points_N2 - force_NN @ points_N2)
-        velocity_N2 = (0.5 if early else 0.8) * velocity_N2 - rate * gradient_N2
-        points_N2 = points_N2 + velocity_N2
-    return points_N2
+@styled
+def projection_map(
+    gallery_N2: Points,
+    gallery_labels_N: Labels,
+    queries_Q2: Points,
+    query_labels_Q: Labels,
+    right_Q: npt.NDArray[np.bool_],
+    classes: Sequence[str],
+) -> Figure:
+    """Draw the map, coloured by class, with a ring around queries that were answered wrongly.
 
-
-def _affinities(rows_ND: Embeddings) -> npt.NDArray[np.float32]:
-    """Equal affinity to each near neighbour: as good as a tuned Gaussian (arXiv 2007.08902)."""
-    k = min(_NEIGHBOURS, len(rows_ND) - 1)
-    cos_NN = rows_ND @ rows_ND.T
-    np.fill_diagonal(cos_NN, -np.inf)
-    affinity_NN = np.zeros_like(cos_NN)
-    np.put_along_axis(affinity_NN, np.argpartition(-cos_NN, k - 1, axis=1)[:, :k], 1, axis=1)
-    affinity_NN += affinity_NN.T
-    return np.asarray(affinity_NN / affinity_NN.sum())
-
-
-def _principal_plane(rows_ND: Embeddings) -> Points:
-    centred_ND = rows_ND - rows_ND.mean(axis=0)
-    _, axes_D2 = np.linalg.eigh(centred_ND.T @ centred_ND)
-    points_N2 = centred_ND @ axes_D2[:, -2:]
-    # An eigenvector's sign is arbitrary: the largest entry is made positive.
-    points_N2 *= np.sign(points_N2[np.abs(points_N2).argmax(axis=0), [0, 1]])
-    return np.asarray(points_N2 / (points_N2.std() + 1e-12) * 1e-2, dtype=np.float32)
+    Args:
+        gallery_N2: Coordinates of gallery rows, drawn pale.
+        gallery_labels_N: Their classes.
+        queries_Q2: Coordinates of queries.
+        query_labels_Q: Their true classes.
+        right_Q: Whether each query was answered with its class.
+        classes: Class names, shown at the centre of their gallery rows if there are at most 30.
+    """
+    drawn, (axis,) = figure(width=2 * WIDTH, height=5.2, margins=(0.1, 0.1, 0.1, 0.1))
+    colours = np.array(CLASSES)
+    x, y = gallery_N2.T
+    pale = colours[gallery_labels_N % len(colours)]
+    axis.scatter(x, y, s=26, c=pale, alpha=0.22, linewidths=0)
+    x, y = queries_Q2.T
+    axis.scatter(x, y, s=7, c=colours[query_labels_Q % len(colours)], alpha=0.85, linewidths=0)
+    x, y = queries_Q2[~right_Q].T
+    axis.scatter(x, y, s=60, facecolors="none", edgecolors=WRONG, linewidths=1.3)
+    shown = np.unique(gallery_labels_N)
+    for label in shown if len(shown) <= _MAX_LABELLED_CLASSES else ():
+        colour = colours[label % len(colours)]
+        x, y = np.median(gallery_N2[gallery_labels_N == label], axis=0)
+        axis.text(
+            x,
+            y,
+            short_name(classes[label]),
+            ha="center",
+            va="center",
+            weight="bold",
+            color="white" if np.dot(to_rgb(colour), (0.3, 0.6, 0.1)) < 0.6 else "black",
+            bbox={
+                "boxstyle": "round,pad=0.3",
+                "facecolor": colour,
+                "edgecolor": "white",
+                "linewidth": 0.8,
+            },
+        )
+    axis.set_axis_off()
+    return drawn

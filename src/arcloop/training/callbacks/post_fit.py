@@ -22,8 +22,8 @@ from arcloop.evaluation.evaluate import evaluate
 from arcloop.export.formats import TorchScript
 from arcloop.export.torchscript import export_scripted, require_scriptable
 from arcloop.retrieval import AutoIndex, FaissIndex
-from arcloop.retrieval.build_index import build_index
-from arcloop.retrieval.embed_gallery import embed_gallery
+from arcloop.retrieval.embed import embed_gallery
+from arcloop.retrieval.index import build_index
 from arcloop.training.module import EmbeddingModule
 
 _NUM_GOLDEN = 32  # images of golden.npz

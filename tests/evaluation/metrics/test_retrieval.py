@@ -13,10 +13,10 @@ from torchmetrics.functional.retrieval import (
     retrieval_reciprocal_rank,
 )
 
-from arcloop.evaluation.metrics.retrieval_metrics import (
+from arcloop.evaluation.metrics.retrieval import (
     average_precision_at_r,
     ndcg_at_k,
-    overlap,
+    neighbour_overlap,
     precision_at_k,
     r_precision,
     recall_at_k,
@@ -69,7 +69,7 @@ def test_overlap(data, queries, k):
     exact = np.array([data.draw(order)[:k] for _ in range(queries)])
     found = np.array([[*data.draw(order)[: k - 1], -1] for _ in range(queries)])
     expected = [len({*a} & {*b}) / k for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
-    assert np.allclose(overlap(found, exact), expected, atol=1e-12)
+    assert np.allclose(neighbour_overlap(found, exact), expected, atol=1e-12)
 
 
 @given(data=st.data(), shape=shapes, k=st.integers(1, 8))

@@ -1,4 +1,4 @@
-"""Figures are drawn for every shape of data, and show what they were given."""
+"""Figures are drawn for data of any size and show their data."""
 
 import io
 
@@ -9,7 +9,8 @@ from PIL import Image
 from arcloop.display.plotting import DPI, encode_png
 from arcloop.evaluation.metrics.verification import NUM_BINS, SimilarityHistogram
 from arcloop.evaluation.report import plots
-from arcloop.evaluation.report.confusion_plot import confusion_matrix
+from arcloop.evaluation.report.plots import confusion_matrix
+from arcloop.evaluation.report.projection import projection_map
 
 CURVES = [
     {"step": 0.0, "epoch": 0.0, "train_loss": 9.0, "lr-SGD/pg1": 0.1, "lr-SGD/pg2": 0.2},
@@ -118,7 +119,7 @@ def test_projection_rings_wrong_answers(num_classes):
     gallery, queries = random.random((60, 2)), random.random((50, 2))
     right = random.random(50) < 0.7
     classes = [f"class {i}" for i in range(num_classes)]
-    figure = plots.projection_map(
+    figure = projection_map(
         gallery, np.arange(60) % num_classes, queries, np.arange(50) % num_classes, right, classes
     )
     drawn(figure)

@@ -1,4 +1,4 @@
-"""ROC, EER and TAR at FAR against scikit-learn and loops."""
+"""ROC, EER and TAR at FAR compared with scikit-learn and loops, and DIR at FAR with loops."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,15 @@ from sklearn.metrics import roc_curve
 from arcloop.evaluation.metrics.verification import (
     BIN_WIDTH,
     NUM_BINS,
+    OpenSetCounts,
     SimilarityHistogram,
-    verification_metrics,
 )
 
 
 def histogram(similarities, same):
     pairs = SimilarityHistogram()
     labels = np.where(np.asarray(same, bool), 0, 1)
-    pairs.add(np.asarray(similarities, np.float32)[None], np.zeros(1, np.int64), labels)
+    pairs.update(np.asarray(similarities, np.float32)[None], np.zeros(1, np.int64), labels)
     return pairs
 
 
@@ -31,7 +31,7 @@ def random_pairs(count=4000, seed=0):
 pair_lists = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=30)
 
 
-def test_bins_are_where_the_similarities_are():
+def test_bins_contain_the_similarities():
     similarities, same = random_pairs()
     pairs = histogram(similarities, same)
     for counts, kind in ((pairs.same, same), (pairs.different, ~same)):
@@ -39,14 +39,14 @@ def test_bins_are_where_the_similarities_are():
         assert np.allclose(centres, np.sort(similarities[kind]), atol=BIN_WIDTH)
 
 
-def test_what_rounding_puts_outside_counts_as_the_end():
+def test_values_outside_the_range_count_in_the_last_bin():
     pairs = histogram([1.0000002, -1.0000002, 1, -1], [True, False, True, False])
     assert pairs.same[-1] == 2
     assert pairs.different[0] == 2
     assert pairs.same.sum() + pairs.different.sum() == 4
 
 
-def test_roc_is_that_of_scikit_learn():
+def test_roc_equals_scikit_learn():
     similarities, same = random_pairs()
     roc = histogram(similarities, same).roc()
     far, tar, threshold = roc_curve(same, similarities, drop_intermediate=False)
@@ -59,7 +59,7 @@ def test_roc_is_that_of_scikit_learn():
     assert (roc.far[-1], roc.tar[-1], roc.far[0], roc.tar[0]) == (1, 1, 0, 0)
 
 
-def test_eer_is_that_of_the_exact_curve():
+def test_eer_equals_that_of_the_exact_curve():
     similarities, same = random_pairs()
     far, tar, _ = roc_curve(same, similarities, drop_intermediate=False)
     nearest = np.argmin(abs(far - (1 - tar)))
@@ -101,7 +101,7 @@ def test_tar_at_far_by_hand(pairs, far):
     assert tar == pytest.approx(best, abs=1e-12)
 
 
-def test_threshold_at_far_accepts_no_more_than_that():
+def test_threshold_at_far_accepts_at_most_that_rate():
     similarities, same = random_pairs()
     threshold = histogram(similarities, same).threshold_at_far(0.01)
     accepted = np.mean(similarities[~same] >= threshold)
@@ -109,33 +109,35 @@ def test_threshold_at_far_accepts_no_more_than_that():
     assert np.mean(similarities[~same] >= threshold - 0.01) > 0.01
 
 
-def test_a_rate_that_too_few_pairs_cannot_show_is_left_out():
+def test_rates_that_too_few_pairs_cannot_measure_are_left_out():
     similarities = np.linspace(-0.5, 0.9, 150)
     same = np.arange(150) >= 140  # 140 pairs of different classes
-    metrics = verification_metrics(histogram(similarities, same))
+    metrics = histogram(similarities, same).compute()
     assert set(metrics) == {"eer", "tar_at_far_1e-2"}
     assert metrics == {"eer": 0, "tar_at_far_1e-2": 1}
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_pairs_of_one_kind_have_no_rates(same):
-    assert verification_metrics(histogram([0.5] * 5, [same] * 5)) == {}
+    assert histogram([0.5] * 5, [same] * 5).compute() == {}
 
 
 @given(st.integers(0, 99), st.integers(0, 20))
-def test_parts_and_pairs_taken_back(seed, split):
-    """20 queries, more than are binned at a time, of which some count; each also meets itself."""
+def test_merged_parts_and_removed_pairs(seed, split):
+    """20 queries, more than are counted at a time; some are selected, and each has its own pair."""
     random = np.random.default_rng(seed)
     similarities = random.integers(-4, 5, (20, 9)).astype(np.float32) / 4
     labels_Q, labels_G = random.integers(0, 3, 20), random.integers(0, 3, 9)
     counts = random.random(20) < 0.7
     whole, parts = SimilarityHistogram(), SimilarityHistogram()
-    whole.add(similarities, labels_Q, labels_G, np.flatnonzero(counts))
+    whole.update(similarities, labels_Q, labels_G, np.flatnonzero(counts))
     for rows in (np.flatnonzero(counts)[:split], np.flatnonzero(counts)[split:]):
         pairs = SimilarityHistogram()
-        pairs.add(similarities, labels_Q, labels_G, rows)
+        pairs.update(similarities, labels_Q, labels_G, rows)
         for row in rows:
-            pairs.add(similarities[row, :1][None], labels_Q[row : row + 1], labels_Q[row : row + 1])
+            pairs.update(
+                similarities[row, :1][None], labels_Q[row : row + 1], labels_Q[row : row + 1]
+            )
         pairs.remove(similarities[rows, 0])
         parts.merge(pairs)
     assert np.array_equal(parts.different, whole.different)
@@ -146,3 +148,47 @@ def test_parts_and_pairs_taken_back(seed, split):
         found = (similarities == value) & counts[:, None]
         assert whole.same[place] == (found & same).sum()
         assert whole.different[place] == (found & ~same).sum()
+
+
+open_set_query = st.tuples(st.integers(-4, 4), st.booleans(), st.integers(-4, 4), st.booleans())
+
+
+def open_set(queries):
+    found = OpenSetCounts()
+    best, right, other, known = (np.array(column) for column in zip(*queries, strict=True))
+    found.update(best / 4, right & known, other / 4, known)
+    return found
+
+
+@given(st.lists(open_set_query, min_size=1, max_size=40), st.sampled_from([0.05, 0.1, 0.5, 1.0]))
+def test_dir_at_far_by_hand(queries, far):
+    absent = [best / 4 for best, _, _, known in queries if not known]
+    unknown = absent or [other / 4 for _, _, other, _ in queries]
+    known = [(right, best / 4) for best, right, _, known in queries if known]
+    rate = open_set(queries).dir_at_far(far)
+    if not known or len(unknown) * far < 1:
+        assert rate is None
+        return
+    allowed = [
+        threshold
+        for threshold in np.arange(-4, 6) / 4
+        if np.mean([score >= threshold for score in unknown]) <= far
+    ]
+    expected = np.mean([right and best >= min(allowed) for right, best in known])
+    assert rate == pytest.approx(expected)
+
+
+@given(st.lists(open_set_query, min_size=2, max_size=40), st.integers(1, 39))
+def test_merged_open_set_counts(queries, split):
+    whole, parts = open_set(queries), OpenSetCounts()
+    for part in (queries[:split], queries[split:]):
+        if part:
+            parts.merge(open_set(part))
+    assert parts.compute() == whole.compute()
+
+
+def test_queries_without_a_row_of_another_class_are_not_impostors():
+    found = OpenSetCounts()
+    right = np.ones(20, bool)
+    found.update(np.full(20, 0.9), right, np.full(20, -np.inf), right)
+    assert found.compute() == {}

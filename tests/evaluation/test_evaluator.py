@@ -1,4 +1,4 @@
-"""The whole judgement against loops over every query and every gallery row."""
+"""The whole evaluation compared with loops over all queries and gallery rows."""
 
 import math
 import pickle
@@ -13,20 +13,22 @@ from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, set
 
 from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import DataError
-from arcloop.evaluation import conclude, examine, judge
+from arcloop.evaluation import compute_evaluation, evaluate_embeddings, update_evaluation
 from arcloop.runtime.searcher import search as search_faiss
 
 CLASSES = ["a", "b", "c"]
-ELSEWHERE = {  # tested with what computes them
+ELSEWHERE = {  # tested in the tests of their modules
     "eer", "tar_at_far_1e-2", "tar_at_far_1e-3", "tar_at_far_1e-4", "nmi", "ami", "pair_accuracy",
     "pair_accuracy_std",
 }  # fmt: skip
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
 
-def judged(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own=None, **changed):
+def evaluated(
+    queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own=None, **changed
+):
     chunks = changed.pop("chunks", [5])
-    return judge(
+    return evaluate_embeddings(
         cut(*queries, changed.pop("batches", [4])),
         lambda: cut(*gallery, chunks),
         search or exact(gallery[0]),
@@ -40,7 +42,7 @@ def judged(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own
 
 
 def oracle(queries, gallery, threshold, own=None):
-    """Every metric but those of verification and clusters, by definition."""
+    """All metrics except verification and clustering, by definition."""
     rows, labels = gallery
     top1, unknown, known = [], [], []
     by_rank = {"map_at_r": [], "r_precision": [], "mrr": [], "ndcg_at_10": []}
@@ -115,42 +117,42 @@ def identification(queries):
     batches=sizes,
     chunks=sizes,
 )
-def test_metrics_are_those_of_the_definitions(queries, gallery, batches, chunks):
-    judgement = judged(queries, gallery, batches=batches, chunks=chunks)
+def test_metrics_equal_their_definitions(queries, gallery, batches, chunks):
+    result = evaluated(queries, gallery, batches=batches, chunks=chunks)
     expected = oracle(queries, gallery, 0.5)
-    assert judgement.metrics.keys() - ELSEWHERE == expected.keys()
+    assert result.metrics.keys() - ELSEWHERE == expected.keys()
     for name, value in expected.items():
-        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
-    assert judgement.pairs.same.sum() + judgement.pairs.different.sum() == (
+        assert result.metrics[name] == pytest.approx(value, abs=1e-12), name
+    assert result.pairs.same.sum() + result.pairs.different.sum() == (
         len(queries[1]) * len(gallery[1])
     )
 
 
 @effort(max_examples=40)
 @given(rows=labelled_corners(3, st.integers(3, 25)), chunks=sizes, known=st.integers(0, 25))
-def test_a_query_that_is_a_gallery_row_is_not_its_own_neighbour(rows, chunks, known):
+def test_a_query_in_the_gallery_is_not_its_own_neighbour(rows, chunks, known):
     own = np.where(np.arange(len(rows[1])) < known, np.arange(len(rows[1])), -1)
-    judgement = judged(rows, rows, own=own, chunks=chunks)
+    result = evaluated(rows, rows, own=own, chunks=chunks)
     expected = oracle(rows, rows, 0.5, own)
     for name, value in expected.items():
-        assert judgement.metrics[name] == pytest.approx(value, abs=1e-12), name
-    assert judgement.pairs.same.sum() + judgement.pairs.different.sum() == (
+        assert result.metrics[name] == pytest.approx(value, abs=1e-12), name
+    assert result.pairs.same.sum() + result.pairs.different.sum() == (
         len(own) ** 2 - (own >= 0).sum()
     )
-    alone = judged((rows[0][:2], rows[1][:2]), (rows[0][:2], rows[1][:2]), own=np.arange(2))
+    alone = evaluated((rows[0][:2], rows[1][:2]), (rows[0][:2], rows[1][:2]), own=np.arange(2))
     assert alone.metrics["top1"] == (rows[1][0] == rows[1][1])
-    with pytest.raises(DataError, match="gallery of one image"):
-        judged((rows[0][:1], rows[1][:1]), (rows[0][:1], rows[1][:1]), own=np.arange(1))
+    with pytest.raises(DataError, match="at least 2 images"):
+        evaluated((rows[0][:1], rows[1][:1]), (rows[0][:1], rows[1][:1]), own=np.arange(1))
 
 
-def test_the_first_right_row_is_found_however_far_back_it_is():
-    """Every query's class has one row, so ranks up to the second are kept; it may be the last."""
+def test_the_first_relevant_row_is_found_at_any_rank():
+    """Each class has one row, so only two ranks are kept, but the row may have the last rank."""
     random = np.random.default_rng(0)
     rows = random.standard_normal((40, 16)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     queries, gallery = (rows[20:], np.arange(20)), (rows[:20], np.arange(20))
     classes = [str(label) for label in range(20)]
-    metrics = judged(queries, gallery, classes=classes, memory_mb=1, chunks=[3]).metrics
+    metrics = evaluated(queries, gallery, classes=classes, memory_mb=1, chunks=[3]).metrics
     assert metrics["mrr"] == pytest.approx(oracle(queries, gallery, 0.5)["mrr"], abs=1e-12)
     assert metrics["recall_at_10"] < 1
 
@@ -161,23 +163,22 @@ def test_the_first_right_row_is_found_however_far_back_it_is():
     gallery=labelled_corners(3, st.integers(1, 25)),
     world=st.integers(2, 4),
 )
-def test_shares_put_together_are_the_whole_to_the_last_bit(queries, gallery, world):
-    def share_of(rank):
-        group = ProcessGroup(rank, world)
-        part = group.shard(len(queries[1]), settings().batch_size)
+def test_merged_states_equal_a_single_process(queries, gallery, world):
+    def state_of(rank):
+        part = ProcessGroup(rank, world).shard(len(queries[1]), settings().batch_size)
         own = slice(part.start, part.stop)
-        found = examine(
+        found = update_evaluation(
             cut(queries[0][own], queries[1][own], [3]), lambda: cut(*gallery, [5]),
             exact(gallery[0]), gallery[1], CLASSES, settings(num_mistakes=3), 0.5,
-            num_queries=len(queries[1]), group=group,
+            num_queries=len(queries[1]), part=part,
         )  # fmt: skip
         return pickle.loads(pickle.dumps(found))
 
-    merged = conclude(
-        [share_of(rank) for rank in range(world)], lambda: cut(*gallery, [5]), gallery[1],
+    merged = compute_evaluation(
+        [state_of(rank) for rank in range(world)], lambda: cut(*gallery, [5]), gallery[1],
         CLASSES, settings(num_mistakes=3), 0.5,
     )  # fmt: skip
-    whole = judged(queries, gallery, num_mistakes=3)
+    whole = evaluated(queries, gallery, num_mistakes=3)
     assert repr(merged.metrics) == repr(whole.metrics)
     assert merged.mistakes == whole.mistakes
     assert np.array_equal(merged.confusion.counts, whole.confusion.counts)
@@ -193,9 +194,9 @@ def test_shares_put_together_are_the_whole_to_the_last_bit(queries, gallery, wor
     batches=sizes,
     chunks=sizes,
 )
-def test_nothing_depends_on_how_rows_are_cut(queries, gallery, batches, chunks):
-    one = judged(queries, gallery, batches=batches, chunks=chunks)
-    other = judged(queries, gallery, batches=[100], chunks=[100], memory_mb=64, batch_size=7)
+def test_results_do_not_depend_on_batches_and_chunks(queries, gallery, batches, chunks):
+    one = evaluated(queries, gallery, batches=batches, chunks=chunks)
+    other = evaluated(queries, gallery, batches=[100], chunks=[100], memory_mb=64, batch_size=7)
     assert one.metrics == pytest.approx(other.metrics, abs=1e-12)
     assert one.mistakes == other.mistakes
     assert np.array_equal(one.confusion.counts, other.confusion.counts)
@@ -208,14 +209,14 @@ def test_nothing_depends_on_how_rows_are_cut(queries, gallery, batches, chunks):
 @given(
     queries=labelled_corners(3, st.integers(1, 12)), gallery=labelled_corners(3, st.integers(1, 25))
 )
-def test_mistakes_are_the_surest_first(queries, gallery):
+def test_mistakes_are_the_most_similar_wrong_answers(queries, gallery):
     similarities, rows = exact(gallery[0])(queries[0], min(10, len(gallery[1])))
     wrong = [
         (-similarities[query, 0], query)
         for query in range(len(queries[1]))
         if gallery[1][rows[query, 0]] != queries[1][query]
     ]
-    mistakes = judged(queries, gallery, num_mistakes=3).mistakes
+    mistakes = evaluated(queries, gallery, num_mistakes=3).mistakes
     assert [mistake.query_row for mistake in mistakes] == [row for _, row in sorted(wrong)[:3]]
     for mistake in mistakes:
         assert mistake.label == queries[1][mistake.query_row]
@@ -227,31 +228,31 @@ def test_mistakes_are_the_surest_first(queries, gallery):
 
 def test_every_metric_is_a_plain_finite_number():
     labels = np.arange(16) % 3
-    metrics = judged((CORNERS, labels), (CORNERS, labels)).metrics
+    metrics = evaluated((CORNERS, labels), (CORNERS, labels)).metrics
     assert all(type(value) in (int, float) and math.isfinite(value) for value in metrics.values())
     assert metrics["top1"] == 1
 
 
 def test_one_class_only_has_no_verification():
     rows = (CORNERS, np.zeros(16, np.int64))
-    judgement = judged(rows, rows, classes=["a"])
-    assert not {"eer", "tar_at_far_1e-2"} & judgement.metrics.keys()
-    assert judgement.metrics["map_at_r"] == judgement.metrics["min_class_accuracy"] == 1
-    assert judgement.mistakes == []
-    assert judgement.confusion.counts.tolist() == [[16]]
+    result = evaluated(rows, rows, classes=["a"])
+    assert not {"eer", "tar_at_far_1e-2"} & result.metrics.keys()
+    assert result.metrics["map_at_r"] == result.metrics["min_class_accuracy"] == 1
+    assert result.mistakes == []
+    assert result.confusion.counts.tolist() == [[16]]
 
 
 def test_a_class_absent_from_the_gallery_counts_against_top1_and_not_against_map():
     queries = (CORNERS[:4], np.array([0, 0, 2, 2]))
     gallery = (CORNERS[:2], np.array([0, 0]))
-    metrics = judged(queries, gallery).metrics
+    metrics = evaluated(queries, gallery).metrics
     assert metrics["top1"] == 0.5
     assert metrics["map_at_r"] == 1
     assert metrics["num_queries_not_in_gallery"] == 2
-    assert "map_at_r" not in judged((CORNERS[:1], np.array([2])), gallery).metrics
+    assert "map_at_r" not in evaluated((CORNERS[:1], np.array([2])), gallery).metrics
 
 
-def test_an_index_that_finds_nothing_for_a_query_answers_wrong_and_unknown():
+def test_a_query_without_neighbours_is_wrong_and_unknown():
     labels = np.zeros(16, np.int64)
 
     def search(queries, k):
@@ -260,36 +261,36 @@ def test_an_index_that_finds_nothing_for_a_query_answers_wrong_and_unknown():
         similarities[queries[:, 0] < 0] = np.finfo(np.float32).min
         return similarities, rows
 
-    judgement = judged((CORNERS, labels), (CORNERS, labels), search=search, threshold=-1)
-    assert judgement.metrics["top1"] == judgement.metrics["unknown_rate"] == 0.5
-    assert judgement.metrics["index_recall_at_10"] == 0.5
-    assert judgement.metrics["map_at_r"] == 1
-    assert judgement.mistakes == []
-    assert judgement.confusion.counts.tolist() == [[8]]
+    result = evaluated((CORNERS, labels), (CORNERS, labels), search=search, threshold=-1)
+    assert result.metrics["top1"] == result.metrics["unknown_rate"] == 0.5
+    assert result.metrics["index_recall_at_10"] == 0.5
+    assert result.metrics["map_at_r"] == 1
+    assert result.mistakes == []
+    assert result.confusion.counts.tolist() == [[8]]
 
 
-def test_pairs_are_bounded_and_the_rest_is_not():
+def test_max_pairs_limits_pairs_only():
     labels = np.arange(16) % 3
-    whole = judged((CORNERS, labels), (CORNERS, labels))
-    sampled = judged((CORNERS, labels), (CORNERS, labels), max_pairs=5 * 16)
+    whole = evaluated((CORNERS, labels), (CORNERS, labels))
+    sampled = evaluated((CORNERS, labels), (CORNERS, labels), max_pairs=5 * 16)
     assert sampled.pairs.same.sum() + sampled.pairs.different.sum() == 5 * 16
     assert np.all(sampled.pairs.same <= whole.pairs.same)
     assert sampled.metrics["map_at_r"] == whole.metrics["map_at_r"]
-    least = judged((CORNERS, labels), (CORNERS, labels), max_pairs=1).pairs
+    least = evaluated((CORNERS, labels), (CORNERS, labels), max_pairs=1).pairs
     assert least.same.sum() + least.different.sum() == 16
 
 
-def test_points_of_the_projection_are_bounded_and_marked():
+def test_num_projected_limits_the_sample():
     labels = np.arange(16) % 3
-    judgement = judged((CORNERS, labels), (CORNERS, (labels + 1) % 3), num_projected=12)
-    assert len(judgement.gallery.rows) + len(judgement.queries.rows) == 12
-    assert len(judgement.queries_right) == len(judgement.queries.rows)
-    assert not judgement.queries_right.any()
-    none = judged((CORNERS, labels), (CORNERS, labels), num_projected=0)
+    result = evaluated((CORNERS, labels), (CORNERS, (labels + 1) % 3), num_projected=12)
+    assert len(result.gallery.rows) + len(result.queries.rows) == 12
+    assert len(result.queries_right) == len(result.queries.rows)
+    assert not result.queries_right.any()
+    none = evaluated((CORNERS, labels), (CORNERS, labels), num_projected=0)
     assert len(none.gallery.rows) == len(none.queries.rows) == 0
 
 
-def test_a_faiss_index_is_judged_and_two_judgements_are_equal():
+def test_two_evaluations_of_a_faiss_index_are_equal():
     random = np.random.default_rng(0)
     rows = random.standard_normal((700, 16)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -297,7 +298,7 @@ def test_a_faiss_index_is_judged_and_two_judgements_are_equal():
     index = faiss.IndexFlatIP(16)
     index.add(rows[300:])
     twice = [
-        judged(
+        evaluated(
             (rows[:300], labels[:300]),
             (rows[300:], labels[300:]),
             search=lambda queries, k: search_faiss(index, queries, k),
@@ -312,25 +313,25 @@ def test_a_faiss_index_is_judged_and_two_judgements_are_equal():
     assert repr(twice[0].metrics) == repr(twice[1].metrics)
 
 
-def test_an_index_that_misses_neighbours_loses_index_recall():
+def test_missed_neighbours_reduce_index_recall():
     random = np.random.default_rng(0)
     rows = random.standard_normal((500, 16)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     labels = random.integers(3, size=500)
     half = rows.copy()
-    half[250:] = -half[250:]  # an index that has lost half of the gallery
+    half[250:] = -half[250:]  # an index without half of the gallery
 
     def search(queries, k):
         return exact(half)(queries, k)
 
-    judgement = judged((rows[:50], labels[:50]), (rows, labels), search=search)
+    result = evaluated((rows[:50], labels[:50]), (rows, labels), search=search)
     served, truth = search(rows[:50], 10)[1], exact(rows)(rows[:50], 10)[1]
     shared = [len({*a} & {*b}) / 10 for a, b in zip(served.tolist(), truth.tolist(), strict=True)]
-    assert judgement.metrics["index_recall_at_10"] == pytest.approx(np.mean(shared), abs=1e-12)
-    assert judgement.metrics["index_recall_at_10"] < 0.9
+    assert result.metrics["index_recall_at_10"] == pytest.approx(np.mean(shared), abs=1e-12)
+    assert result.metrics["index_recall_at_10"] < 0.9
 
 
-def test_no_queries_is_a_fault_of_the_data():
+def test_no_queries_is_a_data_error():
     rows = (CORNERS, np.zeros(16, np.int64))
     with pytest.raises(DataError, match="no queries"):
-        judged((CORNERS[:0], np.zeros(0, np.int64)), rows)
+        evaluated((CORNERS[:0], np.zeros(0, np.int64)), rows)

@@ -1,4 +1,4 @@
-"""Pairs, folds and thresholds against loops."""
+"""Pairs, folds and thresholds compared with loops."""
 
 import itertools
 
@@ -13,13 +13,12 @@ from arcloop.evaluation.metrics.pair_folds import (
     fold_accuracies,
     pair_metrics,
 )
-from arcloop.evaluation.metrics.sample import Sample
 
 scored = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=30)
 
 
 @given(st.lists(st.integers(0, 4), max_size=80))
-def test_pairs_are_what_they_say(labels):
+def test_pairs_have_the_classes_they_claim(labels):
     labels = np.array(labels, np.int64)
     first, second, same = draw_pairs(labels)
     assert np.array_equal(labels[first] == labels[second], same)
@@ -32,14 +31,14 @@ def test_pairs_are_what_they_say(labels):
     assert all(np.array_equal(a, b) for a, b in zip(again, (first, second, same), strict=True))
 
 
-def test_as_many_pairs_as_there_can_be_up_to_those_of_lfw():
+def test_the_number_of_pairs_is_limited_to_that_of_lfw():
     """9 images of each of 10 classes make 4 pairs within each, and as many across."""
     assert len(draw_pairs(np.arange(90) % 10).same) == 2 * 40
     assert len(draw_pairs(np.arange(20_000) % 10).same) == 6000
 
 
 @given(scored)
-def test_the_best_threshold_by_trying_all(pairs):
+def test_the_best_threshold_equals_trying_all(pairs):
     similarities = np.array([value / 4 for value, _ in pairs])
     same = np.array([kind for _, kind in pairs])
     values = sorted(set(similarities.tolist()))
@@ -49,7 +48,7 @@ def test_the_best_threshold_by_trying_all(pairs):
 
 
 @given(scored, st.integers(2, 4))
-def test_each_fold_is_judged_by_the_others(pairs, folds):
+def test_each_fold_uses_the_threshold_of_the_others(pairs, folds):
     pairs = [*pairs, *[(0, True), (1, False)] * folds]
     similarities = np.array([value / 4 for value, _ in pairs])
     same = np.array([kind for _, kind in pairs])
@@ -67,16 +66,16 @@ def sample(noise, rows=200):
     embeddings = np.eye(16, dtype=np.float32)[labels]
     embeddings += noise * np.random.default_rng(0).standard_normal((rows, 16)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return Sample(embeddings, labels, np.arange(rows))
+    return embeddings, labels
 
 
-def test_classes_far_apart_are_told_apart_and_noise_is_not():
-    assert pair_metrics(sample(0.05)) == {"pair_accuracy": 1, "pair_accuracy_std": 0}
-    noise = pair_metrics(sample(20))
+def test_separated_classes_are_distinguished_and_noise_is_not():
+    assert pair_metrics(*sample(0.05)) == {"pair_accuracy": 1, "pair_accuracy_std": 0}
+    noise = pair_metrics(*sample(20))
     assert 0.3 < noise["pair_accuracy"] < 0.7
     assert noise["pair_accuracy_std"] > 0
 
 
 def test_too_few_images_for_ten_folds():
-    assert pair_metrics(sample(0.05, rows=15)) == {}
-    assert pair_metrics(sample(0.05, rows=0)) == {}
+    assert pair_metrics(*sample(0.05, rows=15)) == {}
+    assert pair_metrics(*sample(0.05, rows=0)) == {}

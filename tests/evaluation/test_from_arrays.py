@@ -1,4 +1,4 @@
-"""Retrieval metrics of plain arrays against loops, against the judge, and cut in any way."""
+"""Retrieval metrics of arrays compared with loops and with the evaluator, in any batches."""
 
 import math
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
 
 from arcloop.errors import DataError
-from arcloop.evaluation import evaluate_retrieval, judge
+from arcloop.evaluation import evaluate_embeddings, evaluate_retrieval
 from arcloop.retrieval import exact_search as blocks
 
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
@@ -56,7 +56,7 @@ def by_definition(queries, gallery, own, recall_at, precision_at, ndcg_at):
     chunks=sizes,
     k=st.integers(1, 40),
 )
-def test_metrics_are_those_of_the_definitions(queries, gallery, names, batches, chunks, k):
+def test_metrics_equal_their_definitions(queries, gallery, names, batches, chunks, k):
     """Ties, classes that the gallery has not, any labels, streams, and a k beyond the gallery."""
     names = np.array(names)
     queries, gallery = (queries[0], names[queries[1]]), (gallery[0], names[gallery[1]])
@@ -96,8 +96,8 @@ def drawn(rows, classes, *, seed=0):
     return embeddings.astype(np.float32), labels
 
 
-def judged(queries, gallery, own, classes):
-    return judge(
+def evaluated(queries, gallery, own, classes):
+    return evaluate_embeddings(
         cut(*queries, [100]), lambda: cut(*gallery, [250]), exact(gallery[0]), gallery[1],
         [str(label) for label in range(classes)], settings(batch_size=64), 0.5, own,
         num_queries=len(queries[1]),
@@ -106,26 +106,26 @@ def judged(queries, gallery, own, classes):
 
 @effort(max_examples=40)
 @given(labelled_corners(3, st.integers(1, 12)), labelled_corners(3, st.integers(2, 25)))
-def test_the_judge_finds_the_same(queries, gallery):
+def test_the_evaluator_agrees(queries, gallery):
     for of, own in ((queries, None), (gallery, np.arange(len(gallery[1])))):
         found = evaluate_retrieval(of, gallery, leave_one_out=own is not None)
-        expected = judged(of, gallery, own, 3)
+        expected = evaluated(of, gallery, own, 3)
         assert found.keys() <= expected.keys()
         for name, value in found.items():
             assert value == pytest.approx(expected[name], abs=1e-14), name
 
 
 @pytest.mark.parametrize("classes", [3, 400])
-def test_the_judge_finds_the_same_where_products_round(classes):
-    """Its blocks are others, so rows that are alike to the last bit may change places."""
+def test_the_evaluator_agrees_up_to_rounding(classes):
+    """Its blocks differ, so almost equal rows may change their order."""
     queries, gallery = drawn(300, classes, seed=1), drawn(900, classes)
-    expected = judged(queries, gallery, None, classes)
+    expected = evaluated(queries, gallery, None, classes)
     for name, value in evaluate_retrieval(queries, gallery).items():
         assert value == pytest.approx(expected[name], abs=1e-6), name
 
 
-def test_the_first_right_row_is_found_however_far_back_it_is():
-    """One row of the class among many that are nearer, and rows equal to it before and after."""
+def test_the_first_relevant_row_is_found_at_any_rank():
+    """One relevant row after 3000 nearer ones, with equal rows before and after it."""
     random = np.random.default_rng(0)
     rows = np.array([[1, 0]] * 3000 + [[0.6, 0.8]] * 10, np.float32)
     labels = np.repeat([0, 1], [3000, 10])
@@ -138,7 +138,7 @@ def test_the_first_right_row_is_found_however_far_back_it_is():
 
 
 @pytest.mark.parametrize("classes", [5, 800])
-def test_metrics_are_the_same_to_the_bit_on_any_number_of_cores(classes, monkeypatch):
+def test_metrics_do_not_depend_on_the_number_of_threads(classes, monkeypatch):
     monkeypatch.setattr(blocks, "_BLOCK_QUERIES", 32)  # many blocks, though few queries
     queries, gallery = drawn(300, classes, seed=1), drawn(3000, classes)
     threads = torch.get_num_threads()
@@ -152,7 +152,7 @@ def test_metrics_are_the_same_to_the_bit_on_any_number_of_cores(classes, monkeyp
     assert all(one == found[0] for one in found)
 
 
-def test_arrays_streams_and_tensors_are_the_same_to_the_bit():
+def test_arrays_streams_and_tensors_have_equal_metrics():
     queries, gallery = drawn(300, 40, seed=1), drawn(900, 40)
     of_arrays = evaluate_retrieval(queries, gallery)
     assert of_arrays == evaluate_retrieval(cut(*queries, [70]), lambda: cut(*gallery, [130]))
@@ -174,18 +174,18 @@ ALL = CORNERS, np.arange(16)
         ((2 * CORNERS, ALL[1]), ALL, {}, r"norm 2(.|\n)*queries, row 0"),
         (ALL, (np.r_[CORNERS, 3 * CORNERS], np.arange(32)), {}, r"norm 3(.|\n)*gallery, row 16"),
         (ALL, (np.full((2, 4), np.nan), ALL[1][:2]), {}, "norm nan"),
-        ((CORNERS, ALL[1][:3]), ALL, {}, "do not belong together"),
+        ((CORNERS, ALL[1][:3]), ALL, {}, "shape .* but labels"),
         ((CORNERS, np.ones(16)), ALL, {}, "labels are float64"),
-        (ALL, (CORNERS[:8], ALL[1][:8]), {"leave_one_out": True}, "query 15 in a gallery of 8"),
-        ((CORNERS[:1], ALL[1][:1]), (CORNERS[:1], ALL[1][:1]), {"leave_one_out": True}, "of 1 row"),
+        (ALL, (CORNERS[:8], ALL[1][:8]), {"leave_one_out": True}, "query 15 is not in"),
+        ((CORNERS[:1], ALL[1][:1]), (CORNERS[:1], ALL[1][:1]), {"leave_one_out": True}, "one row"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_ranked_is_named(queries, gallery, options, message):
+def test_invalid_input_is_reported(queries, gallery, options, message):
     with pytest.raises(DataError, match=message):
         evaluate_retrieval(queries, gallery, **options)
 
 
 @pytest.mark.parametrize("name", ["recall_at", "precision_at", "ndcg_at"])
-def test_k_counts_from_one(name):
+def test_k_must_be_at_least_one(name):
     with pytest.raises(ValueError, match=name):
         evaluate_retrieval(ALL, ALL, **{name: (0,)})

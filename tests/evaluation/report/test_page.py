@@ -1,4 +1,4 @@
-"""The report of real digits: files, a page that needs nothing else, and nothing left unescaped."""
+"""The report of real digits: files, a self-contained page and escaped text."""
 
 import base64
 import csv
@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from tests.evaluation.conftest import CORNERS, cut, exact, settings
 
-from arcloop.evaluation import gate, judge, write_report
+from arcloop.evaluation import check_gate, evaluate_embeddings, write_report
 
-MNIST = Path(__file__).parents[2] / "data" / "mnist"
+MNIST = Path(__file__).parents[3] / "data" / "mnist"
 EVIL = "<script>alert(1)</script>"
 CURVES = [{"step": 0.0, "train_loss": 9.0}, {"step": 9.0, "val_top1": 0.75}]
 
@@ -51,15 +51,15 @@ def report(tmp_path_factory):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     classes = [*(f"digit & {label}" for label in range(9)), EVIL]
     queries, gallery = (rows[:200], labels[:200]), (rows[200:], labels[200:])
-    judgement = judge(
+    result = evaluate_embeddings(
         cut(*queries, [64]), lambda: cut(*gallery, [99]), exact(gallery[0]), gallery[1], classes,
         settings(num_mistakes=7, num_projected=120), threshold=0.8, num_queries=200,
     )  # fmt: skip
     splits = {"query": images[:200], "gallery": images[200:]}
-    verdict = gate(judgement.metrics, settings().gate)
+    decision = check_gate(result.metrics, settings().gate)
     write_report(
         folder,
-        judgement,
+        result,
         title=f"run {EVIL}",
         classes=classes,
         image=lambda split, row: splits[split][row],
@@ -67,10 +67,10 @@ def report(tmp_path_factory):
         facts=[("train", f"3 s {EVIL}")],
         config_yaml=f"name: '{EVIL}'\n",
         lineage=[("model", "ab" * 32)],
-        gate=verdict,
+        gate=decision,
     )
     text = (folder / "report.html").read_text(encoding="utf-8")
-    return folder, judgement, classes, splits, text
+    return folder, result, classes, splits, text
 
 
 def test_files(report):
@@ -82,17 +82,15 @@ def test_files(report):
 
 
 def test_confusion_table_has_the_class_names(report):
-    folder, judgement, classes, *_ = report
+    folder, result, classes, *_ = report
     with open(folder / "confusion_matrix.csv", newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     assert header == ["true class", *classes]
     assert [row[0] for row in rows] == classes
-    assert [[int(count) for count in row[1:]] for row in rows] == (
-        judgement.confusion.counts.tolist()
-    )
+    assert [[int(count) for count in row[1:]] for row in rows] == (result.confusion.counts.tolist())
 
 
-def test_what_users_write_is_escaped(report):
+def test_text_of_users_is_escaped(report):
     *_, text = report
     page = Page(text)
     assert not any(tag == "script" for tag, _ in page.tags)
@@ -101,7 +99,7 @@ def test_what_users_write_is_escaped(report):
     assert "digit & 4" in page.text
 
 
-def test_the_page_needs_nothing_beside_it(report):
+def test_the_page_is_self_contained(report):
     *_, text = report
     sources = [attributes["src"] for _, attributes in Page(text).tags if "src" in attributes]
     assert sources
@@ -109,8 +107,8 @@ def test_the_page_needs_nothing_beside_it(report):
     assert not re.search(r"https?:|url\(|@import|<link", text)
 
 
-def test_mistakes_show_the_images_they_are_about(report):
-    _, judgement, _, splits, text = report
+def test_mistakes_show_their_images(report):
+    _, result, _, splits, text = report
     shown = [
         attributes
         for tag, attributes in Page(text).tags
@@ -118,13 +116,13 @@ def test_mistakes_show_the_images_they_are_about(report):
     ]
     expected = [
         (split, row)
-        for mistake in judgement.mistakes
+        for mistake in result.mistakes
         for split, row in [
             ("query", mistake.query_row),
             *(("gallery", row) for row in mistake.neighbour_rows[:6]),
         ]
     ]
-    assert len(judgement.mistakes) == 7
+    assert len(result.mistakes) == 7
     assert [image["alt"] for image in shown] == [f"{split} {row}" for split, row in expected]
     for image, (split, row) in zip(shown, expected, strict=True):
         content = base64.b64decode(image["src"].partition(",")[2])
@@ -132,10 +130,10 @@ def test_mistakes_show_the_images_they_are_about(report):
         assert np.array_equal(pixels, splits[split][row][..., 0])
 
 
-def test_headline_and_verdict(report):
-    _, judgement, _, _, text = report
+def test_headline_and_decision(report):
+    _, result, _, _, text = report
     page = Page(text)
-    assert f"{judgement.metrics['top1']:.2%}" in page.text
+    assert f"{result.metrics['top1']:.2%}" in page.text
     assert "Passed the gate" in page.text
     assert "No bound is set." in page.text
     assert "ab" * 32 in page.text
@@ -154,7 +152,7 @@ def test_large_colour_images_are_shown_small(tmp_path):
 def test_a_page_without_mistakes_curves_pairs_and_points(tmp_path):
     labels = np.zeros(16, np.int64)
     text = write_small(tmp_path, labels, labels, num_projected=0)
-    assert "None to show." in text
+    assert "There are no wrong answers to show." in text
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         "class_accuracy.png", "confusion_matrix.png", "similarity_histogram.png"
     ]  # fmt: skip
@@ -162,12 +160,12 @@ def test_a_page_without_mistakes_curves_pairs_and_points(tmp_path):
 
 def write_small(folder, query_labels, gallery_labels, image=None, **changed):
     classes = ["a", "b"]
-    judgement = judge(
+    result = evaluate_embeddings(
         [(CORNERS, query_labels)], lambda: [(CORNERS, gallery_labels)], exact(CORNERS),
         gallery_labels, classes, settings(**changed), threshold=-1.0, num_queries=16,
     )  # fmt: skip
     write_report(
-        folder, judgement, title="small", classes=classes, image=image, curves=[], facts=[],
+        folder, result, title="small", classes=classes, image=image, curves=[], facts=[],
         config_yaml="", lineage=[], gate={"passed": False, "reasons": ["top1 is low."]},
     )  # fmt: skip
     text = (folder / "report.html").read_text(encoding="utf-8")

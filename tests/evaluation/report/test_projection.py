@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from arcloop.evaluation.report.projection import LEAST_ROWS, project
+from arcloop.evaluation.report.projection import MIN_ROWS, project
 
 
 def clusters(count, num_classes=5, seed=0):
@@ -30,7 +30,7 @@ def test_the_same_embeddings_give_the_same_map():
     assert np.array_equal(once[1], again[1])
 
 
-@pytest.mark.parametrize("rows", [LEAST_ROWS, 11, 40])
+@pytest.mark.parametrize("rows", [MIN_ROWS, 11, 40])
 def test_points_are_finite_though_all_images_are_alike(rows):
     same = np.tile(np.eye(1, 8, dtype=np.float32), (rows, 1))
     gallery, queries = project(same, same[:3])
