@@ -17,7 +17,8 @@ from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
 from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 
 from arcloop.kfp.local import run_pipeline, start_fork_server
-from arcloop.kfp.submission import compute_fingerprint, read_submission
+from arcloop.kfp.pod import compute_fingerprint
+from arcloop.kfp.submission import read_submission
 
 SMALL = [
     "data=synthetic", "data.train=240", "data.val=60", "data.gallery=90", "data.query=60",
@@ -61,7 +62,7 @@ def run_local(in_folder):
         compile_pipeline(submission.cluster, submission.notify, submission.path)
         arguments = dict(submission.request.parameters)
         if submission.cluster.fingerprint == "client":
-            arguments[FINGERPRINT] = compute_fingerprint(submission.request)
+            arguments[FINGERPRINT] = compute_fingerprint(submission.request.config)
         return run_pipeline(submission.path, arguments, Path("runs/pipelines"), cache=True)
 
     return run
@@ -69,7 +70,7 @@ def run_local(in_folder):
 
 @dataclass
 class Recorder:
-    """A loopback server of the v2beta1 API that takes only what KFP's own schemas take.
+    """A fake server of the v2beta1 API that validates requests with KFP's schemas.
 
     Attributes:
         url: Where it listens.
@@ -92,7 +93,7 @@ class Recorder:
     def count(self, method, path):
         return self.calls.count((method, path))
 
-    # What follows answers; `query` and `body` are parsed.
+    # The methods below answer requests; `query` and `body` are parsed.
 
     def get_experiments(self, query, body):
         return {"experiments": matching(self.experiments, query)}

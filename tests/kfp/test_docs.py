@@ -18,7 +18,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_taken(command, image, monkeypatch):
+def test_the_scripts_accept_the_commands(command, image, monkeypatch):
     monkeypatch.setenv("ARCLOOP_IMAGE", image)
     python, script, *arguments = shlex.split(command)
     assert python == "python"
@@ -26,7 +26,7 @@ def test_commands_are_taken(command, image, monkeypatch):
     read_submission([word for word in arguments if not word.startswith("every=")])
 
 
-def test_the_table_names_every_step_and_the_words_about_clusters_are_there():
+def test_the_table_lists_every_step_and_the_page_states_the_limits():
     rows = re.findall(r"^\| (\w+) \| (\d_\w+) \|", PAGE, flags=re.MULTILINE)
     assert [name for name, _ in rows] == [*STEPS, "deploy"]
     titles = {name: s.title for name, s in read_submission([]).cluster.steps.items()}

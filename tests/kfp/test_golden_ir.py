@@ -1,4 +1,4 @@
-"""What is in the compiled YAML, read through KFP's own protobufs."""
+"""The content of the compiled YAML, parsed into the protobufs of KFP."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ TITLES = {
 
 
 class Compiled:
-    """A compiled pipeline: tasks and containers by step, and what Kubernetes is told of each."""
+    """A compiled pipeline: tasks and containers by step, and their Kubernetes config."""
 
     def __init__(self, path):
         self.path = path
@@ -39,9 +39,9 @@ class Compiled:
         executors = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         self.kubernetes = {
             name.removeprefix("exec-"): json_format.ParseDict(
-                told, kubernetes_pb.KubernetesExecutorConfig()
+                config, kubernetes_pb.KubernetesExecutorConfig()
             )
-            for name, told in executors.items()
+            for name, config in executors.items()
         }
 
     def _tasks(self, dag):
@@ -82,7 +82,7 @@ def local(compiled):
     return compiled("cluster.image=python:arcloop")
 
 
-def test_every_step_has_the_seeds_title_and_the_image(onprem, image):
+def test_every_step_has_its_title_and_the_image(onprem, image):
     assert {name: onprem.tasks[name].task_info.name for name in TITLES} == TITLES
     assert {container.image for container in onprem.containers.values()} == {image}
 
@@ -93,7 +93,7 @@ def test_the_image_of_a_local_step_is_the_hash_of_the_source(local):
     assert re.fullmatch(r"[0-9a-f]{16}", source_hash())
 
 
-def test_each_step_takes_only_the_groups_that_its_row_reads(local):
+def test_each_step_takes_only_the_groups_that_it_reads(local):
     for name, step in STEPS.items():
         inputs = local.tasks[name].inputs
         groups = {f"{group}_overrides" for group in step.reads}
@@ -113,7 +113,7 @@ def test_parameters_are_lists_of_strings(local):
         assert known[name].is_optional
 
 
-def test_artifacts_have_kfps_own_types(onprem):
+def test_artifacts_have_types_of_kfp(onprem):
     kinds = {
         f"{step}.{name}": artifact.artifact_type.schema_title.removeprefix("system.")
         for step in STEPS
@@ -143,7 +143,7 @@ def test_training_waits_for_validation(local):
     assert set(local.tasks["train"].dependent_tasks) == {"prepare", "validate"}
 
 
-def test_cache_is_on_but_where_the_world_is_looked_at_or_changed(onprem, compiled):
+def test_steps_are_cached_and_other_tasks_are_not(onprem, compiled):
     cached = {name for name, task in onprem.tasks.items() if task.caching_options.enable_cache}
     assert cached & set(onprem.containers) == set(STEPS)
     without = compiled("cluster=onprem", "cluster.cache=false")
@@ -164,8 +164,8 @@ def test_shared_memory_volumes_and_secrets(onprem):
     assert (shm.mount_path, shm.medium, shm.size_limit) == ("/dev/shm", "Memory", "8Gi")
     mounts = {
         name: {m.pvc_name_parameter.runtime_value.constant.string_value or m.constant: m.mount_path
-               for m in told.pvc_mount}
-        for name, told in onprem.kubernetes.items()
+               for m in config.pvc_mount}
+        for name, config in onprem.kubernetes.items()
     }  # fmt: skip
     assert mounts["embed"] == {"arcloop": "/mnt/arcloop"}
     assert mounts["prepare"] == {"arcloop": "/mnt/arcloop", "arcloop-data": "/mnt/data"}
@@ -178,19 +178,19 @@ def test_shared_memory_volumes_and_secrets(onprem):
     assert environment == {"ARCLOOP_VOLUME": "/mnt/arcloop", "TZ": "UTC"}
 
 
-def test_placement(onprem):
+def test_node_selectors_tolerations_and_pull_settings(onprem):
     assert dict(onprem.kubernetes["train"].node_selector.labels) == {"pool": "ml"}
     (toleration,) = onprem.kubernetes["train"].tolerations
     assert (toleration.key, toleration.operator, toleration.effect) == (
         "nvidia.com/gpu", "Exists", "NoSchedule",
     )  # fmt: skip
     assert not onprem.kubernetes["evaluate"].tolerations
-    for told in onprem.kubernetes.values():
-        assert told.image_pull_policy == "IfNotPresent"
-        assert [secret.secret_name for secret in told.image_pull_secret] == ["registry"]
+    for config in onprem.kubernetes.values():
+        assert config.image_pull_policy == "IfNotPresent"
+        assert [secret.secret_name for secret in config.image_pull_secret] == ["registry"]
 
 
-def test_retries_with_growing_waits(onprem):
+def test_retries_with_increasing_waits(onprem):
     for name in TITLES:
         policy = onprem.tasks[name].retry_policy
         assert policy.max_retry_count == 2
@@ -199,14 +199,14 @@ def test_retries_with_growing_waits(onprem):
         assert policy.backoff_max_duration.seconds == 600
 
 
-def test_failures_are_told_by_an_exit_task(onprem):
+def test_an_exit_task_notifies_of_failures(onprem):
     exit_task = onprem.spec.root.dag.tasks["notify-failure"]
     strategy = pb.PipelineTaskSpec.TriggerPolicy.TriggerStrategy
     assert exit_task.trigger_policy.strategy == strategy.ALL_UPSTREAM_TASKS_COMPLETED
     assert exit_task.inputs.parameters["status"].HasField("task_final_status")
 
 
-def test_spot_nodes_by_another_choice(compiled):
+def test_gke_uses_spot_nodes(compiled):
     gke = compiled("cluster=gke")
     labels = dict(gke.kubernetes["train"].node_selector.labels)
     assert labels == {
@@ -226,7 +226,7 @@ def test_compiling_twice_gives_equal_bytes(compiled):
     assert first.path.read_bytes() == second.path.read_bytes()
 
 
-def test_no_path_of_this_machine_is_in_it(onprem, local):
+def test_the_ir_contains_no_path_of_this_machine(onprem, local):
     for made in (onprem, local):
         text = made.path.read_text()
         for ours in (Path(__file__).parents[2], Path.home(), Path(sys.prefix)):

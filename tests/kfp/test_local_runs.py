@@ -1,4 +1,4 @@
-"""The compiled pipeline, run for real through kfp.local: every step a process of its own."""
+"""The compiled pipeline, run through kfp.local with every step in a process."""
 
 import hashlib
 import json
@@ -48,14 +48,14 @@ def first(in_folder, small):
 
 
 def test_submit_runs_the_whole_pipeline_and_deploys(first, in_folder):
-    code, told = first
-    assert code == 0, told
+    code, output = first
+    assert code == 0, output
     for step in [*STEPS, "deploy"]:
-        assert f"{step}: ran" in told
-    assert "the gate passed" in told
+        assert f"{step}: ran" in output
+    assert "the gate passed" in output
     assert ModelStore(in_folder / "model_store/synthetic", "synthetic").live() is not None
     evaluation = folder_of("evaluate", "evaluation_out")
-    assert f"report: {evaluation.resolve()}/report.html" in told
+    assert f"report: {evaluation.resolve()}/report.html" in output
 
 
 def weights(model):
@@ -101,7 +101,7 @@ def test_only_what_depends_on_a_change_runs_again(first, run_local):
     assert index.config["index"]["factory"] == "HNSW32,Flat"
 
 
-def test_what_the_ui_of_kfp_is_shown(first):
+def test_the_ui_shows_metrics_matrix_and_reports(first):
     output = folder_of("evaluate", "executor_output.json")
     shown = {
         name: made["artifacts"][0]["metadata"]
@@ -121,7 +121,7 @@ def test_what_the_ui_of_kfp_is_shown(first):
         assert text.lower().startswith(start)
 
 
-def test_outputs_lie_on_the_volume_where_there_is_one(first, run_local, in_folder, image):
+def test_outputs_are_written_to_the_volume(first, run_local, in_folder, image):
     """The very file for a cluster, with its volume in a folder of this machine."""
     volume = in_folder / "volume"
     done = run_local(
@@ -135,7 +135,7 @@ def test_outputs_lie_on_the_volume_where_there_is_one(first, run_local, in_folde
                     ("store", "validation", "run", "gallery", "index", "evaluation")}  # fmt: skip
 
 
-def test_a_message_tells_result_and_verdict(first, run_local, webhook):
+def test_a_message_contains_metrics_and_outcome(first, run_local, webhook):
     done = run_local("notify=slack")
     assert ran(done) == ["deploy", "notify"]
     (text,) = webhook
@@ -143,7 +143,7 @@ def test_a_message_tells_result_and_verdict(first, run_local, webhook):
     assert f"top1 {done.metrics['top1']:.4f}" in text
 
 
-def test_a_gate_that_does_not_pass_deploys_nothing_and_is_told(first, run_local, webhook):
+def test_a_gate_that_does_not_pass_notifies_and_deploys_nothing(first, run_local, webhook):
     done = run_local("notify=slack", "evaluate.gate.max_eer=0.0")
     assert ran(done) == ["evaluate", "notify"]
     assert not done.gate_passed
@@ -153,7 +153,7 @@ def test_a_gate_that_does_not_pass_deploys_nothing_and_is_told(first, run_local,
     assert "eer" in text
 
 
-def test_a_failing_step_is_told_with_its_cause(first, run_local, webhook):
+def test_a_failed_step_notifies_and_reports_its_error(first, run_local, webhook):
     with pytest.raises(StepError) as failed:
         run_local("notify=slack", "data.train=3", "data.seed=1")
     text = str(failed.value)
@@ -166,7 +166,7 @@ def test_a_failing_step_is_told_with_its_cause(first, run_local, webhook):
     assert "failed, nothing was deployed" in message
 
 
-def test_a_webhook_that_is_down_stops_nothing(first, run_local, monkeypatch):
+def test_a_webhook_that_is_down_does_not_fail_the_run(first, run_local, monkeypatch):
     monkeypatch.setenv("ARCLOOP_WEBHOOK", "http://127.0.0.1:9/secret")
     done = run_local("notify=slack")
     assert "notify" in ran(done)
@@ -180,7 +180,7 @@ def write_idx(path, array):
     path.write_bytes(head + array.astype(np.uint8).tobytes())
 
 
-def test_new_data_are_seen_by_their_content(run_local, in_folder, capsys):
+def test_prepare_runs_again_when_the_content_of_the_data_changes(run_local, in_folder, capsys):
     """Eight images cannot pass validation, so each of these runs is short."""
     images = np.arange(8 * 16 * 16).reshape(8, 16, 16) % 251
     Path("idx").mkdir()
@@ -188,14 +188,14 @@ def test_new_data_are_seen_by_their_content(run_local, in_folder, capsys):
         write_idx(Path(f"idx/{stem}-images-idx3-ubyte"), images)
         write_idx(Path(f"idx/{stem}-labels-idx1-ubyte"), np.arange(8) % 2)
     small_idx = ["data.root=idx", "data.val=2", "data.gallery=2"]
-    told = []
+    lines = []
     for changed in (False, True):
         if changed:
             write_idx(Path("idx/train-images-idx3-ubyte"), images[::-1])
         with pytest.raises(StepError):
             run_idx(run_local, small_idx)
-        told.append(capsys.readouterr().err.splitlines()[0])
-    assert [line.rpartition(",")[0] or line for line in told] == [
+        lines.append(capsys.readouterr().err.splitlines()[0])
+    assert [line.rpartition(",")[0] or line for line in lines] == [
         "prepare: ran", "prepare: ran",
     ]  # fmt: skip
 
@@ -205,7 +205,7 @@ def run_idx(run_local, overrides):
     return run_local("data=idx", *overrides, without="data")
 
 
-def test_wrong_config_is_refused_before_kfp_is_loaded(in_folder, capsys):
+def test_a_wrong_config_is_rejected_before_kfp_is_imported(in_folder, capsys):
     code = (
         "import sys; from arcloop.kfp.submission import main; code = main(['head.margn=1']);"
         "assert not {'kfp', 'torch'} & set(sys.modules); sys.exit(code)"

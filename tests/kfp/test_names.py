@@ -1,4 +1,4 @@
-"""The folder is called kubeflow, and so is the SDK on PyPI, which is installed beside the tests."""
+"""The folder kubeflow/ does not shadow the SDK of that name, which the tests install."""
 
 import subprocess
 import sys
@@ -10,16 +10,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("first", ["", str(ROOT), str(ROOT / "kubeflow")])
-def test_the_sdk_is_found_next_to_our_folder(first):
+def test_the_kubeflow_sdk_is_importable(first):
     code = f"import sys; sys.path.insert(0, {first!r}); from kubeflow.trainer import TrainerClient"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_our_folder_is_no_package():
+def test_the_kubeflow_folder_is_not_a_package():
     assert not list((ROOT / "kubeflow").rglob("__init__.py"))
 
 
-def test_no_module_of_ours_hides_one_of_serving():
+def test_script_names_are_unique():
     """The deploy step has both on its path."""
     ours = {path.name for path in (ROOT / "kubeflow").glob("*.py")}
     assert ours.isdisjoint(path.name for path in (ROOT / "serving").iterdir())

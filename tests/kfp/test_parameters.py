@@ -1,4 +1,4 @@
-"""Overrides divided by group: together they must mean what they meant as one list."""
+"""Overrides divided by group compose to the same config as one list."""
 
 import pytest
 import yaml
@@ -31,7 +31,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_group_is_what_it_was_before(case):
+def test_the_parameters_compose_to_the_same_groups(case):
     overrides = CASES[case]
     request = read_request(overrides)
     whole = to_plain(compose_config(["callbacks=export_only", "run_dir=x", *overrides]))
@@ -57,7 +57,7 @@ def test_the_same_config_is_the_same_parameters(one, other):
     assert read_request(one).parameters == read_request(other).parameters
 
 
-def test_an_experiment_is_the_values_that_it_sets():
+def test_an_experiment_becomes_the_values_that_it_sets():
     values = yaml.safe_load((bundled("conf") / "experiment/mnist.yaml").read_text())
     parameters = read_request(["experiment=mnist"]).parameters
     assert parameters["trainer"] == [f"trainer.max_epochs={values['trainer']['max_epochs']}"]
@@ -67,13 +67,13 @@ def test_an_experiment_is_the_values_that_it_sets():
     assert read_request(["experiment=mnist", "trainer.max_epochs=10"]).parameters["trainer"] == []
 
 
-def test_a_group_that_is_not_touched_has_no_overrides():
+def test_an_unchanged_group_has_no_overrides():
     parameters = read_request(["index=hnsw"]).parameters
     touched = {name for name, values in parameters.items() if values}
     assert touched == {"index", "callbacks", "name"}
 
 
 @given(st.text(st.characters(codec="ascii", exclude_characters="\n\r"), min_size=1))
-def test_any_text_comes_through(text):
+def test_hydra_parses_every_formatted_text(text):
     override = OverridesParser.create().parse_override(f"name={_format(text)}")
     assert override.value() == text

@@ -1,4 +1,4 @@
-"""Submissions to a loopback stand-in of KFP's v2beta1 API, which takes only what KFP takes."""
+"""Submissions to a fake KFP server, which accepts only valid requests of the v2beta1 API."""
 
 import socket
 
@@ -16,7 +16,7 @@ def arguments(recorder, image, in_folder):
     ]  # fmt: skip
 
 
-def test_a_run_of_a_first_upload(arguments, recorder, capsys):
+def test_the_first_submission_uploads_and_starts_a_run(arguments, recorder, capsys):
     assert submit([*arguments, "head.margin=0.4", "index=hnsw"]) == 0
     (run,) = recorder.runs
     assert run["display_name"] == "synthetic"
@@ -33,7 +33,7 @@ def test_a_run_of_a_first_upload(arguments, recorder, capsys):
     assert f"{recorder.url}/#/runs/details/{run['run_id']}" in capsys.readouterr().err
 
 
-def test_another_pipeline_is_a_new_version_and_the_same_one_is_not(arguments, recorder):
+def test_only_a_changed_pipeline_is_a_new_version(arguments, recorder):
     assert submit(arguments) == 0
     assert submit([*arguments, "cluster.retries.count=1"]) == 0
     assert submit([*arguments, "cluster.retries.count=1", "seed=7"]) == 0
@@ -63,10 +63,10 @@ def test_without_a_namespace_none_is_sent(arguments, recorder):
     assert recorder.experiments[0].get("namespace") is None
 
 
-def test_a_token_is_taken_from_the_environment(arguments, recorder, monkeypatch, capsys):
+def test_the_token_comes_from_the_environment(arguments, recorder, monkeypatch, capsys):
     arguments = [*arguments, "cluster.token_env=KFP_TOKEN"]
     assert submit(arguments) == 2
-    assert "KFP_TOKEN holds no token" in capsys.readouterr().err
+    assert "KFP_TOKEN contains no token" in capsys.readouterr().err
     monkeypatch.setenv("KFP_TOKEN", "s3cret")
     assert submit(arguments) == 0
     assert {h.get("authorization") or h.get("Authorization") for h in recorder.headers} == {
@@ -74,16 +74,16 @@ def test_a_token_is_taken_from_the_environment(arguments, recorder, monkeypatch,
     }
 
 
-def test_places_of_data_are_those_in_the_pods(arguments, recorder, capsys):
+def test_data_paths_must_be_absolute(arguments, recorder, capsys):
     kept = [a for a in arguments if not a.startswith("data")]
     assert submit([*kept, "data=csv", "data.file=my/list.csv", "data.root=my/images"]) == 2
-    told = capsys.readouterr().err
-    assert "data.file=my/list.csv must be an absolute path in the pods of the steps" in told
-    assert "data.root=my/images must be" in told
+    error = capsys.readouterr().err
+    assert "data.file=my/list.csv must be an absolute path in the pods of the steps" in error
+    assert "data.root=my/images must be" in error
     assert not recorder.calls
 
 
-def test_compile_only_asks_nobody(arguments, recorder, in_folder, capsys):
+def test_compile_only_sends_no_request(arguments, recorder, in_folder, capsys):
     assert submit([*arguments, "mode=compile"]) == 0
     assert recorder.calls == []
     assert (in_folder / "runs/pipelines/arcloop-cluster.yaml").stat().st_size > 10_000
@@ -91,17 +91,21 @@ def test_compile_only_asks_nobody(arguments, recorder, in_folder, capsys):
 
 
 REFUSALS = {
-    "401": (("GET", "pipelines"), (401, {"message": "no token"}), "does not know who asks (401)"),
+    "401": (
+        ("GET", "pipelines"),
+        (401, {"message": "no token"}),
+        "does not accept the credentials (401)",
+    ),
     "403": (("GET", "pipelines"), (403, {"message": "no"}), "forbids this in namespace team"),
     "404": (
         ("GET", "experiments"),
         (404, {"message": "namespace team not found"}),
-        "finds no such thing in namespace team (404): namespace team not found",
+        "found nothing in namespace team (404): namespace team not found",
     ),
     "409": (
         ("POST", "pipelines/upload"),
         (409, {"message": "the version exists"}),
-        "has a thing of this name already (409): the version exists",
+        "has an object of this name already (409): the version exists",
     ),
     "500": (("POST", "runs"), (500, {"message": "broken"}), "answered 500 (500): broken"),
     "503": (("POST", "runs"), (503, "no JSON object"), "answered 503"),
@@ -109,36 +113,36 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_each_refusal_is_one_clear_message(arguments, recorder, capsys, case):
+def test_each_refusal_is_one_message(arguments, recorder, capsys, case):
     call, answer, message = REFUSALS[case]
     recorder.refusals[call] = answer
     assert submit(arguments) == 1
-    told = capsys.readouterr().err
-    assert message in told
-    assert told.count("error:") == 1
-    assert "remedy:" in told
-    assert recorder.url in told
-    assert "Traceback" not in told
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("error:") == 1
+    assert "remedy:" in error
+    assert recorder.url in error
+    assert "Traceback" not in error
 
 
-def test_a_server_that_is_not_there(arguments, recorder, capsys):
+def test_a_refused_connection(arguments, recorder, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"http://127.0.0.1:{free.getsockname()[1]}"
     assert submit([*arguments, f"cluster.host={host}"]) == 1
-    told = capsys.readouterr().err
-    assert "the KFP API cannot be reached" in told
-    assert "refused" in told
-    assert host in told
+    error = capsys.readouterr().err
+    assert "the KFP API cannot be reached" in error
+    assert "refused" in error
+    assert host in error
 
 
-def test_a_server_that_does_not_answer(arguments, recorder, capsys):
+def test_a_time_out(arguments, recorder, capsys):
     recorder.delay_s = 3
     assert submit([*arguments, "cluster.timeout_s=1"]) == 1
-    assert "no answer within 1 s" in capsys.readouterr().err
+    assert "did not answer within 1 s" in capsys.readouterr().err
 
 
-def test_a_host_that_is_no_kfp(arguments, recorder, capsys):
+def test_a_host_that_is_not_a_kfp_server(arguments, recorder, capsys):
     assert submit([*arguments, f"cluster.host={recorder.url}/elsewhere"]) == 1
     assert "error:" in capsys.readouterr().err
 
@@ -180,7 +184,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_refused_before_anything_is_sent(arguments, recorder, capsys, case):
+def test_an_invalid_command_is_rejected_before_a_request(arguments, recorder, capsys, case):
     overrides, message = WRONG[case]
     keys = {override.partition("=")[0] for override in overrides}
     kept = [argument for argument in arguments if argument.partition("=")[0] not in keys]
@@ -230,7 +234,7 @@ def test_the_trigger_starts_a_run_when_the_data_are_new(arguments, recorder, pic
     assert len(recorder.runs) == 2
 
 
-def test_the_trigger_watches(arguments, recorder, pictures, capsys, monkeypatch):
+def test_the_trigger_repeats_its_check(arguments, recorder, pictures, capsys, monkeypatch):
     folder, add = pictures
     kept = [a for a in arguments if not a.startswith("data=")]
     looked = [*kept, "data=image_folder", f"data.root={folder}", "data.image_size=8"]
@@ -254,7 +258,21 @@ def test_the_trigger_watches(arguments, recorder, pictures, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("wrong", ["every=soon", "every=0", "mode=compile", "every=inf"])
-def test_a_wrong_trigger_is_refused(arguments, recorder, wrong, capsys):
+def test_an_invalid_trigger_is_rejected(arguments, recorder, wrong, capsys):
     assert trigger([*arguments, wrong]) == 2
     assert recorder.calls == []
     assert "error:" in capsys.readouterr().err
+
+
+def test_two_triggers_of_one_source_exclude_each_other(arguments, recorder, capsys, monkeypatch):
+    codes = []
+
+    def start_another(config):
+        codes.append(trigger(arguments))
+        return "fingerprint"
+
+    monkeypatch.setattr("arcloop.kfp.trigger.compute_fingerprint", start_another)
+    assert trigger(arguments) == 0
+    assert codes == [1]
+    assert "another trigger is running for this source" in capsys.readouterr().err
+    assert len(recorder.runs) == 1

@@ -1,4 +1,4 @@
-"""Training by TrainJob, against a loopback stand-in of the Kubernetes API and its real client."""
+"""Training by a TrainJob, with the real client and a fake API server."""
 
 import json
 import re
@@ -115,7 +115,7 @@ def run(job, needs):
         api.close()
 
 
-def test_the_job_says_what_every_node_gets(job, image):
+def test_the_fields_of_the_job(job, image):
     spec = job["spec"]
     assert spec["runtimeRef"]["name"] == "torch-distributed"
     trainer = spec["trainer"]
@@ -140,17 +140,17 @@ def test_the_job_says_what_every_node_gets(job, image):
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
-def test_a_job_that_the_models_do_not_know_whole_is_refused(needs):
+def test_a_field_unknown_to_the_models_is_rejected(needs):
     needs["tolerations"] = [{"key": "a", "operater": "Exists"}]
     with pytest.raises(ArcloopError, match="does not know all fields") as refused:
         trainjob.make_job(needs, Path("/job.json"))
     assert "operater" in str(refused.value)
 
 
-def test_a_job_is_followed_to_its_end(run, capsys):
+def test_a_job_is_polled_until_its_end(run, capsys):
     api = run({}, READY, READY, 500, {**READY, **condition("Complete")})
-    told = capsys.readouterr().out.splitlines()
-    assert told == [
+    output = capsys.readouterr().out.splitlines()
+    assert output == [
         "TrainJob team/arcloop-train-x1: created",
         "TrainJob arcloop-train-x1: node ready=2 active=2",
         "TrainJob arcloop-train-x1: Complete, node ready=2 active=2",
@@ -166,7 +166,7 @@ def test_a_failed_job_fails_the_step_with_its_reason(run):
 
 
 @pytest.mark.parametrize("status", [404, 503])
-def test_a_job_that_cannot_be_seen_any_more(run, status):
+def test_a_job_whose_state_cannot_be_read(run, status):
     with pytest.raises(ResourceError, match="cannot be read any more"):
         run(READY, status)
     assert run.apis[0].verbs.count("get") == (2 if status == 404 else 11)
@@ -179,7 +179,7 @@ def test_a_refused_job(run):
     assert "kubeflow/rbac.yaml" in str(refused.value)
 
 
-def test_a_step_that_is_stopped_takes_its_job_along(run, monkeypatch):
+def test_a_stopped_step_deletes_its_job(run, monkeypatch):
     def stop(seconds):
         raise KeyboardInterrupt
 
@@ -189,7 +189,7 @@ def test_a_step_that_is_stopped_takes_its_job_along(run, monkeypatch):
     assert len(run.apis[0].deleted) == 1
 
 
-def test_the_role_allows_exactly_what_is_called(run):
+def test_the_role_allows_exactly_the_calls(run):
     role = next(yaml.safe_load_all((Path(__file__).parents[2] / "kubeflow/rbac.yaml").read_text()))
     (rule,) = role["rules"]
     api = run(READY, condition("Complete"))

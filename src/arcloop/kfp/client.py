@@ -1,7 +1,7 @@
-"""The KFP server's v2beta1 API, as far as a submission needs it; a failure is one message.
+"""A client of a KFP server's v2beta1 API that turns each failure into one message.
 
-kfp's own `Client` cannot be told how long to wait, writes to the home folder and takes any
-parameter; so this is over the generated client that it wraps.
+It uses the generated client, since `kfp.Client` has no time-outs, writes to the home folder and
+does not check parameters.
 """
 
 from __future__ import annotations
@@ -21,15 +21,39 @@ from arcloop.errors import ArcloopError, ConfigError
 from arcloop.kfp.settings import ClusterSettings
 
 _DIGITS = 16
+_REFUSALS = {
+    401: (
+        "the KFP API does not accept the credentials",
+        "set cluster.token_env to a variable with a valid token",
+    ),
+    403: (
+        "the KFP API forbids this in namespace {namespace}",
+        "ask for the rights to run pipelines there, or choose another cluster.namespace",
+    ),
+    404: (
+        "the KFP API found nothing in namespace {namespace}",
+        "check cluster.namespace and cluster.host, which ends before /apis",
+    ),
+    409: (
+        "the KFP API has an object of this name already",
+        "submit again, or choose another cluster.pipeline",
+    ),
+}
 
 
 class SubmissionError(ArcloopError):
-    """The server did not take the pipeline; nothing was started."""
+    """The server did not accept the pipeline; nothing was started."""
 
 
 @dataclass(frozen=True)
-class Uploaded:
-    """A version of a pipeline on the server."""
+class PipelineVersion:
+    """A version of a pipeline on the server.
+
+    Attributes:
+        pipeline_id: ID of the pipeline.
+        version_id: ID of the version.
+        name: Name of the version.
+    """
 
     pipeline_id: str
     version_id: str
@@ -37,13 +61,13 @@ class Uploaded:
 
 
 class KfpClient:
-    """One server, one namespace.
+    """Client of one server and one namespace.
 
     Args:
-        settings: Host, namespace, credentials, time limit.
+        settings: Host, namespace, credentials and time-out.
 
     Raises:
-        ConfigError: There is no host, or no token where one is named.
+        ConfigError: The host is missing, or the variable of the token is empty.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
@@ -53,14 +77,15 @@ class KfpClient:
                 remedy="pass cluster.host=http://HOST:PORT of the KFP API",
             )
         self._settings = settings
+        self._namespace = {"namespace": settings.namespace} if settings.namespace else {}
         configuration = api.Configuration(host=settings.host.rstrip("/"))
-        configuration.retries = False  # a refused connection is told at once
+        configuration.retries = False  # report a refused connection immediately
         configuration.ssl_ca_cert = settings.ca_cert
         if settings.token_env:
             token = os.environ.get(settings.token_env)
             if not token:
                 raise ConfigError(
-                    f"the environment variable {settings.token_env} holds no token",
+                    f"the environment variable {settings.token_env} contains no token",
                     where="cluster.token_env",
                     remedy="export it, or set cluster.token_env=null",
                 )
@@ -73,188 +98,155 @@ class KfpClient:
         self._runs = api.RunServiceApi(client)
         self._recurring = api.RecurringRunServiceApi(client)
 
-    def upload(self, compiled: Path) -> Uploaded:
-        """Upload a version of the pipeline, named by its content: the same one is there only once.
+    def upload(self, compiled: Path) -> PipelineVersion:
+        """Upload a version of the pipeline, unless a version with the same content exists.
+
+        Args:
+            compiled: The IR YAML; its hash is part of the name of the version.
 
         Raises:
             SubmissionError: The server refuses or does not answer.
         """
-        name = f"{self._settings.pipeline}-{sha256_file(compiled)[:_DIGITS]}"
-        namespace = self._settings.namespace
+        pipeline = self._settings.pipeline
+        name = f"{pipeline}-{sha256_file(compiled)[:_DIGITS]}"
+        list_versions = self._pipelines.pipeline_service_list_pipeline_versions
         found = self._call(
             self._pipelines.pipeline_service_list_pipelines,
-            **({"namespace": namespace} if namespace else {}),
-            filter=_named(self._settings.pipeline),
+            **self._namespace,
+            filter=_name_filter(pipeline),
         ).pipelines
         if not found:
-            made = self._call(
-                self._uploads.upload_pipeline,
-                str(compiled),
-                name=self._settings.pipeline,
-                **({"namespace": namespace} if namespace else {}),
-            )
-            newest = self._call(
-                self._pipelines.pipeline_service_list_pipeline_versions,
-                made.pipeline_id,
-                page_size=1,
-                sort_by="created_at desc",
-            ).pipeline_versions[0]
-            return Uploaded(made.pipeline_id, newest.pipeline_version_id, self._settings.pipeline)
+            upload = self._uploads.upload_pipeline
+            made = self._call(upload, str(compiled), name=pipeline, **self._namespace)
+            # The upload returns the pipeline, without the ID of its first version.
+            newest = {"page_size": 1, "sort_by": "created_at desc"}
+            versions = self._call(list_versions, made.pipeline_id, **newest).pipeline_versions
+            return PipelineVersion(made.pipeline_id, versions[0].pipeline_version_id, pipeline)
         pipeline_id = found[0].pipeline_id
         versions = self._call(
-            self._pipelines.pipeline_service_list_pipeline_versions,
-            pipeline_id,
-            filter=_named(name),
+            list_versions, pipeline_id, filter=_name_filter(name)
         ).pipeline_versions
-        version = (
-            versions[0]
-            if versions
-            else self._call(
-                self._uploads.upload_pipeline_version,
-                str(compiled),
-                name=name,
-                pipelineid=pipeline_id,
-            )
-        )
-        return Uploaded(pipeline_id, version.pipeline_version_id, name)
+        if versions:
+            return PipelineVersion(pipeline_id, versions[0].pipeline_version_id, name)
+        upload = self._uploads.upload_pipeline_version
+        version = self._call(upload, str(compiled), name=name, pipelineid=pipeline_id)
+        return PipelineVersion(pipeline_id, version.pipeline_version_id, name)
 
-    def start(self, uploaded: Uploaded, parameters: Mapping[str, Any], name: str) -> str:
-        """Start a run and return its id."""
-        run = api.V2beta1Run(
-            experiment_id=self._experiment(),
-            display_name=name,
-            pipeline_version_reference=_reference(uploaded),
-            runtime_config=self._runtime(parameters),
-            service_account=self._settings.service_account,
-        )
+    def start(self, version: PipelineVersion, parameters: Mapping[str, Any], name: str) -> str:
+        """Start a run and return its ID.
+
+        Args:
+            version: Version of the pipeline.
+            parameters: Parameter -> value.
+            name: Name of the run in the UI.
+        """
+        run = api.V2beta1Run(**self._run_fields(version, parameters, name))
         return str(self._call(self._runs.run_service_create_run, run).run_id)
 
     def schedule(
-        self, uploaded: Uploaded, parameters: Mapping[str, Any], name: str, cron: str
+        self, version: PipelineVersion, parameters: Mapping[str, Any], name: str, cron: str
     ) -> tuple[str, list[str]]:
-        """Make a recurring run; earlier ones of this name are deleted once it is there.
+        """Create a recurring run, then delete earlier ones of the same name.
+
+        Args:
+            version: Version of the pipeline.
+            parameters: Parameter -> value.
+            name: Name of the recurring run in the UI.
+            cron: Six fields of the schedule.
 
         Returns:
-            Its id, and those of the ones it replaces.
+            Its ID and the IDs of the deleted ones.
         """
-        experiment = self._experiment()
+        fields = self._run_fields(version, parameters, name)
         earlier = self._call(
             self._recurring.recurring_run_service_list_recurring_runs,
-            experiment_id=experiment,
-            filter=_named(name),
+            experiment_id=fields["experiment_id"],
+            filter=_name_filter(name),
         ).recurring_runs
         recurring = api.V2beta1RecurringRun(
-            experiment_id=experiment,
-            display_name=name,
+            **fields,
             mode=api.RecurringRunMode.ENABLE,
             max_concurrency=1,
             no_catchup=True,
             trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
-            pipeline_version_reference=_reference(uploaded),
-            runtime_config=self._runtime(parameters),
-            service_account=self._settings.service_account,
         )
         made = self._call(self._recurring.recurring_run_service_create_recurring_run, recurring)
-        replaced = [str(run.recurring_run_id) for run in earlier or []]
-        for run_id in replaced:
+        deleted = [str(run.recurring_run_id) for run in earlier or []]
+        for run_id in deleted:
             self._call(self._recurring.recurring_run_service_delete_recurring_run, run_id)
-        return str(made.recurring_run_id), replaced
+        return str(made.recurring_run_id), deleted
 
-    def _experiment(self) -> str:
-        name, namespace = self._settings.experiment, self._settings.namespace
+    def _run_fields(
+        self, version: PipelineVersion, parameters: Mapping[str, Any], name: str
+    ) -> dict[str, Any]:
+        """Return the fields that a run and a recurring run have in common."""
+        return {
+            "experiment_id": self._experiment_id(),
+            "display_name": name,
+            "pipeline_version_reference": api.V2beta1PipelineVersionReference(
+                pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
+            ),
+            "runtime_config": api.V2beta1RuntimeConfig(
+                parameters=dict(parameters), pipeline_root=self._settings.pipeline_root
+            ),
+            "service_account": self._settings.service_account,
+        }
+
+    def _experiment_id(self) -> str:
+        name = self._settings.experiment
         found = self._call(
             self._experiments.experiment_service_list_experiments,
-            **({"namespace": namespace} if namespace else {}),
-            filter=_named(name),
+            **self._namespace,
+            filter=_name_filter(name),
         ).experiments
         if found:
             return str(found[0].experiment_id)
-        wanted = api.V2beta1Experiment(display_name=name, namespace=namespace)
+        wanted = api.V2beta1Experiment(display_name=name, namespace=self._settings.namespace)
         made = self._call(self._experiments.experiment_service_create_experiment, wanted)
         return str(made.experiment_id)
 
-    def _runtime(self, parameters: Mapping[str, Any]) -> Any:
-        return api.V2beta1RuntimeConfig(
-            parameters=dict(parameters), pipeline_root=self._settings.pipeline_root
-        )
-
-    def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Call the API; what goes wrong becomes a `SubmissionError`."""
+    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the API; convert its errors to a `SubmissionError`."""
         seconds = self._settings.timeout_s
         try:
-            return method(*arguments, **named, _request_timeout=seconds)
-        except api.ApiException as refusal:
-            raise self._explained(refusal) from None
-        except urllib3.exceptions.NewConnectionError as cause:  # a kind of TimeoutError to urllib3
-            raise self._unreachable(cause) from None
-        except urllib3.exceptions.TimeoutError:
-            raise SubmissionError(
-                f"the KFP API gave no answer within {seconds} s",
-                where=self._settings.host,
-                remedy="see whether the server is well, or raise cluster.timeout_s",
-            ) from None
+            return method(*args, **kwargs, _request_timeout=seconds)
+        except api.ApiException as cause:
+            raise self._refusal(cause) from None
         except (urllib3.exceptions.HTTPError, ValueError) as cause:
-            raise self._unreachable(cause) from None
+            # urllib3 derives NewConnectionError from a time-out.
+            is_timeout = isinstance(cause, urllib3.exceptions.TimeoutError)
+            if is_timeout and not isinstance(cause, urllib3.exceptions.NewConnectionError):
+                message = f"the KFP API did not answer within {seconds} s"
+                remedy = "check the state of the server, or increase cluster.timeout_s"
+            else:
+                message = f"the KFP API cannot be reached: {cause}"
+                remedy = "check cluster.host, and that the port-forward is running"
+            raise SubmissionError(message, where=self._settings.host, remedy=remedy) from None
 
-    def _unreachable(self, cause: Exception) -> SubmissionError:
+    def _refusal(self, cause: api.ApiException) -> SubmissionError:
+        retry = "try again later, and " if cause.status >= 500 else ""
+        default = (f"the KFP API answered {cause.status}", f"{retry}see the server's log")
+        message, remedy = _REFUSALS.get(cause.status, default)
+        message = f"{message.format(namespace=self._settings.namespace)} ({cause.status})"
+        details = _details(cause)
         return SubmissionError(
-            f"the KFP API cannot be reached: {cause}",
-            where=self._settings.host,
-            remedy="check cluster.host; is the port-forward running?",
-        )
-
-    def _explained(self, refusal: Any) -> SubmissionError:
-        said = _message(refusal)
-        namespace = self._settings.namespace
-        what, remedy = {
-            401: (
-                "the KFP API does not know who asks",
-                "name a variable with a valid token: cluster.token_env=...",
-            ),
-            403: (
-                f"the KFP API forbids this in namespace {namespace}",
-                "ask for the rights to run pipelines there, or choose another cluster.namespace",
-            ),
-            404: (
-                f"the KFP API finds no such thing in namespace {namespace}",
-                "check cluster.namespace and cluster.host, which ends before /apis",
-            ),
-            409: (
-                "the KFP API has a thing of this name already",
-                "submit again; or choose another cluster.pipeline",
-            ),
-        }.get(
-            refusal.status,
-            (
-                f"the KFP API answered {refusal.status}",
-                "try again later, and see the server's log" if refusal.status >= 500
-                else "see the server's log",
-            ),
-        )  # fmt: skip
-        return SubmissionError(
-            f"{what} ({refusal.status})" + (f": {said}" if said else ""),
+            f"{message}: {details}" if details else message,
             where=self._settings.host,
             remedy=remedy,
         )
 
 
-def _message(refusal: Any) -> str:
-    """What the server says of it, in a line."""
+def _details(cause: api.ApiException) -> str:
+    """Return the message of the server in one line."""
     try:
-        body = json.loads(refusal.body)
-        said = body.get("message") or body.get("error_message") or body.get("error") or ""
+        body = json.loads(cause.body)
+        message = body.get("message") or body.get("error_message") or body.get("error") or ""
     except (TypeError, ValueError, AttributeError):
-        said = refusal.reason or ""
-    return " ".join(str(said).split())[:500]
+        message = cause.reason or ""
+    return " ".join(str(message).split())[:500]
 
 
-def _named(name: str) -> str:
-    """A filter of the API: what has this display name."""
+def _name_filter(name: str) -> str:
+    """Return a filter of the API for objects with this display name."""
     predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
     return json.dumps({"predicates": [predicate]})
-
-
-def _reference(uploaded: Uploaded) -> Any:
-    return api.V2beta1PipelineVersionReference(
-        pipeline_id=uploaded.pipeline_id, pipeline_version_id=uploaded.version_id
-    )

@@ -28,7 +28,7 @@ def compute_fingerprint(data_overrides: list[str]) -> str:
     """Return the fingerprint of the content and the settings of the data source."""
     from arcloop.kfp import pod
 
-    return pod.compute_fingerprint([data_overrides])
+    return pod.read_fingerprint([data_overrides])
 
 
 def prepare(

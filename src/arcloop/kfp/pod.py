@@ -26,6 +26,7 @@ from arcloop.errors import ArcloopError
 
 if TYPE_CHECKING:
     from kfp.dsl import HTML, Artifact, ClassificationMetrics, Markdown, Metrics
+    from omegaconf import DictConfig
 
 TASK_SERVER = "ARCLOOP_TASK_SERVER"
 VOLUME = "ARCLOOP_VOLUME"
@@ -170,18 +171,28 @@ def _deploy(overrides: list[str], inputs: Mapping[str, Path]) -> None:
         raise SystemExit(code)
 
 
-def compute_fingerprint(overrides: Overrides) -> str:
-    """Return the fingerprint of the content and the settings of the data source."""
-    fingerprint: str = call("compute_fingerprint", _compute_fingerprint, _flatten(overrides))
+def read_fingerprint(overrides: Overrides) -> str:
+    """Return the fingerprint of the data source that the overrides describe."""
+    fingerprint: str = call("compute_fingerprint", _compose_and_compute, _flatten(overrides))
     return fingerprint
 
 
-def _compute_fingerprint(overrides: list[str]) -> str:
+def _compose_and_compute(overrides: list[str]) -> str:
     from arcloop.config.composition import compose_config
+
+    return compute_fingerprint(compose_config(overrides))
+
+
+def compute_fingerprint(config: DictConfig) -> str:
+    """Return the hash of the content and the settings of the data source, as in the store's name.
+
+    Raises:
+        DataError: The source does not exist.
+    """
     from arcloop.data import store_key
     from arcloop.pipeline.steps import build
 
-    return store_key(build(compose_config(overrides), "data"))
+    return store_key(build(config, "data"))
 
 
 def output_path(artifact: Artifact) -> str:

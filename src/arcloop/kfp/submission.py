@@ -23,13 +23,9 @@ from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, report_errors
-from arcloop.kfp.parameters import Request, read_request
-from arcloop.kfp.settings import (
-    ClusterSettings,
-    NotifySettings,
-    cluster_settings,
-    notify_settings,
-)
+from arcloop.kfp.parameters import Request, check_parameters, read_request
+from arcloop.kfp.pod import compute_fingerprint
+from arcloop.kfp.settings import ClusterSettings, NotifySettings, cluster_settings, notify_settings
 
 _HELP = """\
 arcloop pipeline [GROUP=CHOICE] [KEY=VALUE] [mode=...] [schedule=...]
@@ -62,11 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(_HELP)
         return 0
-    return report_errors(lambda: _submit_and_report(read_submission(argv)))
-
-
-def _submit_and_report(submission: Submission) -> int:
-    return GATE_NOT_PASSED if submit(submission) is False else 0
+    return report_errors(lambda: GATE_NOT_PASSED if submit(read_submission(argv)) is False else 0)
 
 
 @dataclass(frozen=True)
@@ -248,7 +240,6 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
 
 def _compile(submission: Submission) -> dict[str, Any]:
     """Write the IR YAML; returns the parameters, checked against it."""
-    from arcloop.kfp.parameters import check_parameters
     from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
 
     compile_pipeline(submission.cluster, submission.notify, submission.path)
@@ -256,21 +247,9 @@ def _compile(submission: Submission) -> dict[str, Any]:
     if submission.compile_only:
         return parameters
     if submission.cluster.fingerprint == "client":
-        parameters[FINGERPRINT] = compute_fingerprint(submission.request)
+        parameters[FINGERPRINT] = compute_fingerprint(submission.request.config)
     check_parameters(submission.path, parameters)
     return parameters
-
-
-def compute_fingerprint(request: Request) -> str:
-    """Return the hash of the content and the settings of the source, as in the store's name.
-
-    Raises:
-        DataError: The source does not exist.
-    """
-    from arcloop.data import store_key
-    from arcloop.pipeline.steps import build
-
-    return store_key(build(request.config, "data"))
 
 
 def _run_locally(submission: Submission, started: Callable[[], None]) -> bool:

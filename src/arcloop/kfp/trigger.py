@@ -11,7 +11,8 @@ from arcloop.artifacts.atomic import sha256_json, write_json
 from arcloop.artifacts.locks import try_lock
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, as_user_error, report_errors
-from arcloop.kfp.submission import Submission, compute_fingerprint, read_submission, submit
+from arcloop.kfp.pod import compute_fingerprint
+from arcloop.kfp.submission import Submission, read_submission, submit
 
 _HELP = """\
 arcloop trigger data.root=... [every=SECONDS] [overrides of `arcloop pipeline`]
@@ -86,7 +87,7 @@ def submit_if_changed(submission: Submission) -> bool:
             remedy="wait for it, or stop it",
         )
     with lock:
-        fingerprint = compute_fingerprint(submission.request)
+        fingerprint = compute_fingerprint(submission.request.config)
         if _last_fingerprint(state) == fingerprint:
             print_line("no new data")
             return False

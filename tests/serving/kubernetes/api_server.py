@@ -1,6 +1,6 @@
-"""A loopback stand-in for an API server: real HTTP, objects with resource versions, apply, watch.
+"""A fake API server: HTTP, objects with resource versions, apply, watch.
 
-It is a model, not Kubernetes: see docs/kubernetes.md for what tests against it prove.
+It models Kubernetes in part; docs/kubernetes.md describes the limits of these tests.
 """
 
 import contextlib
@@ -191,7 +191,7 @@ def _conflict(fields):
 
 
 def _default(one):
-    """Fields that nobody gave, as far as a client could stumble over them."""
+    """Default values of fields, as far as a client depends on them."""
     if one["kind"] == "Deployment":
         one["spec"].setdefault("replicas", 1)
         one["spec"].setdefault("progressDeadlineSeconds", 600)

@@ -1,4 +1,4 @@
-"""A stand-in for a cluster, whose Services are answered by the archives that its pods name."""
+"""A fake cluster, whose Services answer with the archives of their pods."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ FATES = {
 
 
 def fate(pod, age):
-    """What becomes of a pod is in its image's tag."""
+    """Return the state of a pod, which the tag of its image determines."""
     tag = pod["spec"]["containers"][0]["image"].rpartition(":")[2]
     return FATES.get(tag, controllers.starts)(pod, age)
 
@@ -114,7 +114,7 @@ def archived(small_run, settings_of, tmp_path_factory):
 
 
 class Cluster:
-    """A running stand-in, a store of two versions, and a way to roll them out.
+    """A running fake, a store of two versions, and a way to roll them out.
 
     Attributes:
         api: The API server.
@@ -167,7 +167,7 @@ class Cluster:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No long pauses: the stand-in's time is a hundred times as fast."""
+    """Short pauses, since the clock of the fake cluster is a hundred times as fast."""
     monkeypatch.setattr(deploy, "PARITY_PAUSE_S", 0.01)
     monkeypatch.setattr(rollout, "MAX_OUTAGE_S", 2.0)
     monkeypatch.setattr(rollout, "RETRY_S", 0.02)
@@ -175,7 +175,7 @@ def quick(monkeypatch):
 
 
 def role():
-    """What the Role in the docs allows: every test is a user who has it and no more."""
+    """Return the rights of the Role in the docs; the user of every test has these."""
     docs = (Path(__file__).parents[3] / "docs/kubernetes.md").read_text()
     (text,) = re.findall(r"```yaml\n(.*?)```", docs, flags=re.DOTALL)
     rules = yaml.safe_load(text)["rules"]

@@ -1,4 +1,4 @@
-"""Models of what acts on objects in a cluster: a Deployment's controller, kubelets, Services.
+"""Fake controllers of a cluster: those of a Deployment and of its pods.
 
 Each step of the clock, at most one pod is made or removed per Deployment and every pod moves one
 state on, by the rules that RollingUpdate names: never more than replicas + maxSurge pods, never

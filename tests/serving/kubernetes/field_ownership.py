@@ -1,6 +1,6 @@
 """Server-side apply on plain dicts: who owns which field, conflicts, and fields given up.
 
-A field is a path of keys. Items of a list are told apart by the key that Kubernetes merges them by;
+A field is a path of keys. Items of a list are identified by their merge key;
 a list without one is a single field. Fewer rules than the real thing, the same outcome for them.
 """
 

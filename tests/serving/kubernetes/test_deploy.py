@@ -1,4 +1,4 @@
-"""The real command's work, the official client and real HTTP against the stand-in."""
+"""Deployments through the official client and HTTP to a fake API server."""
 
 import _thread
 import json
@@ -13,7 +13,7 @@ from arcloop.serving.deploy import main
 from arcloop.serving.versions import main as versions
 
 
-def test_a_first_deploy_serves_and_is_live(cluster, capsys):
+def test_the_first_deploy_serves_and_is_live(cluster, capsys):
     assert cluster.roll(1) == 0
     assert cluster.live == 1
     assert cluster.serving == {1}
@@ -23,9 +23,9 @@ def test_a_first_deploy_serves_and_is_live(cluster, capsys):
     assert cluster.applied == kinds
     rehearsed = [plural for verb, plural, dry in cluster.api.requests if dry == "All"]
     assert rehearsed == kinds
-    told = capsys.readouterr().err
-    assert f"Deployment/synthetic serves {cluster.versions[0]}; its predictions" in told
-    assert re.search(r"rollout: \d of 2 new pods ready", told)
+    error = capsys.readouterr().err
+    assert f"Deployment/synthetic serves {cluster.versions[0]}; its predictions" in error
+    assert re.search(r"rollout: \d of 2 new pods ready", error)
 
 
 def test_deploying_the_same_again_changes_nothing(cluster):
@@ -36,7 +36,7 @@ def test_deploying_the_same_again_changes_nothing(cluster):
     assert cluster.api.all("Pod") == pods
 
 
-def test_a_new_version_takes_over_pod_by_pod(cluster):
+def test_a_new_version_replaces_the_pods_one_by_one(cluster):
     assert cluster.roll(1, replicas=3) == 0
     cluster.moving.least_ready.clear()
     assert cluster.roll(2, replicas=3) == 0
@@ -48,9 +48,9 @@ def test_a_new_version_takes_over_pod_by_pod(cluster):
 def test_a_slow_rollout_is_waited_for(cluster, capsys):
     assert cluster.roll(1) == 0
     assert cluster.roll(2, image="a:slow") == 0
-    told = capsys.readouterr().err
+    error = capsys.readouterr().err
     for line in ("0 of 2 new pods ready, 2 old pods serving", "2 of 2 new pods ready, 0 old"):
-        assert line in told
+        assert line in error
 
 
 BROKEN = {
@@ -65,9 +65,9 @@ def test_a_release_that_cannot_start_is_rolled_back(tag, cluster, capsys):
     assert cluster.roll(1) == 0
     before, pods = cluster.api.find("Deployment", "synthetic"), cluster.api.all("Pod")
     assert cluster.roll(2, image=f"a:{tag}") == 1
-    told = capsys.readouterr().err
-    assert BROKEN[tag] in told
-    assert f"then: rolled back to {cluster.versions[0]}, which serves" in told
+    error = capsys.readouterr().err
+    assert BROKEN[tag] in error
+    assert f"then: rolled back to {cluster.versions[0]}, which serves" in error
     assert cluster.live == 1
     after = cluster.api.find("Deployment", "synthetic")
     assert after["spec"] == before["spec"]
@@ -102,7 +102,7 @@ def wrong(answer):
 
 
 @pytest.mark.parametrize("fault", ["an old version answers", "other similarities"])
-def test_a_release_that_answers_wrongly_is_rolled_back(fault, cluster, capsys):
+def test_a_release_with_wrong_predictions_is_rolled_back(fault, cluster, capsys):
     assert cluster.roll(1) == 0
     old, new = (f"synthetic-{version}.mar" for version in cluster.versions)
 
@@ -113,31 +113,31 @@ def test_a_release_that_answers_wrongly_is_rolled_back(fault, cluster, capsys):
 
     cluster.api.after_request = lead_astray
     assert cluster.roll(2) == 1
-    told = capsys.readouterr().err
-    assert "the server fails the parity check" in told
+    error = capsys.readouterr().err
+    assert "the server fails the parity check" in error
     answered = f"it answers with version {cluster.versions[0]}"
-    assert (answered if fault == "an old version answers" else "golden image 0: row") in told
-    assert f"then: rolled back to {cluster.versions[0]}" in told
+    assert (answered if fault == "an old version answers" else "golden image 0: row") in error
+    assert f"then: rolled back to {cluster.versions[0]}" in error
     assert cluster.serving == {1}
     assert cluster.live == 1
 
 
 def scale(cluster, manager, replicas):
-    """Set the number of pods as somebody else does."""
+    """Set the number of pods with another field manager."""
     scaled = {"apiVersion": "apps/v1", "kind": "Deployment",
               "metadata": {"name": "synthetic"}, "spec": {"replicas": replicas}}  # fmt: skip
     query = {"fieldManager": manager, "force": "true"}
     cluster.api.apply("deployments", "team", "synthetic", scaled, query)
 
 
-def test_fields_that_somebody_else_has_set(cluster, capsys):
+def test_fields_of_another_manager_are_a_conflict(cluster, capsys):
     assert cluster.roll(1) == 0
     scale(cluster, "kubectl-scale", 5)
     before = cluster.applied
     assert cluster.roll(2) == 1
-    told = capsys.readouterr().err
-    assert '.spec.replicas: conflict with "kubectl-scale"' in told
-    assert "deploy.force_conflicts=true" in told
+    error = capsys.readouterr().err
+    assert '.spec.replicas: conflict with "kubectl-scale"' in error
+    assert "deploy.force_conflicts=true" in error
     assert cluster.applied == before, "a conflict is found before anything is changed"
     assert cluster.live == 1
     assert cluster.roll(2, force_conflicts=True) == 0
@@ -146,17 +146,17 @@ def test_fields_that_somebody_else_has_set(cluster, capsys):
 
 @pytest.mark.parametrize("plural", ["networkpolicies", "deployments"])
 @pytest.mark.parametrize("verb", ["create", "patch"])
-def test_what_is_forbidden_changes_nothing(verb, plural, cluster, capsys):
+def test_a_missing_right_changes_nothing(verb, plural, cluster, capsys):
     cluster.api.allowed.discard((verb, plural))
     assert cluster.roll(1) == 1
-    told = capsys.readouterr().err
-    assert f'User "me" cannot {verb} "{plural}"' in told
-    assert "docs/kubernetes.md" in told
+    error = capsys.readouterr().err
+    assert f'User "me" cannot {verb} "{plural}"' in error
+    assert "docs/kubernetes.md" in error
     assert cluster.applied == []
     assert cluster.api.objects == {}
 
 
-def test_the_proxy_is_not_needed_where_a_url_is_given(cluster, capsys):
+def test_a_url_replaces_the_proxy(cluster, capsys):
     cluster.api.allowed.discard(("create", "services/proxy"))
     assert cluster.roll(1) == 1
     assert 'cannot create "services/proxy"' in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_the_proxy_is_not_needed_where_a_url_is_given(cluster, capsys):
         ({"kubeconfig": "/none/config"}, "no cluster is configured"),
     ],
 )
-def test_a_wrong_place(changes, said, cluster, capsys):
+def test_a_wrong_namespace_context_or_kubeconfig(changes, said, cluster, capsys):
     assert cluster.roll(1, **changes) == 2
     assert said in capsys.readouterr().err
     assert cluster.applied == []
@@ -185,10 +185,10 @@ def test_expired_credentials(cluster, capsys):
     config = cluster.kubeconfig
     config.write_text(config.read_text().replace("secret-token", "expired"))
     assert cluster.roll(1) == 1
-    told = capsys.readouterr().err
-    assert "Unauthorized" in told
-    assert "log in again" in told
-    assert "expired" not in told.replace("wrong or expired", "")
+    error = capsys.readouterr().err
+    assert "Unauthorized" in error
+    assert "log in again" in error
+    assert "expired" not in error.replace("wrong or expired", "")
 
 
 def test_no_api_server(cluster, capsys):
@@ -198,9 +198,9 @@ def test_no_api_server(cluster, capsys):
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
         config.write_text(config.read_text().replace(cluster.api.address, address))
         assert cluster.roll(1) == 1
-    told = capsys.readouterr().err
-    assert "the API server does not answer" in told
-    assert address in told
+    error = capsys.readouterr().err
+    assert "the API server does not answer" in error
+    assert address in error
     assert cluster.api.requests == []
 
 
@@ -216,9 +216,9 @@ def test_a_connection_lost_in_the_middle(cluster, capsys):
     cluster.api.after_request = lose
     assert cluster.roll(2, image="a:slow") == 0
     assert (cluster.api.lose_watches, cluster.api.lose_requests) == (0, 0)
-    told = capsys.readouterr().err
-    assert "the API server does not answer; retrying" in told
-    assert "the API server answers again" in told
+    error = capsys.readouterr().err
+    assert "the API server does not answer; retrying" in error
+    assert "the API server answers again" in error
     assert cluster.serving == {2}
 
 
@@ -253,7 +253,7 @@ def test_an_interrupted_rollout_is_rolled_back(cluster, capsys):
     assert cluster.serving == {1}
 
 
-def test_an_autoscaler_takes_over_and_goes(cluster):
+def test_an_autoscaler_is_added_and_removed(cluster):
     assert cluster.roll(1, replicas=3) == 0
     assert cluster.roll(1, replicas=2, max_replicas=6) == 0
     deployment = cluster.api.find("Deployment", "synthetic")
@@ -269,7 +269,7 @@ def test_an_autoscaler_takes_over_and_goes(cluster):
     assert cluster.api.find("HorizontalPodAutoscaler", "synthetic") is None
 
 
-def test_configs_of_revisions_that_are_gone_are_removed(cluster):
+def test_configs_of_deleted_revisions_are_removed(cluster):
     assert cluster.roll(1) == 0
     assert cluster.roll(2) == 0
     (old,) = [
@@ -286,9 +286,9 @@ def test_kserve_serves_the_same_archive(cluster, capsys):
     assert cluster.roll(1, "kserve") == 0
     assert cluster.serving == {1}
     assert cluster.roll(2, "kserve", image="a:absent") == 1
-    told = capsys.readouterr().err
-    assert "ImagePullBackOff" in told
-    assert f"rolled back to {cluster.versions[0]}, which serves" in told
+    error = capsys.readouterr().err
+    assert "ImagePullBackOff" in error
+    assert f"rolled back to {cluster.versions[0]}, which serves" in error
     assert cluster.serving == {1}
     assert cluster.live == 1
 
@@ -302,14 +302,14 @@ def test_a_cluster_without_kserve(cluster, capsys):
 
 @pytest.fixture
 def command(cluster, small_run):
-    """What to tell a command so that it deploys the small run to the stand-in."""
+    """Arguments that deploy the small run to the fake cluster."""
     return [
         f"run_dir={small_run}", f"deploy.model_store={cluster.store.path}", "deploy=kubernetes",
         "deploy.namespace=team", f"deploy.kubeconfig={cluster.kubeconfig}",
     ]  # fmt: skip
 
 
-def test_the_commands_plan_deploy_and_roll_back(cluster, command, capsys):
+def test_the_commands_dry_run_deploy_and_roll_back(cluster, command, capsys):
     before = sorted(cluster.store.path.rglob("*"))
     assert main([*command, "deploy.dry_run=true"]) == 0
     assert cluster.api.requests == []

@@ -55,13 +55,13 @@ def container(objects):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_object_has_the_shape_its_kind_has(release_of, variant):
+def test_every_object_fits_its_schema(release_of, variant):
     release = release_of(**VARIANTS[variant])
     for one, version in itertools.product(make_objects(release), ("1.29", "1.37")):
         kubernetes_validate.validate(one, version, strict=True)
 
 
-def test_kserves_pods_have_the_shape_of_pods(release_of):
+def test_the_pods_of_kserve_fit_the_schema(release_of):
     """There is no schema of an InferenceService; all but KServe's own fields are a pod's."""
     *around, service = make_objects(release_of("kserve"))
     for one in around:
@@ -76,13 +76,13 @@ def test_kserves_pods_have_the_shape_of_pods(release_of):
 
 @pytest.mark.parametrize("target", ["kubernetes", "kserve"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_variant_contradicts_itself(release_of, target, variant):
+def test_the_checks_find_no_fault_in_any_variant(release_of, target, variant):
     release = release_of(target, **VARIANTS[variant])
     longest = release.settings.response_timeout_s
     assert find_faults(make_objects(release), longest) == []
 
 
-def test_pods_are_replaced_without_a_gap(objects):
+def test_an_old_pod_is_stopped_after_a_new_one_is_ready(objects):
     spec = objects["Deployment"]["spec"]
     rolling = {"maxUnavailable": 0, "maxSurge": 1}
     assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rolling}
@@ -92,15 +92,15 @@ def test_pods_are_replaced_without_a_gap(objects):
 
 
 @pytest.mark.parametrize(("server", "drain"), [("torchserve", 25), ("fastapi", 5)])
-def test_a_pod_that_goes_answers_what_it_was_asked(release_of, server, drain):
-    """TorchServe drops what it was asked at SIGTERM, so it is given the time before."""
+def test_a_stopped_pod_answers_its_requests_first(release_of, server, drain):
+    """TorchServe drops requests at SIGTERM, so it gets the time for them before."""
     objects = {o["kind"]: o for o in make_objects(release_of(server=server, response_timeout_s=20))}
     stop = container(objects)["lifecycle"]["preStop"]["exec"]["command"]
     assert stop == ["sleep", str(drain)]
     assert pod(objects)["terminationGracePeriodSeconds"] > drain + 20
 
 
-def test_probes_ask_the_model_and_liveness_only_the_front_end(release_of):
+def test_readiness_probes_the_model_and_liveness_the_front_end(release_of):
     for server, asked in (("torchserve", "exec"), ("fastapi", "httpGet")):
         objects = {o["kind"]: o for o in make_objects(release_of(server=server, workers=2))}
         found = container(objects)
@@ -115,7 +115,7 @@ def test_probes_ask_the_model_and_liveness_only_the_front_end(release_of):
         assert startup["periodSeconds"] * startup["failureThreshold"] > 60
 
 
-def test_a_pod_can_do_next_to_nothing(objects):
+def test_a_pod_has_minimal_rights(objects):
     spec, security = pod(objects), container(objects)["securityContext"]
     assert spec["automountServiceAccountToken"] is False
     assert objects["ServiceAccount"]["automountServiceAccountToken"] is False
@@ -131,7 +131,7 @@ def test_a_pod_can_do_next_to_nothing(objects):
     assert claims == [{"claimName": "model-store", "readOnly": True}]
 
 
-def test_only_questions_come_in_and_nothing_goes_out(objects):
+def test_the_network_policy_allows_requests_and_metrics(objects):
     assert [p["targetPort"] for p in objects["Service"]["spec"]["ports"]] == ["http"]
     assert {p["containerPort"] for p in container(objects)["ports"]} == {8082, 8084}
     policy = objects["NetworkPolicy"]["spec"]
@@ -148,18 +148,18 @@ def test_only_questions_come_in_and_nothing_goes_out(objects):
     assert scraper["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
 
 
-def test_what_torchserve_is_told_in_a_pod(objects):
+def test_the_config_of_torchserve_in_a_pod(objects):
     text = objects["ConfigMap"]["data"]["config.properties"]
-    told = dict(line.split("=", 1) for line in text.splitlines())
-    assert told["inference_address"] == "http://0.0.0.0:8082"
-    assert told["metrics_address"] == "http://0.0.0.0:8084"
-    assert told["management_address"] == "http://127.0.0.1:8083"
-    assert told["allowed_urls"] == "file:///models/.*"
-    assert told["load_models"] == f"mnist=mnist-{VERSION}.mar"
-    assert told["enable_model_api"] == told["install_py_dep_per_model"] == "false"
+    config = dict(line.split("=", 1) for line in text.splitlines())
+    assert config["inference_address"] == "http://0.0.0.0:8082"
+    assert config["metrics_address"] == "http://0.0.0.0:8084"
+    assert config["management_address"] == "http://127.0.0.1:8083"
+    assert config["allowed_urls"] == "file:///models/.*"
+    assert config["load_models"] == f"mnist=mnist-{VERSION}.mar"
+    assert config["enable_model_api"] == config["install_py_dep_per_model"] == "false"
 
 
-def test_another_version_is_another_template_and_config(release_of):
+def test_versions_have_different_templates_and_configs(release_of):
     one, same, other = (
         {o["kind"]: o for o in make_objects(release_of(version=version))}
         for version in (VERSION, VERSION, VERSION.replace("2026", "2027"))
@@ -176,7 +176,7 @@ def test_another_version_is_another_template_and_config(release_of):
     assert marks[0] != marks[1]
 
 
-def test_the_lineage_is_told_where_its_hashes_fit(objects):
+def test_the_lineage_is_an_annotation(objects):
     metadata = objects["Deployment"]["spec"]["template"]["metadata"]
     assert metadata["labels"]["app.kubernetes.io/version"] == VERSION
     assert LINEAGE["run"] in metadata["annotations"]["arcloop/lineage"]
@@ -250,7 +250,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_planted_fault_is_found(release_of, planted):
+def test_the_checks_find_each_fault(release_of, planted):
     release = release_of(max_replicas=5)
     objects = {one["kind"]: copy.deepcopy(one) for one in make_objects(release)}
     path, value, expected = PLANTED[planted]
@@ -260,7 +260,7 @@ def test_a_planted_fault_is_found(release_of, planted):
     assert expected in str(error.value)
 
 
-def test_an_object_there_twice_is_found(release_of):
+def test_duplicate_objects_and_a_missing_workload_are_faults(release_of):
     objects = make_objects(release_of())
     assert "there are two objects Service/mnist" in find_faults([*objects, objects[3]], 20)
     assert find_faults(objects[:-1], 20) == ["no object is a Deployment or an InferenceService"]
@@ -298,12 +298,12 @@ def test_kserve_publishes_one_port(release_of):
         (f"+deploy.node_selector.run={'ab' * 32}", "must be the value of a label"),
     ],
 )
-def test_a_wrong_setting_is_refused(given, said):
+def test_an_invalid_setting_is_rejected(given, said):
     with pytest.raises(ConfigError) as error:
         parse_arguments(["deploy=kubernetes", given])
     assert said in str(error.value)
 
 
-def test_a_key_of_a_cluster_is_not_one_of_this_machine():
+def test_a_key_of_deploy_kubernetes_is_unknown_to_deploy_local():
     with pytest.raises(ConfigError, match="deploy=kubernetes has it"):
         parse_arguments(["deploy.namespace=team"])

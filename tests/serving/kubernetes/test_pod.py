@@ -123,7 +123,7 @@ def probe(container, image, settings):
 
 
 @pytest.mark.parametrize("server", [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"])
-def test_a_pod_serves_as_its_manifest_says_and_ends_when_told(
+def test_a_pod_serves_as_in_its_manifest_and_ends_at_sigterm(
     server, pod, image, archived, tmp_path
 ):
     before = {path: path.stat().st_mtime_ns for path in archived.store.rglob("*")}
@@ -157,7 +157,7 @@ def test_a_pod_serves_as_its_manifest_says_and_ends_when_told(
     assert {path: path.stat().st_mtime_ns for path in archived.store.rglob("*")} == before
 
 
-def test_a_pod_without_its_archive_says_so(image, tmp_path):
+def test_a_missing_archive_is_reported(image, tmp_path):
     (tmp_path / "http-server.json").write_text('{"archive": "mnist-1.mar"}')
     ended = subprocess.run(
         [sys.executable, *POD, "fastapi", f"--config={tmp_path}",
@@ -169,17 +169,17 @@ def test_a_pod_without_its_archive_says_so(image, tmp_path):
     assert "is the model store mounted" in ended.stderr
 
 
-def test_the_image_is_the_one_that_the_config_names(settings_of):
+def test_the_config_names_the_image_of_this_version(settings_of):
     assert settings_of("deploy=kubernetes").image == f"arcloop-serving:{__version__}"
     assert f"-t arcloop-serving:{__version__} ." in DOCKERFILE
 
 
-def test_the_image_runs_nobody_as_root():
+def test_the_image_does_not_run_as_root():
     assert instructions("USER") == [f"{USER}:{USER}"]
     assert instructions("ENTRYPOINT") == ['["python", "-m", "arcloop.serving.servers.entrypoint"]']
 
 
-def test_what_the_image_installs_is_pinned():
+def test_the_packages_of_the_image_are_pinned():
     (install,) = [i for i in instructions("RUN") if "pip install" in i]
     words = install.partition("constraints.txt")[2].split()
     pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().split()}
@@ -187,7 +187,7 @@ def test_what_the_image_installs_is_pinned():
     assert {"torch", "faiss-cpu", "torchserve", "pyyaml", "fastapi", "uvicorn"} <= set(words)
 
 
-def test_what_the_image_copies_is_there():
+def test_the_files_that_the_image_copies_exist():
     for copy in instructions("COPY"):
         for source in copy.split()[:-1]:
             assert "$" in source or list(ROOT.glob(source)), source
