@@ -64,7 +64,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_repeats_nothing(in_tmp, capsys
     before = states(first)
     assert main(arguments) == 0
     said = capsys.readouterr().err
-    assert f"going on from {second}/checkpoints/last.ckpt" in said
+    assert f"resuming from {second}/checkpoints/last.ckpt" in said
     assert states(first) == before
     assert finished() == sorted([first, second])
     for folder in finished():
