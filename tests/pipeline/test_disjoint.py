@@ -190,6 +190,6 @@ def test_more_classes_in_a_batch_than_train_has(run, monkeypatch, capsys):
     monkeypatch.chdir(run.parents[1])
     assert main(["train", *RUN, "sampler.images_per_class=4", "run_dir=runs/other"]) == 2
     told = capsys.readouterr().err
-    assert "takes 10 classes, but train has 5" in told
+    assert "needs 10 classes, but train has 5" in told
     assert "pass sampler.images_per_class=8 or loader.batch_size=20" in told
     assert not (run.parent / "other").exists()
