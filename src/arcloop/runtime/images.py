@@ -1,7 +1,7 @@
-"""The only decoder: encoded bytes or a file -> uint8 HWC of the model's size and mode.
+"""Decodes images to uint8 arrays of the model's size and mode, and encodes arrays as images.
 
-Training, gallery, query and server all decode here, so they cannot disagree. Needs PIL and numpy
-and nothing of arcloop: it is archived beside the model and runs where arcloop is not installed.
+Training, gallery, query and servers decode with this module, so that they get the same pixels. It
+imports only PIL and numpy.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _PLUGINS: Mapping[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     b"BM": BmpImagePlugin.BmpImageFile,
 }
 _ORIENTING = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
-"""Where Pillow looks for an orientation."""
+"""Keys of `Image.info` that may contain an EXIF orientation."""
 _UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow raises on damaged images."""
+"""Exceptions that Pillow raises for damaged images."""
 
 
 class ImageError(ValueError):
-    """The bytes are no image that can be decoded; the message says why."""
+    """The bytes cannot be decoded as an image; the message has the reason."""
 
 
 def decode(
@@ -54,24 +54,25 @@ def decode(
     channels: int,
     max_pixels: int = MAX_PIXELS,
 ) -> npt.NDArray[np.uint8]:
-    """Decode one image to the size and mode the model takes.
+    """Decode an image to a given size and number of channels.
 
-    EXIF orientation is applied, palettes are expanded, 16-bit values are scaled to 8, CMYK is
-    converted, and transparent parts become black. The image is stretched to the target size with
-    an antialiased bilinear filter; an image that has the size already is not resampled.
+    The EXIF orientation is applied, palettes are expanded, 16-bit values are scaled to 8 bits,
+    CMYK is converted, and transparent parts become black. The image is stretched to the target
+    size with an antialiased bilinear filter. An image of the target size is not resampled.
 
     Args:
         source: Encoded bytes, or the path of a file.
         height: Rows of the result, in pixels.
         width: Columns of the result, in pixels.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
-        max_pixels: Largest width x height that is decoded; guards against decompression bombs.
+        max_pixels: Largest width x height that is decoded, against decompression bombs.
 
     Returns:
         uint8 array of shape [height, width, channels].
 
     Raises:
-        ImageError: Empty, truncated, not PNG/JPEG/WebP/BMP, or larger than `max_pixels`.
+        ImageError: The image is empty, truncated, larger than `max_pixels`, or not in PNG, JPEG,
+            WebP or BMP format.
     """
     try:
         encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -79,7 +80,7 @@ def decode(
         image = _to_mode(image, "L" if channels == 1 else "RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = bytearray(image.tobytes())  # unlike bytes, the caller may write to them
+        pixels = bytearray(image.tobytes())  # writable, unlike bytes
     except ImageError:
         raise
     except FileNotFoundError:
@@ -90,23 +91,22 @@ def decode(
 
 
 def _by_plugin(encoded: bytes, height: int, width: int, max_pixels: int) -> Image.Image:
-    """Decode any image, upright; a JPEG at a reduced scale, never below the target."""
+    """Decode an image and apply its orientation; a large JPEG is decoded at a reduced scale."""
     with _open(encoded) as opened:
         pixels = opened.width * opened.height
         if pixels > max_pixels:
             raise ImageError(f"{pixels:,} pixels; at most {max_pixels:,} are decoded")
         if opened.format == "JPEG":
             opened.draft(None, (width * 2, height * 2))
-        opened.load()  # what a PNG says of its orientation may follow its pixels
+        opened.load()  # in a PNG, the orientation may come after the pixels
         turned = not _ORIENTING.isdisjoint(opened.info)
         return ImageOps.exif_transpose(opened) if turned else opened
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:
-    """Read an image's head, by the plug-in of its format alone.
+    """Read the header of an image with the Pillow plug-in of its format.
 
-    Image.open would ask every plug-in, and warn of sizes that `decode` refuses: for a small image
-    that takes as long as decoding it.
+    `Image.open` is slower for small images, and warns of large sizes, which `decode` refuses.
     """
     if not encoded:
         raise ImageError("empty: 0 bytes")
@@ -117,7 +117,7 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
 
 
 def size_of(encoded: bytes) -> tuple[int, int]:
-    """Return height and width, in pixels, of an encoded image that can be decoded."""
+    """Return height and width of an encoded image, in pixels."""
     with _open(encoded) as opened:
         return opened.height, opened.width
 
@@ -130,11 +130,11 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def encode_jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
-    """Encode a uint8 [H, W, C] array (C = 1 or 3) as baseline JPEG, colours at half the resolution.
+    """Encode an array as baseline JPEG with 4:2:0 chroma subsampling, which is lossy.
 
     Args:
-        image: The pixels; they do not come back exactly, at any quality.
-        quality: 1 to 100, as libjpeg counts it.
+        image: uint8 [H, W, C] with C = 1 or 3.
+        quality: Quality setting of libjpeg, 1 to 100.
     """
     buffer = io.BytesIO()
     pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

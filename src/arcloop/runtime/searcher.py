@@ -116,13 +116,7 @@ class Model:
         return embeddings.float().cpu().numpy()
 
     def decode(self, source: bytes | Path) -> npt.NDArray[np.uint8]:
-        """Decode an encoded image or a file to the shape that the model takes.
-
-        Args:
-            source: Encoded bytes, or the path of a file.
-
-        Returns:
-            uint8 [height, width, channels].
+        """Decode encoded bytes or a file to uint8 [H, W, C] of `image_shape`.
 
         Raises:
             images.ImageError: The source is not an image.
@@ -183,26 +177,13 @@ class Searcher:
         device: str = "cpu",
         memory_map: bool = False,
     ) -> Searcher:
-        """Load a searcher from files.
-
-        Args:
-            model: model.pt.
-            index: faiss_index.bin.
-            labels: faiss_label.json.
-            device: A torch device.
-            memory_map: Leave the index on disk and read its pages as needed.
+        """Load a searcher from its three files; for `memory_map` see `read_index`.
 
         Raises:
             SearcherError: A file is damaged, or the files do not belong together.
         """
         described = read_labels(labels)
         return cls(Model(model, device), read_index(index, memory_map=memory_map), described)
-
-    def search(
-        self, embeddings: npt.NDArray[np.float32], k: int
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return similarities and gallery rows [N, k], nearest first; row -1 means none."""
-        return search(self.index, embeddings, k)
 
     def predict(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Prediction]:
         """Predict the classes of a batch of decoded images.
@@ -214,7 +195,9 @@ class Searcher:
         Returns:
             A prediction for each image.
         """
-        similarities, rows = self.search(self.model.embed(batch_NHWC), min(k, len(self.labels)))
+        similarities, rows = search(
+            self.index, self.model.embed(batch_NHWC), min(k, len(self.labels))
+        )
         return [self._prediction(s, r) for s, r in zip(similarities, rows, strict=True)]
 
     def _prediction(

@@ -7,6 +7,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from arcloop.runtime.predictor import PredictRequest, PredictResponse
 
@@ -16,6 +18,12 @@ _WAIT_SHARE = 0.05
 
 class OverloadedError(RuntimeError):
     """The queue is full."""
+
+
+@dataclass(frozen=True)
+class _QueuedRequest:
+    request: PredictRequest
+    future: Future[PredictResponse] = field(default_factory=Future)
 
 
 class Batcher:
@@ -41,7 +49,7 @@ class Batcher:
     ) -> None:
         self._predict_batch = predict_batch
         self._batch_size, self._queue_size = batch_size, queue_size
-        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_QueuedRequest | None] = queue.SimpleQueue()
         self._wait_s = 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -54,9 +62,9 @@ class Batcher:
         """
         if self._queue.qsize() >= self._queue_size:
             raise OverloadedError(f"{self._queue_size} requests are waiting already")
-        pending = _Pending(request)
-        self._queue.put(pending)
-        return await pending.future
+        queued = _QueuedRequest(request)
+        self._queue.put(queued)
+        return await asyncio.wrap_future(queued.future)
 
     def close(self) -> None:
         """Answer the queued requests, then end the thread."""
@@ -65,53 +73,36 @@ class Batcher:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            # A future is done if its request was cancelled, for example after a time-out.
-            active = [pending for pending in batch if not pending.future.done()]
+            # A request is cancelled if its client has disconnected or its time is over.
+            active = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if active:
                 start = time.perf_counter()
                 self._answer(active)
                 duration = time.perf_counter() - start
                 self._wait_s = _WAIT_SHARE * duration if len(active) > 1 else 0.0
 
-    def _next_batch(self) -> list[_Pending]:
+    def _next_batch(self) -> list[_QueuedRequest]:
         """Wait for a request and take those behind it; returns an empty list when closed."""
-        batch: list[_Pending] = []
-        pending = self._queue.get()
+        batch: list[_QueuedRequest] = []
+        queued = self._queue.get()
         deadline = time.perf_counter() + self._wait_s
-        while pending is not None:
-            batch.append(pending)
+        while queued is not None:
+            batch.append(queued)
             if len(batch) == self._batch_size:
                 return batch
             try:
-                pending = self._queue.get(timeout=max(0.0, deadline - time.perf_counter()))
+                queued = self._queue.get(timeout=max(0.0, deadline - time.perf_counter()))
             except queue.Empty:
                 return batch
         self._queue.put(None)  # the next call returns an empty list
         return batch
 
-    def _answer(self, batch: Sequence[_Pending]) -> None:
-        outcome: list[PredictResponse] | Exception
+    def _answer(self, batch: Sequence[_QueuedRequest]) -> None:
         try:
-            outcome = self._predict_batch([pending.request for pending in batch])
+            responses = self._predict_batch([queued.request for queued in batch])
         except Exception as cause:  # noqa: BLE001 - raised in `predict` for each of these requests
-            outcome = cause
-        batch[0].loop.call_soon_threadsafe(_set_results, batch, outcome)
-
-
-class _Pending:
-    """A queued request and the future of its response."""
-
-    def __init__(self, request: PredictRequest) -> None:
-        self.request = request
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[PredictResponse] = self.loop.create_future()
-
-
-def _set_results(batch: Sequence[_Pending], outcome: list[PredictResponse] | Exception) -> None:
-    for number, pending in enumerate(batch):
-        if pending.future.done():
-            continue
-        if isinstance(outcome, Exception):
-            pending.future.set_exception(outcome)
-        else:
-            pending.future.set_result(outcome[number])
+            for queued in batch:
+                queued.future.set_exception(cause)
+            return
+        for queued, response in zip(batch, responses, strict=True):
+            queued.future.set_result(response)
