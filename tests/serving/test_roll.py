@@ -22,7 +22,7 @@ import pytest
 
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.runtime.images import encode_png
-from arcloop.serving.deploy import deploy, make_live, stage
+from arcloop.serving.deploy import activate_version, deploy, stage
 from arcloop.serving.roll import main as roll
 from arcloop.serving.serve import SERVERS
 from arcloop.serving.servers.client import load_golden_batch, require_parity
@@ -156,7 +156,7 @@ def test_replacing_servers_behind_a_service_loses_no_request(
             new.wait_until_ready()
             golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
             require_parity(new.endpoint, golden, staged.version.version)
-            make_live(staged.store, staged.version.version, settings)
+            activate_version(staged.store, staged.version.version, settings)
             switch.direct_to(new.endpoint)
             stop = running.enter_context(starting.pop_all())
         if old:

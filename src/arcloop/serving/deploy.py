@@ -181,7 +181,7 @@ def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySet
 
         archive = store.restore(version).path
         deploy_release(Release.of(read_manifest(archive), settings), unpacked)
-    return make_live(store, version, settings)
+    return activate_version(store, version, settings)
 
 
 def print_objects(manifest: Mapping[str, Any], settings: KubernetesSettings) -> None:
@@ -192,7 +192,7 @@ def print_objects(manifest: Mapping[str, Any], settings: KubernetesSettings) -> 
     print(manifest_yaml(Release.of(manifest, settings)), end="")
 
 
-def make_live(store: ModelStore, version: str, settings: DeploySettings) -> Version:
+def activate_version(store: ModelStore, version: str, settings: DeploySettings) -> Version:
     """Make a stored version live, write the server configs, and prune old versions."""
     live = store.make_live(version)
     store.write_config(TORCHSERVE_CONFIG, torchserve_properties(settings, live.path.resolve()))

@@ -20,7 +20,7 @@ from arcloop.errors import ArcloopError, ArtifactError, ConfigError, ResourceErr
 from arcloop.serving.deploy import (
     DeployArguments,
     StagedVersion,
-    make_live,
+    activate_version,
     parse_arguments,
     stage,
 )
@@ -77,7 +77,7 @@ def roll(staged: StagedVersion, settings: DeploySettings) -> None:
             if before and isinstance(cause, ArcloopError):
                 print_line(f"still live: {before.version}")
             raise
-    make_live(staged.store, version, settings)
+    activate_version(staged.store, version, settings)
     print_line(f"live and serving: {version}")
     _drain(management, version, settings.response_timeout_s)
 

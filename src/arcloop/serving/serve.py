@@ -15,7 +15,7 @@ from pathlib import Path
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ResourceError, report_errors
 from arcloop.runtime.predictor import K_HEADER
-from arcloop.serving.deploy import DeployArguments, make_live, parse_arguments, stage
+from arcloop.serving.deploy import DeployArguments, activate_version, parse_arguments, stage
 from arcloop.serving.servers.client import load_golden_batch, require_parity
 from arcloop.serving.servers.entrypoint import THUMBNAILS
 from arcloop.serving.servers.fastapi_server import FastApiServer
@@ -78,7 +78,7 @@ def _start(
         except ArcloopError:
             print_line(f"still live: {live.version if live else 'no version'}")
             raise
-        make_live(staged.store, staged.version.version, settings)
+        activate_version(staged.store, staged.version.version, settings)
     print_line(f"live and serving: {staged.version.version}")
     return server
 

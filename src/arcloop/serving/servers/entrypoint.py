@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
     given = _parse_arguments(argv)
     if given.command == "ready":
-        return probe_torchserve(given.port, given.name, given.workers)
+        fault = torchserve_fault(given.port, given.name, given.workers)
+        print(fault or "ready")
+        return 1 if fault else 0
     config = given.config / (TORCHSERVE_CONFIG if given.command == "torchserve" else FASTAPI_CONFIG)
     try:
         archive = (given.store / read_archive_name(config)).resolve(strict=True)
@@ -200,11 +202,16 @@ def _serve_metrics(host: str, port: int) -> None:
     prometheus.start_http_server(port, host, registry)
 
 
-def probe_torchserve(port: int, name: str, workers: int) -> int:
-    """Return 0 if all workers of a model are READY; print the reason and return 1 otherwise.
+def torchserve_fault(port: int, name: str, workers: int) -> str | None:
+    """Return why TorchServe is not ready; None if all workers of the model are READY.
 
     TorchServe's /ping answers "Healthy" while no worker is alive. The management API knows the
-    state of the workers, but listens on the pod's loopback interface only.
+    state of the workers, but listens on the loopback interface only.
+
+    Args:
+        port: The management port.
+        name: Name of the model.
+        workers: Number of workers that the model must have.
     """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_TIMEOUT_SECONDS)
     try:
@@ -212,14 +219,12 @@ def probe_torchserve(port: int, name: str, workers: int) -> int:
         described = json.loads(connection.getresponse().read())
         statuses = [worker["status"] for worker in described[0]["workers"]]
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as cause:
-        print(f"the management API of TorchServe does not answer: {cause!r}")
-        return 1
+        return f"the management API of TorchServe does not answer: {cause!r}"
     finally:
         connection.close()
     if len(statuses) < workers or set(statuses) != {"READY"}:
-        print(f"{workers} workers must be READY; their states are {statuses}")
-        return 1
-    return 0
+        return f"{workers} workers must be READY; their states are {statuses}"
+    return None
 
 
 if __name__ == "__main__":

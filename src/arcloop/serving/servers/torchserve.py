@@ -14,7 +14,11 @@ from typing import Any
 
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.serving.servers.config_files import torchserve_properties
-from arcloop.serving.servers.entrypoint import TORCHSERVE_CONFIG, WORK_FOLDER
+from arcloop.serving.servers.entrypoint import (
+    TORCHSERVE_CONFIG,
+    WORK_FOLDER,
+    torchserve_fault,
+)
 from arcloop.serving.servers.server_process import ServerProcess
 
 MIN_JAVA = 17
@@ -40,18 +44,9 @@ class TorchServe(ServerProcess):
         )  # fmt: skip
         return {"inference_port": self.settings.host, **dict.fromkeys(internal, "127.0.0.1")}
 
-    @property
-    def management(self) -> ManagementClient:
-        """Client of the server's management API."""
-        return ManagementClient(self.settings.management_port, self.settings.name)
-
     def ready(self) -> bool:
-        """Return whether every worker has loaded the model; /ping does not check the workers."""
-        try:
-            found = self.management.default()
-        except ResourceError:
-            return False  # the front end has not started yet
-        return found is not None and found.ready and len(found.workers) == self.settings.workers
+        settings = self.settings
+        return torchserve_fault(settings.management_port, settings.name, settings.workers) is None
 
     def load_failure(self) -> str | None:
         """Return why a worker died while loading; TorchServe would restart it indefinitely."""
