@@ -18,14 +18,14 @@ import yaml
 class Model(kserve.Model):  # type: ignore[misc]
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name)
-        from arcloop.runtime.predictor import Predictor
+        from arcloop_runtime.predictor import Predictor
 
         settings = yaml.safe_load((folder / "model-config.yaml").read_bytes())["handler"]
         self._predictor = Predictor(folder, settings)
         self.ready = True
 
     def predict(self, payload: dict[str, Any], *_: object, **__: object) -> dict[str, Any]:
-        from arcloop.runtime.predictor import PredictRequest
+        from arcloop_runtime.predictor import PredictRequest
 
         requests = [PredictRequest(base64.b64decode(one["b64"])) for one in payload["instances"]]
         return {

@@ -14,7 +14,7 @@ from fastapi import Response
 
 class Api(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
-        from arcloop.runtime.predictor import Predictor
+        from arcloop_runtime.predictor import Predictor
 
         folder = Path(sys.argv[1])
         settings = yaml.safe_load((folder / "model-config.yaml").read_bytes())["handler"]
@@ -27,7 +27,7 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
         return inputs
 
     def predict(self, inputs: list[bytes]) -> list[bytes]:
-        from arcloop.runtime.predictor import PredictRequest
+        from arcloop_runtime.predictor import PredictRequest
 
         return [
             reply.body for reply in self._predictor.predict([PredictRequest(one) for one in inputs])

@@ -19,7 +19,7 @@ def encoded(image, form="PNG", **options):
     return buffer.getvalue()
 
 
-def test_image_of_the_right_size_is_not_touched():
+def test_an_image_of_the_target_size_is_not_resampled():
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
     assert np.array_equal(
         decode(encoded(Image.fromarray(pixels)), **SIZE, channels=1)[..., 0], pixels
@@ -102,7 +102,7 @@ def test_damaged_png_is_what_pillow_says_it_is(seed, mode, place, bits, damage):
         assert np.array_equal(array.reshape(expected.shape), expected)
 
 
-def test_result_can_be_written_to():
+def test_the_result_is_writable():
     for form in ("PNG", "JPEG"):
         assert decode(encoded(Image.new("L", (6, 4)), form), **SIZE, channels=1).flags.writeable
 
@@ -170,7 +170,7 @@ GOOD = encoded(Image.effect_noise((64, 64), 50), "PNG")
         (encoded(Image.new("L", (9, 9)), "GIF"), "not an image"),
     ],
 )
-def test_what_is_no_image_says_why(content, message):
+def test_invalid_bytes_raise_an_error_with_the_reason(content, message):
     with pytest.raises(ImageError, match=message):
         decode(content, **SIZE, channels=1)
 
@@ -180,7 +180,7 @@ def test_missing_file(tmp_path):
         decode(tmp_path / "none.png", **SIZE, channels=1)
 
 
-def test_bomb_is_refused_before_it_is_decoded():
+def test_a_large_image_is_refused_before_it_is_decoded():
     with pytest.raises(ImageError, match="4,096 pixels; at most 4,095"):
         decode(GOOD, **SIZE, channels=1, max_pixels=4095)
 

@@ -86,7 +86,7 @@ def replace_folder(new: Path, target: Path) -> None:
             new.rename(target)
             old.rename(new)
         shutil.rmtree(new, ignore_errors=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -103,7 +103,7 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush the entries of a folder to the disk where the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

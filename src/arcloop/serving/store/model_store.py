@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from arcloop.artifacts.atomic import write_bytes, write_json
+from arcloop.artifacts.atomic import sync_folder, write_bytes, write_json
 from arcloop.artifacts.locks import file_lock
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, write_error
@@ -143,7 +142,7 @@ class ModelStore:
         """Move a complete archive from the folder for drafts into the store."""
         target = self.path / draft.name
         draft.rename(target)
-        _sync_folder(self.path)
+        sync_folder(self.path)
         version = parse_version(target, self.name)
         assert version is not None
         return self.find(version)
@@ -159,13 +158,13 @@ class ModelStore:
         if live != version:
             previous = live
         write_json(self.path / _LIVE, {"name": self.name, "live": version, "previous": previous})
-        _sync_folder(self.path)
+        sync_folder(self.path)
         return self.find(version)
 
     def write_config(self, name: str, content: str) -> None:
         """Write a server's config file atomically."""
         write_bytes(self.path / name, content.encode())
-        _sync_folder(self.path)
+        sync_folder(self.path)
 
     def restore(self, version: str) -> Version:
         """Move a version out of the backup, if it is there.
@@ -176,7 +175,7 @@ class ModelStore:
         found = self.find(version)
         if found.state == "backup":
             found.path.rename(self.path / found.path.name)
-            _sync_folder(self.path)
+            sync_folder(self.path)
         return self.find(version)
 
     def prune(self, keep: int) -> list[Version]:
@@ -193,7 +192,7 @@ class ModelStore:
         moved = [v for v in loadable if v.state == "kept"][:excess]
         for version in moved:
             version.path.rename(self.path / _BACKUP / version.path.name)
-        _sync_folder(self.path)
+        sync_folder(self.path)
         return moved
 
     def _read_live(self) -> tuple[str | None, str | None]:
@@ -218,12 +217,3 @@ class ModelStore:
                     where=self.path,
                     remedy="choose another deploy.model_store",
                 )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Write the renames in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
