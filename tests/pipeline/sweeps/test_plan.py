@@ -7,17 +7,17 @@ from arcloop.errors import ConfigError
 from arcloop.pipeline.sweeps.plan import plan
 
 WRONG = {
-    "nothing to sweep": ([], ["-m, but nothing to sweep", "head.margin=0.2,0.3"]),
+    "nothing to sweep": ([], ["no key has several values", "head.margin=0.2,0.3"]),
     "a misspelt key": (["head.margn=0.2,0.3"], ["no key head.margn", "did you mean head.margin"]),
     "a misspelt choice": (["head=arcface,arcfac"], ["no head=arcfac", "did you mean arcface"]),
     "all that is wrong at once": (
         ["head.margin=0.2,7", "loader.batch_size=10,0"], ["head.margin=7", "loader.batch_size=0"]),
     "an interval without a search": (
-        ["head.margin=interval(0.2,0.3)"], ["head.margin has an interval", "sweep=optuna"]),
+        ["head.margin=interval(0.2,0.3)"], ["head.margin is an interval", "sweep=optuna"]),
     "the end of an interval": (
         ["sweep=random", "head.margin=interval(0.2,9.0)"], ["head.margin=9.0 must be less than"]),
     "one folder for all": (["run_dir=x", "head.margin=0.2,0.3"], ["run_dir=x", "hydra.sweep.dir"]),
-    "no Slurm": (["launcher=slurm", "seed=1,2"], ["no Slurm here", "launcher=joblib"]),
+    "no Slurm": (["launcher=slurm", "seed=1,2"], ["launcher=slurm needs Slurm", "launcher=joblib"]),
     "no trials": (["sweep=optuna", "sweep.trials=0", "seed=1,2"], ["sweep.trials=0 must be"]),
     "no such search": (["sweep=optun", "seed=1,2"], ["no sweep=optun", "did you mean optuna"]),
     "unreadable": (["head.margin=interval(0.2"], ["cannot read the override"]),

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from arcloop.config.composition import as_config_error, bundled, check_config, compose_unchecked
+from arcloop.config.composition import bundled, check_config, compose_unchecked, parse_overrides
 from arcloop.errors import ConfigError
 from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.job import TRAINING
@@ -51,12 +49,14 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         ConfigError: Nothing is swept, or a key, a value or the sweep itself is wrong.
     """
     _require_extra(arguments)
-    given = _parse(arguments)
+    given = parse_overrides(arguments)
     fixed = [o.input_line or "" for o in given if not o.is_sweep_override()]
     swept = [o for o in given if o.is_sweep_override()]
     config = compose_unchecked([*fixed, *(_values(override)[0] for override in swept)])
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    swept += [o for o in _parse([f"{k}={v}" for k, v in params.items()]) if o.is_sweep_override()]
+    swept += [
+        o for o in parse_overrides([f"{k}={v}" for k, v in params.items()]) if o.is_sweep_override()
+    ]
     if not swept:
         raise ConfigError(
             "-m is given, but no key has several values",
@@ -73,13 +73,6 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         gpus=tuple(gpus),
         extra=(f"launcher.jobs={jobs}",) if gpus else (),
     )
-
-
-def _parse(arguments: Sequence[str]) -> list[Override]:
-    try:
-        return list(OverridesParser.create().parse_overrides(list(arguments)))
-    except HydraException as cause:
-        raise as_config_error(cause) from None
 
 
 def _require_extra(arguments: Sequence[str]) -> None:
