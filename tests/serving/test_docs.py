@@ -21,19 +21,19 @@ LINES = [
 
 
 def test_the_documented_commands_run(small_run, tmp_path):
-    mains = {"serving/deploy.py": deploy, "serving/versions.py": versions}
+    mains = {"deploy": deploy, "versions": versions}
     store = [f"deploy.model_store={tmp_path / 'store'}"]
     ran = []
     for program, *rest in LINES:
-        if program == "python":
-            script, *given = rest
+        if program == "arcloop":
+            verb, *given = rest
             arguments = [a.replace("runs/mnist", str(small_run)) for a in given] + store
-            if script in mains:
-                assert mains[script](arguments) == 0
+            if verb in mains:
+                assert mains[verb](arguments) == 0
             else:
-                assert script in ("serving/serve.py", "serving/roll.py")
+                assert verb in ("serve", "roll")
                 parse_arguments(arguments)
-            ran.append(script)
+            ran.append(verb)
         else:
             assert program == "curl"
             assert rest[-1] == "http://127.0.0.1:8082/predictions/mnist"
@@ -50,3 +50,8 @@ def test_documented_settings_exist(key, settings):
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)\)", TEXT))
 def test_links_point_to_existing_files(link):
     assert (DOCS / link).exists()
+
+
+def test_documented_scripts_exist():
+    for script in re.findall(r"`(serving/\w+\.py)`", TEXT):
+        assert (DOCS.parent / script).is_file()
