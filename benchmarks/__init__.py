@@ -1,1 +1,1 @@
-"""Side-by-side measurements. `make bench` runs them all and prints ratios."""
+"""Side-by-side measurements. `make bench` runs all of them and prints ratios."""

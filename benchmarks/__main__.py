@@ -1,12 +1,11 @@
 """`python -m benchmarks [--quick | --full] [SECTION ...]`: measure, and write results and the page.
 
-Each section is measured in a process of its own and written to benchmarks/results/SECTION.json;
-sections that are not named keep what they have. Without an option it takes a quarter of an hour on
-two cores; `--full` takes the largest sizes too, in an hour; `--quick` takes small sizes of the
-sections that compare, in two minutes, and prints what it finds, which is not kept. Nothing else
-should be running. The peers' packages are an extra of
-their own (`pip install -c constraints.txt -e '.[cpu,bench]'`); without them their rows are left
-out.
+Each section is measured in a separate process and written to benchmarks/results/SECTION.json; the
+results of sections that are not named do not change. Without an option, it takes a quarter of an
+hour on two cores. `--full` includes the largest sizes and takes an hour. `--quick` measures the
+comparisons on small sizes in two minutes and prints the results without writing them. Nothing else
+should run on the machine. The other libraries are installed by an extra
+(`pip install -c constraints.txt -e '.[cpu,bench]'`); without them their rows are left out.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ _QUICK = ("chain", "training", "libraries", "index", "memory", "startup")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     sizes = parser.add_mutually_exclusive_group()
-    for size, told in ((Size.QUICK, "small sizes; not kept"), (Size.FULL, "the largest sizes too")):
+    for size, text in ((Size.QUICK, "small sizes; not written"), (Size.FULL, "all sizes")):
         sizes.add_argument(f"--{size.value}", dest="size", action="store_const", const=size,
-                           default=Size.USUAL, help=told)  # fmt: skip
+                           default=Size.USUAL, help=text)  # fmt: skip
     parser.add_argument("--one", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("sections", nargs="*", choices=[[], *page.SECTIONS], metavar="SECTION")
     given = parser.parse_args()
@@ -65,7 +64,7 @@ def _in_process(name: str, results: Path, size: Size) -> bool:
 
 def _measure(name: str, file: Path, size: Size) -> None:
     os.environ.setdefault("ARCLOOP_BENCHMARKS", name)
-    machine = describe()  # before it: with the load of the others
+    machine = describe()  # before the measurement, so that the load is that of other programs
     found = importlib.import_module(f"benchmarks.{name}").measure(size)
     value = {"section": name, "size": size.value, "machine": machine, "found": found.as_dict()}
     file.parent.mkdir(parents=True, exist_ok=True)

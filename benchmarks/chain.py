@@ -1,11 +1,12 @@
-"""The whole chain on the classic example's work, against the same written as tutorials write it.
+"""All steps on the classic MNIST example, compared with a script as tutorials write it.
 
-MNIST as 28x28 PNG files in class folders: the training file as 49,000 train, 10,000 gallery and
-1,000 val, on which ours chooses its checkpoint; the test file as 10,000 query. (No image is in both
-train and gallery: `validate` refuses that.) The same two-convolution network, ArcFace with s = 32
-and m = 0.5, SGD with a rate of 0.01, 2 epochs of batches of 64, in float32; and once with our own
-defaults of network, batch, rate and augmentation. Ours is `arcloop run` as a command, start-up,
-report and all; theirs is benchmarks/peers/classic.py. Each in turn.
+The data are MNIST as 28x28 PNG files in class folders: the training file as 49,000 train, 10,000
+gallery and 1,000 val, on which arcloop selects its checkpoint; the test file as 10,000 query. (No
+image is in both train and gallery, because `validate` refuses that.) Both sides use the same
+network with two convolutions, ArcFace with s = 32 and m = 0.5, SGD with a learning rate of 0.01,
+and 2 epochs of batches of 64, in float32. A second row uses arcloop's default network, batch size,
+learning rate and augmentation. arcloop is measured as the command `arcloop run`, including start-up
+and report. The other side is benchmarks/peers/classic.py. They run in turn.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def measure(size: Size) -> Section:
             found["theirs"] = in_process(
                 "benchmarks.peers.classic", str(images), str(folder / "peer"), str(epochs)
             )
-            found["theirs"]["whole"] = time.perf_counter() - start  # start-up too, as in ours
+            found["theirs"]["whole"] = time.perf_counter() - start  # including start-up, as in ours
             shutil.rmtree(folder / "peer")
             rounds.append(found)
         section = _section(rounds)
@@ -72,7 +73,7 @@ def measure(size: Size) -> Section:
 
 
 def mnist_pngs(folder: Path, *, share: int) -> Path:
-    """Write the bundled MNIST as PNG files; with a share, one image of so many."""
+    """Write the bundled MNIST as PNG files; with a share, one image in every `share`."""
     config = compose_config(["data=mnist", "data.val=1", "data.gallery=1"])
     steps.apply("prepare", config, {}, folder.with_name("store"))
     store = Store.open(folder.with_name("store"))
@@ -88,7 +89,7 @@ def mnist_pngs(folder: Path, *, share: int) -> Path:
 
 
 def _split(row: int) -> str:
-    """Of 60 images of the training file 10 are gallery, 1 is val and 49 are train."""
+    """Of every 60 images of the training file, 10 are gallery, 1 is val and 49 are train."""
     return "gallery" if row % 6 == 0 else "val" if row % 60 == 1 else "train"
 
 
@@ -161,9 +162,9 @@ def _section(rounds: list[dict[str, Any]]) -> Section:
 
 
 def _opencv(section: Section, images: Path, folder: Path, size: Size) -> None:
-    """Add `prepare` against OpenCV on all cores, where it is installed."""
+    """Add a comparison of `prepare` with OpenCV on all cores, if OpenCV is installed."""
     if importlib.util.find_spec("cv2") is None:
-        section.notes.append("OpenCV is not installed here: `prepare` was not compared with it.")
+        section.notes.append("`prepare` was not compared with OpenCV, which is not installed.")
         return
     photos = jpeg_photos(folder / "photos", count=size.of(_PHOTOS // 10, _PHOTOS, _PHOTOS))
     for name, root, pixels, channels in (
@@ -190,7 +191,7 @@ def _opencv(section: Section, images: Path, folder: Path, size: Size) -> None:
 
 
 def jpeg_photos(folder: Path, *, count: int) -> Path:
-    """Write JPEG files of smooth colours with the grain of photos, each ten times."""
+    """Write JPEG files of smooth colours with noise like that of photos, each ten times."""
     generator = np.random.default_rng(0)
     encoded = b""
     for number in range(count):

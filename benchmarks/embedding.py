@@ -1,4 +1,4 @@
-"""Embedding the gallery to disk, against a bare loop over model.pt and tensors in memory."""
+"""Embedding the gallery to disk, compared with a bare loop over model.pt and tensors in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.measure import Comparison, alternate
 def compare(
     store: Path, model: Path, *, batch_size: int = 512, rounds: int = 5, device: str = "cpu"
 ) -> Comparison:
-    """Images per second over the gallery, model loading excluded on both sides by warm-up."""
+    """Measure images per second over the gallery, after a warm-up that loads the model."""
     opened = Store.open(store)
     images_NHWC, _ = opened.gather("gallery", torch.arange(opened.rows("gallery")).numpy())
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)

@@ -1,8 +1,8 @@
-"""Rows that need a GPU: bare-loop ratio, time to accuracy, a sharded head, embedding.
+"""Measurements on a GPU: training, time to accuracy, sharded head, embedding.
 
-The same code as above on one GPU in bf16, with the data there: training against a bare loop, the
-default job to its accuracy, ArcFace over 1,000,000 classes, and `embed` against a loop over
-model.pt.
+The code of the sections above on one GPU in bf16, with the data in GPU memory: training compared
+with a bare loop, the default job, ArcFace over 1,000,000 classes, and `embed` compared with a loop
+over model.pt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GPU = ["trainer=gpu", "loader.on_device=true"]
 
 def measure(size: Size) -> Section:
     if not torch.cuda.is_available():
-        return Section(notes=["Unmeasured: no GPU was at hand."])
+        return Section(notes=["Not measured: no GPU was available."])
     limit, rounds = size.of((20, 2), (100, 5), (100, 5))
     section = Section()
     with tempfile.TemporaryDirectory() as name:

@@ -1,9 +1,10 @@
 """The head alone: dense, sharded, and sharded with a tenth of the classes sampled.
 
-Milliseconds of a training step and peak memory of a process, in one process and in several, each
-with its ratio to the dense head. The step is embedder (one linear layer of 512 dimensions), head,
-backward and optimizer, global batch 64, under DDP where there are several processes. On GPUs when
-there are any, one process each, batch 1024. Empty: the machine has not the memory for it.
+The table shows the time of a training step and the peak memory of a process, in one process and in
+several, with the ratio to the dense head. A step consists of the embedder (one linear layer of 512
+dimensions), head, backward pass and optimizer, with a global batch of 64, under DDP if there are
+several processes. With GPUs there is one process per GPU and a batch of 1024. An empty cell means
+that the machine does not have enough memory.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ _FEWEST, _MOST, _SECONDS = 3, 50, 2.0
 Result = dict[str, float]
 
 
-TITLE = "Split classes"
+TITLE = "Sharded classes"
 
 
 def measure(size: Size) -> Section:
-    """One process, and as many as there are GPUs, or two."""
+    """Measure one process, and one process per GPU, or two without GPUs."""
     devices = torch.cuda.device_count()
     classes = size.of((1_000,), (100_000,), (10_000, 100_000, 1_000_000))
     rows = []
@@ -62,18 +63,18 @@ def _row(
                 for key in ("ms", "mib")}  # fmt: skip
     return {
         "processes": processes, "classes": classes, "head": way,
-        "ms a step": result and result["ms"], "to dense": of_dense["ms"],
-        "peak MiB a process": result and result["mib"], "its ratio": of_dense["mib"],
+        "ms per step": result and result["ms"], "ratio of times": of_dense["ms"],
+        "peak MiB per process": result and result["mib"], "ratio of memory": of_dense["mib"],
     }  # fmt: skip
 
 
 def _batch(processes: int) -> int:
-    """Rows in a batch of one process: of all together as many, however many there are."""
+    """Return the batch size of one process; the global batch size is constant."""
     return (1024 if torch.cuda.is_available() else 64) // processes
 
 
 def _measured(classes: int, way: str, processes: int) -> Result | None:
-    """Measure in fresh processes; None where the machine has not the memory."""
+    """Measure in new processes; None if the machine does not have enough memory."""
     if not torch.cuda.is_available() and _needed(classes, way, processes) > _available():
         return None
     with socket.socket() as probe:
@@ -98,7 +99,7 @@ def _measured(classes: int, way: str, processes: int) -> Result | None:
 
 
 def _needed(classes: int, way: str, processes: int) -> float:
-    """Bytes of all processes together: weight, gradient, momentum, unit vectors and their own."""
+    """Return the bytes of all processes: weight, unit vectors, gradients and momentum."""
     copies = {"dense": 7 if processes == 1 else 8, "sharded": 7, "sampled 0.1": 3.5}[way]
     return copies * classes * D * 4 * (processes if way == "dense" else 1)
 
@@ -109,7 +110,7 @@ def _available() -> float:
 
 
 def _of_this_process(field: str) -> float:
-    """VmRSS or VmHWM (its peak) in MiB."""
+    """Return VmRSS, or its peak VmHWM, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
@@ -137,7 +138,7 @@ def _rank(way: str, classes: int) -> None:
         torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world)
-    _steps(way, 1000, world, device, seconds=0)  # so that what is loaded at first use is there
+    _steps(way, 1000, world, device, seconds=0)  # loads what is loaded at first use
     before = _of_this_process("VmRSS")
     milliseconds = _steps(way, classes, world, device, seconds=_SECONDS)
     peak = (
@@ -151,7 +152,7 @@ def _rank(way: str, classes: int) -> None:
 def _steps(
     way: str, classes: int, world: int, device: torch.device, *, seconds: float
 ) -> list[float]:
-    """Milliseconds of each training step after the first one."""
+    """Return the milliseconds of each training step after the first."""
     config = compose_config(WAYS[way])
     model = _Model(config, classes).to(device)
     optimizer = build(config, "optimizer")(model.embedder, model.head)

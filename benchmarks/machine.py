@@ -1,4 +1,4 @@
-"""The machine a result was taken on, and with what."""
+"""The machine, the versions and the date of a measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores, SIMD level, memory, GPU, other load, Python, packages, and the date."""
+    """Return CPU, cores, SIMD level, memory, GPU, load average, Python, packages, and the date."""
     import torch
 
     return {
@@ -35,12 +35,12 @@ def describe() -> dict[str, Any]:
 
 
 def in_words(machine: dict[str, Any]) -> str:
-    """One line for a page."""
+    """Return one line for a page."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     return (
         f"{machine['date']}; {machine['cpu']}, {machine['cores']} cores ({machine['simd']}), "
-        f"{machine['memory_gib']} GiB{gpu}; load before it {machine['load_before']}; "
+        f"{machine['memory_gib']} GiB{gpu}; load average before {machine['load_before']}; "
         f"Python {machine['python']}, {packages}"
     )
 

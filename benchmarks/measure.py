@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating rounds, fresh processes, and what a section is made of."""
+"""Alternating measurements, new processes, and the contents of a section."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ T = TypeVar("T")
 
 
 class Size(Enum):
-    """How much is measured: in two minutes, in a quarter of an hour, or all of it, in an hour."""
+    """Extent of the measurements: two minutes, a quarter of an hour, or an hour."""
 
     QUICK = "quick"
     USUAL = "usual"
     FULL = "full"
 
     def of(self, quick: T, usual: T, full: T) -> T:
-        """Return the one that is for this size."""
+        """Return the value for this size."""
         return {Size.QUICK: quick, Size.USUAL: usual, Size.FULL: full}[self]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rates of two ways of doing the same work, measured in turn; higher is better.
+    """Rates of two implementations of the same task, measured in turn; higher is better.
 
     Attributes:
         name: What was compared.
-        ours: One rate a round.
-        other: The rates of the rounds' other half.
-        unit: Of the rates.
-        target: The ratio to reach; None: only told.
+        ours: Rates of arcloop, one per round.
+        other: Rates of the other implementation, one per round.
+        unit: Unit of the rates.
+        target: Ratio to reach; None: no target.
     """
 
     name: str
@@ -58,18 +58,18 @@ class Comparison:
 
     @property
     def middle(self) -> tuple[float, float]:
-        """The medians of both."""
+        """Medians of both rates."""
         return statistics.median(self.ours), statistics.median(self.other)
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a benchmark found.
+    """Results of a benchmark.
 
     Attributes:
         comparisons: Ratios, most of them with a target.
         tables: Caption -> rows of one table, all with the same keys.
-        notes: Sentences of what was left out, and why.
+        notes: What was left out, and why.
     """
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -94,7 +94,7 @@ def alternate(
     target: float | None,
     rounds: int = 5,
 ) -> Comparison:
-    """Measure A B A B ... after a round that is not counted; both return a rate."""
+    """Measure A B A B ... after a warm-up round; both functions return a rate."""
     ours(), other()
     pairs = [(ours(), other()) for _ in range(rounds)]
     return Comparison(name, [a for a, _ in pairs], [b for _, b in pairs], unit, target)
@@ -103,10 +103,10 @@ def alternate(
 def in_process(
     module: str, *arguments: str, python: str = sys.executable, timeout_s: float = 1800
 ) -> Any:
-    """Run `python -m module arguments` in a process of its own; return the JSON of its last line.
+    """Run `python -m module arguments` in a new process; return the JSON of its last line.
 
     Raises:
-        RuntimeError: It failed; with the end of what it said.
+        RuntimeError: The process failed; the message has the end of its output.
     """
     root = Path(__file__).parents[1]
     path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
@@ -121,7 +121,7 @@ def in_process(
 
 
 def peak_mib() -> float:
-    """Largest resident size that this process has had, in MiB, not that of who forked it."""
+    """Return the peak resident size of this process in MiB, without that of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
@@ -143,7 +143,7 @@ def compared_row(one: Comparison) -> Row:
         "ours": f"{number(ours)} {one.unit}".strip(),
         "other": f"{number(other)} {one.unit}".strip(),
         "ratio": f"{one.ratio:.3g}",
-        "aim": "" if one.target is None else f"{one.target:.3g}",
+        "target": "" if one.target is None else f"{one.target:.3g}",
         "reached": "" if one.target is None else ("yes" if one.ratio >= one.target else "no"),
     }
 
@@ -158,7 +158,7 @@ def _print(title: str, rows: Sequence[Row]) -> None:
 
 
 def number(value: Any) -> str:
-    """Three or four figures, as they are read.
+    """Format a number with three or four significant digits.
 
     >>> number(12345.6), number(0.98765), number(34.56), number("a"), number(7), number(None)
     ('12,346', '0.9877', '34.56', 'a', '7', '')

@@ -1,12 +1,11 @@
-"""Peak memory of each step, with ten times the synthetic images of 28x28: it must not grow.
+"""Peak memory of each step for a number of synthetic 28x28 images and for ten times as many.
 
-Of the images 94% are train, 5% gallery, 0.5% each val and query, so that every split grows tenfold;
-evaluate compares each query with each gallery row, 10,000 x 100,000 pairs at most. The index
+94% of the images are train, 5% gallery, 0.5% val and 0.5% query, so every split is ten times as
+large. evaluate compares each query with each gallery row, at most 10,000 x 100,000 pairs. The index
 itself, which must be in memory to be searched, is not counted. Training reads the store through
-memory maps in random order: pages of files that it touched, which the system takes back when it
-needs them, are counted as its memory by the system and not here; what it holds beside them differs
-by a few MiB from run to run, so the middle one of three is taken. Of what grows, 4 bytes an image
-are the order of an epoch.
+memory maps in random order: the pages of files, which the operating system can free at any time,
+are not counted. The other memory differs by a few MiB between runs, so the median of three is used.
+The order of an epoch takes 4 bytes per image.
 """
 
 from __future__ import annotations
@@ -60,19 +59,19 @@ def _peaks(rows: int, *, trainings: int) -> dict[str, float]:
         paths = {role: str(folder / role) for role in ("store", "run", "gallery", "index")}
         for step, output in zip(_STEPS, _OUTPUTS, strict=True):
             call = json.dumps([step, data, paths, str(folder / output)])
-            told = [in_process("benchmarks.memory", call)]
-            while step == "train" and len(told) < trainings:
+            results = [in_process("benchmarks.memory", call)]
+            while step == "train" and len(results) < trainings:
                 shutil.rmtree(folder / output)
-                told.append(in_process("benchmarks.memory", call))
+                results.append(in_process("benchmarks.memory", call))
             key = "anonymous" if step == "train" else "peak"
-            found[step] = statistics.median(float(one[key]) for one in told)
+            found[step] = statistics.median(float(one[key]) for one in results)
             if step in ("index", "evaluate"):
                 found[step] -= (folder / "index" / "faiss_index.bin").stat().st_size / 2**20
     return found
 
 
 def _run() -> None:
-    """One step in this process; prints its peaks."""
+    """Run one step in this process and print its peak memory."""
     import resource
 
     from arcloop.pipeline.steps import run_step
@@ -81,12 +80,12 @@ def _run() -> None:
     most = _Anonymous()
     run_step(name, overrides, {k: Path(v) for k, v in inputs.items()}, Path(output))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    told = {"peak": max(peak_mib(), children), "anonymous": most.mib}
-    print("\n" + json.dumps(told))
+    result = {"peak": max(peak_mib(), children), "anonymous": most.mib}
+    print("\n" + json.dumps(result))
 
 
 class _Anonymous:
-    """The most memory that is not of files, looked at every few milliseconds."""
+    """Peak of the memory that is not mapped from files, sampled every few milliseconds."""
 
     def __init__(self) -> None:
         self.mib = 0.0

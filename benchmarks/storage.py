@@ -1,9 +1,9 @@
-"""Stores of pixels against stores of JPEG: bytes on the disk, images/s of a loader, CPU time.
+"""Stores of pixels compared with stores of JPEG: size, images/s of a loader, CPU time.
 
     python -m benchmarks.storage
 
-The pictures are random cuts of the two photographs that come with scikit-learn. All of a store is
-in the page cache; where it is not, raw has as many times the bytes to read as the table says.
+The images are random crops of the two photographs that are part of scikit-learn. The whole store is
+in the page cache. If it is not, a raw store has to read more bytes, by the ratio in the table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ENCODINGS = {"raw": ("raw", 95), "jpeg 95": ("jpeg", 95), "jpeg 85": ("jpeg", 8
 
 
 def compare(sizes: dict[int, int]) -> None:
-    """Print bytes and rates by encoding, and their ratio to raw.
+    """Print size and rates of each encoding, and their ratio to raw.
 
     Args:
         sizes: Side of the images, in pixels -> number of them.
@@ -78,7 +78,7 @@ def _cut(root: Path, side: int, number: int) -> None:
 
 
 def _prepare(folder: Path, side: int, label: str) -> float:
-    """Return bytes of an image in the store."""
+    """Return the bytes per image of the store."""
     encoding, quality = _ENCODINGS[label]
     overrides = [
         "data=image_folder", f"data.root={folder / 'pictures'}", f"data.image_size={side}",
@@ -106,7 +106,7 @@ def _loader(store: Path, workers: int):
 
 
 def _read(loader) -> tuple[float, float]:
-    """Return images a second, and seconds of this process's CPU per image, without the start."""
+    """Return images per second and CPU seconds per image, without the first batch."""
     rows, started, cpu = 0, time.perf_counter(), time.process_time()
     for images, _ in loader:
         if rows == 0:
@@ -117,5 +117,5 @@ def _read(loader) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    print_line("photographs are cut, then each store is read")
+    print_line("writing crops of photographs, then reading each store")
     compare({112: 3000, 224: 1500})

@@ -1,8 +1,9 @@
-"""Training through Lightning, Hydra, the store and the loader, against a bare loop over tensors.
+"""Training with Lightning, Hydra, the store and the loader, compared with a bare loop.
 
-Same network, head, optimizer, schedule, augmentation, precision and batch size, alternating in one
-process; `embed` against a loop over model.pt; and loading alone: batches gathered from the store in
-random order, against numpy copying the same bytes from the same files in the files' order.
+Network, head, optimizer, schedule, augmentation, precision and batch size are the same, and the two
+alternate in one process. `embed` is compared with a loop over model.pt. Loading alone is compared
+with numpy: arcloop reads batches from the store in random order, and numpy copies the same bytes
+from the same files in the order of the files.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _TARGETS = {64: 0.93, 128: 0.95}  # 0.97 for larger batches
 
 
 def measure(size: Size) -> Section:
-    rounds = size.of(1, 9, 20)  # many and short: other work on the machine comes and goes
+    rounds = size.of(1, 9, 20)  # many short rounds, because the load of the machine varies
     comparisons = []
     with tempfile.TemporaryDirectory() as name:
         mnist = _prepared(_MNIST, Path(name) / "mnist")
@@ -68,7 +69,7 @@ def _prepared(overrides: list[str], store: Path) -> Path:
 
 
 def compare(store: Path, overrides: list[str], *, limit: int, rounds: int) -> Comparison:
-    """Images per second of `limit` steps each."""
+    """Measure images per second of `limit` steps each."""
     config = compose_config([*overrides, "trainer.max_epochs=1"])
     with open_dict(config):
         config.callbacks, config.logger = {}, {}
@@ -135,7 +136,7 @@ def _bare_loop(
 
 
 class _Watch(Callback):
-    """Images a second from the start of the epoch to the end of its last step."""
+    """Measures images per second from the start of the epoch to the end of its last step."""
 
     def __init__(self) -> None:
         self.images, self.seconds, self._start = 0, 0.0, 0.0
@@ -172,7 +173,7 @@ def _loading(store: Path, batch: int) -> Comparison:
         start = time.perf_counter()
         for images in shards:
             for first in range(0, len(images), batch):
-                kept = np.array(images[first : first + batch])  # until the next is there, as ours
+                kept = np.array(images[first : first + batch])  # keep it until the next, as ours
         assert kept.shape[1:] == shape
         return rows / (time.perf_counter() - start)
 

@@ -1,7 +1,7 @@
-"""Hook of the site: makes the page of all config groups out of conf/ and of what it names.
+"""MkDocs hook that generates the page of all config groups from conf/ and the docstrings.
 
-The choices and their values come from the files, the words about each value from the docstring of
-the constructor or of the settings that take it, so the page cannot go stale.
+The choices and their values are read from the YAML files. The description of each value is read from
+the docstring of the constructor or settings class that takes it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PAGE = "configuration.md"
 _INTRODUCTION = """\
 # Every config group
 
-*Made from `conf/` and from the code's own docstrings.* `GROUP=CHOICE` takes a choice of a group,
-`GROUP.KEY=VALUE` changes a value of it; `arcloop VERB --cfg job` prints what it comes to. The files
-themselves are short, and are the schema's other half: look at them.
+*Generated from `conf/` and the docstrings.* `GROUP=CHOICE` selects a choice of a group, and
+`GROUP.KEY=VALUE` sets a value. `arcloop VERB --cfg job` prints the composed config. Each choice shows its
+YAML file, which contains the default values.
 """
 
 
@@ -38,10 +38,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def page() -> str:
-    """Return the page, Markdown."""
+    """Return the page as Markdown."""
     conf = bundled("conf")
     groups = sorted(folder for folder in conf.iterdir() if folder.is_dir())
-    parts = [_INTRODUCTION, "## Values of their own\n", *_top_level(conf / "config.yaml")]
+    parts = [_INTRODUCTION, "## Top-level values\n", *_top_level(conf / "config.yaml")]
     for group in groups:
         parts += [f"## {group.name}\n", *_group(group)]
     return "\n".join(parts)
@@ -49,11 +49,11 @@ def page() -> str:
 
 def _top_level(file: Path) -> Iterator[str]:
     values = yaml.safe_load(file.read_bytes())
-    words = described(Config)
+    descriptions = described(Config)
     rows = [
-        (name, value, words[name])
+        (name, value, descriptions[name])
         for name, value in values.items()
-        if name in words and not isinstance(value, dict)
+        if name in descriptions and not isinstance(value, dict)
     ]
     yield from _table(rows)
     for name, annotation in inspect.get_annotations(Config, eval_str=True).items():
@@ -74,16 +74,18 @@ def _group(folder: Path) -> Iterator[str]:
 
 
 def _rows(target: Any, node: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
-    words = described(target)
-    return [(name, value, words[name]) for name, value in node.items() if name in words]
+    descriptions = described(target)
+    return [
+        (name, value, descriptions[name]) for name, value in node.items() if name in descriptions
+    ]
 
 
 def _table(rows: list[tuple[str, Any, str]]) -> Iterator[str]:
     if rows:
         yield "| key | value | meaning |\n|---|---|---|"
-        for name, value, words in rows:
+        for name, value, description in rows:
             shown = "" if isinstance(value, dict) else f"`{_scalar(value)}`"
-            yield f"| `{name}` | {shown} | {words.replace('|', chr(92) + '|')} |"
+            yield f"| `{name}` | {shown} | {description.replace('|', chr(92) + '|')} |"
         yield ""
 
 
@@ -113,13 +115,13 @@ def _first_line(target: Any) -> str:
 
 
 def described(target: Any) -> dict[str, str]:
-    """Return what a docstring says of each argument or attribute.
+    """Return the description of each argument or attribute in a docstring.
 
     Args:
         target: A class or function with a docstring in Google's style.
 
     Returns:
-        Name -> words, on one line.
+        Name -> description, on one line.
     """
     text = inspect.getdoc(target) or ""
     section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", text, flags=re.DOTALL | re.M)

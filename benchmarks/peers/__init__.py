@@ -1,1 +1,1 @@
-"""What a user would do without arcloop, and other projects' code on equal work."""
+"""Scripts that a user would write without arcloop, and other libraries on the same tasks."""

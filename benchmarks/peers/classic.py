@@ -1,9 +1,9 @@
-"""The classic example as its tutorials write it, a plain script: `IMAGES WORK EPOCHS`.
+"""The classic example as tutorials write it, in one script: `IMAGES WORK EPOCHS`.
 
-Class folders of images -> float32 .npy shards, a look at their shapes, a Dataset that returns one
+Class folders of images -> float32 .npy shards, a check of their shapes, a Dataset that returns one
 sample at a time, a DataLoader with two workers, a loop over batches of 64 with ArcFace and SGD, an
 embedding of the gallery, a flat index, and queries in batches of 16. Prints seconds of each stage
-and top-1 as JSON. Images are decoded by OpenCV where it is installed, else by PIL.
+and top-1 as JSON. Images are decoded by OpenCV if it is installed, otherwise by PIL.
 """
 
 from __future__ import annotations

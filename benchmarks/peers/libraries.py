@@ -1,9 +1,10 @@
-"""One library doing one piece of work, in a process of its own: `WHO WHAT SIZE` -> JSON.
+"""Measure one task of one library in a separate process: `LIBRARY TASK SIZE` -> JSON.
 
-WHO is arcloop, pml (pytorch-metric-learning) or oml (open-metric-learning). WHAT is `head`, forward
-and backward of ArcFace over SIZE classes; `metrics`, Recall@k and MAP@R of SIZE queries in a
-gallery of SIZE rows; or `judgement`, all that `arcloop evaluate` measures of them (arcloop alone).
-Prints seconds, MiB beyond what the imports took, and the result.
+LIBRARY is arcloop, pml (pytorch-metric-learning) or oml (open-metric-learning). TASK is `head`,
+forward and backward of ArcFace over SIZE classes; `metrics`, Recall@k and MAP@R of SIZE queries in
+a gallery of SIZE rows; or `evaluation`, all that `arcloop evaluate` computes for them (arcloop
+only).
+Prints seconds, MiB beyond the memory after the imports, and the result.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DIM, BATCH, SCALE, MARGIN, A_CLASS = 128, 64, 32.0, 0.5, 20
 def main() -> None:
     who, what, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
     work = _WORK[what](who, min(size, 40))
-    work()  # what is loaded or made at first use is there now
+    work()  # loads what is loaded at first use
     before = peak_mib()
     work = _WORK[what](who, size)
     seconds, found = [], 0.0
@@ -38,8 +39,8 @@ def main() -> None:
         start = time.perf_counter()
         found = work()
         seconds.append(time.perf_counter() - start)
-    told = {"s": statistics.median(seconds), "mib": peak_mib() - before, "found": found}
-    print(json.dumps(told))
+    result = {"s": statistics.median(seconds), "mib": peak_mib() - before, "found": found}
+    print(json.dumps(result))
 
 
 def head(who: str, classes: int) -> Callable[[], float]:
@@ -75,7 +76,7 @@ def _head(who: str, classes: int) -> nn.Module:
 
 
 def _stand_in() -> None:
-    """OML's files of what is measured alone, without all that its packages import beside it."""
+    """Import only the measured files of OML, without the other imports of its packages."""
     found = importlib.util.find_spec("oml")
     assert found is not None
     (root,) = found.submodule_search_locations or ()
@@ -84,23 +85,23 @@ def _stand_in() -> None:
         package.__path__ = [f"{root}/{name}"]
         sys.modules[f"oml.{name}"] = package
     ops = types.ModuleType("torchvision.ops")
-    ops.MLP = nn.Module  # type: ignore[attr-defined]  # imported beside ArcFace, which uses it not
+    ops.MLP = nn.Module  # type: ignore[attr-defined]  # imported, but not used by ArcFace
     sys.modules |= {"torchvision": types.ModuleType("torchvision"), "torchvision.ops": ops}
 
 
 def metrics(who: str, rows: int) -> Callable[[], float]:
-    """MAP@R, and what else a library's retrieval metrics are."""
+    """Return the computation of a library's retrieval metrics; its result is MAP@R."""
     return {"arcloop": _ours, "pml": _pml, "oml": _oml}[who](*_embeddings(rows))
 
 
-def judgement(who: str, rows: int) -> Callable[[], float]:
-    """MAP@R, and all that arcloop judges by."""
+def evaluation(who: str, rows: int) -> Callable[[], float]:
+    """Return the full evaluation of arcloop; its result is MAP@R."""
     assert who == "arcloop"
-    return _judge(*_embeddings(rows))
+    return _evaluate(*_embeddings(rows))
 
 
 def _embeddings(rows: int) -> tuple[Any, Any, Any, Any]:
-    """Queries, their labels, gallery and its labels: unit vectors round a direction for each 20."""
+    """Queries, their labels, gallery and its labels: unit vectors, 20 around each direction."""
     classes = max(1, rows // A_CLASS)
     random = np.random.default_rng(0)
     centres = random.standard_normal((classes, DIM), np.float32)
@@ -122,7 +123,7 @@ def _ours(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], f
     return work
 
 
-def _judge(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], float]:
+def _evaluate(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], float]:
     import faiss
 
     from arcloop.config.composition import compose_config
@@ -178,16 +179,16 @@ def _oml(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], fl
     def work() -> float:
         q, t, g, r = (torch.from_numpy(a) for a in (queries, truth, gallery, labels))
         _, found, relevant = batched_knn_qg(q, g, A_CLASS, labels_query=t, labels_gallery=r)
-        told = calc_retrieval_metrics(
+        values = calc_retrieval_metrics(
             found, relevant, cmc_top_k=(1, 5, 10), precision_top_k=(A_CLASS,),
             map_top_k=(A_CLASS,), verbose=False,
         )  # fmt: skip
-        return float(told["map"][A_CLASS])
+        return float(values["map"][A_CLASS])
 
     return work
 
 
-_WORK = {"head": head, "metrics": metrics, "judgement": judgement}
+_WORK = {"head": head, "metrics": metrics, "evaluation": evaluation}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The classic example's network, as a backbone: all but its last layer, which the embedder has."""
+"""The network of the classic example as a backbone, without its last layer."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def main():
         target = work / split.name
         target.mkdir(parents=True)
         found = [(str(p), int(p.parent.name)) for p in sorted(split.glob("*/*.*"))]
-        interval = min(INTERVAL, -(-len(found) // cores))  # few pictures too keep all cores at work
+        interval = min(INTERVAL, -(-len(found) // cores))  # use all cores also for few images
         for number, first in enumerate(range(0, len(found), interval)):
             paths, labels = zip(*found[first : first + interval], strict=True)
             tasks.append((paths, labels, target, number, size, channels))

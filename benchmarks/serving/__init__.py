@@ -40,7 +40,7 @@ def measure(size: Size) -> Section:
         if peers
         else ["LitServe and KServe's server were not measured: ARCLOOP_SERVING_PEERS is not set."]
     )
-    return Section(_compared(results), {"images a second": table}, notes)
+    return Section(_compared(results), {"throughput and latency": table}, notes)
 
 
 def _compared(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
@@ -68,4 +68,4 @@ def _compared(results: Sequence[Mapping[str, Any]]) -> list[Comparison]:
 
 
 def _ratio(name: str, ours: float, other: float, target: float) -> Comparison:
-    return Comparison(name, [ours], [other], "a second", target)
+    return Comparison(name, [ours], [other], "per second", target)
