@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench
 WORKERS ?= 2
 
-# What docs/results.md compares; each may be given, as in `make results HEADS=arcface,cosface`.
+# The runs of docs/results.md; override them as in `make results HEADS=arcface,cosface`.
 HEADS ?= softmax,cosface,arcface,adacos
 SEEDS ?= 0,1,2
 RESULTS ?= experiment=mnist
@@ -32,21 +32,21 @@ install: $(INSTALLED)  ## create .venv and install arcloop in it
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	@# Without torchvision: it is large, has to match torch's build, and where it does not, Lightning
-	@# cannot be imported any more. arcloop needs nothing of it; see models/without_torchvision.py.
+	@# Without torchvision: it is large and must match the build of torch; otherwise Lightning cannot
+	@# be imported. arcloop does not use it; see models/backbones/torchvision_stub.py.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	@touch $@
 
-demo: $(INSTALLED)  ## the whole main job on real MNIST, with a report to look at
+demo: $(INSTALLED)  ## run all steps on MNIST and write a report page
 	$(BIN)/arcloop run experiment=mnist
 
-serve: $(INSTALLED)  ## a server of the demo's run on this machine
+serve: $(INSTALLED)  ## serve the run of the demo on this machine
 	$(BIN)/arcloop serve run_dir=runs/mnist
 
-pipeline: $(INSTALLED)  ## the same job as a Kubeflow pipeline, on this machine
+pipeline: $(INSTALLED)  ## run the same steps as a Kubeflow pipeline on this machine
 	$(BIN)/arcloop pipeline experiment=mnist
 
-test: $(INSTALLED)  ## every test; those that start servers one after another
+test: $(INSTALLED)  ## all tests; tests that start servers run one after another
 	$(BIN)/python -m pytest -n $(WORKERS) tests src --ignore=tests/serving
 	$(BIN)/python -m pytest tests/serving
 
@@ -54,7 +54,7 @@ test-numerics: $(INSTALLED)  ## the tests that compare numbers, with SSE4 and wi
 	$(SSE4) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERICS)
 	$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERICS)
 
-check: lint test test-numerics  ## lint, then tests, doctests, docs' code
+check: lint test test-numerics  ## lint, then tests, doctests and the code in the docs
 
 lint: $(INSTALLED)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
@@ -62,17 +62,17 @@ lint: $(INSTALLED)  ## format, lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(INSTALLED)  ## format the code and mend what lint can mend
+format: $(INSTALLED)  ## format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(BENCH_INSTALLED)  ## side-by-side measurements, and docs/performance.md from them; a quarter of an hour
+bench: $(BENCH_INSTALLED)  ## run the benchmarks and write docs/performance.md; a quarter of an hour
 	$(BIN)/python -m benchmarks
 
-bench-full: $(BENCH_INSTALLED)  ## with the largest sizes too, about an hour
+bench-full: $(BENCH_INSTALLED)  ## the same including the largest sizes; about an hour
 	$(BIN)/python -m benchmarks --full
 
-bench-quick: $(BENCH_INSTALLED)  ## what compares, on small sizes: two minutes, printed and not kept
+bench-quick: $(BENCH_INSTALLED)  ## comparisons on small sizes, printed only; two minutes
 	$(BIN)/python -m benchmarks --quick
 
 $(BENCH_INSTALLED): $(INSTALLED)
@@ -80,13 +80,13 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps open-metric-learning==4.0.0
 	@touch $@
 
-results: $(INSTALLED)  ## heads side by side on MNIST, over seeds, into docs/results.md
+results: $(INSTALLED)  ## compare heads on MNIST over seeds and write docs/results.md
 	$(BIN)/arcloop train -m $(RESULTS) head=$(HEADS) seed=$(SEEDS) hydra.sweep.dir=runs/results
 	$(BIN)/arcloop leaderboard runs/results --markdown $(RESULTS_PAGE)
 
 docs: $(INSTALLED)  ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-clean:  ## remove .venv and caches; runs and stores stay
+clean:  ## remove .venv and caches, but not runs and stores
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """MkDocs hook that generates the page of all config groups from conf/ and the docstrings.
 
-The choices and their values are read from the YAML files. The description of each value is read from
-the docstring of the constructor or settings class that takes it.
+The choices and their values are read from the YAML files. The description of each value is read
+from the docstring of the constructor or settings class that takes it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _INTRODUCTION = """\
 # Every config group
 
 *Generated from `conf/` and the docstrings.* `GROUP=CHOICE` selects a choice of a group, and
-`GROUP.KEY=VALUE` sets a value. `arcloop VERB --cfg job` prints the composed config. Each choice shows its
-YAML file, which contains the default values.
+`GROUP.KEY=VALUE` sets a value. `arcloop VERB --cfg job` prints the composed config. Each choice
+shows its YAML file, which contains the default values.
 """
 
 
