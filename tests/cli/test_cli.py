@@ -210,7 +210,7 @@ WRONG = {
     "a wrong value": (["train", "loader.batch_size=0"], 2, "loader.batch_size=0"),
     "an index too large for the gallery": (
         ["index", "run_dir=runs/synthetic", "index=factory", "index.factory='IVF4096,Flat'"], 2,
-        "cannot train index"),
+        "is too small to train the index"),
     "a factory faiss does not know": (
         ["index", "run_dir=runs/synthetic", "index=factory", "index.factory=Nope"], 2, "Nope"),
     "an unknown verb": (["trian"], 2, "did you mean train"),

@@ -110,7 +110,7 @@ def test_what_the_machine_kept_from_ending_is_tried_again(in_tmp, capsys):
     assert "the same command runs 1 of them again" in capsys.readouterr().err
     (first,) = finished()
     before = states(first)
-    assert record.read(SWEEP / "stores_dir=blocked-stores").failure.again
+    assert record.read(SWEEP / "stores_dir=blocked-stores").failure.retry
     Path("blocked").unlink()
     assert main(arguments) == 0
     assert len(finished()) == 2
