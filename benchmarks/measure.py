@@ -140,7 +140,7 @@ def compared_row(one: Comparison) -> Row:
     ours, other = one.middle
     return {
         "comparison": one.name,
-        "ours": f"{number(ours)} {one.unit}".strip(),
+        "arcloop": f"{number(ours)} {one.unit}".strip(),
         "other": f"{number(other)} {one.unit}".strip(),
         "ratio": f"{one.ratio:.3g}",
         "target": "" if one.target is None else f"{one.target:.3g}",
