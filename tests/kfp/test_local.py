@@ -1,11 +1,12 @@
 """The task server of local runs: each call is made in a process of its own."""
 
+import importlib.util
 import os
 
 import pytest
 
 from arcloop.errors import DataError
-from arcloop.kfp.local import StepError, TaskRun, TaskServer, _explain
+from arcloop.kfp.local import _PRELOADED, StepError, TaskRun, TaskServer, _explain
 from arcloop.kfp.pod import TaskError, call
 
 
@@ -30,6 +31,12 @@ def kill_process():
 def server(tmp_path):
     with TaskServer(tmp_path / "log.txt") as running:
         yield running
+
+
+@pytest.mark.parametrize("name", _PRELOADED)
+def test_preloaded_modules_exist(name):
+    """The fork server ignores modules that it cannot import."""
+    assert importlib.util.find_spec(name) is not None
 
 
 def test_without_a_server_the_call_is_made_here():

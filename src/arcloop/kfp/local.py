@@ -35,6 +35,9 @@ _PRELOADED = [
     "arcloop.retrieval.index",
     "arcloop.serving.deploy",
     "arcloop.kfp.pod",
+    "jinja2",  # evaluate imports these when it needs them
+    "sklearn.manifold",
+    "sklearn.metrics",
 ]
 _REPORTED_METRICS = ("top1", "recall_at_5", "map_at_r", "eer")
 
