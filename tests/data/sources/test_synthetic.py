@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
+from tests.data.conftest import synthetic_source
 
 from arcloop.data import SPLITS, Store, prepare, store_key
 from arcloop.errors import ConfigError
-
-from .conftest import synthetic_source
 
 
 def test_a_row_is_a_function_of_seed_split_and_number():

@@ -5,13 +5,12 @@ import tracemalloc
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.conftest import csv_source, folder_source
 
 from arcloop.data import SPLITS, Store, prepare, store_key
 from arcloop.data.sources.csv_list import read_table
 from arcloop.errors import ConfigError, DataError
 from arcloop.runtime.images import decode
-
-from .conftest import csv_source, folder_source
 
 CELLS = {"ant": 10, "bee": 15, "ölkäfer": 20}
 

@@ -3,12 +3,11 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.conftest import folder_source, write_pictures
 
 from arcloop.data import SPLITS, Store, prepare, store_key
 from arcloop.errors import ConfigError, DataError
 from arcloop.runtime.images import decode
-
-from .conftest import folder_source, write_pictures
 
 
 def rows_of(store, split):

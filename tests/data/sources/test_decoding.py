@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from tests.data.conftest import folder_source, write_pictures
 
 from arcloop.data import Store, prepare
 from arcloop.data.sources import decoding
 from arcloop.data.sources.decoding import Block, decode_block, decode_blocks
 from arcloop.errors import DataError, ResourceError
-
-from .conftest import folder_source, write_pictures
 
 
 @dataclass

@@ -8,14 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-
-from arcloop.artifacts.writer import write_manifest
-from arcloop.data import SPLITS, Store, prepare, validate
-from arcloop.data.splits.disjoint import split_by_class
-from arcloop.errors import DataError
-from arcloop.runtime.images import decode
-
-from .conftest import (
+from tests.data.conftest import (
     csv_source,
     folder_source,
     idx_source,
@@ -23,6 +16,12 @@ from .conftest import (
     write_idx_set,
     write_pictures,
 )
+
+from arcloop.artifacts.writer import write_manifest
+from arcloop.data import SPLITS, Store, prepare, validate
+from arcloop.data.splits.disjoint import split_by_class
+from arcloop.errors import DataError
+from arcloop.runtime.images import decode
 
 STORED = ("train", "val", "gallery")
 

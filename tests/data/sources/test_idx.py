@@ -2,12 +2,12 @@ import gzip
 
 import numpy as np
 import pytest
+from tests.data.conftest import idx_source, write_idx, write_idx_set
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, prepare, store_key
+from arcloop.data.sources.idx import read_labels
 from arcloop.errors import ConfigError, DataError
-
-from .conftest import idx_source, write_idx, write_idx_set
 
 IMAGES = "train-images-idx3-ubyte"
 
@@ -180,3 +180,11 @@ def test_wrong_settings_are_told_together(tmp_path):
         ConfigError, match=r"(?s)data.shard_rows=0 .*data.val=1.5 .*data.split_seed=-1"
     ):
         idx_source(tmp_path, shard_rows=0, val=1.5, split_seed=-1)
+
+
+def test_labels_of_several_blocks(tmp_path, monkeypatch):
+    """Reading reuses one buffer for all blocks, so each must be copied."""
+    monkeypatch.setattr("arcloop.data.sources.idx._LABELS_PER_READ", 7)
+    labels = np.arange(20, dtype=np.uint8)
+    write_idx(tmp_path / "labels", labels)
+    assert read_labels(tmp_path / "labels").tolist() == labels.tolist()
