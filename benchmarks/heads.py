@@ -122,7 +122,7 @@ class _Model(nn.Module):
         self.embedder = nn.Linear(D, D)
         self.head = build(config, "head")(embedding_dim=D, num_classes=classes)
         if isinstance(self.head, ShardedArcFace):
-            self.head.split()
+            self.head.initialize_shard()
             self._ddp_params_and_buffers_to_ignore = [HEAD_WEIGHT]
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -164,7 +164,7 @@ def _steps(
     while step < steps:
         labels = torch.randint(classes, (len(inputs),), device=device)
         if isinstance(model.head, ShardedArcFace):
-            model.head.at_step(0, step)
+            model.head.set_step(0, step)
         start = time.perf_counter()
         optimizer.zero_grad()
         wrapped(inputs, labels).backward()

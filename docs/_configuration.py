@@ -74,7 +74,10 @@ def _group(folder: Path) -> Iterator[str]:
 
 
 def _rows(target: Any, node: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
-    descriptions = described(target)
+    # A constructor may pass **shared arguments to its base class, which describes them.
+    descriptions: dict[str, str] = {}
+    for cls in reversed(inspect.getmro(target) if inspect.isclass(target) else [target]):
+        descriptions |= described(cls)
     return [
         (name, value, descriptions[name]) for name, value in node.items() if name in descriptions
     ]
@@ -128,6 +131,6 @@ def described(target: Any) -> dict[str, str]:
     if not section:
         return {}
     entries = re.findall(
-        r"^ {4}(\w+)[^:\n]*: (.*?)(?=^ {4}\w|\Z)", section.group(1), flags=re.DOTALL | re.M
+        r"^ {4}(\w+)[^:\n]*: (.*?)(?=^ {4}[\w*]|\Z)", section.group(1), flags=re.DOTALL | re.M
     )
     return {name: " ".join(words.split()) for name, words in entries}

@@ -72,7 +72,7 @@ class EmbeddingModule(pl.LightningModule):
                     where="head=arcface_sharded, callbacks.ema",
                     remedy="use head=arcface, or leave callbacks.ema out",
                 )
-            self.head.split()
+            self.head.initialize_shard()
             # There is no public way to exclude a parameter from DDP, which reads this attribute:
             # https://github.com/pytorch/pytorch/issues/43690
             self._ddp_params_and_buffers_to_ignore = [sharded.HEAD_WEIGHT]
@@ -92,7 +92,7 @@ class EmbeddingModule(pl.LightningModule):
         seed_generators(seed, images_BCHW.device)
         pixels_BCHW = self.augmentation(images_BCHW.float(), torch.default_generator)
         if isinstance(self.head, ShardedArcFace):
-            self.head.at_step(self._seed, self.global_step)
+            self.head.set_step(self._seed, self.global_step)
         loss: Tensor = self.head(self._compute_features(pixels_BCHW), labels_B)
         if self._should_log_loss():
             # Not prog_bar=True: Lightning would then read the loss from the device at every step.

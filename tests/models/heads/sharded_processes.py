@@ -42,7 +42,7 @@ class Model(nn.Module):
             embedding_dim=D, num_classes=num_classes, scale=SCALE, margin=MARGIN,
             easy_margin=False, sample_rate=sample_rate,
         )  # fmt: skip
-        self.head.split()
+        self.head.initialize_shard()
         self._ddp_params_and_buffers_to_ignore = [HEAD_WEIGHT]
 
     def forward(self, inputs, labels):
@@ -71,7 +71,7 @@ def gradients(num_classes, sample_rate, rank, world, *, step=0, dtype=torch.floa
     model, wrapped, inputs, labels = prepare(
         num_classes, sample_rate, rank, world, seed=step, dtype=dtype
     )
-    model.head.at_step(3, step)
+    model.head.set_step(3, step)
     drawn = model.head.weight.detach().clone()
     loss = wrapped(inputs, labels)
     loss.backward()
@@ -119,7 +119,7 @@ def optimizer_of(model, name):
 def train(wrapped, model, optimizer, rank, world, steps):
     for step in steps:
         inputs, labels = (own(t, rank, world) for t in batch(MANY, step))
-        model.head.at_step(3, step)
+        model.head.set_step(3, step)
         optimizer.zero_grad()
         wrapped(inputs, labels).backward()
         optimizer.step()

@@ -22,8 +22,8 @@ from arcloop.models import (
     NormalizedSoftmax,
     SubCenterArcFace,
 )
-from arcloop.models.heads.adaface import _with_margin
 from arcloop.models.heads.cosine_classifier import scaled_cosine
+from arcloop.models.heads.feature_norm_margins import _cos_with_adaptive_margin
 
 B, D, C = 12, 5, 7
 MAG = {
@@ -215,10 +215,10 @@ def test_a_step_later_the_gradient_of_the_one_before_can_still_be_taken(case: st
     assert head.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "margin" in CASES[c][0].warms])
+@pytest.mark.parametrize("case", [c for c in CASES if "margin" in CASES[c][0].warmable])
 def test_at_a_share_of_none_there_is_no_margin(case: str) -> None:
     head = make(case)
-    head.warm(margin=0.0, scale=3.0)
+    head.set_warmup(margin=0.0, scale=3.0)
     features_BD, labels_B = make_batch(4)
     loss = loss_of(head, features_BD, labels_B).item()
     if isinstance(head, MagFace):
@@ -237,7 +237,7 @@ def test_half_a_share_is_half_of_every_margin() -> None:
     half = CombinedMargin(embedding_dim=D, num_classes=C, scale=8.0, m1=1.5, m2=0.2, m3=0.1)
     head = CombinedMargin(embedding_dim=D, num_classes=C, scale=8.0, m1=2.0, m2=0.4, m3=0.2)
     half.load_state_dict(head.state_dict())
-    head.warm(margin=0.5)
+    head.set_warmup(margin=0.5)
     torch.testing.assert_close(head(*make_batch(0)), half(*make_batch(0)))
 
 
@@ -248,7 +248,7 @@ def test_adaface_at_every_angle(z: float, dtype: torch.dtype) -> None:
     angle = torch.linspace(0, math.pi, 2001, dtype=torch.float64)
     cos = torch.cat([angle.cos().to(dtype), torch.tensor([1.0, -1.0], dtype=dtype)])
     cos.requires_grad_()
-    moved = _with_margin(cos, margin, torch.full_like(cos, z))
+    moved = _cos_with_adaptive_margin(cos, margin, torch.full_like(cos, z))
     for c, value in zip(cos.tolist(), moved.tolist(), strict=True):
         turned = min(math.pi, max(0.0, math.acos(c) - margin * z))
         assert value == pytest.approx(math.cos(turned) - margin * (1 + z), abs=1e-3)
@@ -279,7 +279,7 @@ def test_adacos_of_few_classes_has_a_scale_to_learn_with(classes: int, dynamic: 
 def test_adacos_counts_in_blocks_what_it_counts_at_once(monkeypatch) -> None:
     at_once, in_blocks = make("adacos"), make("adacos")
     at_once(*make_batch(0))
-    monkeypatch.setattr("arcloop.models.heads.adacos._BLOCK", 2 * C)
+    monkeypatch.setattr("arcloop.models.heads.softmax._BLOCK", 2 * C)
     in_blocks(*make_batch(0))
     assert torch.equal(at_once.scale, in_blocks.scale)
 
@@ -322,8 +322,8 @@ def test_sub_centers_have_their_own_vectors() -> None:
         ("adacos", {"dynamic": 1}, r"head\.dynamic=1"),
         ("curricularface", {"margin": 3.2}, r"head\.margin=3\.2"),
         ("curricularface", {"momentum": 1.5}, r"head\.momentum=1\.5"),
-        ("magface", {"low_margin": 1.0}, "are no range"),
-        ("magface", {"high_length": 4.0}, "are no range"),
+        ("magface", {"low_margin": 1.0}, "are not ranges"),
+        ("magface", {"high_length": 4.0}, "are not ranges"),
         ("magface", {"low_length": 0.0}, r"head\.low_length=0\.0"),
         ("adaface", {"margin": 1.5}, r"head\.margin=1\.5"),
         ("adaface", {"concentration": 0.0}, r"head\.concentration=0\.0"),

@@ -109,19 +109,22 @@ def test_a_pair_loss_without_proxies_has_nothing_to_save():
     pairs = head(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner())
     assert list(pairs.parameters()) == []
     assert pairs.state_dict() == {}
-    assert pairs.warms == frozenset()
+    assert pairs.warmable == frozenset()
 
 
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (losses.ProxyAnchorLoss(C, D), "learns weights of its own.*\n.*\n.*_partial_: true"),
+        (
+            losses.ProxyAnchorLoss(C, D),
+            "has parameters that .* would not determine.*\n.*\n.*_partial_: true",
+        ),
         (
             losses.CrossBatchMemory(losses.ContrastiveLoss(), embedding_size=D),
             "CrossBatchMemory has a memory",
         ),
     ],
 )
-def test_what_could_not_be_repeated_is_refused(loss, message):
+def test_losses_with_undetermined_state_are_refused(loss, message):
     with pytest.raises(ConfigError, match=message):
         head(loss)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from arcloop.errors import ConfigError
 from arcloop.models import ArcFace, ShardedArcFace
-from arcloop.models.heads.sharded_arcface import drawn_rows
+from arcloop.models.heads.sharded_arcface import randn_rows
 
 WORLDS = (4, 3, 2, 1)
 N, INPUTS, D = 12, 6, 5
@@ -153,11 +153,11 @@ def test_a_sample_is_a_function_of_the_step():
         embedding_dim=4, num_classes=1000, scale=8.0, margin=0.2, easy_margin=False,
         sample_rate=0.1,
     )  # fmt: skip
-    head.split()
+    head.initialize_shard()
     features, labels = torch.randn(3, 4), torch.tensor([5, 500, 5])
 
     def sample(seed: int, step: int) -> tuple[int, ...]:
-        head.at_step(seed, step)
+        head.set_step(seed, step)
         torch.rand(3)  # a stream that has moved on changes nothing
         (grad,) = torch.autograd.grad(head(features, labels), head.weight)
         return tuple(grad.indices()[0].tolist())
@@ -239,7 +239,7 @@ def test_rows_are_drawn_without_the_others(total, width):
 
     expected = torch.randn(total, width, generator=generator())
     for rows in (range(total), range(total // 3, total // 2), range(total - 1, total), range(0)):
-        drawn = drawn_rows(generator(), rows, total, width)
+        drawn = randn_rows(generator(), rows, total, width)
         assert torch.equal(drawn, expected[rows.start : rows.stop])
 
 
@@ -256,5 +256,5 @@ def test_a_label_of_no_class_is_not_overlooked():
     head = ShardedArcFace(
         embedding_dim=D, num_classes=3, scale=8.0, margin=0.2, easy_margin=False, sample_rate=1.0
     )
-    head.split()
+    head.initialize_shard()
     assert head(torch.randn(2, D), torch.tensor([0, 3])).item() == math.inf

@@ -1,40 +1,67 @@
-"""Heads that classify by cosine: what all of them share, and those whose margin is the target's.
+"""Base classes of the heads, and the operations on cosines that they share.
 
 Shapes: B batch, D embedding, C classes, M targets.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arcloop.config.value_types import PositiveFloat, PositiveInt, checked
-from arcloop.models.heads.head import Head
+
+
+class Head(nn.Module, ABC):
+    """The loss that trains the embedding, with its own parameters; it is not part of model.pt.
+
+    Each training makes a new head from `embedding_dim`, `num_classes` and the config. A head
+    computes in float32 under any `trainer.precision`, or in float64 if the features are float64.
+    State that a head keeps between batches is computed from the global batch, so it is equal on all
+    processes, and is stored in buffers, so that checkpoints contain it.
+
+    Attributes:
+        warmable: Values that `set_warmup` can change: "margin", "scale", both or neither.
+    """
+
+    warmable: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Mean loss of a batch: with margin in training mode, without it in evaluation mode.
+
+        Args:
+            features_BD: Embeddings before normalisation, any floating type.
+            labels_B: int64, in [0, number of classes).
+
+        Returns:
+            Scalar, float32 (float64 if the features are).
+        """
 
 
 class CosineClassifier(Head):
     """Cross-entropy over the cosines of a feature with one vector per class.
 
-    All of it is float32 at least: at a scale of 64 a bfloat16 cosine would be off by a quarter in
-    the logit.
+    The cosines are computed in float32 or float64: with a scale of 64, the rounding of a bfloat16
+    cosine changes a logit by 0.25.
 
     Args:
-        embedding_dim: D, length of a feature.
+        embedding_dim: D, number of features.
         num_classes: C.
-        scale: What cosines are multiplied by to become logits.
+        scale: s, the factor between cosines and logits (the radius of the hypersphere), above 0.
 
     Attributes:
-        scale: The scale in use now, see `warm`.
-        full_scale: That of the config.
-        margin_share: Share of the margin that is in use now, in [0, 1], see `warm`.
+        scale: The current scale, see `set_warmup`.
+        full_scale: The scale of the config.
+        margin_factor: The current factor of the margin in [0, 1], see `set_warmup`.
     """
 
-    warms = frozenset({"margin", "scale"})
+    warmable = frozenset({"margin", "scale"})
     scale: float | Tensor
 
     @checked("head")
@@ -43,28 +70,29 @@ class CosineClassifier(Head):
     ) -> None:
         super().__init__()
         self.scale = self.full_scale = float(scale)
-        self.margin_share = 1.0
+        self.margin_factor = 1.0
         self.weight = self.make_weight(num_classes, embedding_dim)
 
     def make_weight(self, num_classes: int, embedding_dim: int) -> nn.Parameter:
         """Draw the class vectors, [C, D], from torch's global generator."""
-        # Only the direction counts: a length near 1 makes a learning rate mean the same at any D.
+        # Only the direction matters. With a norm near 1, a learning rate has the same effect for
+        # any D.
         return nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
 
-    def warm(self, *, margin: float | None = None, scale: float | None = None) -> None:
-        """Choose margin and scale of the forward passes that follow; None leaves one as it is.
+    def set_warmup(self, *, margin: float | None = None, scale: float | None = None) -> None:
+        """Set the margin and the scale of the following forward passes; None changes nothing.
 
         Args:
-            margin: Share of the margin, in [0, 1].
+            margin: Factor of the margin, in [0, 1].
             scale: The scale.
         """
         if margin is not None:
-            self.margin_share = margin
+            self.margin_factor = margin
         if scale is not None:
             self.scale = scale
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Mean cross-entropy: with margin in training mode, without in evaluation mode.
+        """Mean cross-entropy: with margin in training mode, without it in evaluation mode.
 
         Args:
             features_BD: Embeddings before normalisation, any floating type.
@@ -79,7 +107,7 @@ class CosineClassifier(Head):
 
     @abstractmethod
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits with the margin, [B, C]."""
+        """Logits with margin, [B, C]."""
 
     def cosine(self, features_BD: Tensor) -> Tensor:
         """Cosine of every feature with every class, [B, C], in [-1, 1], without margin."""
@@ -91,14 +119,16 @@ class CosineClassifier(Head):
 
 
 class TargetMargin(CosineClassifier):
-    """A classifier whose margin is a function of the target's cosine and changes its logit alone.
+    """Base class of heads whose margin changes only the target logits.
 
-    Only M of the B·C logits change, in place: with many classes one array of [B, C] is all that
-    fits.
+    Args:
+        embedding_dim: D, number of features.
+        num_classes: C.
+        scale: s, the factor between cosines and logits.
     """
 
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits with the margin, [B, C]."""
+        """Logits with margin, [B, C]."""
         logits_BC = self.scaled_cosine(features_BD)
         self.add_margin(logits_BC, torch.arange(len(labels_B), device=labels_B.device), labels_B)
         return logits_BC
@@ -109,13 +139,13 @@ class TargetMargin(CosineClassifier):
         Args:
             logits_BC: Cosines times scale.
             row_M: Rows of the targets.
-            column_M: Their columns.
+            column_M: Columns of the targets.
         """
         change_targets(logits_BC, self.scale, row_M, column_M, self.with_margin)
 
     @abstractmethod
     def with_margin(self, cos_M: Tensor) -> Tensor:
-        """From the targets' cosines, in [-1, 1], what takes their place."""
+        """Return the target logits divided by the scale, given the targets' cosines in [-1, 1]."""
 
 
 def change_targets(
@@ -125,14 +155,14 @@ def change_targets(
     column_M: Tensor,
     change: Callable[[Tensor], Tensor],
 ) -> None:
-    """Change target logits in place.
+    """Change the target logits in place, because with many classes one [B, C] array is large.
 
     Args:
         logits_BC: Cosines times scale.
         scale: The scale.
         row_M: Rows of the targets.
-        column_M: Their columns.
-        change: Takes the targets' cosines, [M], in [-1, 1], and returns what takes their place.
+        column_M: Columns of the targets.
+        change: Maps the targets' cosines, [M], in [-1, 1], to their new values.
     """
     cos_M = (logits_BC[row_M, column_M] / scale).clamp(-1, 1)
     logits_BC[row_M, column_M] = scale * change(cos_M)
@@ -141,28 +171,27 @@ def change_targets(
 def scaled_cosine(features_BD: Tensor, weight_CD: Tensor, scale: float | Tensor) -> Tensor:
     """Cosine of every feature with every class vector, times scale, [B, C].
 
-    The scale goes into the features, B·D products instead of B·C.
+    The scale multiplies the features, which are B·D products instead of B·C.
     """
-    kind = features_BD.device.type
-    # Leaving autocast costs some of a small head's time, also where there was none to leave.
-    full = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-    with full:
-        unit_BD = _unit(widened(features_BD))
-        return F.linear(scale * unit_BD, _unit(weight_CD.to(unit_BD.dtype)))
+    device = features_BD.device.type
+    autocast = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        unit_BD = _normalize(to_float32(features_BD))
+        return F.linear(scale * unit_BD, _normalize(weight_CD.to(unit_BD.dtype)))
 
 
-def _unit(rows_ND: Tensor) -> Tensor:
-    """Do what `F.normalize` does, to the bit, in fewer steps forward and backward."""
-    length_N1: Tensor = torch.linalg.vector_norm(rows_ND, dim=1, keepdim=True)
-    return rows_ND / length_N1.clamp_min(1e-12)
+def _normalize(rows_ND: Tensor) -> Tensor:
+    """Return the same values as `F.normalize`, with fewer operations forward and backward."""
+    norm_N1: Tensor = torch.linalg.vector_norm(rows_ND, dim=1, keepdim=True)
+    return rows_ND / norm_N1.clamp_min(1e-12)
 
 
-def lengths(features_BD: Tensor) -> Tensor:
-    """Length of each feature, [B], float32 (float64 if the features are)."""
-    length_B: Tensor = torch.linalg.vector_norm(widened(features_BD), dim=1)
-    return length_B
+def feature_norms(features_BD: Tensor) -> Tensor:
+    """L2 norm of each feature vector, [B], float32 (float64 if the features are)."""
+    norm_B: Tensor = torch.linalg.vector_norm(to_float32(features_BD), dim=1)
+    return norm_B
 
 
-def widened(features_BD: Tensor) -> Tensor:
-    """Features as float32, or as float64 if they are."""
+def to_float32(features_BD: Tensor) -> Tensor:
+    """Convert features to float32; float64 features are unchanged."""
     return features_BD.to(torch.promote_types(features_BD.dtype, torch.float32))

@@ -1,7 +1,9 @@
-"""CurricularFace: hard negatives count little at first and more and more as training goes on.
+"""CurricularFace: the weight of hard negatives grows during training.
 
 Huang et al., CurricularFace: Adaptive Curriculum Learning Loss for Deep Face Recognition, arXiv
 2004.00288.
+
+Shapes: B batch, D embedding, C classes.
 """
 
 from __future__ import annotations
@@ -11,57 +13,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import Angle, Fraction, PositiveFloat, PositiveInt, checked
+from arcloop.config.value_types import Angle, Fraction, checked
 from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.arcface import cos_with_margin
 from arcloop.models.heads.cosine_classifier import CosineClassifier, scaled_cosine
 
 
 class CurricularFace(CosineClassifier):
-    """ArcFace in which a negative harder than the target is weighted by t + cos θ (section 3).
+    """ArcFace that multiplies cos θ of hard negatives by t + cos θ (section 3).
 
-    The target's logit is s·T with T = cos(θ + m); that of another class s·cos θ where cos θ <= T,
-    and s·cos θ·(t + cos θ) where it is harder than that. t is the moving average of the targets'
-    cosines over global batches, updated by a training step before it is used, as in
-    the authors' code.
+    The target logit is s·T with T = cos(θ + m). The logit of another class is s·cos θ where
+    cos θ <= T, and s·cos θ·(t + cos θ) where cos θ > T. t is the moving average of the targets'
+    cosines over global batches. As in the authors' code, a training step updates it before use.
 
     Args:
-        embedding_dim: D, length of a feature.
-        num_classes: C.
-        scale: s, the radius of the hypersphere.
-        margin: m, additive angle in radians.
-        momentum: Share of the old t in the new one. (The paper's text says that α = 0.99 is the
-            share of the batch; the authors' code gives it to the old t.)
+        margin: m, additive angle in radians, in [0, π).
+        momentum: Weight of the old t in the new t, in [0, 1]. (In the paper, α = 0.99 is the weight
+            of the batch; in the authors' code it is that of the old t.)
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
 
     Attributes:
-        t: The moving average, a buffer; 0 at first.
+        t: The moving average, a buffer; 0 at the start.
     """
 
     t: Tensor
 
     @checked("head")
-    def __init__(
-        self,
-        *,
-        embedding_dim: PositiveInt,
-        num_classes: PositiveInt,
-        scale: PositiveFloat,
-        margin: Angle,
-        momentum: Fraction,
-    ) -> None:
-        super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
+    def __init__(self, *, margin: Angle, momentum: Fraction, **shared: Any) -> None:
+        super().__init__(**shared)
         self.margin, self.momentum = float(margin), float(momentum)
         self.register_buffer("t", torch.tensor(0.0))
 
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits with margin and weighted negatives, [B, C], after t has been updated."""
+        """Logits with margin and weighted negatives, [B, C], computed after the update of t."""
         cos_BC = scaled_cosine(features_BD, self.weight, 1.0)
         rows_B = torch.arange(len(labels_B), device=labels_B.device)
         target_B = cos_BC[rows_B, labels_B].clamp(-1, 1)
-        moved_B = cos_with_margin(target_B, self.margin_share * self.margin, easy_margin=False)
+        moved_B = cos_with_margin(target_B, self.margin_factor * self.margin, easy_margin=False)
         mean = gather_rows(target_B.detach()).mean()
         self.t.lerp_(mean.to(self.t.dtype), 1 - self.momentum)
-        # A copy: the buffer may move on before this step's gradient is taken.
+        # A copy, because the buffer may change before this step's backward pass.
         weighted_BC: Tensor = _WeightHardNegatives.apply(  # type: ignore[no-untyped-call]
             cos_BC, moved_B.detach()[:, None], self.t.clone()
         )
@@ -71,7 +62,7 @@ class CurricularFace(CosineClassifier):
 
 
 class _WeightHardNegatives(torch.autograd.Function):
-    """cos·(t + cos) where cos > threshold; written out to keep two arrays instead of four."""
+    """cos·(t + cos) where cos > threshold; autograd would store four arrays, this stores two."""
 
     @staticmethod
     def forward(ctx: Any, cos_BC: Tensor, threshold_B1: Tensor, t: Tensor) -> Tensor:

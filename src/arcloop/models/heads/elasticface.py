@@ -1,66 +1,51 @@
-"""ElasticFace: each image has a margin of its own in each step, drawn at random.
+"""ElasticFace: in every step each image has its own margin, drawn at random.
 
 Boutros et al., ElasticFace: Elastic Margin Loss for Deep Face Recognition, arXiv 2109.09416.
+
+Shapes: M targets.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from arcloop.config.value_types import (
-    Angle,
-    CosineMargin,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    checked,
-)
+from arcloop.config.value_types import Angle, CosineMargin, NonNegativeFloat, checked
 from arcloop.models.heads.arcface import cos_with_margin
 from arcloop.models.heads.cosine_classifier import TargetMargin
 
 
 class ElasticFace(TargetMargin):
-    """What both kinds share: margins from a normal distribution, drawn anew in every step.
+    """Base class of heads that draw their margins from a normal distribution in every step.
 
-    They come from torch's global generator of the CPU, so they are the same on any device, and a
-    function of what the generator was seeded with. One below 0 is taken as 0.
+    The margins come from torch's global CPU generator, so they are the same on any device and are
+    determined by the seed. Negative margins are set to 0.
 
     Args:
-        embedding_dim: D, length of a feature.
-        num_classes: C.
-        scale: s, the radius of the hypersphere.
         margin: m, mean of the margins.
-        std: σ, their standard deviation.
-        plus: Give the larger margins to the images that are farther from their class
-            (ElasticFace+), within the batch of a process.
+        std: σ, standard deviation of the margins, in the unit of `margin`, at least 0.
+        plus: Assign the larger margins to the images that are farther from their class
+            (ElasticFace+), within the batch of one process.
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
     """
 
     @checked("head")
-    def __init__(
-        self,
-        *,
-        embedding_dim: PositiveInt,
-        num_classes: PositiveInt,
-        scale: PositiveFloat,
-        margin: float,
-        std: NonNegativeFloat,
-        plus: bool,
-    ) -> None:
-        super().__init__(embedding_dim=embedding_dim, num_classes=num_classes, scale=scale)
+    def __init__(self, *, margin: float, std: NonNegativeFloat, plus: bool, **shared: Any) -> None:
+        super().__init__(**shared)
         self.margin, self.std, self.plus = float(margin), float(std), plus
 
     def with_margin(self, cos_M: Tensor) -> Tensor:
-        return self.moved(cos_M, self.margin_share * self._draw(cos_M.detach()))
+        return self.with_margins(cos_M, self.margin_factor * self._draw_margins(cos_M.detach()))
 
     @abstractmethod
-    def moved(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
-        """From the targets' cosines and a margin for each, what takes their place."""
+    def with_margins(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
+        """Return the target logits divided by the scale, given cosines and margins."""
 
-    def _draw(self, cos_M: Tensor) -> Tensor:
+    def _draw_margins(self, cos_M: Tensor) -> Tensor:
         normal_M = torch.randn(len(cos_M), dtype=torch.float32, device="cpu")
         margin_M = (self.margin + self.std * normal_M).clamp(min=0).to(cos_M)
         if self.plus:
@@ -70,72 +55,32 @@ class ElasticFace(TargetMargin):
 
 
 class ElasticArcFace(ElasticFace):
-    """The target's logit is s·cos(θ + m') with m' drawn around m.
+    """The target logit is s·cos(θ + m') with m' drawn around m (section 3.2).
 
     Args:
-        embedding_dim: D, length of a feature.
-        num_classes: C.
-        scale: s, the radius of the hypersphere.
-        margin: m, additive angle in radians, mean of the margins.
-        std: σ, their standard deviation in radians.
-        plus: Give the larger margins to the images that are farther from their class.
+        margin: m, mean of the additive angles in radians, in [0, π).
+        **shared: std, plus, embedding_dim, num_classes and scale, see `ElasticFace`.
     """
 
     @checked("head")
-    def __init__(
-        self,
-        *,
-        embedding_dim: PositiveInt,
-        num_classes: PositiveInt,
-        scale: PositiveFloat,
-        margin: Angle,
-        std: NonNegativeFloat,
-        plus: bool,
-    ) -> None:
-        super().__init__(
-            embedding_dim=embedding_dim,
-            num_classes=num_classes,
-            scale=scale,
-            margin=margin,
-            std=std,
-            plus=plus,
-        )
+    def __init__(self, *, margin: Angle, **shared: Any) -> None:
+        super().__init__(margin=margin, **shared)
 
-    def moved(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
+    def with_margins(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
         return cos_with_margin(cos_M, margin_M.clamp(max=math.pi), easy_margin=False)
 
 
 class ElasticCosFace(ElasticFace):
-    """The target's logit is s·(cos θ - m') with m' drawn around m.
+    """The target logit is s·(cos θ - m') with m' drawn around m (section 3.2).
 
     Args:
-        embedding_dim: D, length of a feature.
-        num_classes: C.
-        scale: s, the radius of the hypersphere.
-        margin: m, in units of the cosine, mean of the margins.
-        std: σ, their standard deviation in units of the cosine.
-        plus: Give the larger margins to the images that are farther from their class.
+        margin: m, mean of the margins of the cosine, in [0, 1].
+        **shared: std, plus, embedding_dim, num_classes and scale, see `ElasticFace`.
     """
 
     @checked("head")
-    def __init__(
-        self,
-        *,
-        embedding_dim: PositiveInt,
-        num_classes: PositiveInt,
-        scale: PositiveFloat,
-        margin: CosineMargin,
-        std: NonNegativeFloat,
-        plus: bool,
-    ) -> None:
-        super().__init__(
-            embedding_dim=embedding_dim,
-            num_classes=num_classes,
-            scale=scale,
-            margin=margin,
-            std=std,
-            plus=plus,
-        )
+    def __init__(self, *, margin: CosineMargin, **shared: Any) -> None:
+        super().__init__(margin=margin, **shared)
 
-    def moved(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
+    def with_margins(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
         return cos_M - margin_M

@@ -1,4 +1,4 @@
-"""Losses over pairs and triplets of a batch, as pytorch-metric-learning has them."""
+"""Losses over the pairs and triplets of a batch, from pytorch-metric-learning."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from torch import Tensor, nn
 from arcloop.config.value_types import PositiveInt, checked
 from arcloop.distributed.collectives import gather_for_global_loss, gather_rows
 from arcloop.errors import ConfigError
-from arcloop.models.heads.cosine_classifier import widened
-from arcloop.models.heads.head import Head
+from arcloop.models.heads.cosine_classifier import Head, to_float32
 
 
 class PairLoss(Head):
-    """A loss, and a miner that chooses what it takes, from pytorch-metric-learning.
+    """A loss of pytorch-metric-learning, and a miner that selects its pairs or triplets.
 
-    Both see the global batch: the features of all processes are gathered. What is minimised is the
-    mean of the processes' losses, which differ only where a miner draws at random.
+    Both receive the global batch: the features of all processes are gathered. The loss that is
+    minimised is the mean over the processes, whose losses differ only if a miner selects at random.
 
-    There is no margin to take away: in evaluation mode it is the same loss.
+    The loss in evaluation mode is the loss in training mode.
 
     Args:
-        embedding_dim: D, length of a feature.
+        embedding_dim: D, number of features.
         num_classes: C.
-        loss: Takes (features [N, D], labels [N], what the miner found) and returns a scalar. A
-            partial is called first, with `num_classes` and `embedding_size` if it takes them: for
-            losses that learn proxies of the classes.
-        miner: Takes (features, labels) and returns pairs or triplets; None: all of the batch.
+        loss: Maps (features [N, D], labels [N], output of the miner) to a scalar. A partial is
+            first called with those of `num_classes` and `embedding_size` that it accepts, which
+            losses with class proxies need.
+        miner: Maps (features, labels) to pairs or triplets; None selects all of the batch.
 
     Raises:
-        ConfigError: The loss refuses its values, or keeps what a resumed run could not get back.
+        ConfigError: The loss has parameters that the seed does not determine, or has buffers.
     """
 
     @checked("head")
@@ -53,31 +52,31 @@ class PairLoss(Head):
             loss = loss(**{name: size for name, size in sizes.items() if name in taken})
         elif isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
             raise ConfigError(
-                f"{type(loss).__name__} learns weights of its own, which `seed` would not decide",
+                f"{type(loss).__name__} has parameters that `seed` would not determine",
                 where="head.loss",
-                remedy="give it _partial_: true, and leave num_classes and embedding_size out",
+                remedy="add _partial_: true, and remove num_classes and embedding_size",
             )
         if isinstance(loss, nn.Module) and any(True for _ in loss.buffers()):
             raise ConfigError(
-                f"{type(loss).__name__} has a memory, of which a checkpoint would hold only a part",
+                f"{type(loss).__name__} has a memory that a checkpoint would contain only in part",
                 where="head.loss",
-                remedy="choose a loss of the batch alone",
+                remedy="choose a loss that depends only on the batch",
             )
         self.loss, self.miner = loss, miner
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Loss of the global batch. To be called on all processes, with batches of one size.
+        """Loss of the global batch; all processes call it with batches of the same size.
 
         Args:
-            features_BD: Embeddings before normalisation, any floating type; how they are
-                normalised is up to the loss's `distance`.
+            features_BD: Embeddings before normalisation, any floating type; the `distance` of
+                the loss normalises them.
             labels_B: int64, in [0, C).
 
         Returns:
             Scalar, float32 (float64 if the features are).
         """
         with torch.autocast(features_BD.device.type, enabled=False):
-            features_ND = gather_for_global_loss(widened(features_BD))
+            features_ND = gather_for_global_loss(to_float32(features_BD))
             labels_N = gather_rows(labels_B)
             found = None if self.miner is None else self.miner(features_ND, labels_N)
             loss: Tensor = self.loss(features_ND, labels_N, found)

@@ -1,7 +1,10 @@
-"""ArcFace whose classes are spread over the processes, and of which each step may take a sample.
+"""ArcFace whose classes are sharded over the processes, and optionally sampled in each step.
 
 An et al., Partial FC: Training 10 Million Identities on a Single Machine, arXiv 2010.05222, and
 Killing Two Birds with One Stone, arXiv 2203.15565.
+
+Shapes: W processes, B batch of one process, N = W·B, D embedding, C classes, c classes of this
+process, n of them in the step, M targets among them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from arcloop.config.value_types import Angle, PositiveFloat, PositiveFraction, PositiveInt, checked
+from arcloop.config.value_types import PositiveFraction, checked
 from arcloop.distributed.collectives import (
     gather_for_sharded_loss,
     gather_rows,
@@ -22,93 +25,73 @@ from arcloop.distributed.collectives import (
 )
 from arcloop.distributed.process_group import current_process_group
 from arcloop.models.heads.arcface import ArcFace
-from arcloop.models.heads.cosine_classifier import scaled_cosine, widened
+from arcloop.models.heads.cosine_classifier import scaled_cosine, to_float32
 
 _BLOCK = 2**20
 
 
 class ShardedArcFace(ArcFace):
-    """ArcFace of which each process holds and updates a contiguous part of the classes.
+    """ArcFace in which each process stores and updates a contiguous part of the classes.
 
-    Features and labels of all processes are gathered, each process multiplies them with its own
-    class vectors, and the softmax is put together by reductions. With `sample_rate=1` loss and
-    gradients are those of `ArcFace` under DDP, if all batches have the same size. Below 1 the
-    softmax of a step runs over a sample of the classes alone: those of the batch, filled up at
-    random; the gradient of `weight` is then sparse, see `arcloop.training.optim.sharded`.
+    Each process gathers the features and labels of all processes and computes the logits of its own
+    classes; reductions combine them into one softmax. With `sample_rate=1`, loss and gradients are
+    those of `ArcFace` under DDP, if all batches have the same size. With a lower rate the softmax
+    of a step contains a sample of the classes: those of the batch, and others at random. The
+    gradient of `weight` is then sparse, see `arcloop.training.optim.sharded`.
 
-    There is no `weight` before `split` is called, for only then is it known how many processes
-    there are. The vectors drawn then are those that `ArcFace` would have drawn in this one's
-    place, whatever the number of processes; no process ever holds them all.
+    `weight` is created by `initialize_shard`, because the number of processes is not known before.
+    Its rows equal those that `ArcFace` would have drawn in place of this head, for any number of
+    processes. No process stores all of them.
 
-    Which classes are sampled is a function of (seed, step, number of processes), set by `at_step`.
+    The sample is a function of (seed, step, number of processes), see `set_step`.
 
     Args:
-        embedding_dim: D, length of a feature.
-        num_classes: C, of all processes together.
-        scale: s, the radius of the hypersphere.
-        margin: m, additive angle in radians.
-        easy_margin: Leave targets beyond a right angle as they are, see `cos_with_margin`.
-        sample_rate: Share of the classes that a step takes, in (0, 1]. More, if the batch has
-            more.
+        sample_rate: Fraction of the classes in a step, in (0, 1]; more if the batch contains more.
+        **shared: margin, easy_margin, embedding_dim, num_classes and scale, see `ArcFace`.
 
     Attributes:
-        num_classes: C.
-        classes: Which of them this process holds.
+        num_classes: C, number of classes of all processes.
+        classes: The classes of this process.
     """
 
     @checked("head")
-    def __init__(
-        self,
-        *,
-        embedding_dim: PositiveInt,
-        num_classes: PositiveInt,
-        scale: PositiveFloat,
-        margin: Angle,
-        easy_margin: bool,
-        sample_rate: PositiveFraction,
-    ) -> None:
-        super().__init__(
-            embedding_dim=embedding_dim,
-            num_classes=num_classes,
-            scale=scale,
-            margin=margin,
-            easy_margin=easy_margin,
-        )
-        self.num_classes, self._embedding_dim = num_classes, embedding_dim
+    def __init__(self, *, sample_rate: PositiveFraction, **shared: Any) -> None:
+        super().__init__(**shared)
         self.classes = range(0)
         self.sample_rate = float(sample_rate)
         self._sample_key = (0, 0)
 
     def make_weight(self, num_classes: int, embedding_dim: int) -> nn.Parameter:
-        """Note the state of torch's generator, for `split` to draw from."""
+        """Save the state of torch's global generator for `initialize_shard`."""
+        self.num_classes, self._embedding_dim = num_classes, embedding_dim
         self._generator_state = torch.get_rng_state()
-        weight: Any = UninitializedParameter()  # a Parameter, though its stub hides it
+        weight: Any = UninitializedParameter()  # a Parameter, which its type stub does not declare
         return cast("nn.Parameter", weight)
 
-    def split(self) -> None:
-        """Draw the class vectors of this process, once the process group is there.
+    def initialize_shard(self) -> None:
+        """Draw the class vectors of this process, after the process group has been set up.
 
-        Called again, it does nothing.
+        A second call does nothing.
         """
         if isinstance(self.weight, UninitializedParameter):
             self.classes = current_process_group().shard(self.num_classes)
             generator = torch.Generator().set_state(self._generator_state)
-            drawn_cD = drawn_rows(generator, self.classes, self.num_classes, self._embedding_dim)
+            drawn_cD = randn_rows(generator, self.classes, self.num_classes, self._embedding_dim)
             self.weight = nn.Parameter(drawn_cD.div_(self._embedding_dim**0.5))
 
-    def at_step(self, seed: int, step: int) -> None:
-        """Choose the sample of the forward passes that follow.
+    def set_step(self, seed: int, step: int) -> None:
+        """Select the sample of classes of the following forward passes.
 
         Args:
-            seed: Of the run.
-            step: Optimizer steps done.
+            seed: Seed of the run.
+            step: Number of optimizer steps done.
         """
         self._sample_key = (seed, step)
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Mean cross-entropy of this process's batch: with margin in training mode, else without.
+        """Mean cross-entropy of this process's batch, with margin in training mode only.
 
-        To be called on all processes at once, with batches of one size.
+        All processes call it together, with batches of the same size.
 
         Args:
             features_BD: Embeddings before normalisation, any floating type.
@@ -117,7 +100,7 @@ class ShardedArcFace(ArcFace):
         Returns:
             Scalar, float32 (float64 if the features are).
         """
-        features_ND = gather_for_sharded_loss(widened(features_BD))
+        features_ND = gather_for_sharded_loss(to_float32(features_BD))
         row_M, class_M = self._targets(gather_rows(labels_B))
         if self.training and self.sample_rate < 1:
             sampled_n = self._sample(class_M)
@@ -132,19 +115,19 @@ class ShardedArcFace(ArcFace):
         return loss_N.view(-1, len(labels_B))[current_process_group().rank].mean()
 
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits with the margin of the classes of this process, [B, c]."""
+        """Logits with margin of the classes of this process, [B, c]."""
         logits_Bc = self.scaled_cosine(features_BD)
         self.add_margin(logits_Bc, *self._targets(labels_B))
         return logits_Bc
 
     def _targets(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows whose class is of this process, and its number here."""
+        """Return the rows whose class belongs to this process, and the columns of these classes."""
         class_N = labels_N - self.classes.start
         row_M = ((class_N >= 0) & (class_N < len(self.classes))).nonzero()[:, 0]
         return row_M, class_N[row_M]
 
     def _sample(self, class_M: Tensor) -> Tensor:
-        """Choose which classes of this process take part: the targets, and others at random."""
+        """Return the sampled classes of this process: the targets, and others at random."""
         device, total = self.weight.device, len(self.classes)
         entropy = [*self._sample_key, self.classes.start]
         (seed,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
@@ -156,19 +139,22 @@ class ShardedArcFace(ArcFace):
         return score_c.topk(wanted).indices.sort().values
 
 
-def drawn_rows(generator: torch.Generator, rows: range, total: int, width: int) -> Tensor:
+def randn_rows(generator: torch.Generator, rows: range, total: int, width: int) -> Tensor:
     """Return some rows of `torch.randn(total, width, generator=generator)`.
 
-    The numbers before them are drawn and dropped, a few megabytes at a time.
+    The numbers before these rows are drawn in blocks of 4 MiB and discarded.
 
     Args:
-        generator: Of the CPU; moved on.
-        rows: Which rows.
-        total: Rows of the whole matrix.
-        width: Its columns.
+        generator: A CPU generator; its state advances.
+        rows: The rows to return.
+        total: Number of rows of the whole matrix.
+        width: Number of columns.
+
+    Returns:
+        float32 [len(rows), width].
 
     >>> whole = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
-    >>> own = drawn_rows(torch.Generator().manual_seed(1), range(2, 4), 5, 4)
+    >>> own = randn_rows(torch.Generator().manual_seed(1), range(2, 4), 5, 4)
     >>> torch.equal(own, whole[2:4])
     True
     """
@@ -177,8 +163,8 @@ def drawn_rows(generator: torch.Generator, rows: range, total: int, width: int) 
     done = 0
     while done < stop:
         left = total * width - done
-        # randn draws in groups of 16, the last of which it draws again if it is not full: cut at
-        # whole groups, and let the last piece be no small one, its pieces are those of the whole.
+        # randn draws groups of 16 numbers and draws an incomplete last group again. The blocks
+        # equal parts of the whole, because they end between groups and the last one is large.
         count = left if left < 2 * _BLOCK else _BLOCK
         piece = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
         low, high = max(first, done), min(stop, done + count)
@@ -192,13 +178,12 @@ def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) ->
     """Cross-entropy of all rows over the classes of all processes.
 
     Args:
-        logits_Nn: Logits of the classes of this process; overwritten.
-        row_M: Rows whose target class is of this process.
+        logits_Nn: Logits of the classes of this process; their memory is overwritten.
+        row_M: Rows whose target class belongs to this process.
         column_M: Columns of these targets.
 
     Returns:
-        Loss of each row, [N], the same on every process. It is infinite if no process has the
-        row's target.
+        Loss of each row, [N], the same on every process; infinite if no process has its target.
     """
     loss_N: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         logits_Nn, row_M, column_M
@@ -224,7 +209,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         exp_Nn, sum_N, row_M, column_M = ctx.saved_tensors
-        # A process's loss is of its own rows: the gradients of all make that of the mean.
+        # Each process has a gradient for its own rows. The mean loss has the sum of them over W.
         grad_N = sum_over_processes(grads[0].clone()) / current_process_group().world_size
         grad_Nn = exp_Nn * (grad_N / sum_N)[:, None]
         grad_Nn[row_M, column_M] -= grad_N[row_M]
@@ -232,11 +217,14 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
 
 def take_rows(weight_CD: Tensor, row_n: Tensor) -> Tensor:
-    """Take rows of a matrix, [n, D]; its gradient is sparse and holds these rows alone.
+    """Select rows of a matrix, with a sparse gradient that contains only these rows.
 
     Args:
         weight_CD: The matrix.
-        row_n: Ascending, each once.
+        row_n: Indices of the rows, ascending and unique.
+
+    Returns:
+        The rows, [n, D].
     """
     taken_nD: Tensor = _TakeRows.apply(weight_CD, row_n)  # type: ignore[no-untyped-call]
     return taken_nD
@@ -256,7 +244,7 @@ class _TakeRows(torch.autograd.Function):
 
 
 def sparse_rows(row_n: Tensor, values_nD: Tensor, shape: torch.Size) -> Tensor:
-    """Make a sparse matrix of some rows, which ascend, without a copy."""
+    """Make a sparse matrix from rows with ascending indices, without a copy."""
     return torch.sparse_coo_tensor(
         row_n[None], values_nD, shape, is_coalesced=True, check_invariants=False
     )

@@ -52,7 +52,7 @@ class Warmup(Callback):
         """
         wanted = {"margin": self._margin_steps, "scale": self._scale_steps}
         for name, steps in wanted.items():
-            if steps is not None and name not in head.warms:
+            if steps is not None and name not in head.warmable:
                 raise ConfigError(
                     f"{type(head).__name__} has no {name} to warm up",
                     where=f"callbacks.warmup.{name}_steps={steps}",
@@ -72,7 +72,7 @@ class Warmup(Callback):
         if not isinstance(head, CosineClassifier):
             return  # `check_head` allows such a head only if nothing is warmed up
         if self._margin_steps is not None:
-            head.warm(margin=min(step / self._margin_steps, 1.0))
+            head.set_warmup(margin=min(step / self._margin_steps, 1.0))
         if self._scale_from is not None and self._scale_steps is not None:
             share = min(step / self._scale_steps, 1.0)
-            head.warm(scale=self._scale_from + share * (head.full_scale - self._scale_from))
+            head.set_warmup(scale=self._scale_from + share * (head.full_scale - self._scale_from))

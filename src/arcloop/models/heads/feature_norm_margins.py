@@ -1,0 +1,190 @@
+"""AdaFace and MagFace: margins that depend on the norm of the feature, a proxy of image quality.
+
+Kim et al., AdaFace: Quality Adaptive Margin for Face Recognition, arXiv 2204.00964.
+Meng et al., MagFace: A Universal Representation for Face Recognition and Quality Assessment, arXiv
+2103.06627.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arcloop.config.value_types import (
+    Angle,
+    CosineMargin,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    checked,
+)
+from arcloop.distributed.collectives import gather_rows
+from arcloop.errors import ConfigError
+from arcloop.models.heads.arcface import cos_with_margin, sin_from_cos
+from arcloop.models.heads.cosine_classifier import CosineClassifier, change_targets, feature_norms
+
+_MIN_NORM, _MAX_NORM = 0.001, 100.0
+_EPSILON = 0.001
+
+
+class AdaFace(CosineClassifier):
+    """The target logit is s·(cos(θ - m·z) - m - m·z), every other logit s·cos θ (section 3.3).
+
+    z = h·(a - μ) / σ, clamped to [-1, 1], compares the feature's norm a with those of other images.
+    For z = -1 the margin is that of ArcFace, for z = 0 that of CosFace, and for z = 1 a negative
+    angle and a larger cosine margin. θ - m·z is clamped to [0, π]. No gradient flows through z.
+
+    μ and σ are moving averages of the mean and standard deviation of the norms over global batches.
+    As in the authors' code, a training step updates them before it uses them. They start with the
+    values of the first batch; the authors start with 20 and 100, which fits D = 512.
+
+    Args:
+        margin: m, in [0, 1], both an angle in radians and a margin of the cosine.
+        concentration: h, above 0; z reaches 1 at 1/h standard deviations.
+        momentum: α, weight of the old averages in the new ones, in [0, 1].
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+
+    Attributes:
+        length_mean: μ, a buffer.
+        length_std: σ, a buffer; 0 before the first batch.
+    """
+
+    length_mean: Tensor
+    length_std: Tensor
+
+    @checked("head")
+    def __init__(
+        self,
+        *,
+        margin: CosineMargin,
+        concentration: PositiveFloat,
+        momentum: Fraction,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.margin, self.concentration = float(margin), float(concentration)
+        self.momentum = float(momentum)
+        self.register_buffer("length_mean", torch.tensor(0.0))
+        self.register_buffer("length_std", torch.tensor(0.0))
+
+    def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits with margin, [B, C], computed after the update of the moving averages."""
+        norm_B = feature_norms(features_BD.detach()).clamp(_MIN_NORM, _MAX_NORM)
+        self._update_averages(norm_B)
+        z_B = (norm_B - self.length_mean) / (self.length_std + _EPSILON) * self.concentration
+        margin = self.margin_factor * self.margin
+        logits_BC = self.scaled_cosine(features_BD)
+        rows_B = torch.arange(len(labels_B), device=labels_B.device)
+        change_targets(
+            logits_BC, self.scale, rows_B, labels_B,
+            lambda cos_B: _cos_with_adaptive_margin(cos_B, margin, z_B.clamp(-1, 1)),
+        )  # fmt: skip
+        return logits_BC
+
+    @torch.no_grad()
+    def _update_averages(self, norm_B: Tensor) -> None:
+        norm_N = gather_rows(norm_B).to(self.length_mean.dtype)
+        if len(norm_N) < 2:
+            return  # the standard deviation of one value is not defined
+        std, mean = torch.std_mean(norm_N)
+        # Computed on the device, because reading the value would synchronise with the GPU.
+        weight = torch.where(self.length_std == 0, 1.0, 1 - self.momentum).to(mean.dtype)
+        self.length_mean.lerp_(mean, weight)
+        self.length_std.lerp_(std, weight)
+
+
+def _cos_with_adaptive_margin(cos_B: Tensor, margin: float, z_B: Tensor) -> Tensor:
+    """Compute cos(θ - m·z) - m - m·z with θ - m·z clamped to [0, π]."""
+    turn_B = -margin * z_B
+    turned_B = cos_B * turn_B.cos() - sin_from_cos(cos_B) * turn_B.sin()
+    # θ + turn < 0 is equivalent to cos θ > cos turn if turn < 0; likewise for θ + turn > π.
+    below_B = (turn_B < 0) & (cos_B > turn_B.cos())
+    above_B = (turn_B > 0) & (cos_B < (math.pi - turn_B).cos())
+    turned_B = turned_B.masked_fill(below_B, 1.0).masked_fill(above_B, -1.0)
+    return turned_B - margin * (1 + z_B)
+
+
+class MagFace(CosineClassifier):
+    """The target logit is s·cos(θ + m(a)), where a is the norm of the feature (section 3.2).
+
+    m increases linearly from `low_margin` at a = `low_length` to `high_margin` at
+    a = `high_length`; a is clamped to this range. The loss is the cross-entropy plus λ·g(a) with
+    g(a) = 1/a + a/high_length², which favours large norms.
+
+    The norm is that of the feature before normalisation. After the last batch norm of the embedder
+    it is near √D: 8 for D = 64 and 22.6 for D = 512. The paper uses the range from 10 to 110.
+
+    Args:
+        low_margin: l_m, additive angle in radians, in [0, π).
+        high_margin: u_m, additive angle in radians, at least `low_margin`.
+        low_length: l_a, lower limit of the norm, above 0.
+        high_length: u_a, upper limit of the norm, above `low_length`.
+        length_weight: λ_g, weight of g, at least 0.
+        easy_margin: Apply no margin to targets with θ above π/2, see `cos_with_margin`; the
+            authors' code does so.
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+
+    Raises:
+        ConfigError: A lower limit exceeds its upper limit.
+    """
+
+    @checked("head")
+    def __init__(
+        self,
+        *,
+        low_margin: Angle,
+        high_margin: Angle,
+        low_length: PositiveFloat,
+        high_length: PositiveFloat,
+        length_weight: NonNegativeFloat,
+        easy_margin: bool,
+        **shared: Any,
+    ) -> None:
+        if low_margin > high_margin or low_length >= high_length:
+            raise ConfigError(
+                f"head: margins {low_margin} to {high_margin} and lengths {low_length} to"
+                f" {high_length} are not ranges",
+                remedy="set low_margin to at most high_margin, and low_length below high_length",
+            )
+        super().__init__(**shared)
+        self.low_margin, self.high_margin = float(low_margin), float(high_margin)
+        self.low_length, self.high_length = float(low_length), float(high_length)
+        self.length_weight, self.easy_margin = float(length_weight), easy_margin
+
+    def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Mean cross-entropy; in training mode with margin and with λ·g(a) added.
+
+        Args:
+            features_BD: Embeddings before normalisation, any floating type.
+            labels_B: int64, in [0, C).
+
+        Returns:
+            Scalar, float32 (float64 if the features are).
+        """
+        loss = super().forward(features_BD, labels_B)
+        if not self.training:
+            return loss
+        norm_B = self._clamped_norms(features_BD)
+        regularizer_B = 1 / norm_B + norm_B / self.high_length**2
+        return loss + self.length_weight * regularizer_B.mean()
+
+    def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits with margin, [B, C]."""
+        slope = (self.high_margin - self.low_margin) / (self.high_length - self.low_length)
+        margin_B = self.low_margin + slope * (self._clamped_norms(features_BD) - self.low_length)
+        logits_BC = self.scaled_cosine(features_BD)
+        rows_B = torch.arange(len(labels_B), device=labels_B.device)
+        change_targets(
+            logits_BC, self.scale, rows_B, labels_B,
+            lambda cos_B: cos_with_margin(
+                cos_B, self.margin_factor * margin_B, easy_margin=self.easy_margin
+            ),
+        )  # fmt: skip
+        return logits_BC
+
+    def _clamped_norms(self, features_BD: Tensor) -> Tensor:
+        """Norms clamped to the range; outside of it their gradient is zero."""
+        return feature_norms(features_BD).clamp(self.low_length, self.high_length)
