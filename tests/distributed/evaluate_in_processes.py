@@ -23,7 +23,7 @@ from arcloop.pipeline.steps import apply, build
 from arcloop.retrieval.embed import embed_gallery
 from arcloop.retrieval.index import build_index
 from arcloop.runtime.searcher import save_model
-from arcloop.training.neighbours import leave_one_out_top1
+from arcloop.training.module import leave_one_out_top1
 
 STORE, RUN = Path("store"), Path("run")
 SETTINGS = [
@@ -94,7 +94,7 @@ def compare_val(parts):
     def work(group):
         start = sum(parts[: group.rank])
         own = slice(start, start + parts[group.rank])
-        return [leave_one_out_top1(rows[own], labels[own], tile) for tile in (7, 1024)]
+        return leave_one_out_top1(rows[own], labels[own])
 
     return work
 

@@ -10,15 +10,17 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
+from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
+from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.training.augmentation import Augmentation
-from arcloop.training.neighbours import leave_one_out_top1
 from arcloop.training.optim import sharded
 from arcloop.training.optim.optimizers import GroupedOptimizer
 
@@ -150,6 +152,41 @@ class EmbeddingModule(pl.LightningModule):
         self._val.clear()
         # Equal on all ranks, so it needs no sync_dist.
         self.log("val_top1", leave_one_out_top1(embeddings_nD, labels_n), prog_bar=True)
+
+
+def leave_one_out_top1(embeddings_nD: Tensor, labels_n: Tensor) -> float:
+    """Compute the fraction of rows whose most similar other row has the same label.
+
+    Rows whose class has no other row are not counted. Of equally similar rows the first counts. All
+    ranks call it together. Rank 0 gathers the rows of all ranks in CPU memory, so the value is the
+    same for any number of processes.
+
+    Args:
+        embeddings_nD: Rows of this process, of norm 1, any floating type; the concatenated rows of
+            all ranks are in the order of the split.
+        labels_n: int64, at least 0.
+
+    Returns:
+        A value in [0, 1]; 0 if no class has two rows, or if an embedding is not finite.
+
+    >>> rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
+    >>> leave_one_out_top1(rows, torch.tensor([0, 0, 1, 1]))
+    0.75
+    """
+    group = current_process_group()
+    parts = group.gather(lambda: (embeddings_nD.float().cpu().numpy(), labels_n.cpu().numpy()))
+
+    def compute() -> float:
+        assert parts is not None
+        rows_ND, labels_N = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        counted_Q = np.flatnonzero(np.bincount(labels_N)[labels_N] > 1)
+        # Training reports a divergence at the end of the epoch, after this validation.
+        if not len(counted_Q) or not np.isfinite(rows_ND).all():
+            return 0.0
+        _, nearest_Q1 = exact_neighbours(rows_ND[counted_Q], rows_ND, 1, own_rows_Q=counted_Q)
+        return float((labels_N[nearest_Q1[:, 0]] == labels_N[counted_Q]).mean())
+
+    return group.broadcast(compute)
 
 
 def batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:
