@@ -9,7 +9,7 @@ import torch
 from arcloop.errors import ArtifactError
 from arcloop.export.torchscript import GOLDEN, export_scripted
 from arcloop.models import ConvNet, Embedder
-from arcloop.models.checkpoints import AtomicCheckpoints
+from arcloop.models.checkpoints import AtomicCheckpointIO
 from arcloop.runtime.searcher import Model
 
 
@@ -24,7 +24,7 @@ def embedder(seed):
 def checkpoint(tmp_path):
     trained = embedder(1)
     state = {f"embedder.{k}": v for k, v in trained.state_dict().items()}
-    AtomicCheckpoints().save_checkpoint(
+    AtomicCheckpointIO().save_checkpoint(
         {"state_dict": {**state, "head.weight_CD": torch.ones(2, 8)}}, tmp_path / "best.ckpt"
     )
     return trained.eval(), tmp_path / "best.ckpt"

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from arcloop.errors import ConfigError
-from arcloop.models import ConvNet, IResNet, compare, load_weights, read_weights
+from arcloop.models import ConvNet, IResNet, compare_weights, load_weights, read_weights
 
 FILE = Path("some.pt")
 
@@ -65,7 +65,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.Monke
     torch.save({"weight": torch.ones(1), "more": Evil()}, "zip.pt")
     Path("plain.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     for name in ("zip.pt", "plain.pt"):
-        with pytest.raises(ConfigError, match="no file of weights alone"):
+        with pytest.raises(ConfigError, match="objects other than weights"):
             read_weights(Path(name))
     assert not Path("executed").exists()
 
@@ -85,14 +85,14 @@ def test_a_file_that_is_none_of_these_is_one_message(tmp_path: Path, suffix: str
 @pytest.mark.parametrize("content", [{}, [1, 2], {"a": 1}, {"state_dict": {"a": 1}}, torch.ones(2)])
 def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(ConfigError, match="holds no state dict"):
+    with pytest.raises(ConfigError, match="contains no state dict"):
         read_weights(tmp_path / "w.pt")
 
 
 def test_weights_that_fit_are_taken_whole() -> None:
     source, target = convnet(seed=1), convnet(seed=2)
     found = load_weights(target, source.state_dict(), file=FILE, strict=True)
-    assert found.whole
+    assert found.is_complete
     assert str(found) == "12 of 12 tensors fit"
     assert_same(dict(target.state_dict()), dict(source.state_dict()))
 
@@ -101,7 +101,7 @@ def test_counts_of_batches_may_be_missing() -> None:
     source = convnet(seed=1).state_dict()
     old = {n: w for n, w in source.items() if not n.endswith("num_batches_tracked")}
     target = convnet(seed=2)
-    assert load_weights(target, old, file=FILE, strict=True).whole
+    assert load_weights(target, old, file=FILE, strict=True).is_complete
     assert torch.equal(target.state_dict()["stages.1.0.weight"], source["stages.1.0.weight"])
 
 
@@ -140,12 +140,12 @@ def test_what_fits_is_taken_where_that_is_allowed() -> None:
 @pytest.mark.parametrize("strict", [True, False])
 def test_where_nothing_fits_nothing_is_taken(strict: bool) -> None:
     net = IResNet(in_channels=1, layers=[1], widths=[4])
-    with pytest.raises(ConfigError, match="nothing in these weights is of this backbone"):
+    with pytest.raises(ConfigError, match="no tensor in this file fits the backbone"):
         load_weights(net, convnet().state_dict(), file=FILE, strict=strict)
 
 
 def test_a_long_list_is_cut() -> None:
-    found = compare({}, convnet(widths=[2, 2, 2, 2]))
+    found = compare_weights({}, convnet(widths=[2, 2, 2, 2]))
     assert "0 of 20 tensors fit" in str(found)
     assert ", and 16 more" in str(found)
 
@@ -193,6 +193,6 @@ def test_the_names_of_insightface_are_known() -> None:
         if not name.endswith("num_batches_tracked"):
             tensor.uniform_(0.5, 1.5)
     net = IResNet(in_channels=3, layers=[2, 1], widths=[8, 8])
-    assert load_weights(net, published.state_dict(), file=FILE, strict=True).whole
+    assert load_weights(net, published.state_dict(), file=FILE, strict=True).is_complete
     pixels = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(net.eval()(pixels), published.eval()(pixels))

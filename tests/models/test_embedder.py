@@ -151,7 +151,7 @@ def test_gradients_reach_every_trainable_weight(digits: Tensor) -> None:
 
 def test_an_image_too_small_is_refused() -> None:
     backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
-    with pytest.raises(ConfigError, match="no feature map of 4x4x1 pixels"):
+    with pytest.raises(ConfigError, match="no feature map for 4x4x1 pixels"):
         Embedder(
             backbone, image_shape=(4, 4, 1), embedding_dim=4, dropout=0.0, mean=[0.0], std=[1.0]
         )

@@ -45,7 +45,7 @@ def test_published_weights_give_what_timm_makes_of_them(
     found = load_weights(backbone, state, file=Path("published.pt"), strict=True)
     pixels = torch.randn(2, channels, 32, 32)
     expected = loaded_by_timm(model, dict(state), channels, **sized).eval()(pixels)
-    assert found.whole
+    assert found.is_complete
     torch.testing.assert_close(backbone(pixels)[:, :, 0, 0], expected, rtol=1e-4, atol=1e-5)
 
 

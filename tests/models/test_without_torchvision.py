@@ -1,11 +1,11 @@
-"""The stand-in stands in only where it must, and never stays."""
+"""The torchvision stub is used only where torchvision cannot be imported, and is removed."""
 
 import sys
 from importlib import import_module
 
 import pytest
 
-from arcloop.models.backbones.torchvision_stub import torchvision_or_stand_in
+from arcloop.models.backbones.timm_backbone import torchvision_or_stub
 
 REAL = {
     "__init__.py": "REAL = True\n",
@@ -17,7 +17,7 @@ BROKEN = {"__init__.py": "from torchvision import ops\n", "ops/__init__.py": "ra
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Put a package named torchvision of these files on the path; leave no trace of it."""
+    """Put a package named torchvision with these files on the path; remove it afterwards."""
     before = {name for name in sys.modules if name.partition(".")[0] == "torchvision"}
     assert not before
 
@@ -37,9 +37,9 @@ def imported():
     return [name for name in sys.modules if name.partition(".")[0] == "torchvision"]
 
 
-def test_the_real_one_is_used_where_it_works(install):
+def test_a_working_torchvision_is_used(install):
     install(REAL)
-    with torchvision_or_stand_in():
+    with torchvision_or_stub():
         import torchvision
         from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -51,16 +51,16 @@ def test_the_real_one_is_used_where_it_works(install):
 @pytest.mark.parametrize(
     "error", ["RuntimeError('operator torchvision::nms does not exist')", "ImportError", "OSError"]
 )
-def test_a_broken_one_is_stood_in_for(install, error):
+def test_a_broken_torchvision_is_replaced(install, error):
     install({name: text.format(error=error) for name, text in BROKEN.items()})
-    with torchvision_or_stand_in():
+    with torchvision_or_stub():
         from torchvision.ops.misc import FrozenBatchNorm2d
     assert isinstance(FrozenBatchNorm2d, type)
     assert imported() == []
 
 
 def test_placeholders_can_be_named_and_subclassed_but_not_used(install):
-    with torchvision_or_stand_in():
+    with torchvision_or_stub():
         import torchvision.transforms.functional as F
         from torchvision import transforms
 
@@ -78,9 +78,9 @@ def test_placeholders_can_be_named_and_subclassed_but_not_used(install):
         import torchvision  # noqa: F401
 
 
-def test_it_is_taken_away_after_a_failure_too(install):
+def test_the_stub_is_removed_after_a_failure(install):
     finders = list(sys.meta_path)
-    with pytest.raises(ImportError), torchvision_or_stand_in():
+    with pytest.raises(ImportError), torchvision_or_stub():
         import_module("torchvision.ops").nms()
     assert imported() == []
     assert sys.meta_path == finders

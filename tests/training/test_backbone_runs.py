@@ -105,20 +105,20 @@ def test_resumed_run_uses_its_checkpoint_instead_of_the_weights_file(in_tmp):
 def test_weights_that_do_not_fit_create_no_run(in_tmp, capsys):
     torch.save({"conv.weight": torch.ones(1)}, "weights.pt")
     assert main([*TRAIN, "run_dir=run", "backbone_weights.file=weights.pt"]) == 2
-    assert "nothing in these weights is of this backbone" in capsys.readouterr().err
+    assert "no tensor in this file fits the backbone" in capsys.readouterr().err
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["backbone_weights.file=nope.pt"], "there is no such file"),
+        (["backbone_weights.file=nope.pt"], "the file does not exist"),
         (["backbone=timm", "backbone.model=reznet50"], "did you mean resnet50"),
         (["backbone=timm"], "backbone.model is required"),
         ([*TIMM, "+backbone.options.drp=1"], "unexpected keyword argument 'drp'"),
-        (["+head.num_classes=2"], "head.num_classes is not typed by hand"),
-        (["+head.embedding_dim=2"], "head.embedding_dim is not typed by hand"),
-        (["+backbone.in_channels=1"], "backbone.in_channels is not typed by hand"),
+        (["+head.num_classes=2"], "head.num_classes cannot be set"),
+        (["+head.embedding_dim=2"], "head.embedding_dim cannot be set"),
+        (["+backbone.in_channels=1"], "backbone.in_channels cannot be set"),
         (["backbone_weights.fil=x"], "did you mean backbone_weights.file"),
     ],
 )

@@ -14,7 +14,7 @@ from tests.conftest import SMALL
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config, to_plain
 from arcloop.errors import ArtifactError
-from arcloop.models.checkpoints import AtomicCheckpoints, read_checkpoint, with_digest
+from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint, with_digest
 from arcloop.training.resume import find_checkpoint, run_identity
 
 OVERRIDES = [
@@ -121,7 +121,7 @@ def test_run_killed_at_twenty_steps_ends_with_the_same_bytes(start, tmp_path):
 @pytest.fixture
 def two_checkpoints(tmp_path):
     for step in (3, 5):
-        AtomicCheckpoints().save_checkpoint(
+        AtomicCheckpointIO().save_checkpoint(
             {"global_step": step, "weights": torch.arange(1000.0)}, tmp_path / "last.ckpt"
         )
     return tmp_path
@@ -146,7 +146,7 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_is_found(
 def test_damaged_checkpoints_only_are_an_error(two_checkpoints):
     for path in two_checkpoints.iterdir():
         path.write_bytes(b"x" * 2000)
-    with pytest.raises(ArtifactError, match="torn or was changed"):
+    with pytest.raises(ArtifactError, match="truncated or was changed"):
         find_checkpoint(two_checkpoints)
 
 
@@ -156,7 +156,7 @@ def test_no_checkpoint_is_found_in_an_empty_folder(tmp_path):
 
 def test_every_flipped_byte_is_detected(tmp_path):
     path = tmp_path / "a.ckpt"
-    AtomicCheckpoints().save_checkpoint({"a": torch.zeros(3)}, path)
+    AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, path)
     content = path.read_bytes()
     for place in range(len(content)):
         flipped = bytearray(content)

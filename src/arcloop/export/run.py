@@ -19,7 +19,7 @@ from arcloop.errors import ArcloopError, ArtifactError, ConfigError
 from arcloop.export.formats import Format
 from arcloop.export.torchscript import GOLDEN, for_inference
 from arcloop.models import Embedder
-from arcloop.models.building import make_embedder
+from arcloop.models.embedder import make_embedder
 from arcloop.runtime.searcher import MODEL, Model
 
 

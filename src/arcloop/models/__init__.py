@@ -1,10 +1,15 @@
-"""Backbones, heads, and the embedder that is scripted."""
+"""Backbones, heads, and the embedder, which is exported as model.pt."""
 
 from arcloop.models.backbones.convnet import ConvNet
 from arcloop.models.backbones.iresnet import IResNet
 from arcloop.models.backbones.mobilefacenet import MobileFaceNet
 from arcloop.models.backbones.timm_backbone import TimmBackbone
-from arcloop.models.backbones.weights import Comparison, compare, load_weights, read_weights
+from arcloop.models.backbones.weights import (
+    WeightComparison,
+    compare_weights,
+    load_weights,
+    read_weights,
+)
 from arcloop.models.embedder import Embedder
 from arcloop.models.heads import (
     AdaCos,
@@ -25,8 +30,8 @@ from arcloop.models.heads import (
 )
 
 __all__ = [
-    "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "Comparison", "ConvNet", "CosFace",
-    "CosineClassifier", "CurricularFace", "ElasticArcFace", "ElasticCosFace", "Embedder", "Head",
-    "IResNet", "MagFace", "MobileFaceNet", "NormalizedSoftmax", "PairLoss", "ShardedArcFace",
-    "SubCenterArcFace", "TimmBackbone", "compare", "load_weights", "read_weights",
+    "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "ConvNet", "CosFace", "CosineClassifier",
+    "CurricularFace", "ElasticArcFace", "ElasticCosFace", "Embedder", "Head", "IResNet", "MagFace",
+    "MobileFaceNet", "NormalizedSoftmax", "PairLoss", "ShardedArcFace", "SubCenterArcFace",
+    "TimmBackbone", "WeightComparison", "compare_weights", "load_weights", "read_weights",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, that tell when they are damaged, and are only data."""
+"""Checkpoint files: atomic writing, detection of damage, and loading without code execution."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _COMMENT = b"sha256:"
 _DIGEST_BYTES = len(_COMMENT) + 64
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint beside its place and renames it when it is on the disk.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint to a temporary file, syncs it to disk, and renames it.
 
-    Lightning's own writer leaves half a file under the final name when the disk is full. The last
-    but one last.ckpt is kept, for the case that the last one is damaged later.
+    Lightning's own writer leaves a truncated file under the final name when the disk is full. The
+    previous last.ckpt is kept as last-previous.ckpt, in case last.ckpt is damaged later.
     """
 
     def save_checkpoint(
@@ -41,10 +41,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def with_digest(archive: bytes) -> bytes:
-    """Give a zip archive its own sha256 as its comment: it stays a file that torch.load reads.
+    """Add the sha256 of a zip archive as its comment, which torch.load ignores.
 
     Args:
-        archive: What torch.save wrote, without a comment.
+        archive: Output of torch.save, which has no comment.
+
+    Returns:
+        The archive with the comment.
     """
     assert archive[-22:-18] == _END_OF_ZIP
     assert archive[-2:] == b"\0\0"
@@ -52,22 +55,22 @@ def with_digest(archive: bytes) -> bytes:
     return content + _COMMENT + hashlib.sha256(content).hexdigest().encode()
 
 
-def is_whole(content: bytes) -> bool:
-    """Return whether a checkpoint is as it was written; one without a digest cannot be told."""
+def is_intact(content: bytes) -> bool:
+    """Return whether the content matches its digest; False if there is no digest."""
     body, comment = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     return comment == _COMMENT + hashlib.sha256(body).hexdigest().encode()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, weights only: nothing in it is executed.
+    """Load a checkpoint to the CPU with `weights_only=True`, which executes no code from it.
 
     Raises:
-        ArtifactError: There is no such checkpoint, or it is damaged.
+        ArtifactError: The checkpoint is missing or damaged.
     """
-    reason = "it is torn or was changed after it was written"
+    reason = "it is truncated or was changed after it was written"
     try:
         content = path.read_bytes()
-        if is_whole(content):
+        if is_intact(content):
             return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as cause:
         reason = str(cause).partition("\n")[0]

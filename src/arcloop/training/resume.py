@@ -23,7 +23,7 @@ from arcloop.config.value_types import PositiveInt, checked
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import launched_rank
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.models import ShardedArcFace, compare
+from arcloop.models import ShardedArcFace, compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.loggers.tracking import RunLogger
 from arcloop.training.optim.sharded import HEAD_WEIGHT
@@ -219,16 +219,16 @@ def check_checkpoint_fits(checkpoint: Path, module: pl.LightningModule) -> None:
         ConfigError: They do not fit; names the part of the config and the differing weights.
     """
     state = read_checkpoint(checkpoint)["state_dict"]
-    found = compare(state, module)
+    found = compare_weights(state, module)
     head: Any = module.head
     if isinstance(head, ShardedArcFace) and HEAD_WEIGHT in state:
         classes, dim = state[HEAD_WEIGHT].shape  # the head gets its shape when it is sharded
         if classes != head.num_classes:
             wrong = (HEAD_WEIGHT, (classes, dim), (head.num_classes, dim))
-            found = replace(found, misshapen=[*found.misshapen, wrong])
-    if found.whole:
+            found = replace(found, mismatched=[*found.mismatched, wrong])
+    if found.is_complete:
         return
-    names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.misshapen)]
+    names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.mismatched)]
     # The first part that differs is the cause: the neck depends on the backbone.
     part = next(part for prefix, part in _PARTS if any(name.startswith(prefix) for name in names))
     raise ConfigError(

@@ -22,8 +22,8 @@ from arcloop.display.terminal import console, print_line
 from arcloop.distributed.batch_norm import SynchronizedBatchNorm
 from arcloop.export.formats import Exports, extra_formats, ignore_warnings
 from arcloop.models import Embedder, Head, load_weights, read_weights
-from arcloop.models.building import call, make_backbone, make_embedder
-from arcloop.models.checkpoints import AtomicCheckpoints
+from arcloop.models.checkpoints import AtomicCheckpointIO
+from arcloop.models.embedder import construct, make_backbone, make_embedder
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.callbacks.progress import EpochLines, ProgressBar
 from arcloop.training.callbacks.warmup import Warmup
@@ -104,7 +104,7 @@ class TrainingSetup:
         """
         torch.manual_seed(self.seed)
         embedder = make_embedder(self.backbone, self.embedder, image_shape)
-        head = call("head", self.head, embedding_dim=embedder.embedding_dim,
+        head = construct("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
         self._load_weights(embedder.backbone)
         if self.compile:
@@ -126,12 +126,12 @@ class TrainingSetup:
         """
         progress = [ProgressBar() if console().is_terminal else EpochLines()]
         synced = getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False)
-        trainer: pl.Trainer = call(
+        trainer: pl.Trainer = construct(
             "trainer",
             self.trainer,
             callbacks=[*extra, *progress, *(c for c in self.callbacks.values() if c is not None)],
             enable_progress_bar=console().is_terminal,
-            plugins=[AtomicCheckpoints(), *([SynchronizedBatchNorm()] if synced else [])],
+            plugins=[AtomicCheckpointIO(), *([SynchronizedBatchNorm()] if synced else [])],
             logger=[logger for logger in self.logger.values() if logger is not None],
         )
         # Deterministic mode fills every new tensor to expose reads of uninitialised memory.
@@ -151,14 +151,16 @@ class TrainingSetup:
             extra_formats(self.export)
             world, batch_size = num_processes(self.make_trainer()), self.loader.batch_size
             labels_N = np.arange(max(2, batch_size) * world)  # enough classes for any sampler
-            call("sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
-                 world_size=world, seed=self.seed)  # fmt: skip
+            construct(
+                "sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
+                world_size=world, seed=self.seed,
+            )  # fmt: skip
 
     def _build_model_parts(self) -> None:
         parameters = nn.ParameterList([nn.Parameter(torch.zeros(2, 2))])
-        optimizer = call("optimizer", self.optimizer, parameters, nn.ParameterList([]))
-        call("scheduler", self.scheduler, optimizer, 10)
-        head = call("head", self.head, embedding_dim=2, num_classes=2)
+        optimizer = construct("optimizer", self.optimizer, parameters, nn.ParameterList([]))
+        construct("scheduler", self.scheduler, optimizer, 10)
+        head = construct("head", self.head, embedding_dim=2, num_classes=2)
         for callback in self.callbacks.values():
             if isinstance(callback, Warmup):
                 callback.check_head(head)

@@ -11,16 +11,15 @@ from arcloop.config.value_types import PositiveInt, checked
 
 
 class ConvNet(nn.Module):
-    """Stages of 3x3 convolutions, each stage on half the height and width of the one before.
+    """Stages of 3x3 convolutions; each stage halves the height and width.
 
-    A stage widens, pools, and then refines: a convolution, max pooling, and `depth - 1` residual
-    convolutions. Pooling comes before norm and activation, which then touch a quarter of the
-    pixels: on small images the time goes into moving feature maps, not into products.
+    A stage is a convolution, max pooling, batch norm, ReLU, and `depth - 1` residual convolutions.
+    Pooling comes first, so that batch norm and ReLU process a quarter of the pixels.
 
     Args:
         in_channels: Channels of the image.
-        widths: Channels of each stage.
-        depth: Convolutions in a stage.
+        widths: Output channels of each stage.
+        depth: Number of convolutions in a stage.
     """
 
     @checked("backbone")
@@ -34,7 +33,7 @@ class ConvNet(nn.Module):
                 nn.MaxPool2d(2),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
-                *(_Refinement(width) for _ in range(depth - 1)),
+                *(_ResidualConvolution(width) for _ in range(depth - 1)),
             )
             for before, width in pairwise([in_channels, *widths])
         ]
@@ -46,7 +45,7 @@ class ConvNet(nn.Module):
         return features_BCHW
 
 
-class _Refinement(nn.Module):
+class _ResidualConvolution(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.convolution = _convolution(width, width)

@@ -1,8 +1,8 @@
-"""IResNet, the residual backbone of the ArcFace paper, as laid out in insightface.
+"""IResNet, the residual backbone of the ArcFace paper, with the layers of insightface.
 
-He et al., Deep Residual Learning (arXiv 1512.03385), improved as in section 3.1 of the ArcFace
+He et al., Deep Residual Learning (arXiv 1512.03385), with the changes of section 3.1 of the ArcFace
 paper (arXiv 1801.07698) and insightface's `recognition/arcface_torch/backbones/iresnet.py`. Its
-last layers (BN, dropout, FC, BN) are the neck, which is the embedder's.
+last layers (BN, dropout, FC, BN) are the neck, which is part of the embedder.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from arcloop.errors import ConfigError
 
 
 class IResNet(nn.Module):
-    """A stem and one stage of residual blocks per entry of `layers`; each stage halves the map.
+    """A stem, and one stage of residual blocks per entry of `layers`; each stage halves the map.
 
     Args:
         in_channels: Channels of the image.
-        layers: Blocks in each stage: [2, 2, 2, 2] is IResNet-18, [3, 4, 6, 3] 34, [3, 4, 14, 3] 50.
-        widths: Channels of each stage.
+        layers: Number of blocks in each stage: [2, 2, 2, 2] is IResNet-18, [3, 4, 6, 3] IResNet-34,
+            [3, 4, 14, 3] IResNet-50.
+        widths: Output channels of each stage.
+
+    Raises:
+        ConfigError: `layers` and `widths` differ in length, or are empty.
     """
 
     @checked("backbone")
@@ -33,7 +37,7 @@ class IResNet(nn.Module):
         if len(layers) != len(widths) or not layers:
             raise ConfigError(
                 f"backbone.layers has {len(layers)} stages and backbone.widths {len(widths)}",
-                remedy="give both as many entries, at least one",
+                remedy="give both the same number of entries, at least one",
             )
         super().__init__()
         self.stem = nn.Sequential(
@@ -59,25 +63,28 @@ class IResNet(nn.Module):
         return features_BCHW
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the weights of insightface's files the names they have here.
+        """Convert weights of insightface's IResNet.
 
         Args:
-            state: A state dict of this class (returned as it is), or of insightface's IResNet, of
-                which the last layers, the neck, are left out.
+            state: A state dict of insightface's IResNet, whose neck is removed, or of this class,
+                which is returned unchanged.
+
+        Returns:
+            A state dict of this class.
         """
         if "conv1.weight" not in state:
             return dict(state)
-        named = {_translated(name): value for name, value in state.items()}
+        named = {_translate_name(name): value for name, value in state.items()}
         return {name: value for name, value in named.items() if name is not None}
 
 
 class Block(nn.Module):
-    """BN - conv - BN - PReLU - conv (with the stride) - BN, added to its input.
+    """BN - conv - BN - PReLU - conv with stride - BN, added to the input.
 
     Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        stride: Of the second convolution, and of the shortcut.
+        inputs: Input channels.
+        outputs: Output channels.
+        stride: Stride of the second convolution and of the shortcut.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -107,13 +114,13 @@ _RESIDUAL = {"bn1": 0, "conv1": 1, "bn2": 2, "prelu": 3, "conv2": 4, "bn3": 5}
 _NECK = ("bn2", "fc", "features")
 
 
-def _translated(name: str) -> str | None:
-    """Return the name here of a weight in insightface's file, None of one of the neck."""
+def _translate_name(name: str) -> str | None:
+    """Return the name in `IResNet` of a tensor of insightface, or None if it is in the neck."""
     if found := re.fullmatch(r"layer(\d+)\.(\d+)\.downsample\.(.+)", name):
         return f"stages.{int(found[1]) - 1}.{found[2]}.shortcut.{found[3]}"
     if found := re.fullmatch(r"layer(\d+)\.(\d+)\.(\w+)\.(\w+)", name):
-        place = _RESIDUAL.get(found[3], found[3])
-        return f"stages.{int(found[1]) - 1}.{found[2]}.residual.{place}.{found[4]}"
+        index = _RESIDUAL.get(found[3], found[3])
+        return f"stages.{int(found[1]) - 1}.{found[2]}.residual.{index}.{found[4]}"
     layer, _, tensor = name.partition(".")
     if layer in _NECK:
         return None

@@ -1,8 +1,8 @@
-"""MobileFaceNet, a small backbone for telephones and CPUs, as laid out in insightface.
+"""MobileFaceNet, a small backbone for phones and CPUs, with the layers of insightface.
 
 Chen et al., MobileFaceNets (arXiv 1804.07573), with the widths and blocks of insightface's
 `recognition/arcface_torch/backbones/mobilefacenet.py`. Its last layers (FC, BN) are the neck, which
-is the embedder's.
+is part of the embedder.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from arcloop.errors import ConfigError
 
 _GROUP = 64
 _STRIDES = 4
-"""Times the map is halved."""
+"""How often the network halves the height and width."""
 
 
 class MobileFaceNet(nn.Module):
-    """Inverted bottlenecks, and a depthwise convolution over the whole of the last map.
+    """Inverted bottlenecks, and a depthwise convolution over the whole last feature map.
 
-    That global convolution takes the place of average pooling: it learns how much each place of an
-    aligned face counts. So the weights are of one image size.
+    The global convolution replaces average pooling: it learns a weight for each position of an
+    aligned face. Therefore the weights fit only one image size.
 
     Args:
         in_channels: Channels of the image.
         image_size: (height, width) of the image.
-        width: Channels of the first two stages, a multiple of 64; the last two have twice as many.
-        blocks: Blocks in each of the four stages. [1, 4, 6, 2] and width 128 are insightface's
-            `mbf`, [2, 8, 12, 4] and 256 its `mbf_large`.
-        features: Channels of the result.
+        width: Channels of the first two stages, a multiple of 64; the last two have 2·width.
+        blocks: Number of blocks in each of the four stages. [1, 4, 6, 2] with width 128 is `mbf` of
+            insightface, [2, 8, 12, 4] with width 256 is `mbf_large`.
+        features: Output channels.
+
+    Raises:
+        ConfigError: `blocks` does not have four entries, or `width` is not a multiple of 64.
     """
 
     @checked("backbone")
@@ -46,12 +49,12 @@ class MobileFaceNet(nn.Module):
             raise ConfigError(
                 f"backbone.blocks={list(blocks)} must have 4 entries, and backbone.width={width}"
                 f" must be a multiple of {_GROUP}",
-                remedy="change the values; published are width 128 and blocks [1, 4, 6, 2]",
+                remedy="change the values; insightface has width 128 and blocks [1, 4, 6, 2]",
             )
         super().__init__()
         self.stem = nn.Sequential(
             _convolution(in_channels, width, kernel=3, stride=2),
-            # A stage of one block is, in insightface, a convolution in 64 groups.
+            # In insightface a first stage of one block is a convolution in 64 groups.
             _convolution(width, width, kernel=3, groups=_GROUP)
             if blocks[0] == 1
             else _stage(width, blocks[0], hidden=128),
@@ -81,13 +84,13 @@ class MobileFaceNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Widen by a 1x1 convolution, filter each channel by its own 3x3, narrow by a 1x1.
+    """A 1x1 convolution, a depthwise 3x3 convolution, and a linear 1x1 convolution.
 
     Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        hidden: Channels between.
-        stride: Of the 3x3 convolution; with stride 1 the input is added to the result.
+        inputs: Input channels.
+        outputs: Output channels.
+        hidden: Channels of the depthwise convolution.
+        stride: Stride of the 3x3 convolution; with stride 1 the input is added to the output.
     """
 
     def __init__(self, inputs: int, outputs: int, *, hidden: int, stride: int) -> None:

@@ -1,34 +1,39 @@
-"""Any image model of timm (PyTorch Image Models, github.com/huggingface/pytorch-image-models)."""
+"""Image models of timm (PyTorch Image Models, github.com/huggingface/pytorch-image-models)."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from arcloop.config.value_types import PositiveInt, checked
 from arcloop.errors import ConfigError
-from arcloop.models.backbones.torchvision_stub import torchvision_or_stand_in
+
+_TORCHVISION = "torchvision"
 
 
 class TimmBackbone(nn.Module):
-    """A model of timm without its classifier: its pooled features as a map of one pixel.
+    """A model of timm without its classifier; the pooled features are a map of one pixel.
 
-    Nothing is downloaded: weights start at random, or come from a file (`backbone_weights.file`).
+    It downloads nothing: the weights are random, or come from a file (`backbone_weights.file`).
 
     Args:
         in_channels: Channels of the image.
-        image_size: (height, width) of the image; models made for one size (ViT, Swin) are made for
-            this one.
-        model: Name of the model, with or without the tag of its weights.
+        image_size: (height, width) of the image, used by models with a fixed size (ViT, Swin).
+        model: Name of the model, optionally with the tag of its weights.
         options: Further arguments of `timm.create_model`, e.g. {"drop_path_rate": 0.1}.
 
     Raises:
-        ConfigError: timm is not installed, or has no such model.
+        ConfigError: timm is not installed, or has no model of this name.
     """
 
     @checked("backbone")
@@ -61,19 +66,22 @@ class TimmBackbone(nn.Module):
         return features_BC[:, :, None, None]
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Turn weights as timm publishes them into those of this model.
+        """Convert weights in the format that timm publishes.
 
-        As timm does when it loads them: names of older files are mapped, the classifier is left
-        out, weights of the first convolution are summed or spread over other channels, position
-        embeddings are resampled to the image size.
+        It does what timm does to load pretrained weights: rename the tensors of older files, remove
+        the classifier, adapt the first convolution to the number of channels, and resample the
+        position embeddings to the image size.
 
         Args:
-            state: A state dict of this class (returned as it is) or of timm's model.
+            state: A state dict of timm's model, or of this class, which is returned unchanged.
+
+        Returns:
+            A state dict of this class.
         """
         if any(name.startswith("model.") for name in state):
             return dict(state)
         adapted = dict(state)
-        # By timm's convention each file of models has its filter under this name, or has none.
+        # timm's modules define their filter under this name, if they have one.
         adapt = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
         if adapt is not None:
             adapted = adapt(adapted, self.model)
@@ -95,7 +103,7 @@ class TimmBackbone(nn.Module):
 
 
 def import_timm() -> Any:
-    """Import timm, on a machine with or without torchvision.
+    """Import timm, with or without torchvision.
 
     Raises:
         ConfigError: timm is not installed.
@@ -104,11 +112,11 @@ def import_timm() -> Any:
         raise ConfigError(
             "timm is not installed",
             where="backbone=timm",
-            remedy="pip install 'arcloop[timm]', or where torchvision cannot be had"
+            remedy="pip install 'arcloop[timm]', or without torchvision"
             " `pip install --no-deps timm`",
         )
     if "timm" not in sys.modules:
-        with torchvision_or_stand_in():
+        with torchvision_or_stub():
             import timm
     import timm
 
@@ -130,3 +138,76 @@ def _require_known(timm: Any, model: str) -> None:
 
 def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+@contextlib.contextmanager
+def torchvision_or_stub() -> Iterator[None]:
+    """Make `import torchvision` work within the context, with a stub if it cannot be imported.
+
+    timm imports torchvision for transforms and datasets that arcloop does not use. torchvision is a
+    compiled package that must match the build of torch exactly, and importing it fails otherwise.
+    The stub has a placeholder class for every name, which raises an ImportError when it is used. On
+    exit the stub is removed from `sys.modules`, so that no other package imports it. timm requires
+    torchvision: https://github.com/huggingface/pytorch-image-models/blob/main/pyproject.toml
+    """
+    if _torchvision_works():
+        yield
+        return
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        _remove_torchvision()
+
+
+def _torchvision_works() -> bool:
+    try:
+        import_module(f"{_TORCHVISION}.ops.misc")
+    except (ImportError, RuntimeError, OSError):  # missing, or built for another torch
+        _remove_torchvision()
+        return False
+    return True
+
+
+def _remove_torchvision() -> None:
+    for name in [n for n in sys.modules if n.partition(".")[0] == _TORCHVISION]:
+        del sys.modules[name]
+
+
+class _Placeholder(type):
+    """Metaclass of classes that can be subclassed and have attributes, but cannot be called."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _placeholder(f"{cls.__name__}.{name}")
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise ImportError(f"{cls.__name__} needs torchvision, which cannot be imported here")
+
+
+def _placeholder(name: str) -> _Placeholder:
+    return _Placeholder(name, (), {})
+
+
+class _StubModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _placeholder(f"{self.__name__}.{name}")
+
+
+class _Finder(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        own = fullname.partition(".")[0] == _TORCHVISION
+        return ModuleSpec(fullname, self, is_package=True) if own else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _StubModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: the stub has no code."""

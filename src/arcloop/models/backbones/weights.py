@@ -1,4 +1,4 @@
-"""Weights of a backbone from a file, and a clear account of what in it fits and what does not."""
+"""Load the weights of a backbone from a file, and report the tensors that do not fit."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from arcloop.errors import ConfigError
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("embedder.backbone.", "module.")
 _OPTIONAL = ".num_batches_tracked"
-"""Old files have no such counts, and nothing that is trained here depends on them."""
+"""Old files lack these counts, and no batch norm of arcloop depends on them."""
 _LISTED = 4
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A state dict held against a module.
+class WeightComparison:
+    """Names and shapes in a state dict compared with those of a module.
 
     Attributes:
-        fitting: Names that are in both, of the same shape.
-        missing: Names of the module alone.
-        unexpected: Names of the state dict alone.
-        misshapen: Name, shape in the state dict, shape in the module.
+        fitting: Names in both, with the same shape.
+        missing: Names only in the module.
+        unexpected: Names only in the state dict.
+        mismatched: Name, shape in the state dict, shape in the module.
     """
 
     fitting: Sequence[str]
     missing: Sequence[str]
     unexpected: Sequence[str]
-    misshapen: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
     @property
-    def whole(self) -> bool:
-        """Whether everything of both fits."""
-        return not (self.missing or self.unexpected or self.misshapen)
+    def is_complete(self) -> bool:
+        """Whether all tensors of both fit."""
+        return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
         shapes = [
-            f"{name} {_shape(found)}, not {_shape(own)}" for name, found, own in self.misshapen
+            f"{name} {_shape(found)}, not {_shape(own)}" for name, found, own in self.mismatched
         ]
         kinds = (
             ("missing", self.missing),
@@ -58,22 +58,22 @@ class Comparison:
 
     @property
     def _count(self) -> int:
-        return len(self.fitting) + len(self.missing) + len(self.misshapen)
+        return len(self.fitting) + len(self.missing) + len(self.mismatched)
 
 
-def compare(state: Mapping[str, Tensor], module: nn.Module) -> Comparison:
-    """Hold a state dict against a module, by names and shapes.
+def compare_weights(state: Mapping[str, Tensor], module: nn.Module) -> WeightComparison:
+    """Compare the names and shapes of a state dict with those of a module.
 
-    A parameter that has no shape yet, as a head that is to be split, takes any.
+    An uninitialised parameter, such as the weight of a sharded head, fits any shape.
     """
     own = module.state_dict(keep_vars=True)
     shapes = {n: state[n].shape if is_lazy(w) else w.shape for n, w in own.items() if n in state}
     both = list(shapes)
-    return Comparison(
+    return WeightComparison(
         fitting=[n for n in both if state[n].shape == shapes[n]],
         missing=[n for n in own if n not in state and not n.endswith(_OPTIONAL)],
         unexpected=[n for n in state if n not in own],
-        misshapen=[
+        mismatched=[
             (n, tuple(state[n].shape), tuple(shapes[n]))
             for n in both
             if state[n].shape != shapes[n]
@@ -83,60 +83,63 @@ def compare(state: Mapping[str, Tensor], module: nn.Module) -> Comparison:
 
 def load_weights(
     backbone: nn.Module, state: Mapping[str, Tensor], *, file: Path, strict: bool
-) -> Comparison:
-    """Copy weights into a backbone, or refuse them and leave the backbone as it is.
+) -> WeightComparison:
+    """Copy weights into a backbone; on an error the backbone is unchanged.
 
-    A backbone that has a method `translate` gets the state dict through it, so that files with
-    other names, as they were published, can be taken.
+    A backbone with a method `translate` converts the state dict first, so that it accepts published
+    files with other names.
 
     Args:
-        backbone: What to load into.
-        state: From `read_weights`.
-        file: Where it is from, for the message.
-        strict: Refuse it unless all of it fits; else take what fits.
+        backbone: The backbone to change.
+        state: State dict from `read_weights`.
+        file: File of the state dict, for the message.
+        strict: Whether all tensors must fit; otherwise the fitting ones are copied.
 
     Returns:
-        What fitted and what did not.
+        The comparison of file and backbone.
 
     Raises:
-        ConfigError: Too little fits; says what does not.
+        ConfigError: No tensor fits, or `strict` and not all of them fit.
     """
     translate = getattr(backbone, "translate", dict)
     translated: dict[str, Tensor] = translate(state)
-    found = compare(translated, backbone)
-    if not found.fitting:
+    comparison = compare_weights(translated, backbone)
+    if not comparison.fitting:
         raise ConfigError(
-            f"nothing in these weights is of this backbone: {found}",
+            f"no tensor in this file fits the backbone: {comparison}",
             where=file,
-            remedy="give the file of this backbone, or choose the backbone of the file",
+            remedy="use a file for this backbone, or the backbone of the file",
         )
-    if strict and not found.whole:
+    if strict and not comparison.is_complete:
         raise ConfigError(
-            f"these weights are not all of this backbone: {found}",
+            f"some tensors in this file do not fit the backbone: {comparison}",
             where=file,
-            remedy="choose the backbone and image size of the file, or take what fits with"
-            " backbone_weights.strict=false",
+            remedy="use the backbone and image size of the file, or load only the tensors that fit"
+            " with backbone_weights.strict=false",
         )
-    backbone.load_state_dict({name: translated[name] for name in found.fitting}, strict=False)
-    return found
+    backbone.load_state_dict({name: translated[name] for name in comparison.fitting}, strict=False)
+    return comparison
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read the state dict of a backbone; nothing in the file is executed.
+    """Read the state dict of a backbone without executing code from the file.
 
     Args:
-        file: What torch.save wrote of a state dict, also inside "state_dict" or "model"; a
-            checkpoint of arcloop, of which the backbone's part is taken; or .safetensors.
+        file: A state dict written by torch.save, also under the key "state_dict" or "model"; a
+            checkpoint of arcloop, of which the backbone is read; or a .safetensors file.
+
+    Returns:
+        Name to tensor, on the CPU.
 
     Raises:
-        ConfigError: There is no such file, or it is none of these.
+        ConfigError: The file does not exist or has another format.
     """
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not _is_state(content):
-        raise _unreadable(file, "it holds no state dict")
+        raise _unreadable(file, "it contains no state dict")
     for prefix in _PREFIXES:
         part = {n.removeprefix(prefix): w for n, w in content.items() if n.startswith(prefix)}
         content = part or content
@@ -147,12 +150,12 @@ def _read_torch(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise _unreadable(file, "there is no such file") from None
+        raise _unreadable(file, "the file does not exist") from None
     except pickle.UnpicklingError:
-        raise _unreadable(file, "it is no file of weights alone") from None
+        raise _unreadable(file, "it contains objects other than weights") from None
     except (OSError, RuntimeError, EOFError, LookupError, ValueError) as cause:
         reason = str(cause).partition("\n")[0]
-        raise _unreadable(file, reason or "it is empty or of another format") from None
+        raise _unreadable(file, reason or "it is empty or has another format") from None
 
 
 def _read_safetensors(file: Path) -> Any:
@@ -162,7 +165,7 @@ def _read_safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except FileNotFoundError:
-        raise _unreadable(file, "there is no such file") from None
+        raise _unreadable(file, "the file does not exist") from None
     except (OSError, SafetensorError) as cause:
         raise _unreadable(file, str(cause)) from None
 
@@ -179,7 +182,7 @@ def _unreadable(file: Path, reason: str) -> ConfigError:
     return ConfigError(
         f"cannot read the weights: {reason}",
         where=file,
-        remedy="backbone_weights.file takes a state dict (torch.save or .safetensors) or a"
+        remedy="set backbone_weights.file to a state dict (torch.save or .safetensors) or to a"
         " checkpoint of arcloop",
     )
 
