@@ -275,7 +275,7 @@ def test_a_class_on_two_sides_and_one_on_none(tmp_path, settings):
     path = synthetic_store(tmp_path / "store", shard_rows=64)
     labels = np.load(path / "val/labels-00000.npy")
     changed(path, "val", slice(None), label=np.where(labels == 4, 1, labels))
-    overlap = "class 'class-1' is in train, val, but the splits have no class in common"
+    overlap = "class 'class-1' is in train, val, but class-disjoint splits share no class"
     assert errors(path, settings) == [
         ("class size", None, "class 'class-4' has no images"),
         ("class overlap", None, overlap),

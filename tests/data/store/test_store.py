@@ -78,5 +78,5 @@ def test_damaged_store_is_not_opened(tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"labels-00001\.npy has other contents"):
+    with pytest.raises(ArtifactError, match=r"labels-00001\.npy was changed after"):
         Store.open(tmp_path / "store")

@@ -13,26 +13,26 @@ from tests.data.conftest import synthetic_source, write_idx_set
 from arcloop import artifacts
 from arcloop.artifacts.writer import write_manifest
 from arcloop.data import SPLITS, prepare, validate
-from arcloop.data.validation.duplicates import row_hashes
+from arcloop.data.validation.duplicates import open_image_hashes
 from arcloop.data.validation.inspection import pixel_std
 from arcloop.errors import ArtifactError, DataError
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
+def undamaged(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "store"
     prepare(synthetic_source(), path)
     return path
 
 
 @pytest.fixture
-def store(sound, tmp_path):
-    """A copy to damage."""
-    return Path(shutil.copytree(sound, tmp_path / "store"))
+def store(undamaged, tmp_path):
+    """Return a copy of the store that a test may damage."""
+    return Path(shutil.copytree(undamaged, tmp_path / "store"))
 
 
 def reseal(store):
-    """Write the manifest anew, as a prepare that wrote such files would have."""
+    """Rewrite the manifest, as if `prepare` had written the present files."""
     manifest = json.loads((store / "manifest.json").read_text())
     write_manifest(store, "store", config=manifest["config"], parents={}, info=manifest["info"])
 
@@ -55,11 +55,11 @@ def failed(store, settings):
 
 
 def found(report):
-    """Each error as check, file or split, row."""
+    """Return each error as (check, file or split, row)."""
     return {(f["check"], f["file"] or f["split"], f["row"]) for f in report["errors"]}
 
 
-def test_sound_store_passes(store, settings):
+def test_undamaged_store_passes(store, settings):
     artifact = validate(store, store / "validation", settings)
     assert artifact.info == {"passed": True, "errors": 0, "warnings": 0}
     assert artifact.parents == {"store": artifacts.load(store, "store").sha256}
@@ -70,7 +70,7 @@ def test_sound_store_passes(store, settings):
     assert (store / "validation/report.html").read_text().startswith("<!doctype html>")
 
 
-def test_all_faults_of_a_store_are_told_at_once(store, settings):
+def test_all_faults_of_a_store_are_reported_at_once(store, settings):
     images(store, "query", 0)[3, 0, 0] ^= 1  # flipped
     os.truncate(store / "val/images-00001.npy", 128 + 64 * 2 + 1)  # ends in the third row
     (store / "gallery/labels-00000.npy").unlink()
@@ -96,7 +96,7 @@ def test_all_faults_of_a_store_are_told_at_once(store, settings):
     assert any("'shape': (15,)" in message and "'shape': (16,)" in message for message in messages)
     assert any("'<f4'" in message and "'|u1'" in message for message in messages)
     assert "report.html" in error.remedy
-    assert "val/images-00001.npy: has 257 bytes, not 384" in str(error)
+    assert "val/images-00001.npy: has 257 bytes, but 384 according to the manifest" in str(error)
     assert error.where == store
 
 
@@ -114,7 +114,7 @@ def test_labels_out_of_range_are_named(store, settings):
 
 
 @pytest.mark.parametrize("pair", [*itertools.combinations(SPLITS, 2)])
-def test_same_image_in_two_splits(store, settings, pair):
+def test_image_in_two_splits_is_an_error(store, settings, pair):
     one, other = pair
     images(store, other, 1)[1] = images(store, one, 0)[5]
     reseal(store)
@@ -123,7 +123,7 @@ def test_same_image_in_two_splits(store, settings, pair):
     assert f"the same image as {one}/images-00000.npy row 5" in str(error)
 
 
-def test_same_image_in_all_splits_is_told_for_each_pair(store, settings):
+def test_image_in_all_splits_is_reported_for_each_pair(store, settings):
     for split in SPLITS:
         images(store, split, 1)[2] = images(store, "train", 0)[0]
     reseal(store)
@@ -149,7 +149,7 @@ def test_duplicates_within_a_split_are_warnings(store, settings):
 
 @pytest.mark.parametrize(("number", "level"), [(5, "warning"), (6, "error")])
 def test_empty_images(store, settings, number, level):
-    """Up to a tenth of 50 is a warning; blank images are no duplicates of each other."""
+    """Up to a tenth of 50 is a warning; empty images are not reported as duplicates."""
     images(store, "train", 1)[:number] = 7
     images(store, "train", 1)[0, 0, 0] = 8  # nearly constant
     images(store, "val", 0)[0] = 7
@@ -168,7 +168,7 @@ def test_empty_images(store, settings, number, level):
     assert all(f["check"] == "empty image" for f in report["warnings"])
 
 
-def test_classes_with_too_few_images(store, settings):
+def test_classes_with_too_few_images_are_reported(store, settings):
     for split, keep in (("train", 1), ("val", 1), ("gallery", 0), ("query", 0)):
         for shard in range(4 if split == "train" else 2):
             some = labels(store, split, shard)
@@ -182,7 +182,7 @@ def test_classes_with_too_few_images(store, settings):
     }  # fmt: skip
 
 
-def test_query_class_that_nothing_else_has(tmp_path, settings):
+def test_class_of_query_only_is_an_error(tmp_path, settings):
     made = write_idx_set(tmp_path / "idx", 60, 20, end="")
     from tests.data.conftest import idx_source, write_idx
 
@@ -195,7 +195,7 @@ def test_query_class_that_nothing_else_has(tmp_path, settings):
     assert all("class '9'" in fault["message"] for fault in report["errors"])
 
 
-def test_long_lists_are_cut_and_counted(store, settings):
+def test_long_lists_are_truncated_and_counted(store, settings):
     labels(store, "train", 0)[:] = 7
     reseal(store)
     report, error = failed(store, replace(settings, max_listed=3))
@@ -205,7 +205,7 @@ def test_long_lists_are_cut_and_counted(store, settings):
     assert "and 13 more" in str(error)
 
 
-def test_reuse_of_what_passed_and_only_of_that(store, settings):
+def test_only_a_passed_validation_is_reused(store, settings):
     output = store / "validation"
     validate(store, output, settings)
     before = (output / "manifest.json").stat().st_ino
@@ -219,13 +219,13 @@ def test_reuse_of_what_passed_and_only_of_that(store, settings):
             validate(store, output, settings, reuse=True)
 
 
-def test_no_store(tmp_path, settings):
+def test_missing_store_is_reported(tmp_path, settings):
     with pytest.raises(ArtifactError, match="no store here"):
         validate(tmp_path / "store", tmp_path / "validation", settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_page_shows_what_was_found(store, settings):
+def test_page_shows_the_findings(store, settings):
     (store / "classes.json").write_text(json.dumps(["<b>one</b>", "two", "three"]))
     images(store, "query", 1)[1] = images(store, "train", 0)[5]
     reseal(store)
@@ -236,24 +236,24 @@ def test_page_shows_what_was_found(store, settings):
     assert "<b>one" not in page
     assert "query/images-00001.npy" in page
     assert page.count("data:image/png;base64,") == 3 * 14
-    assert "http" not in page  # nothing is loaded from elsewhere
+    assert "http" not in page  # the page loads nothing from other hosts
 
 
-def test_std_of_each_image():
+def test_pixel_std_equals_numpy():
     some = np.random.default_rng(0).integers(0, 256, (40, 300), dtype=np.uint8)
     some[0], some[1], some[2] = 0, 255, 7
     assert np.allclose(pixel_std(some), [np.std(image.astype(float)) for image in some], atol=1e-4)
     assert (pixel_std(some)[:3] == 0).all()
 
 
-def test_groups_of_equal_rows():
-    """Against a dictionary of contents."""
+def test_groups_contain_equal_images():
+    """Compare with a dictionary of contents."""
     rng = np.random.default_rng(0)
     some = rng.integers(0, 6, (3000, 5), dtype=np.uint8)
     expected: dict[bytes, list[int]] = {}
     for row, image in enumerate(some):
         expected.setdefault(image.tobytes(), []).append(row)
-    with row_hashes() as hashes:
+    with open_image_hashes() as hashes:
         for start in range(0, 3000, 700):
             block = some[start : start + 700]
             hashes.add(block, np.arange(start, start + len(block)))

@@ -1,4 +1,4 @@
-"""Finding equal images among any number, in memory that does not grow with it."""
+"""Finds equal images with a memory use that does not depend on the number of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -17,33 +16,31 @@ _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 
 
 @contextlib.contextmanager
-def row_hashes() -> Iterator[RowHashes]:
-    """Provide an empty collection; its files are gone at the end."""
+def open_image_hashes() -> Iterator[ImageHashes]:
+    """Provide an empty collection of hashes; its temporary files are deleted at the end."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arcloop-")))
-        paths = [folder / str(bucket) for bucket in range(_BUCKETS)]
-        yield RowHashes([stack.enter_context(open(path, "w+b")) for path in paths])
+        yield ImageHashes([stack.enter_context(tempfile.TemporaryFile()) for _ in range(_BUCKETS)])
 
 
-class RowHashes:
-    """Hashes of images, spilled to files by their last bits, so that equal ones share a file.
+class ImageHashes:
+    """Hashes of images in temporary files; the hashes of equal images are in the same file.
 
-    A hash is 128 bits of BLAKE2b: that two different images have the same one need not be expected,
-    so equal hashes mean equal images.
+    A hash has 128 bits of BLAKE2b, so images with equal hashes are equal for all practical
+    purposes.
 
     Args:
-        files: Empty files, open for writing and reading.
+        files: Empty files, opened for reading and writing.
     """
 
     def __init__(self, files: Sequence[IO[bytes]]) -> None:
         self._files = files
 
     def add(self, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> None:
-        """Note images.
+        """Add images.
 
         Args:
             images: [N, bytes of one image], C-contiguous.
-            rows: [N] numbers by which `groups` names them.
+            rows: [N] numbers that identify the images in the result of `groups`.
         """
         digests = b"".join([hashlib.blake2b(i, digest_size=16).digest() for i in images])
         records = np.empty(len(images), _RECORD)
@@ -56,16 +53,14 @@ class RowHashes:
             file.write(part.tobytes())
 
     def groups(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield the rows of each set of equal images, in the order they were added."""
+        """Yield the rows of each group of two or more equal images, in the order of `add`."""
         for file in self._files:
             file.seek(0)
             records = np.frombuffer(file.read(), _RECORD)
-            order = np.lexsort((records["low"], records["high"]))
-            records = records[order]
-            new = (records["high"][1:] != records["high"][:-1]) | (
-                records["low"][1:] != records["low"][:-1]
-            )
-            starts = np.flatnonzero(np.concatenate([[True], new]))[: len(records)]
+            records = records[np.lexsort((records["low"], records["high"]))]
+            hashes = records[["high", "low"]]
+            is_first = np.concatenate([[True], hashes[1:] != hashes[:-1]])
+            starts = np.flatnonzero(is_first)[: len(records)]
             sizes = np.diff(starts, append=len(records))
             for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
                 yield records["row"][start : start + size]

@@ -1,4 +1,4 @@
-"""What validation finds, all of it counted and as much listed as a person would read."""
+"""Errors and warnings of a validation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
-    """One fault.
+class Finding:
+    """One error or warning.
 
     Attributes:
-        level: An error ends the chain; a warning does not.
-        check: Which check found it, e.g. "checksum".
+        level: An error fails the validation; a warning does not.
+        check: Name of the check, e.g. "checksum".
         message: What is wrong.
-        split: Where: one of the splits, if the fault is in one.
-        file: Path of the file within the store, if it is in one.
-        row: Row within that file, if it is one.
+        split: The split, if the finding concerns one split.
+        file: Path of the file within the store, if the finding concerns one file.
+        row: Row within the file, if the finding concerns one row.
     """
 
     level: Level
@@ -30,30 +30,40 @@ class Fault:
     row: int | None = None
 
     def __str__(self) -> str:
-        place = self.file or self.split
+        location = self.file or self.split
         row = "" if self.row is None else f" row {self.row}"
-        return f"{place}{row}: {self.message}" if place else self.message
+        return f"{location}{row}: {self.message}" if location else self.message
 
 
 @dataclass
-class Faults:
-    """Collects faults: those of one check are listed up to `max_listed`, and all counted."""
+class Findings:
+    """Collects findings; counts all of them and keeps the first `max_listed` of each check."""
 
     max_listed: int
-    listed: list[Fault] = field(default_factory=list)
+    listed: list[Finding] = field(default_factory=list)
     counts: Counter[tuple[Level, str]] = field(default_factory=Counter)
 
-    def add(self, fault: Fault) -> None:
-        """Count a fault, and list it if there is room."""
-        kind = (fault.level, fault.check)
-        self.counts[kind] += 1
-        if self.counts[kind] <= self.max_listed:
-            self.listed.append(fault)
+    def add(
+        self,
+        level: Level,
+        check: str,
+        message: str,
+        *,
+        split: str | None = None,
+        file: str | None = None,
+        row: int | None = None,
+    ) -> None:
+        """Add a finding, see `Finding` for the arguments."""
+        self.counts[level, check] += 1
+        if self.counts[level, check] <= self.max_listed:
+            self.listed.append(
+                Finding(level=level, check=check, message=message, split=split, file=file, row=row)
+            )
 
-    def total(self, level: Level) -> int:
-        """Return the number of faults of a level."""
+    def count(self, level: Level) -> int:
+        """Return the number of findings of a level, listed or not."""
         return sum(count for (found, _), count in self.counts.items() if found == level)
 
-    def of(self, level: Level) -> list[Fault]:
-        """Return the faults of a level that are listed."""
-        return [fault for fault in self.listed if fault.level == level]
+    def of_level(self, level: Level) -> list[Finding]:
+        """Return the listed findings of a level."""
+        return [finding for finding in self.listed if finding.level == level]

@@ -1,4 +1,4 @@
-"""One pass over every file of a store: what its rows are, and what is wrong with them."""
+"""Reads all files of a store once and collects the content and the faults of its rows."""
 
 from __future__ import annotations
 
@@ -14,93 +14,96 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import sha256_file
 from arcloop.data.splits import SPLITS
-from arcloop.data.store.shards import Images, Labels
+from arcloop.data.store.shards import Images
 from arcloop.data.store.source_files import SOURCE_FILES
 from arcloop.data.store.store import CLASSES
-from arcloop.data.validation.duplicates import RowHashes, row_hashes
-from arcloop.data.validation.findings import Fault, Faults, Level
-from arcloop.data.validation.shard_check import Shard, check_images, check_labels, list_shards
+from arcloop.data.validation.duplicates import ImageHashes, open_image_hashes
+from arcloop.data.validation.findings import Findings, Level
+from arcloop.data.validation.shard_files import (
+    Ints,
+    ShardFiles,
+    check_file,
+    list_shards,
+    read_images,
+    read_labels,
+)
 
 if TYPE_CHECKING:
     from arcloop.config.schema import ValidationSettings
 
 _SAMPLED_CLASSES = 20
-_SAMPLES = 14
-
-Ints = npt.NDArray[np.int64]
+_SAMPLES_PER_CLASS = 14
 
 
 @dataclass
 class Inspection:
-    """What one pass found.
+    """Content and faults of a store.
 
     Attributes:
         classes: Class names.
-        counts: Split -> [C] images of each class.
-        faults: What is wrong.
+        counts: Split -> number of images of each class, [C].
+        findings: The faults.
         samples: Label -> a few training images [H, W, C], for the first classes.
-        num_train_classes: Classes that are trained on, the first ones.
+        num_train_classes: Number of classes in train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
     """
 
     classes: list[str]
     counts: dict[str, Ints]
-    faults: Faults
+    findings: Findings
     samples: dict[int, list[Images]]
     num_train_classes: int
     leave_one_out: bool
 
 
-def inspect(
+def inspect_store(
     store: Artifact, settings: ValidationSettings, advance: Callable[[int], None]
 ) -> Inspection:
-    """Read every file of a store once, in the memory of a block, and collect all that is wrong.
+    """Read every file of a store, one block of images at a time.
 
     Args:
         store: The store, not verified.
-        settings: What it must satisfy.
-        advance: Told how many more rows are done.
+        settings: Conditions that the store must satisfy.
+        advance: Called with the number of rows that were read since the last call.
     """
-    faults = Faults(settings.max_listed)
-    classes = _read_classes(store, faults)
+    findings = Findings(settings.max_listed)
+    classes = _read_classes(store, findings)
     counts = {split: np.zeros(len(classes), np.int64) for split in SPLITS}
     samples: dict[int, list[Images]] = {
         label: [] for label in range(min(len(classes), _SAMPLED_CLASSES))
     }
     shards = list_shards(store)
     leave_one_out = store.info.get("leave_one_out", False)
-    blank: list[tuple[Shard, Ints]] = []
-    with row_hashes() as hashes:
+    empty: list[tuple[ShardFiles, Ints]] = []
+    with open_image_hashes() as hashes:
         for shard in shards:
-            labels = check_labels(store, shard, faults)
+            labels = read_labels(store, shard, findings)
             if labels is not None:
                 valid = labels[(labels >= 0) & (labels < len(classes))]
                 counts[shard.split] += np.bincount(valid, minlength=len(classes))
-            for start, images in check_images(store, shard, faults):
+            for rows, images in read_images(store, shard, findings):
                 flat = images.reshape(len(images), -1)
-                rows = np.arange(start, start + len(images))
-                full = pixel_std(flat) >= settings.min_std
-                blank.append((shard, rows[~full]))
-                # Blank images are all alike: they are told of as blank, not as duplicates.
-                hashes.add(flat[full], shard.first + rows[full])
+                is_empty = pixel_std(flat) < settings.min_std
+                empty.append((shard, rows[is_empty]))
+                # Empty images may be equal; they are not reported as duplicates as well.
+                hashes.add(flat[~is_empty], shard.first_row + rows[~is_empty])
                 if shard.split == "train" and labels is not None:
-                    _sample(samples, images, labels[rows])
+                    _add_samples(samples, images, labels[rows])
             advance(shard.rows)
-        _report_equal(hashes, shards, faults, leave_one_out=leave_one_out)
+        _report_equal_images(hashes, shards, findings, leave_one_out=leave_one_out)
     for name in store.files:
         if Path(name).name.startswith(SOURCE_FILES):
-            _whole(store, name, faults)
+            check_file(store, name, findings)
     if leave_one_out:
         counts["query"] = counts["gallery"]
-    _report_blank(blank, store, settings, faults)
+    _report_empty_images(empty, store, settings, findings)
     num_train_classes = store.info.get("train_classes", len(classes))
-    return Inspection(classes, counts, faults, samples, num_train_classes, leave_one_out)
+    return Inspection(classes, counts, findings, samples, num_train_classes, leave_one_out)
 
 
 def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the standard deviation of each image's values, [N], of images [N, bytes].
+    """Return the standard deviation of the pixels of each image, [N], for images [N, bytes].
 
     >>> pixel_std(np.array([[7, 7, 7, 7], [0, 0, 2, 2]], np.uint8))
     array([0., 1.], dtype=float32)
@@ -111,91 +114,67 @@ def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return std
 
 
-def _read_classes(store: Artifact, faults: Faults) -> list[str]:
-    if _whole(store, CLASSES, faults):
+def _read_classes(store: Artifact, findings: Findings) -> list[str]:
+    if check_file(store, CLASSES, findings) == "intact":
         return list(json.loads((store.path / CLASSES).read_bytes()))
     return [f"class {label}" for label in range(store.info["classes"])]
 
 
-def _whole(store: Artifact, name: str, faults: Faults) -> bool:
-    path = store.path / name
-    try:
-        if sha256_file(path) == store.file_sha256(name):
-            return True
-        message = "has other contents than when it was written"
-    except OSError as cause:
-        message = f"cannot be read: {cause.strerror}"
-    faults.add(Fault(level="error", check="checksum", message=message, file=name))
-    return False
+def _add_samples(samples: Mapping[int, list[Images]], images: Images, labels: Ints) -> None:
+    """Copy images of the sampled classes until each has `_SAMPLES_PER_CLASS`."""
+    for label, chosen in samples.items():
+        missing = _SAMPLES_PER_CLASS - len(chosen)
+        if missing:
+            chosen += [images[row].copy() for row in np.flatnonzero(labels == label)[:missing]]
 
 
-def _sample(samples: Mapping[int, list[Images]], images: Images, labels: Labels) -> None:
-    """Keep the first images of the classes there is room for."""
-    for label, kept in samples.items():
-        wanted = _SAMPLES - len(kept)
-        if wanted:
-            kept += [images[row].copy() for row in np.flatnonzero(labels == label)[:wanted]]
-
-
-def _report_blank(
-    blank: Sequence[tuple[Shard, Ints]],
+def _report_empty_images(
+    empty: Sequence[tuple[ShardFiles, Ints]],
     store: Artifact,
     settings: ValidationSettings,
-    faults: Faults,
+    findings: Findings,
 ) -> None:
     number: Counter[str] = Counter()
-    for shard, rows in blank:
+    for shard, rows in empty:
         number[shard.split] += len(rows)
-    for shard, rows in blank:
-        bearable = settings.max_empty_fraction * store.info["splits"][shard.split]["rows"]
+    message = f"constant or almost constant: the std of its pixels is below {settings.min_std:g}"
+    for shard, rows in empty:
+        allowed = settings.max_empty_fraction * store.info["splits"][shard.split]["rows"]
+        level: Level = "error" if number[shard.split] > allowed else "warning"
         for row in rows.tolist():
-            faults.add(
-                Fault(
-                    level="error" if number[shard.split] > bearable else "warning",
-                    check="empty image",
-                    message=f"constant or nearly so: its pixels' std is below {settings.min_std:g}",
-                    split=shard.split,
-                    file=shard.images,
-                    row=row,
-                )
+            findings.add(
+                level, "empty image", message, split=shard.split, file=shard.images, row=row
             )
 
 
-def _report_equal(
-    hashes: RowHashes, shards: Sequence[Shard], faults: Faults, *, leave_one_out: bool
+def _report_equal_images(
+    hashes: ImageHashes, shards: Sequence[ShardFiles], findings: Findings, *, leave_one_out: bool
 ) -> None:
-    """Report equal images: across splits an error for each pair of splits, within one a warning.
+    """Report equal images in two splits as errors, once per pair of splits, others as warnings.
 
-    By leave-one-out, a second image of gallery is another row than the query's own, and would be
-    found: an error, as it is between gallery and query.
+    With leave-one-out, equal images within gallery are errors, too: a query would find its own
+    image in another row.
     """
-    starts = np.array([shard.first for shard in shards])
+    first_rows = np.array([shard.first_row for shard in shards])
     splits = np.array([shard.split for shard in shards])
 
-    def report(level: Level, check: str, row: int, same: int) -> None:
-        numbers = np.searchsorted(starts, (row, same), side="right") - 1
+    def report(level: Level, check: str, row: int, equal_row: int) -> None:
+        numbers = np.searchsorted(first_rows, (row, equal_row), side="right") - 1
         shard, other = (shards[number] for number in numbers.tolist())
-        faults.add(
-            Fault(
-                level=level,
-                check=check,
-                message=f"the same image as {other.images} row {same - other.first}",
-                split=shard.split,
-                file=shard.images,
-                row=row - shard.first,
-            )
-        )
+        message = f"the same image as {other.images} row {equal_row - other.first_row}"
+        row_in_shard = row - shard.first_row
+        findings.add(level, check, message, split=shard.split, file=shard.images, row=row_in_shard)
 
     for group in hashes.groups():
-        of_split = splits[np.searchsorted(starts, group, side="right") - 1]
-        firsts = []
-        for split in np.unique(of_split):
-            first, *others = group[of_split == split].tolist()
-            firsts.append(first)
+        split_of_row = splits[np.searchsorted(first_rows, group, side="right") - 1]
+        first_of_split = []
+        for split in np.unique(split_of_row):
+            first, *others = group[split_of_row == split].tolist()
+            first_of_split.append(first)
             for row in others:
                 if leave_one_out and split == "gallery":
                     report("error", "leak", row, first)
                 else:
                     report("warning", "duplicate", row, first)
-        for one, other in itertools.combinations(sorted(firsts), 2):
-            report("error", "leak", other, one)
+        for row, other_row in itertools.combinations(sorted(first_of_split), 2):
+            report("error", "leak", other_row, row)

@@ -1,8 +1,8 @@
-"""The page of a validation: one file that holds all it shows."""
+"""Renders report.html, a self-contained page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,12 +18,12 @@ from arcloop.runtime.images import encode_png
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _MAX_BARS = 60
-_THUMBNAIL = 64
+_THUMBNAIL_SIDE = 64
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Images of one class: split -> number, and its part of the bar in percent."""
+    """A bar of one class: total, split -> number of images, and split -> width in percent."""
 
     name: str
     total: int
@@ -39,28 +39,30 @@ def render_page(report: Mapping[str, Any], samples: Mapping[int, Sequence[Images
         samples: Label -> training images [H, W, C] to show.
     """
     classes = list(report["classes"])
-    bars, hidden = class_bars(report["classes"])
+    bars, num_hidden = class_bars(report["classes"])
     return render_template(
         _TEMPLATE,
         report=report,
         splits=SPLITS,
         total=sum(facts["rows"] for facts in report["splits"].values()),
         bars=bars,
-        hidden=hidden,
-        kinds=_by_kind(report),
+        num_hidden=num_hidden,
+        checks=_group_by_check(report),
         samples=[
-            (classes[label], _thumbnails(images)) for label, images in samples.items() if images
+            (classes[label], [_thumbnail(image) for image in images])
+            for label, images in samples.items()
+            if images
         ],
     )
 
 
 def class_bars(classes: Mapping[str, Mapping[str, int]]) -> tuple[list[Bar], int]:
-    """Return a bar per class, largest first, and how many classes of the middle are left out."""
+    """Return the bars of the largest and the smallest classes, and the number of other classes."""
     totals = {name: sum(counts.values()) for name, counts in classes.items()}
     longest = max(1, *totals.values())
     names = sorted(totals, key=lambda name: -totals[name])
-    hidden = max(0, len(names) - _MAX_BARS)
-    if hidden:
+    num_hidden = max(0, len(names) - _MAX_BARS)
+    if num_hidden:
         names = names[: _MAX_BARS // 2] + names[-_MAX_BARS // 2 :]
     bars = [
         Bar(
@@ -71,32 +73,24 @@ def class_bars(classes: Mapping[str, Mapping[str, int]]) -> tuple[list[Bar], int
         )
         for name in names
     ]
-    return bars, hidden
+    return bars, num_hidden
 
 
-def _by_kind(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Faults by level and check, errors first, with how many there are beyond those listed."""
+def _group_by_check(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the listed findings and the number of all findings by level and check."""
     counts = {(entry["level"], entry["check"]): entry["count"] for entry in report["counts"]}
-    kinds = []
-    for faults in (report["errors"], report["warnings"]):
-        ordered = sorted(faults, key=lambda fault: fault["check"])
-        for check, group in groupby(ordered, key=lambda fault: fault["check"]):
-            listed = list(group)
-            level = listed[0]["level"]
-            kinds.append(
-                {"level": level, "check": check, "listed": listed, "count": counts[level, check]}
-            )
-    return kinds
+    checks = []
+    for level in ("error", "warning"):
+        ordered = sorted(report[f"{level}s"], key=lambda finding: finding["check"])
+        for check, group in groupby(ordered, key=lambda finding: finding["check"]):
+            count = counts[level, check]
+            checks.append({"level": level, "check": check, "listed": list(group), "count": count})
+    return checks
 
 
-def _thumbnails(images: Iterable[Images]) -> list[str]:
-    return [data_uri(encode_png(_shrink(image)), "png") for image in images]
-
-
-def _shrink(image: Images) -> Images:
-    if max(image.shape[:2]) <= _THUMBNAIL:
-        return image
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    small = np.asarray(picture)
-    return small.reshape(*small.shape[:2], image.shape[-1])
+def _thumbnail(image: Images) -> str:
+    if max(image.shape[:2]) > _THUMBNAIL_SIDE:
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        image = np.asarray(picture).reshape(picture.height, picture.width, image.shape[-1])
+    return data_uri(encode_png(image), "png")

@@ -1,9 +1,8 @@
-"""Store -> validation: all faults at once, as JSON and as a page."""
+"""Validates a store and writes report.json and report.html."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,8 @@ from arcloop.artifacts.atomic import write_bytes, write_json
 from arcloop.artifacts.locks import file_lock
 from arcloop.artifacts.writer import write_artifact
 from arcloop.data.splits import SPLITS
-from arcloop.data.validation.findings import Fault
-from arcloop.data.validation.inspection import Inspection, inspect
+from arcloop.data.validation.findings import Findings
+from arcloop.data.validation.inspection import Inspection, inspect_store
 from arcloop.data.validation.page import render_page
 from arcloop.display.terminal import track
 from arcloop.errors import DataError
@@ -25,165 +24,150 @@ from arcloop.errors import DataError
 if TYPE_CHECKING:
     from arcloop.config.schema import ValidationSettings
 
-_NAMED = 10
+_LISTED_IN_ERROR = 10
 
 
 def validate(
     store_path: Path, output: Path, settings: ValidationSettings, *, reuse: bool = False
 ) -> Artifact:
-    """Read a whole store and report all that is wrong with it.
+    """Read a whole store and report all faults at once.
 
-    The report is written whatever it says; its `info["passed"]` is False when there is an error.
+    The report is written in any case; its `info["passed"]` is False if there are errors.
 
     Args:
-        store_path: Folder of the `store`; it may be damaged.
+        store_path: Folder of the `store`; the store may be damaged.
         output: Folder of the `validation` to write: report.json and report.html.
-        settings: What the store must satisfy.
-        reuse: Return what is at `output` if the same store passed with the same settings.
+        settings: Conditions that the store must satisfy.
+        reuse: Return the validation at `output` if it passed for the same store and settings.
 
     Raises:
-        DataError: There are errors; it names the first of them and the page with all.
-        ArtifactError: There is no store.
+        DataError: There are errors. The message lists the first ones and names the page.
+        ArtifactError: There is no store at `store_path`.
     """
     store = artifacts.read(store_path, "store")
     config = {"validation": asdict(settings)}
-    parents = {"store": store.sha256}
-    if reuse and (done := _passed_already(output, config, parents)):
+
+    def find_passed() -> Artifact | None:
+        done = artifacts.load_if_current(output, "validation", config, {"store": store.sha256})
+        return done if done and done.info["passed"] else None
+
+    if reuse and (done := find_passed()):
         return done
-    with file_lock(output):  # see prepare
-        if reuse and (done := _passed_already(output, config, parents)):
+    with file_lock(output):  # one process of a node validates, the others wait
+        if reuse and (done := find_passed()):
             return done
-        found = _inspect(store, output, settings)
-    if errors := found.faults.total("error"):
-        listed = found.faults.of("error")[:_NAMED]
-        more = f"\n    and {errors - len(listed)} more" if errors > len(listed) else ""
+        findings = _write_validation(store, output, settings)
+    if errors := findings.count("error"):
+        listed = findings.of_level("error")[:_LISTED_IN_ERROR]
+        lines = [str(finding) for finding in listed]
+        if errors > len(listed):
+            lines.append(f"and {errors - len(listed)} more")
         raise DataError(
-            f"the store has {errors} error(s):"
-            + "".join(f"\n    {fault}" for fault in listed)
-            + more,
+            f"the store has {errors} error(s):" + "".join(f"\n    {line}" for line in lines),
             where=store_path,
-            remedy=f"see {output / 'report.html'}; mend the source, delete the store, prepare",
+            remedy=f"see {output / 'report.html'}; correct the source, delete the store and"
+            " prepare it again",
         )
     return artifacts.load(output, "validation")
 
 
-def _passed_already(
-    output: Path, config: dict[str, Any], parents: dict[str, str]
-) -> Artifact | None:
-    done = artifacts.load_if_current(output, "validation", config, parents)
-    return done if done and done.info["passed"] else None
-
-
-def _inspect(store: Artifact, output: Path, settings: ValidationSettings) -> Inspection:
+def _write_validation(store: Artifact, output: Path, settings: ValidationSettings) -> Findings:
     config = {"validation": asdict(settings)}
     with write_artifact(
         output, "validation", config=config, parents={"store": store.sha256}
     ) as writer:
         rows = sum(facts["rows"] for facts in store.info["splits"].values())
         with track("validate", rows) as advance:
-            found = inspect(store, settings, advance)
-        for fault in class_faults(found, settings):
-            found.faults.add(fault)
-        errors, warnings = found.faults.total("error"), found.faults.total("warning")
+            inspection = inspect_store(store, settings, advance)
+        findings = inspection.findings
+        check_classes(inspection, settings)
+        errors, warnings = findings.count("error"), findings.count("warning")
         writer.info |= {"passed": errors == 0, "errors": errors, "warnings": warnings}
         writer.count = rows
-        report = _report(store, found)
+        report = _make_report(store, inspection)
         write_json(writer.path / "report.json", report)
-        page = render_page(report, found.samples)
+        page = render_page(report, inspection.samples)
         write_bytes(writer.path / "report.html", page.encode())
-    return found
+    return findings
 
 
-def class_faults(found: Inspection, settings: ValidationSettings) -> Iterator[Fault]:
-    """Yield what is wrong with the number of images of each class.
+def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
+    """Report classes with too few images, classes in two splits, and imbalance.
 
-    `val` is judged by leave-one-out neighbours, so a class needs two images in it, and so is
-    `gallery` where it is the query split too; what is not in the gallery cannot be found there.
+    A class in `val` needs two images because `val` is evaluated by leave-one-out nearest
+    neighbours; so does a class in `gallery` if gallery is also the query split. A class of `query`
+    must be in `gallery`, otherwise no query of it can be answered correctly.
     """
-    trained = found.num_train_classes
-    wanted = {
+    findings, counts, names = inspection.findings, inspection.counts, inspection.classes
+    is_train = np.arange(len(names)) < inspection.num_train_classes
+    expected = _expected_classes(inspection, is_train)
+    required = {
         "train": settings.min_images_per_class,
         "val": 2,
-        "gallery": 2 if found.leave_one_out else 1,
+        "gallery": 2 if inspection.leave_one_out else 1,
     }
-    belongs = _classes_of(found)
-    for split, least in wanted.items():
-        for label in np.flatnonzero(belongs[split] & (found.counts[split] < least)):
-            yield _class_fault(
-                found, label, split, f"{found.counts[split][label]} image(s); at least {least} are"
-                " needed"
-            )  # fmt: skip
-    in_splits = np.stack([found.counts[split] > 0 for split in SPLITS])
-    for label in np.flatnonzero(
-        ~in_splits.any(axis=0) & (np.arange(len(found.classes)) >= trained)
-    ):
-        yield _class_fault(found, label, None, "no images")
-    for label in np.flatnonzero(belongs["gallery"] & ~in_splits[SPLITS.index("query")]):
-        yield replace(
-            _class_fault(found, label, "query", "no images, so it is not judged"), level="warning"
-        )
-    yield from _shared_classes(found)
-    smallest, largest = (
-        int(bound) for bound in (found.counts["train"][:trained].min(), found.counts["train"].max())
-    )
+    for split, minimum in required.items():
+        for label in np.flatnonzero(expected[split] & (counts[split] < minimum)):
+            message = f"class {names[label]!r} has {counts[split][label]} image(s); at least"
+            findings.add("error", "class size", f"{message} {minimum} are needed", split=split)
+    is_in_split = {split: counts[split] > 0 for split in SPLITS}
+    is_missing = ~np.any(list(is_in_split.values()), axis=0)
+    for label in np.flatnonzero(is_missing & ~is_train):
+        findings.add("error", "class size", f"class {names[label]!r} has no images")
+    for label in np.flatnonzero(expected["gallery"] & ~is_in_split["query"]):
+        message = f"class {names[label]!r} has no images, so it is not evaluated"
+        findings.add("warning", "class size", message, split="query")
+    if not is_train.all():
+        _report_shared_classes(names, is_in_split, findings)
+    smallest, largest = int(counts["train"][is_train].min()), int(counts["train"].max())
     if largest > settings.max_imbalance * smallest:
-        yield Fault(
-            level="warning",
-            check="imbalance",
-            message=f"the largest class has {largest} images, the smallest {smallest}",
-            split="train",
-        )
+        message = f"the largest class has {largest} images, the smallest {smallest}"
+        findings.add("warning", "imbalance", message, split="train")
 
 
-def _class_fault(found: Inspection, label: np.integer, split: str | None, what: str) -> Fault:
-    message = f"class {found.classes[label]!r} has {what}"
-    return Fault(level="error", check="class size", message=message, split=split)
-
-
-def _classes_of(found: Inspection) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return which classes belong to a split: all, or with class-disjoint splits its own."""
-    trained = np.arange(len(found.classes)) < found.num_train_classes
-    if trained.all():
-        return dict.fromkeys(SPLITS, trained)
-    judged = (found.counts["gallery"] > 0) | (found.counts["query"] > 0)
+def _expected_classes(
+    inspection: Inspection, is_train: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return which classes a split must contain, [C]: all, or its own if splits share none."""
+    if is_train.all():
+        return dict.fromkeys(SPLITS, is_train)
+    counts = inspection.counts
+    is_evaluated = (counts["gallery"] > 0) | (counts["query"] > 0)
     return {
-        "train": trained,
-        "val": ~trained & (found.counts["val"] > 0),
-        "gallery": ~trained & judged,
+        "train": is_train,
+        "val": ~is_train & (counts["val"] > 0),
+        "gallery": ~is_train & is_evaluated,
     }
 
 
-def _shared_classes(found: Inspection) -> Iterator[Fault]:
-    """Yield the classes that are on two sides of class-disjoint splits."""
-    if found.num_train_classes == len(found.classes):
-        return
-    there = {split: found.counts[split] > 0 for split in SPLITS}
-    sides = [there["train"], there["val"], there["gallery"] | there["query"]]
-    for label in np.flatnonzero(np.sum(sides, axis=0) > 1):
-        within = ", ".join(split for split in SPLITS if there[split][label])
-        yield Fault(
-            level="error",
-            check="class overlap",
-            message=f"class {found.classes[label]!r} is in {within}, but the splits have no class"
-            " in common",
-        )
+def _report_shared_classes(
+    names: list[str], is_in_split: dict[str, npt.NDArray[np.bool_]], findings: Findings
+) -> None:
+    """Report classes that are in several of train, val and gallery with query."""
+    is_evaluated = is_in_split["gallery"] | is_in_split["query"]
+    parts = [is_in_split["train"], is_in_split["val"], is_evaluated]
+    for label in np.flatnonzero(np.sum(parts, axis=0) > 1):
+        found_in = ", ".join(split for split in SPLITS if is_in_split[split][label])
+        message = f"class {names[label]!r} is in {found_in}, but class-disjoint splits share no"
+        findings.add("error", "class overlap", f"{message} class")
 
 
-def _report(store: Artifact, found: Inspection) -> dict[str, Any]:
+def _make_report(store: Artifact, inspection: Inspection) -> dict[str, Any]:
+    findings = inspection.findings
     return {
-        "passed": found.faults.total("error") == 0,
+        "passed": findings.count("error") == 0,
         "store": {"key": store.info["key"], "manifest": store.sha256},
         "image_shape": store.info["image_shape"],
         "skipped": store.info["skipped"],
         "splits": store.info["splits"],
         "classes": {
-            name: {split: int(found.counts[split][label]) for split in SPLITS}
-            for label, name in enumerate(found.classes)
+            name: {split: int(inspection.counts[split][label]) for split in SPLITS}
+            for label, name in enumerate(inspection.classes)
         },
         "counts": [
             {"level": level, "check": check, "count": count}
-            for (level, check), count in sorted(found.faults.counts.items())
+            for (level, check), count in sorted(findings.counts.items())
         ],
-        "errors": [asdict(fault) for fault in found.faults.of("error")],
-        "warnings": [asdict(fault) for fault in found.faults.of("warning")],
+        "errors": [asdict(finding) for finding in findings.of_level("error")],
+        "warnings": [asdict(finding) for finding in findings.of_level("warning")],
     }
