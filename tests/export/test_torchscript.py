@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from arcloop.errors import ArtifactError
-from arcloop.export.torchscript import GOLDEN, export_scripted
+from arcloop.export.torchscript import export_scripted
 from arcloop.models import ConvNet, Embedder
 from arcloop.models.checkpoints import AtomicCheckpointIO
+from arcloop.runtime.golden_batch import GOLDEN
 from arcloop.runtime.searcher import Model
 
 

@@ -1,4 +1,4 @@
-"""Export formats: model.pt, and additional files that compute the same for other runtimes.
+"""Export formats: model.pt, and additional files that compute the same embeddings.
 
 Every format takes uint8 [B, C, H, W] with any B and returns float32 [B, D] of norm 1, like
 model.pt.
@@ -61,7 +61,7 @@ class Format(ABC):
         """Check everything that can be checked without a model.
 
         Raises:
-            ConfigError: A package is missing, or it does not support a value.
+            ConfigError: A package is missing, or a package does not support a setting.
         """
         return
 
@@ -91,10 +91,10 @@ def extra_formats(exports: Exports, *, at_least_one: bool = False) -> dict[str, 
 
     Args:
         exports: The config group `export`.
-        at_least_one: Require a format.
+        at_least_one: Raise an error if there is no additional format.
 
     Raises:
-        ConfigError: A package is missing, a value is not supported, or there is no format.
+        ConfigError: A package is missing, a setting is not supported, or there is no format.
     """
     formats = {name: f for name, f in exports.items() if isinstance(f, Format)}
     if at_least_one and not formats:
@@ -109,7 +109,7 @@ def extra_formats(exports: Exports, *, at_least_one: bool = False) -> dict[str, 
 
 
 def example_images(embedder: Embedder) -> torch.Tensor:
-    """Return two black images, uint8 [2, C, H, W]; exporters treat a batch of 1 as constant."""
+    """Return two black images, uint8 [2, C, H, W]; exporters make a batch size of 1 constant."""
     height, width, channels = embedder.image_shape
     return torch.zeros(2, channels, height, width, dtype=torch.uint8)
 

@@ -28,8 +28,8 @@ from arcloop.models import Embedder
 
 _INPUT, _OUTPUT = "images", "embeddings"
 _METADATA_KEY = "arcloop.json"
-_MIN_OPSET = 11  # below, torch cannot export a dynamic batch size
-_MAX_OPSET = 20  # of torch's TorchScript-based exporter, which is not developed further
+_MIN_OPSET = 11  # torch cannot export a dynamic batch size to a lower opset
+_MAX_OPSET = 20  # highest opset of torch's TorchScript-based exporter
 _DEPRECATION_WARNINGS = (
     "You are using the legacy TorchScript-based ONNX export",
     "The feature will be removed. Please remove usage of this function",

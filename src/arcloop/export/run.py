@@ -17,9 +17,10 @@ from arcloop.artifacts.writer import write_artifact
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError
 from arcloop.export.formats import Format
-from arcloop.export.torchscript import GOLDEN, for_inference
+from arcloop.export.torchscript import for_inference
 from arcloop.models import Embedder
 from arcloop.models.embedder import make_embedder
+from arcloop.runtime.golden_batch import GOLDEN
 from arcloop.runtime.searcher import MODEL, Model
 
 
@@ -29,10 +30,10 @@ def dry_run_formats(embedder: Embedder, formats: Mapping[str, Format]) -> None:
     Raises:
         ConfigError: A format cannot express the embedder's computation.
     """
-    ready = for_inference(embedder)
+    eager = for_inference(embedder)
     with tempfile.TemporaryDirectory() as folder:
         for chosen in formats.values():
-            chosen.write(ready, Path(folder) / chosen.file)
+            chosen.write(eager, Path(folder) / chosen.file)
 
 
 def export_run(
@@ -67,14 +68,14 @@ def export_run(
     parents = {"model": model.sha256}
     if reuse and (current := artifacts.load_if_current(output, "export", config, parents)):
         return current
-    trained = _trained(run_dir / MODEL, model.image_shape, backbone, embedder)
+    eager = _load_eager(run_dir / MODEL, model.image_shape, backbone, embedder)
     with (
         np.load(run_dir / GOLDEN) as golden,
         write_artifact(output, "export", config=config, parents=parents) as writer,
     ):
         for name, chosen in formats.items():
             file = writer.path / chosen.file
-            chosen.write(trained, file)
+            chosen.write(eager, file)
             found_ND, expected_ND = chosen.embed(file, golden["images"]), golden["embeddings"]
             difference = float(np.abs(found_ND - expected_ND).max())
             if not difference <= chosen.max_abs_diff:
@@ -114,21 +115,21 @@ def export_trained(
         ) from cause
 
 
-def _trained(
+def _load_eager(
     model: Path,
     image_shape: tuple[int, int, int],
     backbone: Callable[..., nn.Module],
     embedder: Callable[..., Embedder],
 ) -> Embedder:
-    """Make the eager embedder and load the weights of model.pt."""
+    """Construct the eager embedder and load the weights of model.pt."""
     try:
-        made = make_embedder(backbone, embedder, image_shape)
+        eager = make_embedder(backbone, embedder, image_shape)
         scripted = torch.jit.load(str(model), map_location="cpu")  # type: ignore[no-untyped-call]
-        made.load_state_dict(scripted.state_dict())
+        eager.load_state_dict(scripted.state_dict())
     except (RuntimeError, ConfigError) as cause:
         raise ArtifactError(
             f"model.pt does not fit the backbone in the run's config: {cause}",
             where=model,
             remedy="export with the version of arcloop that trained the run, see its manifest",
         ) from cause
-    return for_inference(made)
+    return for_inference(eager)

@@ -26,7 +26,7 @@ _IGNORED_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call within torch
 )
 _LOCAL_METADATA = ("stack_trace", "from_node")
-"""Metadata of graph nodes that contains file paths and memory addresses of the export."""
+"""Metadata of graph nodes that contains local file paths and memory addresses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from arcloop.distributed.batch_norm import SynchronizedBatchNorm
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import Embedder
 from arcloop.models.checkpoints import read_checkpoint
-from arcloop.runtime.searcher import Model, save_model
+from arcloop.runtime.golden_batch import GOLDEN
+from arcloop.runtime.searcher import MODEL, Model, save_model
 
-GOLDEN = "golden.npz"
-_PREFIX = "embedder."  # of the embedder's weights in a checkpoint
+_PREFIX = "embedder."  # prefix of the embedder's weights in a checkpoint
 
 
 def export_scripted(
@@ -31,11 +31,11 @@ def export_scripted(
 ) -> float:
     """Script an embedder with the weights of a checkpoint, and check it on a batch of images.
 
-    Writes model.pt, and golden.npz with the images and their embeddings by the eager model. Later
+    Writes model.pt, and golden.npz with the images and their eager embeddings. Later
     steps check other exports and deployments against golden.npz.
 
     Args:
-        embedder: The architecture; its own weights are neither used nor changed.
+        embedder: Defines the architecture; its weights are neither used nor changed.
         checkpoint: Path of the checkpoint with the weights to export.
         golden_NHWC: Real images, uint8.
         run_dir: Folder to write to.
@@ -69,7 +69,7 @@ def export_scripted(
             where=checkpoint,
             remedy="find the layer whose scripted form computes different values",
         )
-    temporary.replace(run_dir / "model.pt")
+    temporary.replace(run_dir / MODEL)
     np.savez(run_dir / GOLDEN, images=golden_NHWC, embeddings=expected_ND)
     return difference
 
@@ -82,7 +82,7 @@ def for_inference(embedder: Embedder) -> Embedder:
 
 
 def require_scriptable(embedder: Embedder) -> None:
-    """Check before training that the model can be exported after it.
+    """Check before training that TorchScript can compile the model.
 
     Raises:
         ConfigError: TorchScript cannot compile the backbone.

@@ -9,8 +9,8 @@ from pathlib import Path
 def available_cpus() -> int:
     """Return the number of CPUs that this process may use, at least 1.
 
-    It is the size of the CPU affinity mask where the operating system has one (Linux), else the
-    number of CPUs of the machine (macOS), reduced to the quota of the control group in a container.
+    On Linux this is the number of CPUs in the affinity mask, on macOS the number of CPUs of the
+    machine. In a container it is at most the CPU quota of the control group.
     """
     has_affinity = hasattr(os, "sched_getaffinity")
     cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1

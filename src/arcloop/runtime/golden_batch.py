@@ -1,7 +1,7 @@
 """The golden batch: images with reference answers, to check that a server computes the same.
 
-A run stores a batch of images together with the embeddings that its own, unscripted model computed
-for them. The neighbours of these embeddings in the index are the reference answers. A server whose
+A run stores a batch of images and the embeddings that the eager model computed for them. The
+nearest neighbours of these embeddings in the index are the reference answers. A server whose
 answers differ must not receive requests from users.
 """
 

@@ -1,4 +1,4 @@
-"""The TorchServe handler: converts TorchServe's rows to requests and the responses back."""
+"""The TorchServe handler: converts TorchServe's rows to requests, and responses to its format."""
 
 from __future__ import annotations
 

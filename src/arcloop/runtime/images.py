@@ -33,7 +33,7 @@ _PLUGINS: Mapping[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     b"RIFF": WebPImagePlugin.WebPImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
 }
-_ORIENTING = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+_ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 """Keys of `Image.info` that may contain an EXIF orientation."""
 _UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error,
@@ -65,7 +65,7 @@ def decode(
         height: Rows of the result, in pixels.
         width: Columns of the result, in pixels.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
-        max_pixels: Largest width x height that is decoded, against decompression bombs.
+        max_pixels: Largest width x height that is decoded; protects against decompression bombs.
 
     Returns:
         uint8 array of shape [height, width, channels].
@@ -76,7 +76,7 @@ def decode(
     """
     try:
         encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image = _by_plugin(encoded, height, width, max_pixels)
+        image = _open_upright(encoded, height, width, max_pixels)
         image = _to_mode(image, "L" if channels == 1 else "RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -90,7 +90,7 @@ def decode(
     return np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
 
 
-def _by_plugin(encoded: bytes, height: int, width: int, max_pixels: int) -> Image.Image:
+def _open_upright(encoded: bytes, height: int, width: int, max_pixels: int) -> Image.Image:
     """Decode an image and apply its orientation; a large JPEG is decoded at a reduced scale."""
     with _open(encoded) as opened:
         pixels = opened.width * opened.height
@@ -98,15 +98,16 @@ def _by_plugin(encoded: bytes, height: int, width: int, max_pixels: int) -> Imag
             raise ImageError(f"{pixels:,} pixels; at most {max_pixels:,} are decoded")
         if opened.format == "JPEG":
             opened.draft(None, (width * 2, height * 2))
-        opened.load()  # in a PNG, the orientation may come after the pixels
-        turned = not _ORIENTING.isdisjoint(opened.info)
-        return ImageOps.exif_transpose(opened) if turned else opened
+        opened.load()  # a PNG may store the orientation after the pixels
+        has_orientation = not _ORIENTATION_KEYS.isdisjoint(opened.info)
+        return ImageOps.exif_transpose(opened) if has_orientation else opened
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:
     """Read the header of an image with the Pillow plug-in of its format.
 
-    `Image.open` is slower for small images, and warns of large sizes, which `decode` refuses.
+    `Image.open` tries the plug-ins of other formats too, and warns about large images, which
+    `decode` rejects.
     """
     if not encoded:
         raise ImageError("empty: 0 bytes")

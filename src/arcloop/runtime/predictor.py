@@ -32,7 +32,7 @@ IMAGE_FIELDS = ("data", "image")
 
 
 class ArchiveError(RuntimeError):
-    """The archive is damaged, or computes other answers than the run it was made from."""
+    """The archive is damaged, or its answers differ from the reference answers of its run."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PredictRequest:
 
     Attributes:
         image: The encoded image.
-        k: Number of neighbours, as the text that the client sent; None: the default.
+        k: Number of neighbours, as the text that the client sent; None selects the default.
     """
 
     image: bytes
@@ -78,8 +78,8 @@ class RequestError(ValueError):
 class Predictor:
     """Answers batches of requests with the model and the index of an unpacked archive.
 
-    The constructor verifies all hashes and the answers to the golden batch, which also warms the
-    model up. A constructed predictor is ready.
+    The constructor verifies all hashes and the answers to the golden batch. This also warms up the
+    model, so a constructed predictor is ready for requests.
 
     Args:
         folder: The unpacked archive.
@@ -87,14 +87,14 @@ class Predictor:
         device: A torch device.
 
     Raises:
-        ArchiveError: A part is missing or changed, or the golden batch is answered wrongly.
+        ArchiveError: A part is missing or changed, or an answer to the golden batch differs.
         searcher.SearcherError: Model and index do not belong together.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], device: str = "cpu") -> None:
         self.manifest = verify_hashes(folder)
         self._settings = dict(settings)
-        # The front end needs one CPU: without it, requests wait for threads of the model.
+        # Leave one CPU to the HTTP server, so that requests do not wait for threads of the model.
         _use_threads(max(1, (available_cpus() - 1) // int(settings["workers"])))
         self._searcher = searcher.Searcher.load(
             folder / searcher.MODEL,
@@ -204,7 +204,7 @@ def verify_hashes(folder: Path) -> dict[str, Any]:
 def _use_threads(count: int) -> None:
     torch.set_num_threads(count)
     faiss.omp_set_num_threads(count)
-    # Serving frameworks may lower the precision; then embeddings would differ from the run's.
+    # Serving frameworks may lower the precision, which would change the embeddings.
     torch.set_float32_matmul_precision("highest")
 
 

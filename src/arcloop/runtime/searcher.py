@@ -21,7 +21,7 @@ import torch
 from . import images
 
 MODEL, INDEX, LABELS = "model.pt", "faiss_index.bin", "faiss_label.json"
-_MODEL_FACTS = "arcloop.json"
+_METADATA_FILE = "arcloop.json"
 _MIN_BLAS_QUERIES = 6
 
 
@@ -85,14 +85,14 @@ class Model:
         content = Path(path).read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.device = torch.device(device)
-        facts = {_MODEL_FACTS: ""}
+        extra_files = {_METADATA_FILE: ""}
         try:
             module = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(path), map_location=self.device, _extra_files=facts
+                str(path), map_location=self.device, _extra_files=extra_files
             )
-            described = json.loads(facts[_MODEL_FACTS])
-            height, width, channels = described["image_shape"]
-            self.embedding_dim = int(described["embedding_dim"])
+            metadata = json.loads(extra_files[_METADATA_FILE])
+            height, width, channels = metadata["image_shape"]
+            self.embedding_dim = int(metadata["embedding_dim"])
         except (RuntimeError, ValueError, KeyError, TypeError) as cause:
             raise SearcherError(f"{path} is not a scripted arcloop model: {cause}") from None
         self.image_shape = (int(height), int(width), int(channels))
@@ -136,8 +136,8 @@ def save_model(
         image_shape: (height, width, channels).
         embedding_dim: D.
     """
-    facts = {"image_shape": list(image_shape), "embedding_dim": embedding_dim}
-    torch.jit.save(module, str(path), _extra_files={_MODEL_FACTS: json.dumps(facts)})
+    metadata = {"image_shape": list(image_shape), "embedding_dim": embedding_dim}
+    torch.jit.save(module, str(path), _extra_files={_METADATA_FILE: json.dumps(metadata)})
 
 
 class Searcher:
@@ -182,8 +182,8 @@ class Searcher:
         Raises:
             SearcherError: A file is damaged, or the files do not belong together.
         """
-        described = read_labels(labels)
-        return cls(Model(model, device), read_index(index, memory_map=memory_map), described)
+        label_file = read_labels(labels)
+        return cls(Model(model, device), read_index(index, memory_map=memory_map), label_file)
 
     def predict(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Prediction]:
         """Predict the classes of a batch of decoded images.
@@ -208,7 +208,7 @@ class Searcher:
             for row, label, similarity in zip(rows, self.labels[rows], similarities, strict=True)
             if row >= 0
         ]
-        if not found:  # an approximate index may visit only empty cells
+        if not found:  # an approximate index may probe only empty cells
             return Prediction(-1, "unknown", -1.0, unknown=True, neighbours=())
         best = found[0]
         unknown = best.similarity < self.threshold
@@ -226,11 +226,10 @@ def search(
         k: Neighbours for each query.
 
     Returns:
-        Similarities and rows [N, k], nearest first; row -1 means that fewer than k were found.
+        Similarities and rows [N, k], nearest first; row -1 marks a neighbour that was not found.
     """
-    # By default, faiss scans a flat index once per query unless there are very many queries. One
-    # matrix product for the whole batch is faster for small batches too. The unit of the threshold
-    # is queries x dimensions.
+    # Below this threshold, faiss scans a flat index once per query; above it, faiss computes one
+    # matrix product for all queries. The unit of the threshold is queries x dimensions.
     faiss.cvar.distance_compute_blas_threshold = _MIN_BLAS_QUERIES * index.d
     similarities, rows = index.search(np.ascontiguousarray(embeddings, dtype=np.float32), k)
     return similarities, rows

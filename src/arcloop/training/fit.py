@@ -1,4 +1,4 @@
-"""`train`: from a training setup and a store to a finished run."""
+"""`train`: trains a model on a store and writes a finished run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from arcloop.errors import ResourceError, write_error
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_trained
 from arcloop.training.callbacks.progress import Timing
-from arcloop.training.loggers.tracking import TRACKED_IDS, RunLogger
+from arcloop.training.loggers.tracking import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.resume import (
     CHECKPOINTS,
@@ -39,7 +39,7 @@ CONFIG = "config.yaml"
 _LOGGER_FOLDERS = ("tensorboard", "wandb")
 _RUN_FILES = (
     artifacts.MANIFEST, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
-    "gallery", "index", "evaluation", "export", *_LOGGER_FOLDERS, *TRACKED_IDS
+    "gallery", "index", "evaluation", "export", *_LOGGER_FOLDERS, *RUN_ID_FILES
 )  # fmt: skip
 _BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
@@ -88,7 +88,7 @@ def train(
         if launched_rank() == 0:
             dry_run_formats(module.embedder, extra_formats(setup.export))
         trainer = setup.make_trainer(Timing(run_dir))
-        datamodule.make_batches(num_processes(trainer))  # fails here, before the run is created
+        datamodule.make_batches(num_processes(trainer))  # raises errors before the run is created
         if launched_rank() == 0:
             _prepare_folder(run_dir, identity, config, keep_files=checkpoint is not None)
             _begin_loggers(trainer, config, step)
@@ -134,8 +134,9 @@ def _fit(
         raise ResourceError(
             f"the memory of {trainer.strategy.root_device} ran out with batches of {size} in"
             f" {trainer.precision}: {str(cause).partition('. ')[0]}",
-            remedy=f"loader.batch_size={max(size // 2, 1)} trainer.accumulate_grad_batches=2,"
-            " trainer.precision=bf16-mixed, or loader.on_device=false",
+            remedy=f"set loader.batch_size={max(size // 2, 1)} and"
+            " trainer.accumulate_grad_batches=2, or trainer.precision=bf16-mixed, or"
+            " loader.on_device=false",
         ) from None
     except SystemExit:  # Lightning converts Ctrl-C to SystemExit
         if trainer.state.status == TrainerStatus.INTERRUPTED:
@@ -154,7 +155,10 @@ def _with_exports(run: Artifact, setup: TrainingSetup) -> Artifact:
 def _prepare_folder(
     run_dir: Path, identity: str, config: Mapping[str, Any], *, keep_files: bool
 ) -> None:
-    """Create the folder and record identity and config; removes the manifest before other files."""
+    """Create the folder, remove old files unless they are kept, and record identity and config.
+
+    The manifest is removed first, so that the folder is not a finished run while files are removed.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / artifacts.MANIFEST).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class EmbeddingModule(pl.LightningModule):
         optimizer: Makes the optimizer of embedder and head.
         scheduler: Makes the learning-rate schedule from (optimizer, total steps).
         seed: The random numbers of a batch depend only on this seed, the epoch, the batch index
-            and the rank, so a resumed run draws the same numbers as an uninterrupted one.
+            and the rank, so resuming a run does not change them.
 
     Attributes:
         backbone_frozen: Whether the backbone computes no gradient; set by `FreezeBackbone`.
@@ -97,7 +97,7 @@ class EmbeddingModule(pl.LightningModule):
             self.head.set_step(self._seed, self.global_step)
         loss: Tensor = self.head(self._compute_features(pixels_BCHW), labels_B)
         if self._should_log_loss():
-            # Not prog_bar=True: Lightning would then read the loss from the device at every step.
+            # With prog_bar=True, Lightning would read the loss from the device at every step.
             self.log("train_loss", loss, sync_dist=True)
         return loss
 
@@ -136,7 +136,9 @@ class EmbeddingModule(pl.LightningModule):
             sharded.shard_head_state(checkpoint, self.head)
 
     def on_train_epoch_end(self) -> None:
-        loss = float(self.trainer.callback_metrics.get("train_loss", 0.0))  # none if stopped early
+        loss = float(
+            self.trainer.callback_metrics.get("train_loss", 0.0)
+        )  # missing if stopped early
         if not math.isfinite(loss):
             raise DivergedError(
                 f"training diverged: the loss is {loss} after step {self.global_step}",
@@ -150,7 +152,7 @@ class EmbeddingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         embeddings_nD, labels_n = (torch.cat(parts) for parts in zip(*self._val, strict=True))
         self._val.clear()
-        # Equal on all ranks, so it needs no sync_dist.
+        # The value is equal on all ranks, so sync_dist is not needed.
         self.log("val_top1", leave_one_out_top1(embeddings_nD, labels_n), prog_bar=True)
 
 
@@ -209,8 +211,8 @@ def seed_generators(seed: int, device: torch.device) -> None:
 def frozen_features(embedder: Embedder, pixels_BCHW: Tensor) -> Tensor:
     """Compute `embedder.features` without a graph of the backbone.
 
-    The backbone's parameters get a gradient of 0, because DDP waits for a gradient of every
-    parameter that it knows.
+    The backbone's parameters get a gradient of 0, because DDP waits for the gradients of all
+    parameters.
     """
     with torch.no_grad():
         map_BCHW = embedder.feature_map(pixels_BCHW)

@@ -1,7 +1,6 @@
 """Resuming a run: its identity, its last checkpoint, and where training starts.
 
-A run that was interrupted at any point and resumed ends with the same bytes as an uninterrupted
-one.
+A run that was interrupted at any point and resumed writes the same bytes as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ _PARTS = (
 class LastCheckpoint(Callback):
     """Writes last.ckpt at the start of every epoch, at the end of the fit, and every few steps.
 
-    The checkpoint is written just before a batch is trained on. At this point the previous batch is
-    complete: its optimizer step, its validation and its logged row. Lightning's ModelCheckpoint
+    The checkpoint is written immediately before a training step. At this point the previous step is
+    complete: optimizer step, validation and logged row. Lightning's ModelCheckpoint
     saves at the end of a batch, before the row is logged, so a resumed run would lose the row.
 
     Args:
@@ -75,7 +74,7 @@ class LastCheckpoint(Callback):
     ) -> None:
         step = trainer.global_step
         if self._resumed:
-            # The step that loggers receive. Lightning counts one batch too many on resuming:
+            # Loggers receive this counter as the step. After resuming it is too high by 1:
             # https://github.com/Lightning-AI/pytorch-lightning/issues/13752
             trainer.fit_loop.epoch_loop._batches_that_stepped = step  # noqa: SLF001
             self._resumed, self._saved_at = False, step

@@ -41,7 +41,7 @@ _IGNORED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # the loader gathers a batch in one call
     "The number of training batches",  # an epoch may be shorter than the logging interval
     "Checkpoint directory .* exists and is not empty",  # the run is resumed
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call from Lightning to torch
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call in Lightning
     "GPU available but not used",  # trainer=cpu
     "It is recommended to use `self.log\\(.*sync_dist=True",  # val_top1 is equal on all ranks
 )

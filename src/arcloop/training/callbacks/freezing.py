@@ -18,8 +18,8 @@ class FreezeBackbone(Callback):
 
     While the backbone is frozen, it runs in evaluation mode and without a graph: its weights and
     its batch-norm statistics do not change, and a step costs only its forward pass. Whether it is
-    frozen depends only on the epoch, so a resumed run behaves like an uninterrupted one.
-    `requires_grad` does not change, so optimizer and DDP know all weights from the start.
+    frozen depends only on the epoch, so resuming a run does not change the result.
+    `requires_grad` does not change, so the optimizer and DDP contain all weights from the start.
 
     Args:
         epochs: Number of epochs with a frozen backbone; `trainer.max_epochs` freezes it throughout.
@@ -32,7 +32,7 @@ class FreezeBackbone(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not in on_train_epoch_start, which is not called for an epoch that is resumed.
+        # Lightning does not call on_train_epoch_start for an epoch that is resumed.
         assert isinstance(pl_module, EmbeddingModule)
         frozen = trainer.current_epoch < self._epochs
         if frozen != pl_module.backbone_frozen:

@@ -1,7 +1,8 @@
-"""Callbacks that run after the fit and call the functions behind the verbs.
+"""Callbacks that run after the fit: export to TorchScript, gallery and index, and evaluation.
 
-Rank zero scripts the model, builds the index and writes the report. All ranks embed and evaluate
-their part of gallery and queries, so every rank has to reach the same collectives.
+They call the same functions as the commands `embed`, `index` and `evaluate`. Rank zero scripts the
+model, builds the index and writes the report. Every rank embeds and evaluates its part of the
+gallery and the queries, so every rank must call the same collective operations.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from arcloop.retrieval.embed import embed_gallery
 from arcloop.retrieval.index import build_index
 from arcloop.training.module import EmbeddingModule
 
-_NUM_GOLDEN = 32  # images of golden.npz
+_NUM_GOLDEN = 32  # number of images in golden.npz
 
 
 class ExportScripted(Callback):

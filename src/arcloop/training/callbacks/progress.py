@@ -15,9 +15,9 @@ _REFRESH_BATCHES = 10
 
 
 class ProgressBar(RichProgressBar):
-    """Rich bar that reads the training loss from the device only when it is redrawn.
+    """Rich bar that reads the training loss from the device only when the bar is redrawn.
 
-    `self.log(..., prog_bar=True)` would read the value after every step, and so wait for the GPU.
+    `self.log(..., prog_bar=True)` would read the value after every step and wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -33,13 +33,13 @@ class ProgressBar(RichProgressBar):
 
 
 class _EpochStopwatch(Callback):
-    """Measures the current epoch; a run resumed within an epoch starts it with training."""
+    """Measures the duration of an epoch; for a resumed epoch, from the start of training."""
 
     def __init__(self) -> None:
         self._epoch = timings.Stopwatch()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning does not call on_train_epoch_start for an epoch that is continued.
+        # Lightning does not call on_train_epoch_start for an epoch that is resumed.
         self._epoch = timings.Stopwatch()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,13 +51,13 @@ class EpochLines(_EpochStopwatch):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            figures = "  ".join(
+            metrics = "  ".join(
                 f"{name} {float(value):.4f}"
                 for name, value in trainer.callback_metrics.items()
                 if not name.startswith("lr-")
             )
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print_line(f"{epoch}: {figures}  {self._epoch.seconds:.1f} s")
+            print_line(f"{epoch}: {metrics}  {self._epoch.seconds:.1f} s")
 
 
 class Timing(_EpochStopwatch):

@@ -23,7 +23,9 @@ from arcloop.retrieval import load_model
 from arcloop.training.callbacks.post_fit import get_datamodule
 
 _THUMBNAIL = 48  # side of a thumbnail in pixels
-_MAX_PROJECTED = (8192 // _THUMBNAIL) ** 2  # the projector's sprite has at most 8192 pixels a side
+_MAX_PROJECTED = (
+    8192 // _THUMBNAIL
+) ** 2  # the projector's sprite has at most 8192 pixels per side
 _METADATA = ["class", "split", "row"]
 
 
@@ -35,8 +37,8 @@ class TensorBoardPages(Callback):
     Args:
         run_dir: Folder of the run.
         embed: Settings of the embedding.
-        num_projected: Images drawn from the gallery, and as many from the query split; 0 disables
-            the projector.
+        num_projected: Number of images that are drawn from the gallery split, and from the query
+            split; 0 disables the projector.
     """
 
     @checked("callbacks.tensorboard")

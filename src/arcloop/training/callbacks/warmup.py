@@ -1,4 +1,4 @@
-"""Warm-up of a head: its margin rises from 0, its scale from another value."""
+"""Warm-up of the margin and the scale of a head."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from arcloop.training.module import EmbeddingModule
 class Warmup(Callback):
     """Changes a head's margin and scale linearly over the first optimizer steps.
 
-    Both depend only on the number of completed optimizer steps, so a resumed run continues with the
-    values of an uninterrupted one. None leaves margin or scale at the value of the head's config.
+    Both depend only on the number of completed optimizer steps, so resuming a run does not change
+    them. With None, the margin or the scale keeps the value of the head's config.
 
     Args:
         margin_steps: Steps until the full margin; the first step uses a margin of 0.
@@ -48,7 +48,7 @@ class Warmup(Callback):
         """Check that a head has the margin or scale that is to be warmed up.
 
         Raises:
-            ConfigError: It has no margin, or its scale is not configurable.
+            ConfigError: The head has no margin, or its scale is not configurable.
         """
         wanted = {"margin": self._margin_steps, "scale": self._scale_steps}
         for name, steps in wanted.items():
@@ -70,9 +70,10 @@ class Warmup(Callback):
         assert isinstance(pl_module, EmbeddingModule)
         head, step = pl_module.head, trainer.global_step
         if not isinstance(head, CosineClassifier):
-            return  # `check_head` allows such a head only if nothing is warmed up
+            return  # `check_head` ensures that neither margin nor scale is warmed up
         if self._margin_steps is not None:
             head.set_warmup(margin=min(step / self._margin_steps, 1.0))
         if self._scale_from is not None and self._scale_steps is not None:
-            share = min(step / self._scale_steps, 1.0)
-            head.set_warmup(scale=self._scale_from + share * (head.full_scale - self._scale_from))
+            progress = min(step / self._scale_steps, 1.0)
+            scale = self._scale_from + progress * (head.full_scale - self._scale_from)
+            head.set_warmup(scale=scale)

@@ -1,4 +1,4 @@
-"""Logger for MLflow: parameters, metrics per step, and the run's files."""
+"""Logger for MLflow: parameters, metrics per step, and the files of the run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class MlflowLogger(TrackingLogger):
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[str | None]:
-        """Lock the creation of a database file; yields the folder of the runs' files."""
+        """Lock the database file while it is created, and yield the folder for artifacts.
+
+        Yields None if the tracking URI is not a database file.
+        """
         if not self._uri.startswith(_SQLITE):
             yield None
             return

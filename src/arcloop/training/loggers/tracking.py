@@ -1,4 +1,7 @@
-"""Base classes of the loggers: one run of the service per run, and every row is sent once."""
+"""Base classes of the loggers.
+
+Each run has one run in a tracking service, also after resuming, and every row is sent once.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from arcloop.errors import ArcloopError, ResourceError
 
 Row = dict[str, float]
 
-TRACKED_IDS = (".mlflow.json", ".wandb.json")
-"""Files in a run with the id of its run in each service; deleted when a run is overwritten."""
+RUN_ID_FILES = (".mlflow.json", ".wandb.json")
+"""Files that store the id of the run in each tracking service; deleted on overwrite=true."""
 _FILES = ("model.pt", "config.yaml", "metrics.csv", "index/[!.]*", "evaluation/[!.]*")
 _METRICS = "evaluation/metrics.json"
 
@@ -58,9 +61,10 @@ class RunLogger(Logger):
 class TrackingLogger(RunLogger):
     """Sends metrics with every checkpoint, and the run's files at the end.
 
-    A resumed run continues the same run of the service. The last step sent is recorded in the run,
-    so no row is sent twice. If the service cannot be reached at the start, the run does not begin;
-    if it fails later, a warning is printed, and the rows are sent with the next checkpoint.
+    After resuming, the metrics are added to the same run in the service. The last step that was
+    sent is recorded in the run folder, so no row is sent twice. If the service cannot be reached at
+    the start, training does not start. If a later request fails, a warning is printed and the rows
+    are sent with the next checkpoint.
 
     Args:
         run_dir: Folder of the run.
@@ -81,7 +85,7 @@ class TrackingLogger(RunLogger):
 
     @rank_zero_only
     def begin(self, config: Mapping[str, Any], step: int) -> None:
-        """Open the service's run of an earlier start, or a new one.
+        """Open the run that an earlier start created in the service, or create a new one.
 
         Raises:
             ResourceError: The service cannot be reached or rejects the request.
@@ -158,7 +162,7 @@ class TrackingLogger(RunLogger):
 
     @abstractmethod
     def _open(self, config: Mapping[str, Any], known: str | None) -> str:
-        """Open the run with the id `known`, or a new one, and return its id."""
+        """Open the run with the id `known`, or create a new one, and return its id."""
 
     @abstractmethod
     def _send(self, rows: Mapping[int, Row]) -> None:

@@ -1,4 +1,4 @@
-"""Logger for Weights & Biases: config, metrics per step and the run's files, offline or online."""
+"""Logger for Weights & Biases: config, metrics per step, and the files of the run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from arcloop.config.targets import require_extra
 from arcloop.config.value_types import checked
 from arcloop.training.loggers.tracking import Row, TrackingLogger
 
-Mode = Literal["offline", "online"]
-
 
 class WandbLogger(TrackingLogger):
-    """Logs to W&B, or to files in the run that `wandb sync` uploads later.
+    """Logs to W&B, or to files in the run folder that `wandb sync` can upload later.
 
     Args:
         run_dir: Folder of the run; its name becomes the name of the W&B run, and W&B writes to its
@@ -47,7 +45,7 @@ class WandbLogger(TrackingLogger):
             project=self._project,
             name=self._run_dir.name,
             id=known or secrets.token_hex(4),
-            resume="allow" if self._mode == "online" else None,  # `wandb sync` joins offline runs
+            resume="allow" if self._mode == "online" else None,  # `wandb sync` merges offline runs
             dir=str(self._run_dir.resolve()),  # W&B's service may run in another folder
             mode=self._mode,
             config=dict(config),
@@ -68,7 +66,7 @@ class WandbLogger(TrackingLogger):
 
         sent = wandb.Artifact(f"run-{self._id}", "model")
         for name in self._files():
-            # Upload from the run; W&B would otherwise copy the file to the user's home folder.
+            # Upload from the run folder; by default, W&B copies the file to the home folder.
             file = str((self._run_dir / name).resolve())
             sent.add_file(file, name=name, policy="immutable", skip_cache=True)
         self._run.log_artifact(sent)

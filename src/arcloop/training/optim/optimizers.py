@@ -40,7 +40,7 @@ class GroupedOptimizer:
     def __call__(self, embedder: nn.Module, head: nn.Module) -> Optimizer:
         """Make the optimizer of the trainable parameters of both modules.
 
-        A sparse gradient updates only its own rows, see `update_sparse_rows`.
+        A sparse gradient updates only the rows that it contains, see `update_sparse_rows`.
         """
         groups = [
             *parameter_groups("embedder", embedder, lr=self.lr, weight_decay=self.weight_decay),

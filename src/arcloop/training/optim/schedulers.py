@@ -23,7 +23,7 @@ def one_cycle(
     start_factor: Fraction,
     end_factor: Fraction,
 ) -> LambdaLR:
-    """Rise along half a cosine from `start_factor`, then fall along half a cosine to `end_factor`.
+    """Increase from `start_factor` to 1, then decrease to `end_factor`, each along half a cosine.
 
     Smith and Topin, arXiv 1708.07120, in the two-phase form of torch's OneCycleLR, with constant
     momentum.
@@ -49,7 +49,7 @@ def one_cycle(
 def cosine(
     optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction, end_factor: Fraction
 ) -> LambdaLR:
-    """Rise linearly from near 0, then fall along half a cosine to `end_factor`.
+    """Increase linearly from almost 0 to 1, then decrease along half a cosine to `end_factor`.
 
     Loshchilov and Hutter, arXiv 1608.03983, without restarts; warm-up as in arXiv 1706.02677.
 
@@ -71,12 +71,12 @@ def cosine(
 
 @checked("scheduler")
 def constant(optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction) -> LambdaLR:
-    """Rise linearly from near 0, then stay constant.
+    """Increase linearly from almost 0 to 1, then stay constant.
 
     Args:
-        optimizer: The learning rates of its groups are those after the warm-up.
+        optimizer: The learning rates of its groups are the values after the warm-up.
         total_steps: Optimizer steps of the whole fit.
-        warmup: Share of the steps of the warm-up, in [0, 1].
+        warmup: Share of the steps before the constant phase, in [0, 1].
     """
     rise = warmup * total_steps
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (rise + 1)))

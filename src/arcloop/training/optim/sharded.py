@@ -27,13 +27,14 @@ HEAD_WEIGHT = "head.weight"
 _HEAD_GROUP = "head"
 
 SwappedParameters = list[tuple[dict[str, Any], int, nn.Parameter, Tensor]]
-"""(parameter group, position in it, the full parameter, its rows with a gradient)."""
+"""(parameter group, position in the group, full parameter, indices of its rows with gradient)."""
 
 
 def clip_by_norm(optimizer: Optimizer, head: ShardedArcFace, limit: float) -> None:
     """Scale all gradients so that their total norm over all shards is at most `limit`.
 
-    A collective. Gradients that DDP has averaged are equal on all processes and count once.
+    Collective: every rank must call it. Gradients that DDP has averaged are equal on all ranks and
+    are counted once.
     """
     gradients = _gradients(optimizer)
     own = [grad for parameter, grad in gradients if parameter is head.weight]
@@ -65,7 +66,8 @@ def _gradients(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
 def gather_head_state(checkpoint: dict[str, Any], head: ShardedArcFace) -> None:
     """Replace the shards in rank zero's checkpoint by the full head and its optimizer state.
 
-    A collective. The other ranks write no checkpoint; theirs are not changed.
+    Collective: every rank must call it. The checkpoints of the other ranks are not written and not
+    changed.
     """
 
     def gather(shard_cD: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def _map_head_state(checkpoint: dict[str, Any], function: Callable[[Tensor], Ten
     for optimizer in checkpoint.get("optimizer_states", ()):
         groups = (g for g in optimizer["param_groups"] if g["name"] == _HEAD_GROUP)
         for index in (i for group in groups for i in group["params"]):
-            # New dicts: while a checkpoint is saved, these are the optimizer's own.
+            # Copy the dicts: while a checkpoint is saved, they belong to the optimizer.
             optimizer["state"] = dict(optimizer["state"])
             optimizer["state"][index] = {
                 name: function(value) if _is_per_row(value, weight) else value
@@ -105,7 +107,7 @@ def update_sparse_rows(optimizer: Optimizer) -> Optimizer:
     decay, no momentum. State that is not per row, such as the number of steps, is shared.
 
     Args:
-        optimizer: Any torch optimizer; gets two hooks on its `step`.
+        optimizer: Any torch optimizer; two hooks are registered on its `step`.
 
     Returns:
         The same optimizer. The format of its `state_dict` does not change.
@@ -121,7 +123,7 @@ def update_sparse_rows(optimizer: Optimizer) -> Optimizer:
             return None
 
         def closure_then_swap() -> Any:
-            loss = closure()  # computes the gradients, within the step
+            loss = closure()  # computes the gradients
             swapped.extend(_swap_in_rows(optimizer))
             return loss
 
