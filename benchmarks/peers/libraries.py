@@ -127,7 +127,7 @@ def _evaluate(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[
     import faiss
 
     from arcloop.config.composition import compose_config
-    from arcloop.evaluation import evaluate_embeddings
+    from arcloop.evaluation import EvaluationSetup, evaluate_embeddings
     from arcloop.pipeline.steps import build
     from arcloop.runtime.searcher import search
 
@@ -142,16 +142,16 @@ def _evaluate(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[
         index = faiss.IndexFlatIP(DIM)
         index.add(gallery)
         batches = ((queries[i : i + 512], truth[i : i + 512]) for i in range(0, len(truth), 512))
-        result = evaluate_embeddings(
-            batches,
-            chunks,
-            partial(search, index),
-            labels,
-            names,
-            settings,
-            0.0,
+        setup = EvaluationSetup(
+            gallery=chunks,
+            gallery_labels=labels,
+            search=partial(search, index),
+            classes=names,
+            settings=settings,
+            threshold=0.0,
             num_queries=len(truth),
         )
+        result = evaluate_embeddings(batches, setup)
         return result.metrics["map_at_r"]
 
     return work

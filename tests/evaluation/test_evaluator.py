@@ -13,7 +13,12 @@ from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, set
 
 from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import DataError
-from arcloop.evaluation import compute_evaluation, evaluate_embeddings, update_evaluation
+from arcloop.evaluation import (
+    EvaluationSetup,
+    compute_evaluation,
+    evaluate_embeddings,
+    update_evaluation,
+)
 from arcloop.runtime.searcher import search as search_faiss
 
 CLASSES = ["a", "b", "c"]
@@ -24,21 +29,22 @@ ELSEWHERE = {  # tested in the tests of their modules
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
 
-def evaluated(
-    queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own=None, **changed
-):
+def setup(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own=None, **changed):
     chunks = changed.pop("chunks", [5])
-    return evaluate_embeddings(
-        cut(*queries, changed.pop("batches", [4])),
-        lambda: cut(*gallery, chunks),
-        search or exact(gallery[0]),
-        gallery[1],
-        classes,
-        settings(**changed),
-        threshold,
-        own,
+    return EvaluationSetup(
+        gallery=lambda: cut(*gallery, chunks),
+        gallery_labels=gallery[1],
+        search=search or exact(gallery[0]),
+        classes=classes,
+        settings=settings(**changed),
+        threshold=threshold,
         num_queries=len(queries[1]),
+        own_rows=own,
     )
+
+
+def evaluated(queries, gallery, *, batches=(4,), **options):
+    return evaluate_embeddings(cut(*queries, batches), setup(queries, gallery, **options))
 
 
 def oracle(queries, gallery, threshold, own=None):
@@ -167,17 +173,11 @@ def test_merged_states_equal_a_single_process(queries, gallery, world):
     def state_of(rank):
         part = ProcessGroup(rank, world).shard(len(queries[1]), settings().batch_size)
         own = slice(part.start, part.stop)
-        found = update_evaluation(
-            cut(queries[0][own], queries[1][own], [3]), lambda: cut(*gallery, [5]),
-            exact(gallery[0]), gallery[1], CLASSES, settings(num_mistakes=3), 0.5,
-            num_queries=len(queries[1]), part=part,
-        )  # fmt: skip
-        return pickle.loads(pickle.dumps(found))
+        batches = cut(queries[0][own], queries[1][own], [3])
+        return pickle.loads(pickle.dumps(update_evaluation(batches, parameters, part)))
 
-    merged = compute_evaluation(
-        [state_of(rank) for rank in range(world)], lambda: cut(*gallery, [5]), gallery[1],
-        CLASSES, settings(num_mistakes=3), 0.5,
-    )  # fmt: skip
+    parameters = setup(queries, gallery, num_mistakes=3)
+    merged = compute_evaluation([state_of(rank) for rank in range(world)], parameters)
     whole = evaluated(queries, gallery, num_mistakes=3)
     assert repr(merged.metrics) == repr(whole.metrics)
     assert merged.mistakes == whole.mistakes

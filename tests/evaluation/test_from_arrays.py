@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
 
 from arcloop.errors import DataError
-from arcloop.evaluation import evaluate_embeddings, evaluate_retrieval
+from arcloop.evaluation import EvaluationSetup, evaluate_embeddings, evaluate_retrieval
 from arcloop.retrieval import exact_search as blocks
 
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
@@ -97,11 +97,17 @@ def drawn(rows, classes, *, seed=0):
 
 
 def evaluated(queries, gallery, own, classes):
-    return evaluate_embeddings(
-        cut(*queries, [100]), lambda: cut(*gallery, [250]), exact(gallery[0]), gallery[1],
-        [str(label) for label in range(classes)], settings(batch_size=64), 0.5, own,
+    setup = EvaluationSetup(
+        gallery=lambda: cut(*gallery, [250]),
+        gallery_labels=gallery[1],
+        search=exact(gallery[0]),
+        classes=[str(label) for label in range(classes)],
+        settings=settings(batch_size=64),
+        threshold=0.5,
         num_queries=len(queries[1]),
-    ).metrics  # fmt: skip
+        own_rows=own,
+    )
+    return evaluate_embeddings(cut(*queries, [100]), setup).metrics
 
 
 @effort(max_examples=40)

@@ -2,6 +2,7 @@
 
 from arcloop.evaluation.evaluator import (
     EvaluationResult,
+    EvaluationSetup,
     EvaluationState,
     compute_evaluation,
     evaluate_embeddings,
@@ -13,7 +14,7 @@ from arcloop.evaluation.mistakes import Mistake, mistake_sheet
 from arcloop.evaluation.report.page import write_report
 
 __all__ = [
-    "EvaluationResult", "EvaluationState", "Mistake", "check_gate", "compute_evaluation",
-    "evaluate_embeddings", "evaluate_retrieval", "mistake_sheet", "update_evaluation",
-    "write_report",
+    "EvaluationResult", "EvaluationSetup", "EvaluationState", "Mistake", "check_gate",
+    "compute_evaluation", "evaluate_embeddings", "evaluate_retrieval", "mistake_sheet",
+    "update_evaluation", "write_report",
 ]  # fmt: skip

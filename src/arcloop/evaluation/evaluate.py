@@ -25,6 +25,7 @@ from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ArtifactError
 from arcloop.evaluation import (
     EvaluationResult,
+    EvaluationSetup,
     EvaluationState,
     check_gate,
     compute_evaluation,
@@ -86,61 +87,57 @@ def evaluate(
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.load_if_current(output, "evaluation", config, parents)):
         return current
-    num_queries = images.rows("query")
-    part = group.shard(num_queries, settings.batch_size)
-    search_index = partial(search, faiss_index)
+    setup = EvaluationSetup(
+        gallery=embeddings.chunks,
+        gallery_labels=embeddings.labels,
+        search=partial(search, faiss_index),
+        classes=images.classes,
+        settings=settings,
+        threshold=threshold,
+        num_queries=images.rows("query"),
+        own_rows=own_rows_Q,
+    )
 
     def update_part() -> EvaluationState:
+        part = group.shard(setup.num_queries, settings.batch_size)
         with track("evaluate", len(part)) as advance:
-            return update_evaluation(
-                _embed_part(model, images, part, embed_settings.batch_size, advance),
-                embeddings.chunks,
-                search_index,
-                embeddings.labels,
-                images.classes,
-                settings,
-                threshold=threshold,
-                own_rows_Q=own_rows_Q,
-                num_queries=num_queries,
-                part=part,
-            )
+            queries = _embed_part(model, images, part, embed_settings.batch_size, advance)
+            return update_evaluation(queries, setup, part)
 
     if group.rank:
         group.gather(update_part)
-        group.barrier()  # until rank 0 has written the artifact
-        return artifacts.load(output, "evaluation")
-    with write_artifact(output, "evaluation", config=config, parents=parents) as writer:
-        states = group.gather(update_part)
-        assert states is not None
-        result = compute_evaluation(
-            states, embeddings.chunks, embeddings.labels, images.classes, settings, threshold
-        )
-        if len(result.queries.rows):
-            writer.timed = measure_search_times(search_index, result.queries.embeddings)
-        writer.count = num_queries
-        folders = {"store": store, "validation": store / "validation", "run": run_dir,
-                   "gallery": gallery, "index": index}  # fmt: skip
-        facts = [
-            *describe_stages(folders),
-            ("index", _describe_index(index_artifact, writer.timed)),
-            *([("queries", _LEAVE_ONE_OUT)] if images.leave_one_out else []),
-        ]
-        writer.info |= _write_files(writer.path, result, settings, images, run_dir, facts, parents)
-    group.barrier()
+    else:
+        with write_artifact(output, "evaluation", config=config, parents=parents) as writer:
+            states = group.gather(update_part)
+            assert states is not None
+            result = compute_evaluation(states, setup)
+            if len(result.queries.rows):
+                writer.timed = measure_search_times(setup.search, result.queries.embeddings)
+            writer.count = setup.num_queries
+            folders = {
+                "store": store, "validation": store / "validation", "run": run_dir,
+                "gallery": gallery, "index": index,
+            }  # fmt: skip
+            facts = [
+                *describe_stages(folders),
+                *_describe_search(index_artifact, writer.timed, images.leave_one_out),
+            ]
+            writer.info |= _write_files(writer.path, result, setup, images, run_dir, facts, parents)
+    group.barrier()  # until rank 0 has written the artifact
     return artifacts.load(output, "evaluation")
 
 
 def _write_files(
     folder: Path,
     result: EvaluationResult,
-    settings: EvaluateSettings,
+    setup: EvaluationSetup,
     images: Store,
     run_dir: Path,
     facts: list[tuple[str, str]],
     parents: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write metrics, gate decision, mistakes and report; return the facts for the manifest."""
-    decision = check_gate(result.metrics, settings.gate)
+    decision = check_gate(result.metrics, setup.settings.gate)
     write_json(folder / "metrics.json", result.metrics)
     write_json(folder / "gate.json", decision)
     write_json(folder / "mistakes.json", [asdict(mistake) for mistake in result.mistakes])
@@ -225,14 +222,17 @@ def _embed_part(
         yield embeddings[in_part], labels[in_part]
 
 
-def _describe_index(artifact: Artifact, timed: Mapping[str, float]) -> str:
-    size = artifact.info["bytes"] / 2**20
-    factory = artifact.info.get("choice", artifact.config["index"])["factory"]
-    facts = [factory, f"{artifact.info['rows']:,} rows", f"{size:.1f} MiB"]
+def _describe_search(
+    index: Artifact, timed: Mapping[str, float], leave_one_out: bool
+) -> list[tuple[str, str]]:
+    """Return (name, text) of the index, its search times and the evaluation protocol."""
+    factory = index.info.get("choice", index.config["index"])["factory"]
+    facts = [factory, f"{index.info['rows']:,} rows", f"{index.info['bytes'] / 2**20:.1f} MiB"]
     if timed:
         median, p99 = timed["search_p50_ms"], timed["search_p99_ms"]
         facts.append(f"{median:.2f} ms per search of one query (median), {p99:.2f} ms (p99)")
-    return ", ".join(facts)
+    described = [("index", ", ".join(facts))]
+    return [*described, ("queries", _LEAVE_ONE_OUT)] if leave_one_out else described
 
 
 def _read_curves(path: Path) -> list[dict[str, float]]:

@@ -14,12 +14,7 @@ import numpy.typing as npt
 
 from arcloop.config.schema import EvaluateSettings
 from arcloop.errors import DataError
-from arcloop.evaluation.metrics.answers import (
-    AnswerMetrics,
-    Confusion,
-    confusion,
-    exclude_own_rows,
-)
+from arcloop.evaluation.metrics.answers import AnswerMetrics, Confusion, confusion, exclude_own_rows
 from arcloop.evaluation.metrics.clustering import clustering_metrics
 from arcloop.evaluation.metrics.pair_folds import pair_metrics
 from arcloop.evaluation.metrics.ranking import GalleryRanker, RankingMetrics
@@ -140,41 +135,66 @@ class EvaluationState:
     clustered: Sample
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSetup:
+    """The gallery, the index and the settings of an evaluation.
+
+    Attributes:
+        gallery: Returns an iterator over (float32 [N, D], int64 [N]) in row order.
+        gallery_labels: Class of every gallery row, int64 [G]; at least one row.
+        search: The index.
+        classes: Class names; a label is a position in the list.
+        settings: Batch size, and limits on memory, pairs, mistakes and points.
+        threshold: Similarity below which the answer is "unknown".
+        num_queries: Rows of the query split, Q.
+        own_rows: Leave-one-out, int64 [Q]: the gallery row that is the query itself and is excluded
+            from its answers and pairs; -1: none. None: no query has one.
+
+    Raises:
+        DataError: There are no queries, or no gallery rows to compare them with.
+    """
+
+    gallery: Chunks
+    gallery_labels: Labels
+    search: Search
+    classes: list[str]
+    settings: EvaluateSettings
+    threshold: float
+    num_queries: int
+    own_rows: Labels | None = None
+
+    def __post_init__(self) -> None:
+        if not self.num_queries:
+            raise DataError("there are no queries", remedy="prepare a query split with images")
+        if self.own_rows is not None and len(self.gallery_labels) < 2:
+            raise DataError(
+                "leave-one-out evaluation needs a gallery of at least 2 images, this one has 1",
+                remedy="prepare a gallery split with more images",
+            )
+
+    def sample(self, total: int, capacity: int) -> Sample:
+        """Return an empty sample of at most `capacity` of `total` rows."""
+        return Sample(sampled_rows(total, capacity), next(iter(self.gallery()))[0].shape[1])
+
+
 def evaluate_embeddings(
-    queries: Iterable[tuple[Embeddings, Labels]],
-    gallery: Chunks,
-    search: Search,
-    gallery_labels_G: Labels,
-    classes: list[str],
-    settings: EvaluateSettings,
-    threshold: float,
-    own_rows_Q: Labels | None = None,
-    *,
-    num_queries: int,
+    queries: Iterable[tuple[Embeddings, Labels]], setup: EvaluationSetup
 ) -> EvaluationResult:
     """Evaluate query embeddings against a gallery and its index in a single process.
 
-    The arguments are those of `update_evaluation`.
+    Args:
+        queries: (float32 [B, D] rows of norm 1, int64 [B] labels) of the query split, in order.
+        setup: The gallery, the index and the settings.
+
+    Raises:
+        DataError: An embedding is not finite.
     """
-    state = update_evaluation(
-        queries, gallery, search, gallery_labels_G, classes, settings, threshold, own_rows_Q,
-        num_queries=num_queries, part=range(num_queries),
-    )  # fmt: skip
-    return compute_evaluation([state], gallery, gallery_labels_G, classes, settings, threshold)
+    state = update_evaluation(queries, setup, range(setup.num_queries))
+    return compute_evaluation([state], setup)
 
 
 def update_evaluation(
-    queries: Iterable[tuple[Embeddings, Labels]],
-    gallery: Chunks,
-    search: Search,
-    gallery_labels_G: Labels,
-    classes: list[str],
-    settings: EvaluateSettings,
-    threshold: float,
-    own_rows_Q: Labels | None = None,
-    *,
-    num_queries: int,
-    part: range,
+    queries: Iterable[tuple[Embeddings, Labels]], setup: EvaluationSetup, part: range
 ) -> EvaluationState:
     """Search and rank the gallery for one part of the queries.
 
@@ -185,56 +205,37 @@ def update_evaluation(
 
     Args:
         queries: (float32 [B, D] rows of norm 1, int64 [B] labels) of the rows `part`, in order.
-        gallery: Returns an iterator over (float32 [N, D], int64 [N]) in row order.
-        search: The index.
-        gallery_labels_G: Class of every gallery row; at least one row.
-        classes: Class names; a label is a position in the list.
-        settings: Batch size, and limits on memory, pairs, mistakes and points.
-        threshold: Similarity below which the answer is "unknown".
-        own_rows_Q: Leave-one-out: for each query of the split, the gallery row that is the query
-            itself and is excluded from answers and pairs; -1: none. None: no query has one.
-        num_queries: Rows of the whole query split.
+        setup: The gallery, the index and the settings.
         part: Rows of the query split in this part; it starts at a multiple of
             `settings.batch_size`.
 
     Raises:
-        DataError: There are no queries, or no gallery rows to compare them with, or an embedding
-            is not finite.
+        DataError: An embedding is not finite.
     """
-    if not num_queries:
-        raise DataError(
-            "there are no queries to evaluate", remedy="prepare a non-empty query split"
-        )
-    if own_rows_Q is not None and len(gallery_labels_G) < 2:
-        raise DataError(
-            "leave-one-out evaluation needs a gallery of at least 2 images, this one has 1",
-            remedy="prepare a gallery split with more images",
-        )
-    k = min(_NEIGHBOURS, len(gallery_labels_G))
+    settings, num_gallery = setup.settings, len(setup.gallery_labels)
+    k = min(_NEIGHBOURS, num_gallery)
     ranker = GalleryRanker(
-        gallery, gallery_labels_G, len(classes), num_ranks=k, memory_mb=settings.memory_mb,
-        batch_size=settings.batch_size,
+        setup.gallery, setup.gallery_labels, len(setup.classes), num_ranks=k,
+        memory_mb=settings.memory_mb, batch_size=settings.batch_size,
     )  # fmt: skip
-    embedding_dim = next(iter(gallery()))[0].shape[1]
     num_projected = settings.num_projected - settings.num_projected // _GALLERY_POINTS
     state = EvaluationState(
-        AnswerMetrics(settings.num_mistakes, threshold),
+        AnswerMetrics(settings.num_mistakes, setup.threshold),
         RankingMetrics(),
-        projected=Sample(sampled_rows(num_queries, num_projected), embedding_dim),
-        clustered=Sample(sampled_rows(num_queries, settings.max_clustered), embedding_dim),
+        projected=setup.sample(setup.num_queries, num_projected),
+        clustered=setup.sample(setup.num_queries, settings.max_clustered),
     )
-    compared_Q = np.zeros(num_queries, bool)
-    compared_Q[sampled_rows(num_queries, max(1, settings.max_pairs // len(gallery_labels_G)))] = (
-        True
-    )
+    compared_Q = np.zeros(setup.num_queries, bool)
+    max_compared = max(1, settings.max_pairs // num_gallery)
+    compared_Q[sampled_rows(setup.num_queries, max_compared)] = True
     row = part.start
     for embeddings_BD, labels_B in rebatch(queries, settings.batch_size):
         rows = slice(row, row + len(labels_B))
-        own_rows_B = np.full(len(labels_B), -1) if own_rows_Q is None else own_rows_Q[rows]
+        own_rows_B = np.full(len(labels_B), -1) if setup.own_rows is None else setup.own_rows[rows]
         # One neighbour more, because the query itself is excluded.
-        similarities_BK, rows_BK = search(embeddings_BD, k + (own_rows_Q is not None))
-        similarities_BK, rows_BK = exclude_own_rows(similarities_BK, rows_BK, own_rows_B, k)
-        labels_BK = np.where(rows_BK >= 0, gallery_labels_G[rows_BK], -1)
+        found = setup.search(embeddings_BD, k + (setup.own_rows is not None))
+        similarities_BK, rows_BK = exclude_own_rows(*found, own_rows_B, k)
+        labels_BK = np.where(rows_BK >= 0, setup.gallery_labels[rows_BK], -1)
         state.answers.update(row, labels_B, similarities_BK, rows_BK, labels_BK)
         state.ranking.update(ranker, embeddings_BD, labels_B, rows_BK, compared_Q[rows], own_rows_B)
         state.projected.update(row, embeddings_BD, labels_B)
@@ -245,22 +246,13 @@ def update_evaluation(
 
 
 def compute_evaluation(
-    states: Sequence[EvaluationState],
-    gallery: Chunks,
-    gallery_labels_G: Labels,
-    classes: list[str],
-    settings: EvaluateSettings,
-    threshold: float,
+    states: Sequence[EvaluationState], setup: EvaluationSetup
 ) -> EvaluationResult:
     """Merge the states of all parts and compute the metrics.
 
     Args:
         states: State of each part, in the order of the query split; the first one is modified.
-        gallery: As for `update_evaluation`.
-        gallery_labels_G: As for `update_evaluation`.
-        classes: As for `update_evaluation`.
-        settings: As for `update_evaluation`.
-        threshold: As for `update_evaluation`.
+        setup: The gallery, the index and the settings.
     """
     state, *others = states
     for other in others:
@@ -268,24 +260,25 @@ def compute_evaluation(
         state.ranking.merge(other.ranking)
         state.projected.merge(other.projected)
         state.clustered.merge(other.clustered)
+    num_classes = len(setup.classes)
     labels_Q, predicted_Q = state.answers.answers()
-    in_gallery_C = np.bincount(gallery_labels_G, minlength=len(classes)) > 0
-    in_queries_C = np.bincount(labels_Q, minlength=len(classes)) > 0
-    table = confusion(labels_Q, predicted_Q, len(classes), evaluated_C=in_gallery_C | in_queries_C)
+    in_gallery_C = np.bincount(setup.gallery_labels, minlength=num_classes) > 0
+    in_queries_C = np.bincount(labels_Q, minlength=num_classes) > 0
+    table = confusion(labels_Q, predicted_Q, num_classes, evaluated_C=in_gallery_C | in_queries_C)
     accuracies = table.accuracy[in_queries_C]
-    clustered = state.clustered
+    clustered = state.clustered.embeddings, state.clustered.labels
     return EvaluationResult(
         metrics={
             "top1": int(table.right.sum()) / len(labels_Q),
             **state.answers.compute(),
             **state.ranking.compute(),
             **state.ranking.pairs.compute(),
-            **pair_metrics(clustered.embeddings, clustered.labels),
-            **clustering_metrics(clustered.embeddings, clustered.labels),
+            **pair_metrics(*clustered),
+            **clustering_metrics(*clustered),
             "mean_class_accuracy": float(accuracies.mean()),
             "min_class_accuracy": float(accuracies.min()),
-            "threshold": threshold,
-            "num_gallery": len(gallery_labels_G),
+            "threshold": setup.threshold,
+            "num_gallery": len(setup.gallery_labels),
             "num_classes": int(in_gallery_C.sum()),
         },
         confusion=table,
@@ -293,15 +286,15 @@ def compute_evaluation(
         mistakes=state.answers.mistakes,
         queries=state.projected,
         queries_right=(labels_Q == predicted_Q)[state.projected.rows],
-        gallery=_sample_gallery(gallery, len(gallery_labels_G), settings),
+        gallery=_sample_gallery(setup),
     )
 
 
-def _sample_gallery(gallery: Chunks, num_rows: int, settings: EvaluateSettings) -> Sample:
-    chosen = sampled_rows(num_rows, settings.num_projected // _GALLERY_POINTS)
-    sample = Sample(chosen, next(iter(gallery()))[0].shape[1])
+def _sample_gallery(setup: EvaluationSetup) -> Sample:
+    num_points = setup.settings.num_projected // _GALLERY_POINTS
+    sample = setup.sample(len(setup.gallery_labels), num_points)
     row = 0
-    for embeddings_ND, labels_N in gallery():
+    for embeddings_ND, labels_N in setup.gallery():
         sample.update(row, embeddings_ND, labels_N)
         row += len(labels_N)
     return sample

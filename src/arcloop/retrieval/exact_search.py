@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -31,13 +32,11 @@ EXCLUDED = np.float32(-1.5)
 
 _MAX_THREADS = 8  # constant, because the rounding of a matrix product depends on the block shape
 _BLOCK_QUERIES, _BLOCK_CELLS = 512, 2**19  # 2 MiB of similarities fit in the cache of a core
-_BATCH_QUERIES = 4096
 _BYTES_PER_CELL, _BYTES_PER_NEIGHBOUR = 15, 64
-_READ_ROWS = 8192  # gallery rows read at a time
+_BATCH_QUERIES, _READ_ROWS = 4096, 8192  # queries scanned together, gallery rows read at a time
 _STEP = 2.0**-30  # resolution of a ranking key, finer than the rounding of a float32 dot product
 _LOW_32_BITS = np.int64(2**32 - 1)
 _LAST_KEY = np.iinfo(np.int64).max
-_DENSE = 4  # above one candidate in 4 cells, it is cheaper to compute the keys of the whole block
 
 
 class BlockShape(NamedTuple):
@@ -75,8 +74,7 @@ def block_shape(memory_mb: float, k: int = 0, batch: int = _BATCH_QUERIES) -> Bl
     """
     size = int(memory_mb * 2**20)
     batch = max(1, min(batch, _BATCH_QUERIES, size // (8 * 8 * max(k, 1))))
-    block_bytes = (size - 8 * batch * k) // _MAX_THREADS
-    # Neighbours take at most three quarters of a block's memory, similarities the rest.
+    block_bytes = (size - 8 * batch * k) // _MAX_THREADS  # neighbours take at most 3/4 of it
     most_queries = max(1, block_bytes * 3 // 4 // (_BYTES_PER_NEIGHBOUR * max(k, 1)))
     blocks = max(_MAX_THREADS, -(-batch // min(_BLOCK_QUERIES, most_queries)))
     queries = -(-batch // blocks)
@@ -94,8 +92,7 @@ def scan_gallery(
     the gallery in row order.
 
     Args:
-        visit: Called with every block; it may change the similarities, which are overwritten
-            after it returns.
+        visit: Called with every block; it may change the similarities.
         queries_QD: float32, rows of norm 1.
         gallery: Returns an iterator over the gallery in row order, in chunks of any length.
         shape: Block sizes.
@@ -103,30 +100,20 @@ def scan_gallery(
     Raises:
         DataError: An embedding is not finite.
     """
-    queries_QD = np.ascontiguousarray(queries_QD, np.float32)
     blocks = shape.blocks(len(queries_QD))
     read_rows = max(1, _READ_ROWS // shape.columns) * shape.columns
 
-    def visit_chunk(block: slice, first_row: int, rows_ND: Embeddings, labels_N: Labels) -> None:
-        queries_BD = queries_QD[block]
-        buffer = np.empty(len(queries_BD) * shape.columns, np.float32)
+    def visit_chunk(first_row: int, rows_ND: Embeddings, labels_N: Labels, block: slice) -> None:
         for start in range(0, len(rows_ND), shape.columns):
             columns = slice(start, start + shape.columns)
-            part_ND = rows_ND[columns]
-            sim_BN = buffer[: len(queries_BD) * len(part_ND)].reshape(len(queries_BD), -1)
-            np.matmul(queries_BD, part_ND.T, out=sim_BN)
-            _require_finite(sim_BN, queries_BD, first_row + start)
+            sim_BN = queries_QD[block] @ rows_ND[columns].T
+            _require_finite(sim_BN, queries_QD[block], first_row + start)
             visit(block, first_row + start, sim_BN, labels_N[columns])
 
     first_row = 0
     with _one_thread_per_block() as pool:
         for rows_ND, labels_N in rebatch(gallery(), read_rows):
-            rows_ND = np.ascontiguousarray(rows_ND, np.float32)
-            visits = [
-                pool.submit(visit_chunk, block, first_row, rows_ND, labels_N) for block in blocks
-            ]
-            for done in visits:
-                done.result()
+            list(pool.map(partial(visit_chunk, first_row, rows_ND, labels_N), blocks))
             first_row += len(labels_N)
 
 
@@ -219,7 +206,7 @@ class TopK:
         worst_B = ((self._keys[:, -1] >> 32) + 1) * -_STEP
         limit_B = np.nextafter(worst_B.astype(np.float32), np.float32(-2))
         cells = np.flatnonzero(sim_BN >= limit_B[:, None])
-        if len(cells) * _DENSE > sim_BN.size:
+        if len(cells) > sim_BN.size // 4:  # computing all keys is cheaper than selecting some
             return ranking_keys(sim_BN, rows_N)
         query, column = np.divmod(cells, columns)
         count_B = np.bincount(query, minlength=queries)
@@ -266,15 +253,14 @@ def exact_neighbours(
     """
     queries_QD = _array(queries)
     own_rows_Q = np.full(len(queries_QD), -1) if own_rows_Q is None else own_rows_Q
-    if not callable(gallery):
-        rows_GD = _array(gallery)
-        gallery = lambda: [(rows_GD, np.zeros(len(rows_GD), np.int64))]  # noqa: E731
+    one_chunk = [] if callable(gallery) else [(_array(gallery), np.zeros(len(gallery), np.int64))]
+    chunks = gallery if callable(gallery) else partial(iter, one_chunk)
     shape = block_shape(memory_mb, k, len(queries_QD))
     sim_QK = np.full((len(queries_QD), k), -np.inf, np.float32)
     rows_QK = np.full((len(queries_QD), k), -1, np.int64)
     for start in range(0, len(queries_QD), shape.batch):
         batch = slice(start, start + shape.batch)
-        for block, top in _top_k(queries_QD[batch], own_rows_Q[batch], gallery, k, shape):
+        for block, top in _top_k(queries_QD[batch], own_rows_Q[batch], chunks, k, shape):
             similarities, rows = top.result()
             block_rows = slice(start + block.start, start + block.stop)
             sim_QK[block_rows, : rows.shape[1]] = similarities
@@ -308,7 +294,7 @@ def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) 
     if invalid_N.any() or not np.isfinite(sim_BN[:, 0]).all():
         in_queries = not np.isfinite(queries_BD).all()
         raise DataError(
-            "the model gives embeddings that are not finite",
+            "the model returns embeddings that are not finite",
             where="queries" if in_queries else f"gallery row {first_row + invalid_N.argmax()}",
             remedy="training diverged: lower the learning rate, then train and embed again",
         )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tests.evaluation.conftest import CORNERS, cut, exact, settings
 
-from arcloop.evaluation import check_gate, evaluate_embeddings, write_report
+from arcloop.evaluation import EvaluationSetup, check_gate, evaluate_embeddings, write_report
 
 MNIST = Path(__file__).parents[3] / "data" / "mnist"
 EVIL = "<script>alert(1)</script>"
@@ -51,10 +51,12 @@ def report(tmp_path_factory):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     classes = [*(f"digit & {label}" for label in range(9)), EVIL]
     queries, gallery = (rows[:200], labels[:200]), (rows[200:], labels[200:])
-    result = evaluate_embeddings(
-        cut(*queries, [64]), lambda: cut(*gallery, [99]), exact(gallery[0]), gallery[1], classes,
-        settings(num_mistakes=7, num_projected=120), threshold=0.8, num_queries=200,
+    setup = EvaluationSetup(
+        gallery=lambda: cut(*gallery, [99]), gallery_labels=gallery[1], search=exact(gallery[0]),
+        classes=classes, settings=settings(num_mistakes=7, num_projected=120), threshold=0.8,
+        num_queries=200,
     )  # fmt: skip
+    result = evaluate_embeddings(cut(*queries, [64]), setup)
     splits = {"query": images[:200], "gallery": images[200:]}
     decision = check_gate(result.metrics, settings().gate)
     write_report(
@@ -160,10 +162,12 @@ def test_a_page_without_mistakes_curves_pairs_and_points(tmp_path):
 
 def write_small(folder, query_labels, gallery_labels, image=None, **changed):
     classes = ["a", "b"]
-    result = evaluate_embeddings(
-        [(CORNERS, query_labels)], lambda: [(CORNERS, gallery_labels)], exact(CORNERS),
-        gallery_labels, classes, settings(**changed), threshold=-1.0, num_queries=16,
+    setup = EvaluationSetup(
+        gallery=lambda: [(CORNERS, gallery_labels)], gallery_labels=gallery_labels,
+        search=exact(CORNERS), classes=classes, settings=settings(**changed), threshold=-1.0,
+        num_queries=16,
     )  # fmt: skip
+    result = evaluate_embeddings([(CORNERS, query_labels)], setup)
     write_report(
         folder, result, title="small", classes=classes, image=image, curves=[], facts=[],
         config_yaml="", lineage=[], gate={"passed": False, "reasons": ["top1 is low."]},
