@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_json
 from arcloop.artifacts.timings import describe_stages
-from arcloop.artifacts.writer import git_revision, write_artifact
+from arcloop.artifacts.writer import ArtifactWriter, git_revision, write_artifact
 from arcloop.config.schema import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
 from arcloop.display.terminal import track
@@ -111,49 +110,50 @@ def evaluate(
             states = group.gather(update_part)
             assert states is not None
             result = compute_evaluation(states, setup)
-            if len(result.queries.rows):
-                writer.timed = measure_search_times(setup.search, result.queries.embeddings)
-            writer.count = setup.num_queries
             folders = {
                 "store": store, "validation": store / "validation", "run": run_dir,
                 "gallery": gallery, "index": index,
             }  # fmt: skip
-            facts = [
-                *describe_stages(folders),
-                *_describe_search(index_artifact, writer.timed, images.leave_one_out),
-            ]
-            writer.info |= _write_files(writer.path, result, setup, images, run_dir, facts, parents)
+            _write_files(writer, result, setup, images, folders, index_artifact, parents)
     group.barrier()  # until rank 0 has written the artifact
     return artifacts.load(output, "evaluation")
 
 
 def _write_files(
-    folder: Path,
+    writer: ArtifactWriter,
     result: EvaluationResult,
     setup: EvaluationSetup,
     images: Store,
-    run_dir: Path,
-    facts: list[tuple[str, str]],
+    folders: Mapping[str, Path],
+    index: Artifact,
     parents: Mapping[str, str],
-) -> dict[str, Any]:
-    """Write metrics, gate decision, mistakes and report; return the facts for the manifest."""
+) -> None:
+    """Write metrics, gate decision, mistakes and report, and the facts of the manifest."""
+    if len(result.queries.rows):
+        writer.timed = measure_search_times(setup.search, result.queries.embeddings)
     decision = check_gate(result.metrics, setup.settings.gate)
-    write_json(folder / "metrics.json", result.metrics)
-    write_json(folder / "gate.json", decision)
-    write_json(folder / "mistakes.json", [asdict(mistake) for mistake in result.mistakes])
+    writer.count = setup.num_queries
+    writer.info |= {
+        "metrics": result.metrics, "gate": decision, "leave_one_out": images.leave_one_out
+    }  # fmt: skip
+    write_json(writer.path / "metrics.json", result.metrics)
+    write_json(writer.path / "gate.json", decision)
+    write_json(writer.path / "mistakes.json", [asdict(mistake) for mistake in result.mistakes])
     write_report(
-        folder,
+        writer.path,
         result,
-        title=run_dir.name,
+        title=folders["run"].name,
         classes=images.classes,
         image=lambda split, row: images.gather(split, np.asarray([row]))[0][0],
-        curves=_read_curves(run_dir / "metrics.csv"),
-        facts=facts,
-        config_yaml=_read_text(run_dir / "config.yaml"),
+        curves=_read_curves(folders["run"] / "metrics.csv"),
+        facts=[
+            *describe_stages(folders),
+            *_describe_search(index, writer.timed, images.leave_one_out),
+        ],
+        config_yaml=_read_text(folders["run"] / "config.yaml"),
         lineage=[*parents.items(), ("git", str(git_revision()))],
         gate=decision,
     )
-    return {"metrics": result.metrics, "gate": decision, "leave_one_out": images.leave_one_out}
 
 
 def measure_search_times(search: Search, queries_QD: npt.NDArray[np.float32]) -> dict[str, float]:
