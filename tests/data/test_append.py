@@ -1,4 +1,4 @@
-"""New images onto a store that is there."""
+"""Appending images to an existing store."""
 
 import itertools
 import os
@@ -33,7 +33,7 @@ SIZES = {"val": 0.2, "gallery": 0.2, "query": 0.2}
 
 
 def place(stores, source):
-    """Where the command line puts it."""
+    """Return the folder that the command line uses."""
     return stores / f"{source.name}-{store_key(source)}"
 
 
@@ -68,7 +68,7 @@ def first(stores, pictures):
     return prepare(folder_source(pictures), place(stores, folder_source(pictures)), workers=1)
 
 
-def test_old_images_stay_where_they_are(stores, pictures, first):
+def test_stored_images_keep_split_row_and_label(stores, pictures, first):
     before = rows_by_path(first)
     write_pictures(pictures / "bat", 12, seed=7)
     write_pictures(pictures / "more", 9, seed=8)
@@ -105,7 +105,7 @@ def test_old_shards_are_not_written_again(stores, pictures, first):
     assert artifacts.load(grown.path, "store", trust=False) == grown
 
 
-def test_where_links_cannot_be_had_it_is_copied(stores, pictures, first, monkeypatch):
+def test_shards_are_copied_where_hard_links_are_not_supported(stores, pictures, first, monkeypatch):
     def refuse(self, target):
         raise PermissionError(1, "Operation not permitted")
 
@@ -118,7 +118,7 @@ def test_where_links_cannot_be_had_it_is_copied(stores, pictures, first, monkeyp
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])
-def test_again_and_again(stores, pictures, encoding):
+def test_several_appends(stores, pictures, encoding):
     """Shards of any size follow one another; each version names the one before."""
     source = folder_source(pictures, encoding=encoding, shard_rows=4)
     versions = [prepare(source, place(stores, source), workers=1)]
@@ -144,14 +144,14 @@ def test_again_and_again(stores, pictures, encoding):
         assert (np.concatenate([l for _, l in streamed])[order] == labels).all()  # noqa: E741
 
 
-def test_nothing_new(stores, pictures, first):
+def test_without_new_images_the_store_is_returned(stores, pictures, first):
     assert append(stores, folder_source(pictures)) == first
     (pictures / "notes.txt").write_text("about")
     assert append(stores, folder_source(pictures)) == first
     assert [p.name for p in stores.iterdir()] == [first.path.name]
 
 
-def test_it_is_a_function_of_store_and_source(tmp_path, stores, pictures, first):
+def test_result_depends_only_on_store_and_source(tmp_path, stores, pictures, first):
     subprocess.run(["cp", "-a", str(stores), str(tmp_path / "other")], check=True)
     write_pictures(pictures / "bat", 12, seed=7)
     one = append(stores, folder_source(pictures))
@@ -159,10 +159,10 @@ def test_it_is_a_function_of_store_and_source(tmp_path, stores, pictures, first)
     assert one.sha256 == two.sha256
 
 
-def test_without_a_store_all_is_prepared(stores, pictures, capfd):
+def test_without_a_store_the_whole_source_is_prepared(stores, pictures, capfd):
     made = append(stores, folder_source(pictures))
     assert "no store contains images of this source" in capfd.readouterr().err
-    assert made.files == prepare(folder_source(pictures), stores / "anew", workers=1).files
+    assert made.files == prepare(folder_source(pictures), stores / "whole", workers=1).files
 
 
 @pytest.mark.parametrize("other", [{"image_size": 8}, {"split_seed": 1}, {"encoding": "jpeg"}])
@@ -235,7 +235,7 @@ def test_bad_pictures_are_tried_again(stores, pictures):
     assert "bee/bad.png" in rows_by_path(mended)
 
 
-def test_a_folder_that_is_split_says_where_new_images_go(tmp_path, stores):
+def test_split_folders_define_the_splits_of_new_images(tmp_path, stores):
     root = tmp_path / "root"
     for seed, split in enumerate(SPLITS):
         write_pictures(root / split / "b", 3, seed=seed)
@@ -297,7 +297,7 @@ def by_class(stores, pictures):
     return source, prepare(source, place(stores, source), workers=1)
 
 
-def test_where_splits_are_by_class_an_image_goes_where_its_class_is(stores, pictures, by_class):
+def test_with_disjoint_splits_an_image_goes_to_the_split_of_its_class(stores, pictures, by_class):
     source, first = by_class
     before = rows_by_path(first)
     for number, name in enumerate(["ant", "bee", "c0", "c1", "c2", "c3", "c4"]):
@@ -317,7 +317,7 @@ def test_where_splits_are_by_class_an_image_goes_where_its_class_is(stores, pict
     assert new.rows("query") == new.rows("gallery") > old.rows("gallery")
 
 
-def test_where_splits_are_by_class_new_classes_are_refused(stores, pictures, by_class):
+def test_with_disjoint_splits_new_classes_are_refused(stores, pictures, by_class):
     write_pictures(pictures / "bat", 12, seed=7)
     with pytest.raises(
         DataError, match=r"no common class: bat\. The classes of train have the first"
@@ -357,7 +357,7 @@ def test_new_classes_with_too_few_images_are_named(stores, pictures, first):
 
 
 def test_killed_in_the_middle(tmp_path, stores, pictures):
-    """The old store is whole, the new one is not there, and the same command ends as if never."""
+    """The old store is complete, there is no new one, and the same command succeeds."""
     source = folder_source(pictures, image_size=64, encoding="jpeg")
     first = prepare(source, place(stores, source), workers=1)
     for number in range(60):
@@ -382,7 +382,7 @@ def test_killed_in_the_middle(tmp_path, stores, pictures):
     assert [p.name for p in stores.iterdir() if p.name.startswith(".")] == []
 
 
-# --- what is new, and where it goes
+# --- comparison of files, and splits of new images
 
 PATHS = st.binary(min_size=1, max_size=4).filter(lambda path: not path.endswith(b"\0"))
 FIELDS = ("size", "changed", "label", "split")
@@ -397,7 +397,7 @@ def of_dict(pictures):
     st.dictionaries(PATHS, VERSIONS, min_size=1, max_size=12),
     st.dictionaries(PATHS, VERSIONS, min_size=1, max_size=12),
 )
-def test_compare_is_that_of_two_dicts(then, now):
+def test_comparison_equals_that_of_two_dicts(then, now):
     now = now | {path: then[path] for path in list(then)[::2]}
     (paths, rows), versions = of_dict(then), of_dict(now)[1]
     stored = np.empty(len(paths), [("path", "S4"), *((name, "<i8") for name in FIELDS)])
@@ -420,7 +420,7 @@ def test_compare_is_that_of_two_dicts(then, now):
     assert changes.only_additions == (same == then.keys())
 
 
-def test_origins_name_every_row(first, pictures):
+def test_source_files_of_every_row(first, pictures):
     stored = StoreContents.read(first)
     assert sorted(os.fsdecode(path) for path in stored.rows["path"]) == sorted(
         str(path.relative_to(pictures)) for path in pictures.glob("*/*")
@@ -437,8 +437,8 @@ def test_origins_name_every_row(first, pictures):
     st.integers(0, 6),
     st.tuples(*[st.sampled_from([0.1, 0.2, 0.25])] * 3),
 )
-def test_a_class_comes_as_near_to_its_shares_as_it_can(stored, new, shares):
-    """Of all ways to give its new images to the splits, none is nearer in the squares."""
+def test_new_images_bring_a_class_closest_to_its_fractions(stored, new, shares):
+    """No other division of the new images has a smaller sum of squared differences."""
     sizes = dict(zip(SIZES, shares, strict=True))
     given = apportion_new(np.array([new]), np.array([stored]), sizes)[0]
     assert given.sum() == new
@@ -469,7 +469,7 @@ def test_a_new_class_is_in_every_split(new, old_classes):
     assert (drawn == assign_new(labels, *given, sizes=SIZES, seed=0)).all()
 
 
-def test_sizes_in_rows_are_kept_to_where_classes_allow():
+def test_sizes_in_rows_are_reached_if_the_classes_allow():
     stored = np.array([[30, 3, 6, 6], [30, 3, 6, 6]])
     given = apportion_new(np.array([10, 10]), stored, {"val": 6, "gallery": 14, "query": 12})
     assert (stored + given).sum(axis=0).tolist() == [78, 6, 14, 12]

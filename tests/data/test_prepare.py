@@ -30,7 +30,7 @@ def test_layout_and_manifest(tmp_path):
     assert artifact.info["skipped"] == {"count": 0, "names": []}
 
 
-def test_store_that_is_there_is_returned_untouched(tmp_path):
+def test_existing_store_is_returned_unchanged(tmp_path):
     first = prepare(synthetic_source(), tmp_path / "store")
     before = (tmp_path / "store/manifest.json").stat().st_mtime_ns
     assert prepare(synthetic_source(), tmp_path / "store") == first
@@ -99,7 +99,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """Of ten times the images, 20 MB of them, less than a tenth more memory, in MB a few."""
+    """Ten times as many images, 20 MB of them, take less than a tenth more memory."""
     peaks = []
     for rows in (5_000, 50_000):
         source = synthetic_source(

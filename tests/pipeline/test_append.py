@@ -116,7 +116,7 @@ def test_the_older_version_may_be_removed(work, capsys):
     assert "images were appended to it" in capsys.readouterr().out
 
 
-def test_the_old_run_is_judged_as_before(work):
+def test_the_old_run_is_evaluated_as_before(work):
     before = (work / "runs/old/evaluation/metrics.json").read_bytes()
     for verb in ("embed", "index", "evaluate"):
         assert main([verb, "run_dir=runs/old"]) in (0, 3)
@@ -134,7 +134,7 @@ def test_a_removed_file_is_refused_before_work(work, capsys):
 
 
 def test_a_store_at_a_place_of_its_own(work, capsys):
-    """The new version goes beside it, and the folder it is in leads to the old one."""
+    """The new version is written to the same parent folder, in which the old one is found."""
     assert main(["prepare", *DATA, "store_dir=mine/v1"]) == 0
     draw(work, "d", range(60, 70), 3)
     assert main(["prepare", *DATA, "store_dir=mine/v1", "append=true"]) == 1

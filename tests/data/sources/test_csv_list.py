@@ -17,7 +17,7 @@ CELLS = {"ant": 10, "bee": 15, "ölkäfer": 20}
 
 @pytest.fixture
 def listed(pictures):
-    """The pictures of the folder `pictures`, listed in a file beside its classes, shuffled."""
+    """The pictures of the folder `pictures`, listed in random order in a file in that folder."""
     rows = [(f"{name}/{n:03d}.png", name) for name, count in CELLS.items() for n in range(count)]
     np.random.default_rng(3).shuffle(rows)
     return write(pictures / "list.csv", [("path", "label"), *rows])
@@ -74,7 +74,7 @@ def test_rows_of_a_split_are_in_the_order_of_the_file(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("kind", ["relative to root", "relative to the file", "absolute"])
-def test_where_paths_start_from(tmp_path, pictures, listed, kind, monkeypatch):
+def test_folder_that_relative_paths_start_from(tmp_path, pictures, listed, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     header, *rows = csv.reader(listed.read_text(encoding="utf-8").splitlines())
     if kind == "relative to root":
@@ -87,7 +87,7 @@ def test_where_paths_start_from(tmp_path, pictures, listed, kind, monkeypatch):
     assert sum(source.open().rows.values()) == 45
 
 
-def test_excel_writes_a_mark_first_and_others_separate_by_semicolons(tmp_path, listed):
+def test_byte_order_mark_and_other_delimiters(tmp_path, listed):
     text = listed.read_text(encoding="utf-8").replace(",", ";")
     listed.write_text("\ufeff" + text + "\n\n", encoding="utf-8")
     assert sum(csv_source(listed, delimiter=";").open().rows.values()) == 45
@@ -99,7 +99,7 @@ def test_excel_writes_a_mark_first_and_others_separate_by_semicolons(tmp_path, l
     assert error.remedy == "pass data.delimiter=';'"
 
 
-def test_all_faults_are_told_at_once_with_their_lines(tmp_path, pictures):
+def test_all_faults_are_reported_at_once_with_their_lines(tmp_path, pictures):
     rows = [
         ("path", "label", "split"),
         ("ant/000.png", "ant", "train"),
@@ -132,11 +132,11 @@ def test_all_faults_are_told_at_once_with_their_lines(tmp_path, pictures):
 
 def test_many_faults_of_a_kind_are_counted(pictures):
     rows = [("path", "label"), *[(f"ant/no{n}.png", "ant") for n in range(50)], ("ant/000.png", "")]
-    told = str(refusal(csv_source(write(pictures / "l.csv", rows))))
-    assert "has 51 fault(s)" in told
-    assert told.count("there is no file") == 20
-    assert "and 30 more missing files" in told
-    assert "line 52: the label is empty" in told
+    message = str(refusal(csv_source(write(pictures / "l.csv", rows))))
+    assert "has 51 fault(s)" in message
+    assert message.count("there is no file") == 20
+    assert "and 30 more missing files" in message
+    assert "line 52: the label is empty" in message
 
 
 def test_a_line_of_a_row_over_several_lines(pictures):
@@ -156,7 +156,7 @@ def test_a_line_of_a_row_over_several_lines(pictures):
         (b'path,label\n"' + b"x" * 200_000 + b'",x\n', "not CSV: field larger"),
     ],
 )
-def test_a_file_that_is_no_list(tmp_path, content, message):
+def test_a_file_that_is_not_a_list(tmp_path, content, message):
     (tmp_path / "l.csv").write_bytes(content)
     assert message in str(refusal(csv_source(tmp_path / "l.csv")))
 

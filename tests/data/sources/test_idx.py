@@ -39,7 +39,7 @@ def test_store_holds_the_files_rows(tmp_path, end):
 
 
 def test_rows_beyond_one_block(tmp_path, monkeypatch):
-    """The stream is cut into blocks; the store must not know."""
+    """The store does not depend on the size of the blocks that are read."""
     write_idx_set(tmp_path / "idx", 60, 20, end=".gz")
     prepare(idx_source(tmp_path / "idx"), tmp_path / "whole")
     monkeypatch.setattr("arcloop.data.store.shards._BLOCK_BYTES", 15 * 11)
@@ -60,7 +60,7 @@ def test_labels_need_not_start_at_zero(tmp_path):
 
 
 def test_class_of_the_test_file_alone_is_kept(tmp_path):
-    """Validation will say that it is not in train; prepare does not hide it."""
+    """Validation reports that it is not in train; prepare keeps it."""
     made = write_idx_set(tmp_path / "idx", 60, 20, end="")
     labels = made["t10k"][1].copy()
     labels[0] = 9
@@ -71,7 +71,7 @@ def test_class_of_the_test_file_alone_is_kept(tmp_path):
     assert store.labels("query")[0] == 4
 
 
-def test_key_follows_content_not_place(tmp_path):
+def test_key_depends_on_content_not_on_location(tmp_path):
     write_idx_set(tmp_path / "one", 60, 20, end="")
     made = write_idx_set(tmp_path / "two", 60, 20, end="")
     key = store_key(idx_source(tmp_path / "one"))
@@ -139,7 +139,7 @@ def test_flipped_bit_in_gzip(tmp_path):
         prepare(idx_source(tmp_path / "idx"), tmp_path / "store")
 
 
-def test_file_that_is_no_gzip(tmp_path):
+def test_file_that_is_not_gzip(tmp_path):
     write_idx_set(tmp_path / "idx", 60, 20, end="")
     plain = tmp_path / "idx" / IMAGES
     plain.rename(plain.with_name(IMAGES + ".gz"))
@@ -175,7 +175,7 @@ def test_missing_root(tmp_path):
     assert caught.value.remedy == "correct data.root"
 
 
-def test_wrong_settings_are_told_together(tmp_path):
+def test_wrong_settings_are_reported_together(tmp_path):
     with pytest.raises(
         ConfigError, match=r"(?s)data.shard_rows=0 .*data.val=1.5 .*data.split_seed=-1"
     ):

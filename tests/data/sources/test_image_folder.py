@@ -33,7 +33,7 @@ def test_every_picture_is_decoded_to_its_class(tmp_path, pictures):
     assert sorted(found) == expected
 
 
-def test_folder_that_is_split_already(tmp_path):
+def test_folder_with_given_splits(tmp_path):
     root = tmp_path / "root"
     for number, split in enumerate(SPLITS, start=2):
         write_pictures(root / split / "a", number)
@@ -67,7 +67,7 @@ def test_train_may_be_a_class(tmp_path):
     assert Store.open(tmp_path / "store").classes == ["bus", "train"]
 
 
-def test_what_is_no_picture_is_passed_over(tmp_path, pictures):
+def test_other_files_are_ignored(tmp_path, pictures):
     (pictures / "notes.txt").write_text("about")
     (pictures / "ant" / "Thumbs.db").write_bytes(b"x")
     (pictures / "ant" / "._000.png").write_bytes(b"x")
@@ -78,7 +78,7 @@ def test_what_is_no_picture_is_passed_over(tmp_path, pictures):
     assert sum(Store.open(tmp_path / "store").rows(split) for split in SPLITS) == 46
 
 
-def test_key_follows_files_not_place(tmp_path, pictures):
+def test_key_depends_on_files_not_on_location(tmp_path, pictures):
     key = store_key(folder_source(pictures))
     pictures.rename(tmp_path / "moved")
     moved = folder_source(tmp_path / "moved")
@@ -180,6 +180,6 @@ def test_split_without_pictures_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("size", [[1, 2, 3], []])
-def test_size_of_other_than_two_numbers(tmp_path, size):
+def test_image_size_must_have_two_numbers(tmp_path, size):
     with pytest.raises(ConfigError, match="image_size"):
         folder_source(tmp_path, image_size=size)

@@ -1,4 +1,4 @@
-"""Splits by class: drawn, or as they are given."""
+"""Splits without a common class: drawn at random, or given by the source."""
 
 import itertools
 import json
@@ -82,7 +82,7 @@ def test_too_few_classes():
     assert "data.val_classes" in caught.value.remedy
 
 
-def test_judged_classes_of_one_image_are_named():
+def test_evaluated_classes_of_one_image_are_named():
     labels = np.array([0, 1, 2, 3, 4, 5, 0, 1])
     with pytest.raises(DataError, match="only one image of") as caught:
         split_by_class(labels, list("abcdef"), val_classes=2, test_classes=2, seed=0, where="x")
@@ -144,7 +144,7 @@ def test_folder(tmp_path, five, settings):
 
 @pytest.mark.parametrize("query", [True, False])
 def test_folder_that_is_split_already(tmp_path, settings, query):
-    """In-shop: other images of the gallery's classes ask; without them, gallery asks itself."""
+    """With query, it has other images of the classes of gallery; else gallery is also query."""
     root = tmp_path / "root"
     classes = {"train": "xyz", "val": "bc", "gallery": "am", "query": "am" if query else ""}
     for seed, (split, names) in enumerate(classes.items()):
@@ -160,7 +160,7 @@ def test_folder_that_is_split_already(tmp_path, settings, query):
     validate(tmp_path / "store", tmp_path / "validation", settings)
 
 
-def test_classes_on_two_sides_are_all_named(tmp_path):
+def test_all_classes_in_two_splits_are_named(tmp_path):
     root = tmp_path / "root"
     for split, names in {"train": "abx", "val": "bc", "gallery": "cd", "query": "xd"}.items():
         for name in names:
@@ -202,7 +202,7 @@ def test_listed_splits_without_query(tmp_path, five):
     require_right(store, place_of(five))
 
 
-def test_idx_trains_on_one_file_and_judges_on_the_other(tmp_path):
+def test_idx_trains_on_one_file_and_evaluates_on_the_other(tmp_path):
     made = write_idx_set(tmp_path / "idx", 120, 60, classes=8, end="")
     prepare(idx_source(tmp_path / "idx", split="disjoint"), tmp_path / "store")
     store = Store.open(tmp_path / "store")
@@ -226,7 +226,7 @@ def synthetic_store(path, **changed):
 
 
 def changed(path, split, row, image=None, label=None):
-    """Change a row of a store of one shard a split, and write the manifest anew."""
+    """Change a row of a store with one shard per split, and write the manifest again."""
     for kind, value in (("images", image), ("labels", label)):
         if value is not None:
             file = path / split / f"{kind}-00000.npy"
@@ -256,7 +256,7 @@ def test_validation_knows_the_protocol(tmp_path, settings):
     ]
 
 
-def test_the_same_image_twice_in_a_gallery_that_asks_itself_is_a_leak(tmp_path, settings):
+def test_a_repeated_image_is_a_leak_with_leave_one_out(tmp_path, settings):
     path = synthetic_store(tmp_path / "store", shard_rows=64)
     changed(path, "gallery", 6, image=np.load(path / "gallery/images-00000.npy")[2])
     assert errors(path, settings) == [
@@ -264,14 +264,14 @@ def test_the_same_image_twice_in_a_gallery_that_asks_itself_is_a_leak(tmp_path, 
     ]
 
 
-def test_a_class_needs_a_mate_in_what_asks_itself(tmp_path, settings):
+def test_a_class_needs_two_images_with_leave_one_out(tmp_path, settings):
     path = synthetic_store(tmp_path / "store", shard_rows=64, gallery=3)
     assert errors(path, settings) == [
         ("class size", "gallery", "class 'class-6' has 1 image(s); at least 2 are needed")
     ]
 
 
-def test_a_class_on_two_sides_and_one_on_none(tmp_path, settings):
+def test_a_class_in_two_splits_and_a_class_in_none(tmp_path, settings):
     path = synthetic_store(tmp_path / "store", shard_rows=64)
     labels = np.load(path / "val/labels-00000.npy")
     changed(path, "val", slice(None), label=np.where(labels == 4, 1, labels))
