@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def small_and_repeatable() -> Iterator[None]:
-    """Small networks are faster on one thread, and tests may run side by side."""
+    """Use one thread: small networks are faster, and tests may run in parallel."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Weights from a file: read without running anything, and held against the backbone."""
+"""Weights from a file: reading without code execution, and comparison with the backbone."""
 
 import os
 import pickle
@@ -43,7 +43,7 @@ def in_module(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ],
     ids=["plain", "state_dict", "model", "DDP", "state_dict of DDP", "checkpoint"],
 )
-def test_every_kind_of_file_gives_the_backbone(tmp_path: Path, wrapped) -> None:
+def test_all_file_formats_load_into_the_backbone(tmp_path: Path, wrapped) -> None:
     state = convnet(seed=1).state_dict()
     torch.save(wrapped(state), tmp_path / "weights.pt")
     assert_same(read_weights(tmp_path / "weights.pt"), dict(state))
@@ -60,7 +60,7 @@ class Evil:
         return os.mkdir, ("executed",)
 
 
-def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": torch.ones(1), "more": Evil()}, "zip.pt")
     Path("plain.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
@@ -71,7 +71,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_file_that_is_none_of_these_is_one_message(tmp_path: Path, suffix: str) -> None:
+def test_a_file_with_another_format_raises_a_config_error(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"w{suffix}"
     with pytest.raises(ConfigError, match="cannot read the weights: ") as caught:
         read_weights(file)
@@ -89,7 +89,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object)
         read_weights(tmp_path / "w.pt")
 
 
-def test_weights_that_fit_are_taken_whole() -> None:
+def test_fitting_weights_are_loaded_completely() -> None:
     source, target = convnet(seed=1), convnet(seed=2)
     found = load_weights(target, source.state_dict(), file=FILE, strict=True)
     assert found.is_complete
@@ -97,7 +97,7 @@ def test_weights_that_fit_are_taken_whole() -> None:
     assert_same(dict(target.state_dict()), dict(source.state_dict()))
 
 
-def test_counts_of_batches_may_be_missing() -> None:
+def test_num_batches_tracked_may_be_missing() -> None:
     source = convnet(seed=1).state_dict()
     old = {n: w for n, w in source.items() if not n.endswith("num_batches_tracked")}
     target = convnet(seed=2)
@@ -106,13 +106,13 @@ def test_counts_of_batches_may_be_missing() -> None:
 
 
 def other_state() -> dict[str, Tensor]:
-    """One tensor of another shape, one missing, one too many."""
+    """A tensor with another shape, a missing one and an unexpected one."""
     state = dict(convnet(seed=1, channels=3).state_dict())
     del state["stages.1.2.bias"]
     return state | {"fc.weight": torch.ones(2)}
 
 
-def test_what_does_not_fit_is_told_and_the_backbone_is_left_alone() -> None:
+def test_mismatches_are_reported_and_the_backbone_is_unchanged() -> None:
     target = convnet(seed=2)
     before = {n: w.clone() for n, w in target.state_dict().items()}
     with pytest.raises(ConfigError) as caught:
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_told_and_the_backbone_is_left_alone() -> None:
     assert_same(dict(target.state_dict()), before)
 
 
-def test_what_fits_is_taken_where_that_is_allowed() -> None:
+def test_fitting_tensors_are_loaded_if_not_strict() -> None:
     target, before = convnet(seed=2), convnet(seed=2).state_dict()
     state = other_state()
     found = load_weights(target, state, file=FILE, strict=False)
@@ -138,20 +138,20 @@ def test_what_fits_is_taken_where_that_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_where_nothing_fits_nothing_is_taken(strict: bool) -> None:
+def test_an_error_is_raised_if_no_tensor_fits(strict: bool) -> None:
     net = IResNet(in_channels=1, layers=[1], widths=[4])
     with pytest.raises(ConfigError, match="no tensor in this file fits the backbone"):
         load_weights(net, convnet().state_dict(), file=FILE, strict=strict)
 
 
-def test_a_long_list_is_cut() -> None:
+def test_a_long_list_of_names_is_shortened() -> None:
     found = compare_weights({}, convnet(widths=[2, 2, 2, 2]))
     assert "0 of 20 tensors fit" in str(found)
     assert ", and 16 more" in str(found)
 
 
 class Published(nn.Module):
-    """insightface's IResNet by the names of its layers, up to its last stage; and its neck."""
+    """IResNet with the layer names of insightface, including its neck."""
 
     def __init__(self, layers: list[int]) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class PublishedBlock(nn.Module):
 
 
 @torch.no_grad()
-def test_the_names_of_insightface_are_known() -> None:
+def test_weights_of_insightface_are_translated() -> None:
     torch.manual_seed(1)
     published = Published([2, 1])
     for name, tensor in published.state_dict().items():

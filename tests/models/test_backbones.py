@@ -29,12 +29,12 @@ def test_convnet_halves_the_map_in_each_stage() -> None:
     assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == 6
 
 
-def test_a_convolution_is_followed_by_norm_and_relu() -> None:
+def test_each_stage_ends_with_batch_norm_and_relu() -> None:
     torch.manual_seed(0)
     net = ConvNet(in_channels=1, widths=[4], depth=1).train()
     out_BCHW = net(torch.randn(64, 1, 8, 8))
     assert out_BCHW.min() == 0
-    # Half of a normal distribution of mean 0: what batch norm and ReLU leave.
+    # The output of batch norm and ReLU is the positive half of a normal distribution.
     assert out_BCHW.mean().item() == pytest.approx(0.4, abs=0.05)
 
 
@@ -54,7 +54,7 @@ def test_iresnet_has_the_published_size_and_stride(
     assert shape == (1, 512, 2, 2)
 
 
-def test_iresnet_takes_odd_sizes() -> None:
+def test_iresnet_accepts_odd_sizes() -> None:
     net = IResNet(in_channels=1, layers=[1, 1, 1, 1], widths=[4, 4, 8, 8]).eval()
     assert net(torch.zeros(1, 1, 33, 47)).shape == (1, 8, 3, 3)
     assert net(torch.zeros(1, 1, 112, 112)).shape == (1, 8, 7, 7)
@@ -68,18 +68,18 @@ def test_a_residual_block_adds_its_input() -> None:
     assert torch.equal(block(x_BCHW), x_BCHW)
 
 
-def test_stages_that_do_not_match_are_refused() -> None:
+def test_different_numbers_of_layers_and_widths_raise_an_error() -> None:
     with pytest.raises(ConfigError, match=r"layers has 3 stages and backbone\.widths 4"):
         IResNet(in_channels=1, layers=[1, 1, 1], widths=[4, 4, 4, 4])
 
 
 @pytest.mark.parametrize("widths", [[0], [4, -1], [4.5], 4])
-def test_widths_out_of_range_are_named(widths: list[int]) -> None:
+def test_errors_name_widths_out_of_range(widths: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"backbone\.widths"):
         ConvNet(in_channels=1, widths=widths, depth=1)
 
 
-def test_a_refinement_adds_to_what_it_refines() -> None:
+def test_a_residual_convolution_adds_its_input() -> None:
     net = ConvNet(in_channels=1, widths=[4], depth=2).eval()
     refinement = net.stages[0][-1]
     nn.init.constant_(refinement.norm.weight, 0)

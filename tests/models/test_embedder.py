@@ -34,7 +34,7 @@ def make_embedder(
 ) -> Embedder:
     values: dict[str, object] = {"embedding_dim": 10, "dropout": 0.2, "mean": [0.13], "std": [0.3]}
     embedder = Embedder(make_backbone(kind, shape[2]), image_shape=shape, **(values | changes))
-    with torch.no_grad():  # statistics as after some training, so that no norm is an identity
+    with torch.no_grad():  # set statistics, so that no batch norm is an identity
         for module in embedder.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
@@ -51,7 +51,7 @@ def random_images(batch: int, shape: tuple[int, int, int]) -> Tensor:
 @pytest.mark.parametrize("kind", ["convnet", "iresnet"])
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_scripted_equals_eager_before_and_after_a_reload(
+def test_scripted_equals_eager_before_and_after_saving(
     kind: str, shape: tuple[int, int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ def test_scripted_equals_eager_before_and_after_a_reload(
 
 
 @torch.no_grad()
-def test_embeddings_have_norm_one_in_full_precision_whatever_is_around(digits: Tensor) -> None:
+def test_embeddings_are_float32_of_norm_one_also_under_autocast(digits: Tensor) -> None:
     embedder = make_embedder()
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -110,7 +110,7 @@ def test_neck_is_norm_dropout_linear_norm_in_float64(digits: Tensor) -> None:
     torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_normalise_is_by_channel_and_its_constants_travel_with_the_weights() -> None:
+def test_normalisation_is_per_channel_and_its_constants_are_in_the_state_dict() -> None:
     mean, std = [0.1, 0.5, 0.9], [0.2, 0.25, 0.5]
     embedder = make_embedder((8, 8, 3), mean=mean, std=std)
     pixels = random_images(2, (8, 8, 3))
@@ -125,7 +125,7 @@ def test_normalise_is_by_channel_and_its_constants_travel_with_the_weights() -> 
     assert make_embedder((8, 8, 3)).mean.flatten().tolist() == pytest.approx([0.13 * 255] * 3)
 
 
-def test_construction_leaves_the_backbone_as_it_was() -> None:
+def test_construction_does_not_change_the_backbone() -> None:
     backbone = ConvNet(in_channels=1, widths=[4], depth=1).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     Embedder(backbone, image_shape=(9, 9, 1), embedding_dim=4, dropout=0.0, mean=[0.0], std=[1.0])
@@ -149,7 +149,7 @@ def test_gradients_reach_every_trainable_weight(digits: Tensor) -> None:
     assert [n for n, p in embedder.named_parameters() if not p.requires_grad] == ["norm.weight"]
 
 
-def test_an_image_too_small_is_refused() -> None:
+def test_an_image_that_is_too_small_raises_an_error() -> None:
     backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
     with pytest.raises(ConfigError, match="no feature map for 4x4x1 pixels"):
         Embedder(
@@ -157,7 +157,7 @@ def test_an_image_too_small_is_refused() -> None:
         )
 
 
-def test_a_backbone_that_pools_everything_away_is_refused() -> None:
+def test_a_backbone_without_a_feature_map_raises_an_error() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
     with pytest.raises(ConfigError, match="no feature map"):
         Embedder(flat, image_shape=(4, 4, 1), embedding_dim=4, dropout=0.0, mean=[0.0], std=[1.0])
@@ -173,6 +173,6 @@ def test_a_backbone_that_pools_everything_away_is_refused() -> None:
         ({"mean": [0.1, 0.2, 0.3]}, "embedder.mean has 3 values for images of 1 channels"),
     ],
 )
-def test_values_out_of_range_are_named(values: dict[str, object], named: str) -> None:
+def test_errors_name_values_out_of_range(values: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make_embedder(**values)

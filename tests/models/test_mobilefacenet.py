@@ -13,7 +13,7 @@ def make(channels: int = 3, size: tuple[int, int] = (112, 112), **changes: objec
 
 
 def published_size(channels: int, blocks: list[int], width: int, whole: int) -> int:
-    """Weights of insightface's MobileFaceNet up to its GDC's linear layer, counted by hand."""
+    """Number of parameters of insightface's MobileFaceNet before its last linear layer."""
 
     def convolution(kernel: int, inputs: int, outputs: int, groups: int = 1) -> int:
         return kernel**2 * inputs // groups * outputs + 2 * outputs + outputs
@@ -55,8 +55,8 @@ def test_the_last_convolution_is_over_the_whole_map_of_any_size(
         assert net(torch.zeros(2, 1, *size)).shape == (2, 32, 1, 1)
 
 
-def test_what_lies_where_counts() -> None:
-    """Global average pooling would give two pictures with their halves exchanged the same."""
+def test_features_depend_on_positions() -> None:
+    """With global average pooling, exchanging two halves of an image would change nothing."""
     torch.manual_seed(0)
     net = make(1, (64, 64), width=64, blocks=[1, 1, 1, 1], features=32).eval()
     maps = torch.randn(1, 32, 4, 4)
@@ -73,7 +73,7 @@ def test_a_bottleneck_of_stride_one_adds_its_input() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", [(32, 32, 1), (45, 33, 3)])
-def test_scripted_equals_eager_after_a_reload(shape: tuple[int, int, int]) -> None:
+def test_scripted_equals_eager_after_saving(shape: tuple[int, int, int]) -> None:
     backbone = make(shape[2], shape[:2], width=64, blocks=[1, 1, 2, 1], features=32)
     embedder = Embedder(
         backbone, image_shape=shape, embedding_dim=8, dropout=0.1, mean=[0.5], std=[0.5]
@@ -93,6 +93,6 @@ def test_scripted_equals_eager_after_a_reload(shape: tuple[int, int, int]) -> No
         ({"features": 0}, "backbone.features=0"),
     ],
 )
-def test_values_that_do_not_fit_are_named(values: dict[str, object], named: str) -> None:
+def test_errors_name_values_out_of_range(values: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make(1, (32, 32), **values)

@@ -1,4 +1,4 @@
-"""Real models of timm, held against timm itself."""
+"""Models of timm, compared with timm itself."""
 
 import importlib.util
 import io
@@ -22,7 +22,7 @@ def make(model: str = RESNET, channels: int = 3, size: int = 32, **options: obje
 
 
 def published(model: str, size: int | None = None) -> nn.Module:
-    """A model as timm publishes it: three channels, its own size, a classifier."""
+    """A model as timm publishes it: three channels, its default size, a classifier."""
     sized = {} if size is None else {"img_size": size}
     return import_timm().create_model(model, num_classes=1000, **sized)
 
@@ -37,7 +37,7 @@ def loaded_by_timm(model: str, state: dict[str, Tensor], channels: int, **sized:
 @torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("model", "sized"), [(RESNET, {}), (VIT, {"img_size": 32}), (MOBILE, {})])
-def test_published_weights_give_what_timm_makes_of_them(
+def test_published_weights_give_the_features_of_timm(
     model: str, sized: dict[str, int], channels: int
 ) -> None:
     state = dict(published(model).state_dict())
@@ -51,7 +51,7 @@ def test_published_weights_give_what_timm_makes_of_them(
 
 @torch.no_grad()
 @pytest.mark.parametrize(("model", "channels"), [(RESNET, 1), (VIT, 3), (MOBILE, 1)])
-def test_scripted_equals_eager_after_a_reload(model: str, channels: int) -> None:
+def test_scripted_equals_eager_after_saving(model: str, channels: int) -> None:
     embedder = Embedder(
         make(model, channels), image_shape=(32, 32, channels), embedding_dim=8, dropout=0.0,
         mean=[0.5], std=[0.5],
@@ -63,14 +63,14 @@ def test_scripted_equals_eager_after_a_reload(model: str, channels: int) -> None
     torch.testing.assert_close(torch.jit.load(file)(pixels), embedder(pixels), rtol=0, atol=1e-5)
 
 
-def test_options_reach_the_model() -> None:
+def test_options_are_passed_to_the_model() -> None:
     rates = {m.drop_prob for m in make(drop_path_rate=0.5).modules() if hasattr(m, "drop_prob")}
     assert max(rates) == 0.5
     with pytest.raises(TypeError, match="no_such_option"):
         make(no_such_option=1)
 
 
-def test_a_model_is_made_without_memory() -> None:
+def test_construction_on_the_meta_device() -> None:
     with torch.device("meta"):
         backbone = make("vit_base_patch16_224", 1, 224)
     assert all(p.is_meta for p in backbone.parameters())
@@ -86,13 +86,13 @@ def test_a_model_is_made_without_memory() -> None:
         ("", "has no model"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest(model: str, nearest: str) -> None:
+def test_an_unknown_name_raises_an_error_with_the_nearest_names(model: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=nearest) as caught:
         make(model)
     assert "backbone.model" in str(caught.value)
 
 
-def test_timm_that_is_not_installed_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_timm_raises_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"timm is not installed[^$]*arcloop\[timm\]"):
         make()

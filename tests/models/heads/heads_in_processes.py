@@ -1,6 +1,6 @@
 """Run as `python heads_in_processes.py FOLDER`: heads in two processes over gloo, then in one.
 
-What each process finds it writes to FOLDER/WORLD-RANK.pt for the tests to judge.
+Each process writes its results to FOLDER/WORLD-RANK.pt for the tests.
 """
 
 import multiprocessing

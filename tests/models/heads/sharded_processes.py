@@ -1,6 +1,6 @@
 """Run as `python sharded_processes.py FOLDER`: four processes over gloo, then three, two and one.
 
-What each process finds it writes to FOLDER/WORLD-RANK.pt for the tests to judge. One interpreter
+Each process writes its results to FOLDER/WORLD-RANK.pt for the tests. One interpreter
 imports everything, and the processes are forks of it.
 """
 
@@ -50,7 +50,7 @@ class Model(nn.Module):
 
 
 def batch(num_classes, seed=0):
-    """Inputs and labels of all processes together."""
+    """Inputs and labels of all processes."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(N, INPUTS, generator=generator, dtype=torch.float64)
     return inputs, torch.randint(num_classes, (N,), generator=generator)
@@ -134,7 +134,7 @@ def checkpoint_of(model, optimizer):
 
 
 def carried_over(name, sample_rate, folder, rank, world):
-    """Train on four processes and save; on fewer, load, save again, go on, and save."""
+    """Train on four processes and save; on fewer, load, save, continue, and save again."""
     path = folder / f"{name}-{sample_rate}.ckpt"
     again = folder / f"again-{world}-{rank}.ckpt"
     model, wrapped, *_ = prepare(MANY, sample_rate, rank, world)

@@ -1,4 +1,4 @@
-"""ArcFace against the paper's own words: acos, add the margin, cos, over a full one-hot."""
+"""ArcFace against the equation of the paper: acos, add the margin, cos, over a one-hot matrix."""
 
 import math
 
@@ -94,7 +94,7 @@ def test_target_equals_the_oracle_at_any_angle(
 ) -> None:
     switch = 0.0 if easy_margin else -math.cos(margin)
     if abs(cos - switch) < 1e-9 and cos != switch:
-        return  # which side a rounded angle falls on is nobody's promise
+        return  # rounding decides on which side of the threshold the angle is
     result = cos_with_margin(
         torch.tensor(cos, dtype=torch.float64), margin, easy_margin=easy_margin
     ).item()
@@ -108,7 +108,7 @@ def test_target_equals_the_oracle_at_any_angle(
 
 
 @pytest.mark.parametrize("margin", [0.1, 0.5, 1.5, 2.33])
-def test_target_falls_as_the_angle_grows(margin: float) -> None:
+def test_target_decreases_as_the_angle_grows(margin: float) -> None:
     angle = torch.linspace(0, math.pi, 10_001, dtype=torch.float64)
     target = cos_with_margin(angle.cos(), margin, easy_margin=False)
     assert (target.diff() < 0).all()
@@ -118,14 +118,14 @@ def test_target_falls_as_the_angle_grows(margin: float) -> None:
 @pytest.mark.parametrize("easy_margin", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("margin", [0.0, 0.5, 1.0, 3.0])
-def test_target_is_exact_and_smooth_enough_at_the_corners(
+def test_target_and_gradient_at_the_corners(
     margin: float, dtype: torch.dtype, easy_margin: bool
 ) -> None:
     one = torch.tensor(1.0, dtype=dtype)
     switch = torch.tensor(-math.cos(margin), dtype=dtype)
-    beside = [torch.nextafter(one, -one), torch.nextafter(-one, one)]
-    beside += [torch.nextafter(switch, one), torch.nextafter(switch, -one)]
-    cos = torch.stack([one, -one, 0 * one, switch, *beside]).requires_grad_()
+    neighbours = [torch.nextafter(one, -one), torch.nextafter(-one, one)]
+    neighbours += [torch.nextafter(switch, one), torch.nextafter(switch, -one)]
+    cos = torch.stack([one, -one, 0 * one, switch, *neighbours]).requires_grad_()
     target = cos_with_margin(cos, margin, easy_margin=easy_margin)
     expected = -1.0 if easy_margin else -1.0 - margin * math.sin(margin)
     assert target[0].item() == pytest.approx(math.cos(margin), rel=1e-6)
@@ -138,7 +138,7 @@ def test_target_is_exact_and_smooth_enough_at_the_corners(
 
 
 def corner_batch(head: ArcFace) -> tuple[Tensor, Tensor]:
-    """Features exactly along, against, across and at the switch-over from their class."""
+    """Features parallel, opposite and orthogonal to their class, and at the threshold."""
     with torch.no_grad():
         head.weight.zero_()
         head.weight[:, 0] = 2.0
@@ -199,7 +199,7 @@ def test_evaluation_has_no_margin() -> None:
     torch.testing.assert_close(head.cosine(features_BD), cos_BC)
 
 
-def test_cosine_never_leaves_its_range() -> None:
+def test_cosine_stays_in_its_range() -> None:
     torch.manual_seed(0)
     head = ArcFace(embedding_dim=64, num_classes=50, margin=0.5, scale=33.3, easy_margin=False)
     cos_BC = head.cosine(torch.cat([head.weight, -head.weight]).detach())
@@ -222,13 +222,13 @@ def test_per_class_weights_are_the_only_parameters() -> None:
         ({"easy_margin": "yes"}, "head.easy_margin='yes'"),
     ],
 )
-def test_values_out_of_range_are_named(values: dict[str, float], named: str) -> None:
+def test_errors_name_values_out_of_range(values: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make_head(**values)
 
 
 def test_a_cosine_rounded_past_one_keeps_its_margin() -> None:
-    """Products of unit vectors may round past 1, where there is no sine."""
+    """Products of unit vectors may round to values above 1, which have no sine."""
     torch.manual_seed(0)
     head = ArcFace(embedding_dim=64, num_classes=500, margin=0.5, scale=1.0, easy_margin=False)
     labels_B = torch.arange(500)

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each train what one does with the whole of it."""
+"""Two processes with half a batch each give the results of one process with the batch."""
 
 import itertools
 import subprocess
@@ -19,7 +19,7 @@ BUFFERS = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """(two processes' findings, that of one)."""
+    """Results of two processes, and of one process."""
     folder = tmp_path_factory.mktemp("processes")
     script = Path(__file__).with_name("heads_in_processes.py")
     subprocess.run([sys.executable, "-W", "error", script, folder], check=True, timeout=120)
@@ -28,7 +28,7 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_loss_weights_and_statistics_are_those_of_one_process(found, head):
+def test_loss_weights_and_statistics_equal_those_of_one_process(found, head):
     (first, second), alone = found
     close = {"rtol": 1e-9, "atol": 1e-11}
     for one, other, whole in zip(first[head], second[head], alone[head], strict=True):
@@ -40,14 +40,14 @@ def test_loss_weights_and_statistics_are_those_of_one_process(found, head):
 
 
 @pytest.mark.parametrize("head", BUFFERS)
-def test_statistics_move(found, head):
+def test_statistics_change(found, head):
     steps = found[1][head]
     for name in BUFFERS[head]:
         assert len({step[f"head.{name}"].item() for step in steps}) == len(steps)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_step_moves_the_weights(found, head):
+def test_every_step_changes_the_weights(found, head):
     steps = found[1][head]
     for before, after in itertools.pairwise(steps):
         weights = [name for name in before if name.endswith(("weight", "proxies"))]

@@ -1,4 +1,4 @@
-"""Every head but ArcFace (see test_arcface) against `oracle`, and in the corners."""
+"""All heads except ArcFace (see test_arcface) against `oracle`, and in corner cases."""
 
 import functools
 import math
@@ -140,7 +140,7 @@ def test_gradients_equal_finite_differences_of_the_oracle(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_evaluation_has_no_margin_and_remembers_nothing(case: str) -> None:
+def test_evaluation_has_no_margin_and_changes_no_state(case: str) -> None:
     head = make(case)
     loss_of(head, *make_batch(0))
     before = {name: b.clone() for name, b in head.named_buffers()}
@@ -155,7 +155,7 @@ def test_evaluation_has_no_margin_and_remembers_nothing(case: str) -> None:
 
 
 def corner_batch(head) -> tuple[Tensor, Tensor]:
-    """Along, against and across the class, at switch-overs, and a feature of no length."""
+    """Parallel, opposite and orthogonal to the class, at thresholds, and a zero feature."""
     with torch.no_grad():
         head.weight.zero_()
         head.weight[..., 0] = 2.0
@@ -172,7 +172,7 @@ def corner_batch(head) -> tuple[Tensor, Tensor]:
 def test_corners_are_finite_in_every_precision(case: str, dtype: torch.dtype) -> None:
     head = make(case)
     features_BD, labels_B = corner_batch(head)
-    if dtype == torch.float16:  # the slope at no length at all is more than it can hold
+    if dtype == torch.float16:  # the gradient at a zero feature exceeds its range
         features_BD, labels_B = features_BD[features_BD.any(dim=1)], labels_B[1:]
     features_BD = features_BD.to(dtype).requires_grad_()
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_autocast_changes_nothing(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", STATEFUL)
-def test_a_reloaded_head_goes_on_with_what_it_remembered(case: str) -> None:
+def test_a_reloaded_head_continues_with_its_state(case: str) -> None:
     whole, first, second = make(case), make(case), make(case)
     for step in range(2):
         loss_of(whole, *make_batch(step))
@@ -207,7 +207,7 @@ def test_a_reloaded_head_goes_on_with_what_it_remembered(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_later_the_gradient_of_the_one_before_can_still_be_taken(case: str) -> None:
+def test_backward_works_after_the_next_forward_pass(case: str) -> None:
     head = make(case)
     first = loss_of(head, *make_batch(0))
     loss_of(head, *make_batch(1)).backward()
@@ -216,7 +216,7 @@ def test_a_step_later_the_gradient_of_the_one_before_can_still_be_taken(case: st
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "margin" in CASES[c][0].warmable])
-def test_at_a_share_of_none_there_is_no_margin(case: str) -> None:
+def test_margin_factor_zero_is_no_margin(case: str) -> None:
     head = make(case)
     head.set_warmup(margin=0.0, scale=3.0)
     features_BD, labels_B = make_batch(4)
@@ -233,7 +233,7 @@ def test_at_a_share_of_none_there_is_no_margin(case: str) -> None:
     assert loss == pytest.approx(plain, rel=1e-5)
 
 
-def test_half_a_share_is_half_of_every_margin() -> None:
+def test_margin_factor_half_is_half_the_margin() -> None:
     half = CombinedMargin(embedding_dim=D, num_classes=C, scale=8.0, m1=1.5, m2=0.2, m3=0.1)
     head = CombinedMargin(embedding_dim=D, num_classes=C, scale=8.0, m1=2.0, m2=0.4, m3=0.2)
     half.load_state_dict(head.state_dict())
@@ -257,7 +257,7 @@ def test_adaface_at_every_angle(z: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("values", [(1.0, 0.5, 0.0), (2.5, 0.3, 0.1), (0.9, 0.4, 0.15)])
-def test_the_combined_target_falls_as_the_angle_grows(values) -> None:
+def test_combined_target_decreases_as_the_angle_grows(values) -> None:
     m1, m2, m3 = values
     head = CombinedMargin(embedding_dim=2, num_classes=2, scale=1.0, m1=m1, m2=m2, m3=m3)
     cos = torch.linspace(0, math.pi, 10_001, dtype=torch.float64).cos().requires_grad_()
@@ -269,14 +269,14 @@ def test_the_combined_target_falls_as_the_angle_grows(values) -> None:
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_adacos_of_few_classes_has_a_scale_to_learn_with(classes: int, dynamic: bool) -> None:
+def test_adacos_scale_is_at_least_one_for_few_classes(classes: int, dynamic: bool) -> None:
     head = AdaCos(embedding_dim=D, num_classes=classes, dynamic=dynamic)
     head(torch.randn(4, D), torch.zeros(4, dtype=torch.int64)).backward()
     assert head.scale >= 1
     assert head.weight.grad.isfinite().all()
 
 
-def test_adacos_counts_in_blocks_what_it_counts_at_once(monkeypatch) -> None:
+def test_adacos_scale_does_not_depend_on_the_block_size(monkeypatch) -> None:
     at_once, in_blocks = make("adacos"), make("adacos")
     at_once(*make_batch(0))
     monkeypatch.setattr("arcloop.models.heads.softmax._BLOCK", 2 * C)
@@ -284,7 +284,7 @@ def test_adacos_counts_in_blocks_what_it_counts_at_once(monkeypatch) -> None:
     assert torch.equal(at_once.scale, in_blocks.scale)
 
 
-def test_adaface_learns_nothing_of_a_single_length() -> None:
+def test_adaface_ignores_a_batch_of_one() -> None:
     head = make("adaface")
     head(*make_batch(0))
     before = head.length_std.clone()
@@ -292,7 +292,7 @@ def test_adaface_learns_nothing_of_a_single_length() -> None:
     assert torch.equal(head.length_std, before)
 
 
-def test_elastic_margins_follow_the_global_generator_alone() -> None:
+def test_elastic_margins_depend_only_on_the_global_generator() -> None:
     head, batch = make("elastic arc"), make_batch(0)
     losses = []
     for seed in (1, 1, 2):
@@ -332,7 +332,7 @@ def test_sub_centers_have_their_own_vectors() -> None:
         ("elastic cos", {"std": -0.1}, r"head\.std=-0\.1"),
     ],
 )
-def test_values_out_of_range_are_named(case: str, values, message: str) -> None:
+def test_errors_name_values_out_of_range(case: str, values, message: str) -> None:
     kind, good, _ = CASES[case]
     with pytest.raises(ConfigError, match=message):
         kind(embedding_dim=D, num_classes=C, **good | values)

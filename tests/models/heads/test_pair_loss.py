@@ -1,4 +1,4 @@
-"""Losses of pytorch-metric-learning as heads, against triplets and pairs written out."""
+"""Losses of pytorch-metric-learning as heads, against explicit triplets and pairs."""
 
 import functools
 import math
@@ -46,8 +46,8 @@ def test_all_triplets_without_a_miner():
     assert loss.item() == pytest.approx(sum(positive) / len(positive), rel=1e-5)
 
 
-def test_what_the_miner_leaves():
-    """Its hard triplets are those in which the negative is nearer than the positive."""
+def test_the_loss_uses_the_triplets_of_the_miner():
+    """The miner selects triplets whose negative is nearer than the positive."""
     features, labels = batch()
     apart = distances(features)
     hard = [(a, p, n) for a, p, n in triplets(labels.tolist()) if apart[a][n] < apart[a][p]]
@@ -58,7 +58,7 @@ def test_what_the_miner_leaves():
     assert loss.item() == pytest.approx(sum(violations) / len(violations), rel=1e-5)
 
 
-def test_the_gradient_is_that_of_the_loss():
+def test_the_gradient_equals_that_of_the_loss():
     features, labels = batch()
     (here,) = torch.autograd.grad(
         head(losses.MultiSimilarityLoss())(features.requires_grad_(), labels), features
@@ -68,7 +68,7 @@ def test_the_gradient_is_that_of_the_loss():
     assert torch.equal(here, there)
 
 
-def test_proxies_are_as_many_and_as_long_as_the_store_says_and_drawn_from_the_seed():
+def test_proxies_have_the_derived_shape_and_depend_on_the_seed():
     def made(seed):
         torch.manual_seed(seed)
         return head(functools.partial(losses.ProxyAnchorLoss, margin=0.1))
@@ -93,7 +93,7 @@ def test_a_batch_without_a_pair_has_no_loss_and_no_gradient():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_it_stays_wide_in_narrow_precision(dtype):
+def test_it_computes_in_float32_under_autocast(dtype):
     features, labels = batch()
     pairs = head(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner())
     narrow = features.to(dtype).requires_grad_()
@@ -105,7 +105,7 @@ def test_it_stays_wide_in_narrow_precision(dtype):
     assert narrow.grad.isfinite().all()
 
 
-def test_a_pair_loss_without_proxies_has_nothing_to_save():
+def test_a_pair_loss_without_proxies_has_an_empty_state_dict():
     pairs = head(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner())
     assert list(pairs.parameters()) == []
     assert pairs.state_dict() == {}

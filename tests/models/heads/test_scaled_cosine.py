@@ -1,4 +1,4 @@
-"""Cosines times scale are those of torch's own normalisation, to the bit, forward and backward."""
+"""`scaled_cosine` is bit-equal to torch's own normalisation, forward and backward."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from arcloop.models.heads.cosine_classifier import scaled_cosine
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(7, 3, 5), (64, 10, 128), (33, 1000, 512)])
-def test_value_and_gradients_are_those_of_torch(dtype, shape):
+def test_value_and_gradients_equal_those_of_torch(dtype, shape):
     batch, classes, dim = shape
     torch.manual_seed(0)
     features, weight = torch.randn(batch, dim, dtype=dtype), torch.randn(classes, dim)
-    features[0] = weight[0] = 0  # no direction: nothing to divide by
+    features[0] = weight[0] = 0  # zero vectors have no direction
     found = []
     for ours in (True, False):
         x, w = features.clone().requires_grad_(), weight.clone().requires_grad_()

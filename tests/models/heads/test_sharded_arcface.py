@@ -1,4 +1,4 @@
-"""A head spread over real processes against one float64 matrix, written out with acos and logs."""
+"""A head sharded over processes against one float64 matrix, computed with acos and logarithms."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ RESUMED = [(name, rate) for name in ("sgd", "adamw") for rate in (1.0, 0.3)]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """World size -> what each rank found."""
+    """World size -> results of each rank."""
     folder = tmp_path_factory.mktemp("processes")
     script = Path(__file__).with_name("sharded_processes.py")
     subprocess.run([sys.executable, "-W", "error", script, folder], check=True, timeout=120)
@@ -34,7 +34,7 @@ def found(tmp_path_factory):
 
 
 def dense(num_classes: int) -> tuple[nn.Linear, ArcFace]:
-    """An embedder and a dense head, drawn as the processes draw theirs."""
+    """An embedder and a dense head with the initial weights of the processes."""
     torch.manual_seed(7)
     embedder = nn.Linear(INPUTS, D, bias=False)
     head = ArcFace(
@@ -50,7 +50,7 @@ def batch(num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def oracle(num_classes: int, rows: Tensor | None = None, seed: int = 0, margin: float = MARGIN):
-    """Losses of all N images, and the gradients of their mean, with the classes `rows` alone."""
+    """Losses of all N images, and the gradients of their mean, with only the classes `rows`."""
     embedder, head = dense(num_classes)
     kernel = embedder.weight.detach().double().requires_grad_()
     weight = head.weight.detach().double().requires_grad_()
@@ -75,7 +75,7 @@ def oracle(num_classes: int, rows: Tensor | None = None, seed: int = 0, margin: 
 
 
 def whole(parts: list, name: str) -> Tensor:
-    """The shards of all ranks put together."""
+    """The concatenated shards of all ranks."""
     return torch.cat([p[name].to_dense() for p in parts])
 
 
@@ -85,7 +85,7 @@ def per_rank(losses: Tensor, world: int) -> Tensor:
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("case", CLASSES)
-def test_loss_and_every_gradient_are_those_of_one_matrix(found, world, case):
+def test_loss_and_gradients_equal_those_of_one_matrix(found, world, case):
     parts = [f[case] for f in found[world]]
     losses, kernel_grad, weight_grad = oracle(CLASSES[case])
     close = {"rtol": 1e-5, "atol": 1e-5} if case == "float32" else {"rtol": 1e-9, "atol": 1e-10}
@@ -102,7 +102,7 @@ def test_loss_and_every_gradient_are_those_of_one_matrix(found, world, case):
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("case", ["many", "few"])
-def test_the_first_weights_are_those_of_the_dense_head(found, world, case):
+def test_initial_weights_equal_those_of_the_dense_head(found, world, case):
     parts = [f[case] for f in found[world]]
     expected = dense(CLASSES[case])[1].weight
     assert torch.equal(whole(parts, "weight").float(), expected)
@@ -115,12 +115,12 @@ def test_the_first_weights_are_those_of_the_dense_head(found, world, case):
 
 
 def sampled_rows(parts: list) -> list[Tensor]:
-    """Classes that each rank sampled, by their number in the whole."""
+    """Classes that each rank sampled, as indices into all classes."""
     return [p["classes"][0] + p["weight_grad"].coalesce().indices()[0] for p in parts]
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_sampled_step_is_one_of_the_sampled_classes_alone(found, world):
+def test_a_sampled_step_uses_only_the_sampled_classes(found, world):
     for number, step in enumerate((0, 1)):
         parts = [f["sampled"][number] for f in found[world]]
         assert all(p["weight_grad"].is_sparse for p in parts)
@@ -135,7 +135,7 @@ def test_a_sampled_step_is_one_of_the_sampled_classes_alone(found, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_a_sample_has_all_targets_and_the_share_asked_for(found, world):
+def test_a_sample_has_all_targets_and_the_requested_size(found, world):
     for number, step in enumerate((0, 1)):
         parts = [f["sampled"][number] for f in found[world]]
         targets = set(batch(CLASSES["many"], step)[1].tolist())
@@ -158,7 +158,7 @@ def test_a_sample_is_a_function_of_the_step():
 
     def sample(seed: int, step: int) -> tuple[int, ...]:
         head.set_step(seed, step)
-        torch.rand(3)  # a stream that has moved on changes nothing
+        torch.rand(3)  # the global generator has no influence
         (grad,) = torch.autograd.grad(head(features, labels), head.weight)
         return tuple(grad.indices()[0].tolist())
 
@@ -167,13 +167,13 @@ def test_a_sample_is_a_function_of_the_step():
     assert [sample(0, step) for step in range(20)] == samples
     assert sample(1, 0) != sample(0, 0)
     assert all(len(s) == 100 and {5, 500} <= set(s) for s in samples)
-    # Every class has its turn: 98 of 998 others at each step, 20 times.
+    # Every class is sampled at some time: 98 of 998 others in each of 20 steps.
     expected = 998 * (1 - 98 / 998) ** 20
     assert abs(1000 - len(set().union(*samples)) - expected) < 60
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_head_stays_wide_in_narrow_precision(found, world):
+def test_the_head_computes_in_float32_under_autocast(found, world):
     for f in found[world]:
         under_autocast, of_floats = f["narrow"]
         assert under_autocast.dtype == torch.float32
@@ -181,7 +181,7 @@ def test_the_head_stays_wide_in_narrow_precision(found, world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_clipping_by_norm_counts_all_shards_and_the_rest_once(found, world):
+def test_clipping_by_norm_includes_all_shards_and_other_weights_once(found, world):
     for number in range(2):
         before = [f["clipped"][number][0] for f in found[world]]
         after = [f["clipped"][number][1] for f in found[world]]
@@ -196,7 +196,7 @@ def test_clipping_by_norm_counts_all_shards_and_the_rest_once(found, world):
 
 @pytest.mark.parametrize("case", RESUMED)
 @pytest.mark.parametrize("world", WORLDS[1:])
-def test_a_checkpoint_of_four_processes_is_one_of_any_number(found, world, case):
+def test_a_checkpoint_of_four_processes_loads_on_any_number(found, world, case):
     four = found[4][0]["carried over"][case]
     other = found[world][0]["carried over"][case]
     assert four["saved"]["state_dict"]["head.weight"].shape == (CLASSES["many"], D)
@@ -220,7 +220,7 @@ def assert_equal(first: object, second: object, **tolerance: float) -> None:
         assert first == second
 
 
-def test_training_moved_the_weights_and_their_state(found):
+def test_training_changes_the_weights_and_the_optimizer_state(found):
     for case in RESUMED:
         carried = found[4][0]["carried over"][case]
         state = carried["saved"]["optimizer_states"][0]["state"][1]
@@ -233,7 +233,7 @@ def test_training_moved_the_weights_and_their_state(found):
 
 
 @pytest.mark.parametrize(("total", "width"), [(3, 5), (33, 5), (4001, 16), (5000, 700)])
-def test_rows_are_drawn_without_the_others(total, width):
+def test_randn_rows_equal_those_of_the_whole_matrix(total, width):
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(3)
 
@@ -244,7 +244,7 @@ def test_rows_are_drawn_without_the_others(total, width):
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.1, "all"])
-def test_a_sample_rate_out_of_range_is_named(rate):
+def test_errors_name_a_sample_rate_out_of_range(rate):
     with pytest.raises(ConfigError, match=r"head\.sample_rate="):
         ShardedArcFace(
             embedding_dim=D, num_classes=3, scale=8.0, margin=0.2, easy_margin=False,
@@ -252,7 +252,7 @@ def test_a_sample_rate_out_of_range_is_named(rate):
         )  # fmt: skip
 
 
-def test_a_label_of_no_class_is_not_overlooked():
+def test_a_label_out_of_range_gives_an_infinite_loss():
     head = ShardedArcFace(
         embedding_dim=D, num_classes=3, scale=8.0, margin=0.2, easy_margin=False, sample_rate=1.0
     )
