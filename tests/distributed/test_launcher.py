@@ -182,6 +182,6 @@ def test_a_failure_of_one_process_after_fit_ends_the_job_with_its_message(in_tmp
     index = ["index=factory", "index.factory='IVF4096,Flat'", "trainer.max_epochs=1"]
     assert main(["train", *after_fit, *index]) in (1, 2)
     text = capfd.readouterr().err
-    assert "a gallery of 90 rows cannot train index 'IVF4096,Flat'" in text
+    assert "a gallery of 90 rows is too small to train the index 'IVF4096,Flat'" in text
     assert re.search(r"error: rank \d of 2 ended with code \d", text)
     assert not artifacts.exists(in_tmp / "runs/synthetic")
