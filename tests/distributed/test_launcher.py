@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ports import free_port
 from tests.conftest import SMALL
+from tests.training.ports import free_port
 
 from arcloop import artifacts
 from arcloop.cli.main import main

@@ -11,7 +11,7 @@ import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import field_ownership
+from tests.serving.kubernetes import field_ownership
 
 RESOURCES = {
     "configmaps": ("v1", "ConfigMap"),

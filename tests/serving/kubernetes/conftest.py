@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import controllers
 import pytest
 import yaml
-from api_server import ApiServer
+from tests.serving.kubernetes import controllers
+from tests.serving.kubernetes.api_server import ApiServer
 
 from arcloop.errors import report_errors
 from arcloop.runtime.predictor import K_HEADER, Predictor, PredictRequest
