@@ -1,6 +1,6 @@
 """Deploy a finished run: `python serving/deploy.py run_dir=runs/mnist`.
 
-The same as `arcloop deploy`.
+Equivalent to `arcloop deploy`.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Replace the model of a running TorchServe.
+"""Replace the model of a running TorchServe: `python serving/roll.py run_dir=runs/mnist`.
 
-The same as `arcloop roll`.
+Equivalent to `arcloop roll`.
 """
 
 import sys

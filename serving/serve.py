@@ -1,6 +1,6 @@
 """Serve a run on this machine: `python serving/serve.py run_dir=runs/mnist`.
 
-The same as `arcloop serve`.
+Equivalent to `arcloop serve`.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""List, roll back and prune the versions of a model store.
+"""Manage the versions of a model store: `python serving/versions.py list run_dir=runs/mnist`.
 
-The same as `arcloop versions`.
+Equivalent to `arcloop versions`.
 """
 
 import sys

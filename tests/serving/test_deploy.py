@@ -77,7 +77,9 @@ def reseal(run_dir, name):
     (run_dir / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_an_archive_that_answers_wrongly_does_not_become_live(arguments, run_dir, store, capsys):
+def test_an_archive_that_fails_the_parity_check_does_not_become_live(
+    arguments, run_dir, store, capsys
+):
     assert deploy(arguments) == 0
     before = store.versions()
     with np.load(run_dir / "golden.npz") as stored:
@@ -94,7 +96,7 @@ WRONG = {
     "a wrong value": (deploy, ["deploy.keep=0"], 2, "deploy.keep=0 must be greater than"),
     "a misspelt key": (deploy, ["deploy.kep=3"], 2, "did you mean deploy.keep"),
     "no verb": (versions, [], 2, "no verb"),
-    "another verb": (versions, ["liszt"], 2, "VERB is list"),
+    "another verb": (versions, ["liszt"], 2, "use list, rollback"),
     "an empty store": (
         versions,
         ["list", "deploy.model_store=none"],

@@ -20,10 +20,10 @@ def version(day):
 
 def put(store, day, keep=3):
     """Deploy a file that stands for an archive."""
-    with store.locked() as drafts:
-        draft = drafts / f"{store.name}-{version(day)}.mar"
-        draft.write_text(version(day))
-        added = store.add(draft)
+    with store.locked() as staging:
+        archive = staging / f"{store.name}-{version(day)}.mar"
+        archive.write_text(version(day))
+        added = store.add(archive)
         live = store.make_live(added.version)
         store.write_config("config.properties", f"load_models={live.path.name}\n")
         store.prune(keep)
@@ -158,7 +158,7 @@ def test_killed_at_any_change_the_store_can_be_served(store):
         pytest.fail("the deploy did not finish")
     assert after > 20  # it was killed at many points
     assert states(store) == {"01": "backup", "02": "backup", "03": "previous", "04": "live"}
-    assert not list(store.path.glob(".drafts/*"))
+    assert not list(store.path.glob(".staging/*"))
 
 
 def assert_servable(store):

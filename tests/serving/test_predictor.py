@@ -154,7 +154,7 @@ def test_another_folder_is_not_an_archive(tmp_path):
         predictor.verify_hashes(tmp_path)
 
 
-def test_an_archive_that_answers_wrongly_is_refused(unpacked, tmp_path):
+def test_an_archive_that_fails_the_parity_check_is_refused(unpacked, tmp_path):
     folder = with_golden(shutil.copytree(unpacked, tmp_path / "copy"), lambda e: -e)
     with pytest.raises(ArchiveError, match="the archive fails the parity check"):
         Predictor(folder, handler_settings(folder))

@@ -33,11 +33,11 @@ HERE = Path(__file__).parent
 BOTH = [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"]
 CLIENTS = 2
 CHANGED = {
-    "answers wrongly": ("vars(neighbour) for", "vars(neighbour) | {'similarity': 0.5} for"),
+    "wrong answers": ("vars(neighbour) for", "vars(neighbour) | {'similarity': 0.5} for"),
     "does not load": ("self._check_golden_batch(folder)", "raise ArchiveError('broken')"),
 }  # fmt: skip
 BROKEN = {
-    "answers wrongly": "the server fails the parity check: golden image",
+    "wrong answers": "the server fails the parity check: golden image",
     "does not load": "a worker cannot load",
 }
 
@@ -178,8 +178,8 @@ def test_replacing_servers_behind_a_service_loses_no_request(
             assert len(killed) == 2
             killed[0].kill()
             with (
-                broken_archive(*CHANGED["answers wrongly"]),
-                pytest.raises(ArtifactError, match=BROKEN["answers wrongly"]),
+                broken_archive(*CHANGED["wrong answers"]),
+                pytest.raises(ArtifactError, match=BROKEN["wrong answers"]),
             ):
                 replace(two, max_k=60)
             wait_until_ready(two[0])

@@ -270,7 +270,7 @@ def arguments(run_dir, settings, kind):
             *(f"deploy.{key}={getattr(settings, key)}" for key in keys)]  # fmt: skip
 
 
-def test_a_version_whose_server_answers_wrongly_does_not_become_live(
+def test_a_version_whose_server_fails_the_parity_check_does_not_become_live(
     small_run, make_settings, tmp_path, broken_archive, capsys
 ):
     """The archive passes its own checks, but the responses of the server are wrong."""

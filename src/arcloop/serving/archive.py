@@ -55,7 +55,7 @@ class ArchiveContents:
 
     @property
     def lineage(self) -> str:
-        """A short hash of the manifest: the same files and origin give the same lineage."""
+        """A short hash of the manifest; equal for archives with the same files and parents."""
         return sha256_json(self.manifest)[:12]
 
 
@@ -69,7 +69,7 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
             this.
 
     Raises:
-        ArtifactError: A part is missing, damaged or of another model, or the gate did not pass.
+        ArtifactError: A part is missing, damaged or from another model, or the gate did not pass.
     """
     run = artifacts.load(run_dir, "run")
     index = artifacts.load(run_dir / "index", "index")
@@ -83,7 +83,7 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
         MODEL_CONFIG: model_config(settings).encode(),
         **runtime_files(),
     }
-    known = {**run.files, **index.files}
+    recorded = {**run.files, **index.files}
     manifest = {
         "schema": SCHEMA,
         "kind": "archive",
@@ -92,7 +92,7 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
             name: {
                 "sha256": hashlib.sha256(source).hexdigest()
                 if isinstance(source, bytes)
-                else known[name]["sha256"]
+                else recorded[name]["sha256"]
             }
             for name, source in sorted(files.items())
         },
@@ -123,12 +123,12 @@ def runtime_files() -> dict[str, bytes]:
 def write_archive(contents: ArchiveContents, folder: Path, *, version: str | None = None) -> Path:
     """Write NAME-VERSION.mar; the same contents and version give the same bytes.
 
-    The model archiver makes TorchServe's manifest. It does not write the zip, because it would
-    store the current time in every entry and empty the shared folder /tmp/NAME.
+    TorchServe's manifest is made by the model archiver, but the zip file is written here: the
+    archiver would store the current time in every entry and delete the shared folder /tmp/NAME.
 
     Args:
         contents: Files and manifest.
-        folder: Where to write the file. The write is flushed to the disk, but not atomic.
+        folder: Folder to write to. The file is flushed to the disk; writing it is not atomic.
         version: By default, a new version with the current time.
 
     Returns:
@@ -141,7 +141,7 @@ def write_archive(contents: ArchiveContents, folder: Path, *, version: str | Non
     if not VERSION_PATTERN.fullmatch(version):
         raise ConfigError(
             f"{version!r} is not a version",
-            remedy="a version is TIME-LINEAGE, as `arcloop versions list` prints",
+            remedy="use the form TIME-LINEAGE, as in the output of `arcloop versions list`",
         )
     torchserve_manifest = json.loads(
         ModelExportUtils.generate_manifest_json(
@@ -164,7 +164,7 @@ def write_archive(contents: ArchiveContents, folder: Path, *, version: str | Non
     with open(target, "wb") as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, source in sorted(entries.items()):
-                _add(archive, name, source)
+                _add_entry(archive, name, source)
         file.flush()
         os.fsync(file.fileno())
     return target
@@ -189,7 +189,7 @@ def read_manifest(archive: Path) -> dict[str, Any]:
 
 
 def _gate_result(path: Path, index: Artifact, *, force: bool) -> dict[str, Any]:
-    """Return the result of the gate in the evaluation of this index."""
+    """Return the gate result of the evaluation, which must belong to this index."""
     if not artifacts.exists(path):
         if not force:
             raise ArtifactError(
@@ -219,13 +219,13 @@ def _require_parent(artifact: Artifact, parent: str, sha256: str) -> None:
         )
 
 
-def _add(archive: zipfile.ZipFile, name: str, source: Path | bytes) -> None:
-    entry = zipfile.ZipInfo(name)  # dated 1980-01-01
+def _add_entry(archive: zipfile.ZipFile, name: str, source: Path | bytes) -> None:
+    entry = zipfile.ZipInfo(name)  # the modification time is 1980-01-01
     entry.external_attr = 0o644 << 16
     if isinstance(source, bytes):
         archive.writestr(entry, source)
         return
-    entry.file_size = source.stat().st_size  # zipfile chooses zip64 by this size
+    entry.file_size = source.stat().st_size  # determines whether zipfile uses zip64
     with open(source, "rb") as file, archive.open(entry, "w") as packed:
         shutil.copyfileobj(file, packed, 1 << 20)
 

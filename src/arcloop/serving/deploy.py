@@ -1,7 +1,7 @@
 """`arcloop deploy run_dir=runs/mnist [deploy=local|kubernetes|kserve] [force=true]`.
 
-Archives a finished run, checks that the archive gives the run's answers, and makes it the live
-version of its model store. With Kubernetes, the version becomes live after the cluster serves it.
+Archives a finished run, runs the parity check on the archive, and makes it the live version of its
+model store. With Kubernetes, the version becomes live after the cluster serves it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def deploy(run_dir: Path, settings: DeploySettings, *, force: bool) -> Version:
         The live version.
 
     Raises:
-        ArtifactError: The run is damaged or did not pass its gate, or its archive answers wrongly.
+        ArtifactError: The run is damaged or did not pass its gate, or its archive fails the parity
+            check.
         ResourceError: The store cannot be written.
     """
     with stage(run_dir, settings, force=force) as staged:
@@ -125,7 +126,7 @@ def deploy(run_dir: Path, settings: DeploySettings, *, force: bool) -> Version:
 
 @dataclass(frozen=True)
 class StagedVersion:
-    """A version that has been checked and is in a locked store, but is not live yet.
+    """A checked version in a locked store that is not live yet.
 
     Attributes:
         store: The locked store.
@@ -148,22 +149,23 @@ def stage(run_dir: Path, settings: DeploySettings, *, force: bool) -> Iterator[S
         force: Archive the run although the gate did not pass.
 
     Raises:
-        ArtifactError: The run is damaged or did not pass its gate, or its archive answers wrongly.
+        ArtifactError: The run is damaged or did not pass its gate, or its archive fails the parity
+            check.
         ResourceError: The store cannot be written.
     """
     contents = collect(run_dir, settings, force=force)
     store = ModelStore(Path(settings.model_store), settings.name)
-    with store.locked() as drafts:
+    with store.locked() as staging:
         stored = _find_stored(store, contents)
-        archive = stored.path if stored else write_archive(contents, drafts)
-        unpacked = drafts / "unpacked"
+        archive = stored.path if stored else write_archive(contents, staging)
+        unpacked = staging / "unpacked"
         unpack_and_check(archive, unpacked)
         version = store.restore((stored or store.add(archive)).version)
         yield StagedVersion(store, version, unpacked)
 
 
 def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySettings) -> Version:
-    """Make a stored version live; with Kubernetes, after the cluster serves it.
+    """Make a stored version live. With Kubernetes, first deploy it to the cluster.
 
     Args:
         store: The locked store.
@@ -175,7 +177,7 @@ def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySet
         ArcloopError: The cluster does not serve the version; the live version is unchanged.
     """
     if isinstance(settings, KubernetesSettings):
-        # Imported here because the Kubernetes client takes long to import.
+        # Imported here, because importing the Kubernetes client is slow.
         from arcloop.serving.kubernetes.deploy import deploy_release
         from arcloop.serving.kubernetes.release import Release
 
@@ -203,10 +205,10 @@ def activate_version(store: ModelStore, version: str, settings: DeploySettings) 
 
 
 def unpack_and_check(archive: Path, folder: Path) -> None:
-    """Unpack an archive and check that it loads and gives the answers of its run.
+    """Unpack an archive, and check that it loads and passes the parity check.
 
     Raises:
-        ArtifactError: The archive is damaged or answers wrongly.
+        ArtifactError: The archive is damaged or fails the parity check.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -214,7 +216,7 @@ def unpack_and_check(archive: Path, folder: Path) -> None:
         Predictor(folder, yaml.safe_load((folder / MODEL_CONFIG).read_bytes())["handler"])
     except (zipfile.BadZipFile, ArchiveError, SearcherError) as cause:
         raise ArtifactError(
-            str(cause), where=archive, remedy="the store is unchanged; export the run again"
+            str(cause), where=archive, remedy="the store is unchanged; deploy the run again"
         ) from None
 
 

@@ -1,10 +1,10 @@
 """`arcloop roll run_dir=runs/mnist`: replace the version that a running TorchServe serves.
 
 The server must have been started by `arcloop serve` with `deploy.model_api=true`. It loads the new
-version while the old one serves, and the parity check runs at the URL of the new version. The new
-version then becomes the default. The old version finishes its queued requests and is unregistered,
-so no request fails. A new version that does not load or answers wrongly is unregistered, and the
-old version stays the default.
+version while the old one continues to serve. The parity check uses the URL of the new version. Then
+the new version becomes the default. The old version answers its queued requests and is
+unregistered, so no request fails. If the new version does not load or fails the parity check, it is
+unregistered, and the old version stays the default.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from arcloop.serving.settings import DeploySettings
 
 _POLL_SECONDS = 0.1
 _QUIET_SECONDS = 2.0
-"""How long the old version's queue must stay empty, since requests may still be on their way."""
+"""How long the old version's queue must stay empty, because requests may still be in transit."""
 _MAX_STARTS = 3
 
 
@@ -43,7 +43,7 @@ def _roll(arguments: DeployArguments) -> int:
     settings = arguments.settings
     if settings.server != "torchserve" or settings.target != "local":
         raise ConfigError(
-            "only a TorchServe on this machine can load another version while it runs",
+            "only TorchServe on this machine can load another version while it runs",
             where=f"deploy.server={settings.server}, deploy.target={settings.target}",
             remedy="start a new server and direct requests to it, as deploy=kubernetes does",
         )
@@ -60,8 +60,8 @@ def roll(staged: StagedVersion, settings: DeploySettings) -> None:
         settings: Ports and limits of the server.
 
     Raises:
-        ArtifactError: The version does not load or answers wrongly; the server is unchanged.
-        ConfigError: The server does not allow this.
+        ArtifactError: The version does not load or fails the parity check; the server is unchanged.
+        ConfigError: The server does not allow changes through its management API.
         ResourceError: No server answers, or the version is not ready in time.
     """
     management = ManagementClient(settings.management_port, settings.name)
@@ -83,7 +83,7 @@ def roll(staged: StagedVersion, settings: DeploySettings) -> None:
 
 
 def _load(management: ManagementClient, staged: StagedVersion, settings: DeploySettings) -> None:
-    """Load the version next to the current default, and check its answers at its own URL."""
+    """Load the version in addition to the current default, and run the parity check on it."""
     version = staged.version.version
     if management.find(version):  # left by a roll that was killed
         management.unregister(version)
@@ -95,7 +95,9 @@ def _load(management: ManagementClient, staged: StagedVersion, settings: DeployS
 
 
 def _wait_until_ready(management: ManagementClient, version: str, settings: DeploySettings) -> None:
-    """Wait until all workers have loaded the model. TorchServe restarts a dead worker forever.
+    """Wait until all workers have loaded the model.
+
+    TorchServe restarts a failed worker without limit, so repeated failures are detected here.
 
     Raises:
         ArtifactError: A worker died repeatedly.

@@ -1,7 +1,7 @@
 """`arcloop serve run_dir=runs/mnist`: serve a run on this machine until stopped.
 
-The run becomes the live version of its model store after a server has answered the golden batch
-correctly. Otherwise the command fails and the live version is unchanged.
+The run becomes the live version of its model store after its server has passed the parity check. If
+the check fails, the command fails and the live version is unchanged.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ def _start(
     Args:
         arguments: The run and its settings.
         server_class: The server to start.
-        running: Stops the server when it is closed.
+        running: The server is stopped when this stack is closed.
 
     Raises:
-        ArcloopError: The server does not start or answers wrongly; the live version is unchanged.
+        ArcloopError: The server does not start or fails the parity check; the live version is
+            unchanged.
     """
     settings = arguments.settings
     with stage(arguments.run_dir, settings, force=arguments.force) as staged:

@@ -1,4 +1,4 @@
-"""Typed settings of a deployment. Their values are in conf/deploy/, their ranges here."""
+"""Typed settings of a deployment. The defaults are in conf/deploy/; the ranges are checked here."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ class DeploySettings:
         grpc_management_port: TorchServe's gRPC management API, on loopback only.
         model_api: Allow TorchServe's management API to register and remove archives of the model
             store, which `arcloop roll` needs. Only for target "local".
-        workers: Processes that load the model.
-        batch_size: Most requests in a batch.
+        workers: Number of processes that load the model.
+        batch_size: Maximum number of requests in a batch.
         max_batch_delay_ms: Longest time that TorchServe waits for a batch to fill.
-        queue_size: Most waiting requests; further requests get status 503.
-        response_timeout_s: Longest time to receive a request's body, and to answer it.
-        startup_timeout_s: Longest time for a worker to load the model.
-        netty_threads: Threads of TorchServe's front end.
+        queue_size: Maximum number of queued requests; further requests get status 503.
+        response_timeout_s: Time limit for receiving the body of a request, and for answering it.
+        startup_timeout_s: Time limit for loading the model in a worker.
+        netty_threads: Number of threads of TorchServe's HTTP front end.
         max_request_bytes: Largest request body.
         max_pixels: Largest width x height of an image that is decoded.
         default_k: Neighbours in an answer if the request does not specify k.
-        max_k: Most neighbours that a request may ask for.
+        max_k: Maximum number of neighbours that a request may ask for.
         memory_map: Leave the index on disk and read its pages as needed.
         parity_tolerance: Largest allowed difference of a similarity between the server's answer
             and the answer from the run's stored embeddings.
-        thumbnails: Largest gallery whose thumbnails the demo page of a local FastAPI server
-            shows; 0: never.
+        thumbnails: Largest gallery, in images, for which the demo page of a local FastAPI server
+            shows thumbnails; 0 disables thumbnails.
 
     Raises:
         ConfigError: Names every invalid value.
@@ -112,6 +112,6 @@ class DeploySettings:
             if other != name:
                 yield f"deploy.{name}={getattr(self, name)} is also the value of deploy.{other}"
         if self.model_api and self.target != "local":
-            yield "deploy.model_api=true requires deploy.target=local: a cluster replaces pods"
+            yield "deploy.model_api=true requires deploy.target=local; a cluster replaces pods"
         if self.default_k > self.max_k:
             yield f"deploy.default_k={self.default_k} must not exceed deploy.max_k={self.max_k}"

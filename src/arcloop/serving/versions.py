@@ -1,11 +1,11 @@
 """`arcloop versions VERB [VERSION] run_dir=runs/mnist`: manage the versions of a model store.
 
     list                 print every version and its state, oldest first
-    rollback [VERSION]   make a version live: by default the previous one; restores backups
+    rollback [VERSION]   make a version live, by default the previous one; also from backup/
     prune                move all but deploy.keep versions to backup/
 
 The store is `deploy.model_store`, whose default depends on the run or on `name=mnist`. With
-`deploy=kubernetes`, a rollback is rolled out and checked on the cluster, as a deploy is.
+`deploy=kubernetes`, a rollback deploys the version to the cluster and checks it there.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     words = [argument for argument in argv if "=" not in argument]
     if not words or words[0] not in verbs or len(words) > (2 if words[0] == "rollback" else 1):
         raise ConfigError(
-            f"cannot read {' '.join(words) or 'no verb'!r}",
-            remedy="VERB is list, rollback [VERSION] or prune",
+            f"invalid arguments: {' '.join(words)!r}" if words else "there is no verb",
+            remedy="use list, rollback [VERSION] or prune",
         )
     settings = parse_arguments([argument for argument in argv if "=" in argument]).settings
     store = ModelStore(Path(settings.model_store), settings.name)
@@ -70,9 +70,9 @@ def _rollback(command: _Command) -> None:
         found = store.find(command.version or _previous(store))
         print_objects(read_manifest(found.path), settings)
         return
-    with store.locked() as drafts:
+    with store.locked() as staging:
         version = command.version or _previous(store)
-        unpacked = drafts / "unpacked"
+        unpacked = staging / "unpacked"
         unpack_and_check(store.find(version).path, unpacked)
         print_line(f"live: {publish(store, version, unpacked, settings).path}")
 
@@ -90,5 +90,5 @@ def _previous(store: ModelStore) -> str:
     raise ArtifactError(
         "the store has no previous version",
         where=store.path,
-        remedy="name a version; `arcloop versions list` prints them",
+        remedy="pass a version; `arcloop versions list` prints all versions",
     )

@@ -166,7 +166,7 @@ def test_a_missing_archive_is_reported(image, tmp_path):
     )  # fmt: skip
     assert ended.returncode == 1
     assert "mnist-1.mar" in ended.stderr
-    assert "is the model store mounted" in ended.stderr
+    assert "the mounted model store contains the archive" in ended.stderr
 
 
 def test_the_config_names_the_image_of_this_version(settings_of):

@@ -27,17 +27,17 @@ class _QueuedRequest:
 
 
 class Batcher:
-    """Answers all queued requests at once, up to a maximum, whenever the model is free.
+    """Answers all queued requests in one batch, up to a maximum, when the model is idle.
 
     A single request is answered immediately. Under load, batches fill while the previous batch is
-    computed. After a batch, the thread waits a small share of the batch's duration, so that clients
-    that were just answered can send their next requests. The model's thread takes batches from the
-    queue itself, so that it does not have to wait for the event loop.
+    computed. After a batch, the thread waits for a small share of the batch's duration, so that
+    clients can send their next requests. The model's thread takes batches directly from the queue
+    and does not wait for the event loop.
 
     Args:
         predict_batch: Answers a batch. Called from one separate thread.
-        batch_size: Most requests in a batch.
-        queue_size: Most requests in the queue.
+        batch_size: Maximum number of requests in a batch.
+        queue_size: Maximum number of requests in the queue.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class Batcher:
         return await asyncio.wrap_future(queued.future)
 
     def close(self) -> None:
-        """Answer the queued requests, then end the thread."""
+        """Answer the queued requests, then stop the thread."""
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            # A request is cancelled if its client has disconnected or its time is over.
+            # A request is cancelled if its client has disconnected or it has timed out.
             active = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if active:
                 start = time.perf_counter()
@@ -82,7 +82,7 @@ class Batcher:
                 self._wait_s = _WAIT_SHARE * duration if len(active) > 1 else 0.0
 
     def _next_batch(self) -> list[_QueuedRequest]:
-        """Wait for a request and take those behind it; returns an empty list when closed."""
+        """Wait for a request, and take the requests queued after it; empty when closed."""
         batch: list[_QueuedRequest] = []
         queued = self._queue.get()
         deadline = time.perf_counter() + self._wait_s

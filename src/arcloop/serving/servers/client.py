@@ -1,4 +1,4 @@
-"""A client of a running server, and the parity check of the server's answers."""
+"""Client of a running server, and the parity check of the server's answers."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class Endpoint:
         host: IP address of the server.
         port: Its inference port.
         name: Name of the model.
-        timeout_s: Longest wait for a response.
-        version: Version of the model, if the server holds several; None: its default version.
+        timeout_s: Time limit for a response, in seconds.
+        version: Version of the model on a server with several versions; None selects the default
+            version of the server.
     """
 
     host: str
@@ -101,7 +102,7 @@ def load_golden_batch(unpacked: Path, tolerance: float) -> GoldenBatch:
 
 
 def require_parity(endpoint: InferenceEndpoint, golden: GoldenBatch, version: str) -> None:
-    """Send the golden batch to a running server and compare its answers with the run's.
+    """Send the golden batch to a running server and compare its answers with those of the run.
 
     Args:
         endpoint: The server.

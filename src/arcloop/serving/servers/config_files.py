@@ -1,9 +1,9 @@
 """The config files of the servers: config.properties, http-server.json and model-config.yaml.
 
-TorchServe has received no fixes since August 2025, so every function except inference is disabled:
-the management API listens on loopback and cannot register models, unless `deploy.model_api` allows
-it, and then only from the model store. Neither the environment nor a request can change a setting,
-and TorchServe installs and downloads nothing.
+TorchServe has received no fixes since August 2025, so every function except inference is disabled.
+The management API listens on loopback only. It can register models only with `deploy.model_api`,
+and only from the model store. Neither the environment nor a request can change a setting, and
+TorchServe neither installs nor downloads anything.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def torchserve_properties(
         "use_env_allowed_urls": False,
         "enable_envvars_config": False,
         "install_py_dep_per_model": False,
-        # Authentication is the gateway's task: TorchServe's tokens are random and expire.
+        # TorchServe's tokens are random and expire; use a gateway for authentication.
         "disable_token_authorization": True,
         "blacklist_env_vars": ".*(TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL).*",
         "number_of_netty_threads": settings.netty_threads,

@@ -6,8 +6,8 @@
 `ready` is the readiness probe of a TorchServe pod: exit code 0 if every worker is READY.
 
 The module imports only the standard library, so that Kubernetes can run the probe with
-`python -I -S`. The server's config names one archive: a restarted pod serves the same version, even
-if another version of the model store has become live since.
+`python -I -S`. The server's config names one archive, so a restarted pod serves the same version,
+even if another version has become live in the meantime.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TORCHSERVE_CONFIG = "config.properties"
 FASTAPI_CONFIG = "http-server.json"
 THUMBNAILS = "thumbnails.npz"
 WORK_FOLDER = "arcloop"
-"""Folder in the scratch folder that holds logs, temporary files and unpacked archives."""
+"""Folder in the scratch folder for logs, temporary files and unpacked archives."""
 CONFIG_VARIABLE = "ARCLOOP_SERVER_CONFIG"
 ARCHIVE_VARIABLE = "ARCLOOP_SERVER_ARCHIVE"
 """Environment variables that the worker processes of the FastAPI server read."""
@@ -43,30 +43,31 @@ _GRACE_SECONDS = 5.0
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    given = _parse_arguments(argv)
-    if given.command == "ready":
-        fault = torchserve_fault(given.port, given.name, given.workers)
+    arguments = _parse_arguments(argv)
+    if arguments.command == "ready":
+        fault = torchserve_fault(arguments.port, arguments.name, arguments.workers)
         print(fault or "ready")
         return 1 if fault else 0
-    config = given.config / (TORCHSERVE_CONFIG if given.command == "torchserve" else FASTAPI_CONFIG)
+    is_torchserve = arguments.command == "torchserve"
+    config = arguments.config / (TORCHSERVE_CONFIG if is_torchserve else FASTAPI_CONFIG)
     try:
-        archive = (given.store / read_archive_name(config)).resolve(strict=True)
+        archive = (arguments.store / read_archive_name(config)).resolve(strict=True)
     except (OSError, ValueError, KeyError) as cause:
         print(f"error: cannot serve: {cause or type(cause)}", file=sys.stderr)
-        print("  remedy: is the model store mounted, and the archive in it?", file=sys.stderr)
+        print("  remedy: check that the mounted model store contains the archive", file=sys.stderr)
         return 1
-    parent = ParentWatch() if given.exit_with_parent else None
-    work = given.scratch.resolve() / WORK_FOLDER
+    parent = ParentWatch() if arguments.exit_with_parent else None
+    work = arguments.scratch.resolve() / WORK_FOLDER
     shutil.rmtree(work, ignore_errors=True)  # left by an earlier container of the same pod
     work.mkdir(parents=True)
-    # Threads that wait actively for their next batch would take the CPU from the front end.
+    # By default, idle OpenMP threads busy-wait and take CPU time from the HTTP server.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    if given.command == "torchserve":
+    if is_torchserve:
         code = run_torchserve(config.resolve(), work)
     else:
         code = run_fastapi(config.resolve(), archive, work)
     if parent is not None and parent.has_ended.is_set():
-        parent.join()  # until SIGKILL has ended all processes that may be left
+        parent.join()  # waits until SIGKILL ends this process group
     return code
 
 
@@ -88,8 +89,9 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 class ParentWatch(threading.Thread):
     """Ends the process group when the parent process ends, even if the parent is killed.
 
-    Standard input is a pipe whose other end only the parent has open and never writes to. The end
-    of the pipe is the end of the parent. This process leads its process group.
+    Standard input is a pipe. Only the parent has its other end open, and never writes to it, so
+    reading returns end-of-file when the parent has ended. This process must be the leader of its
+    process group.
 
     Attributes:
         has_ended: Set when the parent has ended.
@@ -128,7 +130,7 @@ def read_archive_name(config: Path) -> str:
 def run_torchserve(config: Path, work: Path) -> int:
     """Run TorchServe until SIGTERM, then stop it.
 
-    `ts.model_server` does not forward SIGTERM to the Java front end, which has to be stopped with
+    `ts.model_server` does not forward SIGTERM to the Java front end, which must be stopped with
     `--stop`.
     """
     logs, temporary = work / "logs", work / "tmp"
@@ -146,7 +148,7 @@ def run_torchserve(config: Path, work: Path) -> int:
     stop = [*torchserve, "--stop", "--foreground"]
     server = subprocess.Popen(start, cwd=work)
     while server.poll() is None:
-        if stopping.wait(_POLL_SECONDS):  # repeatedly: a server that is starting ignores the first
+        if stopping.wait(_POLL_SECONDS):  # repeat `stop`, which a starting server ignores
             subprocess.run(stop, cwd=work, stdout=subprocess.DEVNULL, check=False)
             time.sleep(_POLL_SECONDS)
     return server.returncode
@@ -155,14 +157,14 @@ def run_torchserve(config: Path, work: Path) -> int:
 def run_fastapi(config: Path, archive: Path, work: Path) -> int:
     """Run the FastAPI server until SIGTERM; it answers all requests that it has accepted by then.
 
-    The server runs the code that is in the archive, as TorchServe does, so that both give the same
-    answers. If there is a thumbnails.npz in the folder of the config, the demo page shows it.
+    Like TorchServe, the server runs the code in the archive, so both servers give the same answers.
+    The demo page shows the thumbnails of thumbnails.npz if the folder of the config contains it.
     """
     import uvicorn
 
     values = json.loads(config.read_bytes())
-    # uvicorn raises SIGTERM again after it has shut down, which by default ends the process before
-    # the unpacked archive is removed.
+    # uvicorn raises SIGTERM again after its shutdown. The default handler would end the process
+    # before the unpacked archive is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["TMPDIR"] = str(work)
     with tempfile.TemporaryDirectory(prefix="archive-", dir=work) as unpacked:
@@ -192,7 +194,7 @@ def run_fastapi(config: Path, archive: Path, work: Path) -> int:
 
 
 def _serve_metrics(host: str, port: int) -> None:
-    """Serve metrics at a separate port, which a network policy can open to the scraper alone."""
+    """Serve metrics at a separate port, which a network policy can restrict to the scraper."""
     # Imported here because prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported.
     import prometheus_client as prometheus
     from prometheus_client.multiprocess import MultiProcessCollector
@@ -205,7 +207,7 @@ def _serve_metrics(host: str, port: int) -> None:
 def torchserve_fault(port: int, name: str, workers: int) -> str | None:
     """Return why TorchServe is not ready; None if all workers of the model are READY.
 
-    TorchServe's /ping answers "Healthy" while no worker is alive. The management API knows the
+    TorchServe's /ping answers "Healthy" even if no worker is alive. The management API reports the
     state of the workers, but listens on the loopback interface only.
 
     Args:

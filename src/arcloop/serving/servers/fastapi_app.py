@@ -38,8 +38,8 @@ from arcloop.serving.servers.batching import Batcher, OverloadedError
 from arcloop.serving.servers.entrypoint import ARCHIVE_VARIABLE, CONFIG_VARIABLE, THUMBNAILS
 
 _PREDICTIONS = "/predictions/"
-# The event loop gives up the interpreter lock after this long, so that the model's thread, which
-# needs it many times per image, waits less for it. Python's default is 5 ms.
+# The event loop releases the GIL after this time if another thread waits for it. The model's thread
+# acquires the GIL many times per image, so Python's default of 5 ms would delay it.
 _SWITCH_SECONDS = 0.0005
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _MAX_FORM_PARTS = 8
@@ -69,7 +69,7 @@ def create_app() -> ASGIApp:
     config = json.loads(config_file.read_bytes())
     handler = yaml.safe_load((archive / "model-config.yaml").read_bytes())["handler"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # The archive's own copy of the predictor, so that TorchServe gives the same answers.
+    # The copy of the predictor in the archive, which TorchServe uses too.
     archived = importlib.import_module(f"{ARCHIVED_PACKAGE}.predictor")
     predictor: Predictor = archived.Predictor(archive, handler, device)
     probe = PredictRequest(first_golden_image(archive / GOLDEN))
@@ -94,7 +94,7 @@ def create_app() -> ASGIApp:
         app.add_api_route(path, endpoint, methods=["GET"])
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle predictions directly, since FastAPI's routing adds latency to each request."""
+        """Handle predictions without FastAPI's routing, and all other requests with it."""
         path = scope["path"] if scope["type"] == "http" else ""
         if path.startswith(_PREDICTIONS) and scope["method"] in ("POST", "PUT"):
             name = path.removeprefix(_PREDICTIONS)
@@ -112,7 +112,7 @@ class InferenceService:
     Args:
         predictor: Answers batches of requests.
         config: The content of http-server.json.
-        probe: A request that the model must answer for the server to be ready.
+        probe: Request for the readiness check; the server is ready if the model answers it.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class InferenceService:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """End the model's thread when the server ends."""
+        """Stop the model's thread when the server shuts down."""
         yield
         self._batcher.close()
 
@@ -172,11 +172,11 @@ class InferenceService:
             async with asyncio.timeout(timeout_s):
                 body = await _read_body(request, self._config["max_request_bytes"])
         except TimeoutError:
-            # Without this header, uvicorn would keep the connection open for the rest of the body.
+            # Without this header, uvicorn would wait for the rest of the body.
             reason = f"the request body was not complete after {timeout_s} s"
             return _error(HTTPStatus.REQUEST_TIMEOUT, reason, {"Connection": "close"})
         except ClientDisconnect:
-            return _error(400, "the client closed the connection")  # for the metrics only
+            return _error(400, "the client closed the connection")  # only counted in the metrics
         if name != self._config["name"]:
             return _error(404, f"there is no model {name!r}")
         try:
@@ -253,8 +253,8 @@ class DemoPage:
 
     Args:
         name: Name of the model.
-        max_k: Most neighbours that a request may ask for.
-        thumbnails: The thumbnails.npz; if it is missing, the page shows no thumbnails.
+        max_k: Maximum number of neighbours that a request may ask for.
+        thumbnails: Path of thumbnails.npz; if it is missing, the page shows no thumbnails.
     """
 
     def __init__(self, name: str, max_k: int, thumbnails: Path) -> None:

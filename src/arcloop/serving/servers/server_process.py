@@ -25,7 +25,7 @@ _STOP_SECONDS = 60.0
 class ServerProcess(ABC):
     """A server of one archive that runs during the `with` block.
 
-    It also ends when this process ends for any other reason; see `entrypoint.ParentWatch`.
+    It also ends if this process ends without leaving the block; see `entrypoint.ParentWatch`.
 
     Args:
         settings: Addresses, ports and time limits.
@@ -99,7 +99,7 @@ class ServerProcess(ABC):
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process only, which stops the server
+                start_new_session=True,  # only this process receives Ctrl-C; it stops the server
             )
         return self
 
@@ -109,7 +109,7 @@ class ServerProcess(ABC):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the server, and kill any process that is left."""
+        """Stop the server, and kill its remaining processes."""
         try:
             self.terminate()
             self._process.wait(_STOP_SECONDS)
@@ -122,7 +122,7 @@ class ServerProcess(ABC):
             self._process.stdin.close()
 
     def terminate(self) -> None:
-        """Send SIGTERM: the server answers the requests it has accepted, then ends."""
+        """Send SIGTERM; the server answers the requests that it has accepted, then ends."""
         self._process.terminate()
 
     def wait_until_ready(self) -> None:
@@ -142,11 +142,13 @@ class ServerProcess(ABC):
                     remedy="deploy the run again",
                 )
             if ended:
-                raise self._failed("the server ended")
+                raise self._error_with_log("the server ended")
             if self.ready():
                 return
             time.sleep(_POLL_SECONDS)
-        raise self._failed(f"the server is not ready after {self.settings.startup_timeout_s} s")
+        raise self._error_with_log(
+            f"the server is not ready after {self.settings.startup_timeout_s} s"
+        )
 
     def wait(self) -> None:
         """Wait until the server ends.
@@ -155,12 +157,14 @@ class ServerProcess(ABC):
             ResourceError: Always, since the server should not end by itself.
         """
         self._process.wait()
-        raise self._failed("the server ended")
+        raise self._error_with_log("the server ended")
 
-    def _failed(self, what: str) -> ResourceError:
+    def _error_with_log(self, what: str) -> ResourceError:
         last = self.log.read_text(errors="replace").splitlines()[-5:]
         return ResourceError(
-            "\n    ".join([what, *last]), where=self.archive, remedy="see its last lines above"
+            "\n    ".join([what, *last]),
+            where=self.archive,
+            remedy="see the last lines of its log above",
         )
 
     def _require_free_ports(self) -> None:

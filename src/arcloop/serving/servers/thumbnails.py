@@ -1,8 +1,9 @@
 """Thumbnails of the gallery images for the demo page of the FastAPI server.
 
-They are made from the run's store when a local server starts. Archives do not contain them: an
-archive must not depend on the machine it was made on, and a gallery of faces must not be published
-with the model. The file concatenates all encoded images in one array, which loads without pickle.
+They are made from the store of the run when a local server starts. Archives do not contain them,
+because an archive must not depend on the machine that made it, and a gallery of faces must not be
+published with the model. The file contains all encoded images in one array, which loads without
+pickle.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ _BATCH = 1024
 
 
 def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
-    """Write the thumbnails of a run's gallery, or print why there are none.
+    """Write the thumbnails of a run's gallery, or print why they are not available.
 
     Args:
         run_dir: A finished run.
-        max_rows: Largest gallery with thumbnails, since the server keeps them all in memory.
+        max_rows: Largest gallery with thumbnails; the server keeps all thumbnails in memory.
         file: The thumbnails.npz to write.
 
     Raises:

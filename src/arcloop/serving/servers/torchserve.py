@@ -49,7 +49,7 @@ class TorchServe(ServerProcess):
         return torchserve_fault(settings.management_port, settings.name, settings.workers) is None
 
     def load_failure(self) -> str | None:
-        """Return why a worker died while loading; TorchServe would restart it indefinitely."""
+        """Return why a worker died while loading; TorchServe restarts it without limit."""
         log = self.folder / WORK_FOLDER / "logs" / "model_log.log"
         try:
             lines = log.read_text(errors="replace")
@@ -111,8 +111,8 @@ class RegisteredVersion:
 class ManagementClient:
     """Client of TorchServe's management API for one model, on the loopback interface.
 
-    Every method raises ResourceError if no TorchServe answers. The methods that change something
-    raise ConfigError if the server refuses the change.
+    Every method raises ResourceError if the server does not answer. The methods `register`,
+    `set_default` and `unregister` raise ConfigError if the server refuses the change.
 
     Args:
         port: The management port.
@@ -128,7 +128,7 @@ class ManagementClient:
         return [_parse_version(entry) for entry in described] if status == 200 else []
 
     def default(self) -> RegisteredVersion | None:
-        """Return the version that answers requests that name no version."""
+        """Return the version that answers requests without a version."""
         return self._describe(self._path())
 
     def find(self, version: str) -> RegisteredVersion | None:
@@ -151,11 +151,11 @@ class ManagementClient:
         self._change("POST", f"/models?{query}")
 
     def set_default(self, version: str) -> None:
-        """Make a version the one that answers requests that name no version."""
+        """Make a version the default, which answers requests without a version."""
         self._change("PUT", self._path(version) + "/set-default")
 
     def unregister(self, version: str) -> None:
-        """Remove a version and end its workers at once, even if they are computing an answer."""
+        """Remove a version and end its workers immediately, even during a prediction."""
         self._change("DELETE", self._path(version))
 
     def _path(self, version: str | None = None) -> str:
@@ -172,7 +172,7 @@ class ManagementClient:
             raise ConfigError(
                 f"TorchServe refuses {method} {path.partition('?')[0]}: {status}, {reason}",
                 where=f"127.0.0.1:{self.port}",
-                remedy="start it with deploy.model_api=true, from the same deploy.model_store",
+                remedy="start it with deploy.model_api=true and the same deploy.model_store",
             )
 
     def _request(self, method: str, path: str) -> tuple[int, Any]:
@@ -187,7 +187,7 @@ class ManagementClient:
             raise ResourceError(
                 f"the management API of TorchServe does not answer: {cause}",
                 where=f"127.0.0.1:{self.port}",
-                remedy="start one with `arcloop serve deploy.model_api=true` and the same ports",
+                remedy="start a server with `arcloop serve deploy.model_api=true`, same ports",
             ) from None
         finally:
             connection.close()

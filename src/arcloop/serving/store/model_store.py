@@ -4,12 +4,12 @@
       NAME-VERSION.mar    loadable versions
       backup/             older versions, which can be restored
       live.json           the live version and the one that was live before
-      config.properties   config of TorchServe, made from live.json and the settings
-      http-server.json    config of the FastAPI server, made from the same
+      config.properties   config of TorchServe for the live version
+      http-server.json    config of the FastAPI server for the live version
 
-A version is TIME-LINEAGE: the time of archiving and a hash of everything in the archive. Every
-change is a rename, and an archive is in place before a file refers to it. If a process dies at any
-moment, live.json and the server configs each name a complete archive.
+The name of a version is TIME-LINEAGE: the time of archiving and a hash of the archive's contents.
+Every change is an atomic rename, and an archive is moved into the store before a file refers to it.
+So live.json and the server configs always name complete archives, even if a process is killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from arcloop.errors import ArtifactError, ConfigError, write_error
 VERSION_PATTERN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
 _LIVE = "live.json"
 _BACKUP = "backup"
-_DRAFTS = ".drafts"
+_STAGING = ".staging"
 
 
 def make_version(time: datetime, lineage: str) -> str:
@@ -66,7 +66,8 @@ class Version:
     Attributes:
         version: Name of the version.
         path: File of the archive.
-        state: "live"; "previous", which was live before; "kept", loadable; or "backup".
+        state: "live"; "previous": the version that was live before; "kept": any other loadable
+            version; "backup": in backup/.
     """
 
     version: str
@@ -75,7 +76,7 @@ class Version:
 
 
 class ModelStore:
-    """The versions of one model. Hold the lock while you change them; see `locked`.
+    """The versions of one model. Methods that change the store require the lock; see `locked`.
 
     Args:
         path: Folder of the store; created when it is first locked.
@@ -87,25 +88,25 @@ class ModelStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[Path]:
-        """Lock the store against other deploys; yields an empty folder for drafts.
+        """Lock the store against other processes, and yield an empty folder for temporary files.
 
         Raises:
             ConfigError: The store belongs to another model.
             ResourceError: The folder cannot be written.
         """
-        drafts = self.path / _DRAFTS
+        staging = self.path / _STAGING
         waiting = f"waiting for another deploy to {self.path}"
         with file_lock(self.path / _LIVE, on_wait=lambda: print_line(waiting)):
             self._require_name()
             try:
                 (self.path / _BACKUP).mkdir(exist_ok=True)
-                shutil.rmtree(drafts, ignore_errors=True)  # left by a deploy that was killed
-                drafts.mkdir()
-                yield drafts
+                shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+                staging.mkdir()
+                yield staging
             except OSError as cause:
                 raise write_error(self.path, cause) from cause
             finally:
-                shutil.rmtree(drafts, ignore_errors=True)
+                shutil.rmtree(staging, ignore_errors=True)
 
     def live(self) -> Version | None:
         """Return the live version; None if no version was ever live."""
@@ -138,17 +139,19 @@ class ModelStore:
             f"there is no version {version}", where=self.path, remedy=f"versions: {known}"
         )
 
-    def add(self, draft: Path) -> Version:
-        """Move a complete archive from the folder for drafts into the store."""
-        target = self.path / draft.name
-        draft.rename(target)
+    def add(self, archive: Path) -> Version:
+        """Move a complete archive from the folder for temporary files into the store."""
+        target = self.path / archive.name
+        archive.rename(target)
         sync_folder(self.path)
         version = parse_version(target, self.name)
         assert version is not None
         return self.find(version)
 
     def make_live(self, version: str) -> Version:
-        """Make a version live, after restoring it if needed; the live one becomes the previous.
+        """Make a version live; the version that was live becomes the previous one.
+
+        A version in backup/ is restored first.
 
         Raises:
             ArtifactError: The store does not have the version.
@@ -167,7 +170,7 @@ class ModelStore:
         sync_folder(self.path)
 
     def restore(self, version: str) -> Version:
-        """Move a version out of the backup, if it is there.
+        """Move a version out of backup/; a version that is not in backup/ is unchanged.
 
         Raises:
             ArtifactError: The store does not have the version.
@@ -179,7 +182,7 @@ class ModelStore:
         return self.find(version)
 
     def prune(self, keep: int) -> list[Version]:
-        """Move old versions to backup/, but never the live version or the previous one.
+        """Move old versions to backup/, except the live and the previous version.
 
         Args:
             keep: Number of versions that stay loadable.
