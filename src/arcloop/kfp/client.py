@@ -1,7 +1,7 @@
-"""A client of a KFP server's v2beta1 API that turns each failure into one message.
+"""Client of a KFP server's v2beta1 API; converts each error to one message.
 
-It uses the generated client, since `kfp.Client` has no time-outs, writes to the home folder and
-does not check parameters.
+It uses the generated API client, because `kfp.Client` has no time-outs, writes to the home folder
+and does not check parameters.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _REFUSALS = {
 
 
 class SubmissionError(ArcloopError):
-    """The server did not accept the pipeline; nothing was started."""
+    """The server did not accept the pipeline; no run was started."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class KfpClient:
         settings: Host, namespace, credentials and time-out.
 
     Raises:
-        ConfigError: The host is missing, or the variable of the token is empty.
+        ConfigError: The host is missing, or the environment variable with the token is empty.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
@@ -118,7 +118,7 @@ class KfpClient:
         if not found:
             upload = self._uploads.upload_pipeline
             made = self._call(upload, str(compiled), name=pipeline, **self._namespace)
-            # The upload returns the pipeline, without the ID of its first version.
+            # The response describes the pipeline but lacks the ID of its first version.
             newest = {"page_size": 1, "sort_by": "created_at desc"}
             versions = self._call(list_versions, made.pipeline_id, **newest).pipeline_versions
             return PipelineVersion(made.pipeline_id, versions[0].pipeline_version_id, pipeline)
@@ -155,7 +155,7 @@ class KfpClient:
             cron: Six fields of the schedule.
 
         Returns:
-            Its ID and the IDs of the deleted ones.
+            ID of the new recurring run, and the IDs of the deleted ones.
         """
         fields = self._run_fields(version, parameters, name)
         earlier = self._call(
@@ -213,7 +213,7 @@ class KfpClient:
         except api.ApiException as cause:
             raise self._refusal(cause) from None
         except (urllib3.exceptions.HTTPError, ValueError) as cause:
-            # urllib3 derives NewConnectionError from a time-out.
+            # In urllib3, NewConnectionError is a subclass of TimeoutError.
             is_timeout = isinstance(cause, urllib3.exceptions.TimeoutError)
             if is_timeout and not isinstance(cause, urllib3.exceptions.NewConnectionError):
                 message = f"the KFP API did not answer within {seconds} s"

@@ -2,8 +2,8 @@
 
 KFP copies the source of each function into the compiled pipeline. A function therefore only
 declares the inputs and outputs of its task and calls `arcloop.kfp.pod`, which the image contains.
-The parameters `*_overrides` are the config groups that the step reads (see `STEPS`), so KFP caches
-a step by exactly the groups that determine its result.
+The parameters `*_overrides` are the config groups that the step reads (see `STEPS`), so the cache
+key of a step contains exactly the groups that determine its result.
 """
 
 # ruff: noqa: ARG001 - `prepare` takes the fingerprint so that it becomes part of the cache key.
@@ -25,7 +25,7 @@ def make_component(function: Callable[..., Any], image: str) -> Any:
 
 
 def compute_fingerprint(data_overrides: list[str]) -> str:
-    """Return the fingerprint of the content and the settings of the data source."""
+    """Return a hash of the content and the settings of the data source."""
     from arcloop.kfp import pod
 
     return pod.read_fingerprint([data_overrides])

@@ -1,8 +1,8 @@
 """Run a compiled pipeline on this machine through kfp.local.
 
 kfp.local starts a Python process for every task. Importing torch and Lightning in each of them
-would take longer than the small tasks themselves, so a task sends its work to a `TaskServer`, which
-forks a process from a fork server that has imported them once.
+would take longer than the small tasks themselves. A task therefore sends its work to a
+`TaskServer`, which forks a process from a fork server that has already imported them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PRELOADED = [
     "arcloop.retrieval.index",
     "arcloop.serving.deploy",
     "arcloop.kfp.pod",
-    "jinja2",  # evaluate imports these when it needs them
+    "jinja2",  # evaluate imports this and the following lazily
     "sklearn.manifold",
     "sklearn.metrics",
 ]
@@ -88,9 +88,9 @@ class LocalResult:
 
 
 def start_fork_server() -> None:
-    """Start the process that imports torch and the rest of what the steps need.
+    """Start the process that imports torch and the other modules of the steps.
 
-    It imports in the background and ends with this process.
+    It imports them in the background and exits when this process exits.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP reads it when torch is imported
     forkserver.set_forkserver_preload(_PRELOADED)
@@ -116,7 +116,7 @@ def run_pipeline(
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{datetime.now():%Y%m%d-%H%M%S-%f}.log"
     with warnings.catch_warnings():
-        # kfp warns that resources and titles have no effect in a local run.
+        # Hides kfp's warning that resources and titles have no effect in a local run.
         warnings.simplefilter("ignore")
         local.init(
             local.SubprocessRunner(use_venv=False),
@@ -135,7 +135,9 @@ def run_pipeline(
             except RuntimeError as failure:
                 raise _explain(failure, server.tasks, log) from None
         server.report_cached(*STEPS)
-    made = task.outputs.get("evaluation")  # KFP has no outputs of a pipeline with an exit handler
+    made = task.outputs.get(
+        "evaluation"
+    )  # KFP does not support outputs of a pipeline with an exit handler
     evaluation = Path(made.path) if made else server.evaluation
     assert evaluation
     metrics = json.loads((evaluation / "metrics.json").read_bytes())
@@ -144,7 +146,7 @@ def run_pipeline(
 
 
 class TaskServer:
-    """Does the calls of the tasks of a pipeline, each in a forked process.
+    """Executes the calls of the tasks of a pipeline, each in a forked process.
 
     Args:
         log: File that the output of the calls is appended to.
@@ -209,7 +211,7 @@ class TaskServer:
         return reply
 
     def report_cached(self, *steps: str) -> None:
-        """Add the steps that have not run, in a pipeline that has passed them, as cached."""
+        """Record these steps of a completed pipeline as cached if they did not run."""
         known = {task.name for task in self.tasks}
         for name in steps:
             if name not in known:

@@ -1,9 +1,8 @@
 """Convert the overrides of a command line to pipeline parameters, one list per config group.
 
-The lists are in a canonical form: the choice of a group and the values that differ from that
-choice. Two ways of writing the same config therefore have the same cache key, and an
-`experiment=`, which sets values of several groups, reaches each step as the values of the groups
-that the step reads.
+A list has a canonical form: the choice of the group, then the values that differ from that choice.
+The cache key therefore depends on the config and not on how the command line specifies it. The
+values that `experiment=` sets in several groups are divided among the lists of these groups.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ DEPLOY_READS = ("name", "force", "deploy")
 """Config groups and settings that the deploy step reads; `STEPS` has no row for it."""
 _PIPELINE_GROUPS = ("cluster", "notify", "experiment")
 _DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
-"""Default choices of a pipeline, in which embed, index and evaluate are separate steps."""
+"""Default choices that only a pipeline has: embed, index and evaluate are separate tasks."""
 _TYPES = {
     "LIST": list,
     "STRING": str,
@@ -70,7 +69,7 @@ def read_request(overrides: Sequence[str]) -> Request:
         overrides: Hydra overrides, as on the command line.
 
     Raises:
-        ConfigError: An override is wrong, or a pipeline cannot apply it.
+        ConfigError: An override is invalid, or a pipeline does not support it.
     """
     chosen = {override.partition("=")[0] for override in overrides}
     defaults = [f"{group}={name}" for group, name in _DEFAULT_CHOICES.items()]
@@ -100,14 +99,14 @@ def read_request(overrides: Sequence[str]) -> Request:
 
 
 def check_parameters(compiled: Path, parameters: Mapping[str, Any]) -> None:
-    """Check parameters against the compiled pipeline, which neither kfp nor its client does.
+    """Check parameters against the compiled pipeline; neither kfp nor its client checks them.
 
     Args:
         compiled: The IR YAML.
         parameters: Parameter -> value.
 
     Raises:
-        ConfigError: Names every parameter that is unknown, missing or of another type.
+        ConfigError: A parameter is unknown, missing or of another type; the message lists all.
     """
     spec = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
     known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
@@ -177,9 +176,10 @@ def _changes(
 
 
 def _resolve(value: Any, resolved: Any) -> Any:
-    """Return the value for the step: resolved here, where the values of all groups are known.
+    """Return the value to pass to a step.
 
-    The step has another run directory, so it resolves the values that depend on that itself.
+    Values are resolved here, because a step does not know the values of all groups. Only values
+    that depend on `run_dir` stay unresolved, because a step has another run directory.
     """
     return value if "${run_dir}" in json.dumps(value) else resolved
 
@@ -191,7 +191,7 @@ def _format(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # The grammar takes a backslash as an escape only before a quote.
+        # In this grammar, a backslash is an escape character only before a quote.
         escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
         ending = len(value) - len(value.rstrip("\\"))
         return f"'{escaped}{value[len(value) - ending :]}'"

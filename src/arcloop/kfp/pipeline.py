@@ -38,7 +38,7 @@ def compile_pipeline(settings: ClusterSettings, notify: NotifySettings, path: Pa
 
 
 def make_pipeline(settings: ClusterSettings, notify: NotifySettings) -> Any:
-    """Return the pipeline; its parameters are one list of overrides for each group that is read."""
+    """Return the pipeline. Its parameters are lists of overrides, one for each config group."""
 
     def arcloop(*values: Any) -> Any:
         return _Graph(settings, notify, dict(zip(names, values, strict=True))).build()
@@ -69,7 +69,7 @@ class Outputs(NamedTuple):
 
 
 class _Graph:
-    """Creates the tasks in order; a task takes the groups and the artifacts that its step reads."""
+    """Creates the tasks in order, each with the groups and the artifacts that its step reads."""
 
     def __init__(
         self, settings: ClusterSettings, notify: NotifySettings, values: Mapping[str, Any]
@@ -145,7 +145,7 @@ class _Graph:
 def configure_step(task: Any, name: str, settings: ClusterSettings) -> Any:
     """Set resources, volumes, selectors, retries, cache and title of the task of a step."""
     step = settings.steps.get(name, _SMALL)
-    if name == "train" and settings.train == "trainjob":  # the nodes have the step's resources
+    if name == "train" and settings.train == "trainjob":  # the nodes get the resources instead
         step = dataclasses.replace(_SMALL, title=step.title)
     task.set_display_name(step.title or name)
     task.set_caching_options(settings.cache and name not in ("deploy", "compute_fingerprint"))

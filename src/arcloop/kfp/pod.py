@@ -1,9 +1,9 @@
 """The work of the components, in the pod of a task.
 
-On a cluster, the functions below do their work in the pod's process. In a local run, the
-environment variable `TASK_SERVER` names the socket of `arcloop.kfp.local`, and `call` has the work
-done in a process that has already imported torch. This module imports neither kfp nor torch, so
-that such a process starts fast.
+On a cluster, the functions below run in the process of the pod. In a local run, the environment
+variable `TASK_SERVER` contains the address of the server in `arcloop.kfp.local`, and `call` sends
+the work to a process that has already imported torch. This module imports neither kfp nor torch, so
+that the process of a task starts fast.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """The result of a call, or the message of the error that ended it."""
+    """The result of a call, or the message of its error."""
 
     result: Any = None
     error: str = ""
@@ -84,7 +84,7 @@ def call(task: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def serve_call(request: Call, log: Path, replies: Connection) -> None:
-    """Do a call in this process and send the `Reply`.
+    """Execute a call in this process and send the `Reply`.
 
     Args:
         request: The call, with its working directory and environment.
@@ -99,7 +99,7 @@ def serve_call(request: Call, log: Path, replies: Connection) -> None:
     os.environ.update(request.environment)
     try:
         reply = Reply(request.function(*request.arguments))
-    except BaseException as cause:  # noqa: BLE001 - every error is reported as that of the task
+    except BaseException as cause:  # noqa: BLE001 - every error is an error of the task
         traceback.print_exc()
         reply = Reply(error=_describe(cause))
     sys.stdout.flush()
@@ -136,7 +136,7 @@ def _run_step(name: str, overrides: list[str], inputs: Mapping[str, Path], outpu
 
 
 def train_on_nodes(overrides: Overrides, store: Artifact, run: Artifact, settings: str) -> None:
-    """Train on the nodes of a TrainJob, which mount the shared volume as this pod does.
+    """Train on the nodes of a TrainJob, which mount the same shared volume as this pod.
 
     Args:
         overrides: Hydra overrides of each group that training reads.
@@ -198,7 +198,7 @@ def compute_fingerprint(config: DictConfig) -> str:
 def output_path(artifact: Artifact) -> str:
     """Return the path of an output artifact, on the shared volume if there is one.
 
-    KFP neither uploads nor downloads an artifact whose URI does not name an object store.
+    KFP does not upload or download an artifact whose URI is not that of an object store.
     """
     volume = os.environ.get(VOLUME)
     if volume:

@@ -39,7 +39,7 @@ StepName = Annotated[
 
 
 class _Settings:
-    """Refuses unknown keys, and strings for numbers."""
+    """Base class that rejects unknown keys, and strings in place of numbers."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -63,9 +63,9 @@ class Retries(_Settings):
 
     Attributes:
         count: Maximum number.
-        wait_s: Seconds before the first.
-        factor: Factor of the wait from each retry to the next.
-        longest_s: Maximum of the wait, in seconds.
+        wait_s: Seconds before the first retry.
+        factor: Factor by which the wait grows with each retry.
+        longest_s: Maximum wait in seconds.
     """
 
     count: NonNegativeInt
@@ -82,7 +82,7 @@ class TrainJobSettings(_Settings):
         runtime: ClusterTrainingRuntime that starts torchrun on every node.
         nodes: Number of pods.
         processes: Processes per pod.
-        poll_s: Seconds between two polls of its state.
+        poll_s: Seconds between two polls of the job's state.
         deadline_s: Maximum duration in seconds; after that the step fails.
     """
 
@@ -119,8 +119,8 @@ class StepSettings(_Settings):
         gpus: Number of accelerators.
         gpu_type: Resource name of the accelerators, e.g. nvidia.com/gpu.
         shm: Size of /dev/shm, which data loader workers share; null: 64 MiB.
-        node_selector: Labels that its node must have.
-        tolerations: Taints that it tolerates.
+        node_selector: Labels that the node must have.
+        tolerations: Taints that the pod tolerates.
     """
 
     title: str
@@ -166,7 +166,7 @@ class ClusterSettings(_Settings):
 
     @property
     def is_local(self) -> bool:
-        """Whether the steps are processes of this machine; `folder` then has their outputs."""
+        """Whether the steps run on this machine and write their outputs to `folder`."""
         return self.folder is not None
 
 
@@ -191,7 +191,7 @@ def cluster_settings(node: Mapping[str, Any]) -> ClusterSettings:
     """Convert a plain `cluster` node to settings.
 
     Raises:
-        ConfigError: Names everything that is invalid.
+        ConfigError: A setting is invalid; the message lists every such setting.
     """
     settings = _validate(ClusterSettings, node, "cluster")
     _raise_if_any(list(_contradictions(settings)))
@@ -202,7 +202,7 @@ def notify_settings(node: Mapping[str, Any]) -> NotifySettings:
     """Convert a plain `notify` node to settings.
 
     Raises:
-        ConfigError: Names everything that is invalid.
+        ConfigError: A setting is invalid; the message lists every such setting.
     """
     return _validate(NotifySettings, node, "notify")
 

@@ -1,7 +1,7 @@
 """Submit the pipeline: `arcloop pipeline`, `python kubeflow/submit.py`.
 
 Checks the command line, compiles the pipeline for a cluster and runs it there: through kfp.local
-for cluster=local, otherwise as a new version and a run, or a recurring run, of a KFP server.
+for cluster=local, otherwise on a KFP server, as a new version with a run or a recurring run.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Submission:
-    """A checked command line; reading it does not import kfp.
+    """A checked command line. Checking it does not import kfp.
 
     Attributes:
         request: Config and parameters.
@@ -95,7 +95,7 @@ def read_submission(argv: Sequence[str]) -> Submission:
     """Read and check a command line.
 
     Raises:
-        ConfigError: Names everything that is wrong.
+        ConfigError: The command line is invalid; the message lists every fault.
     """
     options, overrides = _split_options(argv)
     try:
@@ -104,7 +104,7 @@ def read_submission(argv: Sequence[str]) -> Submission:
         raise _suggest_option(cause, overrides) from None
     cluster = cluster_settings(request.plain["cluster"])
     if cluster.is_local:
-        # A local run uses the image only as the version of the code in the cache key.
+        # In a local run, the image name is only the code's version in the cache key.
         cluster = dataclasses.replace(cluster, image=f"{cluster.image}-{source_hash()}")
     notify = notify_settings(request.plain["notify"])
     cron = kfp_schedule(options["schedule"]) if "schedule" in options else None
@@ -116,7 +116,7 @@ def read_submission(argv: Sequence[str]) -> Submission:
 
 
 def source_hash() -> str:
-    """Return the hash of arcloop's source, its config files and the packages it computes with."""
+    """Return a hash of arcloop's source and config files and of the package versions."""
     package = Path(arcloop.__file__).parent
     files = {
         f"{root.name}/{file.relative_to(root)}": hashlib.sha256(file.read_bytes()).hexdigest()
@@ -145,7 +145,7 @@ def kfp_schedule(schedule: str) -> str:
     """
     from cronsim import CronSim, CronSimError
 
-    fields = re.sub(r"-SUN\b", "-7", schedule.upper()).split()  # SUN is also 7, the end of a range
+    fields = re.sub(r"-SUN\b", "-7", schedule.upper()).split()  # at the end of a range, SUN is 7
     try:
         if len(fields) != 5:
             raise CronSimError("it needs five fields: minute hour day month weekday")
@@ -239,7 +239,7 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
 
 
 def _compile(submission: Submission) -> dict[str, Any]:
-    """Write the IR YAML; returns the parameters, checked against it."""
+    """Write the IR YAML, check the parameters against it, and return them."""
     from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
 
     compile_pipeline(submission.cluster, submission.notify, submission.path)

@@ -34,8 +34,8 @@ def train(overrides: Sequence[str], store: Path, run_dir: Path, settings: str) -
 
     Args:
         overrides: Hydra overrides of the groups that training reads.
-        store: Folder on the shared volume.
-        run_dir: Folder on the shared volume.
+        store: Folder of the `store` on the shared volume.
+        run_dir: Folder of the `run` on the shared volume.
         settings: JSON of `arcloop.kfp.pipeline.trainjob_settings`.
 
     Raises:
@@ -146,8 +146,8 @@ def _node(needs: Mapping[str, Any]) -> dict[str, Any]:
 def run_job(api: Any, namespace: str, job: Mapping[str, Any], poll_s: float) -> None:
     """Create a job and wait for its end, printing each change of its state.
 
-    The job is deleted if it succeeded, since its results are on the volume, and if this step is
-    stopped. A failed job is kept for inspection.
+    The job is deleted if it succeeded (its results are on the volume) or if this step is stopped. A
+    failed job is kept for inspection.
 
     Args:
         api: A `CustomObjectsApi`.
@@ -183,7 +183,7 @@ def run_job(api: Any, namespace: str, job: Mapping[str, Any], poll_s: float) -> 
 
 
 def _wait(api: Any, place: tuple[str, ...], name: str, poll_s: float) -> str | None:
-    """Poll the job until it ends; returns the reason of a failure."""
+    """Poll the job until it ends; return the reason if it failed, else None."""
     printed, failed_polls = "", 0
     while True:
         try:

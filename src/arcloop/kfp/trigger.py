@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         argv: Overrides of `arcloop pipeline` and `every=`.
 
     Returns:
-        The exit code, as that of `arcloop`.
+        The exit code, see `arcloop --help`.
     """
     if any(word in ("-h", "--help") for word in argv):
         print(_HELP)
@@ -49,7 +49,7 @@ def _run(argv: Sequence[str]) -> int:
     while True:
         try:
             submit_if_changed(submission)
-        except Exception as error:  # one failed run, or a server that is down, does not end it
+        except Exception as error:  # continue after a failed run or while a server is down
             if (reported := as_user_error(error)) is None:
                 raise
             print_line(f"error: {reported}")
@@ -69,8 +69,8 @@ def _parse_seconds(word: str) -> float:
 def submit_if_changed(submission: Submission) -> bool:
     """Submit if the source has changed since the last run that was started.
 
-    A run that the server refused is submitted again by the next check. A run that failed is not,
-    since the same data would fail again.
+    If the server refuses a run, the next check submits it again. A run that failed is not submitted
+    again, because the same data would fail again.
 
     Returns:
         Whether a run was started.
@@ -79,7 +79,7 @@ def submit_if_changed(submission: Submission) -> bool:
         ArcloopError: The source cannot be read, or the submission or the run failed.
     """
     state = _state_file(submission)
-    lock = try_lock(state)  # two triggers must not start a run for the same data
+    lock = try_lock(state)  # only one trigger may start a run for the same data
     if lock is None:
         raise ArcloopError(
             "another trigger is running for this source",
@@ -97,7 +97,7 @@ def submit_if_changed(submission: Submission) -> bool:
 
 
 def _state_file(submission: Submission) -> Path:
-    """Return the file of a source and a server; other settings do not matter."""
+    """Return the state file for the run name, the source and the server of a submission."""
     key = [dict(submission.request.plain["data"]), submission.cluster.host]
     return _STATE / f"{submission.name}-{sha256_json(key)[:12]}.json"
 

@@ -1,1 +1,1 @@
-"""A model store's archive -> a rollout on a Kubernetes cluster that is proven or undone."""
+"""Deploys an archive to Kubernetes, checks its predictions, and rolls back after an error."""

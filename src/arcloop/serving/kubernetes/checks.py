@@ -1,8 +1,8 @@
 """Check that the objects of a release fit together.
 
 An API server validates each object alone, also in a dry run. It accepts a Service that selects no
-pod, or a probe of a port on which nothing listens; the rollout then never ends, or the Service
-never answers. These checks find such contradictions before anything is applied.
+pod, or a probe of a port on which no container listens. The rollout then never ends, or the
+Service never answers. These checks find such contradictions before any object is applied.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_objects(objects: Sequence[Object], max_request_s: float) -> None:
         max_request_s: Duration of the longest request, in seconds.
 
     Raises:
-        ConfigError: Names every fault.
+        ConfigError: The objects do not fit together; the message lists every fault.
     """
     faults = find_faults(objects, max_request_s)
     if faults:
@@ -105,7 +105,7 @@ def _policy_faults(one: Object, template: Object) -> Iterator[str]:
     yield from _selector_faults(spec["podSelector"].get("matchLabels"), template)
     rules = spec.get("ingress", ())
     allowed = [port["port"] for rule in rules for port in rule.get("ports", ()) if "port" in port]
-    # A container need not declare a port that a policy names by number; KServe's declares one.
+    # A container need not declare a port that a policy gives as a number; only names are checked.
     yield from _port_faults([port for port in allowed if isinstance(port, str)], template)
     if not _port_keys(template).intersection(allowed):
         yield "it allows no port of the pods"
@@ -152,7 +152,7 @@ def _port_keys(template: Object) -> set[object]:
 
 
 def _reference_faults(spec: Object, objects: Sequence[Object]) -> Iterator[str]:
-    """Yield references to missing objects; users create the claims and the pull secrets."""
+    """Yield references to missing objects, except claims and pull secrets, which users create."""
     names = {_name(one) for one in objects}
     account = spec.get("serviceAccountName", "default")
     if f"ServiceAccount/{account}" not in names:

@@ -1,4 +1,4 @@
-"""One namespace of a cluster, through its API server, with errors as one clear message each."""
+"""Client of a cluster's API server for one namespace; converts each error to one message."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ class Cluster:
         """Create or change an object by server-side apply; other fields keep their values.
 
         Args:
-            wanted: The object with the fields to set. Fields that an earlier call has set and that
-                it lacks are removed.
+            wanted: The object with the fields to set. A field that an earlier call has set and that
+                is missing here is removed.
             force: Overwrite fields that another manager has set.
             dry_run: Have the server check the request without applying it.
         """
@@ -141,7 +141,7 @@ class Cluster:
             )
 
     def wait_for_change(self, kind: str, name: str, version: str, seconds: int) -> None:
-        """Return when an object has another resource version, or after some seconds."""
+        """Wait until an object has another resource version, or for at most `seconds`."""
         watcher = watch.Watch()
         with self._errors(f"watch {kind}/{name}"):
             events = watcher.stream(
@@ -162,7 +162,7 @@ class Cluster:
         """Post bytes to a path of the API server and return status and body of the response.
 
         Args:
-            path: E.g. the path of a Service's proxy.
+            path: Path of the URL, e.g. that of a Service's proxy.
             body: Body of the request.
             headers: Additional headers.
             seconds: Time-out of the response.
@@ -204,7 +204,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        """Convert the errors of the client during an action, e.g. "get Deployment/mnist"."""
+        """Convert errors that the client raises in an action such as "get Deployment/mnist"."""
         try:
             yield
         except client.ApiException as cause:
@@ -220,7 +220,7 @@ class Cluster:
 
 
 class _NoDiscovery:
-    """Replaces the discovery of resources, since `_KINDS` has all that are needed."""
+    """Replaces the discovery of resources, which `_KINDS` lists."""
 
     def __init__(self, client: DynamicClient, cache_file: str | None) -> None: ...
 

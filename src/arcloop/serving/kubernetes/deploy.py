@@ -42,7 +42,7 @@ def deploy_release(release: Release, unpacked: Path) -> None:
     Raises:
         ConfigError: The settings contradict each other, or no cluster is configured.
         ResourceError: The cluster refuses, does not answer, or its pods do not start.
-        ArtifactError: The predictions of the Service are wrong or of another version.
+        ArtifactError: The Service's predictions are wrong or come from another version.
     """
     settings = release.settings
     objects = _checked_objects(release)
@@ -50,9 +50,9 @@ def deploy_release(release: Release, unpacked: Path) -> None:
     cluster = Cluster.connect(settings)
     previous = cluster.get(workload["kind"], workload["metadata"]["name"])
     if settings.autoscaled and previous is not None and _owns_replicas(previous):
-        # Without this, apply would reset the field that we owned to its default, one pod.
+        # If the field is missing, apply removes our earlier value and the default, 1, takes effect.
         workload["spec"]["replicas"] = previous["spec"]["replicas"]
-    for wanted in objects:  # check all objects before changing the first
+    for wanted in objects:  # check all objects before any is changed
         cluster.apply(wanted, force=settings.force_conflicts, dry_run=True)
     print_line(
         f"applying {len(objects)} objects to namespace {settings.namespace} at {cluster.address}"
@@ -93,7 +93,7 @@ def _apply(cluster: Cluster, wanted: Object, *, force: bool) -> None:
 
 
 def _owns_replicas(live: Object) -> bool:
-    """Whether we have set the number of pods, and no autoscaler has changed it since."""
+    """Return whether arcloop set the number of pods and no autoscaler has changed it since."""
     return any(
         entry.get("manager") == MANAGER
         and entry.get("operation") == "Apply"
@@ -110,7 +110,7 @@ def _check_parity(cluster: Cluster, release: Release, unpacked: Path) -> None:
             require_parity(endpoint, golden, release.version)
             return
         except (ArtifactError, UnreachableError):
-            # Parts of the cluster may still route requests to pods that have ended.
+            # Some nodes may still route requests to pods that have been stopped.
             if attempt == PARITY_ATTEMPTS - 1:
                 raise
             time.sleep(PARITY_PAUSE_S)
@@ -141,7 +141,7 @@ def _roll_back(
 
 
 def _restored(previous: Object, workload: Object) -> Object:
-    """Return the previous workload without fields of the server, for apply."""
+    """Return the previous workload in the form for apply, without fields set by the server."""
     metadata = previous["metadata"]
     annotations = metadata.get("annotations", {}).items()
     spec = dict(previous["spec"])
@@ -172,7 +172,7 @@ def _without_nulls(value: Any) -> Any:
 def _remove_unused(cluster: Cluster, release: Release, objects: list[Object]) -> None:
     """Remove the autoscaler and the server configs of earlier releases that are not in use.
 
-    A config is in use while a revision has it, so that `kubectl rollout undo` works.
+    A config is in use as long as a revision refers to it, so that `kubectl rollout undo` works.
     """
     labels = {**release.selector, "app.kubernetes.io/managed-by": MANAGER}
     made = {(one["kind"], one["metadata"]["name"]) for one in objects}
@@ -192,7 +192,7 @@ def _remove_unused(cluster: Cluster, release: Release, objects: list[Object]) ->
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes texts of several lines as blocks, and no references between objects."""
+    """Writes multi-line strings as blocks, and repeated objects in full instead of aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -30,7 +30,7 @@ def make_endpoint(settings: KubernetesSettings, cluster: Cluster) -> InferenceEn
 
 @dataclass(frozen=True)
 class UrlEndpoint:
-    """A model at a URL that this machine can reach, e.g. that of a gateway."""
+    """A model at a URL that this machine can reach, e.g. the URL of a gateway."""
 
     url: str
     timeout_s: float
@@ -52,8 +52,8 @@ class UrlEndpoint:
 class ProxyEndpoint:
     """A model behind a Service, reached through the proxy of the API server.
 
-    A request takes the Service's selector, port and ready pods, and needs no access to the cluster
-    other than that of the deployment.
+    A request is routed by the Service's selector and port to ready pods, and needs only the
+    credentials that `deploy` uses.
     """
 
     cluster: Cluster
@@ -62,7 +62,7 @@ class ProxyEndpoint:
 
     @property
     def url(self) -> str:
-        """URL, which needs the credentials of the kubeconfig."""
+        """URL of the proxy; requests need the credentials of the kubeconfig."""
         return self.cluster.address + self.path
 
     def predict(self, image: bytes, k: int) -> tuple[int, Any]:

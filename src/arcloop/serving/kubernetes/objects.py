@@ -19,7 +19,7 @@ _ROLLING_UPDATE = {
 
 
 def make_objects(release: Release) -> list[Object]:
-    """Return all objects in the order of their application: those that pods need come first.
+    """Return all objects in the order in which to apply them: objects that pods need come first.
 
     The last object is the workload: the Deployment or the InferenceService.
     """

@@ -33,7 +33,7 @@ def make_pod_template(release: Release) -> dict[str, Any]:
 
 
 def _spec(release: Release) -> dict[str, Any]:
-    """Return the pod: not root, without an account token, only its scratch volume is writable."""
+    """Return the pod spec: no root user, no account token, and a single writable volume."""
     settings = release.settings
     spec: dict[str, Any] = {
         "serviceAccountName": settings.app,
@@ -75,7 +75,7 @@ def _container(release: Release) -> dict[str, Any]:
             {"name": "HOME", "value": SCRATCH},
             {"name": "TMPDIR", "value": SCRATCH},
         ],
-        # The management API has no port here, since it listens on the pod's loopback address.
+        # The management API is not listed, because it listens on the pod's loopback address.
         "ports": [
             {"name": INFERENCE, "containerPort": settings.inference_port, "protocol": "TCP"},
             {"name": METRICS, "containerPort": settings.metrics_port, "protocol": "TCP"},
@@ -92,7 +92,7 @@ def _container(release: Release) -> dict[str, Any]:
             "timeoutSeconds": _PROBE_PERIOD_S,
             "failureThreshold": 3,
         },
-        # Liveness probes only the front end, so that a busy model does not restart the pod.
+        # Probes only the front end, so that the pod is not restarted while the model is busy.
         "livenessProbe": {
             "httpGet": {"path": "/ping", "port": INFERENCE},
             "periodSeconds": 2 * _PROBE_PERIOD_S,
@@ -100,7 +100,7 @@ def _container(release: Release) -> dict[str, Any]:
             "failureThreshold": 6,
         },
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(settings.drain_s)]}}},
-        # The end of the log is then in the pod's status, which `deploy` may read.
+        # Copies the end of the log to the pod's status, which `deploy` has the right to read.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": _resources(settings),
         "securityContext": {

@@ -28,7 +28,7 @@ _HASH_LENGTH = 12
 
 @dataclass(frozen=True)
 class Release:
-    """A version of a model and the settings that a cluster serves it with.
+    """A version of a model and the settings of its deployment.
 
     Attributes:
         version: Version of the archive.
@@ -86,7 +86,7 @@ class Release:
 
     @property
     def config_name(self) -> str:
-        """Name of the ConfigMap; it contains a hash, so older revisions keep their own config."""
+        """Name of the ConfigMap; it contains a hash, so every version of the config has its own."""
         return f"{self.settings.app}-config-{short_hash(self.config)}"
 
 

@@ -29,11 +29,11 @@ class RolloutError(ResourceError):
 
 @dataclass(frozen=True)
 class PodProblem:
-    """The reason why a pod does not serve.
+    """A reason why a pod is not ready.
 
     Attributes:
         text: The pod, the reason and the last lines of its output.
-        fatal: Whether waiting cannot solve the problem.
+        fatal: Whether the problem persists however long the rollout waits.
     """
 
     text: str
@@ -58,8 +58,8 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
         workload: The workload as it was applied.
 
     Raises:
-        RolloutError: The pods cannot start or missed the deadline; contains their reasons.
-        UnreachableError: The API server does not answer any more.
+        RolloutError: The pods cannot start or missed the deadline; the message has the reasons.
+        UnreachableError: The API server has stopped answering.
     """
     kind, name = workload["kind"], workload["metadata"]["name"]
     label = release_label(workload)
@@ -78,7 +78,9 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
         if done:
             return
         waited = time.monotonic() - since
-        margin = _DEADLINE_MARGIN_S if kind == "Deployment" else 0  # which has its own deadline
+        margin = (
+            _DEADLINE_MARGIN_S if kind == "Deployment" else 0
+        )  # a Deployment has its own deadline
         if any(problem.fatal for problem in find_problems(new)):
             raise _error("the new pods cannot start", cluster, new)
         if _deadline_exceeded(live):
@@ -87,7 +89,7 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
             raise _error(f"no progress for {waited:.0f} s", cluster, new)
         try:
             cluster.wait_for_change(kind, name, live["metadata"]["resourceVersion"], WATCH_S)
-        except UnreachableError:  # an expired version or a lost connection
+        except UnreachableError:  # the resource version has expired, or the connection was lost
             time.sleep(RETRY_S)
 
 
@@ -116,7 +118,7 @@ def retry_while_unreachable(work: Callable[[], _T]) -> _T:
 
 
 def find_problems(pods: Sequence[Object]) -> list[PodProblem]:
-    """Return the reasons why pods do not serve, as far as their statuses contain them."""
+    """Return the reasons, according to their statuses, why pods are not ready."""
     return [problem for pod in pods if not _serves(pod) for problem in _pod_problems(pod)]
 
 
@@ -140,7 +142,7 @@ def _progress(live: Object, new: Sequence[Object], old: Sequence[Object]) -> tup
         complete = updated == total == status.get("availableReplicas", 0) >= wanted
         done = complete and status.get("observedGeneration", 0) >= live["metadata"]["generation"]
     else:
-        # KServe's status may describe the state before a change, so only pods and Ready count.
+        # KServe's status may be outdated, so only the pods and the condition Ready are used.
         wanted = max(1, live["spec"]["predictor"].get("minReplicas", 1))
         conditions = {c["type"]: c["status"] for c in status.get("conditions") or []}
         done = conditions.get("Ready") == "True"
@@ -198,5 +200,5 @@ def _container_problems(pod: str, status: Object) -> Iterator[PodProblem]:
             words.append(f"({ended['reason']})")
     output = (ended.get("message") or waiting.get("message") or "").strip().splitlines()
     text = "\n        ".join([" ".join(words).rstrip(","), *output[-_LOG_LINES:]])
-    # A container that crashes repeatedly runs in between, so the restarts count.
+    # A container that crashes repeatedly runs between crashes, so its restarts are counted.
     yield PodProblem(text, fatal=reason in _FATAL_REASONS or restarts >= _MAX_RESTARTS)

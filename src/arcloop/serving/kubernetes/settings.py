@@ -44,7 +44,7 @@ def _check_quantity(value: str | float) -> str | float:
 AppName = Annotated[
     str,
     matching(
-        r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?",  # object names are the app and a suffix
+        r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?",  # object names consist of the app and a suffix
         "lower case letters, digits and '-', begin with a letter and have at most 40 characters",
     ),
 ]
@@ -71,11 +71,11 @@ class KubernetesSettings(DeploySettings):
         image_pull_secrets: Names of the secrets for pulling the image.
         model_claim: PersistentVolumeClaim of the model store; null: the image contains the archive.
         model_claim_path: Folder of the model store in the claim.
-        replicas: Number of pods, or its minimum if there is an autoscaler.
+        replicas: Number of pods; with an autoscaler, the minimum number.
         max_replicas: Maximum number of pods; a value above `replicas` creates an autoscaler.
         target_cpu_percent: Target of the autoscaler, in percent of the CPU request.
         cpu_request: CPUs that the scheduler reserves for a pod.
-        cpu_limit: Maximum CPUs of a pod; the server sets its number of threads to it.
+        cpu_limit: Maximum CPUs of a pod, also the number of threads of the server.
         memory_request: Memory that the scheduler reserves for a pod.
         memory_limit: Maximum memory of a pod.
         scratch_limit: Maximum size of the temporary files of a pod.
@@ -97,7 +97,7 @@ class KubernetesSettings(DeploySettings):
         dry_run: Print the objects and change nothing.
 
     Raises:
-        ConfigError: Names every invalid value.
+        ConfigError: A value is invalid; the message lists every such value.
     """
 
     app: AppName
@@ -140,8 +140,8 @@ class KubernetesSettings(DeploySettings):
     def drain_s(self) -> int:
         """Seconds between the removal of a pod from the Service and its SIGTERM.
 
-        At SIGTERM, TorchServe drops the requests that it has not answered, so the pod waits for the
-        longest request. The FastAPI server answers them first.
+        At SIGTERM, TorchServe drops pending requests, so the pod first waits for the longest
+        request. The FastAPI server completes pending requests itself.
         """
         dropped = self.response_timeout_s if self.server == "torchserve" else 0
         return self.endpoint_delay_s + dropped
