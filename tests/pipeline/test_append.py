@@ -1,4 +1,4 @@
-"""A source that grows: run, add files, append, train again; from the command line."""
+"""Appending images to a store from the command line: run, add files, append, train again."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def draw(folder, name, numbers, seed):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_process():
-    """Decode here: starting others takes longer than a few small pictures."""
+    """Decode in this process, because starting processes takes longer than decoding."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.sched_getaffinity", lambda _: {0})
         yield
@@ -43,7 +43,7 @@ def one_process():
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory):
-    """Run old, then more pictures and a class that sorts first, appended; run new."""
+    """Make runs/old, append pictures and a class that sorts first, and make runs/new."""
     folder = tmp_path_factory.mktemp("grown")
     for seed, name in enumerate("bcd"):
         draw(folder, name, range(30), seed)
@@ -63,7 +63,7 @@ def grown(tmp_path_factory):
 
 @pytest.fixture
 def work(grown, tmp_path, monkeypatch):
-    # With links kept, and times, or the source would be another.
+    # copy2 keeps the modification times, which are part of the fingerprint of the source.
     shutil.copytree(grown, tmp_path / "w", copy_function=shutil.copy2)
     monkeypatch.chdir(tmp_path / "w")
     return tmp_path / "w"
@@ -84,7 +84,7 @@ def test_train_finds_the_appended_store(work):
     assert run.parents["store"] == new.sha256
 
 
-def test_lineage_leads_through_both_stores(work, capsys):
+def test_lineage_contains_both_stores(work, capsys):
     assert kinds(trace(work / "runs/new/index")).count("store") >= 2
     assert main(["lineage", "runs/new/model.pt"]) == 0
     shown = capsys.readouterr().out
@@ -93,7 +93,7 @@ def test_lineage_leads_through_both_stores(work, capsys):
         assert str(find_store(work / f"runs/{name}").name) in shown
 
 
-def test_lineage_of_the_old_run_says_that_the_source_has_grown(work, capsys):
+def test_lineage_of_the_old_run_reports_added_and_removed_images(work, capsys):
     assert main(["lineage", "runs/old"]) == 0
     assert "new since: 35 images" in capsys.readouterr().out
     (work / "pictures/b/004.png").unlink()
@@ -101,7 +101,7 @@ def test_lineage_of_the_old_run_says_that_the_source_has_grown(work, capsys):
     assert "1 removed: b/004.png" in capsys.readouterr().out
 
 
-def test_a_flipped_byte_in_the_older_version_is_found(work, capsys):
+def test_a_flipped_byte_in_the_older_store_is_detected(work, capsys):
     file = find_store(work / "runs/old") / "val/labels-00000.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -110,7 +110,7 @@ def test_a_flipped_byte_in_the_older_version_is_found(work, capsys):
     assert "labels-00000.npy" in capsys.readouterr().out
 
 
-def test_the_older_version_may_be_removed(work, capsys):
+def test_the_older_store_may_be_removed(work, capsys):
     shutil.rmtree(find_store(work / "runs/old"))
     assert main(["lineage", "runs/new"]) == 0
     assert "images were appended to it" in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_the_old_run_is_evaluated_as_before(work):
     assert (work / "runs/old/evaluation/metrics.json").read_bytes() == before
 
 
-def test_a_removed_file_is_refused_before_work(work, capsys):
+def test_appending_after_a_file_was_removed_is_an_error(work, capsys):
     (work / "pictures/b/004.png").unlink()
     draw(work, "d", [99], 3)
     assert main(["train", *TRAIN, "run_dir=runs/x", "append=true"]) == 1
@@ -133,7 +133,7 @@ def test_a_removed_file_is_refused_before_work(work, capsys):
     assert not (work / "runs/x").exists()
 
 
-def test_a_store_at_a_place_of_its_own(work, capsys):
+def test_appending_to_a_store_at_store_dir(work, capsys):
     """The new version is written to the same parent folder, in which the old one is found."""
     assert main(["prepare", *DATA, "store_dir=mine/v1"]) == 0
     draw(work, "d", range(60, 70), 3)
@@ -145,7 +145,7 @@ def test_a_store_at_a_place_of_its_own(work, capsys):
 
 
 @pytest.mark.parametrize("choice", ["mnist", "synthetic"])
-def test_what_cannot_be_appended_to_is_a_fault_of_the_config(in_tmp, choice, capsys):
+def test_append_to_an_unsupported_source_is_a_config_error(in_tmp, choice, capsys):
     assert main(["prepare", f"data={choice}", "append=true"]) == 2
     assert "cannot be appended to" in capsys.readouterr().err
     assert list(in_tmp.iterdir()) == []

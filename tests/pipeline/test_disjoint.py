@@ -1,4 +1,4 @@
-"""Trained on some classes, judged on others: the real entry point against a slow oracle."""
+"""Disjoint classes for training and evaluation: the command line against a slow oracle."""
 
 import json
 
@@ -19,9 +19,9 @@ RUN = [
     "embedder.embedding_dim=16", "evaluate.gate.min_top1=null",
 ]  # fmt: skip
 
-# The rounding of a float32 cosine of two rows of 16 values is at most 16 * 2**-24. The order of two
-# cosines that are nearer to each other than twice that depends on the shape of the matrix product
-# and on the instruction set.
+# The rounding error of a float32 cosine of two rows of 16 values is at most 16 * 2**-24. If two
+# cosines differ by less than twice this bound, their order depends on the shape of the matrix
+# product and on the instruction set.
 NEAR_TIE = 2 * 16 * 2**-24
 
 
@@ -41,14 +41,14 @@ def store(run):
 
 
 def embedded(run, store, split):
-    """Embeddings as float64, and labels, of a whole split."""
+    """Return the embeddings (float64) and labels of a split."""
     images, labels = store.gather(split, np.arange(store.rows(split)))
     return Model(run / "model.pt", "cpu").embed(images).astype(np.float64), labels
 
 
-def test_classes_of_train_val_and_gallery_have_nothing_in_common(store):
+def test_train_val_and_gallery_have_disjoint_classes(store):
     labels = {split: set(store.labels(split).tolist()) for split in SPLITS}
-    assert labels["train"] == {0, 1, 2, 3, 4}  # without a gap: the head's classes
+    assert labels["train"] == {0, 1, 2, 3, 4}  # consecutive, as the head requires
     assert labels["val"] == {5, 6, 7}
     assert labels["gallery"] == labels["query"] == {8, 9, 10, 11}
     assert store.classes == [f"class-{label:02d}" for label in range(12)]
@@ -66,14 +66,14 @@ def test_gallery_and_query_are_the_same_rows_stored_once(store):
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_the_head_has_the_classes_of_train_alone(run):
+def test_the_head_has_only_the_classes_of_train(run):
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     (weight,) = (value for name, value in state.items() if name.startswith("head."))
     assert 5 in weight.shape
 
 
 def ranking_metrics(similarities, labels):
-    """Metrics of the order of each row, by definition."""
+    """Compute the ranking metrics of each row by their definitions."""
     order = np.argsort(-similarities, axis=1)[:, :-1]
     same = labels[order] == labels[:, None]
     average, precision = [], []
@@ -105,7 +105,7 @@ def test_metrics_are_those_of_the_similarity_matrix_without_its_diagonal(run, st
     metrics = json.loads((run / "evaluation/metrics.json").read_bytes())
     for name, low in lowest.items():
         assert low - 1e-9 <= metrics[name] <= highest[name] + 1e-9, name
-        assert highest[name] - low < 0.01, name  # so the bounds are a test
+        assert highest[name] - low < 0.01, name  # the bounds must be tight
     nearest = similarities.max(axis=1)
     low, high = ((nearest < metrics["threshold"] + t).mean() for t in (-NEAR_TIE, NEAR_TIE))
     assert low <= metrics["unknown_rate"] <= high
@@ -123,7 +123,7 @@ def test_metrics_are_those_of_the_similarity_matrix_without_its_diagonal(run, st
     assert metrics["top1"] < 1  # the images are hard enough for the diagonal to matter
 
 
-def test_verification_counts_every_pair_but_those_with_itself(run, store):
+def test_verification_excludes_pairs_of_a_row_with_itself(run, store):
     embeddings, labels = embedded(run, store, "query")
     off_diagonal = ~np.eye(len(labels), dtype=bool)
     similarities = (embeddings @ embeddings.T)[off_diagonal]
@@ -136,16 +136,16 @@ def test_verification_counts_every_pair_but_those_with_itself(run, store):
     assert metrics["eer"] == pytest.approx((rejected + accepted)[nearest] / 2, abs=2e-3)
 
 
-def test_the_threshold_is_of_val_as_unknown_things_and_the_index_of_the_whole_gallery(run, store):
+def test_threshold_is_calibrated_on_val_as_unknown_and_index_has_the_whole_gallery(run, store):
     gallery, labels = embedded(run, store, "gallery")
     val, _ = embedded(run, store, "val")
     best = np.sort((val @ gallery.T).max(axis=1))[::-1]
-    told = json.loads((run / "index/faiss_label.json").read_bytes())
-    assert told["labels"] == labels.tolist()
-    assert told["threshold"] == pytest.approx(best[int(0.01 * len(best))], abs=1e-5)
+    label_file = json.loads((run / "index/faiss_label.json").read_bytes())
+    assert label_file["labels"] == labels.tolist()
+    assert label_file["threshold"] == pytest.approx(best[int(0.01 * len(best))], abs=1e-5)
 
 
-def test_names_are_right_and_the_page_tells_the_protocol(run, store):
+def test_confusion_matrix_has_class_names_and_report_names_the_protocol(run, store):
     header, *lines = (run / "evaluation/confusion_matrix.csv").read_text().splitlines()
     names = [f"class-{label:02d}" for label in range(8, 12)]
     assert header == ",".join(["true class", *names])
@@ -157,7 +157,7 @@ def test_names_are_right_and_the_page_tells_the_protocol(run, store):
     assert artifacts.load(run / "evaluation", "evaluation").info["leave_one_out"] is True
 
 
-def test_an_answer_bears_the_name_of_its_class(run, store, tmp_path, capsys):
+def test_query_prints_the_class_name(run, store, tmp_path, capsys):
     from PIL import Image
 
     images, labels = store.gather("gallery", np.array([7]))
@@ -189,7 +189,7 @@ def test_a_gallery_of_another_store_is_refused(run, store):
 def test_more_classes_in_a_batch_than_train_has(run, monkeypatch, capsys):
     monkeypatch.chdir(run.parents[1])
     assert main(["train", *RUN, "sampler.images_per_class=4", "run_dir=runs/other"]) == 2
-    told = capsys.readouterr().err
-    assert "needs 10 classes, but train has 5" in told
-    assert "pass sampler.images_per_class=8 or loader.batch_size=20" in told
+    output = capsys.readouterr().err
+    assert "needs 10 classes, but train has 5" in output
+    assert "pass sampler.images_per_class=8 or loader.batch_size=20" in output
     assert not (run.parent / "other").exists()

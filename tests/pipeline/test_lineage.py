@@ -1,4 +1,4 @@
-"""From what is served back to the images, and every broken link is named."""
+"""Lineage from a model, index or evaluation to the images; every broken link is reported."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ RUN = "runs/synthetic"
 
 
 def chain(link):
-    """Everything on the way, nearest first, by kind."""
+    """Return the kinds of a link and all its ancestors."""
     return [link.what.partition(" ")[0]] + [kind for p in link.parents for kind in chain(p)]
 
 
@@ -29,7 +29,7 @@ def chain(link):
         ("/evaluation", {"evaluation", "index", "gallery", "model", "run", "store", "source"}),
     ],
 )  # fmt: skip
-def test_every_way_leads_to_the_source(work, path, kinds, capsys):
+def test_lineage_contains_every_ancestor_up_to_the_source(work, path, kinds, capsys):
     link = trace(work.relative_to(work) / (RUN + path))
     assert set(chain(link)) == kinds
     assert main(["lineage", RUN + path]) == 0
@@ -48,7 +48,7 @@ def flip(file):
 
 
 @pytest.mark.parametrize(
-    ("damaged", "asked"),
+    ("damaged", "path"),
     [
         ("index/faiss_index.bin", "index"),
         ("gallery/embeddings-00000.npy", "index"),
@@ -56,28 +56,28 @@ def flip(file):
         ("checkpoints/best.ckpt", "model.pt"),
     ],
 )
-def test_a_flipped_byte_anywhere_behind_it_is_named(work, damaged, asked, capsys):
-    """Though its size and time of change are as they were."""
+def test_a_flipped_byte_in_an_ancestor_is_reported(work, damaged, path, capsys):
+    """Size and modification time of the file do not change."""
     flip(work / RUN / damaged)
-    assert main(["lineage", f"{RUN}/{asked}"]) == 1
+    assert main(["lineage", f"{RUN}/{path}"]) == 1
     shown = capsys.readouterr().out
     assert damaged.rpartition("/")[2] in shown
     assert "all links verified" not in shown
 
 
-def test_a_store_that_is_gone(work, capsys):
+def test_a_missing_store_is_reported(work, capsys):
     shutil.rmtree(work / "stores")
     assert main(["lineage", RUN]) == 1
     assert "was not found" in capsys.readouterr().out
 
 
-def test_an_index_of_another_gallery(work, capsys):
+def test_an_index_of_another_gallery_is_reported(work, capsys):
     assert main(["embed", f"run_dir={RUN}", "embed.shard_rows=31"]) == 0
     assert main(["lineage", f"{RUN}/index"]) == 1
     assert "made from a different gallery" in capsys.readouterr().out
 
 
-def test_a_changed_source(in_tmp, capsys):
+def test_a_changed_source_is_reported(in_tmp, capsys):
     draw = np.random.default_rng(0)
     for label in "ab":
         (in_tmp / "pictures" / label).mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_a_changed_source(in_tmp, capsys):
 
 
 @pytest.mark.parametrize("path", ["nowhere", "stores", "broken.mar"])
-def test_what_is_no_artifact(work, path, capsys):
+def test_a_path_without_artifact_is_an_error(work, path, capsys):
     (work / "broken.mar").write_bytes(b"x")
     assert main(["lineage", path]) == 1
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A run made again is equal, or its first difference is named."""
+"""A repeated run is equal, or its first difference is reported."""
 
 import json
 import os
@@ -15,16 +15,18 @@ from arcloop.pipeline.reproduce import first_difference
 RUN = "runs/synthetic"
 
 
-def test_a_run_is_reproduced_and_what_proved_it_removed(work, capsys):
-    assert main(["index", f"run_dir={RUN}", "index=hnsw"]) == 0  # remade since: so is the second
+def test_an_equal_second_run_is_removed(work, capsys):
+    assert (
+        main(["index", f"run_dir={RUN}", "index=hnsw"]) == 0
+    )  # rebuilt after the training; `reproduce` must do the same
     assert main(["evaluate", f"run_dir={RUN}"]) == 0
     assert main(["reproduce", RUN]) == 0
     assert "equal" in capsys.readouterr().out
     assert not (work / f"{RUN}-reproduced").exists()
 
 
-def test_a_run_that_cannot_be_reproduced_is_kept_beside_it(work, capsys):
-    """Its config claims another seed than it was trained with."""
+def test_a_different_second_run_is_kept(work, capsys):
+    """The recorded config has another seed than the one that was used."""
     manifest = work / RUN / "manifest.json"
     content = json.loads(manifest.read_bytes())
     content["config"]["seed"] = 1
@@ -36,7 +38,7 @@ def test_a_run_that_cannot_be_reproduced_is_kept_beside_it(work, capsys):
     assert "exists" in capsys.readouterr().err
 
 
-def test_the_first_difference_is_named(work):
+def test_the_first_difference_is_reported(work):
     one, other = work / RUN, work / "other"
 
     def changed(change):

@@ -10,7 +10,7 @@ def test_number_is_at_most_that_of_the_affinity_mask():
     assert 1 <= available_cpus() <= len(os.sched_getaffinity(0))
 
 
-def test_without_an_affinity_mask_the_cpus_of_the_machine_count(monkeypatch):
+def test_without_an_affinity_mask_all_cpus_of_the_machine_are_counted(monkeypatch):
     """As on macOS, where os has no sched_getaffinity."""
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)

@@ -34,7 +34,7 @@ def test_png_round_trip(seed, channels):
 
 
 def by_pillow(content):
-    """Return what Pillow's own way of opening a file makes of it; None: it is damaged."""
+    """Return the pixels according to `Image.open`, or None if the image is damaged."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
@@ -62,7 +62,7 @@ def chunk(name, data):
     st.integers(0, 9), st.lists(st.integers(0, 99), max_size=3), st.booleans(),
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
-def test_png_is_decoded_as_pillow_does(seed, channels, height, width, level, cuts, smooth):
+def test_png_is_decoded_like_image_open(seed, channels, height, width, level, cuts, smooth):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
     if smooth:  # other filters of rows
         pixels = (pixels % 3).cumsum(axis=0, dtype=np.uint8).cumsum(axis=1, dtype=np.uint8)
@@ -81,7 +81,7 @@ def test_png_is_decoded_as_pillow_does(seed, channels, height, width, level, cut
     st.integers(1, 255), st.sampled_from(["flip", "cut", "drop", "repeat", "append"]),
 )  # fmt: skip
 @settings(max_examples=400, deadline=None)
-def test_damaged_png_is_what_pillow_says_it_is(seed, mode, place, bits, damage):
+def test_damaged_png_is_detected_like_image_open(seed, mode, place, bits, damage):
     pixels = np.random.default_rng(seed).integers(0, 256, (7, 5, 3), np.uint8)
     whole = encoded(Image.fromarray(pixels).convert(mode))
     place %= len(whole)
@@ -145,7 +145,7 @@ def test_exif_orientation_is_applied():
     pixels = np.zeros((6, 4), np.uint8)
     pixels[0, :] = 255  # the top row of the stored image
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise: the top becomes the right
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise: the top row becomes the right column
     array = decode(encoded(Image.fromarray(pixels), "PNG", exif=exif), **SIZE, channels=1)[..., 0]
     assert array[:, -1].min() == 255
     assert array[:, :-1].max() == 0

@@ -49,7 +49,7 @@ GLOBAL_BATCH = 48
 
 def train_part(config, run_dir, overrides, environment):
     os.environ.update(environment)
-    train_here(config, STORE, run_dir, overrides, alone=False)
+    train_here(config, STORE, run_dir, overrides, pipeline_task=False)
 
 
 def train_in(world, overrides, run_dir, common=COMMON):

@@ -78,10 +78,10 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run a job for each combination. A job that fails is recorded and the sweep continues."""
     from arcloop.pipeline.sweeps.job import Job
     from arcloop.pipeline.sweeps.plan import plan
-    from arcloop.pipeline.sweeps.record import SweepResults, sweep_error
+    from arcloop.pipeline.sweeps.record import SweepResults, results_folder, sweep_error
 
     planned = plan(verb, overrides)
-    results = SweepResults.of_this_process(planned.folder)
+    results = results_folder(planned.folder)
     job = Job(verb, planned.swept, results, planned.gpus, os.getpid())
     try:
         _run_hydra(job, verb, [*flags, *overrides, *planned.extra])

@@ -89,7 +89,7 @@ def launch_training(
     run_dir: Path,
     overrides: Sequence[str],
     *,
-    alone: bool,
+    pipeline_task: bool,
 ) -> Artifact:
     """Train in several processes of this machine and return the sealed run.
 
@@ -101,7 +101,7 @@ def launch_training(
         store: Folder of the `store`.
         run_dir: Folder of the `run`.
         overrides: Overrides to record in the run.
-        alone: Whether training is the only step of the command.
+        pipeline_task: Training is a task of a pipeline; see `arcloop.pipeline.steps.apply`.
 
     Raises:
         ConfigError, ResourceError: A process failed; the message names its rank and exit code.
@@ -111,7 +111,7 @@ def launch_training(
 
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job.json"
-        write_json(job, worker_job(config, store, run_dir, overrides, alone=alone))
+        write_json(job, worker_job(config, store, run_dir, overrides, pipeline_task=pipeline_task))
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -143,7 +143,7 @@ def launch_training(
 
 
 def worker_job(
-    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, alone: bool
+    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, pipeline_task: bool
 ) -> dict[str, Any]:
     """Return the job description that `arcloop.pipeline.train_worker` reads from a JSON file."""
     return {
@@ -152,5 +152,5 @@ def worker_job(
         "store": str(store),
         "run_dir": str(run_dir),
         "overrides": list(overrides),
-        "alone": alone,
+        "pipeline_task": pipeline_task,
     }

@@ -45,7 +45,7 @@ def train(overrides: Sequence[str], store: Path, run_dir: Path, settings: str) -
     config = compose_config([*overrides, f"run_dir={run_dir}"])
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     job_file = run_dir.parent / f"{run_dir.name}.job.json"
-    write_json(job_file, worker_job(config, store, run_dir, overrides, alone=True))
+    write_json(job_file, worker_job(config, store, run_dir, overrides, pipeline_task=True))
     namespace = needs["namespace"] or _NAMESPACE.read_text()
     run_job(_custom_objects_api(), namespace, make_job(needs, job_file), needs["poll_s"])
     return load(run_dir, "run")

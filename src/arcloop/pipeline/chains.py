@@ -1,4 +1,4 @@
-"""The steps behind each verb, and the summary that `arcloop run` ends with."""
+"""The chain of steps of each verb, and the summary that is printed after the evaluation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
     "prepare": _UP_TO_TRAIN[:1],
     "validate": _UP_TO_TRAIN[:2],
     "train": _UP_TO_TRAIN,
-    # The callbacks of `train` make these artifacts. The steps only update them, after a change of
-    # their settings, when the training itself is up to date.
+    # The callbacks of `train` make these artifacts. If the run is already trained, the steps update
+    # artifacts whose settings have changed.
     "run": (*_UP_TO_TRAIN, *steps.AFTER_TRAINING),
     **{name: (name,) for name in (*steps.AFTER_TRAINING, "export")},
 }
@@ -59,11 +59,11 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
         overrides: Overrides that the config was composed from; a run records them.
 
     Raises:
-        ArcloopError: The config, the data or the machine is at fault.
+        ArcloopError: The config or the data is invalid, or a resource is not available.
     """
     names = CHAINS[verb]
-    # The imports of torch and Lightning make half a million objects that stay. Searching them for
-    # cycles takes a fifth of the import time: docs/performance.md, start-up, first training step.
+    # Imports of torch and Lightning create many permanent objects, which the garbage collector
+    # would traverse repeatedly: see "Start-up" in docs/performance.md.
     gc.disable()
     try:
         steps.dry_run(config, names)
@@ -78,17 +78,19 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
         "evaluation": run_dir / "evaluation",
         "export": run_dir / "export",
     }
-    made: dict[str, Artifact] = {}
+    outputs: dict[str, Artifact] = {}
     for name in names:
         step = steps.ALL_STEPS[name]
         inputs = {role: folders[role] for role in step.inputs}
-        reuse = name != verb  # the verb that the user named always runs
-        made[name] = steps.apply(name, config, inputs, folders[step.output], overrides, reuse=reuse)
-    objective = made["train"].info["objective"] if "train" in made else None
-    if "evaluate" in made:
+        reuse = name != verb  # the step with the name of the verb always runs
+        outputs[name] = steps.apply(
+            name, config, inputs, folders[step.output], overrides, reuse=reuse
+        )
+    objective = outputs["train"].info["objective"] if "train" in outputs else None
+    if "evaluate" in outputs:
         print_summary(folders)
-        return VerbResult(objective, made["evaluate"].info["gate"]["passed"])
-    for artifact in made.values():
+        return VerbResult(objective, outputs["evaluate"].info["gate"]["passed"])
+    for artifact in outputs.values():
         print_line(f"{artifact.kind}: {artifact.path}")
     return VerbResult(objective)
 
@@ -117,8 +119,8 @@ def store_path(config: DictConfig) -> Path:
 def find_store(run_dir: Path) -> Path:
     """Return the store that a run was trained on, identified by its hash.
 
-    The recorded folder of the stores may be relative. It is looked up in the current directory and
-    in the directory that the run was made in.
+    The recorded folder of the stores may be relative. It is searched for in the current directory
+    and in the directory in which the run was made.
 
     Args:
         run_dir: The run.

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,8 +22,7 @@ from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
 from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.steps import build_node
 
-_NAMED = 3
-_PLACES = {"gallery": "gallery", "index": "index", "evaluation": "evaluation"}
+_MAX_NAMED_FILES = 3
 
 
 @dataclass
@@ -33,10 +31,10 @@ class Link:
 
     Attributes:
         what: Kind and path.
-        sha256: Its hash; None if it cannot be read.
-        facts: Name -> text, shown below it.
-        fault: What is wrong with it; None if it is verified.
-        parents: What it was made from.
+        sha256: Hash of the artifact or file; None if it cannot be read.
+        facts: Name -> text, printed below the link.
+        fault: Reason why the verification failed; None if the link is verified.
+        parents: Links of the artifacts and files that it was made from.
     """
 
     what: str
@@ -77,17 +75,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def trace(path: Path, run_dir: Path | None = None) -> Link:
-    """Trace what a path was made from and verify every hash.
+    """Trace a path to everything it was made from, and verify every hash.
 
-    A damaged artifact becomes a link with a fault. It is not an error of this function, which is
-    used to diagnose damage.
+    A damaged artifact is returned as a link with a fault and raises no error.
 
     Args:
         path: Folder of an artifact, a file in one, or an archive.
-        run_dir: Run that an archive was made from; without it the trace ends at the archive.
+        run_dir: Run that an archive was made from; if None, the trace ends at the archive.
 
     Raises:
-        ArtifactError: `path` is none of these.
+        ArtifactError: `path` is not an artifact, a file in one, or an archive.
     """
     if path.suffix == ".mar":
         return _archive(path, run_dir)
@@ -95,7 +92,7 @@ def trace(path: Path, run_dir: Path | None = None) -> Link:
     while not artifacts.exists(folder):
         if folder == folder.parent or not path.exists():
             raise ArtifactError(
-                "this is neither an artifact nor a file of one",
+                "this is neither an artifact nor a file in an artifact",
                 where=path,
                 remedy="pass a run directory, a file in it, or an archive",
             )
@@ -159,7 +156,7 @@ def _parent(role: str, sha256: str, child: Path) -> Link:
         known = artifact.parents["store"] if role == "store" else artifact.file_sha256("model.pt")
         link = Link(f"{role} of {run_dir}", sha256, parents=[run] if role == "model" else [])
     else:
-        link, artifact = _verified(run_dir / _PLACES[role], role)
+        link, artifact = _verified(run_dir / role, role)
         if artifact is None:
             return link
         known = artifact.sha256
@@ -192,9 +189,9 @@ def _weights(run: Artifact) -> Link:
 
 
 def _appended_to(store: Artifact) -> Link:
-    """Trace a store to the version that images were appended to.
+    """Trace a store to the older version that images were appended to.
 
-    That version may have been removed: its shards are part of this store and verified with it.
+    The older version may be missing: its shards are part of this store and were verified with it.
     """
     sha256 = store.parents["store"]
     found = artifacts.find_by_hash(store.path.parent, "store", sha256)
@@ -225,7 +222,9 @@ def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
         for what, paths in (
             (("removed", since.removed), ("changed", since.changed)) if since else ()
         ):
-            link.fault += f"; {len(paths)} {what}: {', '.join(paths[:_NAMED])}" if paths else ""
+            link.fault += (
+                f"; {len(paths)} {what}: {', '.join(paths[:_MAX_NAMED_FILES])}" if paths else ""
+            )
     else:
         link.facts = {"new since": f"{since.is_new.sum()} images"}
 
@@ -256,7 +255,8 @@ def _archive(path: Path, run_dir: Path | None) -> Link:
     if changed:
         link.fault = f"{', '.join(changed)} changed after the archive was written"
     if run_dir is None:
-        link.parents = [Link(f"{role} (see --run)", sha) for role, sha in _roles(manifest)]
+        parents = sorted(manifest["parents"].items())
+        link.parents = [Link(f"{role} (see --run)", sha256) for role, sha256 in parents]
     else:
         for role in ("run", "index"):
             found, artifact = _verified(run_dir if role == "run" else run_dir / role, role)
@@ -266,12 +266,8 @@ def _archive(path: Path, run_dir: Path | None) -> Link:
     return link
 
 
-def _roles(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return sorted(manifest["parents"].items())
-
-
 def _tree(link: Link, shown: set[str]) -> Tree:
-    """Draw a link and its ancestors, each once."""
+    """Return a link and its ancestors as a tree; the ancestors of each link are shown once."""
     sign = "[red]x[/red]" if link.fault else "[green]ok[/green]" if link.sha256 else "[dim]?[/dim]"
     digest = f" [dim]{link.sha256[:12]}[/dim]" if link.sha256 else ""
     if link.what in shown:

@@ -24,6 +24,7 @@ from arcloop.pipeline import steps
 from arcloop.pipeline.chains import find_store
 
 _COMPOSED = {"logger", "callbacks"}
+"""Config groups that are composed for the second run, because they refer to its folder."""
 
 
 def reproduce(arguments: Sequence[str]) -> int:
@@ -37,23 +38,23 @@ def reproduce(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     original = Path(options.run_dir)
-    again = Path(options.output or f"{original}-reproduced")
+    second = Path(options.output or f"{original}-reproduced")
     run = artifacts.load(original, "run")
-    if again.exists():
+    if second.exists():
         raise ConfigError(
             "the folder for the second run exists",
-            where=again,
+            where=second,
             remedy="remove it, or pass --output",
         )
-    rerun(run, again)
-    difference = first_difference(original, again)
+    rerun(run, second)
+    difference = first_difference(original, second)
     if difference is None:
         print(f"equal: {original}")
         if not options.keep:
-            shutil.rmtree(again)
+            shutil.rmtree(second)
         return 0
     print(f"different: {difference}")
-    print_line(f"the second run is in {again}")
+    print_line(f"the second run is in {second}")
     return 1
 
 
@@ -67,12 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def rerun(run: Artifact, again: Path) -> None:
-    """Repeat a run in another folder, with those of gallery, index and evaluation that it has."""
+def rerun(run: Artifact, second: Path) -> None:
+    """Repeat a run in another folder, and its gallery, index and evaluation if they exist."""
     store = find_store(run.path)
-    config = _config(run, again)
-    inputs = {"store": store, "run": again, "gallery": again / "gallery", "index": again / "index"}
-    steps.apply("train", config, inputs, again, run.info["overrides"])
+    config = _config(run, second)
+    inputs = {
+        "store": store,
+        "run": second,
+        "gallery": second / "gallery",
+        "index": second / "index",
+    }
+    steps.apply("train", config, inputs, second, run.info["overrides"])
     for name in steps.AFTER_TRAINING:
         kind = steps.STEPS[name].output
         if artifacts.exists(run.path / kind):
@@ -80,16 +86,16 @@ def rerun(run: Artifact, again: Path) -> None:
             for group, values in recorded.items():
                 before = {} if "_target_" in values else run.config[group]
                 _replace_group(config, group, {**before, **values})
-            steps.apply(name, config, inputs, again / kind, reuse=True)
+            steps.apply(name, config, inputs, second / kind, reuse=True)
 
 
-def _config(run: Artifact, again: Path) -> DictConfig:
+def _config(run: Artifact, second: Path) -> DictConfig:
     """Compose the overrides of the run, and replace the values of all steps by the recorded ones.
 
-    Output paths and values that refer to other values are composed again. The second run starts
-    from scratch even if the first one was resumed; with the same config the result is the same.
+    The groups of `_COMPOSED`, which contain output paths, are not replaced. The second run starts
+    from scratch even if the first run was resumed, because resuming does not change the result.
     """
-    config = compose_config([*run.info["overrides"], f"run_dir={again}", "resume=auto"])
+    config = compose_config([*run.info["overrides"], f"run_dir={second}", "resume=auto"])
     for name in {name for step in steps.STEPS.values() for name in step.reads} - _COMPOSED:
         if name in run.config:  # a run of an older version may lack the group
             _replace_group(config, name, run.config[name])
@@ -97,7 +103,7 @@ def _config(run: Artifact, again: Path) -> DictConfig:
 
 
 def _replace_group(config: DictConfig, name: str, value: Any) -> None:
-    """Replace a whole group; settings keep their dataclass type."""
+    """Replace a config group; typed settings keep their dataclass type."""
     if OmegaConf.is_config(config[name]) and OmegaConf.get_type(config[name]) is not dict:
         value = OmegaConf.merge(config[name], value)
     config[name] = value
@@ -107,19 +113,20 @@ def first_difference(one: Path, other: Path) -> str | None:
     """Compare two runs: weights, rows of metrics.csv, embeddings, index, metrics.
 
     Returns:
-        None if they are equal, otherwise the artifact, what differs in it, and by how much.
+        None if they are equal, otherwise the first difference: the artifact, the part of it that
+        differs, and the size of the difference.
     """
     return (
-        _weights(one / "model.pt", other / "model.pt")
-        or _rows(one / "metrics.csv", other / "metrics.csv")
-        or _embeddings(one / "gallery", other / "gallery")
-        or _bytes(one, other, "index/faiss_index.bin")
-        or _bytes(one, other, "index/faiss_label.json")
-        or _metrics(one / "evaluation/metrics.json", other / "evaluation/metrics.json")
+        _compare_weights(one / "model.pt", other / "model.pt")
+        or _compare_csv(one / "metrics.csv", other / "metrics.csv")
+        or _compare_embeddings(one / "gallery", other / "gallery")
+        or _compare_files(one, other, "index/faiss_index.bin")
+        or _compare_files(one, other, "index/faiss_label.json")
+        or _compare_metrics(one / "evaluation/metrics.json", other / "evaluation/metrics.json")
     )
 
 
-def _weights(one: Path, other: Path) -> str | None:
+def _compare_weights(one: Path, other: Path) -> str | None:
     import torch
 
     if sha256_file(one) == sha256_file(other):
@@ -133,12 +140,12 @@ def _weights(one: Path, other: Path) -> str | None:
             return f"model.pt, tensor {name}: shapes differ"
     for name, tensor in first.items():
         if not torch.equal(tensor, second[name]):
-            most = float((tensor.double() - second[name].double()).abs().max())
-            return f"model.pt, tensor {name}: max |difference| {most:.3g}"
+            largest = float((tensor.double() - second[name].double()).abs().max())
+            return f"model.pt, tensor {name}: max |difference| {largest:.3g}"
     return "model.pt: equal weights, different files"
 
 
-def _rows(one: Path, other: Path) -> str | None:
+def _compare_csv(one: Path, other: Path) -> str | None:
     if not one.is_file():
         return None
     tables = []
@@ -153,35 +160,35 @@ def _rows(one: Path, other: Path) -> str | None:
     return None
 
 
-def _embeddings(one: Path, other: Path) -> str | None:
+def _compare_embeddings(one: Path, other: Path) -> str | None:
     for file in sorted(one.glob("*.npy")) if one.is_dir() else []:
         first, second = np.load(file), np.load(other / file.name)
         if not np.array_equal(first, second):
-            most = np.abs(first - second).max() if first.shape == second.shape else np.inf
-            return f"gallery, {file.name}: max |difference| {most:.3g}"
+            largest = np.abs(first - second).max() if first.shape == second.shape else np.inf
+            return f"gallery, {file.name}: max |difference| {largest:.3g}"
     return None
 
 
-def _bytes(one: Path, other: Path, name: str) -> str | None:
+def _compare_files(one: Path, other: Path, name: str) -> str | None:
     if not (one / name).is_file():
         return None
     equal = sha256_file(one / name) == sha256_file(other / name)
     return (
         None
-        if equal or _same_but_model(one / name, other / name)
+        if equal or _differ_only_in_model_hash(one / name, other / name)
         else f"{name}: different contents"
     )
 
 
-def _same_but_model(one: Path, other: Path) -> bool:
-    """Return whether two label files differ only in the hash of the model file."""
+def _differ_only_in_model_hash(one: Path, other: Path) -> bool:
+    """Return whether two files are label files that differ only in the hash of model.pt."""
     if one.suffix != ".json":
         return False
     first, second = (json.loads(path.read_bytes()) for path in (one, other))
     return {**first, "model_sha256": None} == {**second, "model_sha256": None}
 
 
-def _metrics(one: Path, other: Path) -> str | None:
+def _compare_metrics(one: Path, other: Path) -> str | None:
     if not one.is_file():
         return None
     first, second = (json.loads(path.read_bytes()) for path in (one, other))

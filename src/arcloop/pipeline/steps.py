@@ -1,7 +1,7 @@
-"""The table of steps, and `run_step`, which runs any of them.
+"""The steps of the pipeline, and the functions that run them.
 
-The command line, the pods of a Kubeflow pipeline and the tests call the same functions. Heavy
-packages are imported inside the step that needs them.
+The command line, the pods of a Kubeflow pipeline and the tests call the same functions. Packages
+that are slow to import are imported in the functions of the steps that need them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Step:
 
     Attributes:
         name: Name of the step, which is also its verb.
-        reads: Config groups and settings that its result depends on.
-        inputs: Roles of the artifacts that it takes.
-        output: Kind of the artifact that it makes.
+        reads: Config groups and settings that the result depends on.
+        inputs: Roles of the input artifacts.
+        output: Kind of the output artifact.
     """
 
     name: str
@@ -63,12 +63,12 @@ STEPS: Mapping[str, Step] = {
 }  # fmt: skip
 
 EXPORT = Step("export", ("export",), ("run",), "export")
-"""Not in `STEPS`: `train` exports at its end, so a pipeline needs no separate task for it."""
+"""Not in `STEPS`, because `train` exports after training, so a pipeline needs no extra task."""
 
 ALL_STEPS: Mapping[str, Step] = {**STEPS, "export": EXPORT}
 
 AFTER_TRAINING = tuple(name for name, step in STEPS.items() if "run" in step.inputs)
-"""Steps that start from a trained model; the callbacks of `train` run the same functions."""
+"""Steps that take a trained model; the callbacks of `train` call the same functions."""
 
 
 def run_step(
@@ -86,11 +86,11 @@ def run_step(
         The artifact that the step made.
 
     Raises:
-        ConfigError: An override is wrong.
+        ConfigError: An override is invalid.
         DataError, ArtifactError, ResourceError: The step failed.
     """
     config = compose_config([*overrides, *([f"run_dir={output}"] if name == "train" else [])])
-    return apply(name, config, inputs, output, overrides, alone=True)
+    return apply(name, config, inputs, output, overrides, pipeline_task=True)
 
 
 def apply(
@@ -101,7 +101,7 @@ def apply(
     overrides: Sequence[str] = (),
     *,
     reuse: bool = False,
-    alone: bool = False,
+    pipeline_task: bool = False,
 ) -> Artifact:
     """Run one step with a composed and checked config.
 
@@ -113,15 +113,15 @@ def apply(
         overrides: Overrides that the config was composed from; a run records them.
         reuse: Return the artifact at `output` if it was made from the same inputs with the same
             settings. `prepare` and `train` always do this.
-        alone: Record only the groups that the step reads. A task of a pipeline does not know the
-            overrides of the other tasks.
+        pipeline_task: The step is a task of a pipeline, which does not have the overrides of the
+            other tasks: record only the config groups that the step reads.
     """
     assert set(ALL_STEPS[name].inputs) <= inputs.keys()
     functions: Mapping[str, Callable[[_Call], Artifact]] = {
         "prepare": _prepare, "validate": _validate, "train": _train,
         "embed": _embed, "index": _index, "evaluate": _evaluate, "export": _export,
     }  # fmt: skip
-    return functions[name](_Call(config, inputs, output, overrides, reuse, alone))
+    return functions[name](_Call(config, inputs, output, overrides, reuse, pipeline_task))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Call:
     output: Path
     overrides: Sequence[str]
     reuse: bool
-    alone: bool
+    pipeline_task: bool
 
     def build(self, name: str) -> Any:
         return build(self.config, name)
@@ -141,8 +141,8 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
     """Build every object that the steps will need, so that wrong values fail before work starts.
 
     Raises:
-        ConfigError: A constructor refuses its values, there is nothing to export, or training asks
-            for more processes than are possible.
+        ConfigError: A constructor rejects its values, there is nothing to export, or training
+            requires more processes than are possible.
     """
     for name in names:
         if name == "train":
@@ -176,19 +176,26 @@ def _train(call: _Call) -> Artifact:
         datamodule = _training_setup(call.config).make_datamodule(store)
         datamodule.make_batches(processes * call.config.trainer.num_nodes)
         return launch_training(
-            processes, call.config, store, call.output, call.overrides, alone=call.alone
+            processes,
+            call.config,
+            store,
+            call.output,
+            call.overrides,
+            pipeline_task=call.pipeline_task,
         )
-    return train_here(call.config, store, call.output, call.overrides, alone=call.alone)
+    return train_here(
+        call.config, store, call.output, call.overrides, pipeline_task=call.pipeline_task
+    )
 
 
 def train_here(
-    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, alone: bool
+    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, pipeline_task: bool
 ) -> Artifact:
     """Train in this process: a single process, or one of several that a launcher started."""
     from arcloop.training import train
 
     recorded = to_plain(config)
-    if alone:
+    if pipeline_task:
         others = {node for step in STEPS.values() for node in step.reads}
         others -= set(STEPS["train"].reads)
         recorded = {key: value for key, value in recorded.items() if key not in others}
@@ -257,7 +264,7 @@ def _export(call: _Call) -> Artifact:
     from arcloop.export import export_run
 
     run = call.inputs["run"]
-    # The network of the run as recorded; conf/ may have changed since.
+    # Use the recorded network of the run; conf/ may have changed since.
     recorded = artifacts.read(run, "run").config
     return export_run(
         run,
@@ -279,7 +286,7 @@ def build(config: DictConfig, name: str) -> Any:
     """Build the object of a config group: a `_target_` node, or typed settings.
 
     Raises:
-        ConfigError: The constructor refuses the values.
+        ConfigError: The constructor rejects the values.
     """
     node = config[name]
     return {} if node is None else build_node(node)
@@ -289,7 +296,7 @@ def build_node(node: Any) -> Any:
     """Build the object that a node of a config or a manifest describes.
 
     Raises:
-        ConfigError: The constructor refuses the values.
+        ConfigError: The constructor rejects the values.
     """
     from hydra.utils import instantiate
 

@@ -24,7 +24,7 @@ def main() -> int:
 
     def work() -> int:
         store, run_dir = Path(job["store"]), Path(job["run_dir"])
-        train_here(config, store, run_dir, job["overrides"], alone=job["alone"])
+        train_here(config, store, run_dir, job["overrides"], pipeline_task=job["pipeline_task"])
         leave_process_group()
         return 0
 

@@ -1,4 +1,4 @@
-"""Folders of sweeps as jobs leave them, written by what jobs write them with, without training."""
+"""Folders of sweeps, written with the functions that jobs use, but without training."""
 
 import pytest
 
@@ -32,8 +32,8 @@ class SweepFolder:
             with write_artifact(folder / "evaluation", "evaluation", config={}) as writer:
                 write_json(writer.path / "metrics.json", metrics)
         swept = {key: str(value) for key, value in values.items()}
-        told = None if failure is None else Failure(failure, retry=False, exit_code=1)
-        JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, told).write(folder)
+        recorded = None if failure is None else Failure(failure, retry=False, exit_code=1)
+        JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, recorded).write(folder)
         return folder
 
 

@@ -33,7 +33,7 @@ def rows(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_every_file_is_written_and_all_say_the_same(sweep, capsys):
+def test_every_file_is_written_with_the_same_values(sweep, capsys):
     grid(sweep)
     sweep.job({"head.margin": 0.4, "head.scale": 32, "seed": 2}, None, failure="it <broke>\nmore")
     assert main(["leaderboard", str(sweep.path)]) == 0
@@ -65,7 +65,7 @@ def test_every_file_is_written_and_all_say_the_same(sweep, capsys):
 
 
 class Tags(HTMLParser):
-    """Refuses tags that are closed in another order than they were opened."""
+    """Requires that tags are closed in the reverse order of their opening."""
 
     EMPTY = {"meta", "img", "br", "link", "input"}
 
@@ -95,7 +95,7 @@ def drawn(sweep):
     return set(draw(board.keys, board.settings, Objective(board.monitor, higher_is_better=True)))
 
 
-def test_plots_that_make_sense_and_no_others(sweep):
+def test_only_applicable_figures_are_drawn(sweep):
     sweep.job({"head.margin": 0.2}, 0.8)
     assert drawn(sweep) == set()
     sweep.job({"head.margin": 0.3}, 0.9)
@@ -108,14 +108,14 @@ def test_plots_that_make_sense_and_no_others(sweep):
     assert "parallel" in drawn(sweep)
 
 
-def test_points_that_form_no_grid(sweep):
+def test_heat_map_of_points_that_are_not_a_grid(sweep):
     for number in range(8):
         values = {"head.margin": 0.1 + number / 20, "head.scale": 2 ** (number % 5 + 2) + number}
         sweep.job(values, 0.9 - number / 100)
     assert drawn(sweep) == {"settings", "heat_map", "parallel"}
 
 
-def test_a_plot_of_an_earlier_leaderboard_does_not_stay(sweep):
+def test_an_outdated_figure_is_removed(sweep):
     stale = sweep.path / "leaderboard-heat_map.png"
     stale.touch()
     sweep.job({"head.margin": 0.2}, 0.8)
@@ -151,7 +151,7 @@ def test_markdown_has_a_command_for_every_row(sweep, capsys, tmp_path):
     ) in lines
 
 
-def test_the_command_of_a_setting_leaves_out_how_the_sweep_ran(sweep):
+def test_rerun_command_omits_launcher_and_sweep_overrides(sweep):
     values = {"head.margin": 0.2, "launcher.jobs": 4, "sweep": "optuna"}
     sweep.job(values, 0.8)
     board = Board.of(sweep.path)
@@ -181,7 +181,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_bad_input_is_one_clear_message(sweep, monkeypatch, tmp_path, capsys, case):
+def test_invalid_input_is_one_message(sweep, monkeypatch, tmp_path, capsys, case):
     monkeypatch.chdir(tmp_path)
     damage, message = WRONG[case]
     damage(sweep)
@@ -193,7 +193,7 @@ def test_bad_input_is_one_clear_message(sweep, monkeypatch, tmp_path, capsys, ca
     assert not list(tmp_path.rglob("leaderboard*"))
 
 
-def test_it_imports_nothing_heavy(sweep):
+def test_leaderboard_does_not_import_torch(sweep):
     grid(sweep, scales=(32,), seeds=(0,))
     code = (
         "import sys; from arcloop.cli.main import main;"
@@ -203,11 +203,11 @@ def test_it_imports_nothing_heavy(sweep):
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_failure_of_a_run_that_is_there_counts_as_one(sweep):
-    """`run -m` trained it, and could not evaluate it."""
+def test_a_trained_run_with_a_failed_job_is_a_failure(sweep):
+    """`run -m` trained the run but failed to evaluate it."""
     folder = sweep.job({"seed": 0}, 0.9)
-    told = json.loads((folder / "job.json").read_text())
-    told["failure"] = {"what": "disk full", "retry": True, "exit_code": 1}
-    (folder / "job.json").write_text(json.dumps(told))
+    recorded = json.loads((folder / "job.json").read_text())
+    recorded["failure"] = {"what": "disk full", "retry": True, "exit_code": 1}
+    (folder / "job.json").write_text(json.dumps(recorded))
     (job,) = Board.of(sweep.path).jobs
     assert (job.objective, job.failure) == (0.9, "disk full")

@@ -34,7 +34,7 @@ def test_one_value_has_no_interval():
     assert str(Estimate.of([0.5])) == "0.5000"
 
 
-def test_seeds_of_a_setting_are_one_and_the_best_is_first(sweep):
+def test_jobs_are_grouped_over_seeds_and_the_best_setting_is_first(sweep):
     for seed, score in enumerate([0.90, 0.92, 0.94]):
         sweep.job({"head.margin": 0.3, "seed": seed}, score, {"top1": score - 0.1, "eer": 0.1})
         sweep.job({"head.margin": 0.5, "seed": seed}, score + 0.01, {"top1": score - 0.2})
@@ -52,15 +52,15 @@ def test_seeds_of_a_setting_are_one_and_the_best_is_first(sweep):
     assert last.metrics == {}
 
 
-def test_less_is_better_where_the_runs_say_so(sweep):
+def test_monitor_mode_min_ranks_the_smallest_first(sweep):
     for margin, loss in ((0.3, 0.5), (0.5, 0.2)):
         sweep.job({"head.margin": margin}, loss, mode="min")
     _, settings = group_by_setting(read_jobs(sweep.path))
     assert settings[0].values["head.margin"] == "0.5"
 
 
-def test_what_one_sweep_left_alone_is_taken_from_its_config(sweep):
-    """A first sweep over the scale at the default margin, then one over the margin."""
+def test_keys_without_override_are_read_from_the_config(sweep):
+    """One sweep varies the scale with the default margin, a second one sets the margin."""
     for scale, score in ((16, 0.8), (32, 0.9)):
         sweep.job({"head.scale": scale}, score)
     sweep.job({"head.scale": 32, "head.margin": 0.5}, 0.95)
@@ -71,7 +71,7 @@ def test_what_one_sweep_left_alone_is_taken_from_its_config(sweep):
     }  # fmt: skip
 
 
-def test_how_a_sweep_ran_is_no_setting(sweep):
+def test_launcher_and_sweep_overrides_are_not_varied_keys(sweep):
     sweep.job({"head.margin": 0.3, "launcher.jobs": 2}, 0.9)
     sweep.job({"head.margin": 0.5, "launcher.jobs": 3, "sweep.trials": 9}, 0.9)
     keys, _ = group_by_setting(read_jobs(sweep.path))

@@ -1,4 +1,4 @@
-"""GPUs are handed out one to a process; a stand-in tells which there are, since there are none."""
+"""Reservation of one GPU per process, tested with a fake nvidia-smi."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ esac
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Make a machine with three GPUs; call it with what is said of who computes on them."""
+    """Return a function that fakes three GPUs; its argument prints the processes that use them."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
@@ -32,37 +32,37 @@ def machine(tmp_path, monkeypatch):
     return make
 
 
-def test_those_are_free_that_nobody_computes_on(machine):
+def test_gpus_without_processes_are_free(machine):
     machine("printf 'GPU-b, 4711\\n'")
     assert free_gpus() == ["GPU-a", "GPU-c"]
 
 
-def test_those_are_free_that_this_process_may_see(machine, monkeypatch):
+def test_only_visible_gpus_are_free(machine, monkeypatch):
     machine()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-c")
     assert free_gpus() == ["GPU-b", "GPU-c"]
 
 
-def test_none_is_free(machine):
+def test_no_free_gpu_is_an_error(machine):
     machine("printf 'GPU-a, 1\\nGPU-b, 2\\nGPU-c, 3\\n'")
     with pytest.raises(ConfigError, match="all 3 GPUs are in use"):
         free_gpus()
 
 
-def test_no_gpu_at_all(machine, monkeypatch, tmp_path):
+def test_machine_without_gpu_is_an_error(machine, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
         free_gpus()
 
 
-def test_a_sweep_has_as_many_jobs_at_once_as_gpus_are_free(machine):
+def test_number_of_parallel_jobs_is_the_number_of_free_gpus(machine):
     machine("printf 'GPU-b, 4711\\n'")
     planned = plan("train", ["data=synthetic", "launcher=gpus", "seed=1,2,3,4"])
     assert planned.gpus == ("GPU-a", "GPU-c")
     assert planned.extra == ("launcher.jobs=2",)
 
 
-def test_each_process_sees_a_gpu_of_its_own(machine):
+def test_each_process_reserves_another_gpu(machine):
     machine()
     code = (
         "import os, sys; from arcloop.pipeline.sweeps.gpus import reserve_gpu\n"
@@ -79,5 +79,5 @@ def test_each_process_sees_a_gpu_of_its_own(machine):
         processes.append((process, process.stdout.readline().strip()))
     for process, _ in processes:
         process.communicate()
-    assert [said for _, said in processes[:2]] == ["GPU-a", "GPU-b"]
+    assert [output for _, output in processes[:2]] == ["GPU-a", "GPU-b"]
     assert "other jobs use all 2 GPUs" in processes[2][1]

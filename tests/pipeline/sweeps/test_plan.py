@@ -1,4 +1,4 @@
-"""What is wrong with a sweep is told before its first job, in one message."""
+"""Errors in a sweep are reported before its first job, in one message."""
 
 import pytest
 
@@ -10,22 +10,22 @@ WRONG = {
     "nothing to sweep": ([], ["no key has several values", "head.margin=0.2,0.3"]),
     "a misspelt key": (["head.margn=0.2,0.3"], ["no key head.margn", "did you mean head.margin"]),
     "a misspelt choice": (["head=arcface,arcfac"], ["no head=arcfac", "did you mean arcface"]),
-    "all that is wrong at once": (
+    "several errors": (
         ["head.margin=0.2,7", "loader.batch_size=10,0"], ["head.margin=7", "loader.batch_size=0"]),
     "an interval without a search": (
         ["head.margin=interval(0.2,0.3)"], ["head.margin is an interval", "sweep=optuna"]),
     "the end of an interval": (
         ["sweep=random", "head.margin=interval(0.2,9.0)"], ["head.margin=9.0 must be less than"]),
-    "one folder for all": (["run_dir=x", "head.margin=0.2,0.3"], ["run_dir=x", "hydra.sweep.dir"]),
+    "one folder": (["run_dir=x", "head.margin=0.2,0.3"], ["run_dir=x", "hydra.sweep.dir"]),
     "no Slurm": (["launcher=slurm", "seed=1,2"], ["launcher=slurm needs Slurm", "launcher=joblib"]),
     "no trials": (["sweep=optuna", "sweep.trials=0", "seed=1,2"], ["sweep.trials=0 must be"]),
-    "no such search": (["sweep=optun", "seed=1,2"], ["no sweep=optun", "did you mean optuna"]),
-    "unreadable": (["head.margin=interval(0.2"], ["cannot read the override"]),
+    "a misspelt search": (["sweep=optun", "seed=1,2"], ["no sweep=optun", "did you mean optuna"]),
+    "a syntax error": (["head.margin=interval(0.2"], ["cannot read the override"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_sweep_is_one_clear_error_and_starts_nothing(in_tmp, capsys, case):
+def test_an_invalid_sweep_is_one_error_and_starts_no_job(in_tmp, capsys, case):
     arguments, messages = WRONG[case]
     assert main(["train", "-m", "data=synthetic", *arguments]) == 2
     error = capsys.readouterr().err
@@ -49,7 +49,7 @@ def test_several_values_without_m_are_explained(in_tmp, capsys):
     assert "-m runs one job for each" in error
 
 
-def test_what_a_sweep_varies_and_where_it_writes():
+def test_plan_has_the_swept_keys_and_the_folder():
     planned = plan(
         "train",
         ["name=mine", "head=glob(arc*)", "+trainer.max_time=null,1", "seed=range(3)", "force=true"],

@@ -1,4 +1,4 @@
-"""A search proposes so many trials and no more, however often it is killed on the way."""
+"""Search with Optuna: proposals, retries, and continuing after a kill."""
 
 import math
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from arcloop.errors import ConfigError
-from arcloop.pipeline.sweeps.job import Failed
+from arcloop.pipeline.sweeps.job import FailedObjective
 from arcloop.pipeline.sweeps.record import Failure
 from arcloop.pipeline.sweeps.search import STORAGE, Search
 
@@ -21,20 +21,20 @@ class Killed(BaseException):
 
 
 class Jobs:
-    """Runs jobs by a formula; the values tried are kept."""
+    """A launcher whose jobs compute a formula; records the overrides of each job."""
 
     def __init__(self, kill_at=None, result=None):
-        self.tried, self.kill_at, self.result = [], kill_at, result
+        self.proposed, self.kill_at, self.result = [], kill_at, result
 
     def __call__(self, batch, initial_job_idx):
         returned = []
         for job in batch:
-            if len(self.tried) == self.kill_at:
+            if len(self.proposed) == self.kill_at:
                 raise Killed
-            self.tried.append(job)
+            self.proposed.append(job)
             values = dict(override.split("=") for override in job)
             score = -((float(values["head.margin"]) - 0.4) ** 2)
-            value = score if self.result is None else self.result(len(self.tried), score)
+            value = score if self.result is None else self.result(len(self.proposed), score)
             returned.append(SimpleNamespace(return_value=value))
         return returned
 
@@ -43,7 +43,7 @@ def search(folder, jobs, trials=6, space=SPACE, sampler=TPESampler, at_once=1, d
     Search(sampler, trials=trials, seed=0, direction=direction, at_once=at_once).run(
         space, str(folder), jobs
     )
-    return jobs.tried
+    return jobs.proposed
 
 
 def study(folder):
@@ -54,7 +54,7 @@ def startup(seed):
     return TPESampler(seed=seed, n_startup_trials=3)
 
 
-def test_values_are_within_what_was_given(tmp_path):
+def test_values_are_in_the_given_space(tmp_path):
     for job in search(tmp_path, Jobs(), sampler=RandomSampler, trials=10):
         values = dict(override.split("=") for override in job)
         assert list(values) == ["name", "head.margin", "head.scale", "seed"]
@@ -63,65 +63,69 @@ def test_values_are_within_what_was_given(tmp_path):
         assert int(values["seed"]) in range(1, 10)
 
 
-def test_no_value_is_drawn_twice_and_another_seed_draws_others(tmp_path):
-    tried = search(tmp_path, Jobs(), sampler=RandomSampler)
-    assert len(set(tried)) == 6
+def test_all_proposals_differ(tmp_path):
+    proposed = search(tmp_path, Jobs(), sampler=RandomSampler)
+    assert len(set(proposed)) == 6
 
 
 @pytest.mark.parametrize("kill_at", [0, 4])
-def test_a_search_that_was_killed_goes_on_as_if_it_never_was(tmp_path, kill_at):
+def test_continuing_after_a_kill_does_not_change_the_proposals(tmp_path, kill_at):
     whole = search(tmp_path / "whole", Jobs(), sampler=startup)
     killed = Jobs(kill_at)
     with pytest.raises(Killed):
         search(tmp_path / "killed", killed, sampler=startup)
     rest = search(tmp_path / "killed", Jobs(), sampler=startup)
-    assert killed.tried + rest == whole
+    assert killed.proposed + rest == whole
     assert [t.state for t in study(tmp_path / "killed").trials] == [TrialState.COMPLETE] * 6
 
 
-def test_jobs_under_way_together_are_all_begun_again(tmp_path):
-    """The launcher had not returned, so nothing is known of them."""
+def test_all_jobs_of_an_interrupted_batch_run_again(tmp_path):
+    """The launcher did not return, so their results are unknown."""
     with pytest.raises(Killed):
         search(tmp_path, killed := Jobs(3), at_once=2)
     rest = search(tmp_path, Jobs(), at_once=2)
-    assert rest[0] == killed.tried[2]
+    assert rest[0] == killed.proposed[2]
     assert len(rest) == 4
 
 
-def test_more_trials_go_on_from_those_there_are(tmp_path):
+def test_more_trials_continue_the_study(tmp_path):
     first = search(tmp_path, Jobs(), trials=3)
     assert search(tmp_path, Jobs(), trials=3) == []
     assert not set(search(tmp_path, Jobs(), trials=5)) & set(first)
     assert len(study(tmp_path).trials) == 5
 
 
-def test_what_the_machine_did_is_tried_again_what_the_config_did_is_not(tmp_path):
+def test_only_temporary_failures_are_retried(tmp_path):
     def result(number, score):
         if number == 2:
-            return Failed.of(Failure("disk full", retry=True, exit_code=1))
-        return Failed.of(Failure("diverged", retry=False, exit_code=1)) if number == 4 else score
+            return FailedObjective.of(Failure("disk full", retry=True, exit_code=1))
+        return (
+            FailedObjective.of(Failure("diverged", retry=False, exit_code=1))
+            if number == 4
+            else score
+        )
 
-    tried = search(tmp_path, Jobs(result=result), trials=5)
+    proposed = search(tmp_path, Jobs(result=result), trials=5)
     states = [trial.state for trial in study(tmp_path).trials]
     assert states.count(TrialState.RUNNING) == states.count(TrialState.FAIL) == 1
-    assert search(tmp_path, Jobs(), trials=5) == [tried[1]]
+    assert search(tmp_path, Jobs(), trials=5) == [proposed[1]]
     assert study(tmp_path).trials[3].state == TrialState.FAIL
 
 
-def test_less_is_better_where_the_monitor_says_so(tmp_path):
+def test_direction_min_minimizes_the_objective(tmp_path):
     search(tmp_path, Jobs(), direction="min", trials=3)
     best = study(tmp_path)
     assert best.best_value == min(trial.value for trial in best.trials)
 
 
-def test_other_values_need_another_folder(tmp_path):
+def test_another_space_in_the_same_folder_is_an_error(tmp_path):
     search(tmp_path, Jobs(), trials=1)
     with pytest.raises(ConfigError, match="over a different space"):
         search(tmp_path, Jobs(), space=["head.margin=interval(0.2,0.7)"])
 
 
-def test_an_interval_over_magnitudes_is_drawn_by_magnitude(tmp_path):
+def test_a_log_interval_is_sampled_on_a_log_scale(tmp_path):
     space = ["head.margin=0.1", "optimizer.lr=tag(log,interval(1e-6,1.0))"]
-    tried = search(tmp_path, Jobs(), space=space, sampler=RandomSampler, trials=10)
-    exponents = [math.log10(float(job[1].partition("=")[2])) for job in tried]
+    proposed = search(tmp_path, Jobs(), space=space, sampler=RandomSampler, trials=10)
+    exponents = [math.log10(float(job[1].partition("=")[2])) for job in proposed]
     assert sum(exponent < -3 for exponent in exponents) > 2

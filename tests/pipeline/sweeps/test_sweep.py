@@ -1,4 +1,4 @@
-"""Sweeps as a user types them: killed and continued, in several processes, with jobs that fail."""
+"""Sweeps from the command line: killed and continued, in several processes, with failing jobs."""
 
 import json
 import os
@@ -33,13 +33,13 @@ def finished():
     return sorted(path.parent for path in SWEEP.glob("*/manifest.json"))
 
 
-def under_way():
-    begun = {path.parents[1] for path in SWEEP.glob("*/checkpoints/last.ckpt")}
-    return sorted(begun - set(finished()))
+def started():
+    folders = {path.parents[1] for path in SWEEP.glob("*/checkpoints/last.ckpt")}
+    return sorted(folders - set(finished()))
 
 
 def states(folder):
-    """What is written of a run, and when it was."""
+    """Return path -> modification time of the files of runs."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.name in ("model.pt", "metrics.csv"))
     return {path: path.stat().st_mtime_ns for path in files}
 
@@ -52,19 +52,19 @@ def states(folder):
     ],
     ids=["grid", "optuna"],
 )
-def test_a_sweep_killed_in_the_middle_goes_on_and_repeats_nothing(in_tmp, capsys, chosen):
+def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys, chosen):
     arguments = ["train", "-m", *QUICK, "trainer.max_epochs=15", *chosen]
     process = subprocess.Popen(
         [sys.executable, "-m", "arcloop", *arguments], stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: finished() and under_way(), process)
+    wait_for(lambda: finished() and started(), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (first,), (second,) = finished(), under_way()
+    (first,), (second,) = finished(), started()
     before = states(first)
     assert main(arguments) == 0
-    said = capsys.readouterr().err
-    assert f"resuming from {second}/checkpoints/last.ckpt" in said
+    output = capsys.readouterr().err
+    assert f"resuming from {second}/checkpoints/last.ckpt" in output
     assert states(first) == before
     assert finished() == sorted([first, second])
     for folder in finished():
@@ -79,32 +79,32 @@ def test_a_sweep_killed_in_the_middle_goes_on_and_repeats_nothing(in_tmp, capsys
         assert "job 0" not in capsys.readouterr().err
 
 
-def test_jobs_in_other_processes_and_one_that_fails(in_tmp, capfd):
+def test_a_failed_job_in_another_process_is_recorded_and_not_repeated(in_tmp, capfd):
     arguments = ["train", "-m", *QUICK, "launcher=joblib", "optimizer.lr=0.1,1e30"]
     assert main(arguments) == 1
-    said = capfd.readouterr().err
-    assert "1 of 2 jobs failed; the first error: training diverged" in said
-    assert "Traceback" not in said
+    output = capfd.readouterr().err
+    assert "1 of 2 jobs failed; the first error: training diverged" in output
+    assert "Traceback" not in output
     assert [folder.name for folder in finished()] == ["optimizer.lr=0.1"]
-    told = json.loads((SWEEP / "optimizer.lr=1e+30/job.json").read_text())
-    assert "training diverged" in told["failure"]["what"]
-    assert told["failure"]["retry"] is False
-    assert told["swept"] == {"optimizer.lr": "1e+30"}
-    assert len(told["config_sha256"]) == 64
-    assert told["ended"] >= told["started"]
+    recorded = json.loads((SWEEP / "optimizer.lr=1e+30/job.json").read_text())
+    assert "training diverged" in recorded["failure"]["what"]
+    assert recorded["failure"]["retry"] is False
+    assert recorded["swept"] == {"optimizer.lr": "1e+30"}
+    assert len(recorded["config_sha256"]) == 64
+    assert recorded["ended"] >= recorded["started"]
     assert not list(SWEEP.glob(".outcomes/*"))
 
     serial = [argument for argument in arguments if not argument.startswith("launcher")]
     assert main(serial) == 1
-    said = capfd.readouterr().err
-    assert "skipped: it failed before" in said
-    assert "epoch 1/2" not in said
+    output = capfd.readouterr().err
+    assert "skipped: it failed before" in output
+    assert "epoch 1/2" not in output
     assert main([*serial, "overwrite=true"]) == 1
     assert "epoch 1/2" in capfd.readouterr().err
 
 
-def test_what_the_machine_kept_from_ending_is_tried_again(in_tmp, capsys):
-    Path("blocked").touch()  # a file, where the second job's store would go
+def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):
+    Path("blocked").touch()  # a file at the path of the second job's folder of stores
     arguments = ["train", "-m", *QUICK, "stores_dir=stores,blocked/stores"]
     assert main(arguments) == 1
     assert "the same command runs 1 of them again" in capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_what_the_machine_kept_from_ending_is_tried_again(in_tmp, capsys):
     assert states(first) == before
 
 
-def test_the_result_of_another_config_keeps_its_record(in_tmp, capsys):
+def test_a_finished_job_of_another_config_keeps_its_record(in_tmp, capsys):
     sweep = ["train", "-m", *QUICK, "seed=choice(0)"]
     assert main([*sweep, "trainer.max_epochs=1"]) == 0
     before = record.read(SWEEP / "seed=0")
@@ -129,15 +129,15 @@ def test_the_result_of_another_config_keeps_its_record(in_tmp, capsys):
     assert record.read(SWEEP / "seed=0").config_sha256 != before.config_sha256
 
 
-def test_a_gate_that_does_not_pass_in_any_job(work):
+def test_exit_code_if_the_gate_of_one_job_does_not_pass(work):
     assert main(["evaluate", "-m", "run_dir=runs/synthetic", "evaluate.gate.max_eer=0.01,1"]) == 3
     assert not (work / "runs/synthetic/job.json").exists()
 
 
-def test_a_process_of_a_sweep_ends_with_the_command_that_started_it():
+def test_a_process_of_a_sweep_ends_when_its_command_is_killed():
     child = (
-        "import os, time; from arcloop.pipeline.sweeps.job import _exit_with;"
-        "_exit_with(os.getppid());"
+        "import os, time; from arcloop.pipeline.sweeps.job import _exit_when_parent_ends;"
+        "_exit_when_parent_ends(os.getppid());"
         "print(os.getpid(), flush=True); time.sleep(600)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -157,7 +157,7 @@ def test_a_process_of_a_sweep_ends_with_the_command_that_started_it():
 
 
 def test_make_results_writes_a_table_with_a_command_for_each_row(in_tmp):
-    """The target's own commands, on tiny data."""
+    """Runs the commands of `make results` on tiny data."""
     root = Path(__file__).parents[3]
     given = {"HEADS": "arcface,arcface_sharded", "SEEDS": "0,1", "RESULTS": " ".join(SMALL),
              "RESULTS_PAGE": "page.md"}  # fmt: skip

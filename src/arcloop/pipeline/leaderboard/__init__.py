@@ -1,1 +1,1 @@
-"""`arcloop leaderboard`: what the jobs of a sweep came to. Nothing here imports torch."""
+"""`arcloop leaderboard`: the results of a sweep. No module of this package imports torch."""

@@ -17,16 +17,17 @@ from arcloop.pipeline.sweeps import record
 SEED = "seed"
 SWEEP_KEYS = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
 """Prefixes of overrides that configure the sweep itself and not what it compares."""
-_BEGUN = ".begun.json"
+_STARTED = ".begun.json"
+"""Equal to `arcloop.training.resume.STARTED`, which cannot be imported without torch."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One job of a sweep.
+class JobResult:
+    """The result of one job of a sweep.
 
     Attributes:
-        folder: Its run directory.
-        given: Its overrides.
+        folder: Run directory of the job.
+        given: Overrides of the job.
         swept: Keys that the sweep varies; they name the folder.
         config: The resolved config; empty if the job produced no run.
         objective: Best value of the monitored metric on val, or None.
@@ -65,7 +66,7 @@ class Job:
         return None if node is None or isinstance(node, Mapping | list) else str(node)
 
 
-def read_jobs(sweep: Path) -> list[Job]:
+def read_jobs(sweep: Path) -> list[JobResult]:
     """Read every job in the folder of a sweep.
 
     Raises:
@@ -94,7 +95,7 @@ def read_jobs(sweep: Path) -> list[Job]:
     return jobs
 
 
-def _read_job(folder: Path) -> Job | None:
+def _read_job(folder: Path) -> JobResult | None:
     recorded = record.read(folder)
     swept = tuple(recorded.swept) if recorded else ()
     if _is_run(folder):
@@ -102,11 +103,11 @@ def _read_job(folder: Path) -> Job | None:
         return _finished_job(folder, artifacts.read(folder, "run"), swept, failure)
     if recorded is not None:
         failure = recorded.failure.what if recorded.failure else "the run was removed"
-        return Job(folder, recorded.overrides, swept, {}, None, {}, failure, {})
-    if (folder / _BEGUN).is_file():
+        return JobResult(folder, recorded.overrides, swept, {}, None, {}, failure, {})
+    if (folder / _STARTED).is_file():
         given = [part for part in folder.name.split(",") if "=" in part]
         failure = "interrupted: run the same command again to continue it"
-        return Job(folder, given, (), {}, None, {}, failure, {})
+        return JobResult(folder, given, (), {}, None, {}, failure, {})
     return None
 
 
@@ -116,10 +117,12 @@ def _is_run(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError):
-        return artifacts.read(folder, "run").kind == "run"  # raises an error that explains it
+        return artifacts.read(folder, "run").kind == "run"  # raises an error with the reason
 
 
-def _finished_job(folder: Path, run: Artifact, swept: tuple[str, ...], failure: str | None) -> Job:
+def _finished_job(
+    folder: Path, run: Artifact, swept: tuple[str, ...], failure: str | None
+) -> JobResult:
     evaluation, metrics = folder / "evaluation", {}
     if artifacts.exists(evaluation):
         try:
@@ -132,10 +135,10 @@ def _finished_job(folder: Path, run: Artifact, swept: tuple[str, ...], failure: 
             ) from None
     code = json.loads((folder / MANIFEST).read_bytes())["code"]
     given, objective = run.info["overrides"], run.info["objective"]
-    return Job(folder, given, swept, run.config, objective, metrics, failure, code)
+    return JobResult(folder, given, swept, run.config, objective, metrics, failure, code)
 
 
-def varied_keys(jobs: Sequence[Job]) -> list[str]:
+def varied_keys(jobs: Sequence[JobResult]) -> list[str]:
     """Return the keys whose values differ between jobs, in the order of the command line."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
     return [

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def render(board: Board) -> dict[Path, bytes]:
-    """Return the files of a leaderboard; the page comes last because it links the others."""
+    """Return the files of a leaderboard: path -> content; the page is last, it links the others."""
     objective = Objective(board.monitor, higher_is_better=higher_is_better(board.jobs))
     drawn = draw(board.keys, board.settings, objective)
     figures = {name: encode_png(figure) for name, figure in drawn.items()}

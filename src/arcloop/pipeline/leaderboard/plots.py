@@ -85,8 +85,8 @@ def compare_settings(settings: Sequence[Setting], objective: Objective) -> Figur
                 estimate.values, [place + 0.3] * len(estimate.values), "o",
                 color=colour, alpha=0.45, markersize=3.5, markeredgewidth=0,
             )  # fmt: skip
-            _whisker(axis, (estimate.mean, place), xerr=estimate.half_width, colour=colour)
-        _fit(axis, [v for e in estimates if e for v in e.values])
+            _draw_interval(axis, (estimate.mean, place), xerr=estimate.half_width, colour=colour)
+        _limit_x(axis, [v for e in estimates if e for v in e.values])
         axis.set(title=title, ylim=(len(settings) - 0.4, -0.6))
         axis.set_yticks(places, names)
         axis.grid(visible=False, axis="y")
@@ -112,14 +112,14 @@ def curve(key: str, settings: Sequence[Setting], objective: Objective) -> Figure
             [value] * len(estimate.values), estimate.values, "o",
             color=RIGHT, alpha=0.35, markersize=4, markeredgewidth=0,
         )  # fmt: skip
-        _whisker(axis, (value, estimate.mean), yerr=estimate.half_width, colour=RIGHT)
+        _draw_interval(axis, (value, estimate.mean), yerr=estimate.half_width, colour=RIGHT)
     if is_logarithmic(x):
         axis.set_xscale("log")
     axis.set(xlabel=key, ylabel=objective.name)
     return drawn
 
 
-def _whisker(
+def _draw_interval(
     axis: Axes,
     at: tuple[float, float],
     *,
@@ -132,7 +132,7 @@ def _whisker(
     )
 
 
-def _fit(axis: Axes, values: Sequence[float]) -> None:
-    """Fit the axis to means and seeds; intervals over few seeds may be much wider."""
+def _limit_x(axis: Axes, values: Sequence[float]) -> None:
+    """Limit the x axis to the values of the seeds; intervals of few seeds may be much wider."""
     span = (max(values) - min(values)) or 0.01
     axis.set_xlim(min(values) - 0.25 * span, max(values) + 0.25 * span)

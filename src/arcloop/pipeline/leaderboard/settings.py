@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arcloop.pipeline.leaderboard.jobs import SEED, Job, varied_keys
+from arcloop.pipeline.leaderboard.jobs import SEED, JobResult, varied_keys
 
 # Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom.
 _T_95 = (
@@ -61,7 +61,7 @@ class Setting:
     """
 
     values: Mapping[str, str | None]
-    jobs: Sequence[Job]
+    jobs: Sequence[JobResult]
     objective: Estimate | None
     metrics: Mapping[str, Estimate]
 
@@ -77,14 +77,14 @@ class Setting:
         return ", ".join(pairs) or "all"
 
 
-def group_by_setting(jobs: Sequence[Job]) -> tuple[list[str], list[Setting]]:
+def group_by_setting(jobs: Sequence[JobResult]) -> tuple[list[str], list[Setting]]:
     """Group jobs that differ only by their seed.
 
     Returns:
         The varied keys without the seed, and the settings, best objective first.
     """
     keys = [key for key in varied_keys(jobs) if key != SEED]
-    groups: dict[tuple[str | None, ...], list[Job]] = {}
+    groups: dict[tuple[str | None, ...], list[JobResult]] = {}
     for job in jobs:
         groups.setdefault(tuple(job.value(key) for key in keys), []).append(job)
     found = [_aggregate(dict(zip(keys, values, strict=True)), g) for values, g in groups.items()]
@@ -94,12 +94,12 @@ def group_by_setting(jobs: Sequence[Job]) -> tuple[list[str], list[Setting]]:
     )
 
 
-def higher_is_better(jobs: Sequence[Job]) -> bool:
+def higher_is_better(jobs: Sequence[JobResult]) -> bool:
     """Return whether a larger objective is better."""
     return not any(job.config.get("monitor_mode") == "min" for job in jobs)
 
 
-def _aggregate(values: Mapping[str, str | None], jobs: Sequence[Job]) -> Setting:
+def _aggregate(values: Mapping[str, str | None], jobs: Sequence[JobResult]) -> Setting:
     finished = [job for job in jobs if job.failure is None]
     objectives = [job.objective for job in finished if job.objective is not None]
     names = [n for n in (finished[0].metrics if finished else ())
@@ -134,7 +134,7 @@ def short_key(key: str) -> str:
 
 
 def as_number(value: str | None) -> float | None:
-    """Return a value as a finite number, or None if it is not one."""
+    """Return a value as a finite number, or None if it is not a finite number."""
     try:
         number = float(value or "")
     except ValueError:
@@ -143,7 +143,7 @@ def as_number(value: str | None) -> float | None:
 
 
 def t_quantile_95(degrees: int) -> float:
-    """Return t such that 95% of Student's t distribution lies in [-t, t].
+    """Return t such that the interval [-t, t] has 95% of the mass of Student's t distribution.
 
     Args:
         degrees: Degrees of freedom, at least 1. Above 30, the Cornish-Fisher expansion around the

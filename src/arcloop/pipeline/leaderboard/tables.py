@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from arcloop.pipeline.leaderboard.jobs import SEED, SWEEP_KEYS, Job, read_jobs
+from arcloop.pipeline.leaderboard.jobs import SEED, SWEEP_KEYS, JobResult, read_jobs
 from arcloop.pipeline.leaderboard.settings import (
     Estimate,
     Setting,
@@ -37,7 +37,7 @@ class Board:
     """
 
     folder: Path
-    jobs: Sequence[Job]
+    jobs: Sequence[JobResult]
     keys: Sequence[str]
     settings: Sequence[Setting]
     monitor: str
@@ -55,7 +55,7 @@ class Board:
         return cls(folder, jobs, keys, settings, monitors[0] if monitors else "objective")
 
     @property
-    def failed(self) -> list[Job]:
+    def failed(self) -> list[JobResult]:
         """Jobs that have no result."""
         return [job for job in self.jobs if job.failure is not None]
 
@@ -125,7 +125,7 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
 
 
 def terminal_table(board: Board, width: int) -> Table:
-    """Return the best settings as a table for a terminal.
+    """Return a terminal table of the best settings.
 
     Args:
         board: The leaderboard.
@@ -209,8 +209,8 @@ def _row(cells: Sequence[str]) -> str:
 def rerun_command(board: Board, setting: Setting) -> str:
     """Return the command that runs the jobs of a setting and reuses finished ones.
 
-    Every swept key appears in it as a sweep, if necessary over one value as `choice(...)`, so that
-    the jobs use the same folders.
+    The folder of a job is named after the swept keys. So the command sweeps over every swept key,
+    also over a single value, as `choice(...)`.
     """
     first = setting.jobs[0]
     swept = first.swept or (*board.keys, SEED)

@@ -33,7 +33,7 @@ class Objective:
     higher_is_better: bool
 
     def colours(self, scores: npt.NDArray[np.float64]) -> ScalarMappable:
-        """Return a colour scale for scores; a few bad outliers do not compress the others."""
+        """Return a colour scale for scores; outliers among the worst scores are clipped."""
         if self.higher_is_better:
             low, quarter, high = np.quantile(scores, [0, 0.25, 1])
             low = max(low, quarter - 2 * (high - quarter))
@@ -135,7 +135,7 @@ def parallel(keys: Sequence[str], settings: Sequence[Setting], objective: Object
 
 
 def _axis(texts: Sequence[str | None]) -> tuple[npt.NDArray[Any], list[tuple[float, str]]]:
-    """Return the position in [0, 1] of each value, and ticks; names are spaced evenly."""
+    """Return the position of each value in [0, 1], and the ticks; texts are spaced evenly."""
     numbers = [as_number(text) for text in texts]
     if all(number is not None for number in numbers):
         values = np.array(numbers, dtype=float)

@@ -1,4 +1,4 @@
-"""Idle GPUs, one for each process of a sweep."""
+"""Reservation of one idle GPU for each process of a sweep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arcloop.artifacts.locks import try_lock
 from arcloop.errors import ConfigError, ResourceError
 
 _locks: list[BaseFileLock] = []
-"""Locks of the GPUs that this process uses until it ends."""
+"""Locks of the GPUs that this process has reserved until it ends."""
 
 
 def free_gpus() -> list[str]:
@@ -53,9 +53,9 @@ def _query(what: str) -> list[list[str]]:
 
 
 def reserve_gpu(gpus: Sequence[str]) -> None:
-    """Reserve one of these GPUs for this process and make it the only visible one.
+    """Reserve one of these GPUs until this process ends, and make it the only visible GPU.
 
-    Call this before torch initialises CUDA. A process reserves one GPU, until it ends.
+    Call this before torch initialises CUDA. Further calls in the same process have no effect.
 
     Args:
         gpus: Ids of the GPUs to choose from.

@@ -1,4 +1,4 @@
-"""One job of a sweep; a Hydra launcher runs it here, in another process or on another machine."""
+"""One job of a sweep, which a Hydra launcher runs in this process, in another one, or remotely."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _MAX_NAME_LENGTH = 200
 _WATCHER, _WATCH_SECONDS = "arcloop-watcher", 0.2
 
 
-class Failed(float):
-    """Objective of a failed job: NaN.
+class FailedObjective(float):
+    """NaN, the objective of a failed job.
 
     Attributes:
-        retry: Whether the job is worth a retry.
+        retry: Whether a continued sweep runs the job again.
     """
 
     retry: bool
 
     @classmethod
-    def of(cls, failure: Failure) -> Failed:
+    def of(cls, failure: Failure) -> FailedObjective:
         """Return the objective that represents a failure."""
         objective = cls(math.nan)
         objective.retry = failure.retry
@@ -62,7 +62,7 @@ class Job:
         verb: Verb of the job.
         swept: Keys that the sweep varies; they name the folder of the job.
         results: Folder for the results of this command's jobs.
-        gpus: GPUs to choose one from; (): do not change the visible devices.
+        gpus: GPUs of which the job reserves one; if empty, the visible devices are not changed.
         parent: Process id of the command.
     """
 
@@ -76,7 +76,7 @@ class Job:
         """Run the job and return its objective for the sweeper; NaN if the job failed."""
         register_schema()
         if os.getppid() == self.parent:
-            _exit_with(self.parent)
+            _exit_when_parent_ends(self.parent)
         settings = HydraConfig.get()
         overrides = list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
@@ -90,13 +90,13 @@ class Job:
         gate = outcome.gate_passed if outcome else None
         SweepResults(self.results).add(settings.job.num, config.run_dir, failure, gate=gate)
         if failure is not None:
-            return Failed.of(failure)
+            return FailedObjective.of(failure)
         return outcome.objective if outcome else None
 
     def _attempt(
         self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
     ) -> tuple[VerbResult | None, Failure | None]:
-        """Run the verb, unless the same job failed permanently before, and record the result."""
+        """Run the verb and record the result; skip a job that has failed permanently."""
         folder = _JobFolder(Path(config.run_dir)) if self.verb in TRAINING else None
         sha256, started = "", _now()
         outcome: VerbResult | None = None
@@ -113,7 +113,7 @@ class Job:
                 folder.clear(sha256, overwrite=config.overwrite)
             if self.gpus:
                 gpus.reserve_gpu(self.gpus)
-            from arcloop.pipeline.chains import run_verb  # heavy imports wait for a valid config
+            from arcloop.pipeline.chains import run_verb  # slow to import
 
             outcome = run_verb(self.verb, config, overrides)
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
@@ -133,7 +133,7 @@ class _JobFolder:
 
     Attributes:
         path: The folder.
-        has_other_run: It contains a finished job of another config, whose record must stay.
+        has_other_run: Whether it has a finished job of another config, whose record is kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -141,13 +141,13 @@ class _JobFolder:
         self._before = record.read(path)
 
     def permanent_failure(self, sha256: str) -> Failure | None:
-        """Return the failure of the same job before, if it is permanent."""
+        """Return the permanent failure of an earlier job with the same config, or None."""
         before = self._before
         failure = before.failure if before and before.config_sha256 == sha256 else None
         return failure if failure and not failure.retry else None
 
     def clear(self, sha256: str, *, overwrite: bool) -> None:
-        """Remove the record of a job that will run again."""
+        """Remove the record of the earlier job, unless it has a finished run of another config."""
         before = self._before
         finished = before.failure is None if before else artifacts.exists(self.path)
         same = before is not None and before.config_sha256 == sha256
@@ -178,10 +178,10 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _exit_with(parent: int) -> None:
-    """End this process when the process of the command ends, also if that is killed.
+def _exit_when_parent_ends(parent: int) -> None:
+    """End this process when its parent, the process of the command, ends or is killed.
 
-    Otherwise it would train in the same folder as a second run of the command.
+    Otherwise it would train in the same folder as a repeated command.
     """
 
     def watch() -> None:

@@ -18,7 +18,7 @@ from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.job import TRAINING
 
 _MAX_VALUES = 32
-"""Values of one key that are checked before the first job; later ones are checked by their job."""
+"""Values per key that are checked before the first job; each job checks the remaining ones."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Plan:
     """A sweep that passed all checks.
 
     Attributes:
-        swept: Keys that it varies.
+        swept: Keys that the sweep varies.
         folder: Folder that contains the folders of the jobs.
-        gpus: GPUs to distribute the jobs over; (): do not change the visible devices.
+        gpus: GPUs to distribute the jobs over; if empty, the visible devices are not changed.
         extra: Overrides that depend on the machine.
     """
 
@@ -46,7 +46,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         arguments: Overrides as given, including the swept ones.
 
     Raises:
-        ConfigError: Nothing is swept, or a key, a value or the sweep itself is wrong.
+        ConfigError: No key is swept, or a key, a value or the sweep is invalid.
     """
     _require_extra(arguments)
     given = parse_overrides(arguments)

@@ -25,8 +25,8 @@ class Failure:
 
     Attributes:
         what: The error message.
-        retry: Whether a continued sweep runs the job again. Faults of the machine may be temporary;
-            faults of the config are not.
+        retry: Whether a continued sweep runs the job again. Errors of the machine may be temporary;
+            errors of the config are permanent.
         exit_code: Exit code of the command.
     """
 
@@ -36,7 +36,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Classify an error as permanent or worth a retry."""
+        """Return the failure for an error; config errors and divergence are permanent."""
         known = as_user_error(error)
         if known is None:
             return cls(f"{type(error).__name__}: {error}", retry=True, exit_code=1)
@@ -100,8 +100,17 @@ def config_sha256(verb: str, plain: Mapping[str, Any]) -> str:
     return sha256_json([verb, {name: plain[name] for name in reads}])
 
 
+def results_folder(sweep: Path) -> Path:
+    """Return the results folder of this process, and remove those of processes that ended."""
+    folder = sweep / ".outcomes"
+    for other in folder.glob("*"):
+        if is_abandoned(other):
+            shutil.rmtree(other, ignore_errors=True)
+    return folder / process_tag()
+
+
 class SweepResults:
-    """Results of the jobs of one command, as files, because jobs may run on other machines.
+    """Results of the jobs of one command, stored as files because jobs may run on other machines.
 
     Args:
         folder: Folder that only this command uses.
@@ -109,15 +118,6 @@ class SweepResults:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    @classmethod
-    def of_this_process(cls, sweep: Path) -> Path:
-        """Return the folder for this process, and remove folders of processes that ended."""
-        here = sweep / ".outcomes"
-        for other in here.glob("*"):
-            if is_abandoned(other):
-                shutil.rmtree(other, ignore_errors=True)
-        return here / process_tag()
 
     def add(self, number: int, run_dir: str, failure: Failure | None, *, gate: bool | None) -> None:
         """Record the result of a job."""

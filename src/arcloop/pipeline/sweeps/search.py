@@ -1,4 +1,4 @@
-"""Search of a space with Optuna: Optuna proposes values, a Hydra launcher runs the jobs.
+"""Hyperparameter search: Optuna proposes values, and a Hydra launcher runs the jobs.
 
 The study is stored in the folder of the sweep. hydra-optuna-sweeper supports Optuna 2 only; it also
 restarts the trial numbers when a sweep is continued and loses the trials that were running.
@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError
-from arcloop.pipeline.sweeps.job import Failed
+from arcloop.pipeline.sweeps.job import FailedObjective
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -84,14 +84,14 @@ def _distribution(override: Override) -> BaseDistribution:
 
 
 class Search:
-    """Runs trials until their number is reached; continues an interrupted search.
+    """Runs a given number of trials; continues an interrupted search.
 
-    The proposal of a trial is a function of the seed, its number and the earlier results. A search
-    that was killed and continued makes the same proposals as an uninterrupted one.
+    The proposal of a trial is a function of the seed, the trial number and the earlier results. So
+    interrupting and continuing a search does not change its proposals.
 
     Args:
         sampler: Function that takes `seed` and returns an Optuna sampler.
-        trials: Total number of trials.
+        trials: Total number of trials, including those of earlier commands.
         seed: Seed of the proposals.
         direction: "max" or "min" of the objective.
         at_once: Number of trials that are proposed and launched together.
@@ -187,10 +187,10 @@ class Search:
 
 
 def _report_result(study: Study, number: int, objective: Any) -> None:
-    """Report the result of a trial; a trial that is worth a retry stays open."""
+    """Report the result of a trial to the study, except for a failure that will be retried."""
     from optuna.trial import TrialState
 
-    if isinstance(objective, Failed) and objective.retry:
+    if isinstance(objective, FailedObjective) and objective.retry:
         return
     if objective is None or not math.isfinite(objective):
         study.tell(number, state=TrialState.FAIL)
