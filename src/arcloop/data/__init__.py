@@ -26,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the classes that need torch when they are used; preparing a store does not."""
+    """Import classes that need torch on first access; preparing a store imports no torch."""
     if name == "EmbeddingDataModule":
         from arcloop.data.loading.datamodule import EmbeddingDataModule
 

@@ -18,7 +18,7 @@ KEY_DIGITS = 16
 
 
 def settings_key(source: Source) -> str:
-    """Return a key that stores of the same settings share. The images and their location differ."""
+    """Return a hash of the settings of a store, without the images and their location."""
     return sha256_json([type(source).__name__, source.settings()])[:KEY_DIGITS]
 
 
@@ -27,8 +27,9 @@ class AppendPlan:
     """A store to append to, and the images to append.
 
     Attributes:
-        store: The store, verified.
-        new: Listing of the images that it lacks. Its labels continue those of the store.
+        store: The verified store.
+        new: Listing of the images that the store lacks. Stored classes keep their labels; new
+            classes get the labels that follow.
     """
 
     store: Artifact
@@ -46,10 +47,10 @@ class AppendPlan:
 
 
 def require_appendable(source: Source) -> None:
-    """Refuse a source whose images are not files of their own.
+    """Check that each image of a source is a separate file.
 
     Raises:
-        ConfigError: The source does not know which of its images are new.
+        ConfigError: The source cannot distinguish new images from stored ones.
     """
     if not source.appendable:
         raise ConfigError(
@@ -60,11 +61,11 @@ def require_appendable(source: Source) -> None:
 
 
 def plan_append(source: Source, listing: Listing, stores: Path) -> AppendPlan | None:
-    """Find the store to append to: of those with the same settings, the one with most images.
+    """Find the store with the same settings that contains most images of the source.
 
     Args:
         source: The source.
-        listing: Its current contents.
+        listing: Current contents of the source.
         stores: Folder to search for stores.
 
     Returns:

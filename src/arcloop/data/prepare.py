@@ -53,20 +53,20 @@ def prepare(
     """Write the store of a source, or return the existing one.
 
     Args:
-        source: Origin of images and labels.
+        source: The source of images and labels.
         path: Folder of the `store`.
         append: Start from the store in the parent folder of `path` that contains most images of the
-            source. Its shards are linked without a change, and the new images are added in shards
-            of their own. Without such a store, the whole source is read.
+            source. Its shards are hard-linked, and the new images are written to new shards. If
+            there is no such store, the whole source is read.
         workers: Number of processes that decode images; None for one per CPU.
 
     Returns:
-        The store, verified.
+        The verified store.
 
     Raises:
         ConfigError: The source cannot be appended to.
-        DataError: The source is missing, damaged, or cannot be split as its settings ask. With
-            `append`: images of the store were removed from the source or changed.
+        DataError: The source is missing or damaged, or cannot be split according to its settings.
+            With `append`: images of the store were removed from the source or changed.
         ArtifactError: Another store is at `path`, or the store is damaged.
         ResourceError: The disk is full or not writable, or a worker process died.
     """
@@ -75,7 +75,7 @@ def prepare(
     fingerprint = source.fingerprint()
     if existing := _existing_store(path, _make_key(source, fingerprint), append):
         return existing
-    with file_lock(path):  # of the processes of a node, one writes and the others wait
+    with file_lock(path):  # one process of the node writes, the others wait
         if existing := _existing_store(path, _make_key(source, fingerprint), append):
             return existing
         listing, plan = source.open(), None

@@ -40,13 +40,14 @@ class ClassBalancedBatches(ShuffledBatches):
 
 
 class PKBatches(EpochBatches):
-    """Draws K images of each of P different classes per global batch, as losses on pairs need.
+    """Draws K images of each of P different classes per global batch, for losses on pairs.
 
     P is the size of the global batch (loader.batch_size times the number of processes) divided by
-    K. Classes are drawn in rounds as in `ClassBalancedBatches`, so in an epoch they are drawn
-    equally often, within one. The images of a class are drawn in rounds, too; a class with fewer
-    than K images repeats some within a batch. If P is a multiple of the number of processes, the
-    images of a class are in one process. An epoch has as many batches as with `ShuffledBatches`.
+    K. Classes are drawn in rounds as in `ClassBalancedBatches`, so their numbers of draws in an
+    epoch differ by at most one. The images of a class are drawn in rounds, too; if a class has
+    fewer than K images, some of them are repeated within a batch. If P is a multiple of the
+    number of processes, the images of a class are in one process. An epoch has as many batches as
+    with `ShuffledBatches`.
 
     Hermans et al., "In Defense of the Triplet Loss" (arXiv 1703.07737), section 2.
 
@@ -129,8 +130,8 @@ def draw_rounds(num_classes: int, draws: int, random: np.random.Generator) -> In
 def make_groups_distinct(classes_T: Ints, num_classes: int, size: int) -> None:
     """Reorder each round, in place, so that no group of `size` consecutive draws repeats a class.
 
-    A group that crosses the border of two rounds gets the first classes of the second round that
-    it does not contain yet.
+    A group that spans two rounds takes the first classes of the second round that it does not
+    already contain.
 
     Args:
         classes_T: Result of `draw_rounds`.
@@ -138,7 +139,7 @@ def make_groups_distinct(classes_T: Ints, num_classes: int, size: int) -> None:
         size: Draws per group, at most `num_classes`.
     """
     for start in range(num_classes, len(classes_T), num_classes):
-        drawn = start % size  # draws of the group that are in the previous round
+        drawn = start % size  # number of the group's draws that are in the previous round
         if drawn == 0:
             continue
         round_C = classes_T[start : start + num_classes]
@@ -166,8 +167,9 @@ class ClassRows:
     def draw(self, classes_T: Ints, each: int, random: np.random.Generator) -> Rows:
         """Draw `each` rows of a class for every draw of that class.
 
-        The rows of a class are shuffled in rounds. A row is repeated only after the other rows of
-        its class, except for the rest of a round that is too small for a draw.
+        Rows are drawn in rounds: each round is a random order of all rows of the class. If the rows
+        that remain in a round are fewer than `each`, they are skipped and a new round starts. If a
+        class has fewer than `each` rows, a draw repeats some of them.
 
         Shapes: T draws, K `each`, C classes, R rounds of all classes, N rows of all rounds.
 
@@ -187,7 +189,9 @@ class ClassRows:
 
         by_class = np.argsort(classes_T, kind="stable")
         class_T = classes_T[by_class]
-        number_T = np.arange(len(class_T)) - (draws_C.cumsum() - draws_C)[class_T]  # in its class
+        number_T = (
+            np.arange(len(class_T)) - (draws_C.cumsum() - draws_C)[class_T]
+        )  # among draws of the class
         round_T, within_T = np.divmod(number_T, per_round_C[class_T])
         round_T += (rounds_C.cumsum() - rounds_C)[class_T]
         columns_TK = within_T[:, None] * each + np.arange(each)

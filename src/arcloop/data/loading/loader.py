@@ -23,7 +23,7 @@ class BatchDataset(Dataset[Batch]):
     """A split of a store; `dataset[rows]` is the batch (images, labels) of these rows.
 
     Args:
-        store: The store. The process that reads opens its memory maps.
+        store: The store. Each process opens its own memory maps when it first reads.
         split: One of `SPLITS`.
     """
 
@@ -37,7 +37,7 @@ class BatchDataset(Dataset[Batch]):
 
 
 class OnDeviceDataset(Dataset[Batch]):
-    """A split that is kept on the device as uint8; a batch is one gather on the device.
+    """A split that is kept on the device as uint8; a batch is read by one index operation there.
 
     Args:
         store: The store.
@@ -99,16 +99,16 @@ class BatchLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # declared as a private class
         if self.num_workers or self.pin_memory:
             return super().__iter__()
-        # The iterator of DataLoader adds an overhead per batch that only workers and pinning need.
+        # DataLoader's iterator, which only workers and pinning need, adds an overhead per batch.
         return (self.dataset[rows_B] for rows_B in self.sampler)
 
 
 class ResumableLoader(BatchLoader):
-    """A training loader that starts at the first batch that was not trained on.
+    """A training loader that starts at the first batch of the epoch that was not trained on.
 
-    The position comes from the trainer and not from the state of the loader: workers load batches
-    ahead that were not trained on, and Lightning restores the state of a loader too late if the
-    number of steps was computed before.
+    The position comes from the trainer and not from the state of the loader, because workers load
+    batches ahead of training, and because Lightning restores the state of a loader too late if the
+    number of steps has already been computed.
 
     Args:
         dataset: Returns a batch for an array of rows.

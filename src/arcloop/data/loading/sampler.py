@@ -29,11 +29,11 @@ class Labels(Protocol):
 
 
 class EpochBatches(Sampler[Rows], ABC):
-    """Batches of train: all processes draw the same order of rows for an epoch and divide it.
+    """Base class of train batches: all processes draw the same order of rows and divide it.
 
     Each process takes its part of every global batch. One process with batches of 256 rows and two
     processes with batches of 128 rows train on the same global batches. The rows of a part are
-    sorted, because a loss does not depend on their order and files are read fastest in order.
+    sorted, because sequential reads are fastest and the loss does not depend on the order.
 
     Args:
         batches: Batches per epoch.
@@ -42,8 +42,8 @@ class EpochBatches(Sampler[Rows], ABC):
         seed: Seed of all draws, together with the epoch.
 
     Attributes:
-        epoch: Epoch of the next `__iter__`; Lightning sets it through `set_epoch`.
-        first_batch: Batch that the next `__iter__` starts with.
+        epoch: Epoch of the next iteration; Lightning sets it through `set_epoch`.
+        first_batch: Index of the first batch of the next iteration.
     """
 
     def __init__(self, *, batches: int, batch_size: int, world_size: int, seed: int) -> None:
@@ -54,10 +54,10 @@ class EpochBatches(Sampler[Rows], ABC):
 
     @abstractmethod
     def order(self, random: np.random.Generator) -> npt.NDArray[np.integer[Any]]:
-        """Draw the rows of all global batches of an epoch, concatenated; any further are unused."""
+        """Draw the concatenated rows of all global batches of an epoch; excess rows are unused."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next `__iter__`."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class EpochBatches(Sampler[Rows], ABC):
 
 
 class ShuffledBatches(EpochBatches):
-    """Each row at most once per epoch, in random order; an incomplete last batch is dropped.
+    """Draws each row at most once per epoch, in random order; drops an incomplete last batch.
 
     Args:
         labels_N: Label of each row of the split.
@@ -102,7 +102,7 @@ class ShuffledBatches(EpochBatches):
         )
 
     def order(self, random: np.random.Generator) -> npt.NDArray[np.integer[Any]]:
-        # Equal to `random.permutation`, which always needs 8 bytes per row.
+        # The same order as `random.permutation`, which always needs 8 bytes per row.
         dtype = np.uint32 if self._rows <= 2**32 else np.int64
         order_N: npt.NDArray[np.integer[Any]] = np.arange(self._rows, dtype=dtype)
         random.shuffle(order_N)
@@ -110,7 +110,7 @@ class ShuffledBatches(EpochBatches):
 
 
 class OrderedBatches(Sampler[Rows]):
-    """Batches in the order of the store; each process has a contiguous part of the rows.
+    """Draws rows in the order of the store; each process has a contiguous part of them.
 
     Each row is in exactly one part, so metrics over all processes equal those of one process.
 
@@ -124,9 +124,9 @@ class OrderedBatches(Sampler[Rows]):
 
     def _part(self) -> range:
         group = current_process_group()
-        # The parts consist of the batches of one process, because the output of a network for an
-        # image may depend on the batch in its last bits. If there are fewer batches than processes,
-        # the rows are divided instead: a process without a batch would miss collective operations.
+        # The batches are the same as in a run with one process, because the last bits of the output
+        # for an image may depend on the other images of the batch. If there are fewer batches than
+        # processes, rows are divided instead, so that every process joins the collectives.
         unit = self._batch_size if self._rows >= group.world_size * self._batch_size else 1
         return group.shard(self._rows, unit)
 

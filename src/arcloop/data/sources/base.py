@@ -21,14 +21,14 @@ _LOCATION_FIELDS = ("root", "file")
 
 
 class Listing(ABC):
-    """Contents of a source, as far as they are known without reading images.
+    """Contents of a source that are known without reading images.
 
     Attributes:
         classes: Class names; a label is a position in this list.
         image_shape: (H, W, C) of every image.
         rows: Split -> number of its rows, for every split that is stored.
-        num_train_classes: Number of classes of train, which have the first labels.
-        leave_one_out: Whether gallery is also the query split. Its rows are stored once then.
+        num_train_classes: Number of classes of train. They have the first labels.
+        leave_one_out: Whether gallery is also the query split; if so, its rows are stored once.
     """
 
     classes: list[str]
@@ -41,10 +41,10 @@ class Listing(ABC):
     def write(
         self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
     ) -> Mapping[str, Mapping[int, str]]:
-        """Write all rows of all splits. The memory in use does not grow with their number.
+        """Write all rows of all splits. Memory use does not depend on the number of rows.
 
         Args:
-            writers: Split -> writer, already of the right size.
+            writers: Split -> writer whose files are already allocated.
             advance: Called with the number of rows that were just written.
             workers: Number of processes that decode images.
 
@@ -52,7 +52,7 @@ class Listing(ABC):
             Split -> row -> file name, for the images that could not be read and must be dropped.
 
         Raises:
-            DataError: An image could not be read, and the settings do not allow to skip it.
+            DataError: An image could not be read, and the settings do not allow skipping it.
         """
 
     def source_files(self, split: str, rows: npt.NDArray[np.int64]) -> FileTable | None:
@@ -64,11 +64,11 @@ class Listing(ABC):
         return None
 
     def compare_with(self, contents: StoreContents) -> SourceChanges:
-        """Compare the source with a store that was made from it; for appendable sources."""
+        """Compare the source with a store that was made from it (appendable sources only)."""
         raise NotImplementedError
 
     def select_new(self, is_new: npt.NDArray[np.bool_], contents: StoreContents) -> Listing:
-        """Return a listing of only the new images; for appendable sources.
+        """Return a listing of only the new images (appendable sources only).
 
         Args:
             is_new: [N] whether an image of this listing is new.
@@ -82,7 +82,7 @@ class Listing(ABC):
 
 @dataclass(kw_only=True)
 class Source(ABC):
-    """Origin of images and labels. The fields of a subclass are the schema of its config.
+    """Base class of data sources. The fields of a subclass are the schema of its config.
 
     Attributes:
         name: Part of the name of the store's folder.
@@ -111,7 +111,7 @@ class Source(ABC):
         """
 
     def files(self) -> dict[str, str]:
-        """Return file -> sha256 for a source of few files, else an empty dict."""
+        """Return file -> sha256 if the source consists of few files, else an empty dict."""
         return {}
 
     @abstractmethod
@@ -119,8 +119,8 @@ class Source(ABC):
         """List the contents without reading images.
 
         Raises:
-            DataError: The contents cannot be split as the settings ask, or something is missing or
-                damaged.
+            DataError: The contents cannot be split according to the settings, or a part of them is
+                missing or damaged.
         """
 
     def settings(self) -> dict[str, Any]:

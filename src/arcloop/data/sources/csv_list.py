@@ -23,7 +23,7 @@ from arcloop.errors import ConfigError, DataError
 
 Ints = npt.NDArray[np.int64]
 
-_FAULTS_LISTED = 20  # of each kind
+_FAULTS_LISTED = 20  # per kind
 
 
 @dataclass(kw_only=True)
@@ -89,7 +89,7 @@ class CsvSource(PictureSource):
 
 
 class Row(NamedTuple):
-    """A row of the file: the line that it ends on, its cells, and whether none is missing."""
+    """A row of the file: number of its last line, its cells, and whether it has all columns."""
 
     line: int
     path: str
@@ -103,7 +103,7 @@ class Table:
     """Contents of a CSV file.
 
     Attributes:
-        files: The image files.
+        files: The image files, in the order of the rows.
         labels: [N] class of each, a position in `classes`.
         classes: Labels as they are written in the file, sorted.
         splits: Split -> numbers of its files; None without a column `split`.
@@ -117,7 +117,7 @@ class Table:
 
 @dataclass
 class LineFaults:
-    """Faults in the lines of a file. Of each kind, the first are listed and all are counted."""
+    """Faults in the lines of a file. The first of each kind are listed; all are counted."""
 
     listed: list[tuple[int, str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -147,7 +147,7 @@ class LineFaults:
 
 
 def read_table(file: Path, root: Path, delimiter: str) -> Table:
-    """Read and check a CSV file. A row takes the memory of its path and about 40 bytes.
+    """Read and check a CSV file. Memory use per row is its path plus about 40 bytes.
 
     Args:
         file: The CSV file.
@@ -258,8 +258,8 @@ def _check_row(row: Row, file: str, faults: LineFaults) -> None:
 def _report_repeated(
     files: FileList, lines: Ints, labels: Ints, names: list[str], faults: LineFaults
 ) -> None:
-    """Report files that are listed more than once, also if their paths are written differently."""
-    # Comparing hashes first takes a fraction of the memory of a set of all paths.
+    """Report files that are listed more than once, even if their paths are spelled differently."""
+    # Hashes are compared first, which needs a fraction of the memory of a set of all paths.
     paths = (os.path.normpath(files.path(number)) for number in range(len(files)))
     hashes = np.fromiter(map(hash, paths), np.int64, len(files))
     order = np.argsort(hashes, kind="stable")

@@ -97,17 +97,19 @@ def decode_blocks(blocks: Iterable[Block], workers: int) -> Iterator[DecodedBloc
 
     Worker processes are started with the method that Python 3.14 uses by default: "spawn" on macOS,
     "forkserver" elsewhere. Forking this process directly could deadlock, because it may have the
-    threads of torch. Few blocks are in flight, so `blocks` may be of any length. The workers end
-    with the generator, and also when this process is killed.
+    threads of torch. Only a few blocks are in memory at a time, so `blocks` may be of any length.
+    The workers exit when the generator is closed or this process is killed.
 
     Args:
         blocks: The blocks.
-        workers: Number of processes. With one, this process decodes.
+        workers: Number of processes; with 1, this process decodes.
 
     Raises:
         ResourceError: A worker process died or cannot be started.
     """
-    if workers == 1 or multiprocessing.current_process().daemon:  # a daemon has no children
+    if (
+        workers == 1 or multiprocessing.current_process().daemon
+    ):  # a daemonic process cannot have children
         yield from map(decode_block, blocks)
         return
     context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
@@ -148,8 +150,8 @@ def _hidden_main_module() -> Iterator[None]:
     """Hide the user's script while workers are started.
 
     multiprocessing imports the main module of the parent in every process that it starts. A script
-    without `if __name__ == "__main__":` would then prepare the same store in every worker, and wait
-    for the lock of its own parent. The workers need nothing from the main module.
+    without `if __name__ == "__main__":` would then prepare the same store in every worker, which
+    would wait forever for the lock of its parent. The workers do not need the main module.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -112,7 +112,7 @@ class IdxSource(Source):
         )
 
     def _split(self, train: Ints, test: Ints, classes: list[str]) -> SplitAssignment:
-        """Split the rows of both files, those of the test set after those of the training set."""
+        """Split the rows of both files; test rows are numbered after the training rows."""
         if self.split == "stratified":
             present, positions = np.unique(train, return_inverse=True)
             sizes = {"val": self.val, "gallery": self.gallery}
@@ -163,7 +163,7 @@ class IdxListing(Listing):
         self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
     ) -> Mapping[str, Mapping[int, str]]:
         for part, split in self.split.items():
-            first = 0  # row of the file
+            first = 0  # first row of the block in the file
             written = dict.fromkeys(SPLITS, 0)  # a split has rows of one file only
             for images in read_blocks(self.images[part], 3, rows_per_block(self.image_shape)):
                 block = slice(first, first + len(images))
@@ -202,7 +202,7 @@ def read_labels(path: Path) -> Bytes:
     """Read the labels of an IDX file of one dimension, uint8 [N].
 
     Raises:
-        DataError: It is not such a file, or it is shorter or longer than its header says.
+        DataError: The file is not in this format, or is shorter or longer than its header says.
     """
     return np.concatenate([block.copy() for block in read_blocks(path, 1, _LABELS_PER_READ)])
 
@@ -216,10 +216,11 @@ def read_blocks(path: Path, dimensions: int, rows: int) -> Iterator[Bytes]:
         rows: Rows in a block.
 
     Yields:
-        uint8 [`rows`, or fewer at the end, ...]; the next block overwrites it.
+        uint8 [`rows`, ...]; the last block may have fewer rows. A block overwrites the previous
+        one.
 
     Raises:
-        DataError: It is not such a file, or it is shorter or longer than its header says.
+        DataError: The file is not in this format, or is shorter or longer than its header says.
     """
     with _open(path) as file:
         total, *shape = _read_header(file, path, dimensions)
@@ -254,7 +255,7 @@ def _read_shape(path: Path, dimensions: int) -> tuple[int, ...]:
 
 def _open(path: Path) -> io.BufferedReader:
     with _read_errors(path):
-        # BufferedReader fills the whole of a buffer, which GzipFile alone does not.
+        # BufferedReader fills a whole buffer; GzipFile may fill only a part of it.
         return io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else open(path, "rb")
 
 

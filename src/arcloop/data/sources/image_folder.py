@@ -93,7 +93,7 @@ class ImageFolderSource(PictureSource):
 def _has_split_folders(root: Path) -> bool:
     """Return whether splits are on the first level.
 
-    A folder that has the name of a split but no subfolders is a class: "train" may be a toy.
+    A folder that is named like a split but has no subfolders is a class: "train" may be a toy.
     """
     return any(_subfolders(root / split) for split in SPLITS)
 

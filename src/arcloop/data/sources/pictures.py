@@ -46,7 +46,7 @@ _BLOCK_ROWS = 256
 
 
 class FileList:
-    """Numbered paths, packed into one buffer. A path takes its length and 8 bytes of memory.
+    """Numbered paths, packed into one buffer. Memory use per path is its length plus 8 bytes.
 
     Args:
         root: Folder that relative paths start from.
@@ -65,7 +65,7 @@ class FileList:
         self._ends.append(len(self._buffer))
 
     def relative(self, number: int) -> bytes:
-        """Return a path as it was added, by which a store identifies the file."""
+        """Return a path as passed to `append`; stores identify files by these paths."""
         start = self._ends[number - 1] if number else 0
         return bytes(self._buffer[start : self._ends[number]])
 
@@ -83,7 +83,7 @@ class PictureListing(Listing):
         labels: [N] label of each file.
         order: Split -> numbers of its files.
         skip_bad: Whether to skip files that cannot be read.
-        assign_new: Splits images that are added to a store; None if `order` defines the splits.
+        assign_new: Assigns images that are added to a store to splits; None if `order` does.
     """
 
     classes: list[str]
@@ -164,7 +164,7 @@ class PictureListing(Listing):
                 remedy="prepare a new store without append=true",
             )
         num_train_classes = contents.num_train_classes
-        if num_train_classes == num_stored:  # every split may contain every class
+        if num_train_classes == num_stored:  # not a class-disjoint split
             num_train_classes = len(classes)
         else:
             refuse_new_classes(labels[order["train"]], classes, num_stored)
@@ -243,7 +243,7 @@ class PictureSource(Source):
             layout: How the source defines the split of an image, for error messages.
 
         Raises:
-            DataError: The images cannot be split as the settings ask.
+            DataError: The images cannot be split according to the settings.
         """
         splits = self._split(labels, classes, given, where, layout)
         height, width = height_and_width(self.image_size)

@@ -16,19 +16,19 @@ from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import count_classes
 from arcloop.data.store.shards import Images, Labels, SplitWriter, rows_per_block
 
-_GENERATOR_VERSION = 1  # increase it when the same settings generate other images
+_GENERATOR_VERSION = 1  # increase it when a change of the code changes the images
 _CELLS = 7
 
 
 @dataclass(kw_only=True)
 class SyntheticSource(Source):
-    """Each class is a random pattern of 7 x 7 cells, each image its pattern with added noise.
+    """Generates a random pattern of 7 x 7 cells per class, and images as patterns with noise.
 
     Attributes:
         num_classes: Number of classes; row i of a split is of class i modulo this number.
         image_size: Height and width, or one number for both, in pixels.
         channels: 1 or 3.
-        train: Rows of train; likewise `val`, `gallery` and `query`.
+        train: Number of rows of train; `val`, `gallery` and `query` likewise.
         split: "stratified": every split has all classes. "disjoint": train, val and gallery have
             no common class, and gallery is also the query split, with leave-one-out.
         val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.

@@ -1,8 +1,8 @@
 """Splits without a common class: evaluation uses classes that the model was not trained on.
 
 This is the standard protocol of retrieval: Musgrave et al., "A Metric Learning Reality Check"
-(arXiv 2003.08505), section 3.1. Gallery and query are the same images in it; an image is excluded
-from its own neighbours (leave-one-out).
+(arXiv 2003.08505), section 3.1. Gallery and query are the same images; a query is excluded from
+its own neighbours (leave-one-out).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def split_by_class(
 def check_given_splits(
     labels: Ints, classes: Sequence[str], rows: Mapping[str, Ints], where: object
 ) -> SplitAssignment:
-    """Accept given splits if train, val and gallery have no common class.
+    """Return the given splits after checking that train, val and gallery have no common class.
 
     Args:
         labels: [N] positions in `classes`.
@@ -114,7 +114,7 @@ def check_given_splits(
         where: Origin of the rows, for error messages.
 
     Raises:
-        DataError: Names the classes that are in more than one split.
+        DataError: Classes are in more than one split; the message names them.
     """
     has_class = {
         split: np.bincount(labels[of_split], minlength=len(classes)) > 0
@@ -160,7 +160,7 @@ def assign_new_by_class(labels: Ints, stored_CS: Ints, classes: Sequence[str]) -
 
 
 def refuse_new_classes(labels: Ints, classes: Sequence[str], num_stored: int) -> None:
-    """Refuse images of classes that cannot be added to a store with disjoint splits.
+    """Check that no image has a new class, as required by a store with disjoint splits.
 
     Args:
         labels: [N] labels of the new images.
@@ -168,7 +168,7 @@ def refuse_new_classes(labels: Ints, classes: Sequence[str], num_stored: int) ->
         num_stored: Number of stored classes.
 
     Raises:
-        DataError: Names the new classes.
+        DataError: Images have new classes; the message names them.
     """
     if new := sorted({classes[label] for label in labels.tolist() if label >= num_stored}):
         raise DataError(

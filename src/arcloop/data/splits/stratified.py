@@ -13,7 +13,7 @@ from arcloop.errors import DataError, list_some
 Ints = npt.NDArray[np.int64]
 
 _MIN_ROWS = {"train": 1, "val": 2, "gallery": 1, "query": 1}
-"""Rows of each class that a split needs. In `val`, an image needs a neighbour of its class."""
+"""Minimum rows of each class per split. An image in `val` needs a neighbour of its class."""
 
 
 def stratify(
@@ -25,9 +25,9 @@ def stratify(
 ) -> dict[str, Ints]:
     """Split rows so that every class is divided over all splits in the same proportions.
 
-    The number of rows of each class in each split follows from the largest remainder method; which
-    rows these are is random. Every class has at least 1 row in every split and 2 in `val`, as far
-    as the sizes of the class and of the split allow.
+    The number of rows of each class in each split is computed by the largest remainder method; the
+    rows are drawn at random. Every class has at least 1 row in every split and 2 in `val`, if the
+    sizes of the class and of the split allow it.
 
     Args:
         labels: [N] positions in `classes`.
@@ -66,9 +66,9 @@ def assign_new(
 ) -> Ints:
     """Assign images that are added to a store to its splits.
 
-    Stored images keep their split. Each class gives its new images to the splits that lack most of
-    it, so that stored and new images together come near to `sizes`. A new class gets into every
-    split. Which images of a class go to which split is random.
+    Stored images keep their split. New images of a class are assigned to the splits that are
+    farthest below their share of the class, so that the splits approach `sizes`. A new class is
+    added to every split. Which images of a class are assigned to which split is random.
 
     Args:
         labels: [N] labels of the new images.
@@ -118,7 +118,7 @@ def apportion(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
 
 
 def apportion_new(new_C: Ints, stored_CS: Ints, sizes: Mapping[str, int | float]) -> Ints:
-    """Give each new image of a class to the split that lacks most of that class.
+    """Assign each new image of a class to the split that is farthest below its share of it.
 
     Args:
         new_C: [C] number of new images of each class.
@@ -172,7 +172,7 @@ def _draw_splits(labels: npt.NDArray[np.integer], table_CS: Ints, seed: int) -> 
 
 
 def _minimum_rows(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
-    """Return split -> [C] number of rows that each class has in it at least."""
+    """Return split -> [C] minimum number of rows of each class in this split."""
     minimum = {name: np.full_like(counts, min(1, t // len(counts))) for name, t in totals.items()}
     spare = counts - 1 - sum(minimum.values())
     for name, total in totals.items():

@@ -30,7 +30,7 @@ class ShardReader(ABC):
     """
 
     decodes: bool
-    """Whether reading decodes images; several threads are used then."""
+    """Whether reading decodes images; if so, several threads are used."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._labels: Labels = map_npy(folder / labels_file(number))
@@ -134,7 +134,7 @@ def run_in_threads(read: Callable[[slice], None], rows: int) -> None:
     """Split a batch over a few threads; decoders release the GIL.
 
     A worker process of a loader uses one thread, because there are several such processes. The
-    threads end with the batch: a worker forked from this process could not use a persistent pool.
+    threads exit after the batch, because a forked worker could not use a persistent thread pool.
 
     Args:
         read: Reads one slice of the batch.

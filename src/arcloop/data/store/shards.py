@@ -2,7 +2,7 @@
 
 A raw shard has `images-00000.npy` (uint8 [N, H, W, C]) and `labels-00000.npy` (int64 [N]). A shard
 of encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) and `offsets-00000.npy`
-(int64 [N + 1], the start of each image in them) in place of `images-00000.npy`.
+(int64 [N + 1], the start of each image in these bytes) instead of `images-00000.npy`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class SplitWriter:
         return np.cumsum(self.shards, dtype=np.int64)
 
     def allocate(self) -> Self:
-        """Create the files in full size.
+        """Create the files with their full size.
 
         Raises:
             OSError: The disk is full.

@@ -67,7 +67,7 @@ class StoreContents:
     Attributes:
         rows: [N] records as in `FileTable`, with label and position in `SPLITS`; in any order.
         classes: Class names.
-        num_train_classes: Number of classes of train, which have the first labels.
+        num_train_classes: Number of classes of train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
     """
 
@@ -137,13 +137,13 @@ class SourceChanges:
         return not self.removed and not self.changed
 
     def require_only_additions(self, store: Path) -> None:
-        """Refuse to append when stored images were removed from the source or changed.
+        """Check that no stored image was removed from the source or changed.
 
         Args:
             store: The store, for the error message.
 
         Raises:
-            DataError: Names the first such images.
+            DataError: Images were removed or changed; the message names the first ones.
         """
         faults = [
             f"{len(paths)} of its images were {what} since:\n    {list_some(paths, 10, nl)}"
@@ -172,8 +172,8 @@ def compare_files(
     Args:
         stored: Rows of `StoreContents`.
         paths: [N] paths of the source.
-        versions: Returns the [n, 2] sizes and modification times of the images with these numbers.
-        labels: [N] labels as in the store; -1 for a class that it does not have.
+        versions: Returns the sizes and modification times, [n, 2], of the images at n positions.
+        labels: [N] labels of the store; -1 for a class that is not in the store.
         splits: [N] positions in `SPLITS`, if the source defines them.
     """
     stored = np.sort(stored, order="path")

@@ -86,7 +86,7 @@ def inspect_store(
                 flat = images.reshape(len(images), -1)
                 is_empty = pixel_std(flat) < settings.min_std
                 empty.append((shard, rows[is_empty]))
-                # Empty images may be equal; they are not reported as duplicates as well.
+                # Empty images have their own finding; they are not also reported as duplicates.
                 hashes.add(flat[~is_empty], shard.first_row + rows[~is_empty])
                 if shard.split == "train" and labels is not None:
                     _add_samples(samples, images, labels[rows])
@@ -150,10 +150,10 @@ def _report_empty_images(
 def _report_equal_images(
     hashes: ImageHashes, shards: Sequence[ShardFiles], findings: Findings, *, leave_one_out: bool
 ) -> None:
-    """Report equal images in two splits as errors, once per pair of splits, others as warnings.
+    """Report equal images: in two splits as one error per pair of splits, else as warnings.
 
     With leave-one-out, equal images within gallery are errors, too: a query would find its own
-    image in another row.
+    image in another gallery row.
     """
     first_rows = np.array([shard.first_row for shard in shards])
     splits = np.array([shard.split for shard in shards])

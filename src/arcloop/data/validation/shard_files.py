@@ -40,7 +40,8 @@ class ShardFiles:
         first_row: Number of its first row, counted over all shards of the store.
         images: Path of its images within the store.
         labels: Path of its labels within the store.
-        offsets: Path of the start of each encoded image within the store; None for raw images.
+        offsets: Path, within the store, of the file with the start of each encoded image; None for
+            raw images.
     """
 
     split: str
@@ -71,7 +72,7 @@ def list_shards(store: Artifact) -> list[ShardFiles]:
 def check_file(
     store: Artifact, name: str, findings: Findings, split: str | None = None
 ) -> FileState:
-    """Compare size and sha256 of a file with the manifest.
+    """Compare the size and sha256 of a file with the manifest.
 
     Args:
         store: The store, not verified.
@@ -117,7 +118,7 @@ def read_labels(store: Artifact, shard: ShardFiles, findings: Findings) -> Label
 def read_images(
     store: Artifact, shard: ShardFiles, findings: Findings
 ) -> Iterator[tuple[Ints, Images]]:
-    """Read the images of a shard in blocks, as far as they are readable.
+    """Read the images of a shard in blocks, without the images that cannot be read.
 
     Args:
         store: The store, not verified.
@@ -182,7 +183,7 @@ def _decode(encoded: bytes, height: int, width: int, channels: int) -> Images:
 def _read_sizes(
     store: Artifact, shard: ShardFiles, name: str, total: int, findings: Findings
 ) -> Sequence[int]:
-    """Return the encoded size of each row, or nothing if the offsets are invalid."""
+    """Return the encoded size of each row; empty if the offsets are invalid."""
     offsets = _read_array(store, shard.split, name, shard.rows + 1, findings)
     if offsets is None:
         return ()
@@ -219,7 +220,7 @@ def _open_npy(
     dtype: npt.DTypeLike,
     findings: Findings,
 ) -> BinaryIO | None:
-    """Check a .npy file and open it at its first value; None if its header is not as expected."""
+    """Check a .npy file and open it at its first value; None if its header is wrong."""
     if check_file(store, name, findings, split) == "unreadable":
         return None
     expected = npy_header(shape, dtype)

@@ -32,7 +32,7 @@ def validate(
 ) -> Artifact:
     """Read a whole store and report all faults at once.
 
-    The report is written in any case; its `info["passed"]` is False if there are errors.
+    The report is also written if there are errors; its `info["passed"]` is then False.
 
     Args:
         store_path: Folder of the `store`; the store may be damaged.
@@ -41,7 +41,7 @@ def validate(
         reuse: Return the validation at `output` if it passed for the same store and settings.
 
     Raises:
-        DataError: There are errors. The message lists the first ones and names the page.
+        DataError: There are errors. The message lists the first ones and the path of report.html.
         ArtifactError: There is no store at `store_path`.
     """
     store = artifacts.read(store_path, "store")
@@ -53,7 +53,7 @@ def validate(
 
     if reuse and (done := find_passed()):
         return done
-    with file_lock(output):  # one process of a node validates, the others wait
+    with file_lock(output):  # one process of the node validates, the others wait
         if reuse and (done := find_passed()):
             return done
         findings = _write_validation(store, output, settings)
@@ -128,7 +128,7 @@ def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
 def _expected_classes(
     inspection: Inspection, is_train: npt.NDArray[np.bool_]
 ) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return which classes a split must contain, [C]: all, or its own if splits share none."""
+    """Return whether a split must contain each class, [C]; in disjoint splits, only its own."""
     if is_train.all():
         return dict.fromkeys(SPLITS, is_train)
     counts = inspection.counts
@@ -143,7 +143,7 @@ def _expected_classes(
 def _report_shared_classes(
     names: list[str], is_in_split: dict[str, npt.NDArray[np.bool_]], findings: Findings
 ) -> None:
-    """Report classes that are in several of train, val and gallery with query."""
+    """Report classes that are in more than one of train, val, and gallery or query."""
     is_evaluated = is_in_split["gallery"] | is_in_split["query"]
     parts = [is_in_split["train"], is_in_split["val"], is_evaluated]
     for label in np.flatnonzero(np.sum(parts, axis=0) > 1):

@@ -1,4 +1,4 @@
-"""Endpoints for the parity gate: the Service by its URL, or through the API server's proxy."""
+"""Endpoints for the parity check: the Service by its URL, or through the API server's proxy."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class KubernetesSettings(DeploySettings):
         client_namespaces: Namespaces that may send requests; empty: all.
         scraper_namespace: Namespace of the pods that may read metrics.
         scraper_labels: Labels of these pods.
-        endpoint: URL for the parity gate; null: the proxy of the API server.
+        endpoint: URL for the parity check; null: the proxy of the API server.
         endpoint_delay_s: Seconds until no new requests reach a pod that is being stopped.
         progress_deadline_s: Seconds without progress after which a rollout has failed.
         kubeconfig: Path of the kubeconfig; null: the default of kubectl, or the pod's account.
