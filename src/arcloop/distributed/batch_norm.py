@@ -30,7 +30,7 @@ class SynchronizedBatchNorm(TorchSyncBatchNorm):
         """Synchronise all batch norm layers of `model`.
 
         Raises:
-            ConfigError: The model has a batch norm layer with a `forward` of its own.
+            ConfigError: The model has a batch norm layer that overrides `forward`.
         """
         for module in _batch_norms(model):
             layer: Any = type(module)
@@ -56,7 +56,7 @@ def _batch_norms(model: nn.Module) -> list[Any]:
 
 
 def _forward(module: Any, has_activation: bool, input: Tensor) -> Tensor:  # noqa: A002
-    """Normalise by the global batch in training mode, by the running statistics otherwise."""
+    """Normalise with the statistics of the global batch in training mode, else the running ones."""
     if not module.training:
         output: Tensor = type(module).forward(module, input)
         return output
@@ -75,7 +75,7 @@ def _normalize(module: Any, x: Tensor) -> Tensor:
     count = sums[-1].detach()
     mean_C = sums[:-1] / count
     centred = x - mean_C.view(shape)
-    # A second pass is more precise than the difference of mean square and squared mean.
+    # Computing the variance in a second pass is more precise than mean(x²) - mean(x)².
     variance_C = sum_with_gradient(centred.square().sum(dims)) / count
     _update_running_statistics(module, mean_C.detach(), variance_C.detach() * (count / (count - 1)))
     result: Tensor = centred * (variance_C + module.eps).rsqrt().view(shape)

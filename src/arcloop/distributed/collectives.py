@@ -3,9 +3,9 @@
 Only all_gather, all_reduce and gather are used, which gloo and NCCL both implement. With a single
 process every operation returns its input.
 
-Each process has a loss of its own batch and all of them call backward together. The loss that is
-minimised is the mean of these losses. DDP averages the gradients of the parameters that all
-processes share, so those gradients are of the process's own loss.
+Each process computes the loss of its own batch, and all processes call backward together. The
+minimised loss is the mean of these losses. DDP averages the gradients of replicated parameters, so
+a process computes their gradients from its own loss.
 
 Shapes: W processes, B rows of one process (the same number in all), N = W·B, D features.
 """
@@ -70,10 +70,10 @@ def gather_for_sharded_loss(own_BD: Tensor) -> Tensor:
 
 
 def gather_for_global_loss(own_BD: Tensor) -> Tensor:
-    """Concatenate the features of all processes, [N, D], for a loss that each computes of all rows.
+    """Concatenate the features of all processes, [N, D], for a loss over the global batch.
 
-    The W losses are equal, so the sum of their gradients is W times that of a single process. DDP
-    divides by W, so no further factor is needed.
+    Every process computes the same loss, so the sum of the gradients is W times that of a single
+    process. DDP divides by W, so no further factor is needed.
     """
     gathered: Tensor = _Gather.apply(own_BD, 1)  # type: ignore[no-untyped-call]
     return gathered

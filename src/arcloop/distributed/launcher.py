@@ -1,8 +1,7 @@
 """Start the processes of a training job, one per device, with torch's elastic agent.
 
-The workers read the composed config from a file, so that all of them have the same config, also in
-a sweep, where the command line describes several jobs. Each one runs
-`arcloop.pipeline.train_worker`.
+The workers read the composed config from a file and not from the command line, because in a sweep
+the command line describes several jobs. Each worker runs `arcloop.pipeline.train_worker`.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def count_processes_to_start(config: DictConfig) -> int:
     It is 1 if a launcher (torchrun, a TrainJob) has already started this process.
 
     Raises:
-        ConfigError: `trainer.devices` is invalid here, the strategy trains in one process but there
-            are several devices, or a launcher started another number of processes.
+        ConfigError: `trainer.devices` is invalid on this machine, the strategy supports one process
+            but there are several devices, or a launcher started another number of processes.
     """
     trainer = config.trainer
     devices = _count_devices(trainer)
@@ -123,7 +122,7 @@ def launch_training(
             max_restarts=0,
             monitor_interval=0.2,
         )
-        # The agent logs every start and stop. The error below has the relevant part.
+        # Hides the agent's log of every start and stop; the error below has the relevant part.
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
         try:
             elastic_launch(settings, sys.executable)(
@@ -147,7 +146,7 @@ def worker_job(
 ) -> dict[str, Any]:
     """Return the job description that `arcloop.pipeline.train_worker` reads from a JSON file."""
     return {
-        # Unresolved, because a resolved interpolation of typed settings becomes a plain dict.
+        # Interpolations stay unresolved, because typed settings would become plain dicts.
         "config": OmegaConf.to_container(config, resolve=False),
         "store": str(store),
         "run_dir": str(run_dir),

@@ -1,7 +1,7 @@
 """The processes of one training job and the Python objects that they exchange.
 
 Functions that can run in several processes take a `ProcessGroup`. `SINGLE_PROCESS` is the group of
-a process that runs alone. Objects travel over gloo, which works on any device.
+a process that runs alone. Objects are sent over gloo, which works on any device.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from arcloop.errors import ArcloopError, ResourceError
 
 T = TypeVar("T")
 
-# Rank 0 may build an index for hours while the other ranks wait. A rank that exits closes its
-# connections, which the others notice at once whatever the timeout is.
+# Rank 0 may build an index for hours while the other ranks wait. If a rank exits, its
+# connections are closed, and the others detect this immediately, regardless of the timeout.
 _TIMEOUT = datetime.timedelta(days=7)
 
 
@@ -80,8 +80,8 @@ class ProcessGroup:
             The results in order of rank on rank 0, None on the others.
 
         Raises:
-            ArcloopError: `compute` failed on this rank, on rank 0 also if it failed on another one,
-                or a process has exited.
+            ArcloopError: `compute` failed on this rank (on rank 0: on any rank), or a process has
+                exited.
         """
         if self.world_size == 1:
             return [compute()]
@@ -106,7 +106,7 @@ class ProcessGroup:
 
         try:
             yield dist, _gloo_group(dist.group.WORLD)
-        except RuntimeError as cause:  # gloo raises it when a connection was closed
+        except RuntimeError as cause:  # raised by gloo when a connection was closed
             raise ResourceError(
                 f"rank {self.rank} cannot continue: another process of this training has exited",
                 remedy="see the error message of the process that exited first",
@@ -144,7 +144,7 @@ def leave_process_group() -> None:
 
 @functools.cache
 def _gloo_group(_world: Any) -> Any:
-    """Return a gloo group of all ranks; the argument makes a new one for each process group."""
+    """Return a gloo group of all ranks. The argument is the cache key: one per process group."""
     import torch.distributed as dist
 
     return dist.new_group(backend="gloo", timeout=_TIMEOUT)
@@ -164,7 +164,7 @@ def _try(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return compute(), None
     except ArcloopError as error:
         return _Failure(type(error), error.what), error
-    except Exception as error:  # noqa: BLE001 - the ranks that wait must receive any failure
+    except Exception as error:  # noqa: BLE001 - waiting ranks must receive every failure
         return _Failure(ResourceError, f"{type(error).__name__}: {error}"), error
 
 

@@ -33,8 +33,8 @@ class Embedder(nn.Module):
         ConfigError: A value is out of range, or the image is too small for the backbone.
     """
 
-    # TorchScript reads these and does not support postponed annotations, so this module must not
-    # import `annotations` from __future__.
+    # TorchScript evaluates these annotations and does not support postponed ones, so this module
+    # must not import `annotations` from __future__.
     mean: Tensor
     std: Tensor
 
@@ -71,8 +71,8 @@ class Embedder(nn.Module):
             nn.Linear(map_channels * map_height * map_width, embedding_dim),
         )
         self.norm = nn.BatchNorm1d(embedding_dim)
-        # A cosine does not depend on the norm of the features, so their scale is not learned, as
-        # in insightface.
+        # As in insightface, the scale of the features is not learned, because a cosine does not
+        # depend on it.
         self.norm.weight.requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -135,7 +135,7 @@ def make_embedder(
     embedder: Callable[..., Embedder],
     image_shape: tuple[int, int, int],
 ) -> Embedder:
-    """Construct an embedder for images of one shape, with random weights from torch's generator.
+    """Construct an embedder for images of one shape, with weights from torch's global generator.
 
     Args:
         backbone: Constructor of the backbone, see `make_backbone`.
@@ -154,7 +154,7 @@ def make_embedder(
 def make_backbone(
     backbone: Callable[..., nn.Module], image_shape: tuple[int, int, int]
 ) -> nn.Module:
-    """Construct a backbone with those of `in_channels` and `image_size` that it accepts.
+    """Construct a backbone, with `in_channels` and `image_size` if its constructor accepts them.
 
     Args:
         backbone: Constructor of the backbone.
@@ -192,7 +192,7 @@ def construct(name: str, factory: Callable[..., Any], *args: Any, **kwargs: Any)
         return factory(*args, **kwargs)
     except ArcloopError:
         raise
-    except Exception as cause:  # a library may raise anything for an invalid value
+    except Exception as cause:  # a library may raise any exception for an invalid value
         raise ConfigError(
             f"{name}: {str(cause) or type(cause).__name__}",
             where=f"config group {name}",

@@ -24,7 +24,7 @@ _TORCHVISION = "torchvision"
 class TimmBackbone(nn.Module):
     """A model of timm without its classifier; the pooled features are a map of one pixel.
 
-    It downloads nothing: the weights are random, or come from a file (`backbone_weights.file`).
+    No weights are downloaded: they are random, or loaded from a file (`backbone_weights.file`).
 
     Args:
         in_channels: Channels of the image.
@@ -68,9 +68,9 @@ class TimmBackbone(nn.Module):
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert weights in the format that timm publishes.
 
-        It does what timm does to load pretrained weights: rename the tensors of older files, remove
-        the classifier, adapt the first convolution to the number of channels, and resample the
-        position embeddings to the image size.
+        Applies the steps that timm applies to pretrained weights: rename the tensors of older
+        files, remove the classifier, adapt the first convolution to the number of channels, and
+        resample the position embeddings to the image size.
 
         Args:
             state: A state dict of timm's model, or of this class, which is returned unchanged.
@@ -81,7 +81,7 @@ class TimmBackbone(nn.Module):
         if any(name.startswith("model.") for name in state):
             return dict(state)
         adapted = dict(state)
-        # timm's modules define their filter under this name, if they have one.
+        # A module of timm that needs a conversion defines it under this name.
         adapt = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
         if adapt is not None:
             adapted = adapt(adapted, self.model)

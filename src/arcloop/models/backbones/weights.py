@@ -17,7 +17,7 @@ from arcloop.errors import ConfigError
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("embedder.backbone.", "module.")
 _OPTIONAL = ".num_batches_tracked"
-"""Old files lack these counts, and no batch norm of arcloop depends on them."""
+"""Buffers that old files lack. No batch norm of arcloop depends on these counts."""
 _LISTED = 4
 
 
@@ -92,14 +92,14 @@ def load_weights(
     Args:
         backbone: The backbone to change.
         state: State dict from `read_weights`.
-        file: File of the state dict, for the message.
+        file: File of the state dict, for error messages.
         strict: Whether all tensors must fit; otherwise the fitting ones are copied.
 
     Returns:
         The comparison of file and backbone.
 
     Raises:
-        ConfigError: No tensor fits, or `strict` and not all of them fit.
+        ConfigError: No tensor fits, or `strict` is set and not all of them fit.
     """
     translate = getattr(backbone, "translate", dict)
     translated: dict[str, Tensor] = translate(state)
@@ -125,8 +125,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """Read the state dict of a backbone without executing code from the file.
 
     Args:
-        file: A state dict written by torch.save, also under the key "state_dict" or "model"; a
-            checkpoint of arcloop, of which the backbone is read; or a .safetensors file.
+        file: A state dict written by torch.save, optionally under the key "state_dict" or "model";
+            a checkpoint of arcloop, from which the backbone is read; or a .safetensors file.
 
     Returns:
         Name to tensor, on the CPU.

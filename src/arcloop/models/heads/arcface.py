@@ -1,4 +1,4 @@
-"""ArcFace: an additive angular margin between a feature and its class, with sub-centers or without.
+"""ArcFace: an additive angular margin between a feature and its class, optionally with sub-centers.
 
 Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, arXiv 1801.07698.
 Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces, ECCV
@@ -71,8 +71,8 @@ class SubCenterArcFace(ArcFace):
 def cos_with_margin(cos: Tensor, margin: Angle | Tensor, *, easy_margin: bool) -> Tensor:
     """Compute cos(θ + m) from cos θ, without acos, whose gradient is infinite at |cos θ| = 1.
 
-    For θ above π - m, where cos(θ + m) increases again, the result is cos θ - m·sin m, as in the
-    authors' code, which keeps decreasing.
+    For θ above π - m, cos(θ + m) would increase again. The result there is cos θ - m·sin m, as in
+    the authors' code, which continues to decrease.
 
     Args:
         cos: cos θ in [-1, 1], any shape, float32 or float64.
@@ -99,7 +99,7 @@ def cos_with_margin(cos: Tensor, margin: Angle | Tensor, *, easy_margin: bool) -
 
 def sin_from_cos(cos: Tensor) -> Tensor:
     """Compute sin θ from cos θ, for θ in [0, π], with a finite gradient at |cos θ| = 1."""
-    # The floor is below the square of every non-zero sine, so it changes no value. At sin θ = 0 it
-    # blocks the gradient, which would be infinite.
+    # The lower bound is below the square of every non-zero sine, so it changes no value. At
+    # sin θ = 0 it sets the gradient to zero, which would otherwise be infinite.
     floor = torch.finfo(cos.dtype).eps ** 2
     return ((1 - cos) * (1 + cos)).clamp_min(floor).sqrt()

@@ -57,7 +57,7 @@ class CombinedMargin(TargetMargin):
 
     def with_margin(self, cos_M: Tensor) -> Tensor:
         factor = self.margin_factor
-        # `sin_from_cos` has a finite gradient at |cos θ| = 1, where that of acos is infinite.
+        # `sin_from_cos` has a finite gradient at |cos θ| = 1; the gradient of acos is infinite.
         angle_M = torch.atan2(sin_from_cos(cos_M), cos_M)
         moved_M = (1 + factor * (self.m1 - 1)) * angle_M + factor * self.m2
         return decreasing_cos(moved_M) - factor * self.m3
@@ -66,7 +66,7 @@ class CombinedMargin(TargetMargin):
 def decreasing_cos(angle: Tensor) -> Tensor:
     """Compute a cosine that keeps decreasing above π: (-1)^k·cos φ - 2k with k = floor(φ / π).
 
-    It is ψ of SphereFace (equation 7), for any angle.
+    This is the function ψ of SphereFace (equation 7), extended to any angle.
 
     Args:
         angle: φ in radians, at least 0, any shape.

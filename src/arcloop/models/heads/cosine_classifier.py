@@ -18,15 +18,15 @@ from arcloop.config.value_types import PositiveFloat, PositiveInt, checked
 
 
 class Head(nn.Module, ABC):
-    """The loss that trains the embedding, with its own parameters; it is not part of model.pt.
+    """Training loss of the embedding, with its own parameters; not part of model.pt.
 
-    Each training makes a new head from `embedding_dim`, `num_classes` and the config. A head
+    Each training run constructs a head from `embedding_dim`, `num_classes` and the config. A head
     computes in float32 under any `trainer.precision`, or in float64 if the features are float64.
     State that a head keeps between batches is computed from the global batch, so it is equal on all
     processes, and is stored in buffers, so that checkpoints contain it.
 
     Attributes:
-        warmable: Values that `set_warmup` can change: "margin", "scale", both or neither.
+        warmable: Names of the values that `set_warmup` can change: "margin", "scale".
     """
 
     warmable: ClassVar[frozenset[str]] = frozenset()
@@ -40,7 +40,7 @@ class Head(nn.Module, ABC):
             labels_B: int64, in [0, number of classes).
 
         Returns:
-            Scalar, float32 (float64 if the features are).
+            Scalar, float32 (float64 for float64 features).
         """
 
 
@@ -75,8 +75,8 @@ class CosineClassifier(Head):
 
     def make_weight(self, num_classes: int, embedding_dim: int) -> nn.Parameter:
         """Draw the class vectors, [C, D], from torch's global generator."""
-        # Only the direction matters. With a norm near 1, a learning rate has the same effect for
-        # any D.
+        # The logits depend only on the direction. With a norm near 1, the effect of a learning rate
+        # does not depend on D.
         return nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
 
     def set_warmup(self, *, margin: float | None = None, scale: float | None = None) -> None:
@@ -99,7 +99,7 @@ class CosineClassifier(Head):
             labels_B: int64, in [0, C).
 
         Returns:
-            Scalar, float32 (float64 if the features are).
+            Scalar, float32 (float64 for float64 features).
         """
         if self.training:
             return F.cross_entropy(self.logits(features_BD, labels_B), labels_B)
@@ -155,7 +155,7 @@ def change_targets(
     column_M: Tensor,
     change: Callable[[Tensor], Tensor],
 ) -> None:
-    """Change the target logits in place, because with many classes one [B, C] array is large.
+    """Change the target logits in place; a copy of [B, C] logits is large with many classes.
 
     Args:
         logits_BC: Cosines times scale.
@@ -171,7 +171,7 @@ def change_targets(
 def scaled_cosine(features_BD: Tensor, weight_CD: Tensor, scale: float | Tensor) -> Tensor:
     """Cosine of every feature with every class vector, times scale, [B, C].
 
-    The scale multiplies the features, which are B·D products instead of B·C.
+    The scale is applied to the features, which takes B·D multiplications instead of B·C.
     """
     device = features_BD.device.type
     autocast = torch.is_autocast_enabled(device)
@@ -187,7 +187,7 @@ def _normalize(rows_ND: Tensor) -> Tensor:
 
 
 def feature_norms(features_BD: Tensor) -> Tensor:
-    """L2 norm of each feature vector, [B], float32 (float64 if the features are)."""
+    """L2 norm of each feature vector, [B], float32 (float64 for float64 features)."""
     norm_B: Tensor = torch.linalg.vector_norm(to_float32(features_BD), dim=1)
     return norm_B
 

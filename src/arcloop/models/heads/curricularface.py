@@ -29,7 +29,7 @@ class CurricularFace(CosineClassifier):
     Args:
         margin: m, additive angle in radians, in [0, π).
         momentum: Weight of the old t in the new t, in [0, 1]. (In the paper, α = 0.99 is the weight
-            of the batch; in the authors' code it is that of the old t.)
+            of the batch; in the authors' code it is the weight of the old t.)
         **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
 
     Attributes:
@@ -62,7 +62,7 @@ class CurricularFace(CosineClassifier):
 
 
 class _WeightHardNegatives(torch.autograd.Function):
-    """cos·(t + cos) where cos > threshold; autograd would store four arrays, this stores two."""
+    """cos·(t + cos) where cos > threshold. It stores two arrays; autograd would store four."""
 
     @staticmethod
     def forward(ctx: Any, cos_BC: Tensor, threshold_B1: Tensor, t: Tensor) -> Tensor:

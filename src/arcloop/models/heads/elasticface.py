@@ -43,7 +43,7 @@ class ElasticFace(TargetMargin):
 
     @abstractmethod
     def with_margins(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
-        """Return the target logits divided by the scale, given cosines and margins."""
+        """Return the target logits divided by the scale, given cosines and margins, [M]."""
 
     def _draw_margins(self, cos_M: Tensor) -> Tensor:
         normal_M = torch.randn(len(cos_M), dtype=torch.float32, device="cpu")

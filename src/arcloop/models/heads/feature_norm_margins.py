@@ -33,13 +33,14 @@ _EPSILON = 0.001
 class AdaFace(CosineClassifier):
     """The target logit is s·(cos(θ - m·z) - m - m·z), every other logit s·cos θ (section 3.3).
 
-    z = h·(a - μ) / σ, clamped to [-1, 1], compares the feature's norm a with those of other images.
-    For z = -1 the margin is that of ArcFace, for z = 0 that of CosFace, and for z = 1 a negative
-    angle and a larger cosine margin. θ - m·z is clamped to [0, π]. No gradient flows through z.
+    z = h·(a - μ) / σ, clamped to [-1, 1], compares the norm a of a feature with the average norm.
+    For z = -1 the margin equals that of ArcFace and for z = 0 that of CosFace. For z = 1 it
+    consists of a negative angle and a larger cosine margin. θ - m·z is clamped to [0, π]. No
+    gradient flows through z.
 
     μ and σ are moving averages of the mean and standard deviation of the norms over global batches.
-    As in the authors' code, a training step updates them before it uses them. They start with the
-    values of the first batch; the authors start with 20 and 100, which fits D = 512.
+    As in the authors' code, a training step updates them before it uses them. Their initial
+    values are those of the first batch; the authors' are 20 and 100, which fit D = 512.
 
     Args:
         margin: m, in [0, 1], both an angle in radians and a margin of the cosine.
@@ -114,8 +115,8 @@ class MagFace(CosineClassifier):
     a = `high_length`; a is clamped to this range. The loss is the cross-entropy plus λ·g(a) with
     g(a) = 1/a + a/high_length², which favours large norms.
 
-    The norm is that of the feature before normalisation. After the last batch norm of the embedder
-    it is near √D: 8 for D = 64 and 22.6 for D = 512. The paper uses the range from 10 to 110.
+    a is the norm before normalisation. After the last batch norm of the embedder it is near √D: 8
+    for D = 64 and 22.6 for D = 512. The paper uses the range from 10 to 110.
 
     Args:
         low_margin: l_m, additive angle in radians, in [0, π).
@@ -162,7 +163,7 @@ class MagFace(CosineClassifier):
             labels_B: int64, in [0, C).
 
         Returns:
-            Scalar, float32 (float64 if the features are).
+            Scalar, float32 (float64 for float64 features).
         """
         loss = super().forward(features_BD, labels_B)
         if not self.training:
@@ -186,5 +187,5 @@ class MagFace(CosineClassifier):
         return logits_BC
 
     def _clamped_norms(self, features_BD: Tensor) -> Tensor:
-        """Norms clamped to the range; outside of it their gradient is zero."""
+        """Norms clamped to the range [l_a, u_a]; outside of it their gradient is zero."""
         return feature_norms(features_BD).clamp(self.low_length, self.high_length)

@@ -19,18 +19,18 @@ from arcloop.models.heads.cosine_classifier import Head, to_float32
 class PairLoss(Head):
     """A loss of pytorch-metric-learning, and a miner that selects its pairs or triplets.
 
-    Both receive the global batch: the features of all processes are gathered. The loss that is
-    minimised is the mean over the processes, whose losses differ only if a miner selects at random.
+    Both receive the global batch: the features of all processes are gathered. The minimised
+    loss is the mean over the processes; their losses differ only if a miner selects at random.
 
-    The loss in evaluation mode is the loss in training mode.
+    The loss in evaluation mode is the same as in training mode.
 
     Args:
         embedding_dim: D, number of features.
         num_classes: C.
         loss: Maps (features [N, D], labels [N], output of the miner) to a scalar. A partial is
-            first called with those of `num_classes` and `embedding_size` that it accepts, which
-            losses with class proxies need.
-        miner: Maps (features, labels) to pairs or triplets; None selects all of the batch.
+            first called with `num_classes` and `embedding_size` if it accepts them; losses with
+            class proxies need them.
+        miner: Maps (features, labels) to pairs or triplets; None selects all in the batch.
 
     Raises:
         ConfigError: The loss has parameters that the seed does not determine, or has buffers.
@@ -73,7 +73,7 @@ class PairLoss(Head):
             labels_B: int64, in [0, C).
 
         Returns:
-            Scalar, float32 (float64 if the features are).
+            Scalar, float32 (float64 for float64 features).
         """
         with torch.autocast(features_BD.device.type, enabled=False):
             features_ND = gather_for_global_loss(to_float32(features_BD))

@@ -36,12 +36,12 @@ class ShardedArcFace(ArcFace):
     Each process gathers the features and labels of all processes and computes the logits of its own
     classes; reductions combine them into one softmax. With `sample_rate=1`, loss and gradients are
     those of `ArcFace` under DDP, if all batches have the same size. With a lower rate the softmax
-    of a step contains a sample of the classes: those of the batch, and others at random. The
+    of a step contains a sample of the classes: the classes of the batch, and random other ones. The
     gradient of `weight` is then sparse, see `arcloop.training.optim.sharded`.
 
-    `weight` is created by `initialize_shard`, because the number of processes is not known before.
-    Its rows equal those that `ArcFace` would have drawn in place of this head, for any number of
-    processes. No process stores all of them.
+    `initialize_shard` creates `weight`, because the number of processes is not known earlier.
+    For any number of processes, the rows have the values that `ArcFace` would draw in place of this
+    head. No process stores all of them.
 
     The sample is a function of (seed, step, number of processes), see `set_step`.
 
@@ -80,11 +80,11 @@ class ShardedArcFace(ArcFace):
             self.weight = nn.Parameter(drawn_cD.div_(self._embedding_dim**0.5))
 
     def set_step(self, seed: int, step: int) -> None:
-        """Select the sample of classes of the following forward passes.
+        """Set the step that determines the sample of classes in the following forward passes.
 
         Args:
             seed: Seed of the run.
-            step: Number of optimizer steps done.
+            step: Number of completed optimizer steps.
         """
         self._sample_key = (seed, step)
 
@@ -98,7 +98,7 @@ class ShardedArcFace(ArcFace):
             labels_B: int64, in [0, C).
 
         Returns:
-            Scalar, float32 (float64 if the features are).
+            Scalar, float32 (float64 for float64 features).
         """
         features_ND = gather_for_sharded_loss(to_float32(features_BD))
         row_M, class_M = self._targets(gather_rows(labels_B))
@@ -127,7 +127,7 @@ class ShardedArcFace(ArcFace):
         return row_M, class_N[row_M]
 
     def _sample(self, class_M: Tensor) -> Tensor:
-        """Return the sampled classes of this process: the targets, and others at random."""
+        """Return the sampled classes of this process: the targets, and random other classes."""
         device, total = self.weight.device, len(self.classes)
         entropy = [*self._sample_key, self.classes.start]
         (seed,) = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
@@ -163,8 +163,8 @@ def randn_rows(generator: torch.Generator, rows: range, total: int, width: int) 
     done = 0
     while done < stop:
         left = total * width - done
-        # randn draws groups of 16 numbers and draws an incomplete last group again. The blocks
-        # equal parts of the whole, because they end between groups and the last one is large.
+        # randn generates groups of 16 numbers and generates an incomplete last group twice. Blocks
+        # equal slices of the whole, because they end at multiples of 16 and the last is large.
         count = left if left < 2 * _BLOCK else _BLOCK
         piece = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
         low, high = max(first, done), min(stop, done + count)
@@ -183,7 +183,7 @@ def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) ->
         column_M: Columns of these targets.
 
     Returns:
-        Loss of each row, [N], the same on every process; infinite if no process has its target.
+        Loss of each row, [N], equal on all processes; infinite if no process has its target class.
     """
     loss_N: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         logits_Nn, row_M, column_M
@@ -209,7 +209,8 @@ class _ShardedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         exp_Nn, sum_N, row_M, column_M = ctx.saved_tensors
-        # Each process has a gradient for its own rows. The mean loss has the sum of them over W.
+        # Each process has a gradient only for its own rows. The gradient of the mean loss is the
+        # sum over the processes, divided by W.
         grad_N = sum_over_processes(grads[0].clone()) / current_process_group().world_size
         grad_Nn = exp_Nn * (grad_N / sum_N)[:, None]
         grad_Nn[row_M, column_M] -= grad_N[row_M]

@@ -39,8 +39,8 @@ class NormalizedSoftmax(CosineClassifier):
 class AdaCos(CosineClassifier):
     """Every logit is s·cos θ, where s is computed from the number of classes and the angles.
 
-    The fixed scale is √2·ln(C - 1) (section 4.1). The dynamic scale starts with this value. Before
-    it is used, every training step sets it to ln(B) / cos(min(π/4, θ_med)) (section 4.2). B is the
+    The fixed scale is √2·ln(C - 1) (section 4.1). The dynamic scale starts with this value. Every
+    training step first sets it to ln(B) / cos(min(π/4, θ_med)) (section 4.2). B is the
     mean over the global batch of Σ exp(s·cos θ) over all classes except the target, with the s of
     the previous step, and θ_med is the median angle between a feature and its class. Both scales
     are at least 1, because the formulas give 0 or less for two classes.
