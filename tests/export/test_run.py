@@ -1,4 +1,4 @@
-"""Export to extra formats from the command line, with a training or after it."""
+"""Export to extra formats from the command line, during `train` or with `export`."""
 
 import json
 
@@ -46,7 +46,9 @@ def test_failed_export_keeps_the_run_and_names_the_next_command(in_tmp, capsys):
     run = artifacts.load(in_tmp / RUN, "run")
     assert not (in_tmp / RUN / "export").exists()
     assert main(["export", f"run_dir={RUN}"]) == 1  # with the settings of the run
-    assert main(["export", f"run_dir={RUN}", "export=onnx"]) == 0  # with the settings of the choice
+    assert (
+        main(["export", f"run_dir={RUN}", "export=onnx"]) == 0
+    )  # with the defaults of export=onnx
     assert artifacts.read(in_tmp / RUN, "run").sha256 == run.sha256
 
 

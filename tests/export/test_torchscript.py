@@ -79,7 +79,7 @@ export_scripted(embedder, Path("best.ckpt"), images, Path(sys.argv[1]), max_abs_
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(tmp_path, checkpoint):
-    """Fails when torch.jit no longer uses the name that `_sorted_constants` replaces."""
+    """Fails if torch.jit no longer uses the global `set` that `_sorted_constants` replaces."""
     for seed in ("1", "2"):
         (tmp_path / seed).mkdir()
         subprocess.run(

@@ -174,7 +174,7 @@ def test_validation_passes_and_shows_the_splits(store):
     assert of_gallery["gallery"] == of_gallery["query"] > 0
 
 
-def test_a_gallery_of_another_store_is_refused(run, store):
+def test_a_gallery_of_another_store_is_rejected(run, store):
     from arcloop.errors import ArtifactError
     from arcloop.evaluation.evaluate import _own_rows
     from arcloop.retrieval import Gallery

@@ -180,7 +180,7 @@ def test_missing_file(tmp_path):
         decode(tmp_path / "none.png", **SIZE, channels=1)
 
 
-def test_a_large_image_is_refused_before_it_is_decoded():
+def test_a_large_image_is_rejected_before_it_is_decoded():
     with pytest.raises(ImageError, match="4,096 pixels; at most 4,095"):
         decode(GOOD, **SIZE, channels=1, max_pixels=4095)
 

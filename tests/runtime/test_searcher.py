@@ -113,7 +113,7 @@ def test_decode_returns_the_input_shape_of_the_model(files):
     assert np.array_equal(load(folder).model.decode(encode_png(gallery[0])), gallery[0])
 
 
-def test_an_index_of_another_model_is_refused(files):
+def test_an_index_of_another_model_is_rejected(files):
     folder, _ = files
     labels = read_labels(folder / "labels.json") | {"model_sha256": "0" * 64}
     with pytest.raises(SearcherError, match="another model"):

@@ -129,6 +129,6 @@ def broken_archive():
 
 @pytest.fixture
 def switch():
-    """A stand-in for a Kubernetes Service; see switch.py."""
+    """A fake Kubernetes Service; see switch.py."""
     with runpy.run_path(str(Path(__file__).with_name("switch.py")))["Switch"]() as made:
         yield made

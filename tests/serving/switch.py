@@ -1,4 +1,4 @@
-"""A stand-in for a Kubernetes Service: one address that forwards connections to servers."""
+"""A fake Kubernetes Service: one address that forwards connections to servers."""
 
 import asyncio
 import contextlib

@@ -61,7 +61,7 @@ def test_other_settings_give_another_lineage(small_run, settings):
     )
 
 
-def test_a_run_whose_gate_did_not_pass_is_refused_unless_forced(run_dir, settings, tmp_path):
+def test_a_run_whose_gate_did_not_pass_is_rejected_unless_forced(run_dir, settings, tmp_path):
     evaluation = artifacts.read(run_dir / "evaluation", "evaluation")
     gate = {"passed": False, "reasons": ["eer is 0.2, but at most 0.1 is required."]}
     (run_dir / "evaluation/gate.json").write_text(json.dumps(gate))
@@ -75,7 +75,7 @@ def test_a_run_whose_gate_did_not_pass_is_refused_unless_forced(run_dir, setting
     assert manifest["gate"] == gate
 
 
-def test_a_run_without_evaluation_is_refused_unless_forced(run_dir, settings, tmp_path):
+def test_a_run_without_evaluation_is_rejected_unless_forced(run_dir, settings, tmp_path):
     (run_dir / "evaluation").rename(tmp_path / "gone")
     with pytest.raises(ArtifactError, match="has not been evaluated"):
         collect(run_dir, settings, force=False)
@@ -84,7 +84,7 @@ def test_a_run_without_evaluation_is_refused_unless_forced(run_dir, settings, tm
 
 @pytest.mark.parametrize("name", ["model.pt", "index/faiss_index.bin", "golden.npz",
                                   "evaluation/gate.json"])  # fmt: skip
-def test_a_changed_part_is_refused(run_dir, settings, name):
+def test_a_changed_part_is_rejected(run_dir, settings, name):
     content = bytearray((run_dir / name).read_bytes())
     content[len(content) // 2] ^= 1
     (run_dir / name).write_bytes(content)
@@ -92,7 +92,7 @@ def test_a_changed_part_is_refused(run_dir, settings, name):
         collect(run_dir, settings, force=True)
 
 
-def test_an_evaluation_of_another_index_is_refused(run_dir, settings):
+def test_an_evaluation_of_another_index_is_rejected(run_dir, settings):
     manifest = json.loads((run_dir / "evaluation/manifest.json").read_text())
     manifest["parents"]["index"] = "0" * 64
     (run_dir / "evaluation/manifest.json").write_text(json.dumps(manifest))
@@ -100,7 +100,7 @@ def test_an_evaluation_of_another_index_is_refused(run_dir, settings):
         collect(run_dir, settings, force=False)
 
 
-def test_a_malformed_version_is_refused(small_run, settings, tmp_path):
+def test_a_malformed_version_is_rejected(small_run, settings, tmp_path):
     with pytest.raises(ConfigError, match="is not a version"):
         write_archive(collect(small_run, settings, force=False), tmp_path, version="../../x")
 

@@ -1,4 +1,4 @@
-"""The commands deploy and versions; no server is started."""
+"""The commands `deploy` and `versions`, without a server."""
 
 import json
 import zipfile

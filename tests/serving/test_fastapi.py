@@ -79,7 +79,7 @@ def test_each_request_gets_its_own_answer_and_batches_fill_under_load():
     assert [len(batch) for batch in model.batches] == [1, 8, 8, 8, 8, 8, 8, 2]
 
 
-def test_requests_beyond_the_queue_size_are_refused():
+def test_requests_beyond_the_queue_size_are_rejected():
     found = asyncio.run(predict_while_blocked(BlockedModel(), 10, batch_size=2, queue_size=5))
     assert [reply.body for reply in found[:6]] == [q.image for q in make_requests(6)]
     assert all(isinstance(reply, OverloadedError) for reply in found[6:])
@@ -191,8 +191,8 @@ def test_half_a_body_gets_408_and_the_connection_is_closed(impatient, image):
     assert impatient.endpoint.predict(image, 5)[0] == 200
 
 
-def test_an_endless_body_is_cut_off_by_the_time_out(impatient):
-    """Every byte arrives in time, and the body exceeds the limit, but it never ends."""
+def test_an_endless_body_gets_408(impatient):
+    """The body exceeds the size limit and never ends; each byte arrives before the time-out."""
     start = time.monotonic()
     with send_head(impatient, "Transfer-Encoding: chunked") as connection:
         connection.settimeout(0.05)
@@ -297,11 +297,11 @@ def test_no_byte_of_a_form_field_is_lost(file_name):
 @pytest.mark.parametrize(
     "body", [b"", b"junk", b"--b", b"--b\r\n\r\nx", part("image", b"x") * 20 + b"--b--\r\n"]
 )
-def test_an_invalid_form_is_refused(body):
+def test_an_invalid_form_is_rejected(body):
     with pytest.raises(RequestError):
         parse_form(body)
 
 
-def test_a_form_without_a_boundary_is_refused():
+def test_a_form_without_a_boundary_is_rejected():
     with pytest.raises(RequestError, match="cannot be read"):
         parse_form(b"x", boundary="")

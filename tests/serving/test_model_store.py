@@ -1,4 +1,4 @@
-"""The model store in use, in concurrent use, and killed at every step of a deploy."""
+"""The model store: versions, concurrent deploys, and a deploy that is killed at every step."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ def version(day):
 
 
 def put(store, day, keep=3):
-    """Deploy a file that stands for an archive."""
+    """Deploy a text file in place of an archive."""
     with store.locked() as staging:
         archive = staging / f"{store.name}-{version(day)}.mar"
         archive.write_text(version(day))
@@ -85,7 +85,7 @@ def test_an_unknown_version_is_an_error(store):
         store.make_live(version(1))
 
 
-def test_a_store_of_another_model_is_refused(store):
+def test_a_store_of_another_model_is_rejected(store):
     put(store, 1)
     with pytest.raises(ConfigError, match="belongs to 'm', not 'other'"), \
             ModelStore(store.path, "other").locked():  # fmt: skip
@@ -145,7 +145,7 @@ sys.setprofile(hook)
 
 
 def test_killed_at_any_change_the_store_can_be_served(store):
-    """Each repetition of the deploy is killed one file system call later than the one before."""
+    """Repeat the deploy, and kill each repetition one file system call later than the last one."""
     for day in range(1, 4):
         put(store, day, keep=2)
     for after in range(100):

@@ -140,7 +140,7 @@ def test_formats_and_modes(running, kind, mode):
     ["model.pt", "faiss_index.bin", "faiss_label.json", "arcloop_runtime/images.py", "golden.npz",
      "model-config.yaml"],
 )  # fmt: skip
-def test_a_changed_part_is_refused(unpacked, tmp_path, name):
+def test_a_changed_part_is_rejected(unpacked, tmp_path, name):
     folder = shutil.copytree(unpacked, tmp_path / "copy")
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -154,7 +154,7 @@ def test_another_folder_is_not_an_archive(tmp_path):
         predictor.verify_hashes(tmp_path)
 
 
-def test_an_archive_that_fails_the_parity_check_is_refused(unpacked, tmp_path):
+def test_an_archive_that_fails_the_parity_check_is_rejected(unpacked, tmp_path):
     folder = with_golden(shutil.copytree(unpacked, tmp_path / "copy"), lambda e: -e)
     with pytest.raises(ArchiveError, match="the archive fails the parity check"):
         Predictor(folder, handler_settings(folder))

@@ -1,7 +1,7 @@
-"""Replace v1 by v2, and try a broken v3, under load: no request fails, and v3 never answers one.
+"""Replace v1 by v2, then try a broken v3, under load: no request fails, v3 answers no request.
 
-v2 has other settings than v1, so it is another archive. v3 passes the checks of its own predictor,
-but its responses are wrong: only the parity check of the server detects this.
+v2 has other settings than v1, so its archive differs. v3 passes the checks in its constructor, but
+its responses are wrong, which only the parity check of the running server detects.
 """
 
 import contextlib

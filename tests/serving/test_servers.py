@@ -1,4 +1,4 @@
-"""Both servers, started for real on loopback: the same requests get the same answers."""
+"""Both servers as running processes: the same requests get the same answers."""
 
 import http.client
 import json
@@ -210,7 +210,7 @@ def test_a_port_in_use_is_reported_before_the_server_starts(served, tmp_path):
 
 
 @pytest.mark.parametrize("kind", BOTH)
-def test_an_archive_that_was_changed_is_refused(kind, small_run, make_settings, tmp_path):
+def test_an_archive_that_was_changed_is_rejected(kind, small_run, make_settings, tmp_path):
     """A label in the archive was changed after it became live."""
     settings = make_settings(tmp_path / "store")
     live = deploy(small_run, settings, force=False)

@@ -45,7 +45,7 @@ def test_all_invalid_values_are_reported_at_once():
         ("deploy=nowhere", "there is no deploy=nowhere"),
     ],
 )
-def test_an_invalid_value_is_refused(override, message):
+def test_an_invalid_value_is_rejected(override, message):
     with pytest.raises(ConfigError, match=r"(?s)" + re.escape(message)):
         parse_arguments([override])
 
@@ -75,7 +75,7 @@ def test_torchserve_properties(settings, tmp_path):
     assert values["max_request_size"] == str(settings.max_request_bytes)
 
 
-def test_a_store_path_with_a_line_break_is_refused(settings, tmp_path):
+def test_a_store_path_with_a_line_break_is_rejected(settings, tmp_path):
     with pytest.raises(ConfigError, match="cannot contain"):
         torchserve_properties(settings, tmp_path / "new\nload_models=evil.mar" / "a.mar")
 

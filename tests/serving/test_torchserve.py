@@ -62,7 +62,7 @@ def test_a_killed_worker_is_restarted(served, small_run):
     os.kill(json.loads(text)[0]["workers"][0]["pid"], signal.SIGKILL)
     deadline = time.monotonic() + 10
     while server.ready() and time.monotonic() < deadline:
-        time.sleep(0.02)  # until the front end notices
+        time.sleep(0.02)  # until the front end has detected it
     image = encode_png(np.load(small_run / "golden.npz")["images"][0])
     status, _ = server.endpoint.predict(image, 5)  # waits in the queue
     assert status == 200

@@ -1,4 +1,4 @@
-"""Trains complete runs, with another number of processes in each epoch.
+"""Trains complete runs, with a different number of processes in each epoch.
 
 Run as `python sharded_runs.py` in an empty folder. The processes are forks of one interpreter and
 have the environment that torchrun sets.
@@ -33,15 +33,15 @@ SAMPLED = [
     "trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2",
 ]  # fmt: skip
 SMALL_BATCHES = ["embed.batch_size=6", "embed.shard_rows=16", "evaluate.batch_size=7"]
-REMEMBERING = [
+STATEFUL = [
     "head=adaface", "head.momentum=0.7", "callbacks=warmup", "callbacks.warmup.margin_steps=5",
     "callbacks.export=null", "callbacks.build_index=null", "callbacks.evaluate=null",
 ]  # fmt: skip
 RUNS = {  # name -> overrides, processes of each epoch
     "dense": (["head=arcface", "callbacks=export_only"], (2, 1, 3)),
     "sharded": (["head=arcface_sharded", *SMALL_BATCHES], (2, 1, 3)),
-    "remembering": (REMEMBERING, (2, 1)),
-    "alone": (REMEMBERING, (1, 1)),
+    "stateful": (STATEFUL, (2, 1)),
+    "stateful_one_process": (STATEFUL, (1, 1)),
     "sampled": ([*SAMPLED, "callbacks=export_only"], (2, 1)),
 }
 GLOBAL_BATCH = 48

@@ -1,4 +1,4 @@
-"""Devices, precision and compilation: faster training gives the same model."""
+"""Devices, precision, compilation, and averaging of weights."""
 
 import copy
 
@@ -114,7 +114,7 @@ def test_bf16_is_detected_on_any_platform(monkeypatch, capabilities, expected):
 
 
 @pytest.mark.parametrize(("bf16", "noted"), [(False, True), (True, False), (None, False)])
-def test_slow_bf16_is_noted(in_tmp, capsys, monkeypatch, bf16, noted):
+def test_note_about_slow_bf16(in_tmp, capsys, monkeypatch, bf16, noted):
     monkeypatch.setattr("arcloop.training.fit.cpu_has_bf16", lambda: bf16)
     assert main([*TRAIN, "trainer.precision=bf16-mixed", "trainer.max_epochs=1"]) == 0
     assert ("this CPU has no bf16 instructions" in capsys.readouterr().err) == noted

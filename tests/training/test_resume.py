@@ -1,4 +1,4 @@
-"""A run killed at any point and resumed ends with the same bytes as an uninterrupted run."""
+"""A run that is killed at any point and resumed writes the same bytes as an uninterrupted run."""
 
 import os
 import random
@@ -26,7 +26,7 @@ OVERRIDES = [
 ]  # fmt: skip
 STEPS = 4 * 13
 
-# One interpreter imports everything; each start is a fork of it.
+# One interpreter imports all packages; each training process is a fork of it.
 STARTS = """
 import os, sys
 import arcloop.training, arcloop.pipeline.steps, arcloop.evaluation
@@ -143,7 +143,7 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_is_found(
     assert "warning" in capsys.readouterr().err
 
 
-def test_damaged_checkpoints_only_are_an_error(two_checkpoints):
+def test_only_damaged_checkpoints_are_an_error(two_checkpoints):
     for path in two_checkpoints.iterdir():
         path.write_bytes(b"x" * 2000)
     with pytest.raises(ArtifactError, match="truncated or was changed"):

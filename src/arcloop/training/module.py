@@ -159,9 +159,9 @@ class EmbeddingModule(pl.LightningModule):
 def leave_one_out_top1(embeddings_nD: Tensor, labels_n: Tensor) -> float:
     """Compute the fraction of rows whose most similar other row has the same label.
 
-    Rows whose class has no other row are not counted. Of equally similar rows the first counts. All
-    ranks call it together. Rank 0 gathers the rows of all ranks in CPU memory, so the value is the
-    same for any number of processes.
+    Rows whose class has only one row are excluded. If several rows are equally similar, the first
+    one is used. Collective: every rank must call it. Rank 0 gathers the rows of all ranks in CPU
+    memory, so the value is the same for any number of processes.
 
     Args:
         embeddings_nD: Rows of this process, of norm 1, any floating type; the concatenated rows of

@@ -107,7 +107,7 @@ def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
 
     Args:
         config: The resolved config.
-        parents: Role -> hash of each artifact that the run is made from.
+        parents: Role -> hash of each input of the run.
     """
     callbacks = {
         name: _relative_to_run(node, str(config["run_dir"]))
@@ -165,7 +165,7 @@ def find_start(
         if last := find_checkpoint(run_dir / CHECKPOINTS):
             print_line(f"train: resuming from {last[0]} after {last[1]} steps")
             return last
-    # Only rank zero checks: when the others get here, it may already have written to the folder.
+    # Only rank zero checks this: it may write to the folder before the other ranks get here.
     if started is None and launched_rank() == 0 and run_dir.is_dir() and any(run_dir.iterdir()):
         raise ConfigError(
             "this folder contains files that do not belong to a run",
@@ -221,7 +221,7 @@ def check_checkpoint_fits(checkpoint: Path, module: pl.LightningModule) -> None:
     found = compare_weights(state, module)
     head: Any = module.head
     if isinstance(head, ShardedArcFace) and HEAD_WEIGHT in state:
-        classes, dim = state[HEAD_WEIGHT].shape  # the head gets its shape when it is sharded
+        classes, dim = state[HEAD_WEIGHT].shape  # the head has no shape before `setup` shards it
         if classes != head.num_classes:
             wrong = (HEAD_WEIGHT, (classes, dim), (head.num_classes, dim))
             found = replace(found, mismatched=[*found.mismatched, wrong])

@@ -1,4 +1,4 @@
-"""A frozen backbone does not change at all; after unfreezing it is trained."""
+"""A frozen backbone does not change; after unfreezing it is trained."""
 
 import csv
 import subprocess
@@ -55,7 +55,7 @@ def test_frozen_backbone_is_constant_and_unfrozen_backbone_is_trained(start, cap
     assert main([*frozen_run, "callbacks.freeze.epochs=2"]) == 0
     assert all(same(backbone("frozen"), start))
     frozen = last("frozen")
-    # The optimizer has no state for the backbone; it starts with unfreezing.
+    # The optimizer state of the backbone is created after unfreezing.
     trained = sum(len(g["params"]) for g in frozen["optimizer_states"][0]["param_groups"])
     assert len(frozen["optimizer_states"][0]["state"]) < trained
     assert frozen["state_dict"]["embedder.neck.0.num_batches_tracked"] == 2 * STEPS

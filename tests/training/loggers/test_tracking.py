@@ -1,4 +1,4 @@
-"""Tests with local MLflow and W&B: one run of the service per run, every row sent once."""
+"""Local MLflow and W&B: each run has one run in each service, and every row is sent once."""
 
 import json
 import struct

@@ -30,7 +30,7 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
     assert sorted(grouped) == sorted(map(id, trainable))
 
 
-def test_groups_have_separate_rates_and_only_kernels_and_matrices_decay() -> None:
+def test_groups_have_separate_rates_and_only_kernels_and_matrices_have_weight_decay() -> None:
     embedder, head = make_modules()
     optimizer = GroupedOptimizer(factory=SGD, **RATES)(embedder, head)
     found = {

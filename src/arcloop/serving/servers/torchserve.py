@@ -112,7 +112,7 @@ class ManagementClient:
     """Client of TorchServe's management API for one model, on the loopback interface.
 
     Every method raises ResourceError if the server does not answer. The methods `register`,
-    `set_default` and `unregister` raise ConfigError if the server refuses the change.
+    `set_default` and `unregister` raise ConfigError if the server rejects the change.
 
     Args:
         port: The management port.
@@ -170,7 +170,7 @@ class ManagementClient:
         if status >= 300:
             reason = answer.get("message", answer) if isinstance(answer, dict) else answer
             raise ConfigError(
-                f"TorchServe refuses {method} {path.partition('?')[0]}: {status}, {reason}",
+                f"TorchServe rejects {method} {path.partition('?')[0]}: {status}, {reason}",
                 where=f"127.0.0.1:{self.port}",
                 remedy="start it with deploy.model_api=true and the same deploy.model_store",
             )
