@@ -130,6 +130,6 @@ def _load_eager(
         raise ArtifactError(
             f"model.pt does not fit the backbone in the run's config: {cause}",
             where=model,
-            remedy="export with the version of arcloop that trained the run, see its manifest",
+            remedy="export with the arcloop version in the manifest of the run",
         ) from cause
     return for_inference(eager)

@@ -1,1 +1,1 @@
-"""The steps, the chain of steps behind each verb, and sweeps."""
+"""The steps of the pipeline, the chain of steps of each verb, and sweeps."""

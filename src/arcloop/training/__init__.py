@@ -1,4 +1,4 @@
-"""Training: the LightningModule, its callbacks, optimizers and loggers, and the fit."""
+"""Training: the LightningModule, callbacks, optimizers, loggers, and the function `train`."""
 
 from arcloop.training.callbacks.freezing import FreezeBackbone
 from arcloop.training.callbacks.post_fit import BuildIndex, Evaluate, ExportScripted

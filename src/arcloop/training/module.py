@@ -102,7 +102,7 @@ class EmbeddingModule(pl.LightningModule):
         return loss
 
     def _should_log_loss(self) -> bool:
-        """Return whether a logger, or the end of an epoch or of the fit, needs this step's loss."""
+        """Return whether the loss is logged: at logging steps, and at the end of epoch and fit."""
         trainer, done = self.trainer, self.global_step + 1
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
         return (

@@ -215,7 +215,7 @@ def check_checkpoint_fits(checkpoint: Path, module: pl.LightningModule) -> None:
     """Check that the weights of a checkpoint fit a module, without loading them.
 
     Raises:
-        ConfigError: They do not fit; names the part of the config and the differing weights.
+        ConfigError: Names or shapes differ; the message has the config key and the weights.
     """
     state = read_checkpoint(checkpoint)["state_dict"]
     found = compare_weights(state, module)

@@ -155,6 +155,6 @@ def sweep_error(
         + (
             f"the same command runs {retried} of them again"
             if retried
-            else "correct their config first, they would fail again"
+            else "correct their config; without a change they would fail again"
         ),
     )

@@ -83,5 +83,5 @@ def constant(optimizer: Optimizer, total_steps: PositiveInt, *, warmup: Fraction
 
 
 def _ease(start: float, end: float, progress: float) -> float:
-    """Interpolate along half a cosine from `start` at progress 0 to `end` from progress 1 on."""
+    """Interpolate along half a cosine from `start` at progress 0 to `end` at 1 and above."""
     return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
