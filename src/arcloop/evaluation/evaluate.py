@@ -1,4 +1,4 @@
-"""The `evaluate` step: query split, model and index to metrics, gate decision and report."""
+"""The `evaluate` step: computes metrics, gate decision and report of a model and its index."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def evaluate(
         group: Processes that share the queries. Rank 0 computes the metrics and the report.
 
     Raises:
-        ArtifactError: A parent is missing, damaged, or of another model or store.
+        ArtifactError: A parent is missing, damaged, or belongs to another model or store.
     """
-    group.barrier()  # rank 0 may have been building the index
+    group.barrier()  # wait until rank 0 has built the index
     images, embeddings = Store.open(store), Gallery(gallery)
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
@@ -76,7 +76,7 @@ def evaluate(
         index, model.sha256, memory_map=group.world_size > 1
     )
     threshold = float(index_labels["threshold"])
-    del index_labels  # a list with a Python number for every row of the gallery
+    del index_labels  # frees a list with one Python number per gallery row
     parents = {
         "model": model.sha256,
         "store": images.artifact.sha256,
@@ -115,7 +115,7 @@ def evaluate(
                 "gallery": gallery, "index": index,
             }  # fmt: skip
             _write_files(writer, result, setup, images, folders, index_artifact, parents)
-    group.barrier()  # until rank 0 has written the artifact
+    group.barrier()  # wait until rank 0 has written the artifact
     return artifacts.load(output, "evaluation")
 
 
@@ -128,7 +128,7 @@ def _write_files(
     index: Artifact,
     parents: Mapping[str, str],
 ) -> None:
-    """Write metrics, gate decision, mistakes and report, and the facts of the manifest."""
+    """Write metrics, gate decision, mistakes, report and the properties in the manifest."""
     if len(result.queries.rows):
         writer.timed = measure_search_times(setup.search, result.queries.embeddings)
     decision = check_gate(result.metrics, setup.settings.gate)
@@ -174,7 +174,9 @@ def measure_search_times(search: Search, queries_QD: npt.NDArray[np.float32]) ->
     >>> list(measure_search_times(search, np.ones((2, 1), np.float32)))
     ['search_p50_ms', 'search_p99_ms']
     """
-    search(queries_QD[:1], _TIMED_NEIGHBOURS)  # the first search also allocates memory
+    search(
+        queries_QD[:1], _TIMED_NEIGHBOURS
+    )  # warm-up, because the first search also allocates memory
     end = time.monotonic() + _TIMED_SECONDS
     seconds = []
     for query in range(min(len(queries_QD), _TIMED_QUERIES)):
@@ -207,10 +209,10 @@ def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
 def _embed_part(
     model: Model, images: Store, part: range, batch_rows: int, advance: Callable[[int], None]
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Embed a part of the queries in the same batches as a single process would.
+    """Embed a part of the queries, in the batches that a single process would use.
 
-    The rounding of the model's products depends on the batch, so batches at both ends of the part
-    are embedded as a whole.
+    The rounding of matrix products depends on the batch. Batches that are only partly in `part` are
+    therefore embedded completely, and the other rows are discarded.
     """
     row = part.start // batch_rows * batch_rows
     stop = min(-(-part.stop // batch_rows) * batch_rows, images.rows("query"))
@@ -236,7 +238,7 @@ def _describe_search(
 
 
 def _read_curves(path: Path) -> list[dict[str, float]]:
-    """Return the rows of metrics.csv with the values logged at each step."""
+    """Return the rows of metrics.csv: the values logged at each step."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:

@@ -26,7 +26,7 @@ Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
 """Embeddings [B, D] and k -> similarities and gallery rows [B, k], nearest first; row -1: none."""
 
 _NEIGHBOURS = 10
-_GALLERY_POINTS = 6  # one of 6 points of the projection is a gallery row
+_GALLERY_POINTS = 6  # 1 in 6 points of the projection is a gallery row
 
 
 class Sample:
@@ -76,12 +76,12 @@ class Sample:
 def sampled_rows(total: int, capacity: int) -> Labels:
     """Choose rows uniformly at random with a fixed seed.
 
-    Each row draws a random number and the smallest are chosen, so that a smaller sample is part of
-    a larger one.
+    Each row is assigned a random number and the rows with the smallest numbers are chosen, so that
+    a smaller sample is a subset of a larger one.
 
     Args:
         total: Number of rows.
-        capacity: Most rows to choose.
+        capacity: Maximum number of rows to choose.
 
     Returns:
         int64, ascending.
@@ -105,7 +105,7 @@ class EvaluationResult:
         pairs: Similarities of query-gallery pairs of the same class and of different classes.
         mistakes: The wrong answers with the highest similarity, most similar first.
         queries: Sample of the queries, for the projection.
-        queries_right: bool, whether each sampled query was answered with its class.
+        queries_right: bool, whether each sampled query was answered correctly.
         gallery: Sample of the gallery, for the projection.
     """
 
@@ -147,8 +147,8 @@ class EvaluationSetup:
         settings: Batch size, and limits on memory, pairs, mistakes and points.
         threshold: Similarity below which the answer is "unknown".
         num_queries: Rows of the query split, Q.
-        own_rows: Leave-one-out, int64 [Q]: the gallery row that is the query itself and is excluded
-            from its answers and pairs; -1: none. None: no query has one.
+        own_rows: Leave-one-out, int64 [Q]: the gallery row of each query itself, which is excluded
+            from its answers and pairs; -1: none. None: no query is in the gallery.
 
     Raises:
         DataError: There are no queries, or no gallery rows to compare them with.
@@ -232,7 +232,7 @@ def update_evaluation(
     for embeddings_BD, labels_B in rebatch(queries, settings.batch_size):
         rows = slice(row, row + len(labels_B))
         own_rows_B = np.full(len(labels_B), -1) if setup.own_rows is None else setup.own_rows[rows]
-        # One neighbour more, because the query itself is excluded.
+        # One more neighbour, because the query itself is excluded.
         found = setup.search(embeddings_BD, k + (setup.own_rows is not None))
         similarities_BK, rows_BK = exclude_own_rows(*found, own_rows_B, k)
         labels_BK = np.where(rows_BK >= 0, setup.gallery_labels[rows_BK], -1)
@@ -251,7 +251,7 @@ def compute_evaluation(
     """Merge the states of all parts and compute the metrics.
 
     Args:
-        states: State of each part, in the order of the query split; the first one is modified.
+        states: State of each part, in the order of the query split; the first state is modified.
         setup: The gallery, the index and the settings.
     """
     state, *others = states

@@ -32,9 +32,9 @@ def evaluate_retrieval(
     """Rank the gallery exactly by cosine for every query and compute retrieval metrics.
 
     Every query is compared with every gallery row, in blocks on up to 8 threads, so that neither
-    side needs to fit in memory. The metrics do not depend on the number of threads. Of equally
-    similar rows the lower comes first. `evaluate_embeddings` returns the same values for an exact
-    index, except for the rounding of float32 products, which depends on the block sizes.
+    side needs to fit in memory. The metrics do not depend on the number of threads. Rows
+    with equal similarity rank by row number. `evaluate_embeddings` returns the same values for an
+    exact index, except for the rounding of float32 products, which depends on the block sizes.
 
     Args:
         queries: (embeddings [Q, D], labels [Q]), or an iterable of such batches. Embeddings are
@@ -42,7 +42,7 @@ def evaluate_retrieval(
         gallery: (embeddings [G, D], labels [G]), or a function that returns an iterator over such
             chunks in row order each time it is called.
         leave_one_out: Query i is row i of the gallery and is not compared with itself. The gallery
-            may have more rows.
+            may have additional rows.
         recall_at: The k of Recall@k, at least 1.
         precision_at: The k of Precision@k, at least 1.
         ndcg_at: The k of nDCG@k, at least 1.
@@ -51,9 +51,9 @@ def evaluate_retrieval(
     Returns:
         Metric -> value. `recall_at_1` is top-1 accuracy, which pytorch-metric-learning calls
         precision_at_1. Recall@k and Precision@k are means over all queries. `map_at_r`,
-        `r_precision`, `mrr` and nDCG are means over the queries with another row of their class in
-        the gallery, and are left out if there are none; `num_queries_not_in_gallery` counts the
-        other queries. See `arcloop.evaluation.metrics.retrieval` for the definitions.
+        `r_precision`, `mrr` and nDCG are means over the queries that have another row of their
+        class in the gallery, and are missing if there are none; `num_queries_not_in_gallery`
+        counts the other queries. See `arcloop.evaluation.metrics.retrieval` for the definitions.
 
     Raises:
         DataError: There are no queries or no gallery, an embedding is not finite or not of norm 1,
@@ -72,7 +72,7 @@ def evaluate_retrieval(
     ranker = GalleryRanker(
         lambda: _with_labels(gallery, class_G),
         class_G,
-        len(classes) + 1,  # the last class is that of queries whose label is not in the gallery
+        len(classes) + 1,  # the last class is for queries whose label is not in the gallery
         num_ranks=max((1, *recall_at, *precision_at, *ndcg_at)),
         memory_mb=memory_mb,
         batch_size=_BATCH_ROWS,
@@ -115,7 +115,7 @@ def evaluate_retrieval(
 def _batches(rows: Rows | Iterable[Rows] | Callable[[], Iterable[Rows]]) -> Iterable[Rows]:
     if callable(rows):
         return rows()
-    # A tuple of two batches is a stream, in which each element is a tuple.
+    # A tuple of two batches is a stream: its elements are tuples and not arrays.
     is_pair = isinstance(rows, tuple) and len(rows) == 2 and not isinstance(rows[0], tuple)
     return [rows] if is_pair else rows  # type: ignore[list-item, return-value]
 
@@ -166,7 +166,7 @@ def _with_labels(gallery: Rows | Chunks, labels_G: Labels) -> Iterator[tuple[Emb
 
 
 def _class_of(labels_Q: Labels, classes: Labels) -> Labels:
-    """Return the position of each label in the sorted `classes`; their number if it is missing."""
+    """Return the index of each label in the sorted `classes`; `len(classes)` if it is missing."""
     position_Q = np.searchsorted(classes, labels_Q)
     found_Q = classes[np.minimum(position_Q, len(classes) - 1)] == labels_Q
     return np.where(found_Q, position_Q, len(classes))

@@ -11,7 +11,7 @@ from arcloop.config.schema import GateSettings
 
 
 class GateDecision(TypedDict):
-    """Whether the gate passed, and one sentence per bound."""
+    """Whether the gate passed, and one sentence for each bound."""
 
     passed: bool
     reasons: list[str]
@@ -25,8 +25,8 @@ def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDeci
     Args:
         metrics: Name -> value.
         settings: Bounds; None: no bound. `min_top1` is a lower bound of the metric `top1`,
-            `max_eer` an upper bound of `eer`. `min_class_accuracy` is itself the name of a metric,
-            the accuracy of the worst class, and is a lower bound of it.
+            `max_eer` an upper bound of `eer`. `min_class_accuracy` is a lower bound of
+            the metric of the same name, the accuracy of the worst class.
 
     >>> check_gate({"top1": 0.9}, GateSettings(
     ...     min_top1=0.8, min_recall_at_5=None, min_map_at_r=None, max_eer=None,

@@ -29,7 +29,7 @@ class Mistake:
         query_row: Row in the query split.
         label: Class of the query.
         predicted: Class of the nearest gallery row that the index found.
-        similarity: Cosine to that row.
+        similarity: Cosine similarity to that row.
         neighbour_rows: Gallery rows that the index found, nearest first.
         neighbour_labels: Their classes.
         neighbour_similarities: Their cosines.
@@ -102,7 +102,7 @@ def _row(mistake: Mistake, image: ReadImage) -> npt.NDArray[np.uint8]:
 def _framed(pixels_HWC: npt.NDArray[np.uint8], colour: str | None) -> npt.NDArray[np.uint8]:
     inside = _CELL - 2 * _BORDER
     picture = Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
-    smooth = max(picture.size) > inside  # enlarged pixels of small images stay sharp
+    smooth = max(picture.size) > inside  # small images are enlarged without smoothing
     resampling = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     picture = picture.convert("RGB").resize((inside, inside), resampling)
     frame = [round(255 * part) for part in to_rgb(colour)] if colour else [255] * 3

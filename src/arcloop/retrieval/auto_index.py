@@ -20,15 +20,15 @@ from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import FaissIndex, sample_rows
 
 _FLAT = "Flat"
-_TUNE_SHARE = 10  # at most a tenth of the rows is excluded from training, to measure recall
-_MAX_REFINED = 64  # largest number of candidates that are compared exactly per answer
-_MAX_CELLS_SHARE = 8  # at most 1/8 of the cells is searched; beyond, exact search is as fast
-_TIES = 32  # exact neighbours compared, because any of several equally similar rows is right
+_TUNE_SHARE = 10  # at most 1/10 of the rows is excluded from training and used to measure recall
+_MAX_REFINED = 64  # maximum number of candidates per answer that are compared exactly
+_MAX_CELLS_SHARE = 8  # at most 1/8 of the cells is searched; with more, exact search is as fast
+_TIES = 32  # exact neighbours per query; each row tied with the nearest is correct
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A kind of index: factory string, bytes per vector, and whether it refines candidates."""
+    """A type of index: factory string, bytes per vector, and whether it refines candidates."""
 
     factory: str
     bytes_per_vector: float
@@ -42,14 +42,14 @@ class AutoIndex:
     Small galleries are searched exactly. Larger ones use an inverted file with 4-bit product
     quantization (André et al., arXiv 1812.09162), and the best candidates are refined with 32, 16
     or 8 bits per number. The number of cells and candidates is tuned on gallery rows that are
-    excluded from training: their nearest neighbour must be found with the probability `recall`, by
-    a margin of two standard errors. HNSW is not used, because its graph depends on the order in
+    excluded from training: the share of them whose nearest neighbour is found must exceed `recall`
+    by two standard errors. HNSW is not used, because its graph depends on the order in
     which threads add rows.
 
     Args:
         recall: Required share of queries whose exact nearest row is found.
-        memory_mb: Largest size of the index in MiB; None: no limit.
-        flat_rows: Largest gallery that is searched exactly, if the memory allows.
+        memory_mb: Maximum size of the index in MiB; None: no limit.
+        flat_rows: Maximum rows of a gallery that is searched exactly, within `memory_mb`.
         train_rows: Number of evenly spaced gallery rows for training.
         tune_queries: Number of evenly spaced gallery rows for measuring recall.
     """
@@ -70,7 +70,7 @@ class AutoIndex:
             The faiss index and its description: "factory", "search", "why" and "recall_at_1".
 
         Raises:
-            ConfigError: The gallery is too small for the only index that fits in `memory_mb`.
+            ConfigError: The gallery is too small to train the only index that fits in `memory_mb`.
         """
         exact = 4.0 * gallery.embedding_dim
         if gallery.rows <= self.flat_rows and self._fits(gallery, exact):
@@ -108,11 +108,11 @@ class AutoIndex:
         return gallery.rows * bytes_per_vector <= self.memory_mb * 2**20
 
     def _candidate(self, gallery: Gallery) -> _Candidate:
-        """Return the most exact kind of index that fits, or the smallest if none does."""
+        """Return the most exact index type that fits in `memory_mb`; the smallest if none fits."""
         dim = gallery.embedding_dim
         parts = dim // 2 if dim % 2 == 0 else dim  # a 4-bit code for every two numbers
         cells = f"IVF{{nlist}},PQ{parts}x4fs"
-        # The code, the row number, and a share of the centroids.
+        # Bytes of the code and the row number, and a share of the centroids.
         code = parts / 2 + 8 + 4 * dim * 4 / math.sqrt(gallery.rows)
         candidates = [
             _Candidate(f"{cells},RFlat", code + 4 * dim, refines=True),
@@ -126,7 +126,7 @@ class AutoIndex:
     def _tune(
         self, index: Any, tuning: _TuningQueries, candidate: _Candidate
     ) -> tuple[dict[str, int], float] | None:
-        """Return the smallest search parameters that reach the recall, and it; None: none do."""
+        """Return the smallest search parameters that reach the recall, and this recall, or None."""
         for cells in _cells(index):
             search = _parameters(candidate, cells, _MAX_REFINED)
             recall = tuning.recall(index, search)
@@ -161,13 +161,13 @@ class _TuningQueries:
             sims, rows = exact_neighbours(
                 self._queries_QD, _counted(gallery, advance), _TIES, own_rows_Q=self.rows
             )
-        # Rows as similar as the nearest are equally right.
+        # Every row that is as similar as the nearest row counts as correct.
         self._right = np.where(sims >= sims[:, :1] - 1e-6, rows, -1)
 
     def recall(self, index: Any, search: dict[str, int]) -> float:
         """Return the share of queries whose nearest other row the index finds."""
-        # Two answers are searched, because one is the query itself. The number of candidates per
-        # answer is halved, so that as many are refined in total as in a search for one answer.
+        # Two answers are requested, because one is the query itself. The number of candidates per
+        # answer is halved, so that the total equals that of a search for one answer.
         halved = {"k_factor_rf": search["k_factor_rf"] // 2} if "k_factor_rf" in search else {}
         _set_parameters(index, search | halved)
         _, found = index.search(self._queries_QD, 2)
@@ -191,7 +191,7 @@ def _counted(gallery: Gallery, advance: Callable[[int], None]) -> Chunks:
 
 
 def _cells(index: Any) -> list[int]:
-    """Return numbers of cells to try, ascending by a factor of about 1.4."""
+    """Return the numbers of cells to try, ascending by a factor of about 1.4."""
     most = max(1, faiss.extract_index_ivf(index).nlist // _MAX_CELLS_SHARE)
     steps = sorted({n for p in range(most.bit_length()) for n in (2**p, 3 * 2**p // 2)})
     return [n for n in steps if n <= most]

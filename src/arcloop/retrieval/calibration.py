@@ -51,10 +51,10 @@ def calibrate_threshold(
 ) -> float:
     """Compute the threshold at which a share `far` of unknown queries is accepted.
 
-    Each val image serves as an unknown query: its class is excluded from the gallery, and its best
-    match is the most similar row of another class. The threshold is the smallest float32 that at
-    most a share `far` of these best matches reach. The rate holds for unknown classes that differ
-    from the gallery classes as much as those differ from each other.
+    Each val image is used as an unknown query: rows of its class are excluded from the gallery, and
+    its best match is the most similar other row. The threshold is the smallest float32 at which at
+    most a share `far` of these best matches is accepted. The rate is valid for unknown classes that
+    differ from the gallery classes as much as those differ from each other.
 
     Args:
         val: (float32 [B, D] rows of norm 1, int64 [B] labels) of images that are neither in train
@@ -90,7 +90,7 @@ def _best_of_another_class(
 
 
 def smallest_threshold(best_Q: Embeddings, far: float) -> float:
-    """Return the smallest float32 that at most a share `far` of the similarities reach.
+    """Return the smallest float32 such that at most a share `far` of similarities is at least it.
 
     Args:
         best_Q: Similarities; -inf: none.

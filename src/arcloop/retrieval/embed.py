@@ -126,7 +126,7 @@ def embed_gallery(
         ArtifactError: The model or the store is missing or damaged.
         ResourceError: The files of rank 0 are not visible to this process.
     """
-    group.barrier()  # rank 0 may have been writing model.pt
+    group.barrier()  # wait until rank 0 has written model.pt
     if group.rank and not model.is_file():
         raise ResourceError(
             f"rank {group.rank} cannot read the model.pt that rank 0 has written",
@@ -169,19 +169,19 @@ def write_gallery(
 ) -> Artifact:
     """Embed images and write them as a `gallery` artifact.
 
-    Memory is limited to one shard. Every process writes its rows into the folder that rank 0
-    created; the files are the same as those of a single process.
+    At most one shard is in memory. Every process writes its rows into the folder that rank 0
+    created. The files are the same as those written by a single process.
 
     Args:
         model: The scripted embedder.
         batches: As for `embed`.
         output: Folder of the artifact.
         rows: Number of images of all processes.
-        shard_rows: Rows in an embeddings-*.npy; the last may be shorter.
+        shard_rows: Rows per embeddings-*.npy file; the last file may have fewer.
         config: Settings to record.
-        parents: Hashes of the parent artifacts; "model" is added.
+        parents: Role -> hash of a parent artifact; "model" is added.
         part: Rows that `batches` contain; None: all.
-        group: Processes that embed the gallery together, each one its `part`.
+        group: Processes that embed the gallery together; each embeds its `part`.
 
     Raises:
         ResourceError: The folder cannot be written.
@@ -196,7 +196,7 @@ def write_gallery(
     if group.rank:
         folder = Path(group.broadcast(lambda: ""))
         group.gather(write_part)
-        group.barrier()  # until rank 0 has written the artifact
+        group.barrier()  # wait until rank 0 has written the artifact
         return artifacts.load(output, "gallery")
     parents = {**parents, "model": model.sha256}
     with write_artifact(output, "gallery", config=config, parents=parents) as writer:
@@ -220,9 +220,10 @@ def _counted(
 def _write_shards(
     folder: Path, batches: Iterable[tuple[Embeddings, Labels]], row: int, shard_rows: int
 ) -> None:
-    """Write rows from `row` on, one file per shard.
+    """Write consecutive rows, starting with row number `row`, to one file per shard.
 
-    If `row` is not the start of a shard, its rows become a piece for `_join_pieces`.
+    If `row` is not the first row of a shard, the rows of this shard are written as a piece, which
+    `_join_pieces` appends to the shard.
     """
     pending: list[tuple[Embeddings, Labels]] = []
     start = row
@@ -244,13 +245,13 @@ def _write_shard(
 ) -> None:
     shard, first = divmod(start, shard_rows)
     for stem, arrays in zip(_STEMS, zip(*parts, strict=True), strict=True):
-        # A piece has a hidden name with its position in the shard.
+        # The name of a piece starts with a dot and contains its position in the shard.
         name = f".{stem}-{shard:05d}-{first:09d}.npy" if first else f"{stem}-{shard:05d}.npy"
         np.save(folder / name, np.concatenate(arrays))
 
 
 def _join_pieces(folder: Path) -> None:
-    """Append the pieces of each shard, with one shard in memory at a time."""
+    """Append the pieces to their shards, with one shard in memory at a time."""
     pieces: dict[str, list[Path]] = {}
     for piece in sorted(folder.glob(".*-*-*.npy")):
         pieces.setdefault(piece.name[1:].rpartition("-")[0], []).append(piece)
@@ -288,7 +289,7 @@ class Gallery:
             rows = len(np.load(files[1], mmap_mode="r"))
             for start in range(0, rows, _CHUNK_ROWS):
                 chunk = slice(start, start + _CHUNK_ROWS)
-                # Copied, because pages of an open memory map count as memory of the process.
+                # Copied, because the pages of an open memory map count as memory of the process.
                 embeddings, labels = (np.array(np.load(f, mmap_mode="r")[chunk]) for f in files)
                 yield embeddings, labels
 

@@ -144,7 +144,7 @@ def own_cells(
     """Find the cells of a block that compare a query with its own gallery row.
 
     Args:
-        own_rows_B: Gallery row that is the query itself; -1: the query is not in the gallery.
+        own_rows_B: Gallery row of each query itself; -1: the query is not in the gallery.
         first_row: Gallery row of the block's first column.
         columns: Number of columns of the block, N.
 
@@ -177,7 +177,7 @@ def ranking_keys(similarities: npt.NDArray[np.floating], rows: Labels) -> Labels
 
 
 class TopK:
-    """Keeps the k most similar gallery rows of each query; of equal rows the lower comes first.
+    """Keeps the k most similar gallery rows of each query; ties rank by row number.
 
     Args:
         queries: Number of queries, B.
@@ -189,7 +189,7 @@ class TopK:
         self._keys = np.empty((queries, 0), np.int64)
 
     def add(self, first_row: int, sim_BN: Embeddings) -> None:
-        """Add the similarities of gallery rows from `first_row` on, float32 [B, N]."""
+        """Add the similarities, float32 [B, N], of N gallery rows starting with `first_row`."""
         keys = np.concatenate([self._keys, self._candidates(first_row, sim_BN)], axis=1)
         if keys.shape[1] >= self._k:
             keys.partition(self._k - 1, axis=1)
@@ -197,12 +197,12 @@ class TopK:
         self._keys = keys
 
     def _candidates(self, first_row: int, sim_BN: Embeddings) -> Labels:
-        """Return the keys of all rows that can be among the k best, padded with a last key."""
+        """Return the keys of all rows that may be among the k best, padded with the largest key."""
         queries, columns = sim_BN.shape
         rows_N = np.arange(first_row, first_row + columns)
         if self._keys.shape[1] < self._k:
             return ranking_keys(sim_BN, rows_N)
-        # Keys are truncated towards zero, so the limit is one step below the worst key kept.
+        # Keys are truncated towards zero, so the limit is one step below the worst kept key.
         worst_B = ((self._keys[:, -1] >> 32) + 1) * -_STEP
         limit_B = np.nextafter(worst_B.astype(np.float32), np.float32(-2))
         cells = np.flatnonzero(sim_BN >= limit_B[:, None])
@@ -229,20 +229,20 @@ def exact_neighbours(
     own_rows_Q: Labels | None = None,
     memory_mb: float = 64,
 ) -> tuple[Embeddings, Labels]:
-    """Find the k gallery rows with the largest cosine to each query.
+    """Find the k gallery rows with the highest cosine similarity to each query.
 
     Args:
         queries: float32 [Q, D] array or tensor, rows of norm 1.
         gallery: float32 [G, D] array or tensor, rows of norm 1; or a function that returns an
             iterator over (embeddings, labels) in row order.
         k: Neighbours per query, at least 1.
-        own_rows_Q: Leave-one-out: the gallery row that is the query itself and is not a neighbour;
-            -1: none. None: no query is in the gallery.
+        own_rows_Q: Leave-one-out: gallery row of each query itself, which is not returned; -1:
+            none. None: no query is in the gallery.
         memory_mb: Limit in MiB, without queries, gallery and result.
 
     Returns:
-        Similarities float32 [Q, k] and rows int64 [Q, k], best first; of equally similar rows the
-        lower comes first. -inf and -1 where the gallery has fewer than k rows.
+        Similarities float32 [Q, k] and rows int64 [Q, k], best first; ties rank by row
+        number. Filled with -inf and -1 if the gallery has fewer than k rows.
 
     Raises:
         DataError: An embedding is not finite.
@@ -289,7 +289,7 @@ def _array(rows: Any) -> Embeddings:
 
 
 def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) -> None:
-    # A query or gallery row that is not finite makes its whole row or column of the block so.
+    # A non-finite query makes its row of the block non-finite, a gallery row its column.
     invalid_N = ~np.isfinite(sim_BN[0])
     if invalid_N.any() or not np.isfinite(sim_BN[:, 0]).all():
         in_queries = not np.isfinite(queries_BD).all()

@@ -36,7 +36,7 @@ _MIN_TRAINING_ROWS_HELD_OUT = 30
 
 @dataclass(frozen=True, kw_only=True)
 class FaissIndex:
-    """Builds an index from a faiss factory string; an option of conf/index/.
+    """Builds an index from a faiss factory string; configured in conf/index/.
 
     Args:
         factory: A faiss `index_factory` string. "{nlist}" is replaced by a number of cells for the
@@ -54,7 +54,9 @@ class FaissIndex:
 
     def __post_init__(self) -> None:
         check_fields(self, "index")
-        self._empty(dim=64, rows=100_000)  # reports a misspelt factory or parameter early
+        self._empty(
+            dim=64, rows=100_000
+        )  # raises an error early if the factory or a parameter is misspelt
 
     def build(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
         """Build the index and describe it.
@@ -76,7 +78,7 @@ class FaissIndex:
 
         Args:
             gallery: The rows to add.
-            held_out: Rows that are not used for training.
+            held_out: Row numbers that are excluded from training.
 
         Returns:
             A faiss index of inner product with `gallery.rows` rows.
@@ -88,7 +90,7 @@ class FaissIndex:
         with track("build index", gallery.rows, "vectors") as advance:
             if not index.is_trained:
                 try:
-                    if held_out is not None:  # allows for the missing rows
+                    if held_out is not None:  # fewer rows remain for training
                         clustering = faiss.extract_index_ivf(index).cp
                         clustering.min_points_per_centroid = _MIN_TRAINING_ROWS_HELD_OUT
                     index.train(self._training_rows(gallery, held_out))
@@ -152,7 +154,7 @@ def build_index(
         reuse: Return the artifact at `output` if it has the same parents and settings.
 
     Raises:
-        ArtifactError: A parent is missing or damaged, or the gallery is of another model.
+        ArtifactError: A parent is missing or damaged, or the gallery is from another model.
         ConfigError: The gallery is too small for this index.
     """
     images, embeddings = Store.open(store), Gallery(gallery)
@@ -223,8 +225,8 @@ def open_index(
 
     Args:
         path: Folder of the artifact.
-        model_sha256: Hash of the model from which it must have been built.
-        memory_map: Map the file into memory, which the processes of one machine share.
+        model_sha256: Required hash of the model that the index was built from.
+        memory_map: Map the file, so that the processes of a machine share its memory.
 
     Raises:
         ArtifactError: The index is missing or damaged, or was built from another model.
@@ -255,7 +257,7 @@ def sample_rows(gallery: Gallery, rows: int) -> tuple[Rows, Embeddings]:
 
 
 def _reserve(index: Any, rows: int) -> None:
-    """Allocate memory for all rows at once, because growing an array needs two copies of it."""
+    """Allocate memory for all rows at once; growing an array needs memory for two copies."""
     flat = index.storage if isinstance(index, faiss.IndexHNSW) else index
     flat = faiss.downcast_index(flat)
     if isinstance(flat, faiss.IndexFlatCodes):

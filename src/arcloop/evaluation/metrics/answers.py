@@ -29,8 +29,8 @@ class AnswerMetrics:
         threshold: Similarity below which the answer is "unknown".
         hits: Sums of Recall@k and Precision@k.
         num_unknown: Queries answered with "unknown".
-        mistakes: The wrong answers with the highest similarity, most similar first. Queries for
-            which the index found no neighbour are not among them.
+        mistakes: The wrong answers with the highest similarity, most similar first. Queries without
+            a neighbour are not included.
         labels: Class of every query, by batch; int32 to halve the memory.
         predicted: Class of the nearest neighbour, by batch; -1: no neighbour.
     """
@@ -77,7 +77,7 @@ class AnswerMetrics:
         self.predicted.append(neighbour_labels_BK[:, 0].astype(np.int32))
 
     def merge(self, other: AnswerMetrics) -> None:
-        """Add the answers of another process, to the queries that follow."""
+        """Add the answers of another process, whose queries follow those of this one."""
         self.hits.merge(other.hits)
         self.num_unknown += other.num_unknown
         self._keep(other.mistakes)
@@ -129,7 +129,7 @@ def exclude_own_rows(
     Args:
         similarities_BK: Cosines of the neighbours, best first.
         rows_BK: Their gallery rows, K > k; -1: none.
-        own_rows_B: Gallery row that is the query itself; -1: the query is not in the gallery.
+        own_rows_B: Gallery row of each query itself; -1: the query is not in the gallery.
         k: Number of neighbours to return.
 
     Returns:
@@ -154,7 +154,7 @@ class Confusion:
 
     Attributes:
         total: int64 [C], queries of each class.
-        right: int64 [C], queries answered with their class.
+        right: int64 [C], queries of each class that were answered correctly.
         labels: Classes of the table, ascending: all evaluated classes, or the thousand classes with
             the most mistakes if there are more.
         counts: int64 [len(labels), len(labels)], rows true class, columns predicted class, without
@@ -189,8 +189,8 @@ def confusion(
         labels_Q: True class, in [0, num_classes).
         predicted_Q: Predicted class; -1: none.
         num_classes: C.
-        max_classes: Largest number of classes in the table, whose size is quadratic in it.
-        evaluated_C: Classes that the table may contain; None: all. With a split by class, the
+        max_classes: Maximum number of classes in the table; its size is quadratic in this number.
+        evaluated_C: Classes that the table may contain; None: all. With class-disjoint splits, the
             classes of train are not evaluated.
 
     >>> table = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)

@@ -14,11 +14,12 @@ _ITERATIONS, _SEED = 20, 0
 def kmeans(embeddings_ND: Embeddings, clusters: int) -> Labels:
     """Assign rows to clusters by k-means.
 
-    It starts from k-means++ (Arthur and Vassilvitskii, SODA 2007), because random starting rows
-    often merge two classes. It uses one thread, so that sums are rounded the same in every run.
+    Centroids are initialised by k-means++ (Arthur and Vassilvitskii, SODA 2007), because random
+    initial rows often merge two classes. One thread is used, so that the rounding of sums is the
+    same in every run.
 
     Args:
-        embeddings_ND: float32, rows of norm 1; N is at least the number of clusters.
+        embeddings_ND: float32, rows of norm 1; N >= `clusters`.
         clusters: k.
 
     Returns:

@@ -14,7 +14,7 @@ Bools = npt.NDArray[np.bool_]
 
 _FOLDS = 10
 _PAIRS_AT_ONCE = 512
-_MAX_PAIRS_PER_KIND = 3000  # the number of LFW
+_MAX_PAIRS_PER_KIND = 3000  # as in LFW
 
 
 class Pairs(NamedTuple):
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
 
 
 def draw_pairs(labels_N: Labels) -> Pairs:
-    """Draw random pairs with a fixed seed, alternating between the two kinds.
+    """Draw random pairs with a fixed seed, alternately of the same and of different classes.
 
     An image is in at most one pair of the same class and in at most two of different classes.
     Unlike on LFW, folds share classes, because a store may have fewer classes than folds.
@@ -47,7 +47,7 @@ def draw_pairs(labels_N: Labels) -> Pairs:
     order = random.permutation(len(labels_N))
     order = order[np.argsort(labels_N[order], kind="stable")]  # by class, random within a class
     same = _pairs_within_classes(order, labels_N)
-    # Shifting by half the rows gives another class, unless one class has half of all images.
+    # The row half the length away has another class, unless one class has half of all images.
     across = np.stack([order, np.roll(order, len(order) // 2)], axis=1)
     across = across[labels_N[across[:, 0]] != labels_N[across[:, 1]]]
     count = min(len(same), len(across), _MAX_PAIRS_PER_KIND)
@@ -91,10 +91,10 @@ def fold_accuracies(similarities_P: Floats, same_P: Bools, folds: int = _FOLDS) 
 
 
 def best_threshold(similarities_P: Floats, same_P: Bools) -> float:
-    """Return the threshold with the highest accuracy; a pair is accepted if it is at least that.
+    """Return the threshold with the highest accuracy; pairs at or above it are accepted.
 
-    Candidates are the lowest similarity and the midpoints between consecutive similarities. Of
-    equally good ones, the lowest is returned.
+    Candidates are the lowest similarity and the midpoints between consecutive similarities. If
+    several have the highest accuracy, the lowest of them is returned.
 
     Args:
         similarities_P: Cosines.
@@ -120,7 +120,7 @@ def pair_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> dict[str, float
         labels_N: Class of each row.
 
     Returns:
-        An empty dict if there are too few images for one pair of each kind in every fold.
+        An empty dict if there are too few images for one pair of each kind per fold.
     """
     pairs = draw_pairs(labels_N)
     if len(pairs.same) < 2 * _FOLDS:

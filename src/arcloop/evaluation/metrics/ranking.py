@@ -1,8 +1,8 @@
 """Exact ranking of the whole gallery for each query, and the metrics that need it.
 
 Shapes: Q queries, B queries of a block, G gallery rows, N gallery rows of a block, R ranks. R of a
-query is the number of gallery rows of its class, without the query itself. `own_rows` is the
-gallery row that is the query itself and not a neighbour; -1: the query is not in the gallery.
+query is the number of gallery rows of its class, without the query itself. `own_rows` contains the
+gallery row of each query itself, which is not a neighbour; -1: the query is not in the gallery.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class GalleryRanker:
     Args:
         gallery: Returns an iterator over the gallery in row order.
         labels_G: Class of every gallery row.
-        num_classes: Number of classes; labels are smaller.
-        num_ranks: Least number of ranks to compute.
+        num_classes: Number of classes; labels are in [0, num_classes).
+        num_ranks: Minimum number of ranks to compute.
         memory_mb: Memory limit in MiB, without queries and gallery.
-        batch_size: Most queries in a batch.
+        batch_size: Maximum number of queries in a batch.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class GalleryRanker:
         self._gallery = gallery
         self._labels_G = labels_G
         self._relevant_C = np.bincount(labels_G, minlength=num_classes)
-        # One more than the size of the largest class, to include the nearest row of another class.
+        # The size of the largest class plus 1, to include the nearest row of another class.
         self._num_ranks = min(max(num_ranks, int(self._relevant_C.max()) + 1), len(labels_G))
         self._shape = block_shape(memory_mb, self._num_ranks, batch_size)
 
@@ -115,7 +115,7 @@ class GalleryRanker:
         Args:
             embeddings_QD: float32, rows of norm 1.
             labels_Q: Class of each query.
-            own_rows_Q: Own gallery row of each query.
+            own_rows_Q: Gallery row of each query itself; -1: none.
             score: Returns named arrays with one value per query of a block. In an array "mrr", 0
                 means that no ranked row is relevant.
             visit: Called with all similarities.
@@ -234,7 +234,7 @@ class RankingMetrics:
             labels_Q: Class of each query.
             found_QK: Gallery rows that the index found; -1: none.
             compared_Q: Whether the pairs of the query are added to `pairs`.
-            own_rows_Q: Own gallery row of each query.
+            own_rows_Q: Gallery row of each query itself; -1: none.
         """
         pairs: dict[int, SimilarityHistogram] = {}
 
@@ -276,7 +276,7 @@ class RankingMetrics:
         self.open_set.merge(other.open_set)
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics; those of ranks are means over the queries with R > 0, if any."""
+        """Return the metrics; rank metrics are means over queries with R > 0, if there are any."""
         return {
             **self.index.means(self.num_queries),
             **self.ranks.means(self.num_matched),

@@ -21,7 +21,7 @@ def recall_at_k(neighbour_labels_QK: Labels, query_labels_Q: Labels, k: int) -> 
     """Return whether one of the first k neighbours has the query's class; the mean is the hit rate.
 
     The metric learning literature calls it Recall@k (Jégou et al., TPAMI 2011; Oh Song et al., CVPR
-    2016). It is not the share of the relevant rows that were found.
+    2016). In information retrieval, recall is instead the share of relevant rows that were found.
 
     Args:
         neighbour_labels_QK: Class of each neighbour, best first; negative: no neighbour.
@@ -186,8 +186,8 @@ class MetricSums:
     """Sums of per-query metric values over batches of queries.
 
     Attributes:
-        sums: Metric -> its sum in each batch. `math.fsum` adds them at the end, so that the means
-            do not depend on how many processes evaluated the batches.
+        sums: Metric -> its sum in each batch. `math.fsum` adds the sums at the end, so that the
+            means do not depend on the number of processes.
 
     >>> sums = MetricSums()
     >>> sums.update({"hit": np.array([True, False, True])})

@@ -18,17 +18,17 @@ NUM_BINS = 20_000
 BIN_WIDTH = 2 / NUM_BINS
 _TAR_FARS = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
 _DIR_FARS = {"1e-1": 1e-1, "1e-2": 1e-2}
-_ROWS = 8  # queries counted at a time, so that temporary arrays fit in the cache
+_ROWS = 8  # queries counted at a time; temporary arrays then fit in the cache
 
 
 @dataclass(frozen=True)
 class Roc:
-    """Receiver operating characteristic; a pair is accepted if it is at least the threshold.
+    """Receiver operating characteristic; pairs at or above the threshold are accepted.
 
     Attributes:
-        far: False accept rate: accepted share of the pairs of different classes, rising.
-        tar: True accept rate: accepted share of the pairs of the same class, rising.
-        threshold: Similarity, falling from 1 to -1.
+        far: False accept rate: accepted share of the pairs of different classes, ascending.
+        tar: True accept rate: accepted share of the pairs of the same class, ascending.
+        threshold: Similarity, descending from 1 to -1.
     """
 
     far: Floats
@@ -79,7 +79,7 @@ class SimilarityHistogram:
             self.different += _count(bins_QG.ravel()) - same
 
     def remove(self, sim_P: npt.NDArray[np.float32]) -> None:
-        """Remove pairs of the same class: those of a query with itself."""
+        """Remove pairs of the same class, such as the pair of a query with itself."""
         self.same -= _count(_bins(sim_P))
 
     def merge(self, other: SimilarityHistogram) -> None:
@@ -96,7 +96,7 @@ class SimilarityHistogram:
     def eer(self) -> float | None:
         """Return the equal error rate, where the false accept and false reject rates are equal.
 
-        Between the two thresholds around it, both rates are interpolated linearly.
+        Both rates are interpolated linearly between adjacent thresholds.
 
         Returns:
             A rate in [0, 1]; None if there are no pairs of one of the two kinds.
@@ -115,8 +115,8 @@ class SimilarityHistogram:
         """Return the lowest threshold whose false accept rate is at most `far`.
 
         Returns:
-            A similarity; None if there are fewer than 1 / far pairs of different classes, which
-            cannot measure such a rate.
+            A similarity; None if there are fewer than 1 / far pairs of different classes, too few
+            to measure this rate.
         """
         edge = _edge_at_far(self.different, far)
         return None if edge is None else 1 - edge * BIN_WIDTH
@@ -134,7 +134,7 @@ class SimilarityHistogram:
         return float(accepted[edge] / accepted[-1])
 
     def compute(self) -> dict[str, float]:
-        """Return EER and TAR at several FAR, without those that these pairs cannot measure."""
+        """Return EER and TAR at several FAR, without metrics for which there are too few pairs."""
         rates = {"eer": self.eer()}
         rates |= {f"tar_at_far_{name}": self.tar_at_far(far) for name, far in _TAR_FARS.items()}
         return {name: value for name, value in rates.items() if value is not None}
@@ -145,17 +145,19 @@ class OpenSetCounts:
 
     The detection and identification rate at a false accept rate (DIR@FAR, rank 1) is the share of
     known queries whose nearest gallery row has their class and a similarity of at least the
-    threshold. The threshold is the lowest at which at most the share FAR of the unknown queries
-    has a gallery row that similar. Source: Phillips et al., "Evaluation Methods in Face
-    Recognition", Handbook of Face Recognition, 2011.
+    threshold. The threshold is the lowest one at which at most a share FAR of the unknown queries
+    has a gallery row with at least this similarity. Source: Phillips et al., "Evaluation Methods in
+    Face Recognition", Handbook of Face Recognition, 2011.
 
-    A query is known if its class is in the gallery. The unknown queries are those whose class is
-    not; if there are none, all queries, each compared with the gallery without its own class.
+    A query is known if its class is in the gallery, else unknown. If there are no unknown queries,
+    every query is also used as an unknown one, compared with the gallery without its own class.
 
     Attributes:
-        identified: int64 [NUM_BINS], known queries with a right nearest row, by its similarity.
-        absent: int64 [NUM_BINS], queries of no gallery class, by that of their nearest row.
-        impostor: int64 [NUM_BINS], known queries, by that of the nearest row of another class.
+        identified: int64 [NUM_BINS], known queries whose nearest row has their class, by the
+            similarity of this row.
+        absent: int64 [NUM_BINS], unknown queries, by the similarity of their nearest row.
+        impostor: int64 [NUM_BINS], known queries, by the similarity of the nearest row of another
+            class.
         num_known: Number of known queries.
     """
 
@@ -206,16 +208,16 @@ class OpenSetCounts:
         return int(_accepted(self.identified)[edge]) / self.num_known
 
     def compute(self) -> dict[str, float]:
-        """Return DIR at several FAR, without those that these queries cannot measure."""
+        """Return DIR at several FAR, without metrics for which there are too few queries."""
         rates = {f"dir_at_far_{name}": self.dir_at_far(far) for name, far in _DIR_FARS.items()}
         return {name: value for name, value in rates.items() if value is not None}
 
 
 def _bins(similarities: npt.NDArray[np.floating]) -> Counts:
-    """Return the bin of each cosine; NUM_BINS for 1 and above, which `_count` adds to the last."""
+    """Return the bin of each cosine; 1 and above give NUM_BINS, which `_count` adds to the last."""
     scaled = similarities * similarities.dtype.type(NUM_BINS / 2)
     scaled += similarities.dtype.type(NUM_BINS / 2)
-    return np.asarray(scaled.astype(np.int64))  # truncates what is just below -1 to bin 0
+    return np.asarray(scaled.astype(np.int64))  # truncation gives values just below -1 bin 0
 
 
 def _count(bins: Counts) -> Counts:
@@ -225,19 +227,19 @@ def _count(bins: Counts) -> Counts:
 
 
 def _accepted(counts: Counts) -> Counts:
-    """Return how many are accepted at each edge, from threshold 1 (none) to -1 (all)."""
+    """Return the accepted count at each bin edge, from threshold 1 (none) to -1 (all)."""
     return np.concatenate([[0], counts[::-1].cumsum()])
 
 
 def _edge_at_far(counts: Counts, far: float) -> int | None:
-    """Return the edge, counted from 1 down, of the lowest threshold with a rate of at most `far`.
+    """Return the index, from threshold 1 down, of the lowest threshold with a rate up to `far`.
 
     Args:
-        counts: int64 [NUM_BINS], those that should be rejected.
+        counts: int64 [NUM_BINS], pairs or queries that should be rejected.
         far: A share in (0, 1].
 
     Returns:
-        None if there are fewer than 1 / far.
+        None if there are fewer than 1 / far pairs or queries.
     """
     accepted = _accepted(counts)
     if accepted[-1] * far < 1:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """How a metric is shown.
+    """Presentation of a metric on the page.
 
     Attributes:
-        title: Its name on the page.
+        title: Name of the metric on the page.
         form: Format specification of the value.
         meaning: One sentence.
     """

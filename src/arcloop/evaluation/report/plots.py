@@ -65,7 +65,7 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
             axis.margins(y=0.14)
             axis.legend()
     rates = axes[2].lines
-    if rates:  # most schedules have their peak in the middle, so the legend goes above it
+    if rates:  # the peak of most schedules is in the middle, so the legend is placed above it
         highest_rate = max(float(np.max(line.get_ydata())) for line in rates)
         axes[2].set_ylim(0, highest_rate * (1.1 + 0.12 * len(rates)))
         axes[2].legend(loc="upper right")
@@ -144,10 +144,10 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
 def class_accuracy(right_C: Ints, total_C: Ints, classes: Sequence[str]) -> Figure:
     """Draw the accuracy of the 40 worst classes, the worst first.
 
-    Bars extend from the accuracy to 1, so that their length is the error rate.
+    Bars extend from the accuracy to 1, so their length is the error rate.
 
     Args:
-        right_C: Queries answered with their class.
+        right_C: Correctly answered queries of each class.
         total_C: Queries of each class; classes without queries are left out.
         classes: Class names.
     """

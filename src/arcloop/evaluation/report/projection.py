@@ -18,7 +18,10 @@ Points = npt.NDArray[np.float32]
 
 MIN_ROWS = 10
 _PERPLEXITY, _ITERATIONS = 15, 500
-_NEIGHBOURS, _SHARPNESS = 5, 20.0  # of the gallery rows that determine where a query is placed
+_NEIGHBOURS, _SHARPNESS = (
+    5,
+    20.0,
+)  # number of gallery rows that place a query; sharpness of their weights
 _MAX_LABELLED_CLASSES = 30
 
 
@@ -26,8 +29,8 @@ def project(gallery_ND: Embeddings, queries_QD: Embeddings) -> tuple[Points, Poi
     """Compute a map of the gallery and place queries on it.
 
     The map is a t-SNE (van der Maaten & Hinton, JMLR 2008) of the gallery rows. A query is placed
-    at the weighted mean of its 5 nearest gallery rows, so that a query within another class is
-    similar to that class for the model.
+    at the weighted mean of its 5 nearest gallery rows. A query that is placed inside another class
+    is therefore similar to that class according to the model.
 
     Args:
         gallery_ND: float32, at least `MIN_ROWS` rows of norm 1; up to a few thousand are fast.
