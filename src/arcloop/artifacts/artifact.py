@@ -31,11 +31,11 @@ class Artifact:
     Attributes:
         path: Folder of the artifact.
         kind: store, validation, run, gallery, index, evaluation or export.
-        sha256: Hash of the manifest, and so of all files. It is the parent hash in artifacts that
-            are made from this one.
+        sha256: Hash of the manifest, which contains the hashes of all files. Artifacts that are
+            made from this one record it as a parent hash.
         files: Relative path -> {"sha256": hex, "size": bytes}.
         parents: Role -> manifest hash of an artifact that this one was made from.
-        config: The resolved settings it was made with.
+        config: The resolved settings that it was made with.
         info: Properties that depend on the kind, e.g. the rows and image shape of a store.
     """
 
@@ -93,12 +93,12 @@ def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
     """Read and verify an artifact.
 
     Every file is hashed, except files whose size, modification time and inode are unchanged since
-    the last verification. So a large store is read once and not at every start.
+    the last verification. A large store is therefore read once and not at every start.
 
     Args:
         path: Folder of the artifact.
         kind: Expected kind.
-        trust: Skip unchanged files; False hashes every file again.
+        trust: Skip files that are unchanged since the last verification; False hashes all files.
 
     Raises:
         ArtifactError: The artifact is missing, incomplete, of another kind, or a file was changed.
@@ -123,7 +123,7 @@ def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
             if found != artifact.files[name]["sha256"]:
                 raise _damaged(path / name, "was changed after it was written")
     if changed:
-        with contextlib.suppress(OSError):  # a read-only artifact is verified in full every time
+        with contextlib.suppress(OSError):  # a read-only artifact is hashed every time
             record_verified(artifact, states)
     return artifact
 
@@ -134,7 +134,7 @@ def load_if_current(
     """Return the artifact at `path` if it was made with these settings and parents, else None.
 
     Raises:
-        ArtifactError: It was made with them but is damaged.
+        ArtifactError: The artifact is current but damaged.
     """
     if not exists(path):
         return None
@@ -156,14 +156,14 @@ def list_artifacts(folder: Path, kind: str) -> list[Artifact]:
     """Return the artifacts of a kind in a folder, sorted by name, without verifying them."""
     found = []
     for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-        if not manifest.parent.name.startswith("."):  # else it is still being written
+        if not manifest.parent.name.startswith("."):  # otherwise it is still being written
             with contextlib.suppress(ArtifactError):
                 found.append(read(manifest.parent, kind))
     return found
 
 
 def exists(path: Path) -> bool:
-    """Whether `path` is an artifact, which is the case if it has a manifest."""
+    """Return whether `path` is an artifact, i.e. has a manifest."""
     return (Path(path) / MANIFEST).is_file()
 
 
@@ -194,7 +194,7 @@ def record_verified(artifact: Artifact, states: Mapping[str, list[int]]) -> None
 
 
 def read_verified(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
-    """Return the record of the last verification; {} if there is none for this manifest."""
+    """Return the record of the last verification; empty if there is none for this manifest."""
     try:
         recorded = json.loads((path / _VERIFIED).read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder has its old or its new contents at any time, nothing between."""
+"""Atomic writes: at any time, a file or folder has either its old or its new contents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 def sha256_file(path: Path, *, sync: bool = False) -> str:
-    """Return the sha256 of a file's contents in hex; with `sync`, flush it to the disk first."""
+    """Return the sha256 of a file in hex; `sync`: flush the file to the disk first."""
     with open(path, "rb") as file:
         if sync:
             os.fsync(file.fileno())
@@ -33,7 +33,7 @@ def sha256_json(value: object) -> str:
 
 
 def write_json(path: Path, value: object, *, indent: int | None = 2) -> None:
-    """Write JSON atomically, with the keys in their order.
+    """Write JSON atomically; keys keep their order.
 
     Raises:
         ValueError: A number is not finite.
@@ -51,14 +51,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as cause:
-        cause.filename = str(path)  # the user does not know the temporary file
+        cause.filename = str(path)  # replaces the temporary name, which users do not know
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def temporary_sibling(path: Path) -> Path:
-    """Return the path at which this process prepares what it will rename to `path`."""
+    """Return this process's temporary path for a file or folder to be renamed to `path`."""
     return path.with_name(f".{path.name}.tmp-{process_tag()}")
 
 
@@ -72,8 +72,8 @@ def remove_abandoned(path: Path) -> None:
 def replace_folder(new: Path, target: Path) -> None:
     """Rename a folder to `target` and remove the folder that was there.
 
-    On Linux both folders are exchanged in one step, so that other processes find a complete folder
-    at `target` at any time. Elsewhere there is none between two renames.
+    On Linux the folders are exchanged in one step, so that `target` is a complete folder at any
+    time. On other systems, `target` does not exist for a moment between two renames.
     """
     try:
         new.rename(target)  # succeeds if the target is missing or empty
@@ -107,7 +107,7 @@ def sync_folder(folder: Path) -> None:
     """Flush the entries of a folder to the disk where the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems refuse to sync a folder
+        with contextlib.suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

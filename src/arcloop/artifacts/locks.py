@@ -1,4 +1,4 @@
-"""File locks, and names by which temporary folders on a shared volume record their process."""
+"""File locks, and names of temporary folders that identify the process that made them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def try_lock(path: Path) -> BaseFileLock | None:
 
 @contextlib.contextmanager
 def file_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Exclude other processes that lock the same path; wait until it is free.
+    """Hold the exclusive lock of `path`, after waiting for a process that has it.
 
     Args:
         path: File or folder that the lock protects. It need not exist.
@@ -61,16 +61,16 @@ def file_lock(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterato
     try:
         yield
     finally:
-        # filelock tries again with a new file where it locked one that was removed.
+        # A waiting process that locks the removed file notices this and locks a new file.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 @functools.cache
 def _host_id() -> str:
-    """Identify a set of processes with common process ids: a host, one boot and one container."""
+    """Return an id of the host, its boot and the container, within which process ids are unique."""
     parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # systems without /proc have the host name alone
+    with contextlib.suppress(OSError):  # without /proc, only the host name is used
         parts += [_HOST_ID_FILES[0].read_text(), str(_HOST_ID_FILES[1].readlink())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -81,11 +81,11 @@ def process_tag() -> str:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether the process that made a temporary file or folder has ended.
+    """Return whether the process that made a temporary file or folder has ended.
 
-    The name of `path` ends with the `process_tag` of that process. Of a process on this host, the
-    operating system reports whether it runs. The state of a process elsewhere is unknown; its
-    files count as abandoned when none of them has changed for a day.
+    The name of `path` ends with the `process_tag` of that process. For a process on this
+    host, the operating system reports whether it is running. For a process on another host this is
+    unknown; its files count as abandoned if none of them has changed for a day.
     """
     tag = path.name.rpartition("tmp-")[2]
     host, _, pid = tag.rpartition("-")

@@ -1,4 +1,4 @@
-"""Durations and throughput of the stages, in a file next to the manifest, which has no times."""
+"""Durations and throughput of stages, stored next to the manifest, which contains no times."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def record(
         folder: Folder of the artifact.
         seconds: Wall time.
         per_second: Images or vectors per second; 0 if they were not counted.
-        others: Further durations; each name ends with its unit.
+        others: Additional durations; each name ends with its unit.
     """
     write_json(folder / _FILE, {"seconds": seconds, "per_second": per_second, **(others or {})})
 

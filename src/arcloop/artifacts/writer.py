@@ -1,4 +1,4 @@
-"""Write an artifact to a temporary folder, add its manifest, and rename it to its place."""
+"""Write an artifact to a temporary folder, add its manifest, and rename the folder."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class ArtifactWriter:
         info: Properties for the manifest that depend on the kind of artifact.
         parents: Role -> manifest hash of an artifact that this one is made from.
         count: Number of images or vectors processed, for the throughput.
-        timed: Further durations to record; each name ends with its unit.
-        linked: Files shared with another artifact -> that artifact.
+        timed: Additional durations to record; each name ends with its unit.
+        linked: File shared with another artifact -> that artifact.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class ArtifactWriter:
     def link(self, owner: Artifact, name: str) -> None:
         """Add a file of another, verified artifact as a hard link.
 
-        The file is neither copied nor hashed, and remains when either artifact is removed. If the
+        The file is neither copied nor hashed. It remains if one of the artifacts is removed. If the
         file system has no hard links, the file is copied.
         """
         source, target = owner.path / name, self.path / name
@@ -84,13 +84,13 @@ def write_artifact(
 ) -> Iterator[ArtifactWriter]:
     """Write an artifact to a temporary folder next to `path` and rename it when it is complete.
 
-    An existing artifact at `path` stays until the new one is complete and is then replaced. If the
-    body raises, the temporary folder is removed.
+    An existing artifact at `path` is replaced when the new one is complete. If the body of the
+    `with` statement raises, the temporary folder is removed.
 
     Args:
         path: Folder of the artifact.
         kind: Kind of the artifact, see `Artifact`.
-        config: The resolved settings it is made with.
+        config: The resolved settings that it is made with.
         parents: Role -> manifest hash of an artifact that it is made from.
 
     Raises:
@@ -150,11 +150,11 @@ def write_manifest(
     Args:
         path: The folder.
         kind: Kind of the artifact.
-        config: The resolved settings it was made with.
+        config: The resolved settings that it was made with.
         parents: Role -> manifest hash of an artifact that it was made from.
         info: Properties that depend on the kind of artifact.
-        exclude: Subfolders that are not listed, such as the files of loggers, which contain times.
-        known: File -> its sha256, for files that need not be read again.
+        exclude: Subfolders that are not listed, e.g. files of loggers, which contain times.
+        known: File -> sha256, for files whose hash is already known.
 
     Returns:
         The artifact.
@@ -194,7 +194,7 @@ def _list_files(path: Path) -> list[str]:
 
 
 def _verified_links(writer: ArtifactWriter) -> dict[str, list[int]]:
-    """Return the records of verification that the owners of the linked files have of them."""
+    """Return the verification records of the linked files from the artifacts that own them."""
     owners = {owner.path: owner for owner in writer.linked.values()}
     verified = {path: read_verified(path, owner.sha256) for path, owner in owners.items()}
     return {

@@ -1,4 +1,4 @@
-"""Run a verb with Hydra: one job, or one for each combination of values in a sweep."""
+"""Run a verb with Hydra: one job, or in a sweep one job for each combination of values."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     """Compose the config with Hydra's command line, run the verb, and return the exit code.
 
     Raises:
-        ArcloopError: The config is wrong or the work failed; in a sweep, that of any job.
+        ArcloopError: The config is invalid or the work failed; in a sweep, of any job.
     """
     register_schema()
-    # OpenMP threads spin while they wait. Long spinning slows down training on a shared machine,
-    # none at all slows it down on an idle machine.
+    # OpenMP threads busy-wait. Long waits of this kind slow down training on a shared machine; no
+    # busy-waiting at all slows it down on an idle machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # Otherwise Hydra prints errors itself and exits. `main` prints them in one format.
+    # Without this, Hydra prints errors itself and exits; `main` prints all errors in one format.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
@@ -65,7 +65,7 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             )
 
             outcomes.append(run_verb(verb, config, list(HydraConfig.get().overrides.task)))
-        except Exception as error:  # noqa: BLE001 - raised below, past Hydra
+        except Exception as error:  # noqa: BLE001 - raised again below, outside Hydra
             failures.append(error)
 
     _run_hydra(job, verb, [*flags, *overrides])

@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program name; `sys.argv` by default.
 
     Returns:
-        Exit code: 0 success; 1 fault of data or machine; 2 fault of the config; 3 the gate did not
-        pass; 130 interrupted.
+        Exit code: 0 success; 1 error of the data or machine; 2 error of the config; 3 the gate did
+        not pass; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return report_errors(lambda: _dispatch(arguments))
@@ -50,7 +50,7 @@ def _dispatch(arguments: list[str]) -> int:
         return launch(name, rest)
     if verb.extra and not wants_help:
         require_extra(verb.extra, *EXTRA_PACKAGES[verb.extra], where=f"arcloop {name}")
-        # SIGTERM, as sent by Kubernetes and systemd, ends the work as Ctrl-C does.
+        # SIGTERM, which Kubernetes and systemd send, ends the work in the same way as Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     module, _, function = verb.function.rpartition(".")
     code: int = getattr(importlib.import_module(module), function)(rest)

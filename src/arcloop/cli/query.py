@@ -1,4 +1,4 @@
-"""`arcloop query IMAGE... --run RUN_DIR`: find the nearest gallery images of images."""
+"""`arcloop query IMAGE... --run RUN_DIR`: find the nearest gallery images of the given images."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _write_thumbnails(run_dir: Path, answer: Prediction) -> list[str]:
     """Write the images of the neighbours to a folder next to the run.
 
     Returns:
-        Their paths; [] if the store is missing.
+        Paths of the images; empty if the store is missing.
     """
     from arcloop.data import Store
     from arcloop.runtime.images import encode_png

@@ -1,4 +1,4 @@
-"""The verbs of the command line: what each does, where its code is, and the help texts."""
+"""The verbs of the command line: their descriptions, functions and help texts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Verb:
     """A verb of the command line.
 
     Attributes:
-        summary: One line for the overview.
+        summary: One-line description for the overview.
         examples: Commands for the help of the verb.
         function: Dotted path of the function that takes the arguments and returns the exit code.
-            Empty for a verb that composes one config, or one per job of a sweep, and runs a chain
-            of steps.
-        own_help: Whether that function prints the help of the verb.
+            Empty for a verb that runs a chain of steps on a composed config, or in a sweep on one
+            config per job.
+        own_help: Whether `function` prints the help of the verb.
         extra: Optional extra that the verb needs.
     """
 

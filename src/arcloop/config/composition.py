@@ -34,7 +34,7 @@ from arcloop.errors import ArcloopError, ArtifactError, ConfigError
 
 
 def bundled(name: str) -> Path:
-    """Return a folder that is part of arcloop: "conf" or "mnist"."""
+    """Return the path of a folder that arcloop contains: "conf" or "mnist"."""
     package = Path(__file__).parents[1]
     installed = package / "_bundled" / name
     if installed.is_dir():
@@ -54,7 +54,7 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
     """Compose conf/config.yaml with overrides, as the command line does, and check it.
 
     Raises:
-        ConfigError: Names every fault of the config.
+        ConfigError: The config is invalid; the message lists every fault.
     """
     config = compose_unchecked(overrides, hydra=False)
     check_config(config)
@@ -69,7 +69,7 @@ def compose_unchecked(overrides: Sequence[str], *, hydra: bool = True) -> DictCo
         hydra: Include Hydra's own settings under the key `hydra`.
 
     Raises:
-        ConfigError: An override names an unknown key or choice, or has the wrong type.
+        ConfigError: An override has an unknown key or choice, or a value of the wrong type.
     """
     register_schema()
     require_single_values(overrides)
@@ -85,7 +85,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides with Hydra's grammar.
 
     Raises:
-        ConfigError: One of them is not an override.
+        ConfigError: A string is not a valid override.
     """
     try:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
@@ -94,7 +94,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def require_single_values(overrides: Sequence[str]) -> None:
-    """Check that no override has several values, which only a sweep can have.
+    """Check that no override has several values, which are allowed only in a sweep.
 
     Raises:
         ConfigError: An override has several values.
@@ -108,14 +108,14 @@ def require_single_values(overrides: Sequence[str]) -> None:
 
 
 def recorded_overrides(given: Sequence[str]) -> list[str]:
-    """Return the overrides that a finished run was made with, without those that `given` replaces.
+    """Return the overrides of a finished run, without those that `given` replaces.
 
     An override replaces a recorded one of the same key. A choice of a group also replaces the
-    recorded values in the group, which need not fit another choice.
+    recorded values in the group, which may not exist in another choice.
 
     Args:
-        given: Overrides. `run_dir=...` names the run; without it, or if it is not a finished
-            artifact, the result is empty.
+        given: Overrides. The run is the value of `run_dir=`; if it is not given, or the folder is
+            not an artifact, the result is empty.
 
     Raises:
         ArtifactError: The folder is an artifact but not a run.
@@ -136,10 +136,10 @@ def recorded_overrides(given: Sequence[str]) -> list[str]:
 
 
 def check_config(config: DictConfig) -> None:
-    """Check a composed config for missing, unknown, mistyped and out-of-range values.
+    """Check a composed config for missing, unknown, wrongly typed and out-of-range values.
 
     Raises:
-        ConfigError: Names every fault.
+        ConfigError: A value is invalid; the message lists every fault.
     """
     try:
         missing = sorted(OmegaConf.missing_keys(config))
@@ -183,7 +183,7 @@ def as_config_error(cause: BaseException) -> ArcloopError:
             return _wrong_type(link.full_key, link.value)
         if isinstance(link, ConfigKeyError | ConfigAttributeError) and link.full_key:
             return _unknown_key(link.full_key)
-    where = str(cause).partition("full_key: ")[2]  # the exceptions of `instantiate` have no field
+    where = str(cause).partition("full_key: ")[2]  # exceptions of `instantiate` lack the attribute
     first_line = str(chain[-1] if where else cause).strip().partition("\n")[0]
     return ConfigError(
         first_line or type(cause).__name__,
@@ -221,7 +221,7 @@ def _wrong_type(key: str, value: object) -> ConfigError:
 
 
 def _unknown_key(key: str) -> ConfigError:
-    """Return an error that names similar keys, or the choices of the group that have the key."""
+    """Return an error with similar keys, or with the choices of the group that have the key."""
     conf = bundled("conf")
     group = key.partition(".")[0]
     choices = {

@@ -1,8 +1,8 @@
 """Types and ranges of the settings of the steps; their values are in conf/.
 
-Objects such as the source, backbone, head or optimizer are `_target_` nodes instead. The signature
-of their constructor is their schema. The command line converts the DictConfig to these classes and
-plain containers; the packages below it receive no DictConfig.
+Objects such as the source, backbone, head or optimizer are `_target_` nodes instead; their schema
+is the signature of their constructor. The command line converts the DictConfig to these classes and
+to plain containers; other packages receive no DictConfig.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Checked:
     """Checks every field against its annotation on construction.
 
     Raises:
-        ConfigError: Names every value that does not fit.
+        ConfigError: A value does not fit its annotation; the message lists every such value.
     """
 
     def __post_init__(self) -> None:
@@ -61,8 +61,8 @@ class BackboneWeightsSettings(_Checked):
     Attributes:
         file: A state dict (torch.save or .safetensors) or a checkpoint of arcloop; null for random
             weights.
-        strict: Raise an error unless all tensors fit; false loads those that fit and lists the
-            others.
+        strict: Raise an error unless all tensors fit; false loads the tensors that fit and lists
+            the others.
     """
 
     file: str | None = MISSING
@@ -74,14 +74,14 @@ class ValidationSettings(_Checked):
     """Conditions that a store must satisfy before a model is trained on it.
 
     Attributes:
-        min_images_per_class: Fewer images of a class in `train` are an error. In `val` at least 2
-            are required, in `gallery` at least 1.
+        min_images_per_class: Minimum images of a class in `train`; fewer are an error. `val` always
+            requires at least 2, `gallery` at least 1.
         min_std: An image whose pixels (0..255) have a smaller standard deviation counts as empty.
-        max_empty_fraction: Up to this share of a split, empty images give a warning, above it an
-            error.
+        max_empty_fraction: A larger share of empty images in a split is an error; a smaller one
+            gives a warning.
         max_imbalance: A larger ratio of the largest to the smallest class in `train` gives a
             warning.
-        max_listed: Findings of one kind that are listed individually; further ones are counted.
+        max_listed: Maximum findings of one check that are listed; others are only counted.
     """
 
     min_images_per_class: PositiveInt = MISSING
@@ -111,9 +111,9 @@ class CalibrationSettings(_Checked):
     """How the open-set threshold is calibrated on `val` against `gallery`; `query` is not used.
 
     Attributes:
-        far: False accept rate: share of val images whose best match of another class may reach the
-            threshold.
-        max_queries: Number of val images used. A larger split is sampled evenly.
+        far: False accept rate: maximum share of val images whose best match of another class is
+            accepted.
+        max_queries: Maximum number of val images. A larger split is sampled evenly.
     """
 
     far: Fraction = MISSING
@@ -144,10 +144,10 @@ class EvaluateSettings(_Checked):
         batch_size: Queries per search.
         memory_mb: Upper bound in MiB on the working memory of the comparison, in addition to the
             embeddings of queries and gallery.
-        max_pairs: Pairs compared for the ROC curve and the histogram. If there are more, queries
-            are sampled.
-        max_clustered: Queries used for k-means clustering and for the ten folds of pairs. A larger
-            split is sampled.
+        max_pairs: Maximum number of pairs for the ROC curve and the histogram. If there are more,
+            queries are sampled.
+        max_clustered: Maximum number of queries for k-means clustering and for the ten folds of
+            pairs. A larger split is sampled.
         num_mistakes: Number of the worst mistakes shown in the report.
         num_projected: Points of the 2-D projection.
         gate: Bounds that decide whether the model may be deployed.
@@ -167,18 +167,18 @@ class Config:
     """The composed config of all verbs: conf/config.yaml and one choice from each group.
 
     Attributes:
-        name: Name of the run; by default the name of the data.
+        name: Name of the run; by default the name of the data source.
         seed: Seed of all random numbers.
         run_dir: Folder of the run; the same in every process.
         stores_dir: Folder of the stores. The name of each store contains its name and a hash.
-        store_dir: Folder of one store; null for a folder in `stores_dir`.
+        store_dir: Folder of the store of this run; null for a folder in `stores_dir`.
         append: Add new images of the source to the existing store, which keeps the split and label
             of each of its images; false prepares a new store.
         resume: "auto" continues an interrupted run of the same config; "true" continues from
             last.ckpt with any config; "false" starts from the beginning.
         overwrite: Replace a finished run of another config in `run_dir`.
         compile: Train the backbone through torch.compile. The exported model is not compiled.
-        force: Deploy a run that did not pass the gate; the manifest of the archive records it.
+        force: Deploy a run that did not pass the gate; the manifest of the archive records this.
         monitor: Metric on `val` that selects the checkpoint and is the objective of a sweep.
         monitor_mode: "max" if a larger metric is better, else "min".
     """

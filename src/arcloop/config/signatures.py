@@ -20,7 +20,7 @@ from arcloop.config.value_types import resolve_annotation
 
 _NAMESPACE = {**vars(typing), **vars(value_types)}
 _WITHOUT_ARGUMENTS = ("ABC", "Generic", "Protocol", "object", "nn.Module", "torch.nn.Module")
-"""Base classes whose constructor takes no arguments."""
+"""Base classes that are skipped, because their constructor takes no arguments."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """The named parameters of a callable; `open` if it accepts any keyword (**kwargs)."""
+    """The named parameters of a callable; `open`: it accepts any other keyword (**kwargs)."""
 
     parameters: Mapping[str, Parameter]
     open: bool
@@ -58,10 +58,10 @@ def read_signature(target: str) -> Signature | None:
     """Return the signature of the class or function with this dotted path.
 
     Returns:
-        None if the source does not determine it (a compiled or generated callable).
+        None if it cannot be read from source (a compiled or generated callable).
 
     Raises:
-        LookupError: There is no such module or name.
+        LookupError: The module or the name does not exist.
     """
     found = _find(target)
     if found is None:
@@ -101,10 +101,10 @@ def _locate(name: str) -> _Module | None:
 
 
 def _find_in(module: _Module, name: str) -> _Definition | None:
-    """Find the definition that a name has in a module.
+    """Find the definition of a name in a module.
 
     Returns:
-        None if it is assigned or defined conditionally.
+        None if the name is assigned or defined conditionally.
 
     Raises:
         LookupError: The module does not define or import it.
@@ -137,14 +137,18 @@ def _absolute(module: _Module, statement: ast.ImportFrom) -> str:
 
 
 class _Shadow:
-    """Stands for a class that was read from source; None for one that cannot be read."""
+    """Base of the classes that mirror inheritance in source code; `definition` is the source.
+
+    Attributes:
+        definition: Module and class definition; None if the class cannot be read.
+    """
 
     definition: tuple[_Module, ast.ClassDef] | None = None
 
 
 @functools.cache
 def _shadow_class(module: _Module, node: ast.ClassDef) -> type[_Shadow]:
-    """Build a class with the same bases, so that Python computes the method resolution order."""
+    """Build a class with the same bases, to let Python compute the method resolution order."""
     bases: list[type[_Shadow]] = []
     for base in node.bases:
         name = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
@@ -207,7 +211,7 @@ def _with_forwarded(order: Sequence[tuple[_Module, ast.ClassDef] | None]) -> Sig
 
     Returns:
         All parameters up to the first constructor without **kwargs; None if a constructor uses
-        its keywords in another way or cannot be read.
+        its **kwargs in another way or cannot be read.
     """
     parameters: dict[str, Parameter] = {}
     passed: set[str] = set()
@@ -250,5 +254,5 @@ def _passed_to_super(init: ast.FunctionDef) -> set[str] | None:
 
 
 def _annotation(node: ast.expr | None) -> Any:
-    """Evaluate an annotation of builtins, typing names and arcloop's value types; else Any."""
+    """Evaluate an annotation of builtins, typing names and arcloop's value types; Any otherwise."""
     return Any if node is None else resolve_annotation(ast.unparse(node), _NAMESPACE)

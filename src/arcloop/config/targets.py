@@ -1,4 +1,4 @@
-"""Check `_target_` nodes against the constructors they name, without importing them."""
+"""Check `_target_` nodes against the signatures of their targets, without importing them."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def require_extra(extra: str, *packages: str, where: str) -> None:
     """Check, without importing them, that the packages of an optional extra are installed.
 
     Args:
-        extra: Extra of arcloop that installs them.
+        extra: Extra of arcloop that installs the packages.
         *packages: Names of top-level modules.
-        where: What needs them: a part of the config or a command, for the message.
+        where: Part of the config, or command, that needs the packages, for the message.
 
     Raises:
-        ConfigError: One of them is not installed.
+        ConfigError: A package is not installed.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -89,7 +89,7 @@ def require_extra(extra: str, *packages: str, where: str) -> None:
 
 
 def _extra_of(package: str) -> str | None:
-    """Return the extra of arcloop that installs a package; None if it is installed or in none."""
+    """Return the extra that installs a package; None if it is installed or in no extra."""
     if importlib.util.find_spec(package) is not None:
         return None
     try:

@@ -57,7 +57,7 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
 def one_of(*choices: str) -> AfterValidator:
-    """Restrict a string annotation to some values, ignoring case.
+    """Restrict a string annotation to the given values, ignoring case.
 
     OmegaConf has no Literal fields and turns the YAML value `true` into the string "True".
     """
@@ -84,7 +84,7 @@ def describe_mismatch(value: Any, annotation: Any) -> str | None:
         return None
     try:
         as_json = json.dumps(value)
-    except (TypeError, ValueError):  # an object that no YAML file can contain
+    except (TypeError, ValueError):  # an object that a YAML file cannot contain
         as_json = None
     try:
         if as_json is None:
@@ -140,7 +140,7 @@ def check_fields(settings: object, key: str) -> None:
         key: Config key of the instance, for the message.
 
     Raises:
-        ConfigError: Names every value that does not fit its annotation.
+        ConfigError: A value does not fit its annotation; the message lists every such value.
     """
     _raise_if_any(find_mismatches(vars(settings), field_types(type(settings)), key))
 
@@ -152,7 +152,7 @@ def checked(key: str) -> Callable[[_Callable], _Callable]:
         key: Config key of the object, e.g. "head", for the message.
 
     Returns:
-        Decorator. The decorated function keeps its signature and raises a `ConfigError` that names
+        Decorator. The decorated function keeps its signature. It raises a `ConfigError` that lists
         every argument that does not fit its annotation.
     """
 
@@ -184,7 +184,7 @@ def resolve_annotation(annotation: Any, namespace: Mapping[str, Any]) -> Any:
         return annotation
     try:
         return eval(annotation, dict(namespace))  # noqa: S307 - annotations of installed code
-    except Exception:  # noqa: BLE001 - a type that is imported for type checkers only
+    except Exception:  # noqa: BLE001 - a type that is imported only for type checking
         return Any
 
 

@@ -22,9 +22,9 @@ def render_template(
         The page as HTML.
 
     Raises:
-        jinja2.UndefinedError: The template uses a variable that is not given.
+        jinja2.UndefinedError: The template uses a variable that is not in `values`.
     """
-    import jinja2  # imported here because most commands draw no page
+    import jinja2  # imported here because most commands render no page
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -42,7 +42,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
     Args:
         content: The encoded image.
-        kind: Its format: "png", "jpeg" or "webp".
+        kind: Format of the image: "png", "jpeg" or "webp".
 
     >>> data_uri(b"abc", "png")
     'data:image/png;base64,YWJj'

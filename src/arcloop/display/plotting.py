@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 INK = "#737b87"
 RIGHT = "#3f84e5"
 WRONG = "#e8702a"
-# Distinct under all common colour vision deficiencies: Petroff, arXiv 2107.02270.
+# Distinguishable with all common colour vision deficiencies: Petroff, arXiv 2107.02270.
 CLASSES = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
     "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
@@ -103,5 +103,5 @@ def short_name(name: str, length: int = _NAME_LENGTH) -> str:
 
 
 def name_margin(names: Sequence[str], length: int = _NAME_LENGTH) -> float:
-    """Return the margin, in inches, that the longest of these names needs next to an axis."""
+    """Return the margin, in inches, for the longest of these names next to an axis."""
     return 0.45 + 0.072 * max(min(len(name), length) for name in names)

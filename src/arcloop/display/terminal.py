@@ -31,7 +31,7 @@ def console() -> Console:
 def track(
     description: str, total: int | None, unit: str = "images"
 ) -> Iterator[Callable[[int], None]]:
-    """Show the progress of a stage: a bar, or without a terminal a line every ten seconds.
+    """Show the progress of a stage: a bar on a terminal, otherwise a line every ten seconds.
 
     Args:
         description: Name of the stage, e.g. "prepare train".
@@ -94,5 +94,5 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[
 
 
 def print_line(line: str) -> None:
-    """Print one line of plain text to the console for progress."""
+    """Print one line of plain text to the progress console."""
     console().print(line, markup=False, highlight=False, soft_wrap=True)
