@@ -41,21 +41,21 @@ def train(overrides: Sequence[str], store: Path, run_dir: Path, settings: str) -
     Raises:
         ResourceError: The job failed, or cannot be created or polled.
     """
-    needs = json.loads(settings)
+    trainjob = json.loads(settings)
     config = compose_config([*overrides, f"run_dir={run_dir}"])
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     job_file = run_dir.parent / f"{run_dir.name}.job.json"
     write_json(job_file, worker_job(config, store, run_dir, overrides, pipeline_task=True))
-    namespace = needs["namespace"] or _NAMESPACE.read_text()
-    run_job(_custom_objects_api(), namespace, make_job(needs, job_file), needs["poll_s"])
+    namespace = trainjob["namespace"] or _NAMESPACE.read_text()
+    run_job(_custom_objects_api(), namespace, make_job(trainjob, job_file), trainjob["poll_s"])
     return load(run_dir, "run")
 
 
-def make_job(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
+def make_job(settings: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
     """Return the TrainJob, checked against the models of its API.
 
     Args:
-        needs: See `arcloop.kfp.pipeline.trainjob_settings`.
+        settings: See `arcloop.kfp.pipeline.trainjob_settings`.
         job_file: File with the training job, which every process reads.
 
     Raises:
@@ -70,15 +70,15 @@ def make_job(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
                 "runtimeRef": {
                     "apiGroup": _GROUP,
                     "kind": "ClusterTrainingRuntime",
-                    "name": needs["runtime"],
+                    "name": settings["runtime"],
                 },
-                "activeDeadlineSeconds": needs["deadline_s"],
-                "trainer": _trainer(needs, job_file),
+                "activeDeadlineSeconds": settings["deadline_s"],
+                "trainer": _trainer(settings, job_file),
                 "runtimePatches": [
                     {
                         "manager": "arcloop.dev/pipeline",
                         "trainingRuntimeSpec": {
-                            "template": {"spec": {"replicatedJobs": [_node(needs)]}}
+                            "template": {"spec": {"replicatedJobs": [_node(settings)]}}
                         },
                     }
                 ],
@@ -97,48 +97,48 @@ def make_job(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
     return made
 
 
-def _trainer(needs: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
+def _trainer(settings: Mapping[str, Any], job_file: Path) -> dict[str, Any]:
     """Return command, number of processes and resources of the nodes."""
-    limits = {"cpu": needs["cpu"], "memory": needs["memory"]}
-    if needs["gpus"]:
-        limits[needs["gpu_type"]] = str(needs["gpus"])
+    limits = {"cpu": settings["cpu"], "memory": settings["memory"]}
+    if settings["gpus"]:
+        limits[settings["gpu_type"]] = str(settings["gpus"])
     limits = {name: value for name, value in limits.items() if value}
-    env = [{"name": name, "value": value} for name, value in needs["env"].items()]
+    env = [{"name": name, "value": value} for name, value in settings["env"].items()]
     env += [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-        for secret, keys in needs["secrets"].items()
+        for secret, keys in settings["secrets"].items()
         for key, variable in keys.items()
     ]
     return {
-        "image": needs["image"],
+        "image": settings["image"],
         "command": ["torchrun", "-m", "arcloop.pipeline.train_worker", str(job_file)],
-        "numNodes": needs["nodes"],
-        "numProcPerNode": needs["processes"],
+        "numNodes": settings["nodes"],
+        "numProcPerNode": settings["processes"],
         "resourcesPerNode": {"limits": limits, "requests": limits},
         "env": env or None,
     }
 
 
-def _node(needs: Mapping[str, Any]) -> dict[str, Any]:
+def _node(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return volumes, node selector, tolerations and pull secrets of the nodes' pods."""
-    claim = {"claimName": needs["volume"]["claim"]}
+    claim = {"claimName": settings["volume"]["claim"]}
     volumes: list[dict[str, Any]] = [{"name": "arcloop", "persistentVolumeClaim": claim}]
-    mounts = [{"name": "arcloop", "mountPath": needs["volume"]["mount"]}]
-    if needs["shm"]:
-        memory = {"medium": "Memory", "sizeLimit": needs["shm"]}
+    mounts = [{"name": "arcloop", "mountPath": settings["volume"]["mount"]}]
+    if settings["shm"]:
+        memory = {"medium": "Memory", "sizeLimit": settings["shm"]}
         volumes.append({"name": "shm", "emptyDir": memory})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
     renamed = {"toleration_seconds": "tolerationSeconds"}
     tolerations = [
         {renamed.get(key, key): value for key, value in toleration.items()}
-        for toleration in needs["tolerations"]
+        for toleration in settings["tolerations"]
     ]
     pod = {
         "containers": [{"name": "node", "volumeMounts": mounts}],
         "volumes": volumes,
-        "nodeSelector": needs["node_selector"] or None,
+        "nodeSelector": settings["node_selector"] or None,
         "tolerations": tolerations or None,
-        "imagePullSecrets": [{"name": name} for name in needs["pull_secrets"]] or None,
+        "imagePullSecrets": [{"name": name} for name in settings["pull_secrets"]] or None,
     }
     return {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
 

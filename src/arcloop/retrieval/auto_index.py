@@ -146,6 +146,7 @@ class AutoIndex:
     def _widest(
         self, index: Any, tuning: _TuningQueries, candidate: _Candidate
     ) -> tuple[dict[str, int], float]:
+        """Set the largest search parameters; return them and their recall."""
         search = _parameters(candidate, _cells(index)[-1], _MAX_REFINED)
         recall = tuning.recall(index, search)
         _set_parameters(index, search)
@@ -165,7 +166,7 @@ class _TuningQueries:
         self._right = np.where(sims >= sims[:, :1] - 1e-6, rows, -1)
 
     def recall(self, index: Any, search: dict[str, int]) -> float:
-        """Return the share of queries whose nearest other row the index finds."""
+        """Return the share of tuning rows whose nearest other row the index finds."""
         # Two answers are requested, because one is the query itself. The number of candidates per
         # answer is halved, so that the total equals that of a search for one answer.
         halved = {"k_factor_rf": search["k_factor_rf"] // 2} if "k_factor_rf" in search else {}
@@ -182,6 +183,8 @@ class _TuningQueries:
 
 
 def _counted(gallery: Gallery, advance: Callable[[int], None]) -> Chunks:
+    """Wrap the chunks of a gallery so that `advance` is called with the rows of each chunk."""
+
     def chunks() -> Iterator[tuple[Embeddings, Labels]]:
         for embeddings, labels in gallery.chunks():
             yield embeddings, labels

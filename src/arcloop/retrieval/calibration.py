@@ -79,6 +79,7 @@ def calibrate_threshold(
 def _best_of_another_class(
     embeddings_QD: Embeddings, labels_Q: Labels, gallery: Chunks, shape: BlockShape
 ) -> Embeddings:
+    """Return the largest cosine of each query to a gallery row of another class, [Q]."""
     best_Q = np.full(len(labels_Q), -np.inf, np.float32)
 
     def visit(block: slice, _: int, sim_BN: Embeddings, labels_N: Labels) -> None:
@@ -90,7 +91,7 @@ def _best_of_another_class(
 
 
 def smallest_threshold(best_Q: Embeddings, far: float) -> float:
-    """Return the smallest float32 such that at most a share `far` of similarities is at least it.
+    """Return the lowest float32 threshold that accepts at most a share `far` of similarities.
 
     Args:
         best_Q: Similarities; -inf: none.

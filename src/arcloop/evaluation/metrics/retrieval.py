@@ -161,6 +161,7 @@ def ndcg_at_k(same_QK: Bools, relevant_Q: Labels, k: int) -> Floats:
 
 
 def _within_r(same_QK: Bools, relevant_Q: Labels) -> Bools:
+    """Return `same_QK`, set to False at ranks above the R of the query."""
     return np.asarray(same_QK & (np.arange(same_QK.shape[1]) < relevant_Q[:, None]))
 
 

@@ -38,15 +38,15 @@ def check_objects(objects: Sequence[Object], max_request_s: float) -> None:
 
 
 def find_faults(objects: Sequence[Object], max_request_s: float) -> list[str]:
-    """Return the contradictions, each with the object that it is in; see `check_objects`."""
-    workload = next((one for one in objects if one["kind"] in _WORKLOADS), None)
+    """Return the contradictions, each with the name of its object; see `check_objects`."""
+    workload = next((obj for obj in objects if obj["kind"] in _WORKLOADS), None)
     if workload is None:
         return ["no object is a Deployment or an InferenceService"]
     template = _pod_template(workload)
     faults = list(_set_faults(objects))
-    for one in objects:
-        if check := _CHECKS.get(one["kind"]):
-            faults += [f"{_name(one)}: {fault}" for fault in check(one, template)]
+    for obj in objects:
+        if check := _CHECKS.get(obj["kind"]):
+            faults += [f"{_name(obj)}: {fault}" for fault in check(obj, template)]
     pod_faults = [
         *_reference_faults(template["spec"], objects),
         *_spread_faults(template),
@@ -64,10 +64,11 @@ def _pod_template(workload: Object) -> Object:
 
 
 def _set_faults(objects: Sequence[Object]) -> Iterator[str]:
-    names = [_name(one) for one in objects]
+    """Yield the contradictions between objects, regardless of the pod template."""
+    names = [_name(obj) for obj in objects]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"there are two objects {name}"
-    namespaces = {str(one["metadata"].get("namespace")) for one in objects}
+    namespaces = {str(obj["metadata"].get("namespace")) for obj in objects}
     if len(namespaces) != 1:
         yield f"the objects are in several namespaces: {', '.join(sorted(namespaces))}"
     scaled = [o["spec"]["scaleTargetRef"] for o in objects if "scaleTargetRef" in o.get("spec", {})]
@@ -78,30 +79,30 @@ def _set_faults(objects: Sequence[Object]) -> Iterator[str]:
         yield "the Deployment sets replicas, which the autoscaler changes"
 
 
-def _deployment_faults(one: Object, template: Object) -> Iterator[str]:
-    yield from _selector_faults(one["spec"]["selector"].get("matchLabels"), template)
-    strategy = one["spec"].get("strategy", {}).get("type", "RollingUpdate")
+def _deployment_faults(obj: Object, template: Object) -> Iterator[str]:
+    yield from _selector_faults(obj["spec"]["selector"].get("matchLabels"), template)
+    strategy = obj["spec"].get("strategy", {}).get("type", "RollingUpdate")
     if strategy != "RollingUpdate":
         yield f"the strategy {strategy} stops all pods before new ones are ready"
 
 
-def _service_faults(one: Object, template: Object) -> Iterator[str]:
-    spec = one["spec"]
+def _service_faults(obj: Object, template: Object) -> Iterator[str]:
+    spec = obj["spec"]
     yield from _selector_faults(spec.get("selector"), template)
     yield from _port_faults(
         [port.get("targetPort", port["port"]) for port in spec["ports"]], template
     )
 
 
-def _budget_faults(one: Object, template: Object) -> Iterator[str]:
-    spec = one["spec"]
+def _budget_faults(obj: Object, template: Object) -> Iterator[str]:
+    spec = obj["spec"]
     yield from _selector_faults(spec["selector"].get("matchLabels"), template)
     if str(spec.get("maxUnavailable", 1)).rstrip("%") == "0" or spec.get("minAvailable") == "100%":
         yield "no pod may be evicted, so no node can be drained"
 
 
-def _policy_faults(one: Object, template: Object) -> Iterator[str]:
-    spec = one["spec"]
+def _policy_faults(obj: Object, template: Object) -> Iterator[str]:
+    spec = obj["spec"]
     yield from _selector_faults(spec["podSelector"].get("matchLabels"), template)
     rules = spec.get("ingress", ())
     allowed = [port["port"] for rule in rules for port in rule.get("ports", ()) if "port" in port]
@@ -113,8 +114,8 @@ def _policy_faults(one: Object, template: Object) -> Iterator[str]:
         yield "a rule opens all ports, including management and metrics"
 
 
-def _autoscaler_faults(one: Object, template: Object) -> Iterator[str]:
-    for metric in one["spec"].get("metrics", ()):
+def _autoscaler_faults(obj: Object, template: Object) -> Iterator[str]:
+    for metric in obj["spec"].get("metrics", ()):
         resource = metric.get("resource", {}).get("name")
         for container in template["spec"]["containers"]:
             if resource and resource not in container.get("resources", {}).get("requests", {}):
@@ -153,7 +154,7 @@ def _port_keys(template: Object) -> set[object]:
 
 def _reference_faults(spec: Object, objects: Sequence[Object]) -> Iterator[str]:
     """Yield references to missing objects, except claims and pull secrets, which users create."""
-    names = {_name(one) for one in objects}
+    names = {_name(obj) for obj in objects}
     account = spec.get("serviceAccountName", "default")
     if f"ServiceAccount/{account}" not in names:
         yield f"the ServiceAccount {account} does not exist"
@@ -222,8 +223,8 @@ def _resource_faults(resources: Object) -> Iterator[str]:
             yield f"{kind} has no request or no limit"
 
 
-def _name(one: Object) -> str:
-    return f"{one['kind']}/{one['metadata']['name']}"
+def _name(obj: Object) -> str:
+    return f"{obj['kind']}/{obj['metadata']['name']}"
 
 
 _CHECKS: Mapping[str, Callable[[Object, Object], Iterator[str]]] = {

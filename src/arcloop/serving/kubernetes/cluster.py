@@ -231,9 +231,9 @@ def _convert(cause: client.ApiException, action: str, where: str) -> ArcloopErro
     if cause.status in _TEMPORARY:
         return UnreachableError(message, where=where, remedy="try again later")
     conflicts = [
-        f"{one.get('field')}: {one.get('message')}"
-        for one in (status.get("details") or {}).get("causes") or []
-        if one.get("reason") == "FieldManagerConflict"
+        f"{detail.get('field')}: {detail.get('message')}"
+        for detail in (status.get("details") or {}).get("causes") or []
+        if detail.get("reason") == "FieldManagerConflict"
     ]
     if cause.status == 409 and conflicts:
         message = f"cannot {action}: other managers have set these fields to other values"

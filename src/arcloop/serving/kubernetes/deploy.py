@@ -175,7 +175,7 @@ def _remove_unused(cluster: Cluster, release: Release, objects: list[Object]) ->
     A config is in use as long as a revision refers to it, so that `kubectl rollout undo` works.
     """
     labels = {**release.selector, "app.kubernetes.io/managed-by": MANAGER}
-    made = {(one["kind"], one["metadata"]["name"]) for one in objects}
+    made = {(obj["kind"], obj["metadata"]["name"]) for obj in objects}
     try:
         used = made | {
             ("ConfigMap", volume.get("configMap", {}).get("name"))
@@ -183,7 +183,7 @@ def _remove_unused(cluster: Cluster, release: Release, objects: list[Object]) ->
             for volume in revision["spec"]["template"]["spec"].get("volumes") or ()
         }
         for kind in ("HorizontalPodAutoscaler", "ConfigMap"):
-            for name in (one["metadata"]["name"] for one in cluster.list(kind, labels)):
+            for name in (obj["metadata"]["name"] for obj in cluster.list(kind, labels)):
                 if (kind, name) not in used:
                     cluster.delete(kind, name)
                     print_line(f"removed {kind}/{name}, which is not in use")
