@@ -181,6 +181,7 @@ def write_manifest(
 
 
 def _list_files(path: Path) -> list[str]:
+    """List the files of the artifact, without hidden files and without nested artifacts."""
     names = []
     for folder, subfolders, files in os.walk(path):
         here = Path(folder)

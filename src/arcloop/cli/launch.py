@@ -53,6 +53,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run one job and return the exit code."""
     require_single_values(overrides)
     failures: list[Exception] = []
     outcomes: list[VerbResult] = []
@@ -101,6 +102,7 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
 
 
 def _run_hydra(job: Callable[[DictConfig], object], verb: str, arguments: Sequence[str]) -> None:
+    """Run `job` through `hydra.main`, which reads the arguments from `sys.argv`."""
     before, sys.argv = sys.argv, [f"arcloop {verb}", *arguments]
     try:
         hydra.main(config_path=str(bundled("conf")), config_name="config", version_base="1.3")(

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    """Print help, or run the verb and return the exit code."""
     from arcloop.cli.verbs import EXTRA_PACKAGES, VERBS, describe, overview
 
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -199,6 +199,7 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
 
 
 def _unknown_choice(error: MissingConfigException) -> ConfigError:
+    """Return an error with the choices of the group."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     options = [file.stem for file in sorted((bundled("conf") / group).glob("*.yaml"))]
     near = difflib.get_close_matches(choice, options, n=2)
@@ -209,6 +210,7 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
 
 
 def _wrong_type(key: str, value: object) -> ConfigError:
+    """Return an error with the type that the schema requires."""
     hint: Any = Config
     for name in key.split("."):
         hint = field_types(hint).get(name, Any) if is_dataclass(hint) else Any

@@ -41,6 +41,8 @@ class Signature:
 
 @dataclass(frozen=True)
 class _Module:
+    """Source of a module; `body` contains its parsed statements."""
+
     name: str
     file: Path
     is_package: bool
@@ -129,6 +131,7 @@ def _find_in(module: _Module, name: str) -> _Definition | None:
 
 
 def _absolute(module: _Module, statement: ast.ImportFrom) -> str:
+    """Return the absolute name of the module that a `from ... import` statement refers to."""
     if statement.level == 0:
         return statement.module or ""
     package = module.name.split(".")
@@ -194,6 +197,7 @@ def _of_function(node: ast.FunctionDef, *, skip_first: bool = False) -> Signatur
 
 
 def _of_dataclass(order: Sequence[tuple[_Module, ast.ClassDef] | None]) -> Signature | None:
+    """Return the signature of a dataclass: the fields of all classes in its resolution order."""
     parameters: dict[str, Parameter] = {}
     for definition in reversed(order):
         if definition is None:

@@ -38,6 +38,7 @@ def find_faults(node: Any, key: str = "") -> Iterator[str]:
 
 
 def _target_faults(node: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yield the faults of one `_target_` node, without those of nested nodes."""
     target = str(node["_target_"])
     try:
         signature = read_signature(target)

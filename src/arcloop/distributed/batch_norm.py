@@ -66,9 +66,10 @@ def _forward(module: Any, has_activation: bool, input: Tensor) -> Tensor:  # noq
 
 
 def _normalize(module: Any, x: Tensor) -> Tensor:
+    """Normalise by the statistics of the global batch and update the running statistics."""
     dims = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
-    # The number of elements is summed too, because the processes may have batches of different
+    # The number of elements is summed, too, because the processes may have batches of different
     # sizes.
     own_count = x.new_tensor([x.numel() / x.shape[1]])
     sums = sum_with_gradient(torch.cat([x.sum(dims), own_count]))

@@ -37,6 +37,8 @@ def sum_with_gradient(tensor: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
+    """Sum over the processes, in the forward and in the backward pass."""
+
     @staticmethod
     def forward(_ctx: Any, tensor: Tensor) -> Tensor:
         return sum_over_processes(tensor.clone())
@@ -80,6 +82,8 @@ def gather_for_global_loss(own_BD: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
+    """Gather rows; a rank's gradient is summed over the processes and multiplied by `factor`."""
+
     @staticmethod
     def forward(ctx: Any, own_BD: Tensor, factor: int) -> Tensor:
         ctx.rows, ctx.factor = len(own_BD), factor

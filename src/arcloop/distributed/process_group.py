@@ -102,6 +102,7 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def _report_exited_process(self) -> Iterator[tuple[Any, Any]]:
+        """Yield torch.distributed and the gloo group; convert a lost connection to an error."""
         import torch.distributed as dist
 
         try:
@@ -169,6 +170,7 @@ def _try(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
 
 
 def _raise_failures(results: list[Any]) -> None:
+    """Raise the error of the first rank whose result is a `_Failure`."""
     for rank, result in enumerate(results):
         if isinstance(result, _Failure):
             raise result.error_type(

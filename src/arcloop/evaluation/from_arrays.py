@@ -113,6 +113,7 @@ def evaluate_retrieval(
 
 
 def _batches(rows: Rows | Iterable[Rows] | Callable[[], Iterable[Rows]]) -> Iterable[Rows]:
+    """Convert all accepted forms of embeddings and labels to an iterable of batches."""
     if callable(rows):
         return rows()
     # A tuple of two batches is a stream: its elements are tuples and not arrays.
@@ -158,6 +159,7 @@ def _checked_labels(gallery: Rows | Chunks) -> Labels:
 
 
 def _with_labels(gallery: Rows | Chunks, labels_G: Labels) -> Iterator[tuple[Embeddings, Labels]]:
+    """Yield the embeddings of the gallery with class indices in place of the given labels."""
     row = 0
     for given, _ in _batches(gallery):
         embeddings_ND = np.asarray(given, np.float32)

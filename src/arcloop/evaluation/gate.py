@@ -51,6 +51,7 @@ def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDeci
 
 
 def _compare(metric: str, value: float | None, side: str, bound: float) -> tuple[bool, str]:
+    """Return whether a metric meets its bound, and a sentence that says so."""
     words = "at least" if side == "min" else "at most"
     if value is None:
         return False, f"{metric} was not measured, but {words} {bound:g} is required."

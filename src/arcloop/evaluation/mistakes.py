@@ -100,6 +100,7 @@ def _row(mistake: Mistake, image: ReadImage) -> npt.NDArray[np.uint8]:
 
 
 def _framed(pixels_HWC: npt.NDArray[np.uint8], colour: str | None) -> npt.NDArray[np.uint8]:
+    """Resize an image to one cell and draw a frame around it; None: a white frame."""
     inside = _CELL - 2 * _BORDER
     picture = Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
     smooth = max(picture.size) > inside  # small images are enlarged without smoothing

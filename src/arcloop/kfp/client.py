@@ -193,6 +193,7 @@ class KfpClient:
         }
 
     def _experiment_id(self) -> str:
+        """Return the ID of the experiment, which is created if it does not exist."""
         name = self._settings.experiment
         found = self._call(
             self._experiments.experiment_service_list_experiments,
@@ -224,6 +225,7 @@ class KfpClient:
             raise SubmissionError(message, where=self._settings.host, remedy=remedy) from None
 
     def _refusal(self, cause: api.ApiException) -> SubmissionError:
+        """Return an error for a response with an error status."""
         retry = "try again later, and " if cause.status >= 500 else ""
         default = (f"the KFP API answered {cause.status}", f"{retry}see the server's log")
         message, remedy = _REFUSALS.get(cause.status, default)

@@ -179,6 +179,7 @@ class TaskServer:
         self._listener.close()
 
     def _serve(self) -> None:
+        """Answer the requests of tasks, one at a time, until None is received."""
         while True:
             # A task that was killed closes its connection early.
             with contextlib.suppress(OSError, EOFError), self._listener.accept() as client:
@@ -187,6 +188,7 @@ class TaskServer:
                 client.send(self._run(request))
 
     def _run(self, request: Call) -> Reply:
+        """Execute a call in a forked process and record the outcome of the task."""
         if request.task in (*STEPS, "deploy", "notify"):
             steps = list(STEPS)
             position = steps.index(request.task) if request.task in steps else len(steps)
@@ -225,6 +227,7 @@ class TaskServer:
 
 
 def _explain(failure: RuntimeError, tasks: Sequence[TaskRun], log: Path) -> StepError:
+    """Return an error with the message of the failed task instead of that of kfp.local."""
     failed = [task for task in tasks if task.state == "failed"]
     if not failed:
         return StepError(str(failure), where=log, remedy="see the log")

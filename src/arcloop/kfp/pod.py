@@ -157,6 +157,7 @@ def deploy(overrides: Overrides, inputs: Mapping[str, Artifact]) -> None:
 
 
 def _deploy(overrides: list[str], inputs: Mapping[str, Path]) -> None:
+    """Run `arcloop deploy` on a temporary folder that links all inputs into one run."""
     from arcloop.serving.deploy import main
 
     os.environ["ARCLOOP_TRACEBACK"] = "1"  # `main` then raises its errors

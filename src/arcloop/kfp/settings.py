@@ -235,6 +235,7 @@ def _raise_if_any(faults: list[str]) -> None:
 
 
 def _contradictions(settings: ClusterSettings) -> Iterator[str]:
+    """Yield settings that are valid alone but not together."""
     if settings.is_local:
         return
     if not re.fullmatch(_IMAGE_DIGEST, settings.image or ""):

@@ -192,6 +192,7 @@ def _suggest_option(cause: ConfigError, overrides: Sequence[str]) -> ConfigError
 
 
 def _faults(submission: Submission) -> Iterator[str]:
+    """Yield settings that are valid alone but not together or on this machine."""
     cluster, plain = submission.cluster, submission.request.plain
     if submission.cron and cluster.is_local:
         yield "schedule= needs a KFP server, e.g. cluster=onprem; cluster=local cannot repeat runs"

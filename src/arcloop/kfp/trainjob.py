@@ -206,6 +206,7 @@ def _wait(api: Any, place: tuple[str, ...], name: str, poll_s: float) -> str | N
 
 
 def _format_state(status: Mapping[str, Any]) -> str:
+    """Return the conditions of the job and the pod counts of its parts, for one line of output."""
     words = [c["type"] for c in status.get("conditions", ()) if c["status"] == "True"]
     for job in status.get("jobsStatus", ()):
         counts = {k: job.get(k) for k in ("ready", "active", "succeeded", "failed") if job.get(k)}
@@ -235,6 +236,7 @@ def _without_none(value: Any) -> Any:
 
 
 def _leaves(value: Any, path: str = "") -> list[str]:
+    """Return "path=value" of all scalars in nested dicts and lists."""
     if isinstance(value, dict):
         return [leaf for key, item in value.items() for leaf in _leaves(item, f"{path}.{key}")]
     if isinstance(value, list):

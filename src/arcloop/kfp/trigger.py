@@ -103,6 +103,7 @@ def _state_file(submission: Submission) -> Path:
 
 
 def _last_fingerprint(state: Path) -> str | None:
+    """Return the fingerprint of the last started run; None if there is none."""
     try:
         return str(json.loads(state.read_bytes())["fingerprint"])
     except FileNotFoundError:

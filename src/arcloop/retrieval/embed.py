@@ -243,6 +243,7 @@ def _write_shards(
 def _write_shard(
     folder: Path, start: int, shard_rows: int, parts: list[tuple[Embeddings, Labels]]
 ) -> None:
+    """Write the rows of one shard, or a piece if row number `start` is not its first row."""
     shard, first = divmod(start, shard_rows)
     for stem, arrays in zip(_STEMS, zip(*parts, strict=True), strict=True):
         # The name of a piece starts with a dot and contains its position in the shard.

@@ -107,6 +107,7 @@ class FaissIndex:
         return index
 
     def _empty(self, dim: int, rows: int) -> Any:
+        """Make an empty, untrained faiss index for a gallery of this size."""
         try:
             index = faiss.index_factory(dim, self._factory(rows), faiss.METRIC_INNER_PRODUCT)
             index.verbose = False

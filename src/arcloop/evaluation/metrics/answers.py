@@ -223,6 +223,7 @@ def confusion(
 def _most_frequent(
     true_W: Labels, predicted_W: Labels, num_classes: int
 ) -> list[tuple[int, int, int]]:
+    """Return (true class, predicted class, count) of the most frequent of W wrong answers."""
     codes, counts = np.unique(true_W * num_classes + predicted_W, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_MAX_PAIRS]
     rows, columns = np.divmod(codes[order], num_classes)

@@ -151,6 +151,7 @@ def _write_roc(path: Path, roc: Roc) -> None:
 
 
 def _describe(mistake: Mistake, classes: list[str], image: ReadImage) -> dict[str, Any]:
+    """Return the values of a mistake that the template shows."""
     nearest = zip(
         mistake.neighbour_rows,
         mistake.neighbour_labels,
@@ -179,6 +180,7 @@ def _describe(mistake: Mistake, classes: list[str], image: ReadImage) -> dict[st
 
 
 def _thumbnail(pixels_HWC: npt.NDArray[np.uint8]) -> str:
+    """Return an image as a WebP data URI; small images are encoded without loss."""
     picture = Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
     small = max(picture.size) <= _THUMBNAIL
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))

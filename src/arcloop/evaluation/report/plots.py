@@ -224,6 +224,7 @@ def confusion_matrix(counts_SS: Ints, names: Sequence[str]) -> Figure:
 
 
 def _cell_colours(mistakes: Ints, most: int) -> npt.NDArray[np.float64]:
+    """Return the RGBA colours [S, S, 4] of a confusion matrix."""
     cells: npt.NDArray[np.float64] = _MISTAKE_COLOURS(np.log1p(mistakes) / np.log1p(most))
     cells[mistakes == 0, 3] = 0
     diagonal = np.arange(len(mistakes))

@@ -93,6 +93,7 @@ class TimmBackbone(nn.Module):
         return {f"model.{name}": value for name, value in adapted.items()}
 
     def _adapt_first(self, state: dict[str, Tensor], name: str) -> None:
+        """Adapt the weight `name` of the first convolution to the number of input channels."""
         from timm.models import adapt_input_conv
 
         own = self.model.state_dict().get(name)
@@ -163,6 +164,7 @@ def torchvision_or_stub() -> Iterator[None]:
 
 
 def _torchvision_works() -> bool:
+    """Return whether torchvision can be imported; if not, remove its partly imported modules."""
     try:
         import_module(f"{_TORCHVISION}.ops.misc")
     except (ImportError, RuntimeError, OSError):  # missing, or built for another torch
@@ -200,6 +202,8 @@ class _StubModule(ModuleType):
 
 
 class _Finder(MetaPathFinder, Loader):
+    """Import hook that finds every module below torchvision and loads a stub."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:

@@ -171,6 +171,7 @@ def _read_safetensors(file: Path) -> Any:
 
 
 def _is_state(content: Any) -> bool:
+    """Return whether the content of a file is a state dict: names with tensors."""
     return (
         isinstance(content, Mapping)
         and bool(content)

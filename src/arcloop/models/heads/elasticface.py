@@ -46,6 +46,7 @@ class ElasticFace(TargetMargin):
         """Return the target logits divided by the scale, given cosines and margins, [M]."""
 
     def _draw_margins(self, cos_M: Tensor) -> Tensor:
+        """Draw one margin per target, [M]; with `plus`, sorted by the distance to the class."""
         normal_M = torch.randn(len(cos_M), dtype=torch.float32, device="cpu")
         margin_M = (self.margin + self.std * normal_M).clamp(min=0).to(cos_M)
         if self.plus:

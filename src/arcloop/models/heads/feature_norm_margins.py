@@ -87,6 +87,7 @@ class AdaFace(CosineClassifier):
 
     @torch.no_grad()
     def _update_averages(self, norm_B: Tensor) -> None:
+        """Update μ and σ with the norms of the global batch; nothing for a batch of one."""
         norm_N = gather_rows(norm_B).to(self.length_mean.dtype)
         if len(norm_N) < 2:
             return  # the standard deviation of one value is not defined

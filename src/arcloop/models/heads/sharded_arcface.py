@@ -192,6 +192,8 @@ def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) ->
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy with logits sharded by class; its maximum, sum and gradient are all-reduced."""
+
     @staticmethod
     def forward(ctx: Any, logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
         found_2N = logits_Nn.new_full((2, len(logits_Nn)), -torch.inf)
@@ -232,6 +234,8 @@ def take_rows(weight_CD: Tensor, row_n: Tensor) -> Tensor:
 
 
 class _TakeRows(torch.autograd.Function):
+    """Row selection whose gradient is a sparse tensor."""
+
     @staticmethod
     def forward(ctx: Any, weight_CD: Tensor, row_n: Tensor) -> Tensor:
         ctx.save_for_backward(row_n)

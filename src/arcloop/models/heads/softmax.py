@@ -77,6 +77,7 @@ class AdaCos(CosineClassifier):
 
     @torch.no_grad()
     def _update_scale(self, cos_BC: Tensor, labels_B: Tensor) -> None:
+        """Set the scale from the cosines of the global batch (section 4.2)."""
         rows = max(1, _BLOCK // cos_BC.shape[1])
         blocks = zip(torch.split(cos_BC, rows), torch.split(labels_B, rows), strict=True)
         log_sum_B = torch.cat([_log_sum_of_others(*block, self.scale) for block in blocks])
