@@ -31,7 +31,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 
 def sum_with_gradient(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the processes; the gradient is the sum of the gradients of all of them."""
+    """Sum a tensor over the processes; the gradient is the sum of all processes' gradients."""
     summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
     return summed
 

@@ -147,8 +147,8 @@ class EvaluationSetup:
         settings: Batch size, and limits on memory, pairs, mistakes and points.
         threshold: Similarity below which the answer is "unknown".
         num_queries: Rows of the query split, Q.
-        own_rows: Leave-one-out, int64 [Q]: the gallery row of each query itself, which is excluded
-            from its answers and pairs; -1: none. None: no query is in the gallery.
+        own_rows: Leave-one-out, int64 [Q]: row of each query in the gallery, which is excluded from
+            its answers and pairs; -1: none. None: no query is in the gallery.
 
     Raises:
         DataError: There are no queries, or no gallery rows to compare them with.

@@ -160,7 +160,7 @@ def _deploy(overrides: list[str], inputs: Mapping[str, Path]) -> None:
     """Run `arcloop deploy` on a temporary folder that links all inputs into one run."""
     from arcloop.serving.deploy import main
 
-    os.environ["ARCLOOP_TRACEBACK"] = "1"  # `main` then raises its errors
+    os.environ["ARCLOOP_TRACEBACK"] = "1"  # makes `main` raise its errors
     with tempfile.TemporaryDirectory() as run:
         for role in ("gallery", "index", "evaluation"):
             Path(run, role).symlink_to(inputs[role])

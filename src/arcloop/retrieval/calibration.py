@@ -63,7 +63,7 @@ def calibrate_threshold(
         far: False accept rate in [0, 1].
 
     Returns:
-        A similarity; -1, which accepts every query, if the gallery has no other class.
+        A similarity; -1 (every query is accepted) if the gallery has no other class.
 
     Raises:
         DataError: An embedding is not finite.

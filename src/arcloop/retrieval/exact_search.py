@@ -28,7 +28,7 @@ Visitor = Callable[[slice, int, Embeddings, Labels], None]
 """Takes the slice of queries, the first gallery row, cosines [B, N] and labels [N] of a block."""
 
 EXCLUDED = np.float32(-1.5)
-"""Similarity of a query to its own gallery row, so that the row ranks after all others."""
+"""Similarity that replaces that of a query to its own gallery row, so that it ranks last."""
 
 _MAX_THREADS = 8  # constant, because the rounding of a matrix product depends on the block shape
 _BLOCK_QUERIES, _BLOCK_CELLS = 512, 2**19  # 2 MiB of similarities fit in the cache of a core
@@ -144,7 +144,7 @@ def own_cells(
     """Find the cells of a block that compare a query with its own gallery row.
 
     Args:
-        own_rows_B: Gallery row of each query itself; -1: the query is not in the gallery.
+        own_rows_B: Row of each query in the gallery; -1: the query is not in the gallery.
         first_row: Gallery row of the block's first column.
         columns: Number of columns of the block, N.
 
@@ -161,7 +161,7 @@ def own_cells(
 
 
 def ranking_keys(similarities: npt.NDArray[np.floating], rows: Labels) -> Labels:
-    """Return integers that order gallery rows by falling similarity, then by rising row number.
+    """Return integers that sort gallery rows by descending similarity, then ascending row number.
 
     The upper 32 bits are the negated similarity in steps of 2**-30, the lower 32 bits the row.
 
@@ -236,7 +236,7 @@ def exact_neighbours(
         gallery: float32 [G, D] array or tensor, rows of norm 1; or a function that returns an
             iterator over (embeddings, labels) in row order.
         k: Neighbours per query, at least 1.
-        own_rows_Q: Leave-one-out: gallery row of each query itself, which is not returned; -1:
+        own_rows_Q: Leave-one-out: row of each query in the gallery, which is not returned; -1:
             none. None: no query is in the gallery.
         memory_mb: Limit in MiB, without queries, gallery and result.
 

@@ -129,8 +129,8 @@ class ResumableLoader(BatchLoader):
         self._count_trained_batches = count_trained_batches
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # This is a generator, so the position is read when the first batch is requested. Lightning
-        # has set the epoch and restored its progress by then.
+        # This is a generator, so the position is read when the first batch is requested. By then,
+        # Lightning has set the epoch and restored its progress.
         assert isinstance(self.sampler, EpochBatches)
         self.sampler.first_batch = self._count_trained_batches()
         yield from super().__iter__()

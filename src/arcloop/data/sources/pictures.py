@@ -197,8 +197,8 @@ class PictureSource(Source):
         val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.
         test_classes: If disjoint, classes or fraction for gallery.
         split_seed: Seed of the random assignment.
-        on_bad_image: "fail": an unreadable image ends the preparation. "skip": it is skipped and
-            counted.
+        on_bad_image: "fail": an unreadable image is an error. "skip": unreadable images are skipped
+            and counted.
     """
 
     appendable = True

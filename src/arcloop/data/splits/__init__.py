@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 SPLITS = ("train", "val", "gallery", "query")
-"""`train` fits the embedding, `val` selects the checkpoint and calibrates thresholds, `gallery`
-fills the index, and `query` is for evaluation only."""
+"""`train` is used for training, `val` for checkpoint selection and threshold calibration, `gallery`
+for the index, and `query` for evaluation only."""

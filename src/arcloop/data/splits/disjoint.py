@@ -146,7 +146,7 @@ def assign_new_by_class(labels: Ints, stored_CS: Ints, classes: Sequence[str]) -
     Args:
         labels: [N] labels of the new images.
         stored_CS: [stored classes, 4] stored images of each class in each of `SPLITS`.
-        classes: Names of the stored classes and of new ones after them.
+        classes: Names of the stored classes, followed by those of new classes.
 
     Returns:
         [N] positions in `SPLITS`.
@@ -164,7 +164,7 @@ def refuse_new_classes(labels: Ints, classes: Sequence[str], num_stored: int) ->
 
     Args:
         labels: [N] labels of the new images.
-        classes: Names of the stored classes and of new ones after them.
+        classes: Names of the stored classes, followed by those of new classes.
         num_stored: Number of stored classes.
 
     Raises:

@@ -73,7 +73,7 @@ def assign_new(
     Args:
         labels: [N] labels of the new images.
         stored_CS: [stored classes, 4] stored images of each class in each of `SPLITS`.
-        classes: Names of the stored classes and of new ones after them.
+        classes: Names of the stored classes, followed by those of new classes.
         sizes: Split -> number of rows (int) or fraction of all rows (float); the rest is `train`.
         seed: Seed of the random assignment.
 

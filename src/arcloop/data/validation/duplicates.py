@@ -25,8 +25,8 @@ def open_image_hashes() -> Iterator[ImageHashes]:
 class ImageHashes:
     """Hashes of images in temporary files; the hashes of equal images are in the same file.
 
-    A hash has 128 bits of BLAKE2b, so images with equal hashes are equal for all practical
-    purposes.
+    A hash is 128 bits of BLAKE2b. The probability that different images have equal hashes is
+    negligible.
 
     Args:
         files: Empty files, opened for reading and writing.

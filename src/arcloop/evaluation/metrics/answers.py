@@ -129,7 +129,7 @@ def exclude_own_rows(
     Args:
         similarities_BK: Cosines of the neighbours, best first.
         rows_BK: Their gallery rows, K > k; -1: none.
-        own_rows_B: Gallery row of each query itself; -1: the query is not in the gallery.
+        own_rows_B: Row of each query in the gallery; -1: the query is not in the gallery.
         k: Number of neighbours to return.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Shapes: Q queries, B queries of a block, G gallery rows, N gallery rows of a block, R ranks. R of a
 query is the number of gallery rows of its class, without the query itself. `own_rows` contains the
-gallery row of each query itself, which is not a neighbour; -1: the query is not in the gallery.
+row of each query in the gallery, which is not a neighbour; -1: the query is not in the gallery.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class GalleryRanker:
         Args:
             embeddings_QD: float32, rows of norm 1.
             labels_Q: Class of each query.
-            own_rows_Q: Gallery row of each query itself; -1: none.
+            own_rows_Q: Row of each query in the gallery; -1: none.
             score: Returns named arrays with one value per query of a block. In an array "mrr", 0
                 means that no ranked row is relevant.
             visit: Called with all similarities.
@@ -234,7 +234,7 @@ class RankingMetrics:
             labels_Q: Class of each query.
             found_QK: Gallery rows that the index found; -1: none.
             compared_Q: Whether the pairs of the query are added to `pairs`.
-            own_rows_Q: Gallery row of each query itself; -1: none.
+            own_rows_Q: Row of each query in the gallery; -1: none.
         """
         pairs: dict[int, SimilarityHistogram] = {}
 

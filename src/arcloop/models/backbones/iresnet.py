@@ -66,8 +66,8 @@ class IResNet(nn.Module):
         """Convert weights of insightface's IResNet.
 
         Args:
-            state: A state dict of insightface's IResNet, whose neck is removed, or of this class,
-                which is returned unchanged.
+            state: A state dict of insightface's IResNet, from which the neck is removed, or of this
+                class, which is returned unchanged.
 
         Returns:
             A state dict of this class.

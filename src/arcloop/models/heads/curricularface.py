@@ -28,8 +28,8 @@ class CurricularFace(CosineClassifier):
 
     Args:
         margin: m, additive angle in radians, in [0, π).
-        momentum: Weight of the old t in the new t, in [0, 1]. (In the paper, α = 0.99 is the weight
-            of the batch; in the authors' code it is the weight of the old t.)
+        momentum: Weight of the previous t in an update, in [0, 1]. (In the paper, α = 0.99 is the
+            weight of the batch; in the authors' code it is the weight of the previous t.)
         **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
 
     Attributes:

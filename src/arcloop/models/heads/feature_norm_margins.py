@@ -40,12 +40,12 @@ class AdaFace(CosineClassifier):
 
     μ and σ are moving averages of the mean and standard deviation of the norms over global batches.
     As in the authors' code, a training step updates them before it uses them. Their initial
-    values are those of the first batch; the authors' are 20 and 100, which fit D = 512.
+    values are those of the first batch; the authors' code uses 20 and 100, which fit D = 512.
 
     Args:
         margin: m, in [0, 1], both an angle in radians and a margin of the cosine.
         concentration: h, above 0; z reaches 1 at 1/h standard deviations.
-        momentum: α, weight of the old averages in the new ones, in [0, 1].
+        momentum: α, weight of the previous averages in an update, in [0, 1].
         **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
 
     Attributes:

@@ -4,7 +4,7 @@ An et al., Partial FC: Training 10 Million Identities on a Single Machine, arXiv
 Killing Two Birds with One Stone, arXiv 2203.15565.
 
 Shapes: W processes, B batch of one process, N = W·B, D embedding, C classes, c classes of this
-process, n of them in the step, M targets among them.
+process, n of these in the sample of a step, M rows whose target class is in this process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class ShardedArcFace(ArcFace):
         """Save the state of torch's global generator for `initialize_shard`."""
         self.num_classes, self._embedding_dim = num_classes, embedding_dim
         self._generator_state = torch.get_rng_state()
-        weight: Any = UninitializedParameter()  # a Parameter, which its type stub does not declare
+        weight: Any = (
+            UninitializedParameter()
+        )  # its type stub does not declare that it is a Parameter
         return cast("nn.Parameter", weight)
 
     def initialize_shard(self) -> None:
