@@ -30,7 +30,7 @@ class Artifact:
 
     Attributes:
         path: Folder of the artifact.
-        kind: store, validation, run, gallery, index, evaluation or export.
+        kind: "store", "validation", "run", "gallery", "index", "evaluation" or "export".
         sha256: Hash of the manifest, which contains the hashes of all files. Artifacts that are
             made from this one record it as a parent hash.
         files: Relative path -> {"sha256": hex, "size": bytes}.

@@ -35,13 +35,13 @@ class _Checked:
 
 @dataclass(kw_only=True)
 class LoaderSettings(_Checked):
-    """How batches are loaded for training and validation.
+    """Settings for loading batches in training and validation.
 
     Attributes:
         batch_size: Images per training batch and process.
         eval_batch_size: Images per validation batch and process.
-        num_workers: Loader processes. 0 loads in the training process, which is fastest for small
-            images, because a batch is gathered with a few copies from the memory map.
+        num_workers: Loader processes. 0 loads in the training process. This is fastest for small
+            images, because a batch then needs only a few copies from the memory map.
         prefetch_factor: Batches that each worker loads ahead.
         on_device: Keep the whole train and val splits on the device, as uint8, so that no batch is
             copied there. They must fit into its memory.
@@ -93,7 +93,7 @@ class ValidationSettings(_Checked):
 
 @dataclass(kw_only=True)
 class EmbedSettings(_Checked):
-    """How images are embedded through model.pt.
+    """Settings for embedding images with model.pt.
 
     Attributes:
         batch_size: Images per batch.
@@ -108,7 +108,7 @@ class EmbedSettings(_Checked):
 
 @dataclass(kw_only=True)
 class CalibrationSettings(_Checked):
-    """How the open-set threshold is calibrated on `val` against `gallery`; `query` is not used.
+    """Settings for calibrating the open-set threshold on `val` and `gallery`, without `query`.
 
     Attributes:
         far: False accept rate: maximum share of val images whose best match of another class is
@@ -138,7 +138,7 @@ class GateSettings(_Checked):
 
 @dataclass(kw_only=True)
 class EvaluateSettings(_Checked):
-    """How the model and its index are evaluated.
+    """Settings for evaluating the model and its index.
 
     Attributes:
         batch_size: Queries per search.

@@ -1,1 +1,1 @@
-"""The steps as a Kubeflow pipeline."""
+"""Runs the steps as a Kubeflow pipeline."""

@@ -42,7 +42,7 @@ _REFUSALS = {
 
 
 class SubmissionError(ArcloopError):
-    """The server did not accept the pipeline; no run was started."""
+    """Raised if the server did not accept the pipeline; no run was started."""
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def notify(
     run_name: str,
     evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
-    """Post the metrics of a run and the outcome of its gate to the webhook."""
+    """Post the metrics and the gate decision of a run to the webhook."""
     from arcloop.kfp import pod
 
     pod.notify_result(webhook_env, timeout_s, run_name, outcome, evaluation)
@@ -174,7 +174,7 @@ def notify(
 def notify_failure(
     webhook_env: str, timeout_s: float, run_name: str, status: dsl.PipelineTaskFinalStatus
 ) -> None:
-    """Post the error of a run that failed to the webhook."""
+    """Post the error message of a failed run to the webhook."""
     from arcloop.kfp import pod
 
     if status.state != "SUCCEEDED":

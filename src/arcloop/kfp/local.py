@@ -43,7 +43,7 @@ _REPORTED_METRICS = ("top1", "recall_at_5", "map_at_r", "eer")
 
 
 class StepError(ArcloopError):
-    """A step of a pipeline failed; the message is that of the step."""
+    """Raised if a step of a pipeline failed; contains the error message of the step."""
 
 
 @dataclass(frozen=True)

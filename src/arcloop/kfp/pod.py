@@ -1,4 +1,4 @@
-"""The work of the components, in the pod of a task.
+"""Functions that the components call in the pod of a task.
 
 On a cluster, the functions below run in the process of the pod. In a local run, the environment
 variable `TASK_SERVER` contains the address of the server in `arcloop.kfp.local`, and `call` sends
@@ -63,7 +63,7 @@ class Reply:
 
 
 class TaskError(ArcloopError):
-    """A task failed in the process that the task server started for it."""
+    """Raised if a task failed in the process that the task server started for it."""
 
 
 def call(task: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -250,7 +250,7 @@ def show_evaluation(
 def notify_result(
     webhook_env: str, timeout_s: float, run_name: str, outcome: str, evaluation: Artifact
 ) -> None:
-    """Post the metrics of a run and the outcome of its gate."""
+    """Post the metrics and the gate decision of a run."""
     call("notify", _notify_result, webhook_env, timeout_s, run_name, outcome, evaluation.path)
 
 
@@ -264,13 +264,13 @@ def _notify_result(
 
 
 def notify_failure(webhook_env: str, timeout_s: float, run_name: str, cause: str) -> None:
-    """Post the error of a run that failed."""
+    """Post the error message of a failed run."""
     text = f"{run_name}: failed, nothing was deployed\n{cause or 'see its log'}"
     call("notify_failure", _post, webhook_env, timeout_s, text)
 
 
 def _post(webhook_env: str, timeout_s: float, text: str) -> None:
-    """Post a message; if that fails, print the kind of the error and continue."""
+    """Post a message; if this fails, print the type of the error and continue."""
     try:
         request = urllib.request.Request(  # noqa: S310 - an administrator configures the URL
             os.environ[webhook_env],

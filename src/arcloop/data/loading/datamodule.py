@@ -35,7 +35,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
 
     Args:
         store_path: Folder of the `store`.
-        settings: How batches are loaded.
+        settings: Settings for loading batches.
         sampler: Makes the batch sampler of train from `labels_N`, `batch_size`, `world_size` and
             `seed`.
         seed: Seed of the batch sampler.
@@ -71,7 +71,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
         """Make the batch sampler of train for `world_size` processes.
 
         Raises:
-            ConfigError, DataError: The sampler cannot make such batches from this store.
+            ConfigError, DataError: The sampler's settings do not fit this store.
         """
         return self._sampler(
             labels_N=LazyLabels(self.store, "train"),
@@ -105,9 +105,9 @@ class EmbeddingDataModule(pl.LightningDataModule):
 
 
 class LazyLabels:
-    """Labels of a split, int64 [N], read only by the samplers that need them.
+    """Labels of a split, int64 [N], which are read only if a sampler uses them.
 
-    `len` does not read them; an index and `numpy.asarray` do.
+    `len()` does not read the labels; indexing and `numpy.asarray` do.
 
     Args:
         store: The store.

@@ -46,7 +46,7 @@ _REMEDIES = {
 
 
 class UnreachableError(ResourceError):
-    """The API server does not answer; a later attempt may succeed."""
+    """Raised if the API server does not answer; a later attempt may succeed."""
 
 
 class Cluster:

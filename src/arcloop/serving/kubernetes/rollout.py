@@ -24,7 +24,7 @@ _LOG_LINES = 4
 
 
 class RolloutError(ResourceError):
-    """The pods of a release do not become ready."""
+    """Raised if the pods of a release do not become ready."""
 
 
 @dataclass(frozen=True)
