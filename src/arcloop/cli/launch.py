@@ -87,7 +87,10 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     try:
         _run_hydra(job, verb, [*flags, *overrides, *planned.extra])
     except Exception as error:
-        if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):  # of joblib
+        if type(error).__name__ in (
+            "TerminatedWorkerError",
+            "BrokenProcessPool",
+        ):  # raised by joblib
             raise ResourceError(
                 "a process of the sweep was killed, and the running jobs ended with it",
                 where=planned.folder,

@@ -107,7 +107,7 @@ class ProcessGroup:
 
         try:
             yield dist, _gloo_group(dist.group.WORLD)
-        except RuntimeError as cause:  # raised by gloo when a connection was closed
+        except RuntimeError as cause:  # gloo raises it when a connection is closed
             raise ResourceError(
                 f"rank {self.rank} cannot continue: another process of this training has exited",
                 remedy="see the error message of the process that exited first",

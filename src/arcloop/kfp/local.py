@@ -171,7 +171,7 @@ class TaskServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._process is not None:  # the command was interrupted
+        if self._process is not None:  # the command was interrupted during a task
             self._process.terminate()
         with Client(os.environ.pop(TASK_SERVER)) as server:
             server.send(None)

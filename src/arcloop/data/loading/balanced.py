@@ -191,7 +191,7 @@ class ClassRows:
         class_T = classes_T[by_class]
         number_T = (
             np.arange(len(class_T)) - (draws_C.cumsum() - draws_C)[class_T]
-        )  # among draws of the class
+        )  # draw of the class
         round_T, within_T = np.divmod(number_T, per_round_C[class_T])
         round_T += (rounds_C.cumsum() - rounds_C)[class_T]
         columns_TK = within_T[:, None] * each + np.arange(each)

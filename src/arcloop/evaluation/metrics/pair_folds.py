@@ -14,7 +14,7 @@ Bools = npt.NDArray[np.bool_]
 
 _FOLDS = 10
 _PAIRS_AT_ONCE = 512
-_MAX_PAIRS_PER_KIND = 3000  # as in LFW
+_MAX_PAIRS_PER_KIND = 3000  # as on LFW
 
 
 class Pairs(NamedTuple):

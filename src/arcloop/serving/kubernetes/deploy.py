@@ -50,7 +50,8 @@ def deploy_release(release: Release, unpacked: Path) -> None:
     cluster = Cluster.connect(settings)
     previous = cluster.get(workload["kind"], workload["metadata"]["name"])
     if settings.autoscaled and previous is not None and _owns_replicas(previous):
-        # If the field is missing, apply removes our earlier value and the default, 1, takes effect.
+        # If the applied object lacks the field, the API server removes the value that an earlier
+        # apply has set, and the default of one pod takes effect.
         workload["spec"]["replicas"] = previous["spec"]["replicas"]
     for wanted in objects:  # check all objects before any is changed
         cluster.apply(wanted, force=settings.force_conflicts, dry_run=True)
