@@ -18,7 +18,7 @@ from arcloop.config.targets import find_faults
         "torch.optim.AdamW",
         "pytorch_lightning.callbacks.ModelCheckpoint",
         "pytorch_lightning.loggers.TensorBoardLogger",
-        "arcloop.models.ArcFace",
+        "arcloop.models.CosineClassifier",
         "arcloop.models.ConvNet",
         "arcloop.data.IdxSource",
         "arcloop.data.ImageFolderSource",

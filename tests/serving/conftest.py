@@ -5,7 +5,6 @@ import dataclasses
 import runpy
 import shutil
 import socket
-import warnings
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,6 @@ from arcloop.serving.deploy import deploy, parse_arguments
 from arcloop.serving.serve import SERVERS
 from arcloop.serving.servers.torchserve import require_java
 from arcloop.serving.settings import PORTS
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", ResourceWarning)  # it does not close its version.txt
-    import model_archiver  # noqa: F401
 
 SMALL = [
     "data=synthetic", "data.train=300", "data.val=60", "data.gallery=90", "data.query=70",

@@ -104,7 +104,7 @@ def test_dry_run_finds_wrong_values(override, message):
 def test_dry_run_checks_the_global_batch():
     options = "sampler=pk", "sampler.images_per_class=4", "loader.batch_size=2"
     make_setup(*options, "trainer=ddp_cpu", "trainer.devices=2").dry_run()
-    with pytest.raises(ConfigError, match="a global batch of 2 images cannot hold 4"):
+    with pytest.raises(ConfigError, match="a global batch of 2 images cannot be divided"):
         make_setup(*options).dry_run()
 
 
