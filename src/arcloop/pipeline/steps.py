@@ -62,10 +62,8 @@ STEPS: Mapping[str, Step] = {
     )
 }  # fmt: skip
 
-EXPORT = Step("export", ("export",), ("run",), "export")
-"""Not in `STEPS`, because `train` exports after training, so a pipeline needs no extra task."""
-
-ALL_STEPS: Mapping[str, Step] = {**STEPS, "export": EXPORT}
+ALL_STEPS: Mapping[str, Step] = {**STEPS, "export": Step("export", ("export",), ("run",), "export")}
+"""`STEPS` and `export`, which is not a pipeline task because `train` exports at its end."""
 
 AFTER_TRAINING = tuple(name for name, step in STEPS.items() if "run" in step.inputs)
 """Steps that take a trained model; the callbacks of `train` call the same functions."""
@@ -149,7 +147,9 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
             count_processes_to_start(config)
             _training_setup(config).dry_run()
         elif name == "export":
-            _formats(config)
+            from arcloop.export import extra_formats
+
+            extra_formats(build(config, "export"), at_least_one=True)
         else:
             for node in ALL_STEPS[name].reads:
                 build(config, node)
@@ -261,25 +261,19 @@ def _evaluate(call: _Call) -> Artifact:
 
 
 def _export(call: _Call) -> Artifact:
-    from arcloop.export import export_run
+    from arcloop.export import export_run, extra_formats
 
     run = call.inputs["run"]
     # Use the recorded network of the run; conf/ may have changed since.
     recorded = artifacts.read(run, "run").config
     return export_run(
         run,
-        _formats(call.config),
+        extra_formats(call.build("export"), at_least_one=True),
         call.output,
         backbone=build_node(recorded["backbone"]),
         embedder=build_node(recorded["embedder"]),
         reuse=call.reuse,
     )
-
-
-def _formats(config: DictConfig) -> Any:
-    from arcloop.export import extra_formats
-
-    return extra_formats(build(config, "export"), at_least_one=True)
 
 
 def build(config: DictConfig, name: str) -> Any:
