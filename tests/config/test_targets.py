@@ -121,3 +121,11 @@ def test_keywords_are_followed_to_the_classes_that_take_them(target):
 
 def test_most_of_them_are_followed():
     assert len(FOLLOWED) > 0.9 * len(CALLABLES)
+
+
+def test_keywords_of_a_head_are_followed_to_its_base_class():
+    signature = read_signature("arcloop.models.ArcFace")
+    names = ["easy_margin", "embedding_dim", "margin", "num_classes", "scale"]
+    assert sorted(signature.parameters) == names
+    assert all(parameter.required for parameter in signature.parameters.values())
+    assert not signature.open
