@@ -23,13 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from PIL import Image
 
 from arcloop.config.composition import compose_config
 from arcloop.data import Store
 from arcloop.pipeline import steps
-from arcloop.runtime.cpus import available_cpus
 from arcloop.runtime.images import encode_jpeg, encode_png
 from benchmarks.measure import Comparison, Section, Size, in_process
 
@@ -184,7 +184,7 @@ def _opencv(section: Section, images: Path, folder: Path, size: Size) -> None:
             seconds = time.perf_counter() - start
             other = in_process(
                 "benchmarks.peers.opencv_prepare",
-                str(root), str(folder / "cv"), str(pixels), str(channels), str(available_cpus()),
+                str(root), str(folder / "cv"), str(pixels), str(channels), str(joblib.cpu_count()),
             )  # fmt: skip
             shutil.rmtree(folder / f"store-{number}"), shutil.rmtree(folder / "cv")
             if number:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from arcloop.runtime.cpus import available_cpus
+import joblib
 
 _PACKAGES = (
     "torch", "pytorch-lightning", "hydra-core", "faiss-cpu", "numpy", "pillow",
@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
-        "cores": available_cpus(),
+        "cores": joblib.cpu_count(),
         "simd": torch.backends.cpu.get_cpu_capability(),
         "memory_gib": round(int(_field("/proc/meminfo", "MemTotal").split()[0]) / 2**20, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 
 from arcloop import artifacts
@@ -28,7 +29,6 @@ from arcloop.data.store.source_files import source_files_name
 from arcloop.data.store.store import CLASSES
 from arcloop.display.terminal import print_line, track
 from arcloop.errors import ArtifactError, DataError
-from arcloop.runtime.cpus import available_cpus
 
 _SKIPPED_NAMES = 100  # in the manifest
 
@@ -82,7 +82,7 @@ def prepare(
         if append:
             plan = plan_append(source, listing, path.parent)
             _report_plan(plan)
-        return _write_store(source, fingerprint, listing, plan, path, workers or available_cpus())
+        return _write_store(source, fingerprint, listing, plan, path, workers or joblib.cpu_count())
 
 
 def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import faiss
+import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from . import images, searcher
-from .cpus import available_cpus
 from .golden_batch import GOLDEN, GoldenBatch
 
 MANIFEST = "manifest.json"
@@ -95,7 +95,7 @@ class Predictor:
         self.manifest = verify_hashes(folder)
         self._settings = dict(settings)
         # Leave one CPU to the HTTP server, so that requests do not wait for threads of the model.
-        _use_threads(max(1, (available_cpus() - 1) // int(settings["workers"])))
+        _use_threads(max(1, (joblib.cpu_count() - 1) // int(settings["workers"])))
         self._searcher = searcher.Searcher.load(
             folder / searcher.MODEL,
             folder / searcher.INDEX,

@@ -83,7 +83,7 @@ def test_batches_return_the_split_in_order(store, whole, batch_rows):
 @hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_gather_returns_rows_in_the_requested_order(store, whole, rows, cores):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcloop.data.store.reading.available_cpus", lambda: cores)
+        patch.setattr("joblib.cpu_count", lambda: cores)
         images, labels = store.gather("train", np.array(rows, np.int64))
     assert (images == whole["train"][0][rows]).all()
     assert (labels == whole["train"][1][rows]).all()

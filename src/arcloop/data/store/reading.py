@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 
 from arcloop.data.store.shards import Images, Labels, images_file, labels_file
-from arcloop.runtime.cpus import available_cpus
 
 Rows = npt.NDArray[np.int64]
 
@@ -140,7 +140,7 @@ def run_in_threads(read: Callable[[slice], None], rows: int) -> None:
         read: Reads one slice of the batch.
         rows: Number of rows in the batch.
     """
-    threads = 1 if multiprocessing.parent_process() else min(available_cpus(), _MAX_THREADS)
+    threads = 1 if multiprocessing.parent_process() else min(joblib.cpu_count(), _MAX_THREADS)
     threads = max(1, min(threads, rows // _MIN_ROWS_PER_THREAD))
     if threads == 1:
         read(slice(0, rows))
