@@ -127,9 +127,9 @@ def find_mismatches(values: Mapping[str, Any], hints: Mapping[str, Any], key: st
             yield f"{full_key}={value!r} {message}"
 
 
-def field_types(settings: Any) -> dict[str, Any]:
-    """Return the annotations of a class, inherited ones included."""
-    return typing.get_type_hints(settings, include_extras=True)
+def field_types(annotated: Any) -> dict[str, Any]:
+    """Return the annotations of a function, or of a class, inherited ones included."""
+    return typing.get_type_hints(annotated, include_extras=True)
 
 
 def check_fields(settings: object, key: str) -> None:
@@ -162,30 +162,12 @@ def checked(key: str) -> Callable[[_Callable], _Callable]:
         @functools.wraps(function)
         def checked_function(*args: Any, **kwargs: Any) -> Any:
             values = {**dict(zip(names, args, strict=False)), **kwargs}
-            _raise_if_any(find_mismatches(values, _parameter_types(function), key))
+            _raise_if_any(find_mismatches(values, field_types(function), key))
             return function(*args, **kwargs)
 
         return cast("_Callable", checked_function)
 
     return decorate
-
-
-@functools.cache
-def _parameter_types(function: Callable[..., object]) -> dict[str, Any]:
-    return {
-        name: resolve_annotation(annotation, function.__globals__)
-        for name, annotation in inspect.get_annotations(function).items()
-    }
-
-
-def resolve_annotation(annotation: Any, namespace: Mapping[str, Any]) -> Any:
-    """Evaluate an annotation that is a string; Any if a name in it is not in the namespace."""
-    if not isinstance(annotation, str):
-        return annotation
-    try:
-        return eval(annotation, dict(namespace))  # noqa: S307 - annotations of installed code
-    except Exception:  # noqa: BLE001 - a type that is imported only for type checking
-        return Any
 
 
 def _raise_if_any(mismatches: Iterator[str]) -> None:

@@ -24,7 +24,6 @@ from arcloop.pipeline.sweeps.job import FailedObjective
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 STORAGE = "optuna.db"
@@ -100,7 +99,7 @@ class Search:
     @checked("sweep")
     def __init__(
         self,
-        sampler: Callable[..., BaseSampler],
+        sampler: Callable[..., Any],
         *,
         trials: PositiveInt,
         seed: NonNegativeInt,
