@@ -11,23 +11,19 @@ from arcloop.models.backbones.weights import (
     read_weights,
 )
 from arcloop.models.embedder import Embedder
-from arcloop.models.heads import (
-    AdaCos,
-    AdaFace,
+from arcloop.models.heads.adaptive_margins import AdaFace, CurricularFace, MagFace
+from arcloop.models.heads.arcface import (
     ArcFace,
     CombinedMargin,
     CosFace,
-    CosineClassifier,
-    CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
-    Head,
-    MagFace,
-    NormalizedSoftmax,
-    PairLoss,
-    ShardedArcFace,
     SubCenterArcFace,
 )
+from arcloop.models.heads.cosine_classifier import CosineClassifier, Head
+from arcloop.models.heads.pair_loss import PairLoss
+from arcloop.models.heads.sharded_arcface import ShardedArcFace
+from arcloop.models.heads.softmax import AdaCos, NormalizedSoftmax
 
 __all__ = [
     "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "ConvNet", "CosFace", "CosineClassifier",

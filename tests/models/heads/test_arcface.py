@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from arcloop.errors import ConfigError
-from arcloop.models.heads import ArcFace, cos_with_margin
+from arcloop.models.heads.arcface import ArcFace, cos_with_margin
 
 B, D, C = 12, 5, 7
 

@@ -1,8 +1,12 @@
-"""ArcFace: an additive angular margin between a feature and its class, optionally with sub-centers.
+"""ArcFace, and the other heads whose margin changes only the target logit.
 
 Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, arXiv 1801.07698.
 Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces, ECCV
 2020.
+Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, arXiv 1801.09414; the same
+loss as AM-Softmax, arXiv 1801.05599.
+Liu et al., SphereFace: Deep Hypersphere Embedding for Face Recognition, arXiv 1704.08063.
+Boutros et al., ElasticFace: Elastic Margin Loss for Deep Face Recognition, arXiv 2109.09416.
 
 Shapes: B batch, D embedding, C classes, K sub-centers, M targets.
 """
@@ -10,12 +14,20 @@ Shapes: B batch, D embedding, C classes, K sub-centers, M targets.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from arcloop.config.value_types import Angle, PositiveInt, checked
+from arcloop.config.value_types import (
+    Angle,
+    CosineMargin,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    checked,
+)
 from arcloop.models.heads.cosine_classifier import TargetMargin, scaled_cosine
 
 
@@ -68,6 +80,117 @@ class SubCenterArcFace(ArcFace):
         return all_BCK.max(dim=2).values
 
 
+class CosFace(TargetMargin):
+    """The target logit is s·(cos θ - m), every other logit s·cos θ (equation 4 of CosFace).
+
+    Args:
+        margin: m, subtracted from the cosine, in [0, 1].
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+    """
+
+    @checked("head")
+    def __init__(self, *, margin: CosineMargin, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.margin = float(margin)
+
+    def with_margin(self, cos_M: Tensor) -> Tensor:
+        return cos_M - self.margin_factor * self.margin
+
+
+class CombinedMargin(TargetMargin):
+    """The target logit is s·(cos(m1·θ + m2) - m3), others s·cos θ (equation 4 of ArcFace).
+
+    It is the CombinedMarginLoss of insightface, whose PyTorch code implements only (1, m2, 0) and
+    (1, 0, m3). For angles above π, where the cosine increases, see `decreasing_cos`.
+
+    Args:
+        m1: Factor of the angle, above 0; 1 is no margin.
+        m2: Additive angle in radians, in [0, π); 0 is no margin.
+        m3: Margin subtracted from the cosine, in [0, 1]; 0 is no margin.
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+    """
+
+    @checked("head")
+    def __init__(self, *, m1: PositiveFloat, m2: Angle, m3: CosineMargin, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.m1, self.m2, self.m3 = float(m1), float(m2), float(m3)
+
+    def with_margin(self, cos_M: Tensor) -> Tensor:
+        factor = self.margin_factor
+        # `sin_from_cos` has a finite gradient at |cos θ| = 1; the gradient of acos is infinite.
+        angle_M = torch.atan2(sin_from_cos(cos_M), cos_M)
+        moved_M = (1 + factor * (self.m1 - 1)) * angle_M + factor * self.m2
+        return decreasing_cos(moved_M) - factor * self.m3
+
+
+class ElasticFace(TargetMargin):
+    """Base class of heads that draw their margins from a normal distribution in every step.
+
+    The margins come from torch's global CPU generator, so they are the same on any device and are
+    determined by the seed. Negative margins are set to 0.
+
+    Args:
+        margin: m, mean of the margins.
+        std: σ, standard deviation of the margins, in the unit of `margin`, at least 0.
+        plus: Assign the larger margins to the images that are farther from their class
+            (ElasticFace+), within the batch of one process.
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+    """
+
+    @checked("head")
+    def __init__(self, *, margin: float, std: NonNegativeFloat, plus: bool, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.margin, self.std, self.plus = float(margin), float(std), plus
+
+    def with_margin(self, cos_M: Tensor) -> Tensor:
+        return self.with_margins(cos_M, self.margin_factor * self._draw_margins(cos_M.detach()))
+
+    @abstractmethod
+    def with_margins(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
+        """Return the target logits divided by the scale, given cosines and margins, [M]."""
+
+    def _draw_margins(self, cos_M: Tensor) -> Tensor:
+        """Draw one margin per target, [M]; with `plus`, sorted by the distance to the class."""
+        normal_M = torch.randn(len(cos_M), dtype=torch.float32, device="cpu")
+        margin_M = (self.margin + self.std * normal_M).clamp(min=0).to(cos_M)
+        if self.plus:
+            farthest_first_M = cos_M.argsort(stable=True)
+            margin_M[farthest_first_M] = margin_M.sort(descending=True).values
+        return margin_M
+
+
+class ElasticArcFace(ElasticFace):
+    """The target logit is s·cos(θ + m') with m' drawn around m (section 3.2).
+
+    Args:
+        margin: m, mean of the additive angles in radians, in [0, π).
+        **shared: std, plus, embedding_dim, num_classes and scale, see `ElasticFace`.
+    """
+
+    @checked("head")
+    def __init__(self, *, margin: Angle, **shared: Any) -> None:
+        super().__init__(margin=margin, **shared)
+
+    def with_margins(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
+        return cos_with_margin(cos_M, margin_M.clamp(max=math.pi), easy_margin=False)
+
+
+class ElasticCosFace(ElasticFace):
+    """The target logit is s·(cos θ - m') with m' drawn around m (section 3.2).
+
+    Args:
+        margin: m, mean of the margins of the cosine, in [0, 1].
+        **shared: std, plus, embedding_dim, num_classes and scale, see `ElasticFace`.
+    """
+
+    @checked("head")
+    def __init__(self, *, margin: CosineMargin, **shared: Any) -> None:
+        super().__init__(margin=margin, **shared)
+
+    def with_margins(self, cos_M: Tensor, margin_M: Tensor) -> Tensor:
+        return cos_M - margin_M
+
+
 def cos_with_margin(cos: Tensor, margin: Angle | Tensor, *, easy_margin: bool) -> Tensor:
     """Compute cos(θ + m) from cos θ, without acos, whose gradient is infinite at |cos θ| = 1.
 
@@ -103,3 +226,21 @@ def sin_from_cos(cos: Tensor) -> Tensor:
     # sin θ = 0 it sets the gradient to zero, which would otherwise be infinite.
     floor = torch.finfo(cos.dtype).eps ** 2
     return ((1 - cos) * (1 + cos)).clamp_min(floor).sqrt()
+
+
+def decreasing_cos(angle: Tensor) -> Tensor:
+    """Compute a cosine that keeps decreasing above π: (-1)^k·cos φ - 2k with k = floor(φ / π).
+
+    This is the function ψ of SphereFace (equation 7), extended to any angle.
+
+    Args:
+        angle: φ in radians, at least 0, any shape.
+
+    Returns:
+        Tensor like `angle`.
+
+    >>> decreasing_cos(torch.tensor([0.0, math.pi, 2 * math.pi]))
+    tensor([ 1., -1., -3.])
+    """
+    turn = (angle / math.pi).floor()
+    return (1 - 2 * turn.remainder(2)) * angle.cos() - 2 * turn

@@ -130,18 +130,8 @@ class TargetMargin(CosineClassifier):
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Logits with margin, [B, C]."""
         logits_BC = self.scaled_cosine(features_BD)
-        self.add_margin(logits_BC, torch.arange(len(labels_B), device=labels_B.device), labels_B)
+        change_targets(logits_BC, self.scale, labels_B, self.with_margin)
         return logits_BC
-
-    def add_margin(self, logits_BC: Tensor, row_M: Tensor, column_M: Tensor) -> None:
-        """Add the margin to the target logits, in place.
-
-        Args:
-            logits_BC: Cosines times scale.
-            row_M: Rows of the targets.
-            column_M: Columns of the targets.
-        """
-        change_targets(logits_BC, self.scale, row_M, column_M, self.with_margin)
 
     @abstractmethod
     def with_margin(self, cos_M: Tensor) -> Tensor:
@@ -151,19 +141,20 @@ class TargetMargin(CosineClassifier):
 def change_targets(
     logits_BC: Tensor,
     scale: float | Tensor,
-    row_M: Tensor,
     column_M: Tensor,
     change: Callable[[Tensor], Tensor],
+    row_M: Tensor | None = None,
 ) -> None:
     """Change the target logits in place; a copy of [B, C] logits is large with many classes.
 
     Args:
         logits_BC: Cosines times scale.
         scale: The scale.
-        row_M: Rows of the targets.
         column_M: Columns of the targets.
         change: Maps the targets' cosines, [M], in [-1, 1], to their new values.
+        row_M: Rows of the targets; None if every row has one target.
     """
+    row_M = torch.arange(len(column_M), device=column_M.device) if row_M is None else row_M
     cos_M = (logits_BC[row_M, column_M] / scale).clamp(-1, 1)
     logits_BC[row_M, column_M] = scale * change(cos_M)
 
@@ -176,14 +167,8 @@ def scaled_cosine(features_BD: Tensor, weight_CD: Tensor, scale: float | Tensor)
     device = features_BD.device.type
     autocast = torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        unit_BD = _normalize(to_float32(features_BD))
-        return F.linear(scale * unit_BD, _normalize(weight_CD.to(unit_BD.dtype)))
-
-
-def _normalize(rows_ND: Tensor) -> Tensor:
-    """Return the same values as `F.normalize`, with fewer operations forward and backward."""
-    norm_N1: Tensor = torch.linalg.vector_norm(rows_ND, dim=1, keepdim=True)
-    return rows_ND / norm_N1.clamp_min(1e-12)
+        unit_BD = F.normalize(to_float32(features_BD))
+        return F.linear(scale * unit_BD, F.normalize(weight_CD.to(unit_BD.dtype)))
 
 
 def feature_norms(features_BD: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ process, n of these in the sample of a step, M rows whose target class is in thi
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -25,9 +27,9 @@ from arcloop.distributed.collectives import (
 )
 from arcloop.distributed.process_group import current_process_group
 from arcloop.models.heads.arcface import ArcFace
-from arcloop.models.heads.cosine_classifier import scaled_cosine, to_float32
+from arcloop.models.heads.cosine_classifier import change_targets, scaled_cosine, to_float32
 
-_BLOCK = 2**20
+_BLOCK_ROWS = 2**12
 
 
 class ShardedArcFace(ArcFace):
@@ -65,10 +67,8 @@ class ShardedArcFace(ArcFace):
         """Save the state of torch's global generator for `initialize_shard`."""
         self.num_classes, self._embedding_dim = num_classes, embedding_dim
         self._generator_state = torch.get_rng_state()
-        weight: Any = (
-            UninitializedParameter()
-        )  # its type stub does not declare that it is a Parameter
-        return cast("nn.Parameter", weight)
+        # The type stub of UninitializedParameter does not declare that it is a Parameter.
+        return cast("nn.Parameter", UninitializedParameter())
 
     def initialize_shard(self) -> None:
         """Draw the class vectors of this process, after the process group has been set up.
@@ -106,20 +106,23 @@ class ShardedArcFace(ArcFace):
         row_M, class_M = self._targets(gather_rows(labels_B))
         if self.training and self.sample_rate < 1:
             sampled_n = self._sample(class_M)
-            weight_nD = take_rows(self.weight, sampled_n)
+            weight_nD = F.embedding(sampled_n, self.weight, sparse=True)
             column_M = torch.searchsorted(sampled_n, class_M)
         else:
             weight_nD, column_M = self.weight, class_M
         logits_Nn = scaled_cosine(features_ND, weight_nD, self.scale)
         if self.training:
-            self.add_margin(logits_Nn, row_M, column_M)
-        loss_N = sharded_cross_entropy(logits_Nn, row_M, column_M)
+            change_targets(logits_Nn, self.scale, column_M, self.with_margin, row_M)
+        loss_N: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            logits_Nn, row_M, column_M
+        )
         return loss_N.view(-1, len(labels_B))[current_process_group().rank].mean()
 
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Logits with margin of the classes of this process, [B, c]."""
         logits_Bc = self.scaled_cosine(features_BD)
-        self.add_margin(logits_Bc, *self._targets(labels_B))
+        row_M, column_M = self._targets(labels_B)
+        change_targets(logits_Bc, self.scale, column_M, self.with_margin, row_M)
         return logits_Bc
 
     def _targets(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +147,7 @@ class ShardedArcFace(ArcFace):
 def randn_rows(generator: torch.Generator, rows: range, total: int, width: int) -> Tensor:
     """Return some rows of `torch.randn(total, width, generator=generator)`.
 
-    The numbers before these rows are drawn in blocks of 4 MiB and discarded.
+    All numbers are drawn, in blocks of rows, and those of other rows are discarded.
 
     Args:
         generator: A CPU generator; its state advances.
@@ -160,41 +163,26 @@ def randn_rows(generator: torch.Generator, rows: range, total: int, width: int) 
     >>> torch.equal(own, whole[2:4])
     True
     """
-    first, stop = rows.start * width, rows.stop * width
-    own = torch.empty(stop - first, dtype=torch.float32, device="cpu")
-    done = 0
-    while done < stop:
-        left = total * width - done
-        # randn generates groups of 16 numbers and generates an incomplete last group twice. Blocks
-        # equal slices of the whole, because they end at multiples of 16 and the last is large.
-        count = left if left < 2 * _BLOCK else _BLOCK
-        piece = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
-        low, high = max(first, done), min(stop, done + count)
+    own_cD = torch.empty(len(rows), width, dtype=torch.float32, device="cpu")
+    # randn generates groups of 16 numbers. Blocks equal slices of the whole, because they end at
+    # multiples of 16, and the last block contains the remainder.
+    starts = range(0, total, _BLOCK_ROWS)[: max(1, total // _BLOCK_ROWS)]
+    for first, stop in pairwise([*starts, total]):
+        piece = torch.randn(
+            stop - first, width, generator=generator, dtype=own_cD.dtype, device="cpu"
+        )
+        low, high = max(first, rows.start), min(stop, rows.stop)
         if low < high:
-            own[low - first : high - first] = piece[low - done : high - done]
-        done += count
-    return own.view(len(rows), width)
-
-
-def sharded_cross_entropy(logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
-    """Cross-entropy of all rows over the classes of all processes.
-
-    Args:
-        logits_Nn: Logits of the classes of this process; their memory is overwritten.
-        row_M: Rows whose target class belongs to this process.
-        column_M: Columns of these targets.
-
-    Returns:
-        Loss of each row, [N], equal on all processes; infinite if no process has its target class.
-    """
-    loss_N: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits_Nn, row_M, column_M
-    )
-    return loss_N
+            own_cD[low - rows.start : high - rows.start] = piece[low - first : high - first]
+    return own_cD
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy with logits sharded by class; its maximum, sum and gradient are all-reduced."""
+    """Cross-entropy of all rows, [N], over the classes of all processes; equal on all processes.
+
+    The maximum, the sum and the gradient are all-reduced. The memory of the logits is overwritten.
+    The loss of a row is infinite if no process has its target class.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits_Nn: Tensor, row_M: Tensor, column_M: Tensor) -> Tensor:
@@ -219,39 +207,3 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         grad_Nn = exp_Nn * (grad_N / sum_N)[:, None]
         grad_Nn[row_M, column_M] -= grad_N[row_M]
         return grad_Nn, None, None
-
-
-def take_rows(weight_CD: Tensor, row_n: Tensor) -> Tensor:
-    """Select rows of a matrix, with a sparse gradient that contains only these rows.
-
-    Args:
-        weight_CD: The matrix.
-        row_n: Indices of the rows, ascending and unique.
-
-    Returns:
-        The rows, [n, D].
-    """
-    taken_nD: Tensor = _TakeRows.apply(weight_CD, row_n)  # type: ignore[no-untyped-call]
-    return taken_nD
-
-
-class _TakeRows(torch.autograd.Function):
-    """Row selection whose gradient is a sparse tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, weight_CD: Tensor, row_n: Tensor) -> Tensor:
-        ctx.save_for_backward(row_n)
-        ctx.shape = weight_CD.shape
-        return weight_CD.index_select(0, row_n)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (row_n,) = ctx.saved_tensors
-        return sparse_rows(row_n, grads[0], ctx.shape), None
-
-
-def sparse_rows(row_n: Tensor, values_nD: Tensor, shape: torch.Size) -> Tensor:
-    """Make a sparse matrix from rows with ascending indices, without a copy."""
-    return torch.sparse_coo_tensor(
-        row_n[None], values_nD, shape, is_coalesced=True, check_invariants=False
-    )

@@ -17,7 +17,6 @@ from arcloop.distributed.collectives import gather_rows
 from arcloop.models.heads.cosine_classifier import CosineClassifier, scaled_cosine
 
 _MIN_SCALE = 1.0
-_BLOCK = 2**20
 
 
 class NormalizedSoftmax(CosineClassifier):
@@ -78,19 +77,12 @@ class AdaCos(CosineClassifier):
     @torch.no_grad()
     def _update_scale(self, cos_BC: Tensor, labels_B: Tensor) -> None:
         """Set the scale from the cosines of the global batch (section 4.2)."""
-        rows = max(1, _BLOCK // cos_BC.shape[1])
-        blocks = zip(torch.split(cos_BC, rows), torch.split(labels_B, rows), strict=True)
-        log_sum_B = torch.cat([_log_sum_of_others(*block, self.scale) for block in blocks])
+        logits_BC = self.scale * cos_BC
+        logits_BC.scatter_(1, labels_B[:, None], -torch.inf)
+        log_sum_B = logits_BC.logsumexp(dim=1)
         target_B = cos_BC.gather(1, labels_B[:, None])[:, 0]
         log_sum_N, target_N = gather_rows(torch.stack([log_sum_B, target_B], dim=1)).unbind(dim=1)
         log_mean = log_sum_N.logsumexp(dim=0) - math.log(len(log_sum_N))
         median = target_N.clamp(-1, 1).acos().median()
         scale = log_mean / median.clamp(max=math.pi / 4).cos()
         self.scale.copy_(scale.clamp(min=_MIN_SCALE))
-
-
-def _log_sum_of_others(cos_bC: Tensor, labels_b: Tensor, scale: Tensor) -> Tensor:
-    """Logarithm of Σ exp(s·cos θ) over all classes except the target, [b]."""
-    logits_bC = scale * cos_bC
-    logits_bC.scatter_(1, labels_b[:, None], -torch.inf)
-    return logits_bC.logsumexp(dim=1)

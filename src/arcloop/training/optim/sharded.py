@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 
 from arcloop.distributed.collectives import gather_shards, sum_over_processes
 from arcloop.models import ShardedArcFace
-from arcloop.models.heads.sharded_arcface import sparse_rows
 
 HEAD_WEIGHT = "head.weight"
 """Name of the head's weight in the module's state dict."""
@@ -147,9 +146,11 @@ def coalesce(grad: Tensor) -> Tensor:
         return grad
     # Autograd drops the coalesced flag (https://github.com/pytorch/pytorch/issues/105916), and the
     # public accessors require it.
-    rows = grad._indices()[0]  # noqa: SLF001
+    rows, values = grad._indices(), grad._values()  # noqa: SLF001
     if bool((rows.diff() > 0).all()):
-        return sparse_rows(rows, grad._values(), grad.shape)  # noqa: SLF001
+        return torch.sparse_coo_tensor(
+            rows, values, grad.shape, is_coalesced=True, check_invariants=False
+        )
     return grad.coalesce()
 
 

@@ -1,8 +1,14 @@
-"""AdaFace and MagFace: margins that depend on the norm of the feature, a proxy of image quality.
+"""Heads whose margins adapt to the training: CurricularFace, AdaFace and MagFace.
 
+Huang et al., CurricularFace: Adaptive Curriculum Learning Loss for Deep Face Recognition, arXiv
+2004.00288.
 Kim et al., AdaFace: Quality Adaptive Margin for Face Recognition, arXiv 2204.00964.
 Meng et al., MagFace: A Universal Representation for Face Recognition and Quality Assessment, arXiv
 2103.06627.
+
+AdaFace and MagFace use the norm of the feature, a proxy of image quality.
+
+Shapes: B batch, D embedding, C classes.
 """
 
 from __future__ import annotations
@@ -24,10 +30,56 @@ from arcloop.config.value_types import (
 from arcloop.distributed.collectives import gather_rows
 from arcloop.errors import ConfigError
 from arcloop.models.heads.arcface import cos_with_margin, sin_from_cos
-from arcloop.models.heads.cosine_classifier import CosineClassifier, change_targets, feature_norms
+from arcloop.models.heads.cosine_classifier import (
+    CosineClassifier,
+    change_targets,
+    feature_norms,
+    scaled_cosine,
+)
 
 _MIN_NORM, _MAX_NORM = 0.001, 100.0
 _EPSILON = 0.001
+
+
+class CurricularFace(CosineClassifier):
+    """ArcFace that multiplies cos θ of hard negatives by t + cos θ (section 3).
+
+    The target logit is s·T with T = cos(θ + m). The logit of another class is s·cos θ where
+    cos θ <= T, and s·cos θ·(t + cos θ) where cos θ > T. t is the moving average of the targets'
+    cosines over global batches. As in the authors' code, a training step updates it before use.
+
+    Args:
+        margin: m, additive angle in radians, in [0, π).
+        momentum: Weight of the previous t in an update, in [0, 1]. (In the paper, α = 0.99 is the
+            weight of the batch; in the authors' code it is the weight of the previous t.)
+        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+
+    Attributes:
+        t: The moving average, a buffer; 0 at the start.
+    """
+
+    t: Tensor
+
+    @checked("head")
+    def __init__(self, *, margin: Angle, momentum: Fraction, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.margin, self.momentum = float(margin), float(momentum)
+        self.register_buffer("t", torch.tensor(0.0))
+
+    def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits with margin and weighted negatives, [B, C], computed after the update of t."""
+        cos_BC = scaled_cosine(features_BD, self.weight, 1.0)
+        rows_B = torch.arange(len(labels_B), device=labels_B.device)
+        target_B = cos_BC[rows_B, labels_B].clamp(-1, 1)
+        moved_B = cos_with_margin(target_B, self.margin_factor * self.margin, easy_margin=False)
+        mean = gather_rows(target_B.detach()).mean()
+        self.t.lerp_(mean.to(self.t.dtype), 1 - self.momentum)
+        # A copy, because the buffer may change before this step's backward pass.
+        weighted_BC = cos_BC * (self.t.clone() + cos_BC)
+        is_hard_BC = cos_BC > moved_B.detach()[:, None]
+        logits_BC = self.scale * torch.where(is_hard_BC, weighted_BC, cos_BC)
+        logits_BC[rows_B, labels_B] = self.scale * moved_B
+        return logits_BC
 
 
 class AdaFace(CosineClassifier):
@@ -78,11 +130,12 @@ class AdaFace(CosineClassifier):
         z_B = (norm_B - self.length_mean) / (self.length_std + _EPSILON) * self.concentration
         margin = self.margin_factor * self.margin
         logits_BC = self.scaled_cosine(features_BD)
-        rows_B = torch.arange(len(labels_B), device=labels_B.device)
         change_targets(
-            logits_BC, self.scale, rows_B, labels_B,
+            logits_BC,
+            self.scale,
+            labels_B,
             lambda cos_B: _cos_with_adaptive_margin(cos_B, margin, z_B.clamp(-1, 1)),
-        )  # fmt: skip
+        )
         return logits_BC
 
     @torch.no_grad()
@@ -177,14 +230,14 @@ class MagFace(CosineClassifier):
         """Logits with margin, [B, C]."""
         slope = (self.high_margin - self.low_margin) / (self.high_length - self.low_length)
         margin_B = self.low_margin + slope * (self._clamped_norms(features_BD) - self.low_length)
+        margin_B = self.margin_factor * margin_B
         logits_BC = self.scaled_cosine(features_BD)
-        rows_B = torch.arange(len(labels_B), device=labels_B.device)
         change_targets(
-            logits_BC, self.scale, rows_B, labels_B,
-            lambda cos_B: cos_with_margin(
-                cos_B, self.margin_factor * margin_B, easy_margin=self.easy_margin
-            ),
-        )  # fmt: skip
+            logits_BC,
+            self.scale,
+            labels_B,
+            lambda cos_B: cos_with_margin(cos_B, margin_B, easy_margin=self.easy_margin),
+        )
         return logits_BC
 
     def _clamped_norms(self, features_BD: Tensor) -> Tensor:
