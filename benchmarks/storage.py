@@ -21,7 +21,7 @@ from sklearn.datasets import load_sample_images
 from arcloop.config.composition import compose_config
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import Store, prepare
-from arcloop.data.loading.loader import BatchDataset, BatchLoader
+from arcloop.data.loading.datamodule import BatchDataset, BatchLoader
 from arcloop.display.terminal import print_line
 from arcloop.pipeline import steps
 from benchmarks.machine import describe, in_words

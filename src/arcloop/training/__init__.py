@@ -5,12 +5,11 @@ from arcloop.training.callbacks.post_fit import BuildIndex, Evaluate, ExportScri
 from arcloop.training.callbacks.tensorboard import TensorBoardPages
 from arcloop.training.callbacks.warmup import Warmup
 from arcloop.training.fit import train
-from arcloop.training.loggers.csv import CsvLogger
-from arcloop.training.loggers.mlflow import MlflowLogger
-from arcloop.training.loggers.wandb import WandbLogger
+from arcloop.training.loggers import CsvLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.resume import LastCheckpoint
 from arcloop.training.setup import NODES, TrainingSetup
+from arcloop.training.tracking import MlflowLogger, WandbLogger
 
 __all__ = [
     "NODES", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate", "ExportScripted",

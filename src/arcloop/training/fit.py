@@ -24,7 +24,7 @@ from arcloop.errors import ResourceError, write_error
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_trained
 from arcloop.training.callbacks.progress import Timing
-from arcloop.training.loggers.tracking import RUN_ID_FILES, RunLogger
+from arcloop.training.loggers import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.resume import (
     CHECKPOINTS,

@@ -24,7 +24,7 @@ from arcloop.distributed.process_group import launched_rank
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
-from arcloop.training.loggers.tracking import RunLogger
+from arcloop.training.loggers import RunLogger
 from arcloop.training.optim.sharded import HEAD_WEIGHT
 
 CHECKPOINTS = "checkpoints"

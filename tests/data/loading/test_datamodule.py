@@ -13,10 +13,7 @@ from tests.data.conftest import synthetic_source
 
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import EmbeddingDataModule, prepare
-from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
-from arcloop.data.loading.datamodule import LazyLabels
-from arcloop.data.loading.sampler import ShuffledBatches
-from arcloop.data.store.store import Store
+from arcloop.data.loading.sampler import ClassBalancedBatches, PKBatches, ShuffledBatches
 from arcloop.errors import ArtifactError
 
 
@@ -149,8 +146,9 @@ PART = """
 import sys
 import numpy as np
 from torch import distributed
-from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
-from arcloop.data.loading.sampler import OrderedBatches, ShuffledBatches
+from arcloop.data.loading.sampler import (
+    ClassBalancedBatches, OrderedBatches, PKBatches, ShuffledBatches
+)
 
 rank, rendezvous = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group(
@@ -191,20 +189,3 @@ def test_two_processes_train_on_the_global_batches_of_one(tmp_path):
         ]
         assert together == [rows.tolist() for rows in whole]
     assert [row for part in val for batch in part for row in batch] == list(range(21))
-
-
-def test_labels_are_read_only_by_samplers_that_need_them(tmp_path):
-    prepare(synthetic_source(channels=3, image_size=[8, 6]), tmp_path / "store")
-    _, expected = synthetic_source(channels=3, image_size=[8, 6]).open().generate("train", 0, 50)
-    labels = LazyLabels(Store.open(tmp_path / "store"), "train")
-    assert np.asarray(labels).tolist() == expected.tolist()
-    assert labels[[3, 1]].tolist() == expected[[3, 1]].tolist()
-    plain = datamodule(tmp_path / "store")
-    balanced = datamodule(tmp_path / "store", sampler=ClassBalancedBatches)
-    assert len(plain.store.classes) == len(balanced.store.classes)  # opens both stores
-    for file in (tmp_path / "store" / "train").glob("labels-*.npy"):
-        file.unlink()
-    assert len(labels) == 50
-    assert len(plain.make_batches(1)) == 50 // 8
-    with pytest.raises(FileNotFoundError):
-        balanced.make_batches(1)

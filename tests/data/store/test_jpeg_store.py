@@ -20,7 +20,7 @@ from tests.data.conftest import folder_source, synthetic_source
 from arcloop.artifacts.writer import write_manifest
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
-from arcloop.data.loading.loader import BatchDataset, BatchLoader
+from arcloop.data.loading.datamodule import BatchDataset, BatchLoader
 from arcloop.data.loading.sampler import OrderedBatches
 from arcloop.data.store.jpeg import JpegSplitWriter
 from arcloop.errors import ArtifactError, ConfigError, DataError

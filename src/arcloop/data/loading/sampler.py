@@ -1,31 +1,23 @@
 """Batch samplers: the rows of each batch are a pure function of seed, epoch, rank and world size.
 
-Shapes: N rows of the split, B rows of a batch in one process.
+Shapes: N rows of the split, B rows of a batch in one process, C classes, T draws of a class.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
+from arcloop.config.value_types import PositiveInt, checked
 from arcloop.distributed.process_group import current_process_group
-from arcloop.errors import DataError
+from arcloop.errors import ConfigError, DataError
 
-Rows = npt.NDArray[np.int64]
-
-
-@runtime_checkable
-class Labels(Protocol):
-    """Integer labels [N]: an array, or an object that `numpy.asarray` converts to one."""
-
-    def __len__(self) -> int: ...
-
-    def __array__(self) -> npt.NDArray[Any]: ...
+Rows = Labels = npt.NDArray[np.int64]
 
 
 class EpochBatches(Sampler[Rows], ABC):
@@ -107,6 +99,173 @@ class ShuffledBatches(EpochBatches):
         order_N: npt.NDArray[np.integer[Any]] = np.arange(self._rows, dtype=dtype)
         random.shuffle(order_N)
         return order_N
+
+
+class ClassBalancedBatches(ShuffledBatches):
+    """Draws all classes equally often: their image counts in an epoch differ by at most one.
+
+    The classes are drawn in rounds; each round is a random permutation of all classes. The images
+    of a class are drawn in rounds, too. An epoch has as many batches as with `ShuffledBatches`, so
+    images of small classes are repeated and some images of large classes are not drawn.
+
+    Args:
+        labels_N: Label of each row of the split.
+        batch_size: Rows per batch and process. A split that is smaller than a batch is one batch.
+        world_size: Number of processes.
+        seed: Seed of all draws.
+
+    Raises:
+        DataError: There are fewer than two rows for each process.
+    """
+
+    def __init__(self, *, labels_N: Labels, batch_size: int, world_size: int, seed: int) -> None:
+        super().__init__(labels_N=labels_N, batch_size=batch_size, world_size=world_size, seed=seed)
+        self._class_rows = ClassRows(labels_N)
+
+    def order(self, random: np.random.Generator) -> Rows:
+        rows = len(self) * self._batch_size * self._world_size
+        classes_T = draw_classes(self._class_rows.num_classes, rows, 1, random)
+        return self._class_rows.draw(classes_T, 1, random)
+
+
+class PKBatches(EpochBatches):
+    """Draws K images of each of P different classes per global batch, for losses on pairs.
+
+    P is the size of the global batch (loader.batch_size times the number of processes) divided by
+    K. Classes are drawn in rounds as in `ClassBalancedBatches`, so their numbers of draws in an
+    epoch differ by at most one. The images of a class are drawn in rounds, too; if a class has
+    fewer than K images, some of them are repeated within a batch. If P is a multiple of the
+    number of processes, the images of a class are in one process. An epoch has as many batches as
+    with `ShuffledBatches`.
+
+    Hermans et al., "In Defense of the Triplet Loss" (arXiv 1703.07737), section 2.
+
+    Args:
+        labels_N: Label of each row of the split.
+        batch_size: Rows per batch and process.
+        world_size: Number of processes.
+        seed: Seed of all draws.
+        images_per_class: K.
+
+    Raises:
+        ConfigError: K does not divide the size of the global batch, or train has fewer than P
+            classes.
+    """
+
+    @checked("sampler")
+    def __init__(
+        self,
+        *,
+        labels_N: Labels,
+        batch_size: int,
+        world_size: int,
+        seed: int,
+        images_per_class: PositiveInt,
+    ) -> None:
+        self._class_rows = ClassRows(labels_N)
+        self._images_per_class = images_per_class
+        rows = batch_size * world_size
+        _require_classes(rows, world_size, images_per_class, self._class_rows.num_classes)
+        self._classes_per_batch = rows // images_per_class
+        super().__init__(
+            batches=max(1, len(labels_N) // rows),
+            batch_size=batch_size,
+            world_size=world_size,
+            seed=seed,
+        )
+
+    def order(self, random: np.random.Generator) -> Rows:
+        classes_T = draw_classes(
+            self._class_rows.num_classes,
+            len(self) * self._classes_per_batch,
+            self._classes_per_batch,
+            random,
+        )
+        return self._class_rows.draw(classes_T, self._images_per_class, random)
+
+
+def _require_classes(rows: int, world_size: int, images_per_class: int, num_classes: int) -> None:
+    where = "sampler.images_per_class, loader.batch_size"
+    processes = f" ({world_size} processes)" if world_size > 1 else ""
+    batch = f"a global batch of {rows} images{processes}"
+    divisors = [divisor for divisor in range(1, rows + 1) if rows % divisor == 0]
+    if images_per_class not in divisors:
+        raise ConfigError(
+            f"{batch} cannot be divided into groups of {images_per_class} images per class",
+            where=where,
+            remedy=f"set images_per_class to one of {', '.join(map(str, divisors))},"
+            " or change batch_size",
+        )
+    if rows // images_per_class > num_classes:
+        larger = next(divisor for divisor in divisors if rows // divisor <= num_classes)
+        sizes = range(num_classes * images_per_class // world_size, 0, -1)
+        smaller = next((s for s in sizes if s * world_size % images_per_class == 0), None)
+        raise ConfigError(
+            f"{batch} with {images_per_class} images per class needs {rows // images_per_class}"
+            f" classes, but train has {num_classes}",
+            where=where,
+            remedy=f"pass sampler.images_per_class={larger}"
+            + (f" or loader.batch_size={smaller}" if smaller else ""),
+        )
+
+
+def draw_classes(
+    num_classes: int, draws: int, group: int, random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Draw classes in rounds, each a random permutation of all classes.
+
+    Args:
+        num_classes: Number of classes in a round.
+        draws: T, number of draws.
+        group: Number of consecutive draws that do not repeat a class, at most `num_classes`.
+        random: Source of the random numbers.
+
+    Returns:
+        Class indices [T].
+    """
+    rounds = -(-draws // num_classes)
+    classes_T = random.permuted(np.tile(np.arange(num_classes), (rounds, 1)), axis=1).ravel()
+    for start in range(num_classes, len(classes_T), num_classes) if group > 1 else ():
+        drawn = start % group  # draws of the group that spans both rounds, in the first of them
+        round_C = classes_T[start : start + num_classes]
+        is_drawn_C = np.isin(round_C, classes_T[start - drawn : start])
+        round_C[:] = round_C[np.argsort(is_drawn_C, kind="stable")]
+        random.shuffle(round_C[group - drawn :])
+    return classes_T[:draws]
+
+
+class ClassRows:
+    """The rows of each class.
+
+    Args:
+        labels_N: Label of each row. The labels need not be consecutive.
+    """
+
+    def __init__(self, labels_N: Labels) -> None:
+        _, counts_C = np.unique(labels_N, return_counts=True)
+        self._rows = np.split(np.argsort(labels_N, kind="stable"), counts_C.cumsum()[:-1])
+        self.num_classes = len(counts_C)
+
+    def draw(self, classes_T: Rows, each: int, random: np.random.Generator) -> Rows:
+        """Draw `each` rows of a class for every draw of that class.
+
+        Rows are drawn in rounds: each round is a random order of all rows of the class. If the rows
+        that remain in a round are fewer than `each`, they are skipped and a new round starts. If a
+        class has fewer than `each` rows, a draw repeats some of them.
+
+        Returns:
+            Rows, int64 [T * each], in the order of the draws.
+        """
+        draws_C = np.bincount(classes_T, minlength=self.num_classes)
+        draws_by_class = np.split(np.argsort(classes_T, kind="stable"), draws_C.cumsum()[:-1])
+        drawn_TK = np.empty((len(classes_T), each), np.int64)
+        for rows, draws in zip(self._rows, draws_by_class, strict=True):
+            per_round = max(1, len(rows) // each)
+            rounds = -(-len(draws) // per_round)
+            shuffled = random.permuted(np.tile(rows, (rounds, 1)), axis=1)
+            columns = np.arange(per_round * each) % len(rows)
+            drawn_TK[draws] = shuffled[:, columns].reshape(-1, each)[: len(draws)]
+        return drawn_TK.ravel()
 
 
 class OrderedBatches(Sampler[Rows]):

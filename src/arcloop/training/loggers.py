@@ -1,21 +1,24 @@
-"""Base classes of the loggers.
+"""The loggers' base classes, and the logger for metrics.csv.
 
-Each run has one run in a tracking service, also after resuming, and every row is sent once.
+After resuming, a logger continues the file or the run of its service, and sends every row once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
 from abc import abstractmethod
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from arcloop.artifacts.atomic import write_json
+from arcloop.artifacts.atomic import write_bytes, write_json
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ResourceError
 
@@ -28,10 +31,14 @@ _METRICS = "evaluation/metrics.json"
 
 
 class RunLogger(Logger):
-    """Lightning logger with two additional hooks: the start of training, and a checkpoint."""
+    """Lightning logger that keeps rows of metrics until `flush`, which precedes each checkpoint."""
 
     service: ClassVar[str]
     """Name of the service or format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: dict[int, Row] = {}
 
     @property
     def name(self) -> str:
@@ -44,6 +51,15 @@ class RunLogger(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
         """Do nothing: `begin` receives the complete config."""
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = self._rows.setdefault(step or 0, {})
+        row.update({name: float(value) for name, value in metrics.items()})
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.flush()
+
     @abstractmethod
     def begin(self, config: Mapping[str, Any], step: int) -> None:
         """Called on rank zero before training starts or resumes.
@@ -55,7 +71,46 @@ class RunLogger(Logger):
 
     @abstractmethod
     def flush(self) -> None:
-        """Write everything logged so far; called before each checkpoint."""
+        """Write everything logged so far; does nothing on ranks other than zero."""
+
+
+class CsvLogger(RunLogger):
+    """Writes metrics to a CSV file with one row per step, which a resumed run continues.
+
+    Lightning's CSVLogger deletes an existing file. This logger keeps the rows of all steps that the
+    checkpoint contains.
+
+    Args:
+        path: Path of the file.
+    """
+
+    service: ClassVar[str] = "csv"
+
+    def __init__(self, *, path: str) -> None:
+        super().__init__()
+        self._path = Path(path)
+
+    def begin(self, config: Mapping[str, Any], step: int) -> None:
+        """Read the rows of the steps before `step` from an existing file."""
+        if self._path.is_file():
+            with open(self._path, newline="", encoding="utf-8") as file:
+                self._rows = {
+                    int(row.pop("step")): {n: float(value) for n, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                    if int(row["step"]) < step
+                }
+
+    def flush(self) -> None:
+        """Write all rows to the file."""
+        if not self._rows:
+            return
+        names = sorted({name for row in self._rows.values() for name in row})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["step", *names], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._path, text.getvalue().encode())
 
 
 class TrackingLogger(RunLogger):
@@ -70,12 +125,10 @@ class TrackingLogger(RunLogger):
         run_dir: Folder of the run.
     """
 
-    id_file: ClassVar[str]
-
     def __init__(self, *, run_dir: str) -> None:
         super().__init__()
         self._run_dir = Path(run_dir)
-        self._rows: dict[int, Row] = {}
+        self._id_file = self._run_dir / f".{self.service}.json"
         self._sent_before = -1
         self._id: str | None = None
 
@@ -83,15 +136,17 @@ class TrackingLogger(RunLogger):
     def version(self) -> str:
         return self._id or ""
 
-    @rank_zero_only
     def begin(self, config: Mapping[str, Any], step: int) -> None:
         """Open the run that an earlier start created in the service, or create a new one.
 
         Raises:
             ResourceError: The service cannot be reached or rejects the request.
         """
-        known, self._sent_before = self._read_id()
         self._rows.clear()
+        known, self._sent_before = None, -1
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            content = json.loads(self._id_file.read_bytes())
+            known, self._sent_before = str(content["id"]), int(content["sent"])
         try:
             self._id = self._open(config, known)
         except ArcloopError:
@@ -102,20 +157,16 @@ class TrackingLogger(RunLogger):
                 where=f"logger.{self.service}",
                 remedy="correct its address or login, or choose logger=default",
             ) from cause
-        self._write_id(self._sent_before)
+        self._record_sent(self._sent_before)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self._id is not None and (step or 0) > self._sent_before:
-            row = self._rows.setdefault(step or 0, {})
-            row.update({name: float(value) for name, value in metrics.items()})
+        if (step or 0) > self._sent_before:
+            super().log_metrics(metrics, step)
 
-    @rank_zero_only
     def flush(self) -> None:
-        if self._id is None or not self._rows:
-            return
-        if self._try(self._send, dict(sorted(self._rows.items()))):
-            self._write_id(max(self._rows))
+        if self._rows and self._try(self._send, dict(sorted(self._rows.items()))):
+            self._record_sent(max(self._rows))
             self._rows.clear()
 
     @rank_zero_only
@@ -124,17 +175,11 @@ class TrackingLogger(RunLogger):
             return
         self.flush()
         if status == "success":
-            self._try(self._send_results)
+            found = self._run_dir / _METRICS
+            metrics = json.loads(found.read_bytes()) if found.is_file() else {}
+            self._try(self._send_results, {f"evaluation/{n}": float(v) for n, v in metrics.items()})
         self._try(self._close, status == "success")
         self._id = None
-
-    def _send_results(self) -> None:
-        """Send the run's files and the metrics of the query split."""
-        found = self._run_dir / _METRICS
-        if found.is_file():
-            metrics = json.loads(found.read_bytes())
-            self._send_summary({f"evaluation/{name}": float(v) for name, v in metrics.items()})
-        self._send_files()
 
     def _files(self) -> list[str]:
         """Return the relative paths of model, config, metrics, index and evaluation."""
@@ -150,15 +195,8 @@ class TrackingLogger(RunLogger):
             return False
         return True
 
-    def _read_id(self) -> tuple[str | None, int]:
-        try:
-            content = json.loads((self._run_dir / self.id_file).read_bytes())
-            return str(content["id"]), int(content["sent"])
-        except (OSError, ValueError, KeyError):
-            return None, -1
-
-    def _write_id(self, sent: int) -> None:
-        write_json(self._run_dir / self.id_file, {"id": self._id, "sent": sent})
+    def _record_sent(self, step: int) -> None:
+        write_json(self._id_file, {"id": self._id, "sent": step})
 
     @abstractmethod
     def _open(self, config: Mapping[str, Any], known: str | None) -> str:
@@ -169,26 +207,9 @@ class TrackingLogger(RunLogger):
         """Send rows of metrics, keyed by step."""
 
     @abstractmethod
-    def _send_summary(self, metrics: Row) -> None:
-        """Send metrics that do not belong to a step."""
-
-    @abstractmethod
-    def _send_files(self) -> None:
-        """Send the files of the run."""
+    def _send_results(self, metrics: Row) -> None:
+        """Send metrics that do not belong to a step, and the files of the run."""
 
     @abstractmethod
     def _close(self, succeeded: bool) -> None:
         """Mark the run of the service as finished or failed."""
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of all leaves of a config.
-
-    >>> dict(flatten({"head": {"margin": 0.3}, "seed": 0}))
-    {'head.margin': 0.3, 'seed': 0}
-    """
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

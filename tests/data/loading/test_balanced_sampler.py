@@ -10,7 +10,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from arcloop.data.loading import sampler
-from arcloop.data.loading.balanced import ClassBalancedBatches, PKBatches
+from arcloop.data.loading.sampler import ClassBalancedBatches, PKBatches
 from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import ConfigError, DataError
 

@@ -1,6 +1,6 @@
 import csv
 
-from arcloop.training.loggers.csv import CsvLogger
+from arcloop.training.loggers import CsvLogger
 
 
 def rows(path):
