@@ -1,7 +1,7 @@
 """Collective operations on tensors, with gradients where a loss needs them.
 
-Only all_gather, all_reduce and gather are used, which gloo and NCCL both implement. With a single
-process every operation returns its input.
+gloo and NCCL both implement the operations used here. With a single process every operation
+returns its input.
 
 Each process computes the loss of its own batch, and all processes call backward together. The
 minimised loss is the mean of these losses. DDP averages the gradients of replicated parameters, so
@@ -18,9 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from arcloop.distributed.process_group import ProcessGroup, current_process_group
-
-_GATHER_BYTES = 2**26
+from arcloop.distributed.process_group import ProcessGroup, current_process_group, gloo_group
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
@@ -28,24 +26,6 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if current_process_group().world_size > 1:
         dist.all_reduce(tensor, dist.ReduceOp.SUM)
     return tensor
-
-
-def sum_with_gradient(tensor: Tensor) -> Tensor:
-    """Sum a tensor over the processes; the gradient is the sum of all processes' gradients."""
-    summed: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
-    return summed
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over the processes, in the forward and in the backward pass."""
-
-    @staticmethod
-    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
-        return sum_over_processes(tensor.clone())
-
-    @staticmethod
-    def backward(_ctx: Any, *grads: Tensor) -> Tensor:
-        return sum_over_processes(grads[0].clone())
 
 
 def gather_rows(own_B: Tensor) -> Tensor:
@@ -58,26 +38,19 @@ def gather_rows(own_B: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def gather_for_sharded_loss(own_BD: Tensor) -> Tensor:
-    """Concatenate the features of all processes, [N, D], for a loss whose classes are sharded.
-
-    Each process computes the part of the gradient that comes through its own classes. The sum of
-    these parts is the gradient of the mean loss. It is multiplied by W, which gives the gradient of
-    the process's own loss, because DDP divides by W.
-    """
-    gathered: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
-        own_BD, current_process_group().world_size
-    )
-    return gathered
-
-
-def gather_for_global_loss(own_BD: Tensor) -> Tensor:
+def gather_with_gradient(own_BD: Tensor, *, is_sharded: bool) -> Tensor:
     """Concatenate the features of all processes, [N, D], for a loss over the global batch.
 
-    Every process computes the same loss, so the sum of the gradients is W times that of a single
-    process. DDP divides by W, so no further factor is needed.
+    The gradient of a row is the sum of its gradients in all processes, and DDP divides it by W. If
+    every process computes the same loss, the sum is already W times the gradient of that loss.
+
+    Args:
+        own_BD: The features of this process.
+        is_sharded: The classes of the loss are sharded: each process computes the part of the
+            gradient that comes through its own classes, so the sum is multiplied by W.
     """
-    gathered: Tensor = _Gather.apply(own_BD, 1)  # type: ignore[no-untyped-call]
+    factor = current_process_group().world_size if is_sharded else 1
+    gathered: Tensor = _Gather.apply(own_BD, factor)  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -97,8 +70,13 @@ class _Gather(torch.autograd.Function):
         return own_BD * ctx.factor, None
 
 
+def sum_with_gradient(tensor: Tensor) -> Tensor:
+    """Sum a tensor over the processes; the gradient is the sum of all processes' gradients."""
+    return gather_with_gradient(tensor[None], is_sharded=False).sum(0)
+
+
 def gather_shards(shard_cD: Tensor, num_rows: int) -> Tensor | None:
-    """Concatenate the shards of a matrix in the CPU memory of rank 0, in pieces of 64 MiB.
+    """Concatenate the shards of a matrix in the CPU memory of rank 0.
 
     Args:
         shard_cD: The rows `ProcessGroup.shard(num_rows)` of the matrix.
@@ -108,25 +86,16 @@ def gather_shards(shard_cD: Tensor, num_rows: int) -> Tensor | None:
         The whole matrix on the CPU on rank 0, None on the other ranks.
     """
     group = current_process_group()
+    own_cD = shard_cD.detach().cpu()
     if group.world_size == 1:
-        return shard_cD.detach().cpu()
-    shards = [
-        ProcessGroup(rank, group.world_size).shard(num_rows) for rank in range(group.world_size)
-    ]
-    whole_CD = None
-    if group.rank == 0:
-        whole_CD = torch.empty(num_rows, *shard_cD.shape[1:], dtype=shard_cD.dtype, device="cpu")
-    largest = max(len(rows) for rows in shards)
-    height = max(1, _GATHER_BYTES // (shard_cD[:1].nbytes or 1))
-    for first in range(0, largest, height):
-        # `dist.gather` needs the same size on every rank, so shorter shards are padded.
-        rows = shard_cD.detach()[first : first + height]
-        piece = shard_cD.new_zeros(min(height, largest - first), *shard_cD.shape[1:])
-        piece[: len(rows)] = rows
-        pieces = [torch.empty_like(piece) for _ in shards] if group.rank == 0 else None
-        dist.gather(piece, pieces, dst=0)
-        if whole_CD is not None and pieces is not None:
-            for shard, received in zip(shards, pieces, strict=True):
-                target = shard[first : first + len(piece)]
-                whole_CD[target.start : target.stop] = received[: len(target)]
+        return own_cD
+    gloo = gloo_group(dist.group.WORLD)
+    if group.rank > 0:
+        dist.send(own_cD, 0, gloo)
+        return None
+    whole_CD = torch.empty(num_rows, *own_cD.shape[1:], dtype=own_cD.dtype, device="cpu")
+    whole_CD[: len(own_cD)] = own_cD
+    for rank in range(1, group.world_size):
+        rows = ProcessGroup(rank, group.world_size).shard(num_rows)
+        dist.recv(whole_CD[rows.start : rows.stop], rank, gloo)
     return whole_CD

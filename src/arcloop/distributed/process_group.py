@@ -63,7 +63,7 @@ class ProcessGroup:
         """
         if self.world_size == 1:
             return compute()
-        result, error = _try(compute) if self.rank == 0 else (None, None)
+        result, error = self._try(compute) if self.rank == 0 else (None, None)
         box: list[Any] = [result]
         with self._report_exited_process() as (dist, group):
             dist.broadcast_object_list(box, src=0, group=group)
@@ -85,7 +85,7 @@ class ProcessGroup:
         """
         if self.world_size == 1:
             return [compute()]
-        result, error = _try(compute)
+        result, error = self._try(compute)
         results: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         with self._report_exited_process() as (dist, group):
             dist.gather_object(result, results, dst=0, group=group)
@@ -100,13 +100,24 @@ class ProcessGroup:
             with self._report_exited_process() as (dist, group):
                 dist.barrier(group=group)
 
+    def _try(self, compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        """Return the result and no error, or the error as the other ranks report it and itself."""
+        try:
+            return compute(), None
+        except Exception as error:  # noqa: BLE001 - waiting ranks must receive every failure
+            known = isinstance(error, ArcloopError)
+            message = error.what if known else f"{type(error).__name__}: {error}"
+            kind = type(error) if known else ResourceError
+            remedy = "see the error message of that process"
+            return kind(f"rank {self.rank} failed: {message}", remedy=remedy), error
+
     @contextlib.contextmanager
     def _report_exited_process(self) -> Iterator[tuple[Any, Any]]:
         """Yield torch.distributed and the gloo group; convert a lost connection to an error."""
         import torch.distributed as dist
 
         try:
-            yield dist, _gloo_group(dist.group.WORLD)
+            yield dist, gloo_group(dist.group.WORLD)
         except RuntimeError as cause:  # gloo raises it when a connection is closed
             raise ResourceError(
                 f"rank {self.rank} cannot continue: another process of this training has exited",
@@ -144,36 +155,15 @@ def leave_process_group() -> None:
 
 
 @functools.cache
-def _gloo_group(_world: Any) -> Any:
+def gloo_group(_world: Any) -> Any:
     """Return a gloo group of all ranks. The argument is the cache key: one per process group."""
     import torch.distributed as dist
 
     return dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An exception of one rank, in a form that can be sent to the others."""
-
-    error_type: type[ArcloopError]
-    message: str
-
-
-def _try(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """Return the result and no error, or a `_Failure` and the error."""
-    try:
-        return compute(), None
-    except ArcloopError as error:
-        return _Failure(type(error), error.what), error
-    except Exception as error:  # noqa: BLE001 - waiting ranks must receive every failure
-        return _Failure(ResourceError, f"{type(error).__name__}: {error}"), error
-
-
 def _raise_failures(results: list[Any]) -> None:
-    """Raise the error of the first rank whose result is a `_Failure`."""
-    for rank, result in enumerate(results):
-        if isinstance(result, _Failure):
-            raise result.error_type(
-                f"rank {rank} failed: {result.message}",
-                remedy="see the error message of that process",
-            )
+    """Raise the first error among the results of the ranks."""
+    for result in results:
+        if isinstance(result, ArcloopError):
+            raise result

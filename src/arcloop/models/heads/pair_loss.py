@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from arcloop.config.value_types import PositiveInt, checked
-from arcloop.distributed.collectives import gather_for_global_loss, gather_rows
+from arcloop.distributed.collectives import gather_rows, gather_with_gradient
 from arcloop.errors import ConfigError
 from arcloop.models.heads.cosine_classifier import Head, to_float32
 
@@ -76,7 +76,7 @@ class PairLoss(Head):
             Scalar, float32 (float64 for float64 features).
         """
         with torch.autocast(features_BD.device.type, enabled=False):
-            features_ND = gather_for_global_loss(to_float32(features_BD))
+            features_ND = gather_with_gradient(to_float32(features_BD), is_sharded=False)
             labels_N = gather_rows(labels_B)
             found = None if self.miner is None else self.miner(features_ND, labels_N)
             loss: Tensor = self.loss(features_ND, labels_N, found)

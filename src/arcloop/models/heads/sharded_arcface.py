@@ -21,8 +21,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from arcloop.config.value_types import PositiveFraction, checked
 from arcloop.distributed.collectives import (
-    gather_for_sharded_loss,
     gather_rows,
+    gather_with_gradient,
     sum_over_processes,
 )
 from arcloop.distributed.process_group import current_process_group
@@ -102,7 +102,7 @@ class ShardedArcFace(ArcFace):
         Returns:
             Scalar, float32 (float64 for float64 features).
         """
-        features_ND = gather_for_sharded_loss(to_float32(features_BD))
+        features_ND = gather_with_gradient(to_float32(features_BD), is_sharded=True)
         row_M, class_M = self._targets(gather_rows(labels_B))
         if self.training and self.sample_rate < 1:
             sampled_n = self._sample(class_M)
