@@ -1,11 +1,7 @@
-"""Hydra sweeper plugin for `sweep=optuna` and `sweep=random`.
-
-See `arcloop.pipeline.sweeps.search`.
-"""
+"""Hydra sweeper plugin for `sweep=optuna` and `sweep=random`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,24 +12,16 @@ from omegaconf import DictConfig
 
 
 class SearchSweeper(Sweeper):
-    """Runs jobs whose values an optuna sampler proposes.
+    """Runs jobs whose values an Optuna sampler proposes.
 
     Args:
-        sampler: Function that returns a sampler for a seed.
-        trials: Total number of jobs.
-        seed: Seed of the sampler.
-        direction: "max" or "min" of the objective.
-        at_once: Number of jobs that are proposed and launched together.
+        **settings: Arguments of `arcloop.pipeline.sweeps.search.Search`.
     """
 
-    def __init__(
-        self, sampler: Callable[..., Any], trials: int, seed: int, direction: str, at_once: int
-    ) -> None:
+    def __init__(self, **settings: Any) -> None:
         from arcloop.pipeline.sweeps.search import Search
 
-        self._search = Search(
-            sampler, trials=trials, seed=seed, direction=direction, at_once=at_once
-        )
+        self._search = Search(**settings)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig

@@ -17,8 +17,7 @@ from tests.conftest import SMALL
 from arcloop import artifacts
 from arcloop.artifacts import atomic
 from arcloop.cli.launch import FROM_RUN
-from arcloop.cli.main import main
-from arcloop.cli.verbs import EXTRA_PACKAGES, VERBS
+from arcloop.cli.main import EXTRA_PACKAGES, VERBS, main
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.runtime.images import encode_png
 

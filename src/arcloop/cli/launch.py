@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,9 +23,7 @@ from arcloop.config.composition import (
     require_single_values,
 )
 from arcloop.errors import ResourceError
-
-if TYPE_CHECKING:
-    from arcloop.pipeline.chains import VerbResult
+from arcloop.pipeline.chains import VerbResult, run_verb
 
 GATE_NOT_PASSED = 3
 FROM_RUN = ("embed", "index", "evaluate", "export")
@@ -61,10 +60,6 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     def job(config: DictConfig) -> None:
         try:
             check_config(config)
-            from arcloop.pipeline.chains import (
-                run_verb,  # imports torch, so the config is checked first
-            )
-
             outcomes.append(run_verb(verb, config, list(HydraConfig.get().overrides.task)))
         except Exception as error:  # noqa: BLE001 - raised again below, outside Hydra
             failures.append(error)
@@ -77,31 +72,29 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
 
 def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run a job for each combination. A job that fails is recorded and the sweep continues."""
-    from arcloop.pipeline.sweeps.job import Job
+    from arcloop.pipeline.sweeps.job import Job, JobRecord, sweep_error
     from arcloop.pipeline.sweeps.plan import plan
-    from arcloop.pipeline.sweeps.record import SweepResults, results_folder, sweep_error
 
     planned = plan(verb, overrides)
-    results = results_folder(planned.folder)
-    job = Job(verb, planned.swept, results, planned.gpus, os.getpid())
-    try:
-        _run_hydra(job, verb, [*flags, *overrides, *planned.extra])
-    except Exception as error:
-        if type(error).__name__ in (
-            "TerminatedWorkerError",
-            "BrokenProcessPool",
-        ):  # raised by joblib
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".results-", dir=planned.folder) as results:
+        job = Job(verb, planned.swept, Path(results), planned.gpus, os.getpid())
+        try:
+            _run_hydra(job, verb, [*flags, *overrides, *planned.extra])
+        except Exception as error:
+            # Raised by joblib.
+            if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool"):
+                raise
             raise ResourceError(
                 "a process of the sweep was killed, and the running jobs ended with it",
                 where=planned.folder,
                 remedy="reduce launcher.jobs if memory ran out, and repeat the command",
             ) from None
-        raise
-    finally:
-        finished = SweepResults(results).take()
-    if any(failure for _, failure, _ in finished):
-        raise sweep_error(finished, planned.folder)
-    return GATE_NOT_PASSED if any(gate is False for *_, gate in finished) else 0
+        found = [JobRecord.read(file) for file in sorted(Path(results).iterdir())]
+    records = [record for record in found if record is not None]
+    if failed := sweep_error(records, planned.folder):
+        raise failed
+    return GATE_NOT_PASSED if any(record.gate_passed is False for record in records) else 0
 
 
 def _run_hydra(job: Callable[[DictConfig], object], verb: str, arguments: Sequence[str]) -> None:

@@ -7,9 +7,125 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from arcloop.config.composition import bundled
 from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, report_errors
+
+EXTRA_PACKAGES = {"serving": ("fastapi", "model_archiver", "yaml"), "kubeflow": ("kfp",)}
+"""Optional extra -> packages that its verbs import."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line.
+
+    Attributes:
+        summary: One-line description for the overview.
+        examples: Commands for the help of the verb; empty if `function` prints the help.
+        function: Dotted path of the function that takes the arguments and returns the exit code.
+            Empty for a verb that runs a chain of steps on a composed config, or in a sweep on one
+            config per job.
+        extra: Optional extra that the verb needs.
+    """
+
+    summary: str
+    examples: tuple[str, ...] = ()
+    function: str = ""
+    extra: str = ""
+
+
+VERBS = {
+    "run": Verb(
+        "prepare, validate, train, embed, index, evaluate and gate: the whole chain",
+        ("arcloop run experiment=mnist", "arcloop run data=image_folder data.root=/my/pictures"),
+    ),
+    "prepare": Verb(
+        "images -> sharded store",
+        ("arcloop prepare data=image_folder data.root=/my/pictures data.image_size=64",),
+    ),
+    "validate": Verb(
+        "store -> report of all findings (prepares first)",
+        ("arcloop validate data=idx data.root=/my/idx",),
+    ),
+    "train": Verb(
+        "store -> run: checkpoints, model.pt, index, evaluation (validates first)",
+        ("arcloop train head.margin=0.4", "arcloop train -m head.margin=0.2,0.3,0.5"),
+    ),
+    "embed": Verb("run -> embeddings of the gallery", ("arcloop embed run_dir=runs/mnist",)),
+    "index": Verb(
+        "run -> faiss index with its open-set threshold",
+        ("arcloop index run_dir=runs/mnist index=hnsw",),
+    ),
+    "evaluate": Verb(
+        "run -> metrics, gate and report, without training",
+        ("arcloop evaluate run_dir=runs/mnist evaluate.gate.min_top1=0.99",),
+    ),
+    "export": Verb(
+        "run -> model.onnx and model.pt2, checked against model.pt, without training",
+        ("arcloop export run_dir=runs/mnist export=onnx",),
+    ),
+    "lineage": Verb(
+        "model, index, run or archive -> its verified origins down to the images",
+        function="arcloop.pipeline.lineage.lineage",
+    ),
+    "reproduce": Verb(
+        "run -> a second run with the same config: equal, or the first difference",
+        function="arcloop.pipeline.reproduce.reproduce",
+    ),
+    "leaderboard": Verb(
+        "folder of a sweep -> ranking of its runs: table, CSV, page and plots",
+        function="arcloop.pipeline.sweeps.leaderboard.leaderboard",
+    ),
+    "serve": Verb(
+        "run -> a server on this machine, checked to answer as the run does",
+        ("arcloop serve run_dir=runs/mnist",),
+        "arcloop.serving.serve.main",
+        extra="serving",
+    ),
+    "deploy": Verb(
+        "run -> a version in its model store, live on this machine or on Kubernetes",
+        ("arcloop deploy run_dir=runs/mnist", "arcloop deploy run_dir=R deploy=kubernetes"),
+        "arcloop.serving.deploy.main",
+        extra="serving",
+    ),
+    "versions": Verb(
+        "list, roll back and prune the versions of a model store",
+        (
+            "arcloop versions list run_dir=runs/mnist",
+            "arcloop versions rollback run_dir=runs/mnist",
+            "arcloop versions prune run_dir=runs/mnist",
+        ),
+        "arcloop.serving.versions.main",
+        extra="serving",
+    ),
+    "roll": Verb(
+        "run -> the model of a running TorchServe, without losing a request",
+        ("arcloop roll run_dir=runs/mnist",),
+        "arcloop.serving.roll.main",
+        extra="serving",
+    ),
+    "pipeline": Verb(
+        "the run as a Kubeflow pipeline, on this machine or on a cluster",
+        function="arcloop.kfp.submission.main",
+        extra="kubeflow",
+    ),
+    "trigger": Verb(
+        "start a pipeline whenever the data change",
+        function="arcloop.kfp.trigger.main",
+        extra="kubeflow",
+    ),
+    "query": Verb(
+        "an image -> its nearest neighbours: arcloop query IMAGE --run RUN_DIR",
+        function="arcloop.cli.query.query",
+    ),
+}
+_ENDING = """\
+  -m            one job for every combination of comma-separated values; sweep=optuna searches
+  --cfg job     print the composed config and stop
+Exit codes: 0 success; 1 fault of data or machine; 2 fault of the config; 3 the gate did not pass.
+ARCLOOP_TRACEBACK=1 shows the traceback of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,10 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     """Print help, or run the verb and return the exit code."""
-    from arcloop.cli.verbs import EXTRA_PACKAGES, VERBS, describe, overview
-
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
+        width = max(map(len, VERBS))
+        summaries = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+        print(_help("arcloop VERB [GROUP=CHOICE] [KEY=VALUE] [-m]", summaries))
         return 0
     name, *rest = arguments
     if name not in VERBS:
@@ -42,8 +158,8 @@ def _dispatch(arguments: list[str]) -> int:
         )
     verb = VERBS[name]
     wants_help = bool({"-h", "--help"} & set(rest))
-    if wants_help and not verb.own_help:
-        print(describe(name))
+    if wants_help and verb.examples:
+        print(_help(f"arcloop {name}: {verb.summary}", [f"  {line}" for line in verb.examples]))
         return 0
     if not verb.function:
         from arcloop.cli.launch import launch
@@ -58,5 +174,12 @@ def _dispatch(arguments: list[str]) -> int:
     return code
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _help(title: str, lines: Sequence[str]) -> str:
+    """Return a help text with these lines, the config groups and the flags."""
+    groups = sorted(path for path in bundled("conf").iterdir() if path.is_dir())
+    choices = [
+        f"  {group.name:<13} {', '.join(sorted(file.stem for file in group.glob('*.yaml')))}"
+        for group in groups
+    ]
+    heading = "Groups and their choices (GROUP=CHOICE; values inside: GROUP.KEY=VALUE):"
+    return "\n".join([title, "", *lines, "", heading, *choices, "", _ENDING])

@@ -9,8 +9,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from arcloop.errors import ConfigError
-from arcloop.pipeline.sweeps.job import FailedObjective
-from arcloop.pipeline.sweeps.record import Failure
+from arcloop.pipeline.sweeps.job import TemporaryFailure
 from arcloop.pipeline.sweeps.search import STORAGE, Search
 
 SPACE = ["name=x", "head.margin=interval(0.2,0.6)", "head.scale=16,32", "seed=int(interval(1,9))"]
@@ -98,12 +97,8 @@ def test_more_trials_continue_the_study(tmp_path):
 def test_only_temporary_failures_are_retried(tmp_path):
     def result(number, score):
         if number == 2:
-            return FailedObjective.of(Failure("disk full", retry=True, exit_code=1))
-        return (
-            FailedObjective.of(Failure("diverged", retry=False, exit_code=1))
-            if number == 4
-            else score
-        )
+            return TemporaryFailure(math.nan)
+        return math.nan if number == 4 else score
 
     proposed = search(tmp_path, Jobs(result=result), trials=5)
     states = [trial.state for trial in study(tmp_path).trials]

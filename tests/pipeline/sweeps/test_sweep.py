@@ -15,7 +15,7 @@ from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.pipeline.sweeps import record
+from arcloop.pipeline.sweeps.job import RECORD, JobRecord
 
 QUICK = [*SMALL, "callbacks=export_only", "logger=csv"]
 SWEEP = Path("runs/sweeps/synthetic")
@@ -36,6 +36,10 @@ def finished():
 def started():
     folders = {path.parents[1] for path in SWEEP.glob("*/checkpoints/last.ckpt")}
     return sorted(folders - set(finished()))
+
+
+def record(folder):
+    return JobRecord.read(folder / RECORD)
 
 
 def states(folder):
@@ -69,11 +73,11 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
     assert finished() == sorted([first, second])
     for folder in finished():
         objective = artifacts.load(folder, "run").info["objective"]
-        assert record.read(folder).objective == objective
+        assert record(folder).objective == objective
     if "sweep=optuna" in chosen:
         study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{SWEEP}/optuna.db")
         assert sorted(trial.value for trial in study.trials) == sorted(
-            record.read(folder).objective for folder in finished()
+            record(folder).objective for folder in finished()
         )
         assert main(arguments) == 0
         assert "job 0" not in capsys.readouterr().err
@@ -92,7 +96,7 @@ def test_a_failed_job_in_another_process_is_recorded_and_not_repeated(in_tmp, ca
     assert recorded["swept"] == {"optimizer.lr": "1e+30"}
     assert len(recorded["config_sha256"]) == 64
     assert recorded["ended"] >= recorded["started"]
-    assert not list(SWEEP.glob(".outcomes/*"))
+    assert not list(SWEEP.glob(".results-*"))
 
     serial = [argument for argument in arguments if not argument.startswith("launcher")]
     assert main(serial) == 1
@@ -110,23 +114,23 @@ def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):
     assert "the same command runs 1 of them again" in capsys.readouterr().err
     (first,) = finished()
     before = states(first)
-    assert record.read(SWEEP / "stores_dir=blocked-stores").failure.retry
+    assert record(SWEEP / "stores_dir=blocked-stores").failure.retry
     Path("blocked").unlink()
     assert main(arguments) == 0
     assert len(finished()) == 2
-    assert record.read(SWEEP / "stores_dir=blocked-stores").failure is None
+    assert record(SWEEP / "stores_dir=blocked-stores").failure is None
     assert states(first) == before
 
 
 def test_a_finished_job_of_another_config_keeps_its_record(in_tmp, capsys):
     sweep = ["train", "-m", *QUICK, "seed=choice(0)"]
     assert main([*sweep, "trainer.max_epochs=1"]) == 0
-    before = record.read(SWEEP / "seed=0")
+    before = record(SWEEP / "seed=0")
     assert main(sweep) == 2
     assert "contains a run of another config" in capsys.readouterr().err
-    assert record.read(SWEEP / "seed=0") == before
+    assert record(SWEEP / "seed=0") == before
     assert main([*sweep, "overwrite=true"]) == 0
-    assert record.read(SWEEP / "seed=0").config_sha256 != before.config_sha256
+    assert record(SWEEP / "seed=0").config_sha256 != before.config_sha256
 
 
 def test_exit_code_if_the_gate_of_one_job_does_not_pass(work):

@@ -1,8 +1,14 @@
-"""One job of a sweep, which a Hydra launcher runs in this process, in another one, or remotely."""
+"""One job of a sweep, which a Hydra launcher runs in this process, in another one, or remotely.
+
+Its record, `job.json`, is written to the folder of the job and to a folder of the command, because
+launchers do not return why a job failed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import json
 import math
 import os
 import re
@@ -11,45 +17,100 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from zlib import crc32
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from arcloop import artifacts
+from arcloop.artifacts.atomic import sha256_json, write_json
 from arcloop.config.composition import check_config, register_schema, to_plain
 from arcloop.display.terminal import print_line
-from arcloop.errors import as_user_error
-from arcloop.pipeline.sweeps import gpus, record
-from arcloop.pipeline.sweeps.record import Failure, JobRecord, SweepResults
-
-if TYPE_CHECKING:
-    from arcloop.pipeline.chains import VerbResult
+from arcloop.errors import ArcloopError, ConfigError, DivergedError, as_user_error
+from arcloop.pipeline.chains import CHAINS, VerbResult, run_verb
+from arcloop.pipeline.steps import STEPS
+from arcloop.pipeline.sweeps import gpus
 
 TRAINING = ("train", "run")
 """Verbs whose jobs have their own folder with a record."""
+RECORD = "job.json"
 _MAX_NAME_LENGTH = 200
 _WATCHER, _WATCH_SECONDS = "arcloop-watcher", 0.2
 
 
-class FailedObjective(float):
-    """NaN, the objective of a failed job.
+class TemporaryFailure(float):
+    """NaN, the objective of a job that a continued sweep runs again."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed.
 
     Attributes:
-        retry: Whether a continued sweep runs the job again.
+        what: The error message.
+        retry: Whether a continued sweep runs the job again. Errors of the machine may be temporary;
+            errors of the config are permanent.
+        exit_code: Exit code of the command.
     """
 
+    what: str
     retry: bool
+    exit_code: int
 
     @classmethod
-    def of(cls, failure: Failure) -> FailedObjective:
-        """Return the objective that represents a failure."""
-        objective = cls(math.nan)
-        objective.retry = failure.retry
-        return objective
+    def of(cls, error: Exception) -> Failure:
+        """Return the failure for an error; config errors and divergence are permanent."""
+        known = as_user_error(error)
+        if known is None:
+            return cls(f"{type(error).__name__}: {error}", retry=True, exit_code=1)
+        permanent = isinstance(known, ConfigError | DivergedError)
+        return cls(str(known), retry=not permanent, exit_code=known.exit_code)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """Record of a job.
+
+    Attributes:
+        config_sha256: Hash of the config groups that the result depends on.
+        verb: Verb of the job.
+        overrides: Overrides that the config was composed from.
+        swept: Key -> value, of the keys that the sweep varies.
+        started: Start time in UTC, ISO 8601.
+        ended: End time in UTC, ISO 8601.
+        objective: Best value of the monitored metric on val; None if nothing was trained.
+        failure: Why the job failed; None if it finished.
+        run_dir: Folder of the job; older records lack it.
+        gate_passed: Verdict of the gate; None if nothing was evaluated.
+    """
+
+    config_sha256: str
+    verb: str
+    overrides: Sequence[str]
+    swept: Mapping[str, str]
+    started: str
+    ended: str
+    objective: float | None
+    failure: Failure | None
+    run_dir: str = ""
+    gate_passed: bool | None = None
+
+    def write(self, file: Path) -> None:
+        """Write the record as JSON; missing folders are created."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(self))
+
+    @classmethod
+    def read(cls, file: Path) -> JobRecord | None:
+        """Return the record in a file, or None if there is no readable record."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            content = json.loads(file.read_bytes())
+            failure = content.pop("failure")
+            return cls(**content, failure=None if failure is None else Failure(**failure))
+        return None
 
 
 @dataclass(frozen=True)
@@ -61,7 +122,7 @@ class Job:
     Attributes:
         verb: Verb of the job.
         swept: Keys that the sweep varies; they name the folder of the job.
-        results: Folder for the results of this command's jobs.
+        results: Folder for the records of this command's jobs.
         gpus: GPUs of which the job reserves one; if empty, the visible devices are not changed.
         parent: Process id of the command.
     """
@@ -78,82 +139,84 @@ class Job:
         if os.getppid() == self.parent:
             _exit_when_parent_ends(self.parent)
         settings = HydraConfig.get()
-        overrides = list(settings.overrides.task)
+        number, overrides = settings.job.num, list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
         point = [f"{key}={value}" for key, value in swept.items()]
         if not any(_key(o) == "run_dir" for o in overrides):
             config.run_dir = str(Path(settings.sweep.dir) / folder_name(point))
-        print_line(f"job {settings.job.num}: {' '.join(point)} -> {config.run_dir}")
-        outcome, failure = self._attempt(config, overrides, swept)
-        if failure is not None:
-            print_line(f"job {settings.job.num} failed: {failure.what}")
-        gate = outcome.gate_passed if outcome else None
-        SweepResults(self.results).add(settings.job.num, config.run_dir, failure, gate=gate)
-        if failure is not None:
-            return FailedObjective.of(failure)
-        return outcome.objective if outcome else None
+        print_line(f"job {number}: {' '.join(point)} -> {config.run_dir}")
+        record = self._attempt(config, overrides, swept)
+        record.write(self.results / f"{number:09d}.json")
+        if record.failure is None:
+            return record.objective
+        print_line(f"job {number} failed: {record.failure.what}")
+        return TemporaryFailure(math.nan) if record.failure.retry else math.nan
 
     def _attempt(
         self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
-    ) -> tuple[VerbResult | None, Failure | None]:
+    ) -> JobRecord:
         """Run the verb and record the result; skip a job that has failed permanently."""
-        folder = _JobFolder(Path(config.run_dir)) if self.verb in TRAINING else None
+        file = Path(config.run_dir) / RECORD
         sha256, started = "", _now()
-        outcome: VerbResult | None = None
-        failure: Failure | None = None
+        outcome, failure = VerbResult(), None
+        has_other_run = False  # a finished job of another config, whose record is kept
         try:
             check_config(config)
-            sha256 = record.config_sha256(self.verb, to_plain(config))
-            if folder is not None:
-                if not config.overwrite and (before := folder.permanent_failure(sha256)):
+            sha256 = _config_sha256(self.verb, to_plain(config))
+            if self.verb in TRAINING:
+                before = JobRecord.read(file)
+                same = before is not None and before.config_sha256 == sha256
+                failed = before.failure if before else None
+                if before and failed and not failed.retry and same and not config.overwrite:
                     print_line(
                         "skipped: it failed before with this config; overwrite=true runs it again"
                     )
-                    return None, before
-                folder.clear(sha256, overwrite=config.overwrite)
+                    return before
+                finished = failed is None if before else artifacts.exists(file.parent)
+                has_other_run = finished and not same and not config.overwrite
+                if not has_other_run:
+                    file.unlink(missing_ok=True)
             if self.gpus:
                 gpus.reserve_gpu(self.gpus)
-            from arcloop.pipeline.chains import run_verb  # slow to import
-
             outcome = run_verb(self.verb, config, overrides)
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
             failure = Failure.of(error)
             if as_user_error(error) is None:
                 print_line(traceback.format_exc())
-        if folder is not None and not (failure and folder.has_other_run):
-            objective = outcome.objective if outcome else None
-            JobRecord(
-                sha256, self.verb, list(overrides), dict(swept), started, _now(), objective, failure
-            ).write(folder.path)
-        return outcome, failure
+        record = JobRecord(
+            sha256, self.verb, list(overrides), dict(swept), started, _now(),
+            outcome.objective, failure, config.run_dir, outcome.gate_passed,
+        )  # fmt: skip
+        if self.verb in TRAINING and not (failure and has_other_run):
+            record.write(file)
+        return record
 
 
-class _JobFolder:
-    """The folder of a job, which may contain results of an earlier command.
+def _config_sha256(verb: str, plain: Mapping[str, Any]) -> str:
+    """Return the hash of the config groups that the result of a verb depends on."""
+    reads = sorted({name for step in CHAINS[verb] for name in STEPS[step].reads})
+    return sha256_json([verb, {name: plain[name] for name in reads}])
 
-    Attributes:
-        path: The folder.
-        has_other_run: Whether it has a finished job of another config, whose record is kept.
-    """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.has_other_run = path, False
-        self._before = record.read(path)
-
-    def permanent_failure(self, sha256: str) -> Failure | None:
-        """Return the permanent failure of an earlier job with the same config, or None."""
-        before = self._before
-        failure = before.failure if before and before.config_sha256 == sha256 else None
-        return failure if failure and not failure.retry else None
-
-    def clear(self, sha256: str, *, overwrite: bool) -> None:
-        """Remove the record of the earlier job, unless it has a finished run of another config."""
-        before = self._before
-        finished = before.failure is None if before else artifacts.exists(self.path)
-        same = before is not None and before.config_sha256 == sha256
-        self.has_other_run = finished and not same and not overwrite
-        if not self.has_other_run:
-            record.remove(self.path)
+def sweep_error(records: Sequence[JobRecord], sweep: Path) -> ArcloopError | None:
+    """Return the error of a sweep with failed jobs; it has the exit code of the first failure."""
+    failed = [(r.run_dir, r.failure) for r in records if r.failure is not None]
+    if not failed:
+        return None
+    run_dir, first = failed[0]
+    kind = ConfigError if first.exit_code == ConfigError.exit_code else ArcloopError
+    what = first.what.partition("\n")[0]
+    retried = sum(failure.retry for _, failure in failed)
+    return kind(
+        f"{len(failed)} of {len(records)} jobs failed; the first error: {what}",
+        where=run_dir,
+        remedy=f"see `arcloop leaderboard {sweep}`; "
+        + (
+            f"the same command runs {retried} of them again"
+            if retried
+            else "correct their config; without a change they would fail again"
+        ),
+    )
 
 
 def folder_name(swept: Sequence[str]) -> str:

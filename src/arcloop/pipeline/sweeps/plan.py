@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from arcloop.config.composition import bundled, check_config, compose_unchecked, parse_overrides
 from arcloop.errors import ConfigError
@@ -63,7 +63,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
             remedy="give a key several values, for example head.margin=0.2,0.3, or omit -m",
         )
     _check_compatibility(verb, config, swept, fixed)
-    check_config(_without_hydra(config))
+    check_config(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
     _check_other_values(fixed, swept)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
     jobs = min(len(gpus), config.launcher.jobs) if gpus else 0
@@ -115,13 +115,6 @@ def _check_compatibility(
                 f"all jobs of the sweep would write to {override}",
                 remedy="set hydra.sweep.dir=, which contains one folder per job",
             )
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    plain = config.copy()
-    with open_dict(plain):
-        del plain["hydra"]
-    return plain
 
 
 def _check_other_values(fixed: Sequence[str], swept: Sequence[Override]) -> None:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from zlib import crc32
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
+from arcloop.config.composition import parse_overrides
 from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError
-from arcloop.pipeline.sweeps.job import FailedObjective
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
+from arcloop.pipeline.sweeps.job import TemporaryFailure
 
 STORAGE = "optuna.db"
 _SPACE = "space"
@@ -34,43 +37,8 @@ Launch = Callable[..., Sequence[Any]]
 """`launch` of a Hydra launcher: overrides of each job, number of the first job -> job returns."""
 
 
-@dataclass(frozen=True)
-class Space:
-    """The search space.
-
-    Attributes:
-        distributions: Key -> Optuna distribution of its values.
-        fixed: Overrides that all jobs share.
-    """
-
-    distributions: dict[str, BaseDistribution]
-    fixed: tuple[str, ...]
-
-    @classmethod
-    def of(cls, arguments: Sequence[str]) -> Space:
-        """Parse overrides: `interval(...)` gives bounds, other sweeps give lists of values."""
-        given = OverridesParser.create().parse_overrides(list(arguments))
-        return cls(
-            {o.get_key_element(): _distribution(o) for o in given if o.is_sweep_override()},
-            tuple(str(o.input_line) for o in given if not o.is_sweep_override()),
-        )
-
-    def job(self, params: dict[str, Any]) -> tuple[str, ...]:
-        """Return the overrides of the job with these values."""
-        return (*self.fixed, *(f"{key}={params[key]}" for key in self.distributions))
-
-    def description(self) -> dict[str, str]:
-        """Return the space as text, to compare it with the space of an earlier command."""
-        return {key: str(distribution) for key, distribution in self.distributions.items()}
-
-
 def _distribution(override: Override) -> BaseDistribution:
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
+    """Return the distribution: `interval(...)` gives bounds, other sweeps give lists of values."""
     value = override.value()
     if not isinstance(value, IntervalSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
@@ -122,14 +90,13 @@ class Search:
         Raises:
             ConfigError: The folder contains a search over a different space.
         """
-        import optuna
-        from optuna.trial import TrialState
-
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space = Space.of(arguments)
+        given = parse_overrides(arguments)
+        fixed = [str(o.input_line) for o in given if not o.is_sweep_override()]
+        space = {o.get_key_element(): _distribution(o) for o in given if o.is_sweep_override()}
         study = self._open(Path(folder), space)
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-        broken = [t for t in running if t.params.keys() != space.distributions.keys()]
+        broken = [t for t in running if t.params.keys() != space.keys()]
         for trial in broken:  # the command was killed while it proposed this trial
             study.tell(trial.number, state=TrialState.FAIL)
         batch = [t for t in running if t not in broken]
@@ -142,16 +109,14 @@ class Search:
             batch = batch or self._propose(study, space)
             if not batch:
                 break
-            jobs = [space.job(trial.params) for trial in batch]
+            jobs = [(*fixed, *(f"{key}={t.params[key]}" for key in space)) for t in batch]
             returned = launch(jobs, initial_job_idx=batch[0].number)
             for trial, job in zip(batch, returned, strict=True):
                 _report_result(study, trial.number, job.return_value)
             batch = remaining
         _print_best(study)
 
-    def _open(self, folder: Path, space: Space) -> Study:
-        import optuna
-
+    def _open(self, folder: Path, space: dict[str, BaseDistribution]) -> Study:
         folder.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             study_name=_STUDY,
@@ -159,10 +124,11 @@ class Search:
             direction=self._direction,
             load_if_exists=True,
         )
+        description = {key: str(distribution) for key, distribution in space.items()}
         before = study.user_attrs.get(_SPACE)
         if before is None:
-            study.set_user_attr(_SPACE, space.description())
-        elif before != space.description():
+            study.set_user_attr(_SPACE, description)
+        elif before != description:
             raise ConfigError(
                 "this folder contains a search over a different space",
                 where=folder,
@@ -170,26 +136,24 @@ class Search:
             )
         return study
 
-    def _propose(self, study: Study, space: Space) -> list[FrozenTrial]:
+    def _propose(self, study: Study, space: dict[str, BaseDistribution]) -> list[FrozenTrial]:
         complete = [
             trial
             for trial in study.get_trials(deepcopy=False)
-            if trial.params.keys() == space.distributions.keys()
+            if trial.params.keys() == space.keys()
         ]
         count = min(self._at_once, self._trials - len(complete))
         if count <= 0:
             return []
         # Seed with the trial number; otherwise a continued search would repeat its first draws.
         study.sampler = self._sampler(seed=crc32(f"{self._seed} {len(complete)}".encode()))
-        numbers = [study.ask(space.distributions).number for _ in range(count)]
+        numbers = [study.ask(space).number for _ in range(count)]
         return [study.get_trials(deepcopy=False)[number] for number in numbers]
 
 
 def _report_result(study: Study, number: int, objective: Any) -> None:
     """Report the result of a trial to the study, except for a failure that will be retried."""
-    from optuna.trial import TrialState
-
-    if isinstance(objective, FailedObjective) and objective.retry:
+    if isinstance(objective, TemporaryFailure):
         return
     if objective is None or not math.isfinite(objective):
         study.tell(number, state=TrialState.FAIL)
@@ -198,8 +162,6 @@ def _report_result(study: Study, number: int, objective: Any) -> None:
 
 
 def _print_best(study: Study) -> None:
-    from optuna.trial import TrialState
-
     if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         best = study.best_trial
         values = " ".join(f"{key}={value}" for key, value in best.params.items())

@@ -4,8 +4,7 @@ import pytest
 
 from arcloop.artifacts.atomic import write_json
 from arcloop.artifacts.writer import write_artifact, write_manifest
-from arcloop.pipeline.sweeps.job import folder_name
-from arcloop.pipeline.sweeps.record import Failure, JobRecord
+from arcloop.pipeline.sweeps.job import RECORD, Failure, JobRecord, folder_name
 
 WHEN = "2026-01-01T00:00:00+00:00"
 FIXED = ["data=synthetic", "loader.batch_size=50"]
@@ -33,7 +32,8 @@ class SweepFolder:
                 write_json(writer.path / "metrics.json", metrics)
         swept = {key: str(value) for key, value in values.items()}
         recorded = None if failure is None else Failure(failure, retry=False, exit_code=1)
-        JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, recorded).write(folder)
+        record = JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, recorded)
+        record.write(folder / RECORD)
         return folder
 
 

@@ -1,4 +1,4 @@
-"""Statistics of seeds, against scipy."""
+"""Statistics of seeds, against scipy.stats."""
 
 import statistics
 
@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from arcloop.pipeline.leaderboard.jobs import read_jobs
-from arcloop.pipeline.leaderboard.settings import Estimate, group_by_setting, t_quantile_95
+from arcloop.pipeline.sweeps.results import Estimate, Ranking
 
 
-def test_quantile_of_student_t():
-    for degrees in (*range(1, 60), 200, 1001):
-        expected = stats.t.ppf(0.975, degrees)
-        assert t_quantile_95(degrees) == pytest.approx(expected, abs=1e-4)
+def ranked(sweep):
+    ranking = Ranking.of(sweep.path)
+    return ranking.keys, ranking.settings
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=10))
@@ -40,7 +38,7 @@ def test_jobs_are_grouped_over_seeds_and_the_best_setting_is_first(sweep):
         sweep.job({"head.margin": 0.5, "seed": seed}, score + 0.01, {"top1": score - 0.2})
     sweep.job({"head.margin": 0.5, "seed": 3}, None, failure="diverged\n  remedy: less")
     sweep.job({"head.margin": 0.7, "seed": 0}, None, failure="diverged")
-    keys, settings = group_by_setting(read_jobs(sweep.path))
+    keys, settings = ranked(sweep)
     assert keys == ["head.margin"]
     assert [setting.values["head.margin"] for setting in settings] == ["0.5", "0.3", "0.7"]
     best, second, last = settings
@@ -55,7 +53,7 @@ def test_jobs_are_grouped_over_seeds_and_the_best_setting_is_first(sweep):
 def test_monitor_mode_min_ranks_the_smallest_first(sweep):
     for margin, loss in ((0.3, 0.5), (0.5, 0.2)):
         sweep.job({"head.margin": margin}, loss, mode="min")
-    _, settings = group_by_setting(read_jobs(sweep.path))
+    _, settings = ranked(sweep)
     assert settings[0].values["head.margin"] == "0.5"
 
 
@@ -64,7 +62,7 @@ def test_keys_without_override_are_read_from_the_config(sweep):
     for scale, score in ((16, 0.8), (32, 0.9)):
         sweep.job({"head.scale": scale}, score)
     sweep.job({"head.scale": 32, "head.margin": 0.5}, 0.95)
-    keys, settings = group_by_setting(read_jobs(sweep.path))
+    keys, settings = ranked(sweep)
     assert set(keys) == {"head.scale", "head.margin"}
     assert {(s.values["head.scale"], s.values["head.margin"]) for s in settings} == {
         ("16", "0.3"), ("32", "0.3"), ("32", "0.5"),
@@ -74,5 +72,5 @@ def test_keys_without_override_are_read_from_the_config(sweep):
 def test_launcher_and_sweep_overrides_are_not_varied_keys(sweep):
     sweep.job({"head.margin": 0.3, "launcher.jobs": 2}, 0.9)
     sweep.job({"head.margin": 0.5, "launcher.jobs": 3, "sweep.trials": 9}, 0.9)
-    keys, _ = group_by_setting(read_jobs(sweep.path))
+    keys, _ = ranked(sweep)
     assert keys == ["head.margin"]

@@ -1,1 +1,0 @@
-"""`arcloop leaderboard`: the results of a sweep. No module of this package imports torch."""
