@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from arcloop.config.composition import compose_config
 from arcloop.models import ShardedArcFace
 from arcloop.pipeline.steps import build
-from arcloop.training.optim.sharded import HEAD_WEIGHT
+from arcloop.training.sharded import HEAD_WEIGHT
 from benchmarks.measure import Section, Size
 
 WAYS = {

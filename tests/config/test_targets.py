@@ -22,7 +22,7 @@ from arcloop.config.targets import find_faults, read_signature
         "arcloop.data.IdxSource",
         "arcloop.data.ImageFolderSource",
         "arcloop.retrieval.FaissIndex",
-        "arcloop.training.optim.schedulers.one_cycle",
+        "arcloop.training.optim.one_cycle",
     ],
 )
 def test_reads_from_source_what_inspect_sees_at_run_time(target):

@@ -20,9 +20,8 @@ from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
 from arcloop.retrieval.exact_search import exact_neighbours
+from arcloop.training import sharded
 from arcloop.training.augmentation import Augmentation
-from arcloop.training.optim import sharded
-from arcloop.training.optim.optimizers import GroupedOptimizer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -49,7 +48,7 @@ class EmbeddingModule(pl.LightningModule):
         head: Head,
         *,
         augmentation: Augmentation,
-        optimizer: GroupedOptimizer,
+        optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer, int], Any],
         seed: int,
     ) -> None:

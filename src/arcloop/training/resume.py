@@ -25,7 +25,7 @@ from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.loggers import RunLogger
-from arcloop.training.optim.sharded import HEAD_WEIGHT
+from arcloop.training.sharded import HEAD_WEIGHT
 
 CHECKPOINTS = "checkpoints"
 STARTED = ".begun.json"

@@ -28,7 +28,6 @@ from arcloop.training.augmentation import Augmentation
 from arcloop.training.callbacks.progress import EpochLines, ProgressBar
 from arcloop.training.callbacks.warmup import Warmup
 from arcloop.training.module import EmbeddingModule
-from arcloop.training.optim.optimizers import GroupedOptimizer
 
 NODES = (
     "loader", "sampler", "augmentation", "backbone", "backbone_weights", "embedder", "head",
@@ -80,7 +79,7 @@ class TrainingSetup:
     backbone_weights: BackboneWeightsSettings
     embedder: Callable[..., Embedder]
     head: Callable[..., Head]
-    optimizer: GroupedOptimizer
+    optimizer: Callable[..., torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer, int], Any]
     trainer: Callable[..., pl.Trainer]
     logger: Mapping[str, Logger | None]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from arcloop.models import AdaCos, AdaFace, CurricularFace, MagFace, PairLoss, SubCenterArcFace
-from arcloop.training.optim.optimizers import GroupedOptimizer
+from arcloop.training.optim import make_optimizer
 
 WORLDS = (2, 1)
 N, INPUTS, D, C, STEPS = 12, 6, 5, 7, 4
@@ -52,7 +52,8 @@ class Model(nn.Module):
 def trained(name, rank, world):
     model = Model(name).double()
     wrapped = DistributedDataParallel(model) if world > 1 else model
-    make = GroupedOptimizer(
+    make = partial(
+        make_optimizer,
         factory=partial(torch.optim.SGD, momentum=0.9), lr=0.05, weight_decay=0.01, head_lr=0.05,
         head_weight_decay=0.02,
     )  # fmt: skip

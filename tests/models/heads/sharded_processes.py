@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from arcloop.models import ShardedArcFace
-from arcloop.training.optim.optimizers import GroupedOptimizer
-from arcloop.training.optim.sharded import (
+from arcloop.training.optim import make_optimizer
+from arcloop.training.sharded import (
     HEAD_WEIGHT,
     clip_by_norm,
     coalesce,
@@ -110,8 +110,13 @@ def optimizer_of(model, name):
         "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
         "adamw": torch.optim.AdamW,
     }
-    make = GroupedOptimizer(
-        factory=factories[name], lr=0.05, weight_decay=0.01, head_lr=0.05, head_weight_decay=0.02
+    make = partial(
+        make_optimizer,
+        factory=factories[name],
+        lr=0.05,
+        weight_decay=0.01,
+        head_lr=0.05,
+        head_weight_decay=0.02,
     )
     return make(model.embedder, model.head)
 

@@ -39,7 +39,7 @@ class ShardedArcFace(ArcFace):
     classes; reductions combine them into one softmax. With `sample_rate=1`, loss and gradients are
     those of `ArcFace` under DDP, if all batches have the same size. With a lower rate the softmax
     of a step contains a sample of the classes: the classes of the batch, and random other ones. The
-    gradient of `weight` is then sparse, see `arcloop.training.optim.sharded`.
+    gradient of `weight` is then sparse, see `arcloop.training.sharded`.
 
     `initialize_shard` creates `weight`, because the number of processes is not known earlier.
     For any number of processes, the rows have the values that `ArcFace` would draw in place of this

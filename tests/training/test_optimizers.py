@@ -6,7 +6,7 @@ from torch import nn
 
 from arcloop.errors import ConfigError
 from arcloop.models import ArcFace, ConvNet, Embedder
-from arcloop.training.optim.optimizers import GroupedOptimizer, parameter_groups
+from arcloop.training.optim import make_optimizer, parameter_groups
 
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
 RATES = {"lr": 0.1, "weight_decay": 0.01, "head_lr": 0.3, "head_weight_decay": 0.02}
@@ -24,7 +24,7 @@ def make_modules() -> tuple[nn.Module, nn.Module]:
 
 def test_every_trainable_parameter_is_in_one_group() -> None:
     embedder, head = make_modules()
-    optimizer = GroupedOptimizer(factory=SGD, **RATES)(embedder, head)
+    optimizer = make_optimizer(embedder, head, factory=SGD, **RATES)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     trainable = [p for m in (embedder, head) for p in m.parameters() if p.requires_grad]
     assert sorted(grouped) == sorted(map(id, trainable))
@@ -32,7 +32,7 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
 
 def test_groups_have_separate_rates_and_only_kernels_and_matrices_have_weight_decay() -> None:
     embedder, head = make_modules()
-    optimizer = GroupedOptimizer(factory=SGD, **RATES)(embedder, head)
+    optimizer = make_optimizer(embedder, head, factory=SGD, **RATES)
     found = {
         group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups
     }
@@ -56,7 +56,7 @@ def test_module_without_kernels_has_no_empty_group() -> None:
 def test_steps_decrease_the_loss(factory: type[torch.optim.Optimizer]) -> None:
     embedder, head = make_modules()
     rates = RATES | {"lr": 0.01, "head_lr": 0.01}
-    optimizer = GroupedOptimizer(factory=factory, **rates)(embedder, head)
+    optimizer = make_optimizer(embedder, head, factory=factory, **rates)
     pixels, labels = torch.rand(16, 1, 8, 8) * 255, torch.arange(16) % 3
     losses = []
     for _ in range(20):
@@ -71,4 +71,4 @@ def test_steps_decrease_the_loss(factory: type[torch.optim.Optimizer]) -> None:
 @pytest.mark.parametrize("key", sorted(RATES))
 def test_values_out_of_range_are_named(key: str) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.{key}=-1"):
-        GroupedOptimizer(factory=SGD, **(RATES | {key: -1}))
+        make_optimizer(*make_modules(), factory=SGD, **(RATES | {key: -1}))

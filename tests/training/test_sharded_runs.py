@@ -11,7 +11,7 @@ import torch
 from arcloop import artifacts
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.pipeline.steps import run_step
-from arcloop.training.optim.sharded import clip_by_value
+from arcloop.training.sharded import clip_by_value
 
 CLASSES, D = 7, 16
 
@@ -19,7 +19,7 @@ CLASSES, D = 7, 16
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    script = Path(__file__).parents[1] / "sharded_runs.py"
+    script = Path(__file__).parent / "sharded_runs.py"
     result = subprocess.run(
         [sys.executable, script], cwd=folder, timeout=240, stderr=subprocess.PIPE, text=True
     )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arcloop.training.optim.sharded import coalesce, update_sparse_rows
+from arcloop.training.sharded import coalesce, update_sparse_rows
 
 ROWS, D, LR, DECAY = 7, 3, 0.1, 0.05
 SAMPLES = [[0, 3, 6], [3, 4], [0, 3, 4, 5], [3], [], [0, 6]]

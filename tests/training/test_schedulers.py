@@ -7,13 +7,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from arcloop.errors import ConfigError
-from arcloop.training.optim.schedulers import constant, cosine, one_cycle
+from arcloop.training.optim import cosine, one_cycle
 
 PEAKS = [0.1, 0.4]
 SCHEDULES = {
     "one_cycle": partial(one_cycle, warmup=0.25, start_factor=0.04, end_factor=0.001),
     "cosine": partial(cosine, warmup=0.25, end_factor=0.01),
-    "constant": partial(constant, warmup=0.25),
+    "constant": partial(cosine, warmup=0.25, end_factor=1.0),
 }
 
 
