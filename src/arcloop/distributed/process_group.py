@@ -105,9 +105,10 @@ class ProcessGroup:
         try:
             return compute(), None
         except Exception as error:  # noqa: BLE001 - waiting ranks must receive every failure
-            known = isinstance(error, ArcloopError)
-            message = error.what if known else f"{type(error).__name__}: {error}"
-            kind = type(error) if known else ResourceError
+            kind: type[ArcloopError] = ResourceError
+            message = f"{type(error).__name__}: {error}"
+            if isinstance(error, ArcloopError):
+                kind, message = type(error), error.what
             remedy = "see the error message of that process"
             return kind(f"rank {self.rank} failed: {message}", remedy=remedy), error
 

@@ -17,7 +17,8 @@ from arcloop.config.value_types import PositiveInt, checked
 from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError, DataError
 
-Rows = Labels = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64]
 
 
 class EpochBatches(Sampler[Rows], ABC):
