@@ -79,7 +79,8 @@ def make(folder: Path, rows: int, *, workers: int) -> Workload:
     settings = dataclasses.replace(settings, workers=workers, **ports)
     made = folder / f"{rows}"
     made.mkdir()
-    small = write_archive(collect(run, settings, force=True), made)
+    contents = collect(run, settings, force=True)
+    small = write_archive(contents, made, contents.new_version())
     unpacked = made / "unpacked"
     with zipfile.ZipFile(small) as packed:
         packed.extractall(unpacked)

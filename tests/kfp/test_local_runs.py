@@ -15,7 +15,7 @@ from arcloop import artifacts
 from arcloop.cli.main import main as arcloop
 from arcloop.kfp.local import StepError
 from arcloop.kfp.submission import main as submit
-from arcloop.serving.store.model_store import ModelStore
+from arcloop.serving.model_store import ModelStore
 
 SUBMIT = Path(__file__).parents[2] / "kubeflow" / "submit.py"
 STEPS = ["prepare", "validate", "train", "embed", "index", "evaluate"]

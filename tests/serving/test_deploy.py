@@ -11,8 +11,8 @@ from arcloop.artifacts.atomic import sha256_file
 from arcloop.serving.archive import read_manifest
 from arcloop.serving.deploy import main as deploy
 from arcloop.serving.deploy import parse_arguments
+from arcloop.serving.model_store import ModelStore
 from arcloop.serving.servers.config_files import torchserve_properties
-from arcloop.serving.store.model_store import ModelStore
 from arcloop.serving.versions import main as versions
 
 SERVING = Path(__file__).parents[2] / "serving"

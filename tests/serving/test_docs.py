@@ -8,7 +8,7 @@ import pytest
 
 from arcloop.serving.deploy import main as deploy
 from arcloop.serving.deploy import parse_arguments
-from arcloop.serving.store.model_store import ModelStore
+from arcloop.serving.model_store import ModelStore
 from arcloop.serving.versions import main as versions
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.serving.store.model_store import ModelStore
+from arcloop.serving.model_store import ModelStore
 
 SERVING = Path(__file__).parents[2] / "serving"
 
@@ -111,7 +111,7 @@ def test_other_files_are_left_unchanged(store):
 def process(store, body):
     """Start a process that runs `body` with a ModelStore of the same folder."""
     code = "\n".join([
-        "from pathlib import Path; from arcloop.serving.store.model_store import ModelStore",
+        "from pathlib import Path; from arcloop.serving.model_store import ModelStore",
         f"store = ModelStore(Path({str(store.path)!r}), 'm')",
         inspect.getsource(version), inspect.getsource(put), body,
     ])  # fmt: skip

@@ -84,7 +84,8 @@ def forge_hash(folder, name):
 
 
 def test_nothing_is_unpickled_even_with_forged_hashes(small_run, settings, tmp_path):
-    archive = write_archive(collect(small_run, settings, force=False), tmp_path)
+    contents = collect(small_run, settings, force=False)
+    archive = write_archive(contents, tmp_path, contents.new_version())
     whole, harm, image = tmp_path / "whole", tmp_path / "harm", tmp_path / "image.png"
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(whole)

@@ -23,7 +23,8 @@ from arcloop.serving.archive import collect, write_archive
 def unpacked(small_run, make_settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
     settings = make_settings(folder / "store", max_pixels=4096, max_k=20, max_request_bytes=50_000)
-    archive = write_archive(collect(small_run, settings, force=False), folder)
+    contents = collect(small_run, settings, force=False)
+    archive = write_archive(contents, folder, contents.new_version())
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(folder / "unpacked")
     return folder / "unpacked"

@@ -23,11 +23,11 @@ import pytest
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.runtime.images import encode_png
 from arcloop.serving.deploy import activate_version, deploy, stage
+from arcloop.serving.model_store import ModelStore
 from arcloop.serving.roll import main as roll
 from arcloop.serving.serve import SERVERS
 from arcloop.serving.servers.client import load_golden_batch, require_parity
 from arcloop.serving.servers.torchserve import ManagementClient, TorchServe
-from arcloop.serving.store.model_store import ModelStore
 
 HERE = Path(__file__).parent
 BOTH = [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"]

@@ -24,12 +24,12 @@ from arcloop.runtime.images import encode_png
 from arcloop.runtime.predictor import Predictor, PredictRequest
 from arcloop.runtime.searcher import read_index
 from arcloop.serving.deploy import deploy
+from arcloop.serving.model_store import ModelStore
 from arcloop.serving.serve import SERVERS
 from arcloop.serving.serve import main as serve
 from arcloop.serving.servers.client import require_parity
 from arcloop.serving.servers.fastapi_server import FastApiServer
 from arcloop.serving.settings import PORTS
-from arcloop.serving.store.model_store import ModelStore
 
 SERVING = Path(__file__).parents[2] / "serving"
 BOTH = [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"]

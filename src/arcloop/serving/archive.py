@@ -19,12 +19,12 @@ from model_archiver.model_packaging_utils import ModelExportUtils
 from arcloop import artifacts, runtime
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
-from arcloop.errors import ArtifactError, ConfigError
+from arcloop.errors import ArtifactError
 from arcloop.runtime import ARCHIVED_PACKAGE, predictor, searcher
 from arcloop.runtime.golden_batch import GOLDEN
+from arcloop.serving.model_store import archive_file_name, make_version
 from arcloop.serving.servers.config_files import model_config
 from arcloop.serving.settings import DeploySettings
-from arcloop.serving.store.model_store import VERSION_PATTERN, archive_file_name, make_version
 
 SCHEMA = 1
 MODEL_CONFIG = "model-config.yaml"
@@ -57,6 +57,10 @@ class ArchiveContents:
     def lineage(self) -> str:
         """A short hash of the manifest; equal for archives with the same files and parents."""
         return sha256_json(self.manifest)[:12]
+
+    def new_version(self) -> str:
+        """Return a version with the current time for an archive with these contents."""
+        return make_version(datetime.now(UTC), self.lineage)
 
 
 def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveContents:
@@ -120,7 +124,7 @@ def runtime_files() -> dict[str, bytes]:
     return {"handler.py": _HANDLER.encode(), **code}
 
 
-def write_archive(contents: ArchiveContents, folder: Path, *, version: str | None = None) -> Path:
+def write_archive(contents: ArchiveContents, folder: Path, version: str) -> Path:
     """Write NAME-VERSION.mar; the same contents and version give the same bytes.
 
     TorchServe's manifest is made by the model archiver, but the zip file is written here: the
@@ -129,20 +133,11 @@ def write_archive(contents: ArchiveContents, folder: Path, *, version: str | Non
     Args:
         contents: Files and manifest.
         folder: Folder to write to. The file is flushed to the disk; writing it is not atomic.
-        version: By default, a new version with the current time.
+        version: The version; see `ArchiveContents.new_version`.
 
     Returns:
         The file.
-
-    Raises:
-        ConfigError: The version is malformed.
     """
-    version = version or make_version(datetime.now(UTC), contents.lineage)
-    if not VERSION_PATTERN.fullmatch(version):
-        raise ConfigError(
-            f"{version!r} is not a version",
-            remedy="use the form TIME-LINEAGE, as in the output of `arcloop versions list`",
-        )
     torchserve_manifest = json.loads(
         ModelExportUtils.generate_manifest_json(
             ModelArchiverConfig(

@@ -11,7 +11,6 @@ import dataclasses
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from arcloop.serving.archive import (
     write_archive,
 )
 from arcloop.serving.kubernetes.settings import KServeSettings, KubernetesSettings
+from arcloop.serving.model_store import ModelStore, Version
 from arcloop.serving.servers.config_files import fastapi_config, torchserve_properties
 from arcloop.serving.servers.entrypoint import FASTAPI_CONFIG, TORCHSERVE_CONFIG
 from arcloop.serving.settings import DeploySettings
-from arcloop.serving.store.model_store import ModelStore, Version, make_version
 
 _SETTINGS: Mapping[str, type[DeploySettings]] = {
     "kubernetes": KubernetesSettings,
@@ -95,7 +94,7 @@ def _deploy(arguments: DeployArguments) -> int:
     if isinstance(settings, KubernetesSettings) and settings.dry_run:
         contents = collect(run_dir, settings, force=force)
         stored = _find_stored(ModelStore(Path(settings.model_store), settings.name), contents)
-        version = stored.version if stored else make_version(datetime.now(UTC), contents.lineage)
+        version = stored.version if stored else contents.new_version()
         print_objects({**contents.manifest, "version": version}, settings)
     else:
         print_line(f"live: {deploy(run_dir, settings, force=force).path}")
@@ -105,15 +104,10 @@ def _deploy(arguments: DeployArguments) -> int:
 def deploy(run_dir: Path, settings: DeploySettings, *, force: bool) -> Version:
     """Make a run the live version of its model store.
 
-    If the store has an archive with the same contents, that version is used.
-
     Args:
         run_dir: A finished run.
         settings: Name, store, server and limits.
         force: Deploy although the gate did not pass; the archive records this.
-
-    Returns:
-        The live version.
 
     Raises:
         ArtifactError: The run is damaged or did not pass its gate, or its archive fails the parity
@@ -143,6 +137,8 @@ class StagedVersion:
 def stage(run_dir: Path, settings: DeploySettings, *, force: bool) -> Iterator[StagedVersion]:
     """Archive a run, check the archive, and lock the store during the block.
 
+    If the store has an archive with the same contents, that version is used.
+
     Args:
         run_dir: A finished run.
         settings: Name, store, server and limits.
@@ -157,7 +153,9 @@ def stage(run_dir: Path, settings: DeploySettings, *, force: bool) -> Iterator[S
     store = ModelStore(Path(settings.model_store), settings.name)
     with store.locked() as staging:
         stored = _find_stored(store, contents)
-        archive = stored.path if stored else write_archive(contents, staging)
+        archive = (
+            stored.path if stored else write_archive(contents, staging, contents.new_version())
+        )
         unpacked = staging / "unpacked"
         unpack_and_check(archive, unpacked)
         version = store.restore((stored or store.add(archive)).version)
@@ -179,7 +177,7 @@ def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySet
     if isinstance(settings, KubernetesSettings):
         # Imported here, because importing the Kubernetes client is slow.
         from arcloop.serving.kubernetes.deploy import deploy_release
-        from arcloop.serving.kubernetes.release import Release
+        from arcloop.serving.kubernetes.objects import Release
 
         archive = store.restore(version).path
         deploy_release(Release.of(read_manifest(archive), settings), unpacked)
@@ -188,8 +186,7 @@ def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySet
 
 def print_objects(manifest: Mapping[str, Any], settings: KubernetesSettings) -> None:
     """Print the Kubernetes objects that serve the archive with this manifest."""
-    from arcloop.serving.kubernetes.deploy import manifest_yaml
-    from arcloop.serving.kubernetes.release import Release
+    from arcloop.serving.kubernetes.objects import Release, manifest_yaml
 
     print(manifest_yaml(Release.of(manifest, settings)), end="")
 

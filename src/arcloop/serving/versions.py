@@ -10,8 +10,7 @@ The store is `deploy.model_store`, whose default depends on the run or on `name=
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from arcloop.display.terminal import print_line
@@ -19,8 +18,8 @@ from arcloop.errors import ArtifactError, ConfigError, report_errors
 from arcloop.serving.archive import read_manifest
 from arcloop.serving.deploy import parse_arguments, print_objects, publish, unpack_and_check
 from arcloop.serving.kubernetes.settings import KubernetesSettings
+from arcloop.serving.model_store import ModelStore
 from arcloop.serving.settings import DeploySettings
-from arcloop.serving.store.model_store import ModelStore
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,21 +27,11 @@ def main(argv: Sequence[str]) -> int:
     return report_errors(lambda: _dispatch(argv))
 
 
-@dataclass(frozen=True)
-class _Command:
-    store: ModelStore
-    settings: DeploySettings
-    version: str | None
-
-
 def _dispatch(argv: Sequence[str]) -> int:
-    verbs: Mapping[str, Callable[[_Command], None]] = {
-        "list": _list,
-        "rollback": _rollback,
-        "prune": _prune,
-    }
     words = [argument for argument in argv if "=" not in argument]
-    if not words or words[0] not in verbs or len(words) > (2 if words[0] == "rollback" else 1):
+    if words[:1] not in (["list"], ["rollback"], ["prune"]) or len(words) > (
+        2 if words[0] == "rollback" else 1
+    ):
         raise ConfigError(
             f"invalid arguments: {' '.join(words)!r}" if words else "there is no verb",
             remedy="use list, rollback [VERSION] or prune",
@@ -55,32 +44,28 @@ def _dispatch(argv: Sequence[str]) -> int:
             where=store.path,
             remedy="check deploy.model_store; `arcloop deploy` creates a store",
         )
-    verbs[words[0]](_Command(store, settings, words[1] if len(words) > 1 else None))
+    if words[0] == "list":
+        for found in store.versions():
+            print(f"{found.version}  {found.state}")
+    elif words[0] == "prune":
+        with store.locked():
+            for moved in store.prune(settings.keep):
+                print_line(f"moved to backup: {moved.version}")
+    else:
+        _rollback(store, settings, words[1] if len(words) > 1 else None)
     return 0
 
 
-def _list(command: _Command) -> None:
-    for found in command.store.versions():
-        print(f"{found.version}  {found.state}")
-
-
-def _rollback(command: _Command) -> None:
-    store, settings = command.store, command.settings
+def _rollback(store: ModelStore, settings: DeploySettings, version: str | None) -> None:
     if isinstance(settings, KubernetesSettings) and settings.dry_run:
-        found = store.find(command.version or _previous(store))
+        found = store.find(version or _previous(store))
         print_objects(read_manifest(found.path), settings)
         return
     with store.locked() as staging:
-        version = command.version or _previous(store)
+        version = version or _previous(store)
         unpacked = staging / "unpacked"
         unpack_and_check(store.find(version).path, unpacked)
         print_line(f"live: {publish(store, version, unpacked, settings).path}")
-
-
-def _prune(command: _Command) -> None:
-    with command.store.locked():
-        for moved in command.store.prune(command.settings.keep):
-            print_line(f"moved to backup: {moved.version}")
 
 
 def _previous(store: ModelStore) -> str:

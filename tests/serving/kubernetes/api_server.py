@@ -1,13 +1,11 @@
-"""A fake API server: HTTP, objects with resource versions, apply, watch.
+"""A fake API server: HTTP, objects with resource versions, apply.
 
 It models Kubernetes in part; docs/kubernetes.md describes the limits of these tests.
 """
 
-import contextlib
 import copy
 import json
 import threading
-import time
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -44,8 +42,7 @@ class ApiServer:
     Attributes:
         objects: (plural, namespace, name) -> object.
         requests: (verb, plural or path) of every request that came.
-        lose_watches: How many watches are cut off in the middle, after their first event.
-        lose_requests: How many other requests are cut off without an answer.
+        lose_requests: How many requests are cut off without an answer.
         absent: Kinds, in the plural, that this cluster does not know.
         after_request: Called when a request was answered, with (verb, plural, dryRun).
         proxied: Answers a request to a Service:
@@ -56,12 +53,11 @@ class ApiServer:
         self.allowed, self.namespaces = set(allowed), set(namespaces)
         self.objects, self.owners = {}, {}
         self.requests, self.absent = [], set()
-        self.lose_watches = self.lose_requests = 0
+        self.lose_requests = 0
         self.proxied = None
         self.after_request = lambda verb, plural, dry_run: None
-        self.changed = threading.Condition(threading.RLock())
+        self.lock = threading.RLock()
         self.version = 100
-        self.events = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.api = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -96,11 +92,11 @@ class ApiServer:
         return path
 
     def find(self, kind, name, namespace="team"):
-        with self.changed:
+        with self.lock:
             return copy.deepcopy(self.objects.get((PLURALS[kind], namespace, name)))
 
     def all(self, kind):
-        with self.changed:
+        with self.lock:
             found = [o for (plural, *_), o in self.objects.items() if plural == PLURALS[kind]]
             return copy.deepcopy(found)
 
@@ -108,8 +104,8 @@ class ApiServer:
         return [r for r in self.requests if r[0] in ("patch", "delete", "create")]
 
     def store(self, plural, one):
-        """Keep an object as it is now; a change gets a resource version and tells the watchers."""
-        with self.changed:
+        """Keep an object as it is now; a change gets a resource version."""
+        with self.lock:
             key = (plural, one["metadata"]["namespace"], one["metadata"]["name"])
             old = self.objects.get(key)
             if old is not None and _content(old) == _content(one):
@@ -119,24 +115,18 @@ class ApiServer:
             self.version += 1
             one["metadata"]["resourceVersion"] = str(self.version)
             self.objects[key] = one
-            kind = "MODIFIED" if old else "ADDED"
-            self.events.append((self.version, plural, kind, copy.deepcopy(one)))
-            self.changed.notify_all()
             return one
 
     def remove(self, plural, namespace, name):
-        with self.changed:
+        with self.lock:
             one = self.objects.pop((plural, namespace, name), None)
             if one is None:
                 raise Refused(404, "NotFound", f'{plural} "{name}" not found')
             self.owners.pop((plural, namespace, name), None)
             self.version += 1
-            one["metadata"]["resourceVersion"] = str(self.version)
-            self.events.append((self.version, plural, "DELETED", one))
-            self.changed.notify_all()
 
     def apply(self, plural, namespace, name, wanted, query):
-        with self.changed:
+        with self.lock:
             if namespace not in self.namespaces:
                 raise Refused(404, "NotFound", f'namespaces "{namespace}" not found')
             manager = query.get("fieldManager")
@@ -240,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(parts.query))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if api.lose_requests and "watch" not in query:
+        if api.lose_requests:
             api.lose_requests -= 1
             self.close_connection = True
             return
@@ -255,14 +245,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._proxy(name, body)
                 return
             if verb == "get" and not name:
-                verb = "watch" if query.get("watch") else "list"
+                verb = "list"
             api.requests.append((verb, plural, query.get("dryRun", "")))
             self._allow(verb, plural, group)
-            if verb == "watch":
-                with contextlib.suppress(ConnectionError):  # the client knows enough
-                    self._watch(plural, query)
-            else:
-                self._send(200, self._object(verb, plural, namespace, name, query, body))
+            self._send(200, self._object(verb, plural, namespace, name, query, body))
             api.after_request(verb, plural, query.get("dryRun", ""))
         except Refused as refused:
             status = {"kind": "Status", "status": "Failure", "code": refused.code,
@@ -279,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "delete":
             api.remove(plural, namespace, name[0])
             return {"kind": "Status", "status": "Success"}
-        with api.changed:
+        with api.lock:
             if verb == "list":
                 items = [o for (p, n, _), o in api.objects.items()
                          if (p, n) == (plural, namespace) and _matches(o, query)]  # fmt: skip
@@ -304,34 +290,6 @@ class _Handler(BaseHTTPRequestHandler):
             if (needed, resource) not in self.server.api.allowed:
                 message = f'{resource} is forbidden: User "me" cannot {needed} "{resource}"'
                 raise Refused(403, "Forbidden", message)
-
-    def _watch(self, plural, query):
-        api, after = self.server.api, int(query["resourceVersion"])
-        if after < api.version - 1000:
-            raise Refused(410, "Expired", "too old resource version")
-        deadline = time.monotonic() + float(query["timeoutSeconds"])
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        while (left := deadline - time.monotonic()) > 0:
-            with api.changed:
-                new = [e for e in api.events if e[0] > after]
-                if not new:
-                    api.changed.wait(left)
-                    continue
-            after = new[-1][0]
-            for _, kind, change, one in new:
-                if kind != plural or not _matches(one, query):
-                    continue
-                line = json.dumps({"type": change, "object": one}).encode() + b"\n"
-                if api.lose_watches:
-                    api.lose_watches -= 1
-                    self.wfile.write(b"%x\r\n%s" % (len(line) * 2, line[:20]))  # and no more
-                    self.close_connection = True
-                    return
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-        self.wfile.write(b"0\r\n\r\n")
 
     def _proxy(self, name, body):
         self._authorize("create", "services/proxy")

@@ -18,7 +18,7 @@ from arcloop.errors import report_errors
 from arcloop.runtime.predictor import K_HEADER, Predictor, PredictRequest
 from arcloop.serving.deploy import parse_arguments, publish, stage
 from arcloop.serving.kubernetes import deploy, rollout
-from arcloop.serving.store.model_store import ModelStore
+from arcloop.serving.model_store import ModelStore
 
 FATES = {
     "slow": controllers.is_slow,
@@ -171,7 +171,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(deploy, "PARITY_PAUSE_S", 0.01)
     monkeypatch.setattr(rollout, "MAX_OUTAGE_S", 2.0)
     monkeypatch.setattr(rollout, "RETRY_S", 0.02)
-    monkeypatch.setattr(rollout, "WATCH_S", 0.1)
+    monkeypatch.setattr(rollout, "POLL_S", 0.02)
 
 
 def role():

@@ -43,7 +43,7 @@ class Controllers:
 
     def _run(self):
         while not self._stop.wait(STEP_S):
-            with self.api.changed:
+            with self.api.lock:
                 for deployment in self.api.all("Deployment"):
                     self._reconcile(deployment)
                 for service in self.api.all("InferenceService"):

@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from arcloop import __version__
-from arcloop.serving.kubernetes.pod import SCRATCH, USER, make_pod_template
-from arcloop.serving.kubernetes.release import MODELS, Release
+from arcloop.serving.kubernetes.objects import MODELS, SCRATCH, USER, Release, make_objects
 from arcloop.serving.servers.client import Endpoint, load_golden_batch, require_parity
 from arcloop.serving.settings import PORTS
 
@@ -61,7 +60,7 @@ def pod(image, archived, settings_of, free, tmp_path):
         for name, text in release.config.items():
             (tmp_path / "config").mkdir()
             (tmp_path / "config" / name).write_text(text.replace(MODELS, str(archived.store)))
-        (container,) = make_pod_template(release)["spec"]["containers"]
+        (container,) = make_objects(release)[-1]["spec"]["template"]["spec"]["containers"]
         places = {f"--config={tmp_path / 'config'}", f"--store={archived.store}"}
         kept = [a for a in container["args"] if not a.startswith(("--config", "--store"))]
         kept = [a.replace(SCRATCH, str(tmp_path / "s")) for a in kept]

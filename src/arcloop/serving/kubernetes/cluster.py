@@ -9,29 +9,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import urllib3
-from kubernetes import client, config, watch
+from kubernetes import client, config
 from kubernetes.config.config_exception import ConfigException
-from kubernetes.dynamic import DynamicClient
-from kubernetes.dynamic.exceptions import NotFoundError
-from kubernetes.dynamic.resource import Resource
 
 from arcloop.errors import ArcloopError, ConfigError, ResourceError
-from arcloop.serving.kubernetes.release import MANAGER
+from arcloop.serving.kubernetes.objects import MANAGER, Object
 from arcloop.serving.kubernetes.settings import KubernetesSettings
 
-Object = dict[str, Any]
 _REQUEST_S = 30
-_KINDS = {
-    "ConfigMap": ("api", "", "v1", "configmaps"),
-    "Deployment": ("apis", "apps", "v1", "deployments"),
-    "HorizontalPodAutoscaler": ("apis", "autoscaling", "v2", "horizontalpodautoscalers"),
-    "InferenceService": ("apis", "serving.kserve.io", "v1beta1", "inferenceservices"),
-    "NetworkPolicy": ("apis", "networking.k8s.io", "v1", "networkpolicies"),
-    "Pod": ("api", "", "v1", "pods"),
-    "PodDisruptionBudget": ("apis", "policy", "v1", "poddisruptionbudgets"),
-    "ReplicaSet": ("apis", "apps", "v1", "replicasets"),
-    "Service": ("api", "", "v1", "services"),
-    "ServiceAccount": ("api", "", "v1", "serviceaccounts"),
+_PATHS = {
+    "ConfigMap": ("api/v1", "configmaps"),
+    "Deployment": ("apis/apps/v1", "deployments"),
+    "HorizontalPodAutoscaler": ("apis/autoscaling/v2", "horizontalpodautoscalers"),
+    "InferenceService": ("apis/serving.kserve.io/v1beta1", "inferenceservices"),
+    "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
+    "Pod": ("api/v1", "pods"),
+    "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
+    "ReplicaSet": ("apis/apps/v1", "replicasets"),
+    "Service": ("api/v1", "services"),
+    "ServiceAccount": ("api/v1", "serviceaccounts"),
 }
 _TEMPORARY = (410, 429, 500, 502, 503, 504)
 _REMEDIES = {
@@ -64,7 +60,7 @@ class Cluster:
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self.address: str = api.configuration.host
         self.namespace = namespace
-        self._client = DynamicClient(api, discoverer=_NoDiscovery)
+        self._api = api
 
     @classmethod
     def connect(cls, settings: KubernetesSettings) -> Cluster:
@@ -94,20 +90,14 @@ class Cluster:
     def get(self, kind: str, name: str) -> Object | None:
         """Return an object, or None if it does not exist."""
         with self._errors(f"get {kind}/{name}"):
-            try:
-                found = self._client.get(self._resource(kind), name=name, **self._options())
-            except NotFoundError:
-                return None
-            return found.to_dict()  # type: ignore[no-any-return]
+            found = self._request("GET", self._path(kind, name), missing_ok=True)
+            return json.loads(found) if found else None
 
     def list(self, kind: str, labels: Mapping[str, str]) -> list[Object]:
         """Return all objects of a kind that have these labels."""
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        query = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())}
         with self._errors(f"list {kind}s"):
-            found = self._client.get(
-                self._resource(kind), label_selector=selector, **self._options()
-            )
-            return [dict(item) for item in found.to_dict()["items"]]
+            return list(json.loads(self._request("GET", self._path(kind), query=query))["items"])
 
     def apply(self, wanted: Object, *, force: bool = False, dry_run: bool = False) -> None:
         """Create or change an object by server-side apply; other fields keep their values.
@@ -119,42 +109,19 @@ class Cluster:
             dry_run: Have the server check the request without applying it.
         """
         kind, name = wanted["kind"], wanted["metadata"]["name"]
+        query = {"fieldManager": MANAGER, "force": str(force).lower()}
+        if dry_run:
+            query["dryRun"] = "All"
         with self._errors(f"apply {kind}/{name}"):
-            self._client.server_side_apply(
-                self._resource(kind),
-                body=wanted,
-                name=name,
-                field_manager=MANAGER,
-                force_conflicts=force or None,
-                dry_run="All" if dry_run else None,
-                **self._options(),
-            )
+            headers = {"Content-Type": "application/apply-patch+yaml"}
+            path = self._path(kind, name)
+            self._request("PATCH", path, query=query, body=wanted, headers=headers)
 
     def delete(self, kind: str, name: str) -> None:
         """Delete an object and its dependents, if it exists."""
-        with self._errors(f"delete {kind}/{name}"), contextlib.suppress(NotFoundError):
-            self._client.delete(
-                self._resource(kind),
-                name=name,
-                propagation_policy="Background",
-                **self._options(),
-            )
-
-    def wait_for_change(self, kind: str, name: str, version: str, seconds: int) -> None:
-        """Wait until an object has another resource version, or for at most `seconds`."""
-        watcher = watch.Watch()
-        with self._errors(f"watch {kind}/{name}"):
-            events = watcher.stream(
-                self._resource(kind).get,
-                namespace=self.namespace,
-                field_selector=f"metadata.name={name}",
-                resource_version=version,
-                timeout_seconds=seconds,
-                serialize=False,
-                _request_timeout=(_REQUEST_S, _REQUEST_S + seconds),
-            )
-            with contextlib.closing(events):
-                next(events, None)
+        query = {"propagationPolicy": "Background"}
+        with self._errors(f"delete {kind}/{name}"):
+            self._request("DELETE", self._path(kind, name), query=query, missing_ok=True)
 
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str], seconds: float
@@ -164,7 +131,7 @@ class Cluster:
         Args:
             path: Path of the URL, e.g. that of a Service's proxy.
             body: Body of the request.
-            headers: Additional headers.
+            headers: Headers.
             seconds: Time-out of the response.
 
         Raises:
@@ -172,35 +139,46 @@ class Cluster:
         """
         with self._errors(f"post to {path}"):
             try:
-                response = self._client.request(
-                    "post",
-                    path,
-                    body=body,
-                    header_params=dict(headers),
-                    content_type="application/octet-stream",
-                    serialize=False,
-                    _request_timeout=(_REQUEST_S, seconds),
-                )
+                answer = self._request("POST", path, body=body, headers=headers, seconds=seconds)
+                return 200, answer
             except client.ApiException as cause:
                 if not cause.status or cause.status in (401, 403):
                     raise
                 return int(cause.status), cause.body or b""
-            return response.status, response.data
 
-    def _options(self) -> dict[str, Any]:
-        return {"namespace": self.namespace, "_request_timeout": _REQUEST_S}
+    def _path(self, kind: str, name: str = "") -> str:
+        api, plural = _PATHS[kind]
+        return f"/{api}/namespaces/{self.namespace}/{plural}/{name}".rstrip("/")
 
-    def _resource(self, kind: str) -> Resource:
-        prefix, group, version, plural = _KINDS[kind]
-        return Resource(
-            prefix=prefix,
-            group=group,
-            api_version=version,
-            kind=kind,
-            name=plural,
-            namespaced=True,
-            client=self._client,
-        )
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = _REQUEST_S,
+        missing_ok: bool = False,
+    ) -> bytes:
+        """Return the body of the response; empty if `missing_ok` and there is no such object."""
+        try:
+            response = self._api.call_api(
+                path,
+                method,
+                query_params=list((query or {}).items()),
+                header_params={"Accept": "application/json", **(headers or {})},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=(_REQUEST_S, seconds),
+            )
+        except client.ApiException as cause:
+            if missing_ok and cause.status == 404:
+                return b""
+            raise
+        return bytes(response.data)
 
     @contextlib.contextmanager
     def _errors(self, action: str) -> Iterator[None]:
@@ -217,12 +195,6 @@ class Cluster:
                 remedy="check that it is running and that the context is right; see "
                 "`kubectl cluster-info`",
             ) from None
-
-
-class _NoDiscovery:
-    """Replaces the discovery of resources, which `_KINDS` lists."""
-
-    def __init__(self, client: DynamicClient, cache_file: str | None) -> None: ...
 
 
 def _convert(cause: client.ApiException, action: str, where: str) -> ArcloopError:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ArtifactError
-from arcloop.serving.kubernetes.checks import check_objects
+from arcloop.runtime.predictor import K_HEADER
 from arcloop.serving.kubernetes.cluster import Cluster, UnreachableError
-from arcloop.serving.kubernetes.endpoint import make_endpoint
-from arcloop.serving.kubernetes.objects import make_objects
-from arcloop.serving.kubernetes.release import MANAGER, Release
+from arcloop.serving.kubernetes.objects import MANAGER, Object, Release, make_objects
 from arcloop.serving.kubernetes.rollout import (
     release_label,
     retry_while_unreachable,
     wait_for_rollout,
 )
+from arcloop.serving.kubernetes.settings import KServeSettings, KubernetesSettings
 from arcloop.serving.servers.client import load_golden_batch, require_parity
 
-Object = dict[str, Any]
 PARITY_ATTEMPTS = 3
 PARITY_PAUSE_S = 2.0
 _SERVER_SIDE = (
@@ -45,7 +45,7 @@ def deploy_release(release: Release, unpacked: Path) -> None:
         ArtifactError: The Service's predictions are wrong or come from another version.
     """
     settings = release.settings
-    objects = _checked_objects(release)
+    objects = make_objects(release)
     workload = objects[-1]
     cluster = Cluster.connect(settings)
     previous = cluster.get(workload["kind"], workload["metadata"]["name"])
@@ -78,17 +78,6 @@ def deploy_release(release: Release, unpacked: Path) -> None:
     )
 
 
-def manifest_yaml(release: Release) -> str:
-    """Return the objects of a release for `kubectl apply --server-side -f -`."""
-    return str(yaml.dump_all(_checked_objects(release), Dumper=_Dumper, sort_keys=False))
-
-
-def _checked_objects(release: Release) -> list[Object]:
-    objects = make_objects(release)
-    check_objects(objects, release.settings.response_timeout_s)
-    return objects
-
-
 def _apply(cluster: Cluster, wanted: Object, *, force: bool) -> None:
     retry_while_unreachable(lambda: cluster.apply(wanted, force=force))
 
@@ -105,7 +94,7 @@ def _owns_replicas(live: Object) -> bool:
 
 def _check_parity(cluster: Cluster, release: Release, unpacked: Path) -> None:
     golden = load_golden_batch(unpacked, release.settings.parity_tolerance)
-    endpoint = make_endpoint(release.settings, cluster)
+    endpoint = _ServiceEndpoint(cluster, release.settings)
     for attempt in range(PARITY_ATTEMPTS):
         try:
             require_parity(endpoint, golden, release.version)
@@ -115,6 +104,53 @@ def _check_parity(cluster: Cluster, release: Release, unpacked: Path) -> None:
             if attempt == PARITY_ATTEMPTS - 1:
                 raise
             time.sleep(PARITY_PAUSE_S)
+
+
+@dataclass(frozen=True)
+class _ServiceEndpoint:
+    """The model behind the Service, at `deploy.endpoint` or through the proxy of the API server.
+
+    The proxy routes a request by the Service's selector and port to ready pods, and needs only the
+    credentials that `deploy` uses.
+    """
+
+    cluster: Cluster
+    settings: KubernetesSettings
+
+    @property
+    def path(self) -> str:
+        """Path of the URL: of the model in the server, or of the proxy at the API server."""
+        path, service = f"/predictions/{self.settings.name}", self.settings.app
+        if self.settings.endpoint is not None:
+            return path
+        port = self.settings.service_port
+        if isinstance(self.settings, KServeSettings):
+            service, port = f"{service}-predictor", 80
+        return f"/api/v1/namespaces/{self.settings.namespace}/services/{service}:{port}/proxy{path}"
+
+    @property
+    def url(self) -> str:
+        """The URL that answers predictions."""
+        return (self.settings.endpoint or self.cluster.address).rstrip("/") + self.path
+
+    def predict(self, image: bytes, k: int) -> tuple[int, Any]:
+        """Send an encoded image; return the status and the JSON of the response."""
+        headers = {"Content-Type": "application/octet-stream", K_HEADER: str(k)}
+        if self.settings.endpoint is None:
+            status, body = self.cluster.post(
+                self.path, image, headers, self.settings.response_timeout_s
+            )
+        else:
+            request = urllib.request.Request(self.url, image, headers)  # noqa: S310 - http or https
+            try:
+                response = urllib.request.urlopen(  # noqa: S310
+                    request, timeout=self.settings.response_timeout_s
+                )
+            except urllib.error.HTTPError as cause:
+                response = cause
+            with response:
+                status, body = response.status, response.read()
+        return status, json.loads(body) if status == 200 else body.decode(errors="replace")
 
 
 def _roll_back(
@@ -190,18 +226,3 @@ def _remove_unused(cluster: Cluster, release: Release, objects: list[Object]) ->
                     print_line(f"removed {kind}/{name}, which is not in use")
     except ArcloopError as cause:
         print_line(f"unused objects were not removed: {cause.what}")
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes multi-line strings as blocks, and repeated objects in full instead of aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)

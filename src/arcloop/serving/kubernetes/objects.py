@@ -1,163 +1,244 @@
-"""The Kubernetes objects of a release."""
+"""The Kubernetes objects of a release: one version of a model with the settings of its deployment.
+
+objects.yaml.j2 has the objects. `check_objects` checks that they fit together.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from arcloop.serving.kubernetes.pod import INFERENCE, make_pod_template
-from arcloop.serving.kubernetes.release import Release
-from arcloop.serving.kubernetes.settings import KServeSettings
+import yaml
+
+from arcloop.artifacts.atomic import sha256_json
+from arcloop.display.html import render_template
+from arcloop.errors import ConfigError
+from arcloop.serving.kubernetes.settings import KubernetesSettings
+from arcloop.serving.model_store import archive_file_name
+from arcloop.serving.servers.config_files import fastapi_config, torchserve_properties
+from arcloop.serving.servers.entrypoint import FASTAPI_CONFIG, TORCHSERVE_CONFIG
 
 Object = dict[str, Any]
-_ROLLING_UPDATE = {
-    "type": "RollingUpdate",
-    "rollingUpdate": {
-        "maxUnavailable": 0,
-        "maxSurge": 1,
-    },  # stop a pod after its successor is ready
-}
+MANAGER = "arcloop"
+"""Field manager of server-side apply."""
+MODELS = "/models"
+"""Mount path of the model store."""
+SCRATCH = "/tmp"  # noqa: S108 - mount path of the only volume that the pod can write to
+USER = 1000
+"""User ID in serving/Dockerfile."""
+RELEASE_LABEL = "arcloop/release"
+"""Label of a pod: hash of the pod template."""
+_CONFIG = "/etc/arcloop"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version of a model and the settings of its deployment.
+
+    Attributes:
+        version: Version of the archive.
+        lineage: Role -> hash of the artifacts that the archive was made from.
+        forced: Whether the archive is deployed although its gate did not pass.
+        settings: Settings of the deployment.
+    """
+
+    version: str
+    lineage: Mapping[str, str]
+    forced: bool
+    settings: KubernetesSettings
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], settings: KubernetesSettings) -> Release:
+        """Return the release of the archive with this manifest."""
+        return cls(manifest["version"], manifest["parents"], manifest["forced"], settings)
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """Labels of all pods of the app, of any version."""
+        return {
+            "app.kubernetes.io/name": "arcloop-server",
+            "app.kubernetes.io/instance": self.settings.app,
+        }
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of every object."""
+        return {
+            **self.selector,
+            "app.kubernetes.io/version": self.version,
+            "app.kubernetes.io/managed-by": MANAGER,
+        }
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """Lineage and gate; the hashes are too long for labels."""
+        return {
+            "arcloop/lineage": json.dumps(dict(self.lineage), sort_keys=True),
+            "arcloop/gate": "forced" if self.forced else "passed",
+        }
+
+    @property
+    def config(self) -> dict[str, str]:
+        """Name -> content of the config file of the server in the pod."""
+        address = self.settings.pod_address
+        settings = dataclasses.replace(self.settings, host=address)
+        archive = Path(MODELS) / archive_file_name(settings.name, self.version)
+        if settings.server == "torchserve":
+            text = torchserve_properties(settings, archive, metrics_host=address)
+            return {TORCHSERVE_CONFIG: text}
+        return {FASTAPI_CONFIG: fastapi_config(settings, archive, metrics_host=address)}
+
+    @property
+    def config_name(self) -> str:
+        """Name of the ConfigMap; it contains a hash, so every version of the config has its own."""
+        return f"{self.settings.app}-config-{_short_hash(self.config)}"
+
+
+def manifest_yaml(release: Release) -> str:
+    """Return the objects of a release for `kubectl apply --server-side -f -`.
+
+    Raises:
+        ConfigError: The objects do not fit together.
+    """
+    text = render_template(
+        Path(__file__).with_name("objects.yaml.j2"),
+        filters={"short_hash": _short_hash},
+        release=release,
+        settings=release.settings,
+        release_label=RELEASE_LABEL,
+        user=USER,
+        config_path=_CONFIG,
+        models_path=MODELS,
+        scratch_path=SCRATCH,
+    )
+    check_objects(list(yaml.safe_load_all(text)), release.settings.response_timeout_s)
+    return text
 
 
 def make_objects(release: Release) -> list[Object]:
     """Return all objects in the order in which to apply them: objects that pods need come first.
 
     The last object is the workload: the Deployment or the InferenceService.
+
+    Raises:
+        ConfigError: The objects do not fit together.
     """
-    objects = [_network_policy(release), _service_account(release), _config_map(release)]
-    if isinstance(release.settings, KServeSettings):
-        service = _inference_service(release, release.settings)
-        return [*objects, _disruption_budget(release), service]
-    objects += [_service(release), _disruption_budget(release)]
-    if release.settings.autoscaled:
-        objects.append(_autoscaler(release))
-    return [*objects, _deployment(release)]
+    return list(yaml.safe_load_all(manifest_yaml(release)))
 
 
-def _deployment(release: Release) -> Object:
-    settings = release.settings
-    spec: Object = {
-        "revisionHistoryLimit": settings.keep,
-        "progressDeadlineSeconds": settings.progress_deadline_s,
-        "selector": {"matchLabels": release.selector},
-        "strategy": _ROLLING_UPDATE,
-        "template": make_pod_template(release),
-    }
-    if not settings.autoscaled:  # otherwise the autoscaler sets the number
-        spec["replicas"] = settings.replicas
-    return _object("apps/v1", "Deployment", release, spec=spec)
+def _short_hash(value: object) -> str:
+    """Return a hash of a JSON value that is short enough for a name or a label."""
+    return sha256_json(value)[:12]
 
 
-def _service(release: Release) -> Object:
-    """Return the Service, which publishes only the inference port."""
-    settings = release.settings
-    port = {
-        "name": INFERENCE,
-        "port": settings.service_port,
-        "targetPort": INFERENCE,
-        "protocol": "TCP",
-    }
-    spec = {"type": settings.service_type, "selector": release.selector, "ports": [port]}
-    return _object("v1", "Service", release, spec=spec)
+def check_objects(objects: Sequence[Object], max_request_s: float) -> None:
+    """Check that the objects of a release fit together.
 
+    An API server validates each object alone, also in a dry run. It accepts a Service that selects
+    no pod, or a probe of a port on which no container listens. The rollout then never ends, or the
+    Service never answers.
 
-def _service_account(release: Release) -> Object:
-    """Return an account without rights; its token is not mounted in the pods."""
-    return _object("v1", "ServiceAccount", release, automountServiceAccountToken=False)
+    Args:
+        objects: All objects of a release; the last one is the workload.
+        max_request_s: Duration of the longest request, in seconds.
 
-
-def _config_map(release: Release) -> Object:
-    """Return the server's config; it is immutable, and its name contains its hash."""
-    made = _object("v1", "ConfigMap", release, data=release.config, immutable=True)
-    made["metadata"]["name"] = release.config_name
-    return made
-
-
-def _disruption_budget(release: Release) -> Object:
-    """Return the budget that lets a drained node evict one pod at a time."""
-    spec = {"maxUnavailable": 1, "selector": {"matchLabels": release.selector}}
-    return _object("policy/v1", "PodDisruptionBudget", release, spec=spec)
-
-
-def _autoscaler(release: Release) -> Object:
-    """Return the autoscaler, whose metric is the CPU utilization of the pods."""
-    settings = release.settings
-    target = {"type": "Utilization", "averageUtilization": settings.target_cpu_percent}
-    spec = {
-        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": settings.app},
-        "minReplicas": settings.replicas,
-        "maxReplicas": settings.max_replicas,
-        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
-    }
-    return _object("autoscaling/v2", "HorizontalPodAutoscaler", release, spec=spec)
-
-
-def _network_policy(release: Release) -> Object:
-    """Return the policy: clients reach the inference port and the scraper the metrics port.
-
-    The pods cannot open connections, since predictions need no other service.
+    Raises:
+        ConfigError: The objects do not fit together; the message lists every fault.
     """
-    settings = release.settings
-    requests: Object = {"ports": [_tcp(settings.inference_port)]}
-    if settings.client_namespaces:
-        requests["from"] = [
-            {"namespaceSelector": _namespace_selector(name)} for name in settings.client_namespaces
-        ]
-    scraper: Object = {"namespaceSelector": _namespace_selector(settings.scraper_namespace)}
-    if settings.scraper_labels:
-        scraper["podSelector"] = {"matchLabels": dict(settings.scraper_labels)}
-    metrics = {"from": [scraper], "ports": [_tcp(settings.metrics_port)]}
-    spec = {
-        "podSelector": {"matchLabels": release.selector},
-        "policyTypes": ["Ingress", "Egress"],
-        "ingress": [requests, metrics],
-        "egress": [],
+    spec = objects[-1]["spec"]
+    template = spec.get("template") or {"metadata": spec["predictor"], "spec": spec["predictor"]}
+    faults = [
+        f"{_name(obj)}: {fault}"
+        for obj in objects
+        for fault in [*_selector_faults(obj, template), *_port_faults(obj, template)]
+    ]
+    faults += _autoscaler_faults(objects, template["spec"])
+    faults += _pod_faults(objects, template["spec"], max_request_s)
+    if faults:
+        raise ConfigError(
+            "\n".join(["the objects contradict each other:", *faults]),
+            remedy="change the settings in the group deploy; nothing was applied",
+        )
+
+
+def _selector_faults(obj: Object, template: Object) -> Iterator[str]:
+    """Yield the labels that an object selects and the pods do not have."""
+    spec, labels = obj.get("spec", {}), template["metadata"]["labels"]
+    selector = spec.get("podSelector", spec.get("selector"))
+    if selector is None:
+        return
+    wanted = selector.get("matchLabels", selector)  # a Service has no matchLabels
+    if not wanted:
+        yield "it selects every pod of the namespace"
+    for key, value in wanted.items():
+        if labels.get(key) != value:
+            yield f"it selects {key}={value}, but the pods have {key}={labels.get(key)}"
+
+
+def _port_faults(obj: Object, template: Object) -> Iterator[str]:
+    """Yield the ports of a Service or a policy on which no container listens."""
+    known = {
+        port[key]
+        for container in template["spec"]["containers"]
+        for port in container["ports"]
+        for key in ("name", "containerPort")
     }
-    return _object("networking.k8s.io/v1", "NetworkPolicy", release, spec=spec)
+    if obj["kind"] == "Service":
+        for port in obj["spec"]["ports"]:
+            if port["targetPort"] not in known:
+                yield f"no container has a port {port['targetPort']!r}"
+    elif obj["kind"] == "NetworkPolicy":
+        allowed = {port["port"] for rule in obj["spec"]["ingress"] for port in rule["ports"]}
+        if not known & allowed:
+            yield "it allows no port of the pods"
 
 
-def _tcp(port: int) -> Object:
-    return {"port": port, "protocol": "TCP"}
+def _autoscaler_faults(objects: Sequence[Object], pod: Object) -> Iterator[str]:
+    """Yield the faults of a workload that an autoscaler cannot scale."""
+    for scaler in (obj["spec"] for obj in objects if "scaleTargetRef" in obj.get("spec", {})):
+        target = f"{scaler['scaleTargetRef']['kind']}/{scaler['scaleTargetRef']['name']}"
+        if target not in map(_name, objects):
+            yield f"the autoscaler scales {target}, which does not exist"
+        if "replicas" in objects[-1]["spec"]:
+            yield f"{_name(objects[-1])} sets replicas, which the autoscaler changes"
+        resource = scaler["metrics"][0]["resource"]["name"]
+        if any(resource not in c["resources"]["requests"] for c in pod["containers"]):
+            yield f"the autoscaler's target of {resource} needs a request of {resource}"
 
 
-def _namespace_selector(namespace: str) -> Object:
-    return {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+def _pod_faults(objects: Sequence[Object], pod: Object, max_request_s: float) -> Iterator[str]:
+    """Yield references of the pod to missing objects, ports or volumes, and a short grace period.
 
-
-def _object(api: str, kind: str, release: Release, **rest: Any) -> Object:
-    metadata = {
-        "name": release.settings.app,
-        "namespace": release.settings.namespace,
-        "labels": release.labels,
-        "annotations": release.annotations,
-    }
-    return {"apiVersion": api, "kind": kind, "metadata": metadata, **rest}
-
-
-def _inference_service(release: Release, settings: KServeSettings) -> Object:
-    """Return the InferenceService, from which KServe creates a Deployment, without Knative.
-
-    KServe's own runtime for PyTorch lacks faiss, so the predictor is the container of the
-    Deployment.
+    Users create claims and pull secrets, so these are not checked.
     """
-    template = make_pod_template(release)
-    (container,) = template["spec"]["containers"]
-    ports = [port for port in container["ports"] if port["name"] == INFERENCE]
-    predictor: Object = {
-        **template["spec"],
-        # KServe publishes the first port in the Service.
-        "containers": [{**container, "name": "kserve-container", "ports": ports}],
-        "labels": template["metadata"]["labels"],
-        "annotations": template["metadata"]["annotations"],
-        "minReplicas": settings.replicas,
-        "maxReplicas": settings.max_replicas or settings.replicas,
-        "scaleMetric": "cpu",
-        "scaleTarget": settings.target_cpu_percent,
-        "deploymentStrategy": _ROLLING_UPDATE,
-    }
-    spec = {"predictor": predictor}
-    service = _object("serving.kserve.io/v1beta1", "InferenceService", release, spec=spec)
-    service["metadata"]["annotations"] = {
-        **release.annotations,
-        "serving.kserve.io/deploymentMode": settings.deployment_mode,
-    }
-    return service
+    names = set(map(_name, objects))
+    wanted = [f"ServiceAccount/{pod['serviceAccountName']}"]
+    wanted += [f"ConfigMap/{v['configMap']['name']}" for v in pod["volumes"] if "configMap" in v]
+    yield from (f"{name} does not exist" for name in wanted if name not in names)
+    for container in pod["containers"]:
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        for volume in pod["volumes"]:
+            if volume["name"] not in mounted:
+                yield f"no container mounts the volume {volume['name']}"
+        ports = [port[key] for port in container["ports"] for key in ("name", "containerPort")]
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            port = container[kind].get("httpGet", {}).get("port")
+            if port is not None and port not in ports:
+                yield f"the {kind} requests port {port!r}, which the container does not have"
+        grace_s, drain_s = (
+            pod["terminationGracePeriodSeconds"],
+            float(container["lifecycle"]["preStop"]["exec"]["command"][1]),
+        )
+        if grace_s <= drain_s + max_request_s:
+            yield (
+                f"the grace period of {grace_s} s is too short for {drain_s:g} s of preStop and "
+                f"{max_request_s:g} s of the longest request"
+            )
+
+
+def _name(obj: Object) -> str:
+    return f"{obj['kind']}/{obj['metadata']['name']}"

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from arcloop.display.terminal import print_line
 from arcloop.errors import ResourceError
 from arcloop.serving.kubernetes.cluster import Cluster, UnreachableError
-from arcloop.serving.kubernetes.release import RELEASE_LABEL, Release
+from arcloop.serving.kubernetes.objects import RELEASE_LABEL, Object, Release
 
-Object = Mapping[str, Any]
 _T = TypeVar("_T")
-WATCH_S = 2
+POLL_S = 2.0
 MAX_OUTAGE_S = 60.0
 RETRY_S = 1.0
 _DEADLINE_MARGIN_S = 60.0
 _FATAL_REASONS = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _MAX_RESTARTS = 2
 _LOG_LINES = 4
-
-
-class RolloutError(ResourceError):
-    """Raised if the pods of a release do not become ready."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
         workload: The workload as it was applied.
 
     Raises:
-        RolloutError: The pods cannot start or missed the deadline; the message has the reasons.
+        ResourceError: The pods cannot start or missed the deadline; the message has the reasons.
         UnreachableError: The API server has stopped answering.
     """
     kind, name = workload["kind"], workload["metadata"]["name"]
@@ -78,19 +73,15 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
         if done:
             return
         waited = time.monotonic() - since
-        margin = (
-            _DEADLINE_MARGIN_S if kind == "Deployment" else 0
-        )  # a Deployment has its own deadline
+        # A Deployment has its own deadline.
+        margin = _DEADLINE_MARGIN_S if kind == "Deployment" else 0
         if any(problem.fatal for problem in find_problems(new)):
             raise _error("the new pods cannot start", cluster, new)
         if _deadline_exceeded(live):
             raise _error("ProgressDeadlineExceeded: the rollout makes no progress", cluster, new)
         if waited > release.settings.progress_deadline_s + margin:
             raise _error(f"no progress for {waited:.0f} s", cluster, new)
-        try:
-            cluster.wait_for_change(kind, name, live["metadata"]["resourceVersion"], WATCH_S)
-        except UnreachableError:  # the resource version has expired, or the connection was lost
-            time.sleep(RETRY_S)
+        time.sleep(POLL_S)
 
 
 def retry_while_unreachable(work: Callable[[], _T]) -> _T:
@@ -159,9 +150,9 @@ def _deadline_exceeded(live: Object) -> bool:
     )
 
 
-def _error(message: str, cluster: Cluster, pods: Sequence[Object]) -> RolloutError:
+def _error(message: str, cluster: Cluster, pods: Sequence[Object]) -> ResourceError:
     reasons = [problem.text for problem in find_problems(pods)] or ["the pods report no reason"]
-    return RolloutError(
+    return ResourceError(
         "\n    ".join([message, *reasons]),
         where=f"namespace {cluster.namespace} at {cluster.address}",
         remedy="fix the problems of the pods, and deploy again",

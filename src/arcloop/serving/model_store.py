@@ -97,7 +97,7 @@ class ModelStore:
         staging = self.path / _STAGING
         waiting = f"waiting for another deploy to {self.path}"
         with file_lock(self.path / _LIVE, on_wait=lambda: print_line(waiting)):
-            self._require_name()
+            self._read_live()  # raises for the store of another model
             try:
                 (self.path / _BACKUP).mkdir(exist_ok=True)
                 shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
@@ -199,9 +199,15 @@ class ModelStore:
         return moved
 
     def _read_live(self) -> tuple[str | None, str | None]:
+        """Return the live and the previous version.
+
+        Raises:
+            ArtifactError: The record is damaged.
+            ConfigError: The store belongs to another model.
+        """
         try:
             content = json.loads((self.path / _LIVE).read_bytes())
-            return content["live"], content["previous"]
+            name, live, previous = (content[key] for key in ("name", "live", "previous"))
         except FileNotFoundError:
             return None, None
         except (ValueError, KeyError, TypeError):
@@ -210,13 +216,10 @@ class ModelStore:
                 where=self.path / _LIVE,
                 remedy="delete it and make a version live again",
             ) from None
-
-    def _require_name(self) -> None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            other = json.loads((self.path / _LIVE).read_bytes())["name"]
-            if other != self.name:
-                raise ConfigError(
-                    f"this model store belongs to {other!r}, not {self.name!r}",
-                    where=self.path,
-                    remedy="choose another deploy.model_store",
-                )
+        if name != self.name:
+            raise ConfigError(
+                f"this model store belongs to {name!r}, not {self.name!r}",
+                where=self.path,
+                remedy="choose another deploy.model_store",
+            )
+        return live, previous
