@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@# Without torchvision: it is large and must match the build of torch; otherwise Lightning cannot
-	@# be imported. arcloop does not use it; see models/backbones/torchvision_stub.py.
+	@# be imported. arcloop does not use it; see models/backbones/timm_backbone.py.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	@touch $@
 

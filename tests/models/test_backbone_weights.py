@@ -147,7 +147,7 @@ def test_an_error_is_raised_if_no_tensor_fits(strict: bool) -> None:
 def test_a_long_list_of_names_is_shortened() -> None:
     found = compare_weights({}, convnet(widths=[2, 2, 2, 2]))
     assert "0 of 20 tensors fit" in str(found)
-    assert ", and 16 more" in str(found)
+    assert " and 16 more" in str(found)
 
 
 class Published(nn.Module):

@@ -1,8 +1,7 @@
 """Backbones, heads, and the embedder, which is exported as model.pt."""
 
 from arcloop.models.backbones.convnet import ConvNet
-from arcloop.models.backbones.iresnet import IResNet
-from arcloop.models.backbones.mobilefacenet import MobileFaceNet
+from arcloop.models.backbones.insightface import IResNet, MobileFaceNet
 from arcloop.models.backbones.timm_backbone import TimmBackbone
 from arcloop.models.backbones.weights import (
     WeightComparison,

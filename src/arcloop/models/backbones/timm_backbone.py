@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from arcloop.config.value_types import PositiveInt, checked
 from arcloop.errors import ConfigError
 
-_TORCHVISION = "torchvision"
-
 
 class TimmBackbone(nn.Module):
     """A model of timm without its classifier; the pooled features are a map of one pixel.
@@ -147,11 +145,15 @@ def torchvision_or_stub() -> Iterator[None]:
 
     timm imports torchvision for transforms and datasets that arcloop does not use. torchvision is a
     compiled package that must match the build of torch exactly, and importing it fails otherwise.
-    The stub has a placeholder class for every name, which raises an ImportError when it is used. On
+    The stub has a placeholder for every name, which raises an ImportError when it is called. On
     exit the stub is removed from `sys.modules`, so that no other package imports it. timm requires
     torchvision: https://github.com/huggingface/pytorch-image-models/blob/main/pyproject.toml
     """
-    if _torchvision_works():
+    try:
+        import_module("torchvision.ops.misc")
+    except (ImportError, RuntimeError, OSError):  # missing, or built for another torch
+        _remove_torchvision()
+    else:
         yield
         return
     finder = _Finder()
@@ -163,55 +165,34 @@ def torchvision_or_stub() -> Iterator[None]:
         _remove_torchvision()
 
 
-def _torchvision_works() -> bool:
-    """Return whether torchvision can be imported; if not, remove its partly imported modules."""
-    try:
-        import_module(f"{_TORCHVISION}.ops.misc")
-    except (ImportError, RuntimeError, OSError):  # missing, or built for another torch
-        _remove_torchvision()
-        return False
-    return True
-
-
 def _remove_torchvision() -> None:
-    for name in [n for n in sys.modules if n.partition(".")[0] == _TORCHVISION]:
+    for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
 
 
 class _Placeholder(type):
-    """Metaclass of classes that can be subclassed and have attributes, but cannot be called."""
+    """Metaclass of the placeholders, which can be subclassed and have attributes."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _placeholder(f"{cls.__name__}.{name}")
+        return _Placeholder(f"{cls.__name__}.{name}", (), {})
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         raise ImportError(f"{cls.__name__} needs torchvision, which cannot be imported here")
 
 
-def _placeholder(name: str) -> _Placeholder:
-    return _Placeholder(name, (), {})
-
-
-class _StubModule(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _placeholder(f"{self.__name__}.{name}")
-
-
 class _Finder(MetaPathFinder, Loader):
-    """Import hook that finds every module below torchvision and loads a stub."""
+    """Import hook that finds every module below torchvision and loads a placeholder."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        own = fullname.partition(".")[0] == _TORCHVISION
+        own = fullname.partition(".")[0] == "torchvision"
         return ModuleSpec(fullname, self, is_package=True) if own else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _StubModule(spec.name)
+    def create_module(self, spec: ModuleSpec) -> Any:
+        return _Placeholder(spec.name, (), {})
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: the stub has no code."""
+        """Do nothing: a placeholder has no code."""

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from arcloop.errors import ConfigError
+from arcloop.errors import ConfigError, list_some
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("embedder.backbone.", "module.")
@@ -46,19 +48,13 @@ class WeightComparison:
         shapes = [
             f"{name} {_shape(found)}, not {_shape(own)}" for name, found, own in self.mismatched
         ]
-        kinds = (
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("wrong shape", shapes),
-        )
-        return "\n".join(
-            [f"{len(self.fitting)} of {self._count} tensors fit"]
-            + [f"    {kind} ({len(names)}): {_listing(names)}" for kind, names in kinds if names]
-        )
-
-    @property
-    def _count(self) -> int:
-        return len(self.fitting) + len(self.missing) + len(self.mismatched)
+        count = len(self.fitting) + len(self.missing) + len(self.mismatched)
+        lines = [f"{len(self.fitting)} of {count} tensors fit"]
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "wrong shape": shapes}
+        for kind, names in kinds.items():
+            if names:
+                lines.append(f"    {kind} ({len(names)}): {list_some(names, _LISTED)}")
+        return "\n".join(lines)
 
 
 def compare_weights(state: Mapping[str, Tensor], module: nn.Module) -> WeightComparison:
@@ -134,49 +130,31 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: The file does not exist or has another format.
     """
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    try:
+        if file.suffix == ".safetensors":
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise _unreadable(file, "the file does not exist") from None
+    except pickle.UnpicklingError:
+        raise _unreadable(file, "it contains objects other than weights") from None
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, SafetensorError) as cause:
+        reason = str(cause).partition("\n")[0]
+        raise _unreadable(file, reason or "it is empty or has another format") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not _is_state(content):
+    if not (
+        isinstance(content, Mapping)
+        and content
+        and all(isinstance(n, str) and isinstance(w, Tensor) for n, w in content.items())
+    ):
         raise _unreadable(file, "it contains no state dict")
     for prefix in _PREFIXES:
         part = {n.removeprefix(prefix): w for n, w in content.items() if n.startswith(prefix)}
         content = part or content
     return dict(content)
-
-
-def _read_torch(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise _unreadable(file, "the file does not exist") from None
-    except pickle.UnpicklingError:
-        raise _unreadable(file, "it contains objects other than weights") from None
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError) as cause:
-        reason = str(cause).partition("\n")[0]
-        raise _unreadable(file, reason or "it is empty or has another format") from None
-
-
-def _read_safetensors(file: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise _unreadable(file, "the file does not exist") from None
-    except (OSError, SafetensorError) as cause:
-        raise _unreadable(file, str(cause)) from None
-
-
-def _is_state(content: Any) -> bool:
-    """Return whether the content of a file is a state dict: names with tensors."""
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(n, str) and isinstance(w, Tensor) for n, w in content.items())
-    )
 
 
 def _unreadable(file: Path, reason: str) -> ConfigError:
@@ -186,11 +164,6 @@ def _unreadable(file: Path, reason: str) -> ConfigError:
         remedy="set backbone_weights.file to a state dict (torch.save or .safetensors) or to a"
         " checkpoint of arcloop",
     )
-
-
-def _listing(names: Sequence[str]) -> str:
-    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _shape(sizes: Sequence[int]) -> str:
