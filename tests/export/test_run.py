@@ -64,7 +64,7 @@ class Odd(torch.nn.Module):
         return torch.special.digamma(x[:, :, ::4, ::4] * self.weight + 10)
 """
 WRONG = {
-    "unknown opset": (["export=onnx", "export.onnx.opset=99"], "support opsets"),
+    "unknown opset": (["export=onnx", "export.onnx.opset=99"], "must be less than or equal to 20"),
     "opset of a wrong type": (["export=onnx", "export.onnx.opset=x"], "must be an int"),
     "unknown format": (["export=onx"], "did you mean onnx"),
     "bound out of range": (

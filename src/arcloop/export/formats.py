@@ -1,30 +1,48 @@
 """Export formats: model.pt, and additional files that compute the same embeddings.
 
 Every format takes uint8 [B, C, H, W] with any B and returns float32 [B, D] of norm 1, like
-model.pt.
+model.pt. model.onnx is for ONNX Runtime, TensorRT, OpenVINO and other ONNX runtimes; model.pt2, a
+torch.export program, for AOTInductor, ExecuTorch and torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
+import io
+import json
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 
+from arcloop.artifacts.atomic import write_bytes
+from arcloop.config.targets import require_extra
 from arcloop.config.value_types import PositiveFloat, check_fields
 from arcloop.errors import ConfigError
 from arcloop.models import Embedder
 
 Images = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
+_INPUT, _OUTPUT = "images", "embeddings"
+_METADATA_KEY = "arcloop.json"
+_ONNX_WARNINGS = (
+    "You are using the legacy TorchScript-based ONNX export",
+    "The feature will be removed. Please remove usage of this function",
+)
+_TORCH_EXPORT_WARNINGS = (
+    "No complete tensor found in the group",  # does not apply to weights on the CPU
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call within torch
+)
+_LOCAL_METADATA = ("stack_trace", "from_node")
+"""Metadata of graph nodes that contains local file paths and memory addresses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +70,15 @@ class Format(ABC):
     """
 
     max_abs_diff: PositiveFloat
+    name: ClassVar[str]
+    """Name of the format in the config."""
     file: ClassVar[str]
     """Name of the exported file."""
     packages: ClassVar[tuple[str, ...]]
     """Distributions that determine the content of the file."""
 
-    def check_available(self) -> None:
-        """Check everything that can be checked without a model.
-
-        Raises:
-            ConfigError: A package is missing, or a package does not support a setting.
-        """
-        return
+    def __post_init__(self) -> None:
+        check_fields(self, f"export.{self.name}")
 
     @abstractmethod
     def write(self, embedder: Embedder, path: Path) -> None:
@@ -74,12 +89,109 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def embed(self, path: Path, images_NHWC: Images) -> Embeddings:
+    def embed(self, path: Path, images_NCHW: Images) -> Embeddings:
         """Load an exported file and embed images; returns float32 [N, D]."""
 
-    def package_versions(self) -> dict[str, str]:
-        """Return the versions of the packages that determine the file."""
-        return {name: importlib.metadata.version(name) for name in self.packages}
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFormat(Format):
+    """Exports to ONNX with torch's TorchScript-based exporter; embeds with ONNX Runtime.
+
+    The newer exporter, which is based on torch.export, requires onnxscript and writes local file
+    paths into the file, so that the bytes differ between machines.
+
+    Attributes:
+        opset: Version of the ONNX operator set; the runtime that serves the file must support it.
+    """
+
+    # 11 is the lowest opset for which torch exports a dynamic batch size, and 20 the highest of its
+    # TorchScript-based exporter.
+    opset: Annotated[int, Field(ge=11, le=20)]
+    name: ClassVar[str] = "onnx"
+    file: ClassVar[str] = "model.onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
+
+    def write(self, embedder: Embedder, path: Path) -> None:
+        import onnx
+
+        content = io.BytesIO()
+        try:
+            with ignore_warnings(_ONNX_WARNINGS):
+                torch.onnx.export(
+                    embedder,
+                    (example_images(embedder),),
+                    content,  # type: ignore[arg-type]
+                    dynamo=False,
+                    opset_version=self.opset,
+                    input_names=[_INPUT],
+                    output_names=[_OUTPUT],
+                    dynamic_axes={_INPUT: {0: "batch"}, _OUTPUT: {0: "batch"}},
+                )
+            model = onnx.load_from_string(content.getvalue())
+            onnx.checker.check_model(model, full_check=True)
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, onnx.checker.ValidationError,
+                onnx.shape_inference.InferenceError) as cause:  # fmt: skip
+            first_sentence = re.split(r"(?<=[^0-9])\. |\n", str(cause).strip(), maxsplit=1)[0]
+            raise ConfigError(
+                f"the network cannot be exported to ONNX opset {self.opset}: {first_sentence}",
+                where="export=onnx",
+                remedy="choose a higher export.onnx.opset, up to 20, another backbone, or"
+                " export=torch_export",
+            ) from cause
+        metadata = {
+            "image_shape": list(embedder.image_shape),
+            "embedding_dim": embedder.embedding_dim,
+        }
+        model.metadata_props.add(key=_METADATA_KEY, value=json.dumps(metadata))
+        write_bytes(path, model.SerializeToString(deterministic=True))
+
+    def embed(self, path: Path, images_NCHW: Images) -> Embeddings:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        embeddings: Embeddings
+        (embeddings,) = session.run([_OUTPUT], {_INPUT: images_NCHW})
+        return embeddings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchExportFormat(Format):
+    """Exports to a torch.export program with a dynamic batch size."""
+
+    name: ClassVar[str] = "torch_export"
+    file: ClassVar[str] = "model.pt2"
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
+
+    def write(self, embedder: Embedder, path: Path) -> None:
+        batch = torch.export.Dim("batch", min=1)
+        content = io.BytesIO()
+        try:
+            with ignore_warnings(_TORCH_EXPORT_WARNINGS):
+                program = torch.export.export(
+                    embedder,
+                    (example_images(embedder),),
+                    dynamic_shapes=({0: batch},),
+                    strict=False,
+                )
+                for module in program.graph_module.modules():
+                    for node in getattr(getattr(module, "graph", None), "nodes", ()):
+                        for key in _LOCAL_METADATA:
+                            node.meta.pop(key, None)
+                torch.export.save(program, content)
+        except Exception as cause:  # torch.export raises many types without a common base
+            raise ConfigError(
+                "the network cannot be exported with torch.export:"
+                f" {str(cause).strip().splitlines()[0]}",
+                where="export=torch_export",
+                remedy="choose another backbone, or export=onnx",
+            ) from cause
+        write_bytes(path, content.getvalue())
+
+    def embed(self, path: Path, images_NCHW: Images) -> Embeddings:
+        with ignore_warnings(_TORCH_EXPORT_WARNINGS), torch.inference_mode():
+            module = torch.export.load(path).module()
+            embeddings: Embeddings = module(torch.from_numpy(images_NCHW)).numpy()
+        return embeddings
 
 
 Exports = Mapping[str, TorchScript | Format | None]
@@ -94,7 +206,7 @@ def extra_formats(exports: Exports, *, at_least_one: bool = False) -> dict[str, 
         at_least_one: Raise an error if there is no additional format.
 
     Raises:
-        ConfigError: A package is missing, a setting is not supported, or there is no format.
+        ConfigError: A package is missing, or there is no format.
     """
     formats = {name: f for name, f in exports.items() if isinstance(f, Format)}
     if at_least_one and not formats:
@@ -103,8 +215,8 @@ def extra_formats(exports: Exports, *, at_least_one: bool = False) -> dict[str, 
             where="export",
             remedy="choose a format, e.g. export=onnx or export=torch_export",
         )
-    for chosen in formats.values():
-        chosen.check_available()
+    for name, chosen in formats.items():  # torch_export needs no extra
+        require_extra("onnx", *chosen.packages, where=f"export={name}")
     return formats
 
 
@@ -112,11 +224,6 @@ def example_images(embedder: Embedder) -> torch.Tensor:
     """Return two black images, uint8 [2, C, H, W]; exporters make a batch size of 1 constant."""
     height, width, channels = embedder.image_shape
     return torch.zeros(2, channels, height, width, dtype=torch.uint8)
-
-
-def to_channels_first(images_NHWC: Images) -> Images:
-    """Convert uint8 [N, H, W, C] to contiguous [N, C, H, W]."""
-    return np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2))
 
 
 @contextlib.contextmanager

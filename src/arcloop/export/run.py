@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,12 @@ def export_run(
         np.load(run_dir / GOLDEN) as golden,
         write_artifact(output, "export", config=config, parents=parents) as writer,
     ):
+        images_NCHW = np.ascontiguousarray(golden["images"].transpose(0, 3, 1, 2))
         for name, chosen in formats.items():
             file = writer.path / chosen.file
             chosen.write(eager, file)
-            found_ND, expected_ND = chosen.embed(file, golden["images"]), golden["embeddings"]
-            difference = float(np.abs(found_ND - expected_ND).max())
+            found_ND = chosen.embed(file, images_NCHW)
+            difference = float(np.abs(found_ND - golden["embeddings"]).max())
             if not difference <= chosen.max_abs_diff:
                 raise ArtifactError(
                     f"{chosen.file} differs from the model by {difference:.2e}, "
@@ -87,7 +89,8 @@ def export_run(
                     " model.pt is correct",
                 )
             print_line(f"{chosen.file}: within {difference:.1e} of the model")
-            writer.info[chosen.file] = {"max_abs_diff": difference, **chosen.package_versions()}
+            versions = {package: version(package) for package in chosen.packages}
+            writer.info[chosen.file] = {"max_abs_diff": difference, **versions}
     return artifacts.load(output, "export")
 
 
