@@ -25,12 +25,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
-from arcloop.serving.servers.fastapi_server import FastApiServer
-from arcloop.serving.servers.server_process import ServerProcess
-from arcloop.serving.servers.torchserve import TorchServe
+from arcloop.serving.servers.process import FastApiServer, ServerProcess, TorchServe
 from benchmarks.serving import OURS
 from benchmarks.serving.workload import Workload, make
 
@@ -150,7 +149,8 @@ def _own(kind: type[ServerProcess]) -> Start:
     def start(workload: Workload, folder: Path) -> Iterator[RunningServer]:
         with kind(workload.settings, workload.archive, folder) as server:
             server.wait_until_ready()
-            yield RunningServer(server.endpoint.port, server.endpoint.path, server.pid)
+            url = urlsplit(server.endpoint.url)
+            yield RunningServer(url.port or 80, url.path, server.process.pid)
 
     return start
 

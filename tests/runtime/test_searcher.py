@@ -46,10 +46,9 @@ def files(tmp_path_factory):
     return folder, gallery
 
 
-def load(folder, **options):
-    return Searcher.load(
-        folder / "model.pt", folder / "index.bin", folder / "labels.json", **options
-    )
+def load(folder, memory_map=False):
+    index = read_index(folder / "index.bin", memory_map=memory_map)
+    return Searcher(Model(folder / "model.pt"), index, read_labels(folder / "labels.json"))
 
 
 def test_a_memory_mapped_index_is_not_read_completely(tmp_path):
@@ -71,7 +70,7 @@ def test_a_memory_mapped_index_is_not_read_completely(tmp_path):
 @pytest.mark.parametrize("memory_map", [False, True])
 def test_neighbours_agree_with_a_brute_force_search(files, memory_map):
     folder, gallery = files
-    searcher = load(folder, memory_map=memory_map)
+    searcher = load(folder, memory_map)
     queries = np.random.default_rng(1).integers(0, 256, (7, 4, 4, 1), dtype=np.uint8)
     flat = gallery.reshape(30, -1).astype(np.float64)
 
@@ -146,9 +145,10 @@ def test_a_copy_of_the_runtime_works_without_arcloop(files, tmp_path):
     shutil.copytree(Path(runtime.__file__).parent, tmp_path / "copied")
     code = (
         "import sys; sys.modules['arcloop'] = None; import numpy as np; from pathlib import Path;"
-        "from copied.searcher import Searcher;"
+        "from copied.searcher import Model, Searcher, read_index, read_labels;"
         f"f = Path({str(folder)!r});"
-        "s = Searcher.load(f / 'model.pt', f / 'index.bin', f / 'labels.json');"
+        "index, labels = read_index(f / 'index.bin'), read_labels(f / 'labels.json');"
+        "s = Searcher(Model(f / 'model.pt'), index, labels);"
         "print(s.predict(np.zeros((1, 4, 4, 1), np.uint8), k=1)[0].as_dict()['class_name'])"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True,

@@ -15,7 +15,7 @@ from arcloop.runtime import ARCHIVED_PACKAGE
 from arcloop.serving import archive
 from arcloop.serving.deploy import deploy, parse_arguments
 from arcloop.serving.serve import SERVERS
-from arcloop.serving.servers.torchserve import require_java
+from arcloop.serving.servers.process import TorchServe
 from arcloop.serving.settings import PORTS
 
 SMALL = [
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items):
     if not needing:
         return
     try:
-        require_java()
+        TorchServe.require()
     except ResourceError as error:
         for item in needing:
             item.add_marker(pytest.mark.skip(reason=error.what))

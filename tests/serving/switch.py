@@ -5,6 +5,12 @@ import contextlib
 import itertools
 import threading
 from collections import Counter
+from urllib.parse import urlsplit
+
+
+def place(endpoint):
+    url = urlsplit(endpoint.url)
+    return url.hostname, url.port
 
 
 class Switch:
@@ -37,7 +43,7 @@ class Switch:
 
     def direct_to(self, *endpoints):
         """Forward new connections to these endpoints only."""
-        places = [(endpoint.host, endpoint.port) for endpoint in endpoints]
+        places = [place(endpoint) for endpoint in endpoints]
         self._turns = itertools.cycle(places)
         self._backends = places
 
@@ -46,7 +52,7 @@ class Switch:
 
         async def left():
             async with asyncio.timeout(timeout):
-                while self._open[endpoint.host, endpoint.port]:
+                while self._open[place(endpoint)]:
                     await asyncio.sleep(0.01)
 
         self._do(left())
@@ -55,15 +61,15 @@ class Switch:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _forward(self, reader, writer):
-        place = next(self._turns)
-        self._open[place] += 1
+        backend = next(self._turns)
+        self._open[backend] += 1
         try:
             inner_reader, inner_writer = await asyncio.open_connection(*place)
             await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
         except OSError:
             writer.transport.abort()
         finally:
-            self._open[place] -= 1
+            self._open[backend] -= 1
 
 
 async def pump(reader, writer):

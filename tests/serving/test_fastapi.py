@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 import numpy as np
@@ -19,10 +20,10 @@ from arcloop.data import Store
 from arcloop.runtime.images import decode, encode_png
 from arcloop.runtime.predictor import PredictRequest, PredictResponse, RequestError
 from arcloop.serving.deploy import deploy
+from arcloop.serving.serve import write_thumbnails
 from arcloop.serving.servers.batching import Batcher, OverloadedError
 from arcloop.serving.servers.fastapi_app import DemoPage, InferenceService, parse_request
-from arcloop.serving.servers.fastapi_server import FastApiServer
-from arcloop.serving.servers.thumbnails import write_thumbnails
+from arcloop.serving.servers.process import FastApiServer
 
 
 def echo(requests):
@@ -151,15 +152,15 @@ def image(small_run):
 
 
 def get(server, path):
-    url = f"http://{server.endpoint.host}:{server.endpoint.port}{path}"
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(urljoin(server.endpoint.url, path), timeout=30) as response:
         return response.read().decode()
 
 
 def send_head(server, *lines):
     """Open a connection and send the head of a request; the caller sends the body."""
-    connection = socket.create_connection((server.endpoint.host, server.endpoint.port), timeout=30)
-    head = (f"POST {server.endpoint.path} HTTP/1.1", "Host: localhost", *lines, "", "")
+    url = urlsplit(server.endpoint.url)
+    connection = socket.create_connection((url.hostname, url.port), timeout=30)
+    head = (f"POST {url.path} HTTP/1.1", "Host: localhost", *lines, "", "")
     connection.sendall("\r\n".join(head).encode())
     return connection
 
@@ -229,7 +230,7 @@ def test_requests_before_sigterm_are_answered(
             sent = [pool.submit(server.endpoint.predict, image, 5) for _ in range(64)]
             while sum(one.done() for one in sent) < 8:
                 time.sleep(0.001)
-            server.terminate()
+            server.process.terminate()
             refused = [one.exception() for one in sent if one.exception()]
         answered = [one.result()[0] for one in sent if not one.exception()]
     assert set(answered) == {200}
@@ -254,8 +255,8 @@ def test_page_and_schema(servers):
 
 def test_thumbnails_of_gallery_rows(small_run, tmp_path):
     """Each thumbnail shows the row of the store that the index was built from."""
-    write_thumbnails(small_run, 90, tmp_path / "thumbnails.npz")
-    page = DemoPage("m", 5, tmp_path / "thumbnails.npz")
+    write_thumbnails(small_run, 90, tmp_path / "thumbnails.zip")
+    page = DemoPage("m", 5, tmp_path / "thumbnails.zip")
     rows = Store.open(next((small_run.parents[1] / "stores").iterdir())).batches("gallery", 90)
     images_NHWC, _ = next(iter(rows))
     assert len(images_NHWC) == 90
@@ -272,11 +273,11 @@ def test_thumbnails_of_gallery_rows(small_run, tmp_path):
 def test_no_thumbnails_of_a_large_gallery_or_without_the_store(
     small_run, run_dir, tmp_path, capsys
 ):
-    write_thumbnails(small_run, 89, tmp_path / "thumbnails.npz")
+    write_thumbnails(small_run, 89, tmp_path / "thumbnails.zip")
     assert "90 gallery rows, deploy.thumbnails=89" in capsys.readouterr().err
-    write_thumbnails(run_dir, 90, tmp_path / "thumbnails.npz")  # a copy without its store
+    write_thumbnails(run_dir, 90, tmp_path / "thumbnails.zip")  # a copy without its store
     assert "was not found" in capsys.readouterr().err
-    assert not (tmp_path / "thumbnails.npz").exists()
+    assert not (tmp_path / "thumbnails.zip").exists()
 
 
 def parse_form(body, boundary="b"):

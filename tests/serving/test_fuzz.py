@@ -132,7 +132,7 @@ def test_mutated_requests_do_not_break_the_server(kind, servers):
     def send(case):
         body, headers = case
         if not hasattr(local, "connection"):
-            place = ("127.0.0.1", server.endpoint.port)
+            place = ("127.0.0.1", server.settings.inference_port)
             local.connection = http.client.HTTPConnection(*place, timeout=30)
             opened.append(local.connection)
         try:

@@ -15,7 +15,7 @@ from PIL import Image
 from arcloop.runtime import predictor
 from arcloop.runtime.images import encode_png
 from arcloop.runtime.predictor import ArchiveError, Predictor, PredictRequest
-from arcloop.runtime.searcher import Searcher
+from arcloop.runtime.searcher import Model, Searcher, read_index, read_labels
 from arcloop.serving.archive import collect, write_archive
 
 
@@ -205,8 +205,8 @@ def test_a_folder_called_images_does_not_shadow_the_decoder(unpacked, tmp_path):
 
 
 def test_predictor_and_searcher_give_the_same_answers(unpacked, running, golden):
-    searcher = Searcher.load(*(unpacked / n for n in (
-        "model.pt", "faiss_index.bin", "faiss_label.json")))  # fmt: skip
+    index, labels = (unpacked / name for name in ("faiss_index.bin", "faiss_label.json"))
+    searcher = Searcher(Model(unpacked / "model.pt"), read_index(index), read_labels(labels))
     answers = searcher.predict(golden[:3], 5)
     responses = running.predict([PredictRequest(encode_png(image), "5") for image in golden[:3]])
     for response, answer in zip(responses, answers, strict=True):

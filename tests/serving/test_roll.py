@@ -26,8 +26,8 @@ from arcloop.serving.deploy import activate_version, deploy, stage
 from arcloop.serving.model_store import ModelStore
 from arcloop.serving.roll import main as roll
 from arcloop.serving.serve import SERVERS
-from arcloop.serving.servers.client import load_golden_batch, require_parity
-from arcloop.serving.servers.torchserve import ManagementClient, TorchServe
+from arcloop.serving.servers.client import ManagementClient, require_parity
+from arcloop.serving.servers.process import TorchServe
 
 HERE = Path(__file__).parent
 BOTH = [pytest.param("torchserve", marks=pytest.mark.java), "fastapi"]
@@ -154,8 +154,7 @@ def test_replacing_servers_behind_a_service_loses_no_request(
                 contextlib.ExitStack() as starting:  # fmt: skip
             new = starting.enter_context(SERVERS[kind](settings, staged.version.path, folder))
             new.wait_until_ready()
-            golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
-            require_parity(new.endpoint, golden, staged.version.version)
+            require_parity(new.endpoint, staged.golden, staged.version.version)
             activate_version(staged.store, staged.version.version, settings)
             switch.direct_to(new.endpoint)
             stop = running.enter_context(starting.pop_all())

@@ -12,6 +12,7 @@ import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -28,7 +29,7 @@ from arcloop.serving.model_store import ModelStore
 from arcloop.serving.serve import SERVERS
 from arcloop.serving.serve import main as serve
 from arcloop.serving.servers.client import require_parity
-from arcloop.serving.servers.fastapi_server import FastApiServer
+from arcloop.serving.servers.process import FastApiServer
 from arcloop.serving.settings import PORTS
 
 SERVING = Path(__file__).parents[2] / "serving"
@@ -54,8 +55,8 @@ def golden(run, file=None):
 
 
 def send(served, method, path, body=None, headers=None):
-    endpoint = served[0].endpoint
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=30)
+    place = urlsplit(served[0].endpoint.url).netloc
+    connection = http.client.HTTPConnection(place, timeout=30)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
@@ -167,7 +168,7 @@ def test_bad_requests_do_not_affect_others_of_the_batch(served, images):
 
 
 def family(served):
-    process = psutil.Process(served[0].pid)
+    process = psutil.Process(served[0].process.pid)
     return {process.pid, *(child.pid for child in process.children(recursive=True))}
 
 

@@ -15,7 +15,7 @@ from arcloop.runtime.golden_batch import GoldenBatch
 from arcloop.runtime.images import encode_png
 from arcloop.runtime.searcher import read_index
 from arcloop.serving.servers.client import require_parity
-from arcloop.serving.servers.torchserve import require_java
+from arcloop.serving.servers.process import TorchServe
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_a_killed_worker_is_restarted(served, small_run):
 def test_java_must_be_installed_and_recent(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(ResourceError, match="needs Java 17, but Java is not installed"):
-        require_java()
+        TorchServe.require()
     (tmp_path / "bin").mkdir()
     java = tmp_path / "bin/java"
     java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
     java.chmod(0o755)
     with pytest.raises(ResourceError, match=r'this is openjdk version "11\.0\.2"'):
-        require_java()
+        TorchServe.require()

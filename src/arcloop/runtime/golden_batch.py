@@ -19,12 +19,6 @@ GOLDEN = "golden.npz"
 _NEIGHBOURS = 5
 
 
-def first_golden_image(file: Path) -> bytes:
-    """Return the first image of golden.npz, encoded as PNG."""
-    with np.load(file, allow_pickle=False) as stored:
-        return images.encode_png(stored["images"][0])
-
-
 class GoldenBatch:
     """The golden batch of a run or of its archive, with the reference answers.
 
@@ -68,16 +62,12 @@ class GoldenBatch:
             expected = {int(r): float(s) for r, s in zip(rows_K, similarities_K, strict=True)}
             expected.pop(-1, None)  # an approximate index may find fewer than k
             found = {n["row"]: n["similarity"] for n in answer.get("neighbours", ())}
-            if mismatch := self._compare(expected, found):
-                return f"golden image {number}: {mismatch}"
-        return None
-
-    def _compare(self, expected: Mapping[int, float], found: Mapping[int, float]) -> str | None:
-        if len(found) != len(expected):
-            return f"{len(found)} neighbours instead of {len(expected)}"
-        lowest = min(expected.values(), default=-1.0)
-        for row, similarity in found.items():
-            # A row that ties with the last neighbour may appear in its place.
-            if not abs(similarity - expected.get(row, lowest)) <= self._tolerance:
-                return f"row {row} with similarity {similarity:.6f}; expected {expected}"
+            if len(found) != len(expected):
+                return f"golden image {number}: {len(found)} neighbours, not {len(expected)}"
+            lowest = min(expected.values(), default=-1.0)
+            for row, similarity in found.items():
+                # A row that ties with the last neighbour may appear in its place.
+                if not abs(similarity - expected.get(row, lowest)) <= self._tolerance:
+                    wrong = f"row {row} with similarity {similarity:.6f}"
+                    return f"golden image {number}: {wrong}; expected {expected}"
         return None

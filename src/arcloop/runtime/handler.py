@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .predictor import IMAGE_FIELDS, K_HEADER, Predictor, PredictRequest, RequestError
+from .predictor import IMAGE_FIELDS, K_HEADER, ONE_IMAGE, Predictor, PredictRequest, RequestError
 
 _BODY_FIELDS = ("body", *IMAGE_FIELDS)
 """TorchServe calls the raw request body "body" or, for some content types, "data"."""
@@ -60,7 +60,7 @@ def _read_row(row: Mapping[str, Any], headers: Mapping[str, Any]) -> PredictRequ
     """
     found = [row[name] for name in _BODY_FIELDS if name in row]
     if len(found) != 1:
-        raise RequestError.wrong_image_count(len(found))
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"{len(found)} images; {ONE_IMAGE}")
     if "k" in row:
         return PredictRequest(_to_bytes(found[0]), _to_bytes(row["k"]).decode(errors="replace"))
     values = [str(value) for name, value in headers.items() if name.lower() == K_HEADER]

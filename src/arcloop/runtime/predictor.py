@@ -21,14 +21,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import images, searcher
 from .golden_batch import GOLDEN, GoldenBatch
+from .images import ImageError
+from .searcher import INDEX, LABELS, MODEL, Model, Searcher, read_index, read_labels
 
 MANIFEST = "manifest.json"
 K_HEADER = "x-arcloop-k"
 """Header with the number of neighbours, for an image sent as the body; a form has a field `k`."""
 IMAGE_FIELDS = ("data", "image")
 """Names of the form field that contains the image."""
+ONE_IMAGE = "send one image, as the body or as the form field 'image'"
 
 
 class ArchiveError(RuntimeError):
@@ -68,12 +70,6 @@ class RequestError(ValueError):
         super().__init__(reason)
         self.status = status
 
-    @classmethod
-    def wrong_image_count(cls, count: int) -> RequestError:
-        """Return the error for a request that does not contain exactly one image."""
-        reason = f"{count} images; send one, as the body or as the form field 'image'"
-        return cls(HTTPStatus.BAD_REQUEST, reason)
-
 
 class Predictor:
     """Answers batches of requests with the model and the index of an unpacked archive.
@@ -86,28 +82,37 @@ class Predictor:
         settings: The section `handler` of its model-config.yaml.
         device: A torch device.
 
+    Attributes:
+        golden: The golden batch of the archive, to compare the answers of a server with.
+
     Raises:
         ArchiveError: A part is missing or changed, or an answer to the golden batch differs.
-        searcher.SearcherError: Model and index do not belong together.
+        SearcherError: Model and index do not belong together.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], device: str = "cpu") -> None:
         self.manifest = verify_hashes(folder)
         self._settings = dict(settings)
         # Leave one CPU to the HTTP server, so that requests do not wait for threads of the model.
-        _use_threads(max(1, (joblib.cpu_count() - 1) // int(settings["workers"])))
-        self._searcher = searcher.Searcher.load(
-            folder / searcher.MODEL,
-            folder / searcher.INDEX,
-            folder / searcher.LABELS,
-            device=device,
-            memory_map=bool(settings["memory_map"]),
+        threads = max(1, (joblib.cpu_count() - 1) // int(settings["workers"]))
+        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
+        # Serving frameworks may lower the precision, which would change the embeddings.
+        torch.set_float32_matmul_precision("highest")
+        self._searcher = Searcher(
+            Model(folder / MODEL, device),
+            read_index(folder / INDEX, memory_map=bool(settings["memory_map"])),
+            read_labels(folder / LABELS),
         )
         self._identity = {
             "model": {"name": self.manifest["name"], "version": self.manifest["version"]},
             "lineage": self.manifest["parents"],
         }
-        self._check_golden_batch(folder)
+        tolerance = float(settings["parity_tolerance"])
+        self.golden = GoldenBatch(folder / GOLDEN, self._searcher.index, tolerance=tolerance)
+        predictions = self._searcher.predict(self.golden.images_NHWC, self.golden.k)
+        if mismatch := self.golden.find_mismatch([one.as_dict() for one in predictions]):
+            raise ArchiveError(f"the archive fails the parity check: {mismatch}")
 
     def predict(self, requests: Sequence[PredictRequest | RequestError]) -> list[PredictResponse]:
         """Answer a batch.
@@ -160,24 +165,10 @@ class Predictor:
         if len(image) > largest:
             reason = f"{len(image):,} bytes; at most {largest:,} are accepted"
             raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
-        height, width, channels = self._searcher.model.image_shape
         try:
-            return images.decode(
-                image,
-                height=height,
-                width=width,
-                channels=channels,
-                max_pixels=int(self._settings["max_pixels"]),
-            )
-        except images.ImageError as cause:
+            return self._searcher.model.decode(image, int(self._settings["max_pixels"]))
+        except ImageError as cause:
             raise RequestError(HTTPStatus.BAD_REQUEST, str(cause)) from None
-
-    def _check_golden_batch(self, folder: Path) -> None:
-        tolerance = float(self._settings["parity_tolerance"])
-        golden = GoldenBatch(folder / GOLDEN, self._searcher.index, tolerance=tolerance)
-        predictions = self._searcher.predict(golden.images_NHWC, golden.k)
-        if mismatch := golden.find_mismatch([one.as_dict() for one in predictions]):
-            raise ArchiveError(f"the archive fails the parity check: {mismatch}")
 
 
 def verify_hashes(folder: Path) -> dict[str, Any]:
@@ -199,13 +190,6 @@ def verify_hashes(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise ArchiveError(f"{folder} is not an unpacked archive: {cause}") from None
     return manifest
-
-
-def _use_threads(count: int) -> None:
-    torch.set_num_threads(count)
-    faiss.omp_set_num_threads(count)
-    # Serving frameworks may lower the precision, which would change the embeddings.
-    torch.set_float32_matmul_precision("highest")
 
 
 def _json_response(status: int, content: Mapping[str, Any]) -> PredictResponse:

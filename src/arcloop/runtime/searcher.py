@@ -115,14 +115,18 @@ class Model:
         embeddings: torch.Tensor = self._module(batch)
         return embeddings.float().cpu().numpy()
 
-    def decode(self, source: bytes | Path) -> npt.NDArray[np.uint8]:
-        """Decode encoded bytes or a file to uint8 [H, W, C] of `image_shape`.
+    def decode(
+        self, source: bytes | Path, max_pixels: int = images.MAX_PIXELS
+    ) -> npt.NDArray[np.uint8]:
+        """Decode encoded bytes or a file to uint8 [H, W, C] of `image_shape`; see `images.decode`.
 
         Raises:
-            images.ImageError: The source is not an image.
+            images.ImageError: The source is not an image, or is larger than `max_pixels`.
         """
         height, width, channels = self.image_shape
-        return images.decode(source, height=height, width=width, channels=channels)
+        return images.decode(
+            source, height=height, width=width, channels=channels, max_pixels=max_pixels
+        )
 
 
 def save_model(
@@ -167,24 +171,6 @@ class Searcher:
         self.labels = np.asarray(labels["labels"], dtype=np.int64)
         self.threshold = float(labels["threshold"])
 
-    @classmethod
-    def load(
-        cls,
-        model: Path,
-        index: Path,
-        labels: Path,
-        *,
-        device: str = "cpu",
-        memory_map: bool = False,
-    ) -> Searcher:
-        """Load a searcher from its three files; for `memory_map` see `read_index`.
-
-        Raises:
-            SearcherError: A file is damaged, or the files do not belong together.
-        """
-        label_file = read_labels(labels)
-        return cls(Model(model, device), read_index(index, memory_map=memory_map), label_file)
-
     def predict(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Prediction]:
         """Predict the classes of a batch of decoded images.
 
@@ -195,9 +181,8 @@ class Searcher:
         Returns:
             A prediction for each image.
         """
-        similarities, rows = search(
-            self.index, self.model.embed(batch_NHWC), min(k, len(self.labels))
-        )
+        embeddings = self.model.embed(batch_NHWC)
+        similarities, rows = search(self.index, embeddings, min(k, len(self.labels)))
         return [self._prediction(s, r) for s, r in zip(similarities, rows, strict=True)]
 
     def _prediction(

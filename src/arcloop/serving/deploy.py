@@ -19,6 +19,7 @@ import yaml
 from arcloop.config.composition import compose_config, recorded_overrides, to_plain
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, report_errors
+from arcloop.runtime.golden_batch import GoldenBatch
 from arcloop.runtime.predictor import ArchiveError, Predictor
 from arcloop.runtime.searcher import SearcherError
 from arcloop.serving.archive import (
@@ -30,8 +31,7 @@ from arcloop.serving.archive import (
 )
 from arcloop.serving.kubernetes.settings import KServeSettings, KubernetesSettings
 from arcloop.serving.model_store import ModelStore, Version
-from arcloop.serving.servers.config_files import fastapi_config, torchserve_properties
-from arcloop.serving.servers.entrypoint import FASTAPI_CONFIG, TORCHSERVE_CONFIG
+from arcloop.serving.servers.config_files import server_configs
 from arcloop.serving.settings import DeploySettings
 
 _SETTINGS: Mapping[str, type[DeploySettings]] = {
@@ -115,7 +115,7 @@ def deploy(run_dir: Path, settings: DeploySettings, *, force: bool) -> Version:
         ResourceError: The store cannot be written.
     """
     with stage(run_dir, settings, force=force) as staged:
-        return publish(staged.store, staged.version.version, staged.unpacked, settings)
+        return publish(staged.store, staged.version.version, staged.golden, settings)
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class StagedVersion:
     Attributes:
         store: The locked store.
         version: The version.
-        unpacked: Folder with its unpacked archive.
+        golden: The golden batch of its archive.
     """
 
     store: ModelStore
     version: Version
-    unpacked: Path
+    golden: GoldenBatch
 
 
 @contextlib.contextmanager
@@ -156,19 +156,20 @@ def stage(run_dir: Path, settings: DeploySettings, *, force: bool) -> Iterator[S
         archive = (
             stored.path if stored else write_archive(contents, staging, contents.new_version())
         )
-        unpacked = staging / "unpacked"
-        unpack_and_check(archive, unpacked)
+        golden = unpack_and_check(archive, staging / "unpacked")
         version = store.restore((stored or store.add(archive)).version)
-        yield StagedVersion(store, version, unpacked)
+        yield StagedVersion(store, version, golden)
 
 
-def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySettings) -> Version:
+def publish(
+    store: ModelStore, version: str, golden: GoldenBatch, settings: DeploySettings
+) -> Version:
     """Make a stored version live. With Kubernetes, first deploy it to the cluster.
 
     Args:
         store: The locked store.
         version: The version to publish.
-        unpacked: Folder with its archive, made by `unpack_and_check`.
+        golden: The golden batch of its archive, from `unpack_and_check`.
         settings: How it is served.
 
     Raises:
@@ -180,7 +181,7 @@ def publish(store: ModelStore, version: str, unpacked: Path, settings: DeploySet
         from arcloop.serving.kubernetes.objects import Release
 
         archive = store.restore(version).path
-        deploy_release(Release.of(read_manifest(archive), settings), unpacked)
+        deploy_release(Release.of(read_manifest(archive), settings), golden)
     return activate_version(store, version, settings)
 
 
@@ -194,15 +195,18 @@ def print_objects(manifest: Mapping[str, Any], settings: KubernetesSettings) -> 
 def activate_version(store: ModelStore, version: str, settings: DeploySettings) -> Version:
     """Make a stored version live, write the server configs, and prune old versions."""
     live = store.make_live(version)
-    store.write_config(TORCHSERVE_CONFIG, torchserve_properties(settings, live.path.resolve()))
-    store.write_config(FASTAPI_CONFIG, fastapi_config(settings, live.path))
+    for file, text in server_configs(settings, live.path.resolve()).items():
+        store.write_config(file, text)
     for moved in store.prune(settings.keep):
         print_line(f"moved to backup: {moved.version}")
     return live
 
 
-def unpack_and_check(archive: Path, folder: Path) -> None:
+def unpack_and_check(archive: Path, folder: Path) -> GoldenBatch:
     """Unpack an archive, and check that it loads and passes the parity check.
+
+    Returns:
+        The golden batch, to check the answers of a server.
 
     Raises:
         ArtifactError: The archive is damaged or fails the parity check.
@@ -210,7 +214,8 @@ def unpack_and_check(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
-        Predictor(folder, yaml.safe_load((folder / MODEL_CONFIG).read_bytes())["handler"])
+        settings = yaml.safe_load((folder / MODEL_CONFIG).read_bytes())["handler"]
+        return Predictor(folder, settings).golden
     except (zipfile.BadZipFile, ArchiveError, SearcherError) as cause:
         raise ArtifactError(
             str(cause), where=archive, remedy="the store is unchanged; deploy the run again"

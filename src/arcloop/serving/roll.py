@@ -10,7 +10,6 @@ unregistered, and the old version stays the default.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,8 +23,11 @@ from arcloop.serving.deploy import (
     parse_arguments,
     stage,
 )
-from arcloop.serving.servers.client import load_golden_batch, local_endpoint, require_parity
-from arcloop.serving.servers.torchserve import ManagementClient
+from arcloop.serving.servers.client import (
+    ManagementClient,
+    local_endpoint,
+    require_parity,
+)
 from arcloop.serving.settings import DeploySettings
 
 _POLL_SECONDS = 0.1
@@ -89,9 +91,7 @@ def _load(management: ManagementClient, staged: StagedVersion, settings: DeployS
         management.unregister(version)
     management.register(staged.version.path.name, settings.workers)
     _wait_until_ready(management, version, settings)
-    endpoint = dataclasses.replace(local_endpoint(settings), version=version)
-    golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
-    require_parity(endpoint, golden, version)
+    require_parity(local_endpoint(settings, version), staged.golden, version)
 
 
 def _wait_until_ready(management: ManagementClient, version: str, settings: DeploySettings) -> None:

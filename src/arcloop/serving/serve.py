@@ -9,25 +9,34 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
+import urllib.parse
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from arcloop import artifacts
+from arcloop.data import Store
 from arcloop.display.terminal import print_line
-from arcloop.errors import ArcloopError, ResourceError, report_errors
+from arcloop.errors import ArcloopError, ArtifactError, ResourceError, report_errors
+from arcloop.pipeline.chains import find_store
+from arcloop.runtime.images import encode_jpeg, encode_png
 from arcloop.runtime.predictor import K_HEADER
 from arcloop.serving.deploy import DeployArguments, activate_version, parse_arguments, stage
-from arcloop.serving.servers.client import load_golden_batch, require_parity
+from arcloop.serving.servers.client import require_parity
 from arcloop.serving.servers.entrypoint import THUMBNAILS
-from arcloop.serving.servers.fastapi_server import FastApiServer
-from arcloop.serving.servers.server_process import ServerProcess
-from arcloop.serving.servers.thumbnails import write_thumbnails
-from arcloop.serving.servers.torchserve import TorchServe
-from arcloop.serving.settings import DeploySettings
+from arcloop.serving.servers.process import FastApiServer, ServerProcess, TorchServe
 
 SERVERS: Mapping[str, type[ServerProcess]] = {
     server.name: server for server in (TorchServe, FastApiServer)
 }
 """Values of `deploy.server`."""
+_THUMBNAIL_SIDE = 64
+_THUMBNAIL_QUALITY = 85
+_BATCH = 1024
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,14 +45,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(arguments: DeployArguments) -> int:
-    server_class = _choose_server(arguments.settings)
+    server_class = SERVERS[arguments.settings.server]
+    try:
+        server_class.require()
+    except ResourceError as cause:
+        print_line(f"{cause.what}; serving with deploy.server=fastapi instead")
+        server_class = FastApiServer
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as running:
         try:
             server = _start(arguments, server_class, running)
-            hint = f"; try the model in a browser at {server.page}" if server.page else ""
-            print_line(f"stop with Ctrl-C{hint}")
             k, url = arguments.settings.default_k, server.endpoint.url
+            page = f"; try the model in a browser at {urllib.parse.urljoin(url, '/')}"
+            print_line(f"stop with Ctrl-C{page if server_class is FastApiServer else ''}")
             print(f"curl -T IMAGE -H '{K_HEADER}: {k}' {url}", flush=True)
             server.wait()
         except KeyboardInterrupt:
@@ -74,8 +88,7 @@ def _start(
                 write_thumbnails(arguments.run_dir, settings.thumbnails, folder / THUMBNAILS)
             server = running.enter_context(server_class(settings, staged.version.path, folder))
             server.wait_until_ready()
-            golden = load_golden_batch(staged.unpacked, settings.parity_tolerance)
-            require_parity(server.endpoint, golden, staged.version.version)
+            require_parity(server.endpoint, staged.golden, staged.version.version)
         except ArcloopError:
             print_line(f"still live: {live.version if live else 'no version'}")
             raise
@@ -84,12 +97,44 @@ def _start(
     return server
 
 
-def _choose_server(settings: DeploySettings) -> type[ServerProcess]:
-    """Return the configured server, or the FastAPI server if there is no Java for TorchServe."""
-    chosen = SERVERS[settings.server]
+def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
+    """Write thumbnails of a run's gallery for the demo page, or print why there are none.
+
+    They are made from the store of the run when a local server starts. Archives do not contain
+    them, because an archive must not depend on the machine that made it, and a gallery of faces
+    must not be published with the model.
+
+    Args:
+        run_dir: A finished run.
+        max_rows: Largest gallery with thumbnails; the server keeps all thumbnails in memory.
+        file: The thumbnails.zip to write, with one image per gallery row in the order of the rows.
+
+    Raises:
+        ArtifactError: The run's store is damaged.
+    """
+    rows = artifacts.read(run_dir / "index", "index").info["rows"]
+    if rows > max_rows:
+        print_line(
+            f"no thumbnails on the page: {rows:,} gallery rows, deploy.thumbnails={max_rows:,}"
+        )
+        return
     try:
-        chosen.require()
-    except ResourceError as cause:
-        print_line(f"{cause.what}; serving with deploy.server=fastapi instead")
-        return FastApiServer
-    return chosen
+        store = Store.open(find_store(run_dir))
+    except ArtifactError:
+        store = None
+    if store is None or store.rows("gallery") != rows:
+        print_line("no thumbnails on the page: the store of the run's gallery was not found")
+        return
+    with zipfile.ZipFile(file, "w") as packed:
+        for images_NHWC, _ in store.batches("gallery", _BATCH):
+            for image_HWC in images_NHWC:
+                packed.writestr(str(len(packed.filelist)), _encode_thumbnail(image_HWC))
+
+
+def _encode_thumbnail(image_HWC: npt.NDArray[np.uint8]) -> bytes:
+    """Encode a grey image as PNG, which is small and lossless, and a colour image as JPEG."""
+    grey = image_HWC.shape[-1] == 1
+    image = Image.fromarray(image_HWC[..., 0] if grey else image_HWC)
+    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    small = np.asarray(image)
+    return encode_png(small[..., None]) if grey else encode_jpeg(small, _THUMBNAIL_QUALITY)

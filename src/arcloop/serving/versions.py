@@ -63,9 +63,8 @@ def _rollback(store: ModelStore, settings: DeploySettings, version: str | None) 
         return
     with store.locked() as staging:
         version = version or _previous(store)
-        unpacked = staging / "unpacked"
-        unpack_and_check(store.find(version).path, unpacked)
-        print_line(f"live: {publish(store, version, unpacked, settings).path}")
+        golden = unpack_and_check(store.find(version).path, staging / "unpacked")
+        print_line(f"live: {publish(store, version, golden, settings).path}")
 
 
 def _previous(store: ModelStore) -> str:

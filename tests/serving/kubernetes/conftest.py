@@ -97,20 +97,21 @@ def settings_of(small_run):
 
 @pytest.fixture(scope="session")
 def archived(small_run, settings_of, tmp_path_factory):
-    """Two versions of the small run in a store, unpacked, and what answers with them."""
+    """Two versions of the small run in a store, their golden batches, and their predictors."""
     store = tmp_path_factory.mktemp("archived") / "store"
-    made, unpacked, predictors = [], [], {}
+    made, golden, predictors = [], [], {}
     for k in (100, 7):
         settings = settings_of("deploy=kubernetes")
         settings = dataclasses.replace(settings, max_k=k, model_store=str(store))
         with stage(small_run, settings, force=False) as staged:
             made.append(staged.version.version)
-            unpacked.append(tmp_path_factory.mktemp("unpacked") / "archive")
+            golden.append(staged.golden)
+            unpacked = tmp_path_factory.mktemp("unpacked") / "archive"
             with zipfile.ZipFile(staged.version.path) as packed:
-                packed.extractall(unpacked[-1])
-            handler = yaml.safe_load((unpacked[-1] / "model-config.yaml").read_bytes())["handler"]
-            predictors[staged.version.path.name] = Predictor(unpacked[-1], handler)
-    return SimpleNamespace(store=store, versions=made, unpacked=unpacked, predictors=predictors)
+                packed.extractall(unpacked)
+            handler = yaml.safe_load((unpacked / "model-config.yaml").read_bytes())["handler"]
+            predictors[staged.version.path.name] = Predictor(unpacked, handler)
+    return SimpleNamespace(store=store, versions=made, golden=golden, predictors=predictors)
 
 
 class Cluster:
@@ -126,8 +127,8 @@ class Cluster:
 
     def __init__(self, api, moving, archived, base, tmp_path, settings_of):
         self.api, self.moving, self.services = api, moving, api.proxied
-        self.versions, self._unpacked, self._settings_of = (
-            archived.versions, archived.unpacked, settings_of,
+        self.versions, self._golden, self._settings_of = (
+            archived.versions, archived.golden, settings_of,
         )  # fmt: skip
         self.kubeconfig = api.kubeconfig(tmp_path / "config")
         self.store = ModelStore(base, "synthetic")
@@ -142,7 +143,7 @@ class Cluster:
         def work():
             settings = self.settings(target, **changes)
             with self.store.locked():
-                publish(self.store, self.versions[number - 1], self._unpacked[number - 1], settings)
+                publish(self.store, self.versions[number - 1], self._golden[number - 1], settings)
             return 0
 
         return report_errors(work)

@@ -17,7 +17,7 @@ import pytest
 
 from arcloop import __version__
 from arcloop.serving.kubernetes.objects import MODELS, SCRATCH, USER, Release, make_objects
-from arcloop.serving.servers.client import Endpoint, load_golden_batch, require_parity
+from arcloop.serving.servers.client import Endpoint, require_parity
 from arcloop.serving.settings import PORTS
 
 ROOT = Path(__file__).parents[3]
@@ -133,9 +133,8 @@ def test_a_pod_serves_as_in_its_manifest_and_ends_at_sigterm(
         assert process.poll() is None, (tmp_path / "said.txt").read_text()
         assert time.monotonic() < deadline, (tmp_path / "said.txt").read_text()
         time.sleep(0.2)
-    golden = load_golden_batch(archived.unpacked[0], 1e-4)
-    endpoint = Endpoint("127.0.0.1", settings.inference_port, settings.name, 20)
-    require_parity(endpoint, golden, archived.versions[0])
+    url = f"http://127.0.0.1:{settings.inference_port}/predictions/{settings.name}"
+    require_parity(Endpoint(url, 20), archived.golden[0], archived.versions[0])
     assert get(settings.inference_port, "/ping")[0] == 200
     assert get(settings.inference_port, "/metrics")[0] == 404
     status, metrics = get(settings.metrics_port, "/metrics")

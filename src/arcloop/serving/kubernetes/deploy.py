@@ -8,11 +8,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ArtifactError
+from arcloop.runtime.golden_batch import GoldenBatch
 from arcloop.runtime.predictor import K_HEADER
 from arcloop.serving.kubernetes.cluster import Cluster, UnreachableError
 from arcloop.serving.kubernetes.objects import MANAGER, Object, Release, make_objects
@@ -22,7 +22,7 @@ from arcloop.serving.kubernetes.rollout import (
     wait_for_rollout,
 )
 from arcloop.serving.kubernetes.settings import KServeSettings, KubernetesSettings
-from arcloop.serving.servers.client import load_golden_batch, require_parity
+from arcloop.serving.servers.client import require_parity
 
 PARITY_ATTEMPTS = 3
 PARITY_PAUSE_S = 2.0
@@ -32,12 +32,12 @@ _SERVER_SIDE = (
 )
 
 
-def deploy_release(release: Release, unpacked: Path) -> None:
+def deploy_release(release: Release, golden: GoldenBatch) -> None:
     """Deploy a release and check its predictions; after an error, restore the previous release.
 
     Args:
         release: The release.
-        unpacked: Folder of its unpacked archive.
+        golden: The golden batch of its archive.
 
     Raises:
         ConfigError: The settings contradict each other, or no cluster is configured.
@@ -62,7 +62,7 @@ def deploy_release(release: Release, unpacked: Path) -> None:
         for wanted in objects:
             _apply(cluster, wanted, force=settings.force_conflicts)
         wait_for_rollout(cluster, release, workload)
-        _check_parity(cluster, release, unpacked)
+        _check_parity(cluster, release, golden)
     except (ArcloopError, KeyboardInterrupt) as cause:
         outcome = _roll_back(cluster, release, workload, previous)
         print_line(outcome)
@@ -92,8 +92,7 @@ def _owns_replicas(live: Object) -> bool:
     )
 
 
-def _check_parity(cluster: Cluster, release: Release, unpacked: Path) -> None:
-    golden = load_golden_batch(unpacked, release.settings.parity_tolerance)
+def _check_parity(cluster: Cluster, release: Release, golden: GoldenBatch) -> None:
     endpoint = _ServiceEndpoint(cluster, release.settings)
     for attempt in range(PARITY_ATTEMPTS):
         try:

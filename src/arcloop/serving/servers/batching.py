@@ -8,22 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 from arcloop.runtime.predictor import PredictRequest, PredictResponse
 
+_QueuedRequest = tuple[PredictRequest, Future[PredictResponse]]
 _WAIT_SHARE = 0.05
 """How long to wait for more requests, as a share of the duration of the previous batch."""
 
 
 class OverloadedError(RuntimeError):
     """The queue is full."""
-
-
-@dataclass(frozen=True)
-class _QueuedRequest:
-    request: PredictRequest
-    future: Future[PredictResponse] = field(default_factory=Future)
 
 
 class Batcher:
@@ -62,9 +56,9 @@ class Batcher:
         """
         if self._queue.qsize() >= self._queue_size:
             raise OverloadedError(f"{self._queue_size} requests are waiting already")
-        queued = _QueuedRequest(request)
-        self._queue.put(queued)
-        return await asyncio.wrap_future(queued.future)
+        future: Future[PredictResponse] = Future()
+        self._queue.put((request, future))
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Answer the queued requests, then stop the thread."""
@@ -74,7 +68,7 @@ class Batcher:
     def _run(self) -> None:
         while batch := self._next_batch():
             # A request is cancelled if its client has disconnected or it has timed out.
-            active = [one for one in batch if one.future.set_running_or_notify_cancel()]
+            active = [one for one in batch if one[1].set_running_or_notify_cancel()]
             if active:
                 start = time.perf_counter()
                 self._answer(active)
@@ -99,10 +93,9 @@ class Batcher:
 
     def _answer(self, batch: Sequence[_QueuedRequest]) -> None:
         try:
-            responses = self._predict_batch([queued.request for queued in batch])
+            responses = self._predict_batch([request for request, _ in batch])
+            for (_, future), response in zip(batch, responses, strict=True):
+                future.set_result(response)
         except Exception as cause:  # noqa: BLE001 - raised in `predict` for each of these requests
-            for queued in batch:
-                queued.future.set_exception(cause)
-            return
-        for queued, response in zip(batch, responses, strict=True):
-            queued.future.set_result(response)
+            for _, future in batch:
+                future.set_exception(cause)

@@ -11,12 +11,29 @@ from __future__ import annotations
 import ipaddress
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from arcloop.errors import ConfigError
+from arcloop.serving.servers.entrypoint import FASTAPI_CONFIG, TORCHSERVE_CONFIG
 from arcloop.serving.settings import DeploySettings
+
+_FASTAPI_KEYS = (
+    "name", "host", "inference_port", "metrics_port", "workers", "batch_size", "queue_size",
+    "response_timeout_s", "max_request_bytes",
+)  # fmt: skip
+_HANDLER_KEYS = (
+    "workers", "max_request_bytes", "max_pixels", "default_k", "max_k", "memory_map",
+    "parity_tolerance",
+)  # fmt: skip
+
+
+def server_configs(settings: DeploySettings, archive: Path) -> dict[str, str]:
+    """Return the config files of both servers on this machine: file name -> text."""
+    return {
+        TORCHSERVE_CONFIG: torchserve_properties(settings, archive),
+        FASTAPI_CONFIG: fastapi_config(settings, archive),
+    }
 
 
 def torchserve_properties(
@@ -34,9 +51,9 @@ def torchserve_properties(
     """
     store = archive.parent
     values = {
-        "inference_address": f"http://{_url_host(settings.host)}:{settings.inference_port}",
+        "inference_address": f"http://{url_host(settings.host)}:{settings.inference_port}",
         "management_address": f"http://127.0.0.1:{settings.management_port}",
-        "metrics_address": f"http://{_url_host(metrics_host)}:{settings.metrics_port}",
+        "metrics_address": f"http://{url_host(metrics_host)}:{settings.metrics_port}",
         "grpc_inference_address": "127.0.0.1",
         "grpc_management_address": "127.0.0.1",
         "grpc_inference_port": settings.grpc_inference_port,
@@ -79,45 +96,27 @@ def fastapi_config(
         archive: Path of the .mar in the model store.
         metrics_host: Address of a separate metrics port; None: /metrics is at the inference port.
     """
-    values = {
-        "name": settings.name,
-        "archive": archive.name,
-        "host": settings.host,
-        "port": settings.inference_port,
-        "workers": settings.workers,
-        "batch_size": settings.batch_size,
-        "queue_size": settings.queue_size,
-        "response_timeout_s": settings.response_timeout_s,
-        "max_request_bytes": settings.max_request_bytes,
-        "metrics_host": metrics_host,
-        "metrics_port": settings.metrics_port,
-    }
+    values = {key: getattr(settings, key) for key in _FASTAPI_KEYS}
+    values |= {"archive": archive.name, "metrics_host": metrics_host}
     return json.dumps(values, indent=2) + "\n"
 
 
 def model_config(settings: DeploySettings) -> str:
     """Return the text of model-config.yaml: TorchServe's keys, and `handler` for the predictor."""
-    values: dict[str, Any] = {
+    values = {
         "minWorkers": settings.workers,
         "maxWorkers": settings.workers,
         "batchSize": settings.batch_size,
         "maxBatchDelay": settings.max_batch_delay_ms,
         "responseTimeout": settings.response_timeout_s,
         "startupTimeout": settings.startup_timeout_s,
-        "handler": {
-            "workers": settings.workers,
-            "max_request_bytes": settings.max_request_bytes,
-            "max_pixels": settings.max_pixels,
-            "default_k": settings.default_k,
-            "max_k": settings.max_k,
-            "memory_map": settings.memory_map,
-            "parity_tolerance": settings.parity_tolerance,
-        },
+        "handler": {key: getattr(settings, key) for key in _HANDLER_KEYS},
     }
     return str(yaml.safe_dump(values, sort_keys=False))
 
 
-def _url_host(host: str) -> str:
+def url_host(host: str) -> str:
+    """Return an IP address as it is written in a URL."""
     return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
 
 

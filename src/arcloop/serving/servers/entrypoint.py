@@ -23,13 +23,15 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 TORCHSERVE_CONFIG = "config.properties"
 FASTAPI_CONFIG = "http-server.json"
-THUMBNAILS = "thumbnails.npz"
+THUMBNAILS = "thumbnails.zip"
 WORK_FOLDER = "arcloop"
 """Folder in the scratch folder for logs, temporary files and unpacked archives."""
 CONFIG_VARIABLE = "ARCLOOP_SERVER_CONFIG"
@@ -49,25 +51,22 @@ def main(argv: Sequence[str]) -> int:
         print(fault or "ready")
         return 1 if fault else 0
     is_torchserve = arguments.command == "torchserve"
-    config = arguments.config / (TORCHSERVE_CONFIG if is_torchserve else FASTAPI_CONFIG)
+    config = arguments.config.resolve() / (TORCHSERVE_CONFIG if is_torchserve else FASTAPI_CONFIG)
     try:
         archive = (arguments.store / read_archive_name(config)).resolve(strict=True)
     except (OSError, ValueError, KeyError) as cause:
         print(f"error: cannot serve: {cause or type(cause)}", file=sys.stderr)
         print("  remedy: check that the mounted model store contains the archive", file=sys.stderr)
         return 1
-    parent = ParentWatch() if arguments.exit_with_parent else None
+    parent_has_ended = watch_parent() if arguments.exit_with_parent else threading.Event()
     work = arguments.scratch.resolve() / WORK_FOLDER
     shutil.rmtree(work, ignore_errors=True)  # left by an earlier container of the same pod
     work.mkdir(parents=True)
     # By default, idle OpenMP threads busy-wait and take CPU time from the HTTP server.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    if is_torchserve:
-        code = run_torchserve(config.resolve(), work)
-    else:
-        code = run_fastapi(config.resolve(), archive, work)
-    if parent is not None and parent.has_ended.is_set():
-        parent.join()  # waits until SIGKILL ends this process group
+    code = run_torchserve(config, work) if is_torchserve else run_fastapi(config, archive, work)
+    if parent_has_ended.is_set():
+        os.killpg(0, signal.SIGKILL)
     return code
 
 
@@ -86,32 +85,30 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class ParentWatch(threading.Thread):
-    """Ends the process group when the parent process ends, even if the parent is killed.
+def watch_parent() -> threading.Event:
+    """End the process group when the parent process ends, even if the parent is killed.
 
     Standard input is a pipe. Only the parent has its other end open, and never writes to it, so
     reading returns end-of-file when the parent has ended. This process must be the leader of its
     process group.
 
-    Attributes:
-        has_ended: Set when the parent has ended.
+    Returns:
+        An event that is set when the parent has ended.
     """
+    has_ended, pipe = threading.Event(), os.dup(0)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)  # the server and its workers must not read the pipe
 
-    def __init__(self) -> None:
-        super().__init__(name="parent-watch", daemon=True)
-        self.has_ended = threading.Event()
-        self._pipe = os.dup(0)
-        with open(os.devnull) as nothing:
-            os.dup2(nothing.fileno(), 0)  # the server and its workers must not read the pipe
-        self.start()
-
-    def run(self) -> None:
-        while os.read(self._pipe, 1):
+    def watch() -> None:
+        while os.read(pipe, 1):
             pass
-        self.has_ended.set()
+        has_ended.set()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE_SECONDS)
         os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    return has_ended
 
 
 def read_archive_name(config: Path) -> str:
@@ -158,7 +155,7 @@ def run_fastapi(config: Path, archive: Path, work: Path) -> int:
     """Run the FastAPI server until SIGTERM; it answers all requests that it has accepted by then.
 
     Like TorchServe, the server runs the code in the archive, so both servers give the same answers.
-    The demo page shows the thumbnails of thumbnails.npz if the folder of the config contains it.
+    The demo page shows the thumbnails of thumbnails.zip if the folder of the config contains it.
     """
     import uvicorn
 
@@ -167,23 +164,28 @@ def run_fastapi(config: Path, archive: Path, work: Path) -> int:
     # before the unpacked archive is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["TMPDIR"] = str(work)
+    metrics = work / "metrics"
+    metrics.mkdir()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    if values["metrics_host"] is not None:
+        # A separate port, which a network policy can restrict to the scraper. Imported here,
+        # because prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported.
+        import prometheus_client as prometheus
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        registry = prometheus.CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        prometheus.start_http_server(values["metrics_port"], values["metrics_host"], registry)
     with tempfile.TemporaryDirectory(prefix="archive-", dir=work) as unpacked:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(unpacked)
         os.environ[CONFIG_VARIABLE], os.environ[ARCHIVE_VARIABLE] = str(config), unpacked
-        separate_metrics = values["metrics_host"] is not None
-        if separate_metrics or values["workers"] > 1:
-            metrics = work / "metrics"
-            metrics.mkdir()
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        if separate_metrics:
-            _serve_metrics(values["metrics_host"], values["metrics_port"])
         uvicorn.run(
             "arcloop.serving.servers.fastapi_app:create_app",
             factory=True,
             app_dir=unpacked,  # makes the archive's copy of arcloop.runtime importable
             host=values["host"],
-            port=values["port"],
+            port=values["inference_port"],
             workers=values["workers"],
             access_log=False,
             proxy_headers=False,  # no answer depends on the client's address
@@ -193,15 +195,26 @@ def run_fastapi(config: Path, archive: Path, work: Path) -> int:
     return 0
 
 
-def _serve_metrics(host: str, port: int) -> None:
-    """Serve metrics at a separate port, which a network policy can restrict to the scraper."""
-    # Imported here because prometheus_client reads PROMETHEUS_MULTIPROC_DIR when it is imported.
-    import prometheus_client as prometheus
-    from prometheus_client.multiprocess import MultiProcessCollector
+def send_request(method: str, url: str, timeout_s: float, *content: Any) -> tuple[int, bytes]:
+    """Send an HTTP request, not through a proxy; returns the status and body of the response.
 
-    registry = prometheus.CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    prometheus.start_http_server(port, host, registry)
+    Args:
+        method: "GET", "POST", ...
+        url: An http URL.
+        timeout_s: Time limit for each step of the exchange, in seconds.
+        *content: The body and the headers of the request.
+
+    Raises:
+        OSError, http.client.HTTPException: There was no valid response.
+    """
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
+    try:
+        connection.request(method, url.removeprefix(f"http://{parts.netloc}"), *content)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
 
 
 def torchserve_fault(port: int, name: str, workers: int) -> str | None:
@@ -215,15 +228,12 @@ def torchserve_fault(port: int, name: str, workers: int) -> str | None:
         name: Name of the model.
         workers: Number of workers that the model must have.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PROBE_TIMEOUT_SECONDS)
     try:
-        connection.request("GET", f"/models/{name}")
-        described = json.loads(connection.getresponse().read())
-        statuses = [worker["status"] for worker in described[0]["workers"]]
+        url = f"http://127.0.0.1:{port}/models/{name}"
+        _, described = send_request("GET", url, _PROBE_TIMEOUT_SECONDS)
+        statuses = [worker["status"] for worker in json.loads(described)[0]["workers"]]
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as cause:
         return f"the management API of TorchServe does not answer: {cause!r}"
-    finally:
-        connection.close()
     if len(statuses) < workers or set(statuses) != {"READY"}:
         return f"{workers} workers must be READY; their states are {statuses}"
     return None

@@ -9,27 +9,27 @@ import json
 import os
 import sys
 import time
+import zipfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import prometheus_client as prometheus
 import torch
 import yaml
 from fastapi import FastAPI, Request, Response
 from prometheus_client.multiprocess import MultiProcessCollector
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcloop.runtime import ARCHIVED_PACKAGE
-from arcloop.runtime.golden_batch import GOLDEN, first_golden_image
 from arcloop.runtime.predictor import (
     IMAGE_FIELDS,
     K_HEADER,
+    ONE_IMAGE,
     Predictor,
     PredictRequest,
     RequestError,
@@ -72,7 +72,7 @@ def create_app() -> ASGIApp:
     # The copy of the predictor in the archive, which TorchServe uses too.
     archived = importlib.import_module(f"{ARCHIVED_PACKAGE}.predictor")
     predictor: Predictor = archived.Predictor(archive, handler, device)
-    probe = PredictRequest(first_golden_image(archive / GOLDEN))
+    probe = PredictRequest(predictor.golden.encoded_images()[0])
     service = InferenceService(predictor, config, probe)
     page = DemoPage(config["name"], handler["max_k"], config_file.with_name(THUMBNAILS))
     app = FastAPI(title=f"arcloop: {config['name']}", lifespan=service.lifespan)
@@ -122,13 +122,12 @@ class InferenceService:
         self._batcher = Batcher(
             predictor.predict, batch_size=config["batch_size"], queue_size=config["queue_size"]
         )
-        self._registry = prometheus.CollectorRegistry()
         self._latency = prometheus.Histogram(
             "arcloop_request_seconds",
             "Time from a request's headers to its response, by status.",
             ["status"],
             buckets=_LATENCY_BUCKETS,
-            registry=self._registry,
+            registry=None,  # MultiProcessCollector reads the values of all workers
         )
 
     @contextlib.asynccontextmanager
@@ -159,10 +158,8 @@ class InferenceService:
 
     async def metrics(self) -> Response:
         """Request counts and latencies of all workers, for Prometheus."""
-        registry = self._registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            registry = prometheus.CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry = prometheus.CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         text = prometheus.generate_latest(registry)
         return Response(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 
@@ -213,35 +210,24 @@ async def parse_request(headers: Headers, body: bytes) -> PredictRequest:
     content_type = headers.get("content-type", "")
     if not content_type.startswith("multipart/form-data"):
         return PredictRequest(body, headers.get(K_HEADER))
-    form = await _parse_form(content_type, body)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    # The parser decodes a field without a file name as text; latin-1 preserves every byte.
+    content_type = f"{content_type}; charset=latin-1"
+    scope = {"type": "http", "headers": [(b"content-type", content_type.encode("latin-1"))]}
+    limits = {"max_files": _MAX_FORM_PARTS, "max_fields": _MAX_FORM_PARTS}
     try:
-        images = [value for name in IMAGE_FIELDS for value in form.getlist(name)]
-        if len(images) != 1:
-            raise RequestError.wrong_image_count(len(images))
-        k = form.get("k")
-        text = None if k is None else (await _field_bytes(k)).decode(errors="replace")
-        return PredictRequest(await _field_bytes(images[0]), text)
-    finally:
-        await form.close()
-
-
-async def _parse_form(content_type: str, body: bytes) -> FormData:
-    async def stream() -> AsyncIterator[bytes]:
-        yield body
-        yield b""
-
-    parser = MultiPartParser(
-        # The parser decodes a field without a file name as text; latin-1 preserves every byte.
-        Headers({"content-type": f"{content_type}; charset=latin-1"}),
-        stream(),  # type: ignore[arg-type]
-        max_files=_MAX_FORM_PARTS,
-        max_fields=_MAX_FORM_PARTS,
-        max_part_size=len(body),
-    )
-    try:
-        return await parser.parse()
+        async with Request(scope, receive).form(**limits, max_part_size=len(body)) as form:
+            fields = [(key, await _field_bytes(value)) for key, value in form.multi_items()]
     except (MultiPartException, KeyError, ValueError) as cause:
-        raise RequestError(400, f"the form cannot be read: {cause}") from None
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"the form cannot be read: {cause}") from None
+    images = [value for key, value in fields if key in IMAGE_FIELDS]
+    if len(images) != 1:
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"{len(images)} images; {ONE_IMAGE}")
+    k = dict(fields).get("k")
+    return PredictRequest(images[0], None if k is None else k.decode(errors="replace"))
 
 
 async def _field_bytes(value: str | UploadFile) -> bytes:
@@ -254,17 +240,17 @@ class DemoPage:
     Args:
         name: Name of the model.
         max_k: Maximum number of neighbours that a request may ask for.
-        thumbnails: Path of thumbnails.npz; if it is missing, the page shows no thumbnails.
+        thumbnails: Path of thumbnails.zip; if it is missing, the page shows no thumbnails.
     """
 
     def __init__(self, name: str, max_k: int, thumbnails: Path) -> None:
-        self._ends, self._encoded = np.empty(0, np.int64), np.empty(0, np.uint8)
+        self._thumbnails: list[bytes] = []
         if thumbnails.exists():
-            with np.load(thumbnails, allow_pickle=False) as stored:
-                self._ends, self._encoded = stored["ends"], stored["encoded"]
-        values = {"name": name, "k": min(max_k, _PAGE_NEIGHBOURS), "thumbnails": len(self._ends)}
+            with zipfile.ZipFile(thumbnails) as packed:
+                self._thumbnails = [packed.read(row) for row in packed.namelist()]
+        k, count = min(max_k, _PAGE_NEIGHBOURS), len(self._thumbnails)
         self._html = _PAGE_HTML.read_text(encoding="utf-8")
-        for key, value in values.items():
+        for key, value in {"name": name, "k": k, "thumbnails": count}.items():
             self._html = self._html.replace(f"{{{{{key}}}}}", str(value))
 
     async def html(self) -> Response:
@@ -274,10 +260,9 @@ class DemoPage:
 
     async def thumbnail(self, row: int) -> Response:
         """A thumbnail of a gallery row."""
-        if not 0 <= row < len(self._ends):
+        if not 0 <= row < len(self._thumbnails):
             return Response(status_code=404)
-        start = int(self._ends[row - 1]) if row else 0
-        content = self._encoded[start : int(self._ends[row])].tobytes()
+        content = self._thumbnails[row]
         kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
         return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 

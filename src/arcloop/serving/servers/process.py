@@ -1,31 +1,38 @@
-"""A server in separate processes: start it, wait until it is ready, stop it."""
+"""The servers in separate processes: start, wait until ready, stop."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar, Self
 
 from arcloop.errors import ArtifactError, ConfigError, ResourceError
 from arcloop.serving.servers.client import local_endpoint
-from arcloop.serving.settings import DeploySettings
+from arcloop.serving.servers.config_files import server_configs
+from arcloop.serving.servers.entrypoint import WORK_FOLDER, send_request, torchserve_fault
+from arcloop.serving.settings import PORTS, DeploySettings
 
+MIN_JAVA = 17
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 60.0
+_READY_TIMEOUT_SECONDS = 5
 
 
 class ServerProcess(ABC):
     """A server of one archive that runs during the `with` block.
 
-    It also ends if this process ends without leaving the block; see `entrypoint.ParentWatch`.
+    It also ends if this process ends without leaving the block; see `entrypoint.watch_parent`.
 
     Args:
         settings: Addresses, ports and time limits.
@@ -34,7 +41,11 @@ class ServerProcess(ABC):
 
     Attributes:
         name: The server's name in `deploy.server`.
+        loopback_ports: Settings of the ports that listen on 127.0.0.1.
         endpoint: The URL that answers predictions.
+        process: The first process; all others are its descendants. After SIGTERM, the FastAPI
+            server answers the requests that it has accepted, then ends.
+        log: File with the server's standard output and standard error.
 
     Raises:
         ResourceError: A program that the server needs is not installed.
@@ -42,23 +53,17 @@ class ServerProcess(ABC):
     """
 
     name: ClassVar[str]
+    loopback_ports: ClassVar[Sequence[str]] = ()
 
     def __init__(self, settings: DeploySettings, archive: Path, folder: Path) -> None:
         self.settings, self.archive, self.folder = settings, archive.resolve(), folder.resolve()
         self.endpoint = local_endpoint(settings)
+        self.log = self.folder / "console.log"
 
     @staticmethod
     @abstractmethod
     def require() -> None:
         """Raise ResourceError if a program that the server needs is not installed."""
-
-    @abstractmethod
-    def write_config(self) -> None:
-        """Write the server's config to `folder`."""
-
-    @abstractmethod
-    def ports(self) -> Mapping[str, str]:
-        """Return the settings that name a listening port, with the address it listens on."""
 
     @abstractmethod
     def ready(self) -> bool:
@@ -68,32 +73,18 @@ class ServerProcess(ABC):
     def load_failure(self) -> str | None:
         """Return why a worker could not load the archive; None if no worker has failed."""
 
-    @property
-    def page(self) -> str | None:
-        """URL of a page to try the model in a browser, if the server has one."""
-        return None
-
-    @property
-    def log(self) -> Path:
-        """File with the server's standard output and standard error."""
-        return self.folder / "console.log"
-
-    @property
-    def pid(self) -> int:
-        """Process id of the first process; all others are its descendants."""
-        return self._process.pid
-
     def __enter__(self) -> Self:
         self.require()
         self._require_free_ports()
-        self.write_config()
+        for file, text in server_configs(self.settings, self.archive).items():
+            (self.folder / file).write_text(text, encoding="utf-8")
         command = [
             sys.executable, "-m", "arcloop.serving.servers.entrypoint", self.name,
             f"--config={self.folder}", f"--store={self.archive.parent}",
             f"--scratch={self.folder}", "--exit-with-parent",
         ]  # fmt: skip
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
@@ -103,27 +94,19 @@ class ServerProcess(ABC):
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop the server, and kill its remaining processes."""
         try:
-            self.terminate()
-            self._process.wait(_STOP_SECONDS)
+            self.process.terminate()
+            self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             pass
         finally:
-            _kill_group(self._process.pid)
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-
-    def terminate(self) -> None:
-        """Send SIGTERM; the server answers the requests that it has accepted, then ends."""
-        self._process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            assert self.process.stdin is not None
+            self.process.stdin.close()
 
     def wait_until_ready(self) -> None:
         """Wait until every worker answers.
@@ -134,7 +117,7 @@ class ServerProcess(ABC):
         """
         deadline = time.monotonic() + self.settings.startup_timeout_s
         while time.monotonic() < deadline:
-            ended = self._process.poll() is not None
+            ended = self.process.poll() is not None
             if reason := self.load_failure():
                 raise ArtifactError(
                     f"the server cannot load the archive: {reason}",
@@ -156,7 +139,7 @@ class ServerProcess(ABC):
         Raises:
             ResourceError: Always, since the server should not end by itself.
         """
-        self._process.wait()
+        self.process.wait()
         raise self._error_with_log("the server ended")
 
     def _error_with_log(self, what: str) -> ResourceError:
@@ -169,7 +152,8 @@ class ServerProcess(ABC):
 
     def _require_free_ports(self) -> None:
         faults = []
-        for key, host in self.ports().items():
+        local = dict.fromkeys(self.loopback_ports, "127.0.0.1")
+        for key, host in {"inference_port": self.settings.host, **local}.items():
             port = getattr(self.settings, key)
             with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -183,8 +167,67 @@ class ServerProcess(ABC):
             )
 
 
-def _kill_group(leader: int) -> None:
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+class FastApiServer(ServerProcess):
+    """FastAPI under uvicorn; see `ServerProcess`."""
+
+    name = "fastapi"
+
+    @staticmethod
+    def require() -> None:
+        """Nothing to check: the extra `serving` installs all packages that the server needs."""
+
+    def ready(self) -> bool:
+        try:
+            url = urllib.parse.urljoin(self.endpoint.url, "/ready")
+            return send_request("GET", url, _READY_TIMEOUT_SECONDS)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def load_failure(self) -> str | None:
+        pattern = r"^(?:\w+\.)*((?:Archive|Searcher)Error: .*)"
+        found = re.findall(pattern, self.log.read_text(), re.MULTILINE)
+        return found[-1] if found else None
+
+
+class TorchServe(ServerProcess):
+    """TorchServe; see `ServerProcess`."""
+
+    name = "torchserve"
+    loopback_ports = PORTS[1:]
+
+    @staticmethod
+    def require() -> None:
+        """Check that a Java runtime that can run TorchServe is on PATH or at JAVA_HOME.
+
+        Raises:
+            ResourceError: There is none, or it is older than Java 17.
+        """
+        home = os.environ.get("JAVA_HOME")
+        java = f"{home}/bin/java" if home else "java"
+        try:
+            done = subprocess.run([java, "-version"], capture_output=True, text=True, check=True)
+            major = re.search(r'version "(\d+)', done.stderr)
+            if major and int(major.group(1)) >= MIN_JAVA:
+                return
+            fault = f" or newer; this is {done.stderr.splitlines()[0]}"
+        except (OSError, subprocess.CalledProcessError):
+            fault = ", but Java is not installed"
+        raise ResourceError(
+            f"TorchServe needs Java {MIN_JAVA}{fault}",
+            where=java,
+            remedy="install a JRE 17 (Debian: openjdk-17-jre-headless), or set JAVA_HOME",
+        )
+
+    def ready(self) -> bool:
+        settings = self.settings
+        return torchserve_fault(settings.management_port, settings.name, settings.workers) is None
+
+    def load_failure(self) -> str | None:
+        """Return why a worker died while loading; TorchServe restarts it without limit."""
+        log = self.folder / WORK_FOLDER / "logs" / "model_log.log"
+        lines = log.read_text(errors="replace") if log.exists() else ""
+        if "Backend worker process died" not in lines:
+            return None
+        raised = re.findall(r"\b((?:\w+\.)*\w+(?:Error|Exception): .*)", lines)
+        own = [line for line in raised if "500 - Unknown exception" not in line]
+        return own[-1] if own else "the worker process died"
