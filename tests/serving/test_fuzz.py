@@ -150,7 +150,7 @@ def test_mutated_requests_do_not_break_the_server(kind, servers):
         assert "error" in answer or "message" in answer
         return response.status
 
-    first = psutil.Process(server.pid)
+    first = psutil.Process(server.process.pid)
     family = {first, *first.children(recursive=True)}
     python = [process for process in family if "java" not in process.name()]
     with ThreadPoolExecutor(CLIENTS) as pool:

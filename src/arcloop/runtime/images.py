@@ -33,8 +33,6 @@ _PLUGINS: Mapping[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     b"RIFF": WebPImagePlugin.WebPImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
 }
-_ORIENTATION_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
-"""Keys of `Image.info` that may contain an EXIF orientation."""
 _UNDECODABLE = (
     OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error,
     Image.DecompressionBombError,
@@ -99,8 +97,8 @@ def _open_upright(encoded: bytes, height: int, width: int, max_pixels: int) -> I
         if opened.format == "JPEG":
             opened.draft(None, (width * 2, height * 2))
         opened.load()  # a PNG may store the orientation after the pixels
-        has_orientation = not _ORIENTATION_KEYS.isdisjoint(opened.info)
-        return ImageOps.exif_transpose(opened) if has_orientation else opened
+        ImageOps.exif_transpose(opened, in_place=True)
+        return opened
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:

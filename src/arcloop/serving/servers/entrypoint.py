@@ -1,6 +1,6 @@
 """Runs one server in the foreground: the entry point of the container and of local servers.
 
-    entrypoint.py {torchserve,fastapi} --config DIR --store DIR --scratch DIR [--exit-with-parent]
+    entrypoint.py {torchserve,fastapi} --config DIR --store DIR --scratch DIR [--parent PID]
     entrypoint.py ready PORT NAME WORKERS
 
 `ready` is the readiness probe of a TorchServe pod: exit code 0 if every worker is READY.
@@ -58,14 +58,16 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: cannot serve: {cause or type(cause)}", file=sys.stderr)
         print("  remedy: check that the mounted model store contains the archive", file=sys.stderr)
         return 1
-    parent_has_ended = watch_parent() if arguments.exit_with_parent else threading.Event()
+    parent = arguments.parent
+    if parent is not None:
+        threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     work = arguments.scratch.resolve() / WORK_FOLDER
     shutil.rmtree(work, ignore_errors=True)  # left by an earlier container of the same pod
     work.mkdir(parents=True)
     # By default, idle OpenMP threads busy-wait and take CPU time from the HTTP server.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     code = run_torchserve(config, work) if is_torchserve else run_fastapi(config, archive, work)
-    if parent_has_ended.is_set():
+    if parent is not None and os.getppid() != parent:
         os.killpg(0, signal.SIGKILL)
     return code
 
@@ -77,7 +79,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(server)
         for name in ("config", "store", "scratch"):
             command.add_argument(f"--{name}", type=Path, required=True)
-        command.add_argument("--exit-with-parent", action="store_true")
+        command.add_argument("--parent", type=int)
     ready = commands.add_parser("ready")
     ready.add_argument("port", type=int)
     ready.add_argument("name")
@@ -85,30 +87,19 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def watch_parent() -> threading.Event:
-    """End the process group when the parent process ends, even if the parent is killed.
+def end_with_parent(parent: int) -> None:
+    """End this process group when the parent process has ended, even if it was killed.
 
-    Standard input is a pipe. Only the parent has its other end open, and never writes to it, so
-    reading returns end-of-file when the parent has ended. This process must be the leader of its
-    process group.
+    This process must be the leader of its process group.
 
-    Returns:
-        An event that is set when the parent has ended.
+    Args:
+        parent: Process id of the parent.
     """
-    has_ended, pipe = threading.Event(), os.dup(0)
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)  # the server and its workers must not read the pipe
-
-    def watch() -> None:
-        while os.read(pipe, 1):
-            pass
-        has_ended.set()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_SECONDS)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-    return has_ended
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os.killpg(0, signal.SIGKILL)
 
 
 def read_archive_name(config: Path) -> str:

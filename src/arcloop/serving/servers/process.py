@@ -32,7 +32,7 @@ _READY_TIMEOUT_SECONDS = 5
 class ServerProcess(ABC):
     """A server of one archive that runs during the `with` block.
 
-    It also ends if this process ends without leaving the block; see `entrypoint.watch_parent`.
+    It also ends if this process ends without leaving the block; see `end_with_parent`.
 
     Args:
         settings: Addresses, ports and time limits.
@@ -81,13 +81,13 @@ class ServerProcess(ABC):
         command = [
             sys.executable, "-m", "arcloop.serving.servers.entrypoint", self.name,
             f"--config={self.folder}", f"--store={self.archive.parent}",
-            f"--scratch={self.folder}", "--exit-with-parent",
+            f"--scratch={self.folder}", f"--parent={os.getpid()}",
         ]  # fmt: skip
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # only this process receives Ctrl-C; it stops the server
@@ -105,8 +105,6 @@ class ServerProcess(ABC):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            assert self.process.stdin is not None
-            self.process.stdin.close()
 
     def wait_until_ready(self) -> None:
         """Wait until every worker answers.
