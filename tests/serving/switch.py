@@ -64,7 +64,7 @@ class Switch:
         backend = next(self._turns)
         self._open[backend] += 1
         try:
-            inner_reader, inner_writer = await asyncio.open_connection(*place)
+            inner_reader, inner_writer = await asyncio.open_connection(*backend)
             await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
         except OSError:
             writer.transport.abort()
