@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from arcloop import artifacts
@@ -26,23 +27,33 @@ def outcome(folder, name):
 
 
 def contents(folder):
-    """All files except the report, which contains timings, and the manifest with its hash."""
+    """Files of index and evaluation except the report, which contains timings, and manifests."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-        and path.name != "report.html" and path != folder / "evaluation/manifest.json"
-    }  # fmt: skip
+        for kind in ("index", "evaluation")
+        for path in sorted((folder / kind).iterdir())
+        if not path.name.startswith(".") and path.name not in ("report.html", "manifest.json")
+    }
+
+
+def gallery_rows(folder, stem):
+    files = sorted((folder / "gallery").glob(f"{stem}-*.npy"))
+    rows = [np.load(file) for file in files]
+    assert [len(row) for row in rows if len(row) > 20] == []
+    return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_files_equal_those_of_one_process(evaluated, world):
+def test_results_equal_those_of_one_process(evaluated, world):
     one, several = contents(evaluated / "1"), contents(evaluated / str(world))
     assert one.keys() == several.keys()
     assert [name for name in one if one[name] != several[name]] == []
-    assert len([name for name in one if name.startswith("gallery/embeddings")]) == 5
+    for stem in ("embeddings", "labels"):
+        rows = gallery_rows(evaluated / "1", stem)
+        assert len(rows) == 97
+        assert np.array_equal(gallery_rows(evaluated / str(world), stem), rows)
+    assert len(list((evaluated / "1/gallery").glob("embeddings-*.npy"))) == 5
     assert "evaluation/metrics.json" in one
-    assert not list(evaluated.rglob(".*.npy"))
     for kind in ("gallery", "index", "evaluation"):
         artifacts.load(evaluated / str(world) / kind, kind, trust=False)
 

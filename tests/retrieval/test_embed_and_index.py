@@ -12,11 +12,12 @@ from arcloop.errors import ArtifactError, ConfigError
 from arcloop.retrieval import (
     FaissIndex,
     Gallery,
+    embed,
     load_model,
     open_index,
-    write_gallery,
     write_index,
 )
+from arcloop.retrieval.embed import write_shards
 from arcloop.runtime.searcher import save_model, search
 
 
@@ -47,8 +48,10 @@ def batches(array, size):
 
 
 def gallery(model, folder, array, *, batch=64, shard_rows=100):
-    write_gallery(model, batches(array, batch), folder, rows=len(array), shard_rows=shard_rows,
-                  config={}, parents={})  # fmt: skip
+    with write_artifact(folder, "gallery", config={}, parents={"model": model.sha256}) as writer:
+        write_shards(writer.path, embed(model, batches(array, batch)), shard_rows)
+        writer.count = len(array)
+        writer.info |= {"rows": len(array), "embedding_dim": 32}
     return Gallery(folder)
 
 

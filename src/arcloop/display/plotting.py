@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -21,37 +21,8 @@ CLASSES = (
 
 WIDTH, HEIGHT, SQUARE, DPI = 5.4, 3.7, 5.0, 200  # inches; dots per inch
 _NAME_LENGTH = 18
-_RC: dict[Any, Any] = {
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.fontsize": 9,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": INK,
-    "grid.alpha": 0.18,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "path.simplify_threshold": 0.5,
-}
 
-
-styled = mpl.rc_context(_RC)
+styled = mpl.rc_context(fname=Path(__file__).with_name("arcloop.mplstyle"))
 """Decorator that applies the style to a function that draws."""
 
 

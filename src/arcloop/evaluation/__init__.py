@@ -8,8 +8,8 @@ from arcloop.evaluation.evaluator import (
     evaluate_embeddings,
     update_evaluation,
 )
-from arcloop.evaluation.from_arrays import evaluate_retrieval
 from arcloop.evaluation.gate import check_gate
+from arcloop.evaluation.metrics.ranking import evaluate_retrieval
 from arcloop.evaluation.mistakes import Mistake, mistake_sheet
 from arcloop.evaluation.report.page import write_report
 

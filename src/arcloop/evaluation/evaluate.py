@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ from arcloop.evaluation import (
 )
 from arcloop.evaluation.evaluator import Search
 from arcloop.retrieval import Gallery, embed, load_model, open_index, require_same_model
-from arcloop.runtime.searcher import Model, search
+from arcloop.retrieval.embed import counted
+from arcloop.runtime.searcher import search
 
 _LEAVE_ONE_OUT = "the images of the gallery, each compared with all others (leave-one-out)"
 _TIMED_QUERIES, _TIMED_SECONDS, _TIMED_NEIGHBOURS = 200, 2.0, 10
@@ -98,10 +100,13 @@ def evaluate(
     )
 
     def update_part() -> EvaluationState:
-        part = group.shard(setup.num_queries, settings.batch_size)
+        # The rounding of matrix products depends on the batch. With these boundaries, every batch
+        # has the same rows for any number of processes.
+        unit = math.lcm(settings.batch_size, embed_settings.batch_size)
+        part = group.shard(setup.num_queries, unit)
+        batches = images.batches("query", embed_settings.batch_size, part)
         with track("evaluate", len(part)) as advance:
-            queries = _embed_part(model, images, part, embed_settings.batch_size, advance)
-            return update_evaluation(queries, setup, part)
+            return update_evaluation(counted(embed(model, batches), advance), setup, part)
 
     if group.rank:
         group.gather(update_part)
@@ -204,24 +209,6 @@ def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
             remedy="embed the gallery again: `arcloop embed`",
         )
     return np.arange(images.rows("query"))
-
-
-def _embed_part(
-    model: Model, images: Store, part: range, batch_rows: int, advance: Callable[[int], None]
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Embed a part of the queries, in the batches that a single process would use.
-
-    The rounding of matrix products depends on the batch. Batches that are only partly in `part` are
-    therefore embedded completely, and the other rows are discarded.
-    """
-    row = part.start // batch_rows * batch_rows
-    stop = min(-(-part.stop // batch_rows) * batch_rows, images.rows("query"))
-    batches = images.batches("query", batch_rows, range(row, stop))
-    for embeddings, labels in embed(model, batches):
-        in_part = slice(max(part.start - row, 0), max(part.stop - row, 0))
-        row += len(labels)
-        advance(len(labels[in_part]))
-        yield embeddings[in_part], labels[in_part]
 
 
 def _describe_search(

@@ -1,4 +1,4 @@
-"""Evaluation of a model and its index on query embeddings, in memory independent of their number.
+"""Evaluation of a model and its index on query embeddings, without keeping all of them in memory.
 
 Each process calls `update_evaluation` on its part of the queries; `compute_evaluation` merges the
 states. `evaluate_embeddings` does both in a single process.
@@ -7,92 +7,48 @@ states. `evaluate_embeddings` does both in a single process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from arcloop.config.schema import EvaluateSettings
 from arcloop.errors import DataError
-from arcloop.evaluation.metrics.answers import AnswerMetrics, Confusion, confusion, exclude_own_rows
-from arcloop.evaluation.metrics.clustering import clustering_metrics
-from arcloop.evaluation.metrics.pair_folds import pair_metrics
-from arcloop.evaluation.metrics.ranking import GalleryRanker, RankingMetrics
-from arcloop.evaluation.metrics.verification import SimilarityHistogram
-from arcloop.evaluation.mistakes import Mistake
+from arcloop.evaluation.metrics.ranking import GalleryRanker
+from arcloop.evaluation.metrics.retrieval import (
+    Bools,
+    PerQuery,
+    concatenate,
+    mean_metrics,
+    neighbour_overlap,
+    recall_and_precision,
+)
+from arcloop.evaluation.metrics.sample import (
+    Sample,
+    clustering_metrics,
+    pair_metrics,
+    rows_in,
+    sampled_rows,
+)
+from arcloop.evaluation.metrics.verification import (
+    SimilarityHistogram,
+    open_set_metrics,
+    pair_counter,
+)
+from arcloop.evaluation.mistakes import (
+    Confusion,
+    Mistake,
+    confusion,
+    find_mistakes,
+    worst_mistakes,
+)
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
 
 Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
 """Embeddings [B, D] and k -> similarities and gallery rows [B, k], nearest first; row -1: none."""
 
 _NEIGHBOURS = 10
+_RECALL_AT, _PRECISION_AT, _NDCG_AT = (1, 5, 10), (5, 10), (10,)
 _GALLERY_POINTS = 6  # 1 in 6 points of the projection is a gallery row
-
-
-class Sample:
-    """Randomly sampled rows of a split.
-
-    Args:
-        chosen: Rows of the split to keep, ascending; see `sampled_rows`.
-        embedding_dim: D.
-
-    Attributes:
-        parts: (embeddings [n, D], labels [n], row numbers in the split [n]) of each batch.
-    """
-
-    def __init__(self, chosen: Labels, embedding_dim: int) -> None:
-        self._chosen = chosen
-        empty = np.empty(0, np.int64)
-        self.parts = [(np.empty((0, embedding_dim), np.float32), empty, empty)]
-
-    def update(self, first_row: int, embeddings_BD: Embeddings, labels_B: Labels) -> None:
-        """Add the chosen rows of a batch that starts at row `first_row` of the split."""
-        first, last = np.searchsorted(self._chosen, [first_row, first_row + len(labels_B)])
-        if last > first:
-            rows = self._chosen[first:last]
-            batch_rows = rows - first_row
-            self.parts.append((embeddings_BD[batch_rows], labels_B[batch_rows], rows))
-
-    def merge(self, other: Sample) -> None:
-        """Add the rows of the following part of the split."""
-        self.parts += other.parts
-
-    @property
-    def embeddings(self) -> Embeddings:
-        """Embeddings float32 [N, D], in row order."""
-        return np.concatenate([part[0] for part in self.parts])
-
-    @property
-    def labels(self) -> Labels:
-        """Class of each row, int64 [N]."""
-        return np.concatenate([part[1] for part in self.parts])
-
-    @property
-    def rows(self) -> Labels:
-        """Row numbers in the split, int64 [N]."""
-        return np.concatenate([part[2] for part in self.parts])
-
-
-def sampled_rows(total: int, capacity: int) -> Labels:
-    """Choose rows uniformly at random with a fixed seed.
-
-    Each row is assigned a random number and the rows with the smallest numbers are chosen, so that
-    a smaller sample is a subset of a larger one.
-
-    Args:
-        total: Number of rows.
-        capacity: Maximum number of rows to choose.
-
-    Returns:
-        int64, ascending.
-
-    >>> sampled_rows(10, 3), sampled_rows(2, 3)
-    (array([1, 2, 3]), array([0, 1]))
-    """
-    if capacity >= total:
-        return np.arange(total)
-    draws = np.random.default_rng(0).random(total)
-    return np.sort(np.argpartition(draws, capacity)[:capacity])
 
 
 @dataclass(frozen=True)
@@ -114,7 +70,7 @@ class EvaluationResult:
     pairs: SimilarityHistogram
     mistakes: list[Mistake]
     queries: Sample
-    queries_right: npt.NDArray[np.bool_]
+    queries_right: Bools
     gallery: Sample
 
 
@@ -123,16 +79,16 @@ class EvaluationState:
     """Accumulated results of one part of the queries; can be pickled.
 
     Attributes:
-        answers: Metrics of the index.
-        ranking: Metrics of the exact ranking.
-        projected: Sample of the queries for the projection.
-        clustered: Sample of the queries for clustering and pair accuracy.
+        per_query: Metrics, class, answer and best matches of each query, by batch.
+        pairs: Similarities of query-gallery pairs, by position of the query in its batch.
+        mistakes: The wrong answers with the highest similarity.
+        sampled: Embeddings of the rows of `EvaluationSetup.sampled_queries`, by batch.
     """
 
-    answers: AnswerMetrics
-    ranking: RankingMetrics
-    projected: Sample
-    clustered: Sample
+    per_query: list[PerQuery] = field(default_factory=list)
+    pairs: dict[int, SimilarityHistogram] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+    sampled: list[Embeddings] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +128,17 @@ class EvaluationSetup:
                 remedy="prepare a gallery split with more images",
             )
 
-    def sample(self, total: int, capacity: int) -> Sample:
-        """Return an empty sample of at most `capacity` of `total` rows."""
-        return Sample(sampled_rows(total, capacity), next(iter(self.gallery()))[0].shape[1])
+    @property
+    def num_projected(self) -> tuple[int, int]:
+        """Number of gallery rows and of queries in the projection, if there are that many."""
+        of_gallery = self.settings.num_projected // _GALLERY_POINTS
+        return of_gallery, self.settings.num_projected - of_gallery
+
+    @property
+    def sampled_queries(self) -> Labels:
+        """Rows of the queries for the projection, clustering and pair accuracy."""
+        count = max(self.num_projected[1], self.settings.max_clustered)
+        return sampled_rows(self.num_queries, count)
 
 
 def evaluate_embeddings(
@@ -215,16 +179,10 @@ def update_evaluation(
     settings, num_gallery = setup.settings, len(setup.gallery_labels)
     k = min(_NEIGHBOURS, num_gallery)
     ranker = GalleryRanker(
-        setup.gallery, setup.gallery_labels, len(setup.classes), num_ranks=k,
-        memory_mb=settings.memory_mb, batch_size=settings.batch_size,
+        setup.gallery, setup.gallery_labels, len(setup.classes), num_neighbours=k,
+        ndcg_at=_NDCG_AT, memory_mb=settings.memory_mb, batch_size=settings.batch_size,
     )  # fmt: skip
-    num_projected = settings.num_projected - settings.num_projected // _GALLERY_POINTS
-    state = EvaluationState(
-        AnswerMetrics(settings.num_mistakes, setup.threshold),
-        RankingMetrics(),
-        projected=setup.sample(setup.num_queries, num_projected),
-        clustered=setup.sample(setup.num_queries, settings.max_clustered),
-    )
+    state, sampled = EvaluationState(), setup.sampled_queries
     compared_Q = np.zeros(setup.num_queries, bool)
     max_compared = max(1, settings.max_pairs // num_gallery)
     compared_Q[sampled_rows(setup.num_queries, max_compared)] = True
@@ -234,12 +192,26 @@ def update_evaluation(
         own_rows_B = np.full(len(labels_B), -1) if setup.own_rows is None else setup.own_rows[rows]
         # One more neighbour, because the query itself is excluded.
         found = setup.search(embeddings_BD, k + (setup.own_rows is not None))
-        similarities_BK, rows_BK = exclude_own_rows(*found, own_rows_B, k)
-        labels_BK = np.where(rows_BK >= 0, setup.gallery_labels[rows_BK], -1)
-        state.answers.update(row, labels_B, similarities_BK, rows_BK, labels_BK)
-        state.ranking.update(ranker, embeddings_BD, labels_B, rows_BK, compared_Q[rows], own_rows_B)
-        state.projected.update(row, embeddings_BD, labels_B)
-        state.clustered.update(row, embeddings_BD, labels_B)
+        sim_BK, rows_BK = _exclude_own_rows(*found, own_rows_B, k)
+        classes_BK = np.where(rows_BK >= 0, setup.gallery_labels[rows_BK], -1)
+        count_pairs = pair_counter(state.pairs, labels_B, own_rows_B, compared_Q[rows])
+        scores, facts = ranker.rank(embeddings_BD, labels_B, own_rows_B, count_pairs)
+        exact_BK = facts.pop("neighbours")
+        state.per_query.append(
+            {
+                "label": labels_B,
+                "predicted": classes_BK[:, 0].copy(),
+                **recall_and_precision(classes_BK, labels_B, _RECALL_AT, _PRECISION_AT),
+                "unknown_rate": (rows_BK[:, 0] < 0) | (sim_BK[:, 0] < setup.threshold),
+                "index_recall_at_1": neighbour_overlap(rows_BK[:, :1], exact_BK[:, :1]),
+                "index_recall_at_10": neighbour_overlap(rows_BK, exact_BK),
+                **scores,
+                **facts,
+            }
+        )
+        worst = find_mistakes(row, labels_B, sim_BK, rows_BK, classes_BK, settings.num_mistakes)
+        state.mistakes[:] = worst_mistakes([*state.mistakes, *worst], settings.num_mistakes)
+        state.sampled.append(embeddings_BD[rows_in(sampled, row, len(labels_B))])
         row = rows.stop
     assert row == part.stop
     return state
@@ -251,50 +223,61 @@ def compute_evaluation(
     """Merge the states of all parts and compute the metrics.
 
     Args:
-        states: State of each part, in the order of the query split; the first state is modified.
+        states: State of each part, in the order of the query split.
         setup: The gallery, the index and the settings.
     """
-    state, *others = states
-    for other in others:
-        state.answers.merge(other.answers)
-        state.ranking.merge(other.ranking)
-        state.projected.merge(other.projected)
-        state.clustered.merge(other.clustered)
-    num_classes = len(setup.classes)
-    labels_Q, predicted_Q = state.answers.answers()
-    in_gallery_C = np.bincount(setup.gallery_labels, minlength=num_classes) > 0
-    in_queries_C = np.bincount(labels_Q, minlength=num_classes) > 0
-    table = confusion(labels_Q, predicted_Q, num_classes, evaluated_C=in_gallery_C | in_queries_C)
+    values = concatenate([batch for state in states for batch in state.per_query])
+    labels_Q, predicted_Q = values.pop("label"), values.pop("predicted")
+    relevant_Q = values.pop("relevant")
+    best_Q, right_Q, other_Q = (values.pop(n) for n in ("best", "best_is_right", "best_other"))
+    pairs = SimilarityHistogram()
+    for histogram in (histogram for state in states for histogram in state.pairs.values()):
+        pairs.merge(histogram)
+    rows = setup.sampled_queries
+    embeddings_ND = np.concatenate([batch for state in states for batch in state.sampled])
+    sample = Sample(rows, embeddings_ND, labels_Q[rows])
+    clustered = sample.subset(sampled_rows(len(labels_Q), setup.settings.max_clustered))
+    projected = sample.subset(sampled_rows(len(labels_Q), setup.num_projected[1]))
+    in_gallery_C = np.bincount(setup.gallery_labels, minlength=len(setup.classes)) > 0
+    in_queries_C = np.bincount(labels_Q, minlength=len(setup.classes)) > 0
+    evaluated_C = in_gallery_C | in_queries_C
+    table = confusion(labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C)
     accuracies = table.accuracy[in_queries_C]
-    clustered = state.clustered.embeddings, state.clustered.labels
     return EvaluationResult(
         metrics={
             "top1": int(table.right.sum()) / len(labels_Q),
-            **state.answers.compute(),
-            **state.ranking.compute(),
-            **state.ranking.pairs.compute(),
-            **pair_metrics(*clustered),
-            **clustering_metrics(*clustered),
+            **mean_metrics(values, relevant_Q),
+            **open_set_metrics(best_Q, right_Q, other_Q, relevant_Q > 0),
+            **pairs.compute(),
+            **pair_metrics(clustered.embeddings, clustered.labels),
+            **clustering_metrics(clustered.embeddings, clustered.labels),
             "mean_class_accuracy": float(accuracies.mean()),
             "min_class_accuracy": float(accuracies.min()),
             "threshold": setup.threshold,
+            "num_queries": len(labels_Q),
+            "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
             "num_gallery": len(setup.gallery_labels),
             "num_classes": int(in_gallery_C.sum()),
         },
         confusion=table,
-        pairs=state.ranking.pairs,
-        mistakes=state.answers.mistakes,
-        queries=state.projected,
-        queries_right=(labels_Q == predicted_Q)[state.projected.rows],
-        gallery=_sample_gallery(setup),
+        pairs=pairs,
+        mistakes=worst_mistakes(
+            [mistake for state in states for mistake in state.mistakes],
+            setup.settings.num_mistakes,
+        ),
+        queries=projected,
+        queries_right=(labels_Q == predicted_Q)[projected.rows],
+        gallery=Sample.draw(setup.gallery, setup.gallery_labels, setup.num_projected[0]),
     )
 
 
-def _sample_gallery(setup: EvaluationSetup) -> Sample:
-    num_points = setup.settings.num_projected // _GALLERY_POINTS
-    sample = setup.sample(len(setup.gallery_labels), num_points)
-    row = 0
-    for embeddings_ND, labels_N in setup.gallery():
-        sample.update(row, embeddings_ND, labels_N)
-        row += len(labels_N)
-    return sample
+def _exclude_own_rows(
+    sim_BK: Embeddings, rows_BK: Labels, own_rows_B: Labels, k: int
+) -> tuple[Embeddings, Labels]:
+    """Return the k nearest rows other than the query's own; K > k, -1: no row."""
+    own_BK = (rows_BK == own_rows_B[:, None]) & (rows_BK >= 0)
+    order_BK = np.argsort(own_BK, axis=1, kind="stable")[:, :k]
+    return (
+        np.take_along_axis(sim_BK, order_BK, axis=1),
+        np.take_along_axis(rows_BK, order_BK, axis=1),
+    )

@@ -1,9 +1,13 @@
-"""Mistakes: queries answered with the wrong class, and their image for TensorBoard."""
+"""Wrong answers: the worst of them, their counts by class, and their image for TensorBoard.
+
+Shapes: Q queries, B queries of a batch, K neighbours, C classes, W wrong answers.
+"""
 
 from __future__ import annotations
 
+import heapq
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +16,13 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from arcloop.display.plotting import RIGHT, WRONG, encode_png, figure, short_name, styled
+from arcloop.evaluation.metrics.retrieval import Bools
+from arcloop.retrieval.embed import Embeddings, Labels
 
 ReadImage = Callable[[str, int], npt.NDArray[np.uint8]]
 """Split ("query" or "gallery") and row -> uint8 [H, W, C]."""
 
+_MAX_TABLE_CLASSES, _MAX_PAIRS = 1000, 100
 _ROWS, _NEIGHBOURS = 24, 5
 _CELL, _GAP, _BORDER = 64, 6, 3  # pixels
 _ROW_INCHES, _WIDTH_INCHES, _TEXT_INCHES = 0.72, 6.4, 2.1
@@ -42,6 +49,118 @@ class Mistake:
     neighbour_rows: tuple[int, ...]
     neighbour_labels: tuple[int, ...]
     neighbour_similarities: tuple[float, ...]
+
+
+def find_mistakes(
+    first_row: int, labels_B: Labels, similarities_BK: Embeddings, rows_BK: Labels,
+    neighbour_labels_BK: Labels, count: int,
+) -> list[Mistake]:  # fmt: skip
+    """Return the wrong answers to a batch of queries with the highest similarity.
+
+    Queries for which the index found no neighbour are left out.
+
+    Args:
+        first_row: Row of the first query in the query split.
+        labels_B: Class of each query.
+        similarities_BK: Cosines of the neighbours, best first.
+        rows_BK: Gallery rows of the neighbours; -1: none.
+        neighbour_labels_BK: Their classes; -1: none.
+        count: Maximum number of mistakes.
+    """
+    wrong = np.flatnonzero((neighbour_labels_BK[:, 0] != labels_B) & (rows_BK[:, 0] >= 0))
+    worst = wrong[np.argsort(-similarities_BK[wrong, 0], kind="stable")][:count].tolist()
+    return [
+        Mistake(
+            query_row=first_row + query,
+            label=int(labels_B[query]),
+            predicted=int(neighbour_labels_BK[query, 0]),
+            similarity=float(similarities_BK[query, 0]),
+            neighbour_rows=tuple(rows_BK[query][found_K].tolist()),
+            neighbour_labels=tuple(neighbour_labels_BK[query][found_K].tolist()),
+            neighbour_similarities=tuple(similarities_BK[query][found_K].tolist()),
+        )
+        for query, found_K in zip(worst, rows_BK[worst] >= 0, strict=True)
+    ]
+
+
+def worst_mistakes(mistakes: Iterable[Mistake], count: int) -> list[Mistake]:
+    """Return the mistakes with the highest similarity, most similar first."""
+    return heapq.nsmallest(count, mistakes, key=lambda m: (-m.similarity, m.query_row))
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of answers by true class.
+
+    Attributes:
+        total: int64 [C], queries of each class.
+        right: int64 [C], queries of each class that were answered correctly.
+        labels: Classes of the table, ascending: all evaluated classes, or the thousand classes with
+            the most mistakes if there are more.
+        counts: int64 [len(labels), len(labels)], rows true class, columns predicted class, without
+            the queries for which the index found no neighbour.
+        pairs: (true class, predicted class, count) of the most frequent mistakes of all classes.
+    """
+
+    total: Labels
+    right: Labels
+    labels: Labels
+    counts: Labels
+    pairs: list[tuple[int, int, int]]
+
+    @property
+    def accuracy(self) -> npt.NDArray[np.float64]:
+        """Accuracy of each class in [0, 1]; NaN for a class without queries."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.right / self.total, dtype=np.float64)
+
+
+def confusion(
+    labels_Q: Labels,
+    predicted_Q: Labels,
+    num_classes: int,
+    *,
+    max_classes: int = _MAX_TABLE_CLASSES,
+    evaluated_C: Bools | None = None,
+) -> Confusion:
+    """Count answers by true class.
+
+    Args:
+        labels_Q: True class, in [0, num_classes).
+        predicted_Q: Predicted class; -1: none.
+        num_classes: C.
+        max_classes: Maximum number of classes in the table; its size is quadratic in this number.
+        evaluated_C: Classes that the table may contain; None: all. With class-disjoint splits, the
+            classes of train are not evaluated.
+
+    >>> table = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
+    >>> table.counts.tolist(), table.accuracy.tolist(), table.pairs
+    ([[1, 1], [0, 1]], [0.5, 1.0], [(0, 1, 1)])
+    """
+    right_Q = labels_Q == predicted_Q
+    wrong_Q = ~right_Q & (predicted_Q >= 0)
+    true_W, predicted_W = labels_Q[wrong_Q], predicted_Q[wrong_Q]
+    mistakes_C = np.bincount(np.concatenate([true_W, predicted_W]), minlength=num_classes)
+    order = np.argsort(-mistakes_C, kind="stable")
+    if evaluated_C is not None:
+        order = order[evaluated_C[order]]
+    labels = np.sort(order[:max_classes])
+    size = len(labels)
+    position_C = np.full(num_classes, -1)
+    position_C[labels] = np.arange(size)
+    true_Q, answer_Q = position_C[labels_Q], position_C[predicted_Q]
+    shown_Q = (true_Q >= 0) & (answer_Q >= 0) & (predicted_Q >= 0)
+    cells = true_Q[shown_Q] * size + answer_Q[shown_Q]
+    codes, counts = np.unique(true_W * num_classes + predicted_W, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:_MAX_PAIRS]
+    pairs = (*np.divmod(codes[most], num_classes), counts[most])
+    return Confusion(
+        total=np.bincount(labels_Q, minlength=num_classes),
+        right=np.bincount(labels_Q[right_Q], minlength=num_classes),
+        labels=labels,
+        counts=np.bincount(cells, minlength=size**2).reshape(size, size),
+        pairs=list(zip(*(column.tolist() for column in pairs), strict=True)),
+    )
 
 
 @styled

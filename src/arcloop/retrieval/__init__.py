@@ -2,7 +2,7 @@
 
 from arcloop.retrieval.auto_index import AutoIndex
 from arcloop.retrieval.calibration import calibrate_threshold
-from arcloop.retrieval.embed import Gallery, embed, embed_gallery, load_model, write_gallery
+from arcloop.retrieval.embed import Gallery, embed, embed_gallery, load_model
 from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import (
     FaissIndex,
@@ -15,5 +15,5 @@ from arcloop.retrieval.index import (
 __all__ = [
     "AutoIndex", "FaissIndex", "Gallery", "build_index", "calibrate_threshold", "embed",
     "embed_gallery", "exact_neighbours", "load_model", "open_index", "require_same_model",
-    "write_gallery", "write_index",
+    "write_index",
 ]  # fmt: skip

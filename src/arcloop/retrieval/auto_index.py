@@ -6,7 +6,6 @@ The choice does not depend on measured times, so the same gallery and settings g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check_fields
 from arcloop.display.terminal import print_line, track
-from arcloop.retrieval.embed import Chunks, Embeddings, Gallery, Labels
+from arcloop.retrieval.embed import Gallery, counted
 from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import FaissIndex, sample_rows
 
@@ -160,7 +159,7 @@ class _TuningQueries:
         self.rows, self._queries_QD = sample_rows(gallery, queries)
         with track("search exactly", gallery.rows, "vectors") as advance:
             sims, rows = exact_neighbours(
-                self._queries_QD, _counted(gallery, advance), _TIES, own_rows_Q=self.rows
+                self._queries_QD, lambda: counted(gallery.chunks(), advance), _TIES, self.rows
             )
         # Every row that is as similar as the nearest row counts as correct.
         self._right = np.where(sims >= sims[:, :1] - 1e-6, rows, -1)
@@ -180,17 +179,6 @@ class _TuningQueries:
         """Return whether a measured recall exceeds the required one by two standard errors."""
         error = math.sqrt(max(recall * (1 - recall), 0.0) / len(self.rows))
         return recall - 2 * error >= required
-
-
-def _counted(gallery: Gallery, advance: Callable[[int], None]) -> Chunks:
-    """Wrap the chunks of a gallery so that `advance` is called with the rows of each chunk."""
-
-    def chunks() -> Iterator[tuple[Embeddings, Labels]]:
-        for embeddings, labels in gallery.chunks():
-            yield embeddings, labels
-            advance(len(labels))
-
-    return chunks
 
 
 def _cells(index: Any) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from arcloop.config.schema import CalibrationSettings
 from arcloop.data import Store
@@ -90,11 +91,11 @@ def _best_of_another_class(
     return best_Q
 
 
-def smallest_threshold(best_Q: Embeddings, far: float) -> float:
-    """Return the lowest float32 threshold that accepts at most a share `far` of similarities.
+def smallest_threshold(best_Q: npt.NDArray[np.floating], far: float) -> float:
+    """Return the lowest threshold that accepts at most a share `far` of similarities.
 
     Args:
-        best_Q: Similarities; -inf: none.
+        best_Q: Similarities, float32 or float64 like the threshold; -inf: none.
         far: A share in [0, 1].
 
     >>> round(smallest_threshold(np.array([0.1, 0.4, 0.2, 0.3], np.float32), far=0.25), 6)
@@ -104,4 +105,4 @@ def smallest_threshold(best_Q: Embeddings, far: float) -> float:
     allowed = int(far * len(falling))
     if allowed >= len(falling) or falling[allowed] == -np.inf:
         return -1.0
-    return float(np.nextafter(falling[allowed], np.float32(np.inf)))
+    return float(np.nextafter(falling[allowed], falling.dtype.type(np.inf)))

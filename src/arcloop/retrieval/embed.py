@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,6 @@ Labels = npt.NDArray[np.int64]
 Chunks = Callable[[], Iterable[tuple[Embeddings, Labels]]]
 """Returns an iterator over (embeddings [n, D], labels [n]) of a gallery, in row order."""
 
-_STEMS = "embeddings", "labels"
 _CHUNK_ROWS = 8192  # the number of rows that exact_search reads at a time
 
 
@@ -114,6 +112,9 @@ def embed_gallery(
 ) -> Artifact:
     """The `embed` step: embed the gallery split with model.pt.
 
+    At most one shard is in memory. Each process writes its rows to files of its own in the folder
+    that rank 0 created.
+
     Args:
         model: model.pt.
         store: Folder of a `store`.
@@ -142,125 +143,52 @@ def embed_gallery(
         return current
     rows = images.rows("gallery")
     part = group.shard(rows, settings.batch_size)
-    return write_gallery(
-        embedder,
-        images.batches("gallery", settings.batch_size, part),
-        output,
-        rows=rows,
-        shard_rows=settings.shard_rows,
-        config=config,
-        parents=parents,
-        part=part,
-        group=group,
-    )
-
-
-def write_gallery(
-    model: Model,
-    batches: Iterable[tuple[Images, Labels]],
-    output: Path,
-    *,
-    rows: int,
-    shard_rows: int,
-    config: Mapping[str, Any],
-    parents: Mapping[str, str],
-    part: range | None = None,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> Artifact:
-    """Embed images and write them as a `gallery` artifact.
-
-    At most one shard is in memory. Every process writes its rows into the folder that rank 0
-    created. The files are the same as those written by a single process.
-
-    Args:
-        model: The scripted embedder.
-        batches: As for `embed`.
-        output: Folder of the artifact.
-        rows: Number of images of all processes.
-        shard_rows: Rows per embeddings-*.npy file; the last file may have fewer.
-        config: Settings to record.
-        parents: Role -> hash of a parent artifact; "model" is added.
-        part: Rows that `batches` contain; None: all.
-        group: Processes that embed the gallery together; each embeds its `part`.
-
-    Raises:
-        ResourceError: The folder cannot be written.
-    """
-    part = range(rows) if part is None else part
 
     def write_part() -> None:
+        batches = images.batches("gallery", settings.batch_size, part)
         with track("embed gallery", len(part)) as advance:
-            embedded = _counted(embed(model, batches), advance)
-            _write_shards(folder, embedded, part.start, shard_rows)
+            # The number of the first file is not less than that of any file of a lower rank.
+            first = part.start // settings.shard_rows + group.rank
+            write_shards(
+                folder, counted(embed(embedder, batches), advance), settings.shard_rows, first
+            )
 
     if group.rank:
         folder = Path(group.broadcast(lambda: ""))
         group.gather(write_part)
-        group.barrier()  # wait until rank 0 has written the artifact
-        return artifacts.load(output, "gallery")
-    parents = {**parents, "model": model.sha256}
-    with write_artifact(output, "gallery", config=config, parents=parents) as writer:
-        folder = Path(group.broadcast(lambda: str(writer.path.absolute())))
-        group.gather(write_part)
-        _join_pieces(folder)
-        writer.count = rows
-        writer.info |= {"rows": rows, "embedding_dim": model.embedding_dim}
-    group.barrier()
+    else:
+        with write_artifact(output, "gallery", config=config, parents=parents) as writer:
+            folder = Path(group.broadcast(lambda: str(writer.path.absolute())))
+            group.gather(write_part)
+            writer.count = rows
+            writer.info |= {"rows": rows, "embedding_dim": embedder.embedding_dim}
+    group.barrier()  # wait until rank 0 has written the artifact
     return artifacts.load(output, "gallery")
 
 
-def _counted(
+def counted(
     batches: Iterable[tuple[Embeddings, Labels]], advance: Callable[[int], None]
 ) -> Iterator[tuple[Embeddings, Labels]]:
+    """Yield the batches, and call `advance` with the number of rows of each."""
     for embeddings, labels in batches:
         advance(len(labels))
         yield embeddings, labels
 
 
-def _write_shards(
-    folder: Path, batches: Iterable[tuple[Embeddings, Labels]], row: int, shard_rows: int
+def write_shards(
+    folder: Path, batches: Iterable[tuple[Embeddings, Labels]], shard_rows: int, first: int = 0
 ) -> None:
-    """Write consecutive rows, starting with row number `row`, to one file per shard.
+    """Write embeddings-*.npy and labels-*.npy, with one shard in memory at a time.
 
-    If `row` is not the first row of a shard, the rows of this shard are written as a piece, which
-    `_join_pieces` appends to the shard.
+    Args:
+        folder: Existing folder for the files.
+        batches: Embeddings and labels, in row order.
+        shard_rows: Rows per file; the last file may have fewer.
+        first: Number in the names of the first files.
     """
-    pending: list[tuple[Embeddings, Labels]] = []
-    start = row
-    for embeddings, labels in batches:
-        while len(labels) >= (room := shard_rows - row % shard_rows):
-            pending.append((embeddings[:room], labels[:room]))
-            _write_shard(folder, start, shard_rows, pending)
-            embeddings, labels = embeddings[room:], labels[room:]
-            row += room
-            pending, start = [], row
-        pending.append((embeddings, labels))
-        row += len(labels)
-    if row > start:
-        _write_shard(folder, start, shard_rows, pending)
-
-
-def _write_shard(
-    folder: Path, start: int, shard_rows: int, parts: list[tuple[Embeddings, Labels]]
-) -> None:
-    """Write the rows of one shard, or a piece if row number `start` is not its first row."""
-    shard, first = divmod(start, shard_rows)
-    for stem, arrays in zip(_STEMS, zip(*parts, strict=True), strict=True):
-        # The name of a piece starts with a dot and contains its position in the shard.
-        name = f".{stem}-{shard:05d}-{first:09d}.npy" if first else f"{stem}-{shard:05d}.npy"
-        np.save(folder / name, np.concatenate(arrays))
-
-
-def _join_pieces(folder: Path) -> None:
-    """Append the pieces to their shards, with one shard in memory at a time."""
-    pieces: dict[str, list[Path]] = {}
-    for piece in sorted(folder.glob(".*-*-*.npy")):
-        pieces.setdefault(piece.name[1:].rpartition("-")[0], []).append(piece)
-    for name, files in pieces.items():
-        whole = folder / f"{name}.npy"
-        np.save(whole, np.concatenate([np.load(file) for file in (whole, *files)]))
-        for file in files:
-            file.unlink()
+    for number, (embeddings, labels) in enumerate(rebatch(batches, shard_rows), first):
+        np.save(folder / f"embeddings-{number:05d}.npy", embeddings)
+        np.save(folder / f"labels-{number:05d}.npy", labels)
 
 
 class Gallery:
@@ -286,7 +214,7 @@ class Gallery:
 
     def chunks(self) -> Iterator[tuple[Embeddings, Labels]]:
         """Yield (float32 [n, D], int64 [n]) in row order, at most 8,192 rows at a time."""
-        for files in zip(*map(self._files, _STEMS), strict=True):
+        for files in zip(self._files("embeddings"), self._files("labels"), strict=True):
             rows = len(np.load(files[1], mmap_mode="r"))
             for start in range(0, rows, _CHUNK_ROWS):
                 chunk = slice(start, start + _CHUNK_ROWS)

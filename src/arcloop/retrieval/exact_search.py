@@ -1,18 +1,17 @@
 """Exact cosine search: every query against every gallery row, in bounded memory, on several cores.
 
 `scan_gallery` computes the similarities block by block, `TopK` keeps the largest of them, and
-`exact_neighbours` combines the two. All exact searches of arcloop use this module.
+`top_k` combines the two. All exact searches of arcloop use this module.
 
 Shapes: Q queries, B queries of a block, N gallery rows of a block, D dimensions, K neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +21,19 @@ from threadpoolctl import threadpool_limits
 from arcloop.errors import DataError
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
 
-S = TypeVar("S")
 T = TypeVar("T")
+Floats = npt.NDArray[np.float64]
 Visitor = Callable[[slice, int, Embeddings, Labels], None]
 """Takes the slice of queries, the first gallery row, cosines [B, N] and labels [N] of a block."""
 
 EXCLUDED = np.float32(-1.5)
 """Similarity that replaces that of a query to its own gallery row, so that it ranks last."""
-
+_MEMORY_MB = 64
 _MAX_THREADS = 8  # constant, because the rounding of a matrix product depends on the block shape
 _BLOCK_QUERIES, _BLOCK_CELLS = 512, 2**19  # 2 MiB of similarities fit in the cache of a core
 _BYTES_PER_CELL, _BYTES_PER_NEIGHBOUR = 15, 64
 _BATCH_QUERIES, _READ_ROWS = 4096, 8192  # queries scanned together, gallery rows read at a time
 _STEP = 2.0**-30  # resolution of a ranking key, finer than the rounding of a float32 dot product
-_LOW_32_BITS = np.int64(2**32 - 1)
 _LAST_KEY = np.iinfo(np.int64).max
 
 
@@ -51,11 +49,6 @@ class BlockShape(NamedTuple):
     batch: int
     queries: int
     columns: int
-
-    def blocks(self, queries: int) -> list[slice]:
-        """Split a batch of queries into blocks; the last may be shorter."""
-        starts = range(0, queries, self.queries)
-        return [slice(start, min(start + self.queries, queries)) for start in starts]
 
 
 def block_shape(memory_mb: float, k: int = 0, batch: int = _BATCH_QUERIES) -> BlockShape:
@@ -84,23 +77,27 @@ def block_shape(memory_mb: float, k: int = 0, batch: int = _BATCH_QUERIES) -> Bl
 
 
 def scan_gallery(
-    visit: Visitor, queries_QD: Embeddings, gallery: Chunks, shape: BlockShape
-) -> None:
+    visit: Visitor, queries_QD: Embeddings, gallery: Chunks, shape: BlockShape,
+    finish: Callable[[slice], T] | None = None,
+) -> list[T]:  # fmt: skip
     """Compute the cosines of queries with the whole gallery, one block at a time.
 
-    The gallery is read once. Up to 8 threads work on different blocks of queries, and each visits
-    the gallery in row order.
+    The gallery is read once for each batch of queries. Up to 8 threads work on different blocks of
+    queries, and each visits the gallery in row order.
 
     Args:
         visit: Called with every block; it may change the similarities.
         queries_QD: float32, rows of norm 1.
         gallery: Returns an iterator over the gallery in row order, in chunks of any length.
         shape: Block sizes.
+        finish: Called with each slice of queries after it has visited the whole gallery.
+
+    Returns:
+        Results of `finish`, in the order of the queries.
 
     Raises:
         DataError: An embedding is not finite.
     """
-    blocks = shape.blocks(len(queries_QD))
     read_rows = max(1, _READ_ROWS // shape.columns) * shape.columns
 
     def visit_chunk(first_row: int, rows_ND: Embeddings, labels_N: Labels, block: slice) -> None:
@@ -110,32 +107,21 @@ def scan_gallery(
             _require_finite(sim_BN, queries_QD[block], first_row + start)
             visit(block, first_row + start, sim_BN, labels_N[columns])
 
-    first_row = 0
-    with _one_thread_per_block() as pool:
-        for rows_ND, labels_N in rebatch(gallery(), read_rows):
-            list(pool.map(partial(visit_chunk, first_row, rows_ND, labels_N), blocks))
-            first_row += len(labels_N)
-
-
-def map_blocks(work: Callable[[S], T], blocks: Sequence[S]) -> list[T]:
-    """Apply a function to each block, on up to 8 threads.
-
-    >>> map_blocks(len, ["a", "bc"])
-    [1, 2]
-    """
-    with _one_thread_per_block() as pool:
-        return list(pool.map(work, blocks))
-
-
-@contextmanager
-def _one_thread_per_block() -> Iterator[ThreadPoolExecutor]:
-    """Yield a thread pool in which each matrix product uses one thread.
-
-    Products of this size are too short to be split over cores: the threads would mostly wait.
-    """
+    results: list[T] = []
     threads = min(torch.get_num_threads(), _MAX_THREADS)
+    # Products of this size are too short to be split over cores: the threads would mostly wait.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield pool
+        for first_query in range(0, len(queries_QD), shape.batch):
+            stop = min(first_query + shape.batch, len(queries_QD))
+            starts = range(first_query, stop, shape.queries)
+            blocks = [slice(start, min(start + shape.queries, stop)) for start in starts]
+            first_row = 0
+            for rows_ND, labels_N in rebatch(gallery(), read_rows):
+                list(pool.map(partial(visit_chunk, first_row, rows_ND, labels_N), blocks))
+                first_row += len(labels_N)
+            if finish is not None:
+                results += pool.map(finish, blocks)
+    return results
 
 
 def own_cells(
@@ -215,30 +201,24 @@ class TopK:
         keys[query, slot] = ranking_keys(sim_BN[query, column], rows_N[column])
         return keys
 
-    def result(self) -> tuple[npt.NDArray[np.float64], Labels]:
+    def result(self) -> tuple[Floats, Labels]:
         """Return similarities float64, in steps of 2**-30, and rows int64, [B, k], best first."""
         self._keys.sort(axis=1)
-        return np.asarray((self._keys >> 32) * -_STEP), self._keys & _LOW_32_BITS
+        return np.asarray((self._keys >> 32) * -_STEP), self._keys & 0xFFFFFFFF
 
 
 def exact_neighbours(
-    queries: Any,
-    gallery: Any | Chunks,
-    k: int,
-    *,
-    own_rows_Q: Labels | None = None,
-    memory_mb: float = 64,
+    queries_QD: Embeddings, gallery: Embeddings | Chunks, k: int, own_rows_Q: Labels | None = None
 ) -> tuple[Embeddings, Labels]:
-    """Find the k gallery rows with the highest cosine similarity to each query.
+    """Find the k gallery rows with the highest cosine similarity to each query, in 64 MiB.
 
     Args:
-        queries: float32 [Q, D] array or tensor, rows of norm 1.
-        gallery: float32 [G, D] array or tensor, rows of norm 1; or a function that returns an
-            iterator over (embeddings, labels) in row order.
+        queries_QD: float32, rows of norm 1.
+        gallery: float32 [G, D], rows of norm 1; or a function that returns an iterator over
+            (embeddings, labels) in row order.
         k: Neighbours per query, at least 1.
         own_rows_Q: Leave-one-out: row of each query in the gallery, which is not returned; -1:
             none. None: no query is in the gallery.
-        memory_mb: Limit in MiB, without queries, gallery and result.
 
     Returns:
         Similarities float32 [Q, k] and rows int64 [Q, k], best first; ties rank by row
@@ -251,41 +231,59 @@ def exact_neighbours(
     >>> exact_neighbours(rows, rows, k=1, own_rows_Q=np.arange(3))[1].ravel().tolist()
     [1, 2, 1]
     """
-    queries_QD = _array(queries)
     own_rows_Q = np.full(len(queries_QD), -1) if own_rows_Q is None else own_rows_Q
-    one_chunk = [] if callable(gallery) else [(_array(gallery), np.zeros(len(gallery), np.int64))]
-    chunks = gallery if callable(gallery) else partial(iter, one_chunk)
-    shape = block_shape(memory_mb, k, len(queries_QD))
     sim_QK = np.full((len(queries_QD), k), -np.inf, np.float32)
     rows_QK = np.full((len(queries_QD), k), -1, np.int64)
-    for start in range(0, len(queries_QD), shape.batch):
-        batch = slice(start, start + shape.batch)
-        for block, top in _top_k(queries_QD[batch], own_rows_Q[batch], chunks, k, shape):
-            similarities, rows = top.result()
-            block_rows = slice(start + block.start, start + block.stop)
-            sim_QK[block_rows, : rows.shape[1]] = similarities
-            rows_QK[block_rows, : rows.shape[1]] = rows
-    excluded = (rows_QK == own_rows_Q[:, None]) & (rows_QK >= 0)
-    sim_QK[excluded], rows_QK[excluded] = -np.inf, -1
+
+    def keep(block: slice, sim_BK: Floats, rows_BK: Labels) -> None:
+        sim_QK[block, : rows_BK.shape[1]] = sim_BK
+        rows_QK[block, : rows_BK.shape[1]] = rows_BK
+
+    rows = [] if callable(gallery) else [(gallery, np.zeros(len(gallery), np.int64))]
+    chunks = gallery if callable(gallery) else partial(iter, rows)
+    top_k(keep, queries_QD, own_rows_Q, chunks, k, block_shape(_MEMORY_MB, k, len(queries_QD)))
     return sim_QK, rows_QK
 
 
-def _top_k(
-    queries_QD: Embeddings, own_rows_Q: Labels, gallery: Chunks, k: int, shape: BlockShape
-) -> list[tuple[slice, TopK]]:
-    blocks = shape.blocks(len(queries_QD))
-    top = {block.start: TopK(block.stop - block.start, k) for block in blocks}
+def top_k(
+    finish: Callable[[slice, Floats, Labels], T],
+    queries_QD: Embeddings,
+    own_rows_Q: Labels,
+    gallery: Chunks,
+    k: int,
+    shape: BlockShape,
+    visit: Visitor | None = None,
+) -> list[T]:
+    """Find the k most similar gallery rows of each query, in blocks.
 
-    def visit(block: slice, first_row: int, sim_BN: Embeddings, _: Labels) -> None:
-        sim_BN[own_cells(own_rows_Q[block], first_row, sim_BN.shape[1])] = EXCLUDED
-        top[block.start].add(first_row, sim_BN)
+    Args:
+        finish: Called with the slice of queries of each block, and the similarities and rows that
+            `TopK.result` returns. A query's own row has similarity -inf and row -1.
+        queries_QD: float32, rows of norm 1.
+        own_rows_Q: Row of each query in the gallery; -1: none.
+        gallery: Returns an iterator over the gallery in row order.
+        k: Rows kept per query.
+        shape: Block sizes.
+        visit: Called with every block of similarities.
 
-    scan_gallery(visit, queries_QD, gallery, shape)
-    return [(block, top[block.start]) for block in blocks]
+    Returns:
+        Results of `finish`, in the order of the queries.
+    """
+    top: dict[int, TopK] = {}
 
+    def visit_block(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
+        if visit is not None:
+            visit(block, first_row, sim_BN, labels_N)
+        sim_BN[own_cells(own_rows_Q[block], first_row, len(labels_N))] = EXCLUDED
+        top.setdefault(block.start, TopK(len(sim_BN), k)).add(first_row, sim_BN)
 
-def _array(rows: Any) -> Embeddings:
-    return np.asarray(rows.detach().cpu() if isinstance(rows, torch.Tensor) else rows, np.float32)
+    def finish_block(block: slice) -> T:
+        sim_BK, rows_BK = top.pop(block.start).result()
+        own_BK = rows_BK == own_rows_Q[block, None]
+        sim_BK[own_BK], rows_BK[own_BK] = -np.inf, -1
+        return finish(block, sim_BK, rows_BK)
+
+    return scan_gallery(visit_block, queries_QD, gallery, shape, finish_block)
 
 
 def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) -> None:

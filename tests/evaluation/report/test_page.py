@@ -125,6 +125,7 @@ def test_mistakes_show_their_images(report):
         ]
     ]
     assert len(result.mistakes) == 7
+    assert 'class="mistakes pixels"' in text  # enlarged without smoothing
     assert [image["alt"] for image in shown] == [f"{split} {row}" for split, row in expected]
     for image, (split, row) in zip(shown, expected, strict=True):
         content = base64.b64decode(image["src"].partition(",")[2])
@@ -148,7 +149,7 @@ def test_large_colour_images_are_shown_small(tmp_path):
     source = next(a["src"] for t, a in Page(text).tags if t == "img" and "webp" in a["src"])
     shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert shown.size == (85, 128)
-    assert 'class="pixels"' not in text
+    assert 'class="mistakes pixels"' not in text
 
 
 def test_a_page_without_mistakes_curves_pairs_and_points(tmp_path):

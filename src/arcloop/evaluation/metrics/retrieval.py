@@ -5,9 +5,8 @@ Shapes: Q queries, K ranks (best first). R of a query is the number of gallery r
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,8 @@ import numpy.typing as npt
 Labels = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+PerQuery = dict[str, npt.NDArray[Any]]
+"""Name -> array with one entry per query."""
 
 
 def recall_at_k(neighbour_labels_QK: Labels, query_labels_Q: Labels, k: int) -> Bools:
@@ -182,32 +183,32 @@ def neighbour_overlap(found_QK: Labels, exact_QK: Labels) -> Floats:
     return np.asarray(shared_QK.mean(axis=1, dtype=np.float64))
 
 
-@dataclass
-class MetricSums:
-    """Sums of per-query metric values over batches of queries.
+def concatenate(parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> PerQuery:
+    """Join the named arrays of consecutive batches of queries."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    Attributes:
-        sums: Metric -> its sum in each batch. `math.fsum` adds the sums at the end, so that the
-            means do not depend on the number of processes.
 
-    >>> sums = MetricSums()
-    >>> sums.update({"hit": np.array([True, False, True])})
-    >>> sums.means(4)
-    {'hit': 0.5}
+def mean_metrics(values: Mapping[str, npt.NDArray[Any]], relevant_Q: Labels) -> dict[str, float]:
+    """Return the mean of each metric over all queries.
+
+    The metrics that divide by R or by a rank are means over the queries with R > 0, and are left
+    out if there are none.
+
+    Args:
+        values: Metric -> its value for each query; at least one query.
+        relevant_Q: R of each query.
+
+    >>> hits = {"recall_at_1": np.array([True, False]), "mrr": np.array([1.0, 0.0])}
+    >>> mean_metrics(hits, np.array([3, 0]))
+    {'recall_at_1': 0.5, 'mrr': 1.0}
     """
+    matched_Q = relevant_Q > 0
+    return {
+        name: float(values_Q[matched_Q].mean() if _is_of_matched(name) else values_Q.mean())
+        for name, values_Q in values.items()
+        if matched_Q.any() or not _is_of_matched(name)
+    }
 
-    sums: dict[str, list[float]] = field(default_factory=dict)
 
-    def update(self, values: Mapping[str, Floats | Bools]) -> None:
-        """Add a batch: metric -> its value for each query."""
-        for name, values_Q in values.items():
-            self.sums.setdefault(name, []).append(float(values_Q.sum()))
-
-    def merge(self, other: MetricSums) -> None:
-        """Add the queries of another process."""
-        for name, sums in other.sums.items():
-            self.sums.setdefault(name, []).extend(sums)
-
-    def means(self, queries: int) -> dict[str, float]:
-        """Return each sum divided by a number of queries; an empty dict if there are none."""
-        return {name: math.fsum(sums) / queries for name, sums in self.sums.items() if queries}
+def _is_of_matched(name: str) -> bool:
+    return name.startswith(("map_at_r", "r_precision", "mrr", "ndcg_at_"))

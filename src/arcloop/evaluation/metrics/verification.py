@@ -1,6 +1,6 @@
 """Verification of pairs (ROC, EER, TAR at FAR) and open-set identification (DIR at FAR).
 
-Both count similarities in bins of 1e-4, so that memory is constant and counts can be merged.
+Pairs are counted in bins of similarity of 1e-4, so that memory is constant.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.retrieval.calibration import smallest_threshold
+from arcloop.retrieval.embed import Embeddings, Labels
+from arcloop.retrieval.exact_search import Visitor, own_cells
+
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 20_000
-BIN_WIDTH = 2 / NUM_BINS
 _TAR_FARS = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
 _DIR_FARS = {"1e-1": 1e-1, "1e-2": 1e-2}
 _ROWS = 8  # queries counted at a time; temporary arrays then fit in the cache
@@ -111,27 +114,18 @@ class SimilarityHistogram:
         share = gap_before / (gap_before + gap_after)
         return float(far[after - 1] + share * (far[after] - far[after - 1]))
 
-    def threshold_at_far(self, far: float) -> float | None:
-        """Return the lowest threshold whose false accept rate is at most `far`.
-
-        Returns:
-            A similarity; None if there are fewer than 1 / far pairs of different classes, too few
-            to measure this rate.
-        """
-        edge = _edge_at_far(self.different, far)
-        return None if edge is None else 1 - edge * BIN_WIDTH
-
     def tar_at_far(self, far: float) -> float | None:
-        """Return the true accept rate at `threshold_at_far(far)`.
+        """Return the true accept rate at the lowest threshold whose false accept rate is `far`.
 
         Returns:
-            A rate in [0, 1]; None if the threshold is None or there are no pairs of the same class.
+            A rate in [0, 1]; None if there are no pairs of the same class, or fewer than 1 / far
+            pairs of different classes, too few to measure this rate.
         """
-        edge = _edge_at_far(self.different, far)
-        if edge is None or not self.same.any():
+        wrong, right = _accepted(self.different), _accepted(self.same)
+        if wrong[-1] * far < 1 or not right[-1]:
             return None
-        accepted = _accepted(self.same)
-        return float(accepted[edge] / accepted[-1])
+        edge = int(np.searchsorted(wrong, wrong[-1] * far, side="right")) - 1
+        return float(right[edge] / right[-1])
 
     def compute(self) -> dict[str, float]:
         """Return EER and TAR at several FAR, without metrics for which there are too few pairs."""
@@ -140,77 +134,69 @@ class SimilarityHistogram:
         return {name: value for name, value in rates.items() if value is not None}
 
 
-class OpenSetCounts:
-    """Counts queries by the similarity of their best match.
+def dir_at_far(
+    best_Q: Floats, right_Q: Bools, best_other_Q: Floats, known_Q: Bools, far: float
+) -> float | None:
+    """Return the detection and identification rate at a false accept rate (DIR@FAR, rank 1).
 
-    The detection and identification rate at a false accept rate (DIR@FAR, rank 1) is the share of
-    known queries whose nearest gallery row has their class and a similarity of at least the
-    threshold. The threshold is the lowest one at which at most a share FAR of the unknown queries
-    has a gallery row with at least this similarity. Source: Phillips et al., "Evaluation Methods in
-    Face Recognition", Handbook of Face Recognition, 2011.
+    It is the share of known queries whose nearest gallery row has their class and a similarity of
+    at least the threshold. The threshold is the lowest one at which at most a share FAR of the
+    unknown queries has a gallery row with at least this similarity. Source: Phillips et al.,
+    "Evaluation Methods in Face Recognition", Handbook of Face Recognition, 2011.
 
     A query is known if its class is in the gallery, else unknown. If there are no unknown queries,
     every query is also used as an unknown one, compared with the gallery without its own class.
 
-    Attributes:
-        identified: int64 [NUM_BINS], known queries whose nearest row has their class, by the
-            similarity of this row.
-        absent: int64 [NUM_BINS], unknown queries, by the similarity of their nearest row.
-        impostor: int64 [NUM_BINS], known queries, by the similarity of the nearest row of another
-            class.
-        num_known: Number of known queries.
+    Args:
+        best_Q: Similarity of the nearest gallery row.
+        right_Q: Whether that row has the query's class.
+        best_other_Q: Similarity of the nearest row of another class; -inf: none.
+        known_Q: Whether the query's class is in the gallery.
+        far: A share in (0, 1].
+
+    Returns:
+        A rate in [0, 1]; None if there are no known queries, or fewer than 1 / far unknown ones.
+
+    >>> best, other = np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.2, 0.7])
+    >>> right = known = np.array([True, True, False])
+    >>> dir_at_far(best, right, other, known, far=1.0)
+    1.0
+    """
+    unknown = best_other_Q[best_other_Q > -np.inf] if known_Q.all() else best_Q[~known_Q]
+    if len(unknown) * far < 1 or not known_Q.any():
+        return None
+    accepted_Q = best_Q >= smallest_threshold(unknown, far)
+    return int((right_Q & accepted_Q).sum()) / int(known_Q.sum())
+
+
+def open_set_metrics(
+    best_Q: Floats, right_Q: Bools, best_other_Q: Floats, known_Q: Bools
+) -> dict[str, float]:
+    """Return DIR at several FAR, without rates for which there are too few queries."""
+    rates = {
+        f"dir_at_far_{name}": dir_at_far(best_Q, right_Q, best_other_Q, known_Q, far)
+        for name, far in _DIR_FARS.items()
+    }
+    return {name: value for name, value in rates.items() if value is not None}
+
+
+def pair_counter(
+    pairs: dict[int, SimilarityHistogram], labels_B: Labels, own_rows_B: Labels, compared_B: Bools
+) -> Visitor:
+    """Return a function that adds blocks of similarities to the histogram of their first query.
+
+    Blocks of different queries are visited by different threads, hence the histograms.
     """
 
-    def __init__(self) -> None:
-        self.identified = np.zeros(NUM_BINS, np.int64)
-        self.absent = np.zeros(NUM_BINS, np.int64)
-        self.impostor = np.zeros(NUM_BINS, np.int64)
-        self.num_known = 0
+    def visit(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
+        if not compared_B[block].any():
+            return
+        histogram = pairs.setdefault(block.start, SimilarityHistogram())
+        histogram.update(sim_BN, labels_B[block], labels_N, np.flatnonzero(compared_B[block]))
+        queries, columns = own_cells(own_rows_B[block], first_row, len(labels_N))
+        histogram.remove(sim_BN[queries, columns][compared_B[block][queries]])
 
-    def update(self, best_Q: Floats, right_Q: Bools, best_other_Q: Floats, known_Q: Bools) -> None:
-        """Add queries.
-
-        Args:
-            best_Q: Similarity of the nearest gallery row.
-            right_Q: Whether that row has the query's class.
-            best_other_Q: Similarity of the nearest row of another class; -inf: none.
-            known_Q: Whether the query's class is in the gallery.
-
-        >>> queries = OpenSetCounts()
-        >>> best, other = np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.2, 0.7])
-        >>> right = known = np.array([True, True, False])
-        >>> queries.update(best, right, other, known)
-        >>> queries.dir_at_far(1.0)
-        1.0
-        """
-        self.identified += _count(_bins(best_Q[right_Q]))
-        self.absent += _count(_bins(best_Q[~known_Q]))
-        self.impostor += _count(_bins(best_other_Q[known_Q & (best_other_Q > -np.inf)]))
-        self.num_known += int(known_Q.sum())
-
-    def merge(self, other: OpenSetCounts) -> None:
-        """Add the queries of another process."""
-        self.identified += other.identified
-        self.absent += other.absent
-        self.impostor += other.impostor
-        self.num_known += other.num_known
-
-    def dir_at_far(self, far: float) -> float | None:
-        """Return the detection and identification rate at a false accept rate.
-
-        Returns:
-            A rate in [0, 1]; None if there are no known queries, or fewer than 1 / far unknown
-            ones.
-        """
-        edge = _edge_at_far(self.absent if self.absent.any() else self.impostor, far)
-        if edge is None or not self.num_known:
-            return None
-        return int(_accepted(self.identified)[edge]) / self.num_known
-
-    def compute(self) -> dict[str, float]:
-        """Return DIR at several FAR, without metrics for which there are too few queries."""
-        rates = {f"dir_at_far_{name}": self.dir_at_far(far) for name, far in _DIR_FARS.items()}
-        return {name: value for name, value in rates.items() if value is not None}
+    return visit
 
 
 def _bins(similarities: npt.NDArray[np.floating]) -> Counts:
@@ -229,19 +215,3 @@ def _count(bins: Counts) -> Counts:
 def _accepted(counts: Counts) -> Counts:
     """Return the accepted count at each bin edge, from threshold 1 (none) to -1 (all)."""
     return np.concatenate([[0], counts[::-1].cumsum()])
-
-
-def _edge_at_far(counts: Counts, far: float) -> int | None:
-    """Return the index, from threshold 1 down, of the lowest threshold with a rate up to `far`.
-
-    Args:
-        counts: int64 [NUM_BINS], pairs or queries that should be rejected.
-        far: A share in (0, 1].
-
-    Returns:
-        None if there are fewer than 1 / far pairs or queries.
-    """
-    accepted = _accepted(counts)
-    if accepted[-1] * far < 1:
-        return None
-    return int(np.searchsorted(accepted, accepted[-1] * far, side="right")) - 1

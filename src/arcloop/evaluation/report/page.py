@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,10 @@ from arcloop.display.plotting import encode_png
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
 from arcloop.evaluation.metrics.verification import Roc
-from arcloop.evaluation.mistakes import Mistake, ReadImage
+from arcloop.evaluation.mistakes import ReadImage
 from arcloop.evaluation.report import plots
-from arcloop.evaluation.report.glossary import GLOSSARY, HEADLINE
 from arcloop.evaluation.report.projection import MIN_ROWS, project, projection_map
 
-_NEIGHBOURS = 6
-_CONFUSED_PAIRS = 12
 _THUMBNAIL = 128  # pixels; smaller images are not resized
 _ROC_POINTS = 120
 _PIXELATED = 64  # pixels; images up to this size are enlarged without smoothing
@@ -65,19 +62,16 @@ def write_report(
         content = encode_png(drawn)
         (folder / f"{name}.png").write_bytes(content)
         images[name] = data_uri(content, "png")
+    some = [image("query", mistake.query_row) for mistake in result.mistakes[:1]]
     page = render_template(
         Path(__file__).with_name("page.html.j2"),
         title=title,
         result=result,
-        metrics=_describe_metrics(result.metrics, GLOSSARY),
-        headline=_describe_metrics(result.metrics, HEADLINE),
+        classes=classes,
+        metrics=_describe_metrics(result.metrics),
         figures=images,
-        mistakes=[_describe(mistake, classes, image) for mistake in result.mistakes],
-        num_wrong=int((result.confusion.total - result.confusion.right).sum()),
-        confused=[
-            (classes[true], classes[predicted], count)
-            for true, predicted, count in result.confusion.pairs[:_CONFUSED_PAIRS]
-        ],
+        thumbnail=lambda split, row: _thumbnail(image(split, row)),
+        pixelated=any(max(image_HWC.shape) <= _PIXELATED for image_HWC in some),
         facts=facts,
         config_yaml=config_yaml,
         lineage=lineage,
@@ -86,15 +80,18 @@ def write_report(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _describe_metrics(
-    metrics: Mapping[str, float], names: Iterable[str]
-) -> list[tuple[str, str, str]]:
-    """Return (title, formatted value, explanation) of the metrics that were measured."""
-    return [
-        (GLOSSARY[name].title, format(metrics[name], GLOSSARY[name].form), GLOSSARY[name].meaning)
-        for name in names
+def _describe_metrics(metrics: Mapping[str, float]) -> dict[str, tuple[str, str, str]]:
+    """Return name -> (title, formatted value, explanation) of the metrics that were measured."""
+    return {
+        name: (entry["title"], format(metrics[name], entry.get("format", ".2%")), entry["meaning"])
+        for name, entry in read_glossary().items()
         if name in metrics
-    ]
+    }
+
+
+def read_glossary() -> dict[str, dict[str, str]]:
+    """Return name -> "title", "meaning" and "format" (if not a percentage) of every metric."""
+    return tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
 
 
 def _figures(
@@ -148,35 +145,6 @@ def _write_roc(path: Path, roc: Roc) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["far", "tar", "threshold"])
         writer.writerows(zip(*columns, strict=True))
-
-
-def _describe(mistake: Mistake, classes: list[str], image: ReadImage) -> dict[str, Any]:
-    """Return the values of a mistake that the template shows."""
-    nearest = zip(
-        mistake.neighbour_rows,
-        mistake.neighbour_labels,
-        mistake.neighbour_similarities,
-        strict=True,
-    )
-    query_HWC = image("query", mistake.query_row)
-    return {
-        "row": mistake.query_row,
-        "pixelated": max(query_HWC.shape) <= _PIXELATED,
-        "image": _thumbnail(query_HWC),
-        "label": classes[mistake.label],
-        "predicted": classes[mistake.predicted],
-        "similarity": mistake.similarity,
-        "neighbours": [
-            {
-                "row": row,
-                "image": _thumbnail(image("gallery", row)),
-                "label": classes[label],
-                "similarity": similarity,
-                "right": label == mistake.label,
-            }
-            for row, label, similarity in list(nearest)[:_NEIGHBOURS]
-        ],
-    }
 
 
 def _thumbnail(pixels_HWC: npt.NDArray[np.uint8]) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 
-from arcloop.evaluation.metrics.answers import confusion
+from arcloop.evaluation.mistakes import confusion
 
 
 @given(num_classes=st.integers(1, 6), count=st.integers(1, 30), seed=st.integers(0, 999))

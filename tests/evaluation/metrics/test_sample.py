@@ -1,4 +1,4 @@
-"""Pairs, folds and thresholds compared with loops."""
+"""Samples; pairs, folds and thresholds compared with loops; k-means and clustering metrics."""
 
 import itertools
 
@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.evaluation.conftest import cut
 
-from arcloop.evaluation.metrics.pair_folds import (
+from arcloop.evaluation.metrics.sample import (
+    Sample,
     best_threshold,
+    clustering_metrics,
     draw_pairs,
     fold_accuracies,
+    kmeans,
     pair_metrics,
+    sampled_rows,
 )
 
 scored = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=1, max_size=30)
@@ -33,8 +38,8 @@ def test_pairs_have_the_classes_they_claim(labels):
 
 def test_the_number_of_pairs_is_limited_to_that_of_lfw():
     """9 images of each of 10 classes make 4 pairs within each, and as many across."""
-    assert len(draw_pairs(np.arange(90) % 10).same) == 2 * 40
-    assert len(draw_pairs(np.arange(20_000) % 10).same) == 6000
+    assert len(draw_pairs(np.arange(90) % 10)[2]) == 2 * 40
+    assert len(draw_pairs(np.arange(20_000) % 10)[2]) == 6000
 
 
 @given(scored)
@@ -79,3 +84,63 @@ def test_separated_classes_are_distinguished_and_noise_is_not():
 def test_too_few_images_for_ten_folds():
     assert pair_metrics(*sample(0.05, rows=15)) == {}
     assert pair_metrics(*sample(0.05, rows=0)) == {}
+
+
+def points(noise, rows=120):
+    random = np.random.default_rng(0)
+    labels = np.arange(rows) % 4
+    embeddings = np.eye(8, dtype=np.float32)[labels]
+    embeddings += noise * random.standard_normal(embeddings.shape).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings, labels
+
+
+def test_separated_classes_are_clustered_and_noise_is_not():
+    assert clustering_metrics(*points(0.05)) == {"nmi": 1.0, "ami": pytest.approx(1.0)}
+    noise = clustering_metrics(*points(20))
+    assert abs(noise["ami"]) < 0.1
+    assert noise["ami"] < noise["nmi"]
+
+
+def test_the_same_rows_give_the_same_clusters():
+    embeddings, _ = points(0.5)
+    first, again = (kmeans(embeddings, 4) for _ in range(2))
+    assert first.tolist() == again.tolist()
+    assert len(set(first.tolist())) == 4
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], []])
+def test_no_metrics_without_two_classes_or_two_rows_of_a_class(labels):
+    embeddings = np.ones((len(labels), 4), np.float32) / 2
+    assert clustering_metrics(embeddings, np.array(labels, int)) == {}
+
+
+def test_rows_are_distinct_ascending_and_limited():
+    rows = sampled_rows(1000, 50)
+    assert len(rows) == 50
+    assert np.all(np.diff(rows) > 0)
+    assert sampled_rows(30, 50).tolist() == list(range(30))
+    assert len(sampled_rows(30, 0)) == 0
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one():
+    assert set(sampled_rows(1000, 50)) < set(sampled_rows(1000, 300))
+
+
+def test_every_part_of_the_split_is_equally_likely():
+    tenths = np.bincount(sampled_rows(10_000, 2000) // 1000, minlength=10)
+    assert np.all(abs(tenths - 200) < 5 * np.sqrt(200 * 0.9))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 333, 1000])
+@pytest.mark.parametrize("capacity", [0, 50, 1000, 1001])
+def test_embeddings_and_labels_belong_to_the_rows(chunk, capacity):
+    rows = np.arange(1000)
+    embeddings = np.stack([rows, -rows], axis=1).astype(np.float32)
+    sample = Sample.draw(lambda: cut(embeddings, rows % 7, [chunk]), rows % 7, capacity)
+    assert sample.rows.tolist() == sampled_rows(1000, capacity).tolist()
+    assert np.array_equal(sample.embeddings, embeddings[sample.rows])
+    assert np.array_equal(sample.labels, sample.rows % 7)
+    part = sample.subset(sample.rows[::3])
+    assert np.array_equal(part.embeddings, embeddings[part.rows])
+    assert np.array_equal(part.labels, part.rows % 7)
