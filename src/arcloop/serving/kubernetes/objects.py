@@ -6,7 +6,6 @@ objects.yaml.j2 has the objects. `check_objects` checks that they fit together.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,23 +64,6 @@ class Release:
         }
 
     @property
-    def labels(self) -> dict[str, str]:
-        """Labels of every object."""
-        return {
-            **self.selector,
-            "app.kubernetes.io/version": self.version,
-            "app.kubernetes.io/managed-by": MANAGER,
-        }
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """Lineage and gate; the hashes are too long for labels."""
-        return {
-            "arcloop/lineage": json.dumps(dict(self.lineage), sort_keys=True),
-            "arcloop/gate": "forced" if self.forced else "passed",
-        }
-
-    @property
     def config(self) -> dict[str, str]:
         """Name -> content of the config file of the server in the pod."""
         address = self.settings.pod_address
@@ -109,6 +91,7 @@ def manifest_yaml(release: Release) -> str:
         filters={"short_hash": _short_hash},
         release=release,
         settings=release.settings,
+        manager=MANAGER,
         release_label=RELEASE_LABEL,
         user=USER,
         config_path=_CONFIG,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from arcloop.display.terminal import print_line
@@ -22,21 +21,8 @@ _MAX_RESTARTS = 2
 _LOG_LINES = 4
 
 
-@dataclass(frozen=True)
-class PodProblem:
-    """A reason why a pod is not ready.
-
-    Attributes:
-        text: The pod, the reason and the last lines of its output.
-        fatal: Whether the problem persists however long the rollout waits.
-    """
-
-    text: str
-    fatal: bool
-
-
 def release_label(workload: Object) -> str | None:
-    """Return the release label of the pods of a workload; see `make_pod_template`."""
+    """Return the release label of the pods of a workload; see objects.yaml.j2."""
     spec = workload["spec"]
     labels = spec["template"]["metadata"].get("labels") if "template" in spec else None
     return (labels or spec.get("predictor", {}).get("labels") or {}).get(RELEASE_LABEL)
@@ -75,7 +61,7 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
         waited = time.monotonic() - since
         # A Deployment has its own deadline.
         margin = _DEADLINE_MARGIN_S if kind == "Deployment" else 0
-        if any(problem.fatal for problem in find_problems(new)):
+        if any(is_fatal for _, is_fatal in _find_problems(new)):
             raise _error("the new pods cannot start", cluster, new)
         if _deadline_exceeded(live):
             raise _error("ProgressDeadlineExceeded: the rollout makes no progress", cluster, new)
@@ -108,8 +94,12 @@ def retry_while_unreachable(work: Callable[[], _T]) -> _T:
         return result
 
 
-def find_problems(pods: Sequence[Object]) -> list[PodProblem]:
-    """Return the reasons, according to their statuses, why pods are not ready."""
+def _find_problems(pods: Sequence[Object]) -> list[tuple[str, bool]]:
+    """Return the reasons, according to their statuses, why pods are not ready.
+
+    Each is a text with the pod, the reason and the last lines of its output, and whether the
+    problem persists however long the rollout waits.
+    """
     return [problem for pod in pods if not _serves(pod) for problem in _pod_problems(pod)]
 
 
@@ -151,7 +141,7 @@ def _deadline_exceeded(live: Object) -> bool:
 
 
 def _error(message: str, cluster: Cluster, pods: Sequence[Object]) -> ResourceError:
-    reasons = [problem.text for problem in find_problems(pods)] or ["the pods report no reason"]
+    reasons = [text for text, _ in _find_problems(pods)] or ["the pods report no reason"]
     return ResourceError(
         "\n    ".join([message, *reasons]),
         where=f"namespace {cluster.namespace} at {cluster.address}",
@@ -159,27 +149,27 @@ def _error(message: str, cluster: Cluster, pods: Sequence[Object]) -> ResourceEr
     )
 
 
-def _pod_problems(pod: Object) -> Iterator[PodProblem]:
+def _pod_problems(pod: Object) -> Iterator[tuple[str, bool]]:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            yield PodProblem(f"{name} has no node: {condition.get('message', '')}", fatal=False)
+            yield f"{name} has no node: {condition.get('message', '')}", False
     if status.get("phase") == "Failed":
         text = f"{name} failed: {status.get('reason', '')} {status.get('message', '')}".rstrip()
-        yield PodProblem(text, fatal=False)
+        yield text, False
     for key in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(key) or []:
             yield from _container_problems(name, container)
 
 
-def _container_problems(pod: str, status: Object) -> Iterator[PodProblem]:
+def _container_problems(pod: str, status: Object) -> Iterator[tuple[str, bool]]:
     state = status.get("state") or {}
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated") or {}
     reason = waiting.get("reason") or ended.get("reason")
     if reason in (None, "ContainerCreating", "PodInitializing"):
         if "running" in state and not status.get("ready"):
-            yield PodProblem(f"{pod} runs and is not ready yet", fatal=False)
+            yield f"{pod} runs and is not ready yet", False
         return
     restarts = status.get("restartCount", 0)
     words = [f"{pod}: {reason}"]
@@ -192,4 +182,4 @@ def _container_problems(pod: str, status: Object) -> Iterator[PodProblem]:
     output = (ended.get("message") or waiting.get("message") or "").strip().splitlines()
     text = "\n        ".join([" ".join(words).rstrip(","), *output[-_LOG_LINES:]])
     # A container that crashes repeatedly runs between crashes, so its restarts are counted.
-    yield PodProblem(text, fatal=reason in _FATAL_REASONS or restarts >= _MAX_RESTARTS)
+    yield text, reason in _FATAL_REASONS or restarts >= _MAX_RESTARTS
