@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, prepare, store_key
 from arcloop.data.splits.stratified import apportion_new, assign_new
-from arcloop.data.store.source_files import StoreContents, compare_files
+from arcloop.data.store.source_files import StoreContents, compare_files, make_table
 from arcloop.errors import ArtifactError, ConfigError, DataError
 from arcloop.runtime.images import decode
 
@@ -370,7 +370,7 @@ def test_killed_in_the_middle(tmp_path, stores, pictures):
     )
     process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(stores.glob(".*/train-spool/[0-9]*")):  # something was encoded already
+    while not list(stores.glob(".*/train/jpeg-00001.npy")):  # something was encoded already
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -385,7 +385,6 @@ def test_killed_in_the_middle(tmp_path, stores, pictures):
 # --- comparison of files, and splits of new images
 
 PATHS = st.binary(min_size=1, max_size=4).filter(lambda path: not path.endswith(b"\0"))
-FIELDS = ("size", "changed", "label", "split")
 VERSIONS = st.tuples(*[st.integers(0, 2)] * 4)
 
 
@@ -400,10 +399,9 @@ def of_dict(pictures):
 def test_comparison_equals_that_of_two_dicts(then, now):
     now = now | {path: then[path] for path in list(then)[::2]}
     (paths, rows), versions = of_dict(then), of_dict(now)[1]
-    stored = np.empty(len(paths), [("path", "S4"), *((name, "<i8") for name in FIELDS)])
-    stored["path"] = paths
-    for column, name in enumerate(FIELDS):
-        stored[name] = rows[:, column]
+    stored = StoreContents(
+        make_table(paths, rows[:, :2]), rows[:, 2], rows[:, 3], [], 0, leave_one_out=False
+    )
     changes = compare_files(
         stored,
         np.array(list(now), bytes),
@@ -422,10 +420,10 @@ def test_comparison_equals_that_of_two_dicts(then, now):
 
 def test_source_files_of_every_row(first, pictures):
     stored = StoreContents.read(first)
-    assert sorted(os.fsdecode(path) for path in stored.rows["path"]) == sorted(
+    assert sorted(os.fsdecode(path) for path in stored.files["path"]) == sorted(
         str(path.relative_to(pictures)) for path in pictures.glob("*/*")
     )
-    for path, size, changed, label, _ in stored.rows.tolist():
+    for (path, size, changed), label in zip(stored.files.tolist(), stored.labels, strict=True):
         stat = (pictures / os.fsdecode(path)).stat()
         assert (size, changed) == (stat.st_size, stat.st_mtime_ns)
         assert stored.classes[label] == os.fsdecode(path).split("/")[0]
@@ -453,10 +451,11 @@ def test_new_images_bring_a_class_closest_to_its_fractions(stored, new, shares):
 @given(st.lists(st.integers(5, 40), min_size=1, max_size=6), st.integers(0, 3))
 def test_a_new_class_is_in_every_split(new, old_classes):
     old = np.repeat(np.arange(old_classes), 35)
-    rows = np.zeros(len(old), [("label", "<i8"), ("split", "<i8")])
-    rows["label"], rows["split"] = old, np.tile(np.repeat(np.arange(4), [20, 5, 5, 5]), old_classes)
+    splits = np.tile(np.repeat(np.arange(4), [20, 5, 5, 5]), old_classes)
     classes = [str(number) for number in range(old_classes + len(new))]
-    stored = StoreContents(rows, classes[:old_classes], old_classes, leave_one_out=False)
+    files = make_table([b""] * len(old), np.zeros((len(old), 2), np.int64))
+    known = classes[:old_classes]
+    stored = StoreContents(files, old, splits, known, old_classes, leave_one_out=False)
     counts = np.array([0] * old_classes + new)
     given = stored.class_counts, classes
     labels = np.repeat(np.arange(len(counts)), counts)

@@ -64,19 +64,25 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path, pictures):
     assert list((tmp_path / "stores").iterdir()) == []
 
 
-def test_full_disk(small_disk):
-    """Without reserved blocks, writing through the map would kill this process with SIGBUS."""
-    source = synthetic_source(train=20_000, shard_rows=20_000)  # 1.4 MB
+@pytest.mark.parametrize("known", [True, False])
+def test_full_disk(small_disk, known):
+    """The size of raw images is known before any is read, that of encoded images is not."""
+    if known:
+        source = synthetic_source(train=20_000, shard_rows=20_000)  # 1.4 MB
+    else:
+        source = synthetic_source(
+            image_size=64, noise=0.5, train=900, encoding="jpeg", jpeg_quality=100
+        )
     with pytest.raises(ResourceError, match="No space left") as caught:
         prepare(source, small_disk / "store")
     assert "free some space" in caught.value.remedy
     assert list(small_disk.iterdir()) == []
 
 
-def test_reserved_blocks_are_on_the_disk(tmp_path):
-    prepare(synthetic_source(train=5000, shard_rows=5000), tmp_path / "store")
-    stat = (tmp_path / "store/train/images-00000.npy").stat()
-    assert stat.st_blocks * 512 >= stat.st_size
+def test_full_disk_is_reported_before_images_are_read(small_disk, pictures):
+    (pictures / "ant/000.png").write_bytes(b"x")
+    with pytest.raises(ResourceError, match="No space left"):
+        prepare(folder_source(pictures, image_size=512), small_disk / "store", workers=1)
 
 
 PEAK = """

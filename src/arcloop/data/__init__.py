@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from arcloop.data.append import changes_since
-from arcloop.data.prepare import prepare, store_key
-from arcloop.data.sources.base import Source
+from arcloop.data.prepare import changes_since, prepare, store_key
+from arcloop.data.sources import Source
 from arcloop.data.sources.csv_list import CsvSource
 from arcloop.data.sources.idx import IdxSource
 from arcloop.data.sources.image_folder import ImageFolderSource

@@ -1,35 +1,32 @@
-"""Preparation: writes the store of a source."""
+"""Preparation: writes the store of a source, or appends its new images to an existing store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import errno
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import joblib
-import numpy as np
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json, write_json
 from arcloop.artifacts.locks import file_lock
 from arcloop.artifacts.writer import write_artifact
-from arcloop.data.append import (
-    KEY_DIGITS,
-    AppendPlan,
-    plan_append,
-    require_appendable,
-    settings_key,
-)
-from arcloop.data.sources.base import Listing, Source
-from arcloop.data.store.jpeg import JpegSplitWriter
+from arcloop.data.sources import Listing, Source
 from arcloop.data.store.shards import SplitWriter
-from arcloop.data.store.source_files import source_files_name
+from arcloop.data.store.source_files import SourceChanges, StoreContents
 from arcloop.data.store.store import CLASSES
 from arcloop.display.terminal import print_line, track
-from arcloop.errors import ArtifactError, DataError
+from arcloop.errors import ArtifactError, ConfigError, DataError
 
+_KEY_DIGITS = 16
+_MAX_JPEG_SIDE = 65_500  # limit of libjpeg
 _SKIPPED_NAMES = 100  # in the manifest
 
 
@@ -44,7 +41,7 @@ def store_key(source: Source) -> str:
 
 def _make_key(source: Source, fingerprint: str) -> str:
     parts = [type(source).__name__, source.settings(), fingerprint]
-    return sha256_json(parts)[:KEY_DIGITS]
+    return sha256_json(parts)[:_KEY_DIGITS]
 
 
 def prepare(
@@ -70,19 +67,36 @@ def prepare(
         ArtifactError: Another store is at `path`, or the store is damaged.
         ResourceError: The disk is full or not writable, or a worker process died.
     """
-    if append:
-        require_appendable(source)
+    if append and not source.appendable:
+        raise ConfigError(
+            f"append=true: {type(source).__name__} cannot be appended to, because its images are"
+            " not separate files and new ones cannot be identified",
+            remedy="remove append=true: a new store is prepared when the source changes",
+        )
     fingerprint = source.fingerprint()
     if existing := _existing_store(path, _make_key(source, fingerprint), append):
         return existing
     with file_lock(path):  # one process of the node writes, the others wait
         if existing := _existing_store(path, _make_key(source, fingerprint), append):
             return existing
-        listing, plan = source.open(), None
+        base, listing = None, source.open()
         if append:
-            plan = plan_append(source, listing, path.parent)
-            _report_plan(plan)
-        return _write_store(source, fingerprint, listing, plan, path, workers or joblib.cpu_count())
+            base, listing = _plan_append(source, listing, path.parent)
+        _write_store(source, fingerprint, listing, base, path, workers or joblib.cpu_count())
+    return artifacts.load(path, "store")
+
+
+def changes_since(source: Source, store: Artifact) -> SourceChanges | None:
+    """Compare a source with a store that was made from it.
+
+    Returns:
+        None if the images of the source are not separate files.
+
+    Raises:
+        DataError: The source does not exist.
+    """
+    contents = StoreContents.read(store) if source.appendable else None
+    return None if contents is None else source.open().compare_with(contents)
 
 
 def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:
@@ -101,97 +115,135 @@ def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:
     return store
 
 
-def _report_plan(plan: AppendPlan | None) -> None:
-    if plan is None:
+def _settings_key(source: Source) -> str:
+    """Return a hash of the settings of a store, without the images and their location."""
+    return sha256_json([type(source).__name__, source.settings()])[:_KEY_DIGITS]
+
+
+def _plan_append(source: Source, listing: Listing, stores: Path) -> tuple[Artifact | None, Listing]:
+    """Find the store with the same settings that contains most images of the source.
+
+    Args:
+        source: The source.
+        listing: Current contents of the source.
+        stores: Folder to search for stores.
+
+    Returns:
+        The store and the listing of the images that it lacks; None and `listing` if no store
+        contains images of the source.
+
+    Raises:
+        DataError: Images of the store were removed from the source or changed.
+        ArtifactError: The store is damaged.
+    """
+    key, best = _settings_key(source), (0, True)
+    chosen: tuple[Artifact, StoreContents, SourceChanges] | None = None
+    for store in artifacts.list_artifacts(stores, "store"):
+        if store.info.get("settings") != key or (contents := StoreContents.read(store)) is None:
+            continue
+        changes = listing.compare_with(contents)
+        rank = (changes.unchanged, changes.only_additions)
+        if rank > best:
+            best, chosen = rank, (store, contents, changes)
+    if chosen is None:
         print_line("append: no store contains images of this source; the whole source is prepared")
-        return
-    rows = ", ".join(f"{split} {rows}" for split, rows in plan.new.rows.items())
-    print_line(f"append: {sum(plan.new.rows.values())} new images ({rows}) to {plan.store.path}")
+        return None, listing
+    store, contents, changes = chosen
+    changes.require_only_additions(store.path)
+    new = listing.select_new(changes.is_new, contents)
+    rows = ", ".join(f"{split} {rows}" for split, rows in new.rows.items())
+    print_line(f"append: {sum(new.rows.values())} new images ({rows}) to {store.path}")
+    return artifacts.load(store.path, "store"), new
 
 
 def _write_store(
     source: Source,
     fingerprint: str,
     listing: Listing,
-    plan: AppendPlan | None,
+    base: Artifact | None,
     path: Path,
     workers: int,
-) -> Artifact:
-    parents = {"store": plan.store.sha256} if plan else {}
-    listing = plan.new if plan else listing
+) -> None:
+    """Write the rows of a listing, after the shards of the store `base` if there is one."""
+    parents = {"store": base.sha256} if base else {}
+    shards = {
+        split: list(base.info["splits"][split]["shards"]) if base else [] for split in listing.rows
+    }
     with write_artifact(path, "store", config=asdict(source), parents=parents) as output:
+        _require_storable(source, listing, output.path)
         writers = {
-            split: _make_writer(source, listing, output.path, split, plan) for split in listing.rows
+            split: SplitWriter(
+                output.path / split,
+                source.shard_rows,
+                listing.image_shape,
+                is_encoded=source.encoding == "jpeg",
+                first_shard=len(before),
+            )
+            for split, before in shards.items()
         }
-        for writer in writers.values():
-            writer.allocate()
-        with track("prepare", sum(listing.rows.values())) as advance:
-            dropped = listing.write(writers, advance, workers)
-        for split, writer in writers.items():
-            bad = dropped.get(split, {})
-            if bad and len(bad) == writer.rows and plan is None:
+        skipped = _write_rows(writers, listing, source, workers)
+        written = {split: sum(writer.shards) for split, writer in writers.items()}
+        for split in shards:
+            shards[split] += writers[split].shards
+            if skipped[split] and not shards[split]:
                 raise DataError(
                     f"no image of {split} can be read",
-                    where=next(iter(bad.values())),
+                    where=skipped[split][0],
                     remedy="check the format of the files",
                 )
-            writers[split] = writer.finish(sorted(bad))
-            _write_source_files(listing, split, sorted(bad), writers[split])
-        if plan:
-            plan.link_shards(output)
+        for name in base.files if base else ():
+            if base and name != CLASSES:
+                output.link(base, name)
         write_json(output.path / CLASSES, listing.classes)
-        splits = {split: _split_info(split, w, plan) for split, w in writers.items()}
-        if listing.leave_one_out:
-            splits["query"] = splits["gallery"]
+        names = list(itertools.chain(*skipped.values()))
+        splits = {split: {"rows": sum(rows), "shards": rows} for split, rows in shards.items()}
+        output.count = sum(written.values())
         output.info |= {
             "key": _make_key(source, fingerprint),
-            "settings": settings_key(source),
+            "settings": _settings_key(source),
             "source": fingerprint,
             "classes": len(listing.classes),
             "train_classes": listing.num_train_classes,
             "leave_one_out": listing.leave_one_out,
             "image_shape": list(listing.image_shape),
             "encoding": source.encoding,
-            "splits": splits,
-            "appended": {split: w.rows for split, w in writers.items()} if plan else None,
-            "skipped": _skipped_info(dropped),
+            "splits": splits | ({"query": splits["gallery"]} if listing.leave_one_out else {}),
+            "appended": written if base else None,
+            "skipped": {"count": len(names), "names": names[:_SKIPPED_NAMES]},
         }
-        output.count = sum(writer.rows for writer in writers.values())
-    return artifacts.load(path, "store")
 
 
-def _make_writer(
-    source: Source, listing: Listing, store: Path, split: str, plan: AppendPlan | None
-) -> SplitWriter:
-    first_shard = plan.first_shard(split) if plan else 0
-    place = (
-        store / split, listing.rows[split], source.shard_rows, listing.image_shape, first_shard
-    )  # fmt: skip
+def _write_rows(
+    writers: Mapping[str, SplitWriter], listing: Listing, source: Source, workers: int
+) -> dict[str, list[str]]:
+    """Write all rows of a listing; return split -> paths of the skipped images."""
+    skipped: dict[str, list[str]] = {split: [] for split in writers}
+    with track("prepare", sum(listing.rows.values())) as advance:
+        for block in listing.read(source.encode, workers):
+            writers[block.split].append(block.images, block.labels, block.files)
+            skipped[block.split] += [path for path, _ in block.unreadable]
+            advance(len(block.labels) + len(block.unreadable))
+    for writer in writers.values():
+        writer.close()
+    return skipped
+
+
+def _require_storable(source: Source, listing: Listing, folder: Path) -> None:
+    """Check the limits of JPEG, and whether the disk has space for the raw images.
+
+    Raises:
+        DataError: The images are too large for JPEG.
+        OSError: The disk is too full.
+    """
+    height, width, _ = listing.image_shape
     if source.encoding == "jpeg":
-        return JpegSplitWriter(*place, quality=source.jpeg_quality)
-    return SplitWriter(*place)
-
-
-def _write_source_files(
-    listing: Listing, split: str, dropped: Sequence[int], writer: SplitWriter
-) -> None:
-    """Write the table of source files of each shard, for the rows that were not dropped."""
-    num_rows = writer.rows + len(dropped)
-    kept = np.delete(np.arange(num_rows), np.asarray(dropped, np.int64))
-    first = 0
-    for shard, rows in writer.numbered_shards:
-        table = listing.source_files(split, kept[first : first + rows])
-        if table is None:
-            return
-        np.save(writer.folder / source_files_name(shard), table)
-        first += rows
-
-
-def _split_info(split: str, writer: SplitWriter, plan: AppendPlan | None) -> dict[str, Any]:
-    before: list[int] = plan.store.info["splits"][split]["shards"] if plan else []
-    return {"rows": sum(before) + writer.rows, "shards": [*before, *writer.shards]}
-
-
-def _skipped_info(dropped: Mapping[str, Mapping[int, str]]) -> dict[str, Any]:
-    names = [name for rows in dropped.values() for name in rows.values()]
-    return {"count": len(names), "names": names[:_SKIPPED_NAMES]}
+        if max(height, width) > _MAX_JPEG_SIDE:
+            raise DataError(
+                f"images of {height} x {width} pixels cannot be stored as JPEG, which supports at"
+                f" most {_MAX_JPEG_SIDE} pixels per side",
+                remedy="pass data.encoding=raw",
+            )
+        return
+    size = sum(listing.rows.values()) * math.prod(listing.image_shape)
+    if size > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

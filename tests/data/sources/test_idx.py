@@ -183,7 +183,6 @@ def test_wrong_settings_are_reported_together(tmp_path):
 
 
 def test_labels_of_several_blocks(tmp_path, monkeypatch):
-    """Reading reuses one buffer for all blocks, so each must be copied."""
     monkeypatch.setattr("arcloop.data.sources.idx._LABELS_PER_READ", 7)
     labels = np.arange(20, dtype=np.uint8)
     write_idx(tmp_path / "labels", labels)

@@ -22,7 +22,6 @@ from arcloop.config.schema import LoaderSettings
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.data.loading.datamodule import BatchDataset, BatchLoader
 from arcloop.data.loading.sampler import OrderedBatches
-from arcloop.data.store.jpeg import JpegSplitWriter
 from arcloop.errors import ArtifactError, ConfigError, DataError
 
 JPEG = {"encoding": "jpeg", "jpeg_quality": 90}
@@ -142,11 +141,10 @@ def test_settings_out_of_range_are_refused(wrong):
         synthetic_source(**wrong)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 4), (65_501, 8, 1)])
-def test_images_that_jpeg_does_not_support_are_refused(tmp_path, shape):
-    writer = JpegSplitWriter(tmp_path / "train", 3, 2, shape, quality=90)
+def test_images_that_jpeg_does_not_support_are_refused(tmp_path):
+    source = synthetic_source(image_size=[65_501, 8], **JPEG)
     with pytest.raises(DataError, match="cannot be stored as JPEG") as caught:
-        writer.allocate()
+        prepare(source, tmp_path / "store")
     assert "encoding=raw" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
 

@@ -1,12 +1,9 @@
-import itertools
-import os
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.data.store.shards import SplitWriter, allocate_npy, slice_shards
+from arcloop.data.store.shards import SplitWriter, npy_header
 
 SHAPE = (2, 3, 1)
 
@@ -18,68 +15,59 @@ def rows(start, stop):
     return images.astype(np.uint8), -numbers
 
 
-def read(folder, shards):
-    images = [np.load(folder / f"images-{number:05d}.npy") for number in range(shards)]
-    labels = [np.load(folder / f"labels-{number:05d}.npy") for number in range(shards)]
-    return images, labels
+def files(start, stop):
+    """Return a table whose paths have the length of their row number."""
+    table = np.empty(stop - start, [("path", f"S{max(stop, 1)}"), ("size", "<i8")])
+    table["path"] = [b"x" * row for row in range(start, stop)]
+    table["size"] = np.arange(start, stop)
+    return table
 
 
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 15))
-def test_pieces_cover_each_row_once(start, length, shard_rows):
-    stop = start + length
-    cut = list(slice_shards(start, stop, np.array([shard_rows, 2 * shard_rows, 200])))
-    in_split = [
-        shard * shard_rows + row
-        for shard, source, _ in cut
-        for row in range(source.start, source.stop)
-    ]
-    assert in_split == list(range(start, stop))
-    asked = [row for _, _, target in cut for row in range(target.start, target.stop)]
-    assert asked == list(range(length))
-    sizes = [shard_rows, shard_rows, 200]
-    assert all(0 <= source.start < source.stop <= sizes[shard] for shard, source, _ in cut)
+def read(folder, kind, shards):
+    return [np.load(folder / f"{kind}-{number:05d}.npy") for number in range(shards)]
 
 
 @pytest.mark.parametrize(
-    ("total", "shards"), [(20, [6, 6, 6, 2]), (18, [6, 6, 6]), (6, [6]), (5, [5])]
+    ("total", "shards"), [(20, [6, 6, 6, 2]), (18, [6, 6, 6]), (6, [6]), (5, [5]), (0, [])]
 )
-def test_rows_can_be_written_in_any_order(tmp_path, total, shards):
-    writer = SplitWriter(tmp_path / "train", total, 6, SHAPE).allocate()
+@pytest.mark.parametrize("block", [1, 4, 6, 7, 20])
+def test_blocks_of_any_size_are_written_to_shards_of_equal_size(tmp_path, total, shards, block):
+    writer = SplitWriter(tmp_path / "train", 6, SHAPE, is_encoded=False)
+    for start in range(0, total, block):
+        stop = min(start + block, total)
+        writer.append(*rows(start, stop), files(start, stop))
+        writer.append(*rows(0, 0), files(0, 0))
+    writer.close()
     assert writer.shards == shards
-    cuts = [0, 1, 4, 4, total]
-    for start, stop in reversed(list(itertools.pairwise(cuts))):
-        writer.write(start, *rows(start, stop))
-    images, labels = read(writer.folder, len(shards))
-    assert [len(shard) for shard in images] == shards
-    assert images[0].dtype == np.uint8
-    assert labels[0].dtype == np.int64
-    assert (np.concatenate(images) == rows(0, total)[0]).all()
-    assert np.concatenate(labels).tolist() == [-row for row in range(total)]
-    assert not (tmp_path / "train" / f"images-{len(shards):05d}.npy").exists()
+    assert len(list((tmp_path / "train").iterdir())) == 3 * len(shards)
+    images, labels, origins = (
+        read(tmp_path / "train", kind, len(shards)) for kind in ("images", "labels", "origins")
+    )
+    assert [len(shard) for shard in images] == [len(shard) for shard in origins] == shards
+    assert all(shard.dtype == np.uint8 and shard.shape[1:] == SHAPE for shard in images)
+    assert all(shard.dtype == np.int64 for shard in labels)
+    if total:
+        assert (np.concatenate(images) == rows(0, total)[0]).all()
+        assert np.concatenate(labels).tolist() == [-row for row in range(total)]
+        paths = [path for shard in origins for path in shard["path"].tolist()]
+        assert paths == [b"x" * row for row in range(total)]
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_allocated_file_is_an_array_of_zeros(tmp_path, monkeypatch, portable):
-    """Also where the operating system has no posix_fallocate, as on macOS."""
-    if portable:
-        monkeypatch.delattr(os, "posix_fallocate", raising=False)
-        monkeypatch.setattr("arcloop.data.store.shards._BLOCK_BYTES", 1000)
-    allocate_npy(tmp_path / "rows.npy", (41, 3, 5), np.int64)
-    found = np.load(tmp_path / "rows.npy")
-    assert (found.shape, found.dtype) == ((41, 3, 5), np.int64)
-    assert not found.any()
+def test_encoded_images_are_found_by_their_offsets(tmp_path):
+    writer = SplitWriter(tmp_path / "train", 3, SHAPE, is_encoded=True, first_shard=7)
+    writer.append([b"one", b"", b"three", b"four"], np.arange(4))
+    writer.close()
+    assert writer.shards == [3, 1]
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
+        f"{kind}-{number:05d}.npy" for kind in ("jpeg", "labels", "offsets") for number in (7, 8)
+    ]
+    assert np.load(tmp_path / "train/jpeg-00007.npy").tobytes() == b"onethree"
+    assert np.load(tmp_path / "train/offsets-00007.npy").tolist() == [0, 3, 3, 8]
+    assert np.load(tmp_path / "train/offsets-00008.npy").tolist() == [0, 4]
 
 
-@pytest.mark.parametrize("dropped", [[0], [5, 6, 7, 19], list(range(1, 20)), []])
-def test_finish_removes_dropped_rows(tmp_path, monkeypatch, dropped):
-    monkeypatch.setattr("arcloop.data.store.shards._BLOCK_BYTES", 7 * 6)
-    writer = SplitWriter(tmp_path / "train", 20, 6, SHAPE).allocate()
-    writer.write(0, *rows(0, 20))
-    kept = writer.finish(dropped)
-    left = [row for row in range(20) if row not in dropped]
-    images, labels = read(kept.folder, len(kept.shards))
-    assert np.concatenate(images)[:, 0, 0, 0].tolist() == left
-    assert np.concatenate(labels).tolist() == [-row for row in left]
-    assert kept.rows == len(left)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train"]
-    assert len(list(kept.folder.iterdir())) == 2 * len(kept.shards)
+@given(st.integers(0, 2**62), st.integers(1, 70_000))
+def test_the_length_of_a_header_does_not_depend_on_the_number_of_rows(rows, side):
+    assert len(npy_header((rows, side, side, 3), np.uint8)) == len(
+        npy_header((0, side, side, 3), np.uint8)
+    )

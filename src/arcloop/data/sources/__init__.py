@@ -1,1 +1,181 @@
-"""Sources of images and labels."""
+"""Interface of a data source. `prepare` writes a store from any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from arcloop.config.value_types import JpegQuality, PositiveInt, check_fields
+from arcloop.data.store.shards import FileTable, Images, Labels
+from arcloop.data.store.source_files import SourceChanges, StoreContents
+from arcloop.errors import ConfigError, DataError
+from arcloop.runtime.images import encode_jpeg
+
+Encode = Callable[[Images], Images | list[bytes]]
+"""Converts a batch of images to the form in which a store contains them."""
+
+_LOCATION_FIELDS = ("root", "file")
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of a split.
+
+    Attributes:
+        split: The split.
+        images: N images, encoded as the store requires.
+        labels: int64 [N].
+        files: [N] the file of each image, if the source has one file per image.
+        unreadable: Path and reason of each image that was left out because it cannot be read.
+    """
+
+    split: str
+    images: Images | Sequence[bytes]
+    labels: Labels
+    files: FileTable | None = None
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Listing(ABC):
+    """Contents of a source that are known without reading images.
+
+    Attributes:
+        classes: Class names; a label is a position in this list.
+        image_shape: (H, W, C) of every image.
+        rows: Split -> number of its rows, for every split that is stored.
+        num_train_classes: Number of classes of train. They have the first labels.
+        leave_one_out: Whether gallery is also the query split; if so, its rows are stored once.
+    """
+
+    classes: list[str]
+    image_shape: tuple[int, int, int]
+    rows: Mapping[str, int]
+    num_train_classes: int
+    leave_one_out: bool
+
+    @abstractmethod
+    def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
+        """Read the rows of all splits, those of a split in order, with memory for a few blocks.
+
+        Args:
+            encode: Converts images to the form in which the store contains them.
+            workers: Number of processes that decode images.
+
+        Raises:
+            DataError: An image could not be read, and the settings do not allow skipping it.
+        """
+
+    def compare_with(self, contents: StoreContents) -> SourceChanges:
+        """Compare the source with a store that was made from it (appendable sources only)."""
+        raise NotImplementedError
+
+    def select_new(self, is_new: npt.NDArray[np.bool_], contents: StoreContents) -> Listing:
+        """Return a listing of only the new images (appendable sources only).
+
+        Args:
+            is_new: [N] whether an image of this listing is new.
+            contents: Contents of the store. Its classes keep their labels, new classes follow.
+
+        Raises:
+            DataError: The images cannot be added to the splits of the store.
+        """
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Source(ABC):
+    """Base class of data sources. The fields of a subclass are the schema of its config.
+
+    Attributes:
+        name: Part of the name of the store's folder.
+        shard_rows: Rows in one shard of the store.
+        encoding: "raw" stores pixels, which are fastest to read. "jpeg" stores JPEG files, which
+            are smaller, lossy, and decoded at every read.
+        jpeg_quality: Quality for "jpeg", 1 to 100.
+    """
+
+    appendable = False  # whether new images can be distinguished from those of a store
+
+    name: str
+    shard_rows: PositiveInt
+    encoding: Literal["raw", "jpeg"]
+    jpeg_quality: JpegQuality
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data")
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash, in hex, of the content of the source. It does not depend on its location.
+
+        Raises:
+            DataError: The source does not exist.
+        """
+
+    def files(self) -> dict[str, str]:
+        """Return file -> sha256 if the source consists of few files, else an empty dict."""
+        return {}
+
+    @abstractmethod
+    def open(self) -> Listing:
+        """List the contents without reading images.
+
+        Raises:
+            DataError: The contents cannot be split according to the settings, or a part of them is
+                missing or damaged.
+        """
+
+    def encode(self, images: Images) -> Images | list[bytes]:
+        """Convert images [N, H, W, C] to the form in which the store contains them."""
+        if self.encoding == "raw":
+            return images
+        return [encode_jpeg(image, self.jpeg_quality) for image in images]
+
+    def settings(self) -> dict[str, Any]:
+        """Return all fields that affect the contents of the store: all but the location."""
+        unused = set(_LOCATION_FIELDS)
+        if self.encoding == "raw":
+            unused |= {"encoding", "jpeg_quality"}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in unused}
+
+
+def existing_root(root: str) -> Path:
+    """Return the folder of a source.
+
+    Raises:
+        DataError: The folder does not exist.
+    """
+    path = Path(root)
+    if not path.is_dir():
+        raise DataError(
+            "there is no such folder", where=path.absolute(), remedy="correct data.root"
+        )
+    return path
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width), in pixels, of the setting `image_size`.
+
+    Raises:
+        ConfigError: It is a list that does not have two numbers.
+
+    >>> height_and_width(28), height_and_width([32, 64])
+    ((28, 28), (32, 64))
+    """
+    if isinstance(image_size, int):
+        return image_size, image_size
+    if len(image_size) != 2:
+        raise ConfigError(
+            f"data.image_size={list(image_size)} must be one number or [height, width]",
+            remedy="change the value",
+        )
+    height, width = image_size
+    return height, width

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.sources.base import Listing, existing_root
+from arcloop.data.sources import Listing, existing_root
 from arcloop.data.sources.pictures import FileList, PictureSource
 from arcloop.data.splits import SPLITS
 from arcloop.errors import ConfigError, DataError

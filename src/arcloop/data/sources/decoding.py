@@ -1,4 +1,4 @@
-"""Decoding of image files into a store, in this process or in several."""
+"""Decoding of image files, in this process or in several."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import signal
 import sys
 import threading
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from arcloop.data.store.shards import SplitWriter
+from arcloop.data.sources import Encode, RowBlock
+from arcloop.data.store.source_files import make_table
 from arcloop.errors import ResourceError
 from arcloop.runtime.images import ImageError, decode
 
@@ -26,74 +27,51 @@ _IN_FLIGHT = 2  # blocks per process, so that no process waits for its next bloc
 
 
 @dataclass(frozen=True)
-class Block:
+class FileBlock:
     """Image files to decode into consecutive rows of a split.
 
     Attributes:
         split: The split.
-        writer: Its writer.
-        first_row: Row of the first image.
+        root: Folder that relative paths start from.
         paths: The files.
         labels: Their labels.
+        image_shape: (H, W, C) of the images.
+        encode: Converts the images to the form in which the store contains them.
     """
 
     split: str
-    writer: SplitWriter
-    first_row: int
-    paths: list[str]
+    root: str
+    paths: list[bytes]
     labels: list[int]
+    image_shape: tuple[int, int, int]
+    encode: Encode
 
 
-@dataclass(frozen=True)
-class UnreadableImage:
-    """An image file that cannot be decoded, the row that is reserved for it, and the reason."""
-
-    split: str
-    row: int
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class DecodedBlock:
-    """Result of decoding a `Block`.
-
-    Attributes:
-        split: The split.
-        first_row: Row of the first image.
-        versions: [rows, 2] size (bytes) and modification time (ns) of each file when it was read.
-        unreadable: The files that could not be decoded.
-    """
-
-    split: str
-    first_row: int
-    versions: npt.NDArray[np.int64]
-    unreadable: list[UnreadableImage]
-
-
-def decode_block(block: Block) -> DecodedBlock:
-    """Decode image files and write them to their rows. Rows of unreadable images stay black."""
-    height, width, channels = block.writer.image_shape
-    images = np.zeros((len(block.paths), height, width, channels), np.uint8)
-    versions = np.zeros((len(block.paths), 2), np.int64)
-    unreadable = []
-    for number, path in enumerate(block.paths):
+def decode_block(block: FileBlock) -> RowBlock:
+    """Decode image files; files that cannot be decoded are left out and listed."""
+    height, width, channels = block.image_shape
+    images = np.empty((len(block.paths), *block.image_shape), np.uint8)
+    versions = np.empty((len(block.paths), 2), np.int64)
+    kept, unreadable = [], []
+    for number, relative in enumerate(block.paths):
+        path = os.path.join(block.root, os.fsdecode(relative))  # noqa: PTH118 - speed
         try:
             with open(path, "rb", buffering=0) as file:
                 stat = os.fstat(file.fileno())
                 versions[number] = stat.st_size, stat.st_mtime_ns
                 encoded = file.read()
             images[number] = decode(encoded, height=height, width=width, channels=channels)
+            kept.append(number)
         except (ImageError, OSError) as cause:
-            reason = cause.strerror if isinstance(cause, OSError) else str(cause)
-            row = block.first_row + number
-            unreadable.append(UnreadableImage(block.split, row, path, str(reason)))
-    block.writer.write(block.first_row, images, np.array(block.labels, np.int64))
-    return DecodedBlock(block.split, block.first_row, versions, unreadable)
+            reason = cause.strerror if isinstance(cause, OSError) else cause
+            unreadable.append((path, str(reason)))
+    files = make_table([block.paths[number] for number in kept], versions[kept])
+    labels = np.array(block.labels, np.int64)[kept]
+    return RowBlock(block.split, block.encode(images[kept]), labels, files, unreadable)
 
 
-def decode_blocks(blocks: Iterable[Block], workers: int) -> Iterator[DecodedBlock]:
-    """Decode blocks and yield the results in any order.
+def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBlock]:
+    """Decode blocks and yield the results in the same order.
 
     Worker processes are started with the method that Python 3.14 uses by default: "spawn" on macOS,
     "forkserver" elsewhere. Forking this process directly could deadlock, because it may have the
@@ -118,12 +96,12 @@ def decode_blocks(blocks: Iterable[Block], workers: int) -> Iterator[DecodedBloc
     remaining = iter(blocks)
     pool = ProcessPoolExecutor(workers, context, initializer=_initialize_worker)
     try:
-        pending = _submit(pool, itertools.islice(remaining, workers * _IN_FLIGHT))
+        first = itertools.islice(remaining, workers * _IN_FLIGHT)
+        pending = deque(_submit(pool, block) for block in first)
         while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            pending |= _submit(pool, itertools.islice(remaining, len(done)))
-            for future in done:
-                yield future.result()
+            done = pending.popleft().result()
+            pending.extend(_submit(pool, block) for block in itertools.islice(remaining, 1))
+            yield done
     except BrokenProcessPool as cause:
         raise ResourceError(
             "a process that decodes images died",
@@ -134,10 +112,10 @@ def decode_blocks(blocks: Iterable[Block], workers: int) -> Iterator[DecodedBloc
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, blocks: Iterable[Block]) -> set[Future[DecodedBlock]]:
+def _submit(pool: ProcessPoolExecutor, block: FileBlock) -> Future[RowBlock]:
     with _hidden_main_module():
         try:
-            return {pool.submit(decode_block, block) for block in blocks}
+            return pool.submit(decode_block, block)
         except (EOFError, OSError) as cause:
             raise ResourceError(
                 f"a process that decodes images cannot be started: {cause or 'no answer'}",

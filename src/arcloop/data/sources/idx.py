@@ -12,7 +12,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from arcloop.artifacts.atomic import sha256_file, sha256_json
 from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
-from arcloop.data.sources.base import Listing, Source, existing_root
+from arcloop.data.sources import Encode, Listing, RowBlock, Source, existing_root
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import SplitAssignment, split_by_class
 from arcloop.data.splits.stratified import stratify
-from arcloop.data.store.shards import SplitWriter, rows_per_block
+from arcloop.data.store.shards import rows_per_block
 from arcloop.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]
@@ -159,22 +159,16 @@ class IdxListing(Listing):
         stored = SPLITS[:-1] if self.leave_one_out else SPLITS
         self.rows = dict(zip(stored, counts.tolist(), strict=False))
 
-    def write(
-        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
-    ) -> Mapping[str, Mapping[int, str]]:
-        for part, split in self.split.items():
+    def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
+        for part, split_of_row in self.split.items():
             first = 0  # first row of the block in the file
-            written = dict.fromkeys(SPLITS, 0)  # a split has rows of one file only
             for images in read_blocks(self.images[part], 3, rows_per_block(self.image_shape)):
                 block = slice(first, first + len(images))
-                for name, writer in writers.items():
-                    chosen = split[block] == SPLITS.index(name)
+                for name in self.rows:
+                    chosen = split_of_row[block] == SPLITS.index(name)
                     labels = self.labels[part][block][chosen].astype(np.int64)
-                    writer.write(written[name], images[chosen, ..., np.newaxis], labels)
-                    written[name] += len(labels)
-                    advance(len(labels))
+                    yield RowBlock(name, encode(images[chosen, ..., np.newaxis]), labels)
                 first = block.stop
-        return {}
 
 
 def _find_files(root: str) -> dict[tuple[str, str], Path]:
@@ -204,7 +198,7 @@ def read_labels(path: Path) -> Bytes:
     Raises:
         DataError: The file is not in this format, or is shorter or longer than its header says.
     """
-    return np.concatenate([block.copy() for block in read_blocks(path, 1, _LABELS_PER_READ)])
+    return np.concatenate(list(read_blocks(path, 1, _LABELS_PER_READ)))
 
 
 def read_blocks(path: Path, dimensions: int, rows: int) -> Iterator[Bytes]:
@@ -216,8 +210,7 @@ def read_blocks(path: Path, dimensions: int, rows: int) -> Iterator[Bytes]:
         rows: Rows in a block.
 
     Yields:
-        uint8 [`rows`, ...]; the last block may have fewer rows. A block overwrites the previous
-        one.
+        uint8 [`rows`, ...]; the last block may have fewer rows.
 
     Raises:
         DataError: The file is not in this format, or is shorter or longer than its header says.
@@ -225,20 +218,18 @@ def read_blocks(path: Path, dimensions: int, rows: int) -> Iterator[Bytes]:
     with _open(path) as file:
         total, *shape = _read_header(file, path, dimensions)
         row_bytes = math.prod(shape)
-        buffer = bytearray(min(rows, total) * row_bytes)
         for start in range(0, total, rows):
             count = min(rows, total - start)
-            view = memoryview(buffer)[: count * row_bytes]
             with _read_errors(path):
-                size = file.readinto(view)
-            if size < len(view):
+                content = file.read(count * row_bytes)
+            if len(content) < count * row_bytes:
                 raise DataError(
-                    f"short file: it ends in row {start + size // row_bytes}"
+                    f"short file: it ends in row {start + len(content) // row_bytes}"
                     f" of the {total} rows in its header",
                     where=path,
                     remedy=_RESTORE,
                 )
-            yield np.frombuffer(view, np.uint8).reshape(count, *shape)
+            yield np.frombuffer(content, np.uint8).reshape(count, *shape)
         with _read_errors(path):
             if file.read(1):
                 raise DataError(

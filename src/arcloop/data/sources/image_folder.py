@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arcloop.data.sources.base import Listing, existing_root
+from arcloop.data.sources import Listing, existing_root
 from arcloop.data.sources.pictures import FileList, PictureSource
 from arcloop.data.splits import SPLITS
 from arcloop.errors import DataError

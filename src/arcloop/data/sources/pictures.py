@@ -6,7 +6,6 @@ import functools
 import math
 import os
 from array import array
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
-from arcloop.data.sources.base import Listing, Source, height_and_width
-from arcloop.data.sources.decoding import Block, UnreadableImage, decode_blocks
+from arcloop.data.sources import Encode, Listing, RowBlock, Source, height_and_width
+from arcloop.data.sources.decoding import FileBlock, decode_blocks
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import (
     SplitAssignment,
@@ -27,14 +26,12 @@ from arcloop.data.splits.disjoint import (
     split_by_class,
 )
 from arcloop.data.splits.stratified import assign_new, stratify
-from arcloop.data.store.shards import SplitWriter, rows_per_block
+from arcloop.data.store.shards import rows_per_block
 from arcloop.data.store.source_files import (
-    FileTable,
     SourceChanges,
     StoreContents,
     compare_files,
     file_versions,
-    make_table,
 )
 from arcloop.errors import DataError, list_some
 
@@ -53,7 +50,7 @@ class FileList:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = str(root)
+        self.root = str(root)
         self._buffer, self._ends = bytearray(), array("q")
 
     def __len__(self) -> int:
@@ -71,7 +68,7 @@ class FileList:
 
     def path(self, number: int) -> str:
         """Return a path that includes the root."""
-        return os.path.join(self._root, os.fsdecode(self.relative(number)))  # noqa: PTH118 - speed
+        return os.path.join(self.root, os.fsdecode(self.relative(number)))  # noqa: PTH118 - speed
 
 
 @dataclass
@@ -98,35 +95,35 @@ class PictureListing(Listing):
 
     def __post_init__(self) -> None:
         self.rows = {split: len(numbers) for split, numbers in self.order.items()}
-        self._versions = {split: np.zeros((rows, 2), np.int64) for split, rows in self.rows.items()}
 
-    def write(
-        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
-    ) -> Mapping[str, Mapping[int, str]]:
+    def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
         size = min(_BLOCK_ROWS, rows_per_block(self.image_shape))
         num_blocks = sum(math.ceil(rows / size) for rows in self.rows.values())
-        unreadable: list[UnreadableImage] = []
-        for block in decode_blocks(self._blocks(writers, size), max(1, min(workers, num_blocks))):
+        unreadable: list[tuple[str, str]] = []
+        for block in decode_blocks(self._blocks(encode, size), max(1, min(workers, num_blocks))):
             unreadable += block.unreadable
-            rows = slice(block.first_row, block.first_row + len(block.versions))
-            self._versions[block.split][rows] = block.versions
-            advance(len(block.versions))
-        unreadable.sort(key=lambda image: image.path)
+            yield block
         if unreadable and not self.skip_bad:
-            listed = list_some([f"{u.path}: {u.reason}" for u in unreadable], separator="\n    ")
+            indent = "\n    "
+            lines = [f"{path}: {reason}" for path, reason in sorted(unreadable)]
             raise DataError(
-                f"{len(unreadable)} of {sum(self.rows.values())} images cannot be read:\n"
-                f"    {listed}",
+                f"{len(unreadable)} of {sum(self.rows.values())} images cannot be read:"
+                f"{indent}{list_some(lines, separator=indent)}",
                 remedy="repair or remove them, or skip them with data.on_bad_image=skip",
             )
-        dropped: dict[str, dict[int, str]] = defaultdict(dict)
-        for image in unreadable:
-            dropped[image.split][image.row] = image.path
-        return dropped
 
-    def source_files(self, split: str, rows: Ints) -> FileTable:
-        paths = [self.files.relative(number) for number in self.order[split][rows].tolist()]
-        return make_table(paths, self._versions[split][rows])
+    def _blocks(self, encode: Encode, size: int) -> Iterator[FileBlock]:
+        for split, numbers in self.order.items():
+            for start in range(0, len(numbers), size):
+                chosen = numbers[start : start + size].tolist()
+                yield FileBlock(
+                    split,
+                    self.files.root,
+                    [self.files.relative(number) for number in chosen],
+                    self.labels[chosen].tolist(),
+                    self.image_shape,
+                    encode,
+                )
 
     def compare_with(self, contents: StoreContents) -> SourceChanges:
         label_of = {name: label for label, name in enumerate(contents.classes)}
@@ -137,7 +134,7 @@ class PictureListing(Listing):
             for name, numbers in self.order.items():
                 splits[numbers] = SPLITS.index(name)
         return compare_files(
-            contents.rows,
+            contents,
             np.array([self.files.relative(number) for number in range(len(self.files))], bytes),
             lambda numbers: file_versions([self.files.path(n) for n in numbers.tolist()]),
             labels[self.labels],
@@ -171,13 +168,6 @@ class PictureListing(Listing):
         return replace(
             self, classes=classes, labels=labels, order=order, num_train_classes=num_train_classes
         )
-
-    def _blocks(self, writers: Mapping[str, SplitWriter], size: int) -> Iterator[Block]:
-        for split, numbers in self.order.items():
-            for start in range(0, len(numbers), size):
-                chosen = numbers[start : start + size]
-                paths = [self.files.path(number) for number in chosen.tolist()]
-                yield Block(split, writers[split], start, paths, self.labels[chosen].tolist())
 
 
 @dataclass(kw_only=True)

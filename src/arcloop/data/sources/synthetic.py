@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
-from arcloop.data.sources.base import Listing, Source, height_and_width
+from arcloop.data.sources import Encode, Listing, RowBlock, Source, height_and_width
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import count_classes
-from arcloop.data.store.shards import Images, Labels, SplitWriter, rows_per_block
+from arcloop.data.store.shards import Images, Labels, rows_per_block
 
 _GENERATOR_VERSION = 1  # increase it when a change of the code changes the images
 _CELLS = 7
@@ -103,16 +103,12 @@ class SyntheticListing(Listing):
         shape = (len(self.classes), _CELLS, _CELLS, self.image_shape[2])
         self._patterns = np.random.default_rng(self.seed).integers(0, 256, shape, dtype=np.uint8)
 
-    def write(
-        self, writers: Mapping[str, SplitWriter], advance: Callable[[int], None], workers: int
-    ) -> Mapping[str, Mapping[int, str]]:
+    def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
         block = rows_per_block(self.image_shape)
-        for split, writer in writers.items():
-            for start in range(0, writer.rows, block):
-                stop = min(start + block, writer.rows)
-                writer.write(start, *self.generate(split, start, stop))
-                advance(stop - start)
-        return {}
+        for split, rows in self.rows.items():
+            for start in range(0, rows, block):
+                images, labels = self.generate(split, start, min(start + block, rows))
+                yield RowBlock(split, encode(images), labels)
 
     def generate(self, split: str, start: int, stop: int) -> tuple[Images, Labels]:
         """Return images [N, H, W, C] and labels [N] of rows `start` to `stop` - 1 of a split."""

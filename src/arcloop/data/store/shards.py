@@ -1,21 +1,18 @@
-"""Files of one split and the writer of raw shards.
+"""Files of one split and their writer.
 
-A raw shard has `images-00000.npy` (uint8 [N, H, W, C]) and `labels-00000.npy` (int64 [N]). A shard
-of encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) and `offsets-00000.npy`
-(int64 [N + 1], the start of each image in these bytes) instead of `images-00000.npy`.
+A shard has `images-00000.npy` (uint8 [N, H, W, C]) and `labels-00000.npy` (int64 [N]). A shard of
+encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) and `offsets-00000.npy` (int64
+[N + 1], the start of each image in these bytes) instead of `images-00000.npy`. If the source has
+one file per image, `origins-00000.npy` is the `FileTable` of the shard.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,36 +20,26 @@ from numpy.lib import format as npy
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Kind = Literal["images", "labels", "jpeg", "offsets", "origins"]
+FileTable = npt.NDArray[Any]
+"""[N] records of path (relative to the root of the source), size (bytes) and changed (ns)."""
 
 _BLOCK_BYTES = 1 << 20
 
 
-def images_file(number: int) -> str:
-    """Return the name of the file with a shard's images.
+def shard_file(kind: Kind, shard: int) -> str:
+    """Return the name of one of the files of a shard.
 
-    >>> images_file(3)
+    >>> shard_file("images", 3)
     'images-00003.npy'
     """
-    return f"images-{number:05d}.npy"
-
-
-def labels_file(number: int) -> str:
-    """Return the name of the file with a shard's labels."""
-    return f"labels-{number:05d}.npy"
-
-
-def jpeg_file(number: int) -> str:
-    """Return the name of the file with a shard's encoded images."""
-    return f"jpeg-{number:05d}.npy"
-
-
-def offsets_file(number: int) -> str:
-    """Return the name of the file with the start of each encoded image."""
-    return f"offsets-{number:05d}.npy"
+    return f"{kind}-{shard:05d}.npy"
 
 
 def npy_header(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bytes:
     """Return the header of a .npy file with an array of this shape and type.
+
+    Headers of arrays that differ only in their first dimension have the same length.
 
     >>> npy_header((2, 3), np.uint8)[10:].decode().strip()
     "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3), }"
@@ -61,27 +48,6 @@ def npy_header(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bytes:
     header = io.BytesIO()
     npy.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
     return header.getvalue()
-
-
-def allocate_npy(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
-    """Create a .npy file of zeros whose blocks are reserved on the disk.
-
-    A full disk is then reported before the work starts. Writing through a memory map to a block
-    that is not reserved would end the process with SIGBUS when the disk is full.
-
-    Raises:
-        OSError: The disk is full.
-    """
-    header = npy_header(shape, dtype)
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    with open(path, "xb") as file:
-        file.write(header)
-        file.flush()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, len(header) + size)
-        else:  # macOS
-            for start in range(0, size, _BLOCK_BYTES):
-                file.write(bytes(min(_BLOCK_BYTES, size - start)))
 
 
 def rows_per_block(image_shape: Sequence[int]) -> int:
@@ -93,128 +59,91 @@ def rows_per_block(image_shape: Sequence[int]) -> int:
     return max(1, _BLOCK_BYTES // math.prod(image_shape))
 
 
-def slice_shards(
-    start: int, stop: int, ends: npt.NDArray[np.int64]
-) -> Iterator[tuple[int, slice, slice]]:
-    """Divide rows `start` to `stop` of a split among its shards.
+class SplitWriter:
+    """Writes the rows of one split in order, into shards of equal size.
 
     Args:
-        start: First row.
-        stop: Row after the last one.
-        ends: [shards] row after the last one of each shard.
-
-    Yields:
-        Index of the shard, rows within the shard, and their positions in `start` to `stop`.
-
-    Example:
-        >>> list(slice_shards(3, 6, ends=np.array([5, 10])))
-        [(0, slice(3, 5, None), slice(0, 2, None)), (1, slice(0, 1, None), slice(2, 3, None))]
-    """
-    shard, done = int(ends.searchsorted(start, side="right")), start
-    while done < stop:
-        first = int(ends[shard - 1]) if shard else 0
-        high = min(stop, int(ends[shard]))
-        yield shard, slice(done - first, high - first), slice(done - start, high - start)
-        shard, done = shard + 1, high
-
-
-@dataclass(frozen=True)
-class SplitWriter:
-    """Writes the rows of one split, in any order and from any process.
-
-    Attributes:
-        folder: Folder of the split.
-        rows: Total number of rows.
+        folder: Folder of the split, which is created.
         shard_rows: Rows per shard; the last shard may be smaller.
         image_shape: (H, W, C).
+        is_encoded: Whether the images are passed as encoded bytes.
         first_shard: Number of the first shard.
+
+    Attributes:
+        shards: Number of rows of each complete shard.
     """
 
-    folder: Path
-    rows: int
-    shard_rows: int
-    image_shape: tuple[int, int, int]
-    first_shard: int = 0
+    def __init__(
+        self,
+        folder: Path,
+        shard_rows: int,
+        image_shape: tuple[int, int, int],
+        *,
+        is_encoded: bool,
+        first_shard: int = 0,
+    ) -> None:
+        folder.mkdir()
+        self._folder, self._shard_rows, self._image_shape = folder, shard_rows, image_shape
+        self._is_encoded, self._first_shard = is_encoded, first_shard
+        self._kind: Kind = "jpeg" if is_encoded else "images"
+        self.shards: list[int] = []
+        self._start_shard()
 
-    @property
-    def shards(self) -> list[int]:
-        """Number of rows of each shard."""
-        full, rest = divmod(self.rows, self.shard_rows)
-        return [self.shard_rows] * full + ([rest] if rest else [])
+    def _start_shard(self) -> None:
+        self._rows = 0
+        self._labels: list[Labels] = []
+        self._sizes: list[int] = []  # bytes of each encoded image
+        self._files: list[FileTable] = []
 
-    @property
-    def numbered_shards(self) -> list[tuple[int, int]]:
-        """Number of each shard and its number of rows."""
-        return list(enumerate(self.shards, start=self.first_shard))
-
-    @cached_property
-    def _ends(self) -> npt.NDArray[np.int64]:
-        return np.cumsum(self.shards, dtype=np.int64)
-
-    def allocate(self) -> Self:
-        """Create the files with their full size.
-
-        Raises:
-            OSError: The disk is full.
-        """
-        self.folder.mkdir()
-        for number, rows in self.numbered_shards:
-            allocate_npy(self.folder / images_file(number), (rows, *self.image_shape), np.uint8)
-            allocate_npy(self.folder / labels_file(number), (rows,), np.int64)
-        return self
-
-    def write(self, start: int, images: Images, labels: Labels) -> None:
-        """Write consecutive rows.
+    def append(
+        self, images: Images | Sequence[bytes], labels: Labels, files: FileTable | None = None
+    ) -> None:
+        """Write the next rows.
 
         Args:
-            start: First row.
-            images: [N, H, W, C].
-            labels: [N].
+            images: uint8 [N, H, W, C], or N encoded images.
+            labels: int64 [N].
+            files: [N] the file that each image was read from.
 
         Raises:
             OSError: The disk cannot be written to.
         """
-        for shard, rows, part in slice_shards(start, start + len(labels), self._ends):
-            number = self.first_shard + shard
-            _write_rows(self.folder / images_file(number), rows.start, images[part])
-            _write_rows(self.folder / labels_file(number), rows.start, labels[part])
+        start = 0
+        while start < len(labels):
+            part = slice(start, start + self._shard_rows - self._rows)
+            with open(self._path(self._kind), "ab") as file:
+                if self._rows == 0:
+                    file.write(self._images_header())
+                if self._is_encoded:
+                    file.writelines(images[part])
+                    self._sizes += map(len, images[part])
+                else:
+                    file.write(np.ascontiguousarray(images[part]).data)
+            self._labels.append(labels[part])
+            if files is not None:
+                self._files.append(files[part])
+            self._rows += len(labels[part])
+            start += len(labels[part])
+            if self._rows == self._shard_rows:
+                self.close()
 
-    def finish(self, dropped: Sequence[int]) -> Self:
-        """Complete the files after all rows are written.
+    def close(self) -> None:
+        """Complete the files of the last shard."""
+        if self._rows == 0:
+            return
+        with open(self._path(self._kind), "r+b") as file:
+            file.write(self._images_header())  # with the number of rows
+        np.save(self._path("labels"), np.concatenate(self._labels, dtype=np.int64))
+        if self._is_encoded:
+            np.save(self._path("offsets"), np.cumsum([0, *self._sizes], dtype=np.int64))
+        if self._files:
+            np.save(self._path("origins"), np.concatenate(self._files))
+        self.shards.append(self._rows)
+        self._start_shard()
 
-        Args:
-            dropped: Rows to remove.
+    def _path(self, kind: Kind) -> Path:
+        return self._folder / shard_file(kind, self._first_shard + len(self.shards))
 
-        Returns:
-            The writer of the remaining rows.
-        """
-        return self._copy_without(dropped) if dropped else self
-
-    def _copy_without(self, dropped: Sequence[int]) -> Self:
-        keep = np.ones(self.rows, dtype=bool)
-        keep[list(dropped)] = False
-        folder = self.folder.with_name(self.folder.name + "-kept")
-        kept = replace(self, folder=folder, rows=int(keep.sum())).allocate()
-        done, block = 0, rows_per_block(self.image_shape)
-        for start in range(0, self.rows, block):
-            stop = min(start + block, self.rows)
-            for shard, rows, part in slice_shards(start, stop, self._ends):
-                number = self.first_shard + shard
-                chosen = keep[start + part.start : start + part.stop]
-                images = np.load(self.folder / images_file(number), mmap_mode="r")[rows][chosen]
-                labels = np.load(self.folder / labels_file(number), mmap_mode="r")[rows][chosen]
-                kept.write(done, images, labels)
-                done += len(labels)
-        shutil.rmtree(self.folder)
-        folder.rename(self.folder)
-        return replace(kept, folder=self.folder)
-
-
-def _write_rows(path: Path, first: int, rows: npt.NDArray[Any]) -> None:
-    """Write rows into an existing .npy file, starting at row `first`."""
-    with open(path, "r+b") as file:
-        version = npy.read_magic(file)
-        assert version == (1, 0)
-        npy.read_array_header_1_0(file)
-        file.seek(first * rows[:1].nbytes, os.SEEK_CUR)
-        file.write(np.ascontiguousarray(rows).data)
+    def _images_header(self) -> bytes:
+        shape = (sum(self._sizes),) if self._is_encoded else (self._rows, *self._image_shape)
+        return npy_header(shape, np.uint8)

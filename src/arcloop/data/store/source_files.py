@@ -1,7 +1,7 @@
-"""The file that each row of a shard was read from, with its size and modification time.
+"""The file that each row of a store was read from, with its size and modification time.
 
-The table is stored as `origins-00000.npy`, one for each shard. It traces a row back to its image
-file, and it shows which images were added to a source since the store was written.
+These tables trace a row back to its image file, and show which images were added to a source since
+the store was written.
 """
 
 from __future__ import annotations
@@ -11,31 +11,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
 from arcloop.data.splits import SPLITS
+from arcloop.data.store.shards import FileTable, shard_file
 from arcloop.data.store.store import Store
 from arcloop.errors import DataError, list_some
 
 Ints = npt.NDArray[np.int64]
 Paths = npt.NDArray[np.bytes_]
-FileTable = npt.NDArray[Any]
-"""[N] records of path (relative to the root of the source), size (bytes) and changed (ns)."""
-
-SOURCE_FILES = "origins-"
-
-
-def source_files_name(shard: int) -> str:
-    """Return the file name of the table of a shard.
-
-    >>> source_files_name(3)
-    'origins-00003.npy'
-    """
-    return f"{SOURCE_FILES}{shard:05d}.npy"
 
 
 def make_table(paths: Sequence[bytes], versions: Ints) -> FileTable:
@@ -62,16 +49,20 @@ def file_versions(paths: Sequence[str]) -> Ints:
 
 @dataclass(frozen=True)
 class StoreContents:
-    """The images of a store.
+    """The images of a store, in the order of the splits.
 
     Attributes:
-        rows: [N] records as in `FileTable`, with label and position in `SPLITS`; in any order.
+        files: [N] file of each image.
+        labels: [N] label of each image.
+        splits: [N] position of its split in `SPLITS`.
         classes: Class names.
         num_train_classes: Number of classes of train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
     """
 
-    rows: FileTable
+    files: FileTable
+    labels: Ints
+    splits: Ints
     classes: list[str]
     num_train_classes: int
     leave_one_out: bool
@@ -80,39 +71,29 @@ class StoreContents:
     def read(cls, artifact: Artifact) -> StoreContents | None:
         """Read the contents of a store; None if its source does not have one file per image."""
         store = Store(artifact)
-        parts: list[FileTable] = []
-        for number, split in enumerate(SPLITS):
-            if split == "query" and store.leave_one_out:
-                continue
-            names = [
-                f"{split}/{source_files_name(shard)}"
-                for shard in range(len(artifact.info["splits"][split]["shards"]))
-            ]
-            if not all(name in artifact.files for name in names):
-                return None
-            tables = [np.load(artifact.path / name) for name in names]
-            if tables:
-                parts.append(_with_labels(tables, store.labels(split), number))
-        widest = max(parts, key=lambda part: part.dtype["path"].itemsize).dtype
-        rows = np.concatenate([part.astype(widest) for part in parts])
-        return cls(rows, store.classes, store.num_train_classes, store.leave_one_out)
+        stored = SPLITS[:-1] if store.leave_one_out else SPLITS
+        names = [
+            f"{split}/{shard_file('origins', shard)}"
+            for split in stored
+            for shard in range(len(artifact.info["splits"][split]["shards"]))
+        ]
+        if not all(name in artifact.files for name in names):
+            return None
+        return cls(
+            files=np.concatenate([np.load(artifact.path / name) for name in names]),
+            labels=np.concatenate([store.labels(split) for split in stored]),
+            splits=np.repeat(np.arange(len(stored)), [store.rows(split) for split in stored]),
+            classes=store.classes,
+            num_train_classes=store.num_train_classes,
+            leave_one_out=store.leave_one_out,
+        )
 
     @property
     def class_counts(self) -> Ints:
         """[C, 4] images of each class in each of `SPLITS`."""
         counts = np.zeros((len(self.classes), len(SPLITS)), np.int64)
-        np.add.at(counts, (self.rows["label"], self.rows["split"]), 1)
+        np.add.at(counts, (self.labels, self.splits), 1)
         return counts
-
-
-def _with_labels(tables: Sequence[FileTable], labels: Ints, split: int) -> FileTable:
-    width = max(table.dtype["path"].itemsize for table in tables)
-    fields = [("path", f"S{width}"), ("size", "<i8"), ("changed", "<i8"), ("label", "<i8")]
-    rows = np.empty(len(labels), [*fields, ("split", "<i8")])
-    for name in ("path", "size", "changed"):
-        rows[name] = np.concatenate([table[name] for table in tables])
-    rows["label"], rows["split"] = labels, split
-    return rows
 
 
 @dataclass(frozen=True)
@@ -145,11 +126,11 @@ class SourceChanges:
         Raises:
             DataError: Images were removed or changed; the message names the first ones.
         """
+        indent = "\n    "
         faults = [
-            f"{len(paths)} of its images were {what} since:\n    {list_some(paths, 10, nl)}"
+            f"{len(paths)} of its images were {what} since:{indent}{list_some(paths, 10, indent)}"
             for what, paths in (("removed", self.removed), ("changed", self.changed))
             if paths
-            for nl in ["\n    "]
         ]
         if faults:
             raise DataError(
@@ -161,7 +142,7 @@ class SourceChanges:
 
 
 def compare_files(
-    stored: FileTable,
+    stored: StoreContents,
     paths: Paths,
     versions: Callable[[Ints], Ints],
     labels: Ints,
@@ -170,30 +151,28 @@ def compare_files(
     """Compare the images of a store with the images of its source.
 
     Args:
-        stored: Rows of `StoreContents`.
+        stored: Images of the store.
         paths: [N] paths of the source.
         versions: Returns the sizes and modification times, [n, 2], of the images at n positions.
         labels: [N] labels of the store; -1 for a class that is not in the store.
         splits: [N] positions in `SPLITS`, if the source defines them.
     """
-    stored = np.sort(stored, order="path")
-    place = np.searchsorted(stored["path"], paths).clip(max=len(stored) - 1)
-    is_new = stored["path"][place] != paths
+    order = np.argsort(stored.files["path"])
+    files = stored.files[order]
+    place = np.searchsorted(files["path"], paths).clip(max=len(files) - 1)
+    is_new = files["path"][place] != paths
     in_both = np.flatnonzero(~is_new)
     place = place[in_both]
-    then = np.stack([stored["size"][place], stored["changed"][place]], axis=1)
-    differs = (versions(in_both) != then).any(axis=1) | (labels[in_both] != stored["label"][place])
+    rows = order[place]
+    then = np.stack([files["size"][place], files["changed"][place]], axis=1)
+    differs = (versions(in_both) != then).any(axis=1) | (labels[in_both] != stored.labels[rows])
     if splits is not None:
-        differs |= splits[in_both] != stored["split"][place]
-    is_removed = np.ones(len(stored), dtype=bool)
+        differs |= splits[in_both] != stored.splits[rows]
+    is_removed = np.ones(len(files), dtype=bool)
     is_removed[place] = False
     return SourceChanges(
         is_new=is_new,
         unchanged=int((~differs).sum()),
-        removed=_as_text(stored["path"][is_removed]),
-        changed=_as_text(stored["path"][place[differs]]),
+        removed=[os.fsdecode(path) for path in files["path"][is_removed].tolist()],
+        changed=[os.fsdecode(path) for path in files["path"][place[differs]].tolist()],
     )
-
-
-def _as_text(paths: Paths) -> list[str]:
-    return [os.fsdecode(path) for path in paths.tolist()]

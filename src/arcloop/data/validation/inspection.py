@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +17,8 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
-from arcloop.data.store.source_files import SOURCE_FILES
-from arcloop.data.store.store import CLASSES
-from arcloop.data.validation.duplicates import ImageHashes, open_image_hashes
-from arcloop.data.validation.findings import Findings, Level
-from arcloop.data.validation.shard_files import (
-    Ints,
-    ShardFiles,
-    check_file,
-    list_shards,
-    read_images,
-    read_labels,
-)
+from arcloop.data.validation.files import Ints, ShardFiles, StoreFiles
+from arcloop.data.validation.report import Finding, Findings, Level
 
 if TYPE_CHECKING:
     from arcloop.config.schema import ValidationSettings
@@ -68,33 +59,37 @@ def inspect_store(
         advance: Called with the number of rows that were read since the last call.
     """
     findings = Findings(settings.max_listed)
-    classes = _read_classes(store, findings)
+    files = StoreFiles(store, findings)
+    classes = files.read_classes()
     counts = {split: np.zeros(len(classes), np.int64) for split in SPLITS}
     samples: dict[int, list[Images]] = {
         label: [] for label in range(min(len(classes), _SAMPLED_CLASSES))
     }
-    shards = list_shards(store)
+    shards = list(files.list_shards())
     leave_one_out = store.info.get("leave_one_out", False)
     empty: list[tuple[ShardFiles, Ints]] = []
-    with open_image_hashes() as hashes:
-        for shard in shards:
-            labels = read_labels(store, shard, findings)
-            if labels is not None:
-                valid = labels[(labels >= 0) & (labels < len(classes))]
-                counts[shard.split] += np.bincount(valid, minlength=len(classes))
-            for rows, images in read_images(store, shard, findings):
-                flat = images.reshape(len(images), -1)
-                is_empty = pixel_std(flat) < settings.min_std
-                empty.append((shard, rows[is_empty]))
-                # Empty images have their own finding; they are not also reported as duplicates.
-                hashes.add(flat[~is_empty], shard.first_row + rows[~is_empty])
-                if shard.split == "train" and labels is not None:
-                    _add_samples(samples, images, labels[rows])
-            advance(shard.rows)
-        _report_equal_images(hashes, shards, findings, leave_one_out=leave_one_out)
+    digests, hashed_rows = bytearray(), array("q")
+    for shard in shards:
+        labels = files.read_labels(shard)
+        if labels is not None:
+            valid = labels[(labels >= 0) & (labels < len(classes))]
+            counts[shard.split] += np.bincount(valid, minlength=len(classes))
+        for rows, images in files.read_images(shard):
+            flat = images.reshape(len(images), -1)
+            is_empty = pixel_std(flat) < settings.min_std
+            empty.append((shard, rows[is_empty]))
+            # Empty images have their own finding; they are not also reported as duplicates.
+            for image in flat[~is_empty]:
+                digests += hashlib.blake2b(image, digest_size=16).digest()
+            hashed_rows.extend((shard.first_row + rows[~is_empty]).tolist())
+            if shard.split == "train" and labels is not None:
+                _add_samples(samples, images, labels[rows])
+        advance(shard.rows)
+    groups = equal_groups(digests, np.frombuffer(hashed_rows, np.int64))
+    _report_equal_images(groups, shards, findings, leave_one_out=leave_one_out)
     for name in store.files:
-        if Path(name).name.startswith(SOURCE_FILES):
-            check_file(store, name, findings)
+        if Path(name).name.startswith("origins-"):
+            files.check(name)
     if leave_one_out:
         counts["query"] = counts["gallery"]
     _report_empty_images(empty, store, settings, findings)
@@ -114,10 +109,24 @@ def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return std
 
 
-def _read_classes(store: Artifact, findings: Findings) -> list[str]:
-    if check_file(store, CLASSES, findings) == "intact":
-        return list(json.loads((store.path / CLASSES).read_bytes()))
-    return [f"class {label}" for label in range(store.info["classes"])]
+def equal_groups(digests: bytearray, rows: Ints) -> Iterator[Ints]:
+    """Yield the rows of each group of two or more equal images, in the given order.
+
+    Args:
+        digests: Hashes of the images, 16 bytes each. The probability that different images have
+            equal hashes is negligible.
+        rows: [N] number of the row of each image.
+
+    >>> list(equal_groups(bytearray(b"a" * 16 + b"b" * 16 + b"a" * 16), np.array([4, 5, 7])))
+    [array([4, 7])]
+    """
+    hashes = np.frombuffer(digests, "S16")
+    order = np.argsort(hashes, kind="stable")
+    is_first = np.append(True, hashes[order][1:] != hashes[order][:-1])[: len(order)]
+    starts = np.flatnonzero(is_first)
+    sizes = np.diff(starts, append=len(order))
+    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+        yield rows[order[start : start + size]]
 
 
 def _add_samples(samples: Mapping[int, list[Images]], images: Images, labels: Ints) -> None:
@@ -142,13 +151,11 @@ def _report_empty_images(
         allowed = settings.max_empty_fraction * store.info["splits"][shard.split]["rows"]
         level: Level = "error" if number[shard.split] > allowed else "warning"
         for row in rows.tolist():
-            findings.add(
-                level, "empty image", message, split=shard.split, file=shard.images, row=row
-            )
+            findings.add(Finding(level, "empty image", message, shard.split, shard.images, row))
 
 
 def _report_equal_images(
-    hashes: ImageHashes, shards: Sequence[ShardFiles], findings: Findings, *, leave_one_out: bool
+    groups: Iterator[Ints], shards: Sequence[ShardFiles], findings: Findings, *, leave_one_out: bool
 ) -> None:
     """Report equal images: in two splits as one error per pair of splits, else as warnings.
 
@@ -163,9 +170,9 @@ def _report_equal_images(
         shard, other = (shards[number] for number in numbers.tolist())
         message = f"the same image as {other.images} row {equal_row - other.first_row}"
         row_in_shard = row - shard.first_row
-        findings.add(level, check, message, split=shard.split, file=shard.images, row=row_in_shard)
+        findings.add(Finding(level, check, message, shard.split, shard.images, row_in_shard))
 
-    for group in hashes.groups():
+    for group in groups:
         split_of_row = splits[np.searchsorted(first_rows, group, side="right") - 1]
         first_of_split = []
         for split in np.unique(split_of_row):

@@ -15,9 +15,8 @@ from arcloop.artifacts.atomic import write_bytes, write_json
 from arcloop.artifacts.locks import file_lock
 from arcloop.artifacts.writer import write_artifact
 from arcloop.data.splits import SPLITS
-from arcloop.data.validation.findings import Findings
 from arcloop.data.validation.inspection import Inspection, inspect_store
-from arcloop.data.validation.page import render_page
+from arcloop.data.validation.report import Finding, Findings, render_page
 from arcloop.display.terminal import track
 from arcloop.errors import DataError
 
@@ -109,20 +108,21 @@ def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
     for split, minimum in required.items():
         for label in np.flatnonzero(expected[split] & (counts[split] < minimum)):
             message = f"class {names[label]!r} has {counts[split][label]} image(s); at least"
-            findings.add("error", "class size", f"{message} {minimum} are needed", split=split)
+            message += f" {minimum} are needed"
+            findings.add(Finding("error", "class size", message, split))
     is_in_split = {split: counts[split] > 0 for split in SPLITS}
     is_missing = ~np.any(list(is_in_split.values()), axis=0)
     for label in np.flatnonzero(is_missing & ~is_train):
-        findings.add("error", "class size", f"class {names[label]!r} has no images")
+        findings.add(Finding("error", "class size", f"class {names[label]!r} has no images"))
     for label in np.flatnonzero(expected["gallery"] & ~is_in_split["query"]):
         message = f"class {names[label]!r} has no images, so it is not evaluated"
-        findings.add("warning", "class size", message, split="query")
+        findings.add(Finding("warning", "class size", message, "query"))
     if not is_train.all():
         _report_shared_classes(names, is_in_split, findings)
     smallest, largest = int(counts["train"][is_train].min()), int(counts["train"].max())
     if largest > settings.max_imbalance * smallest:
         message = f"the largest class has {largest} images, the smallest {smallest}"
-        findings.add("warning", "imbalance", message, split="train")
+        findings.add(Finding("warning", "imbalance", message, "train"))
 
 
 def _expected_classes(
@@ -149,7 +149,7 @@ def _report_shared_classes(
     for label in np.flatnonzero(np.sum(parts, axis=0) > 1):
         found_in = ", ".join(split for split in SPLITS if is_in_split[split][label])
         message = f"class {names[label]!r} is in {found_in}, but class-disjoint splits share no"
-        findings.add("error", "class overlap", f"{message} class")
+        findings.add(Finding("error", "class overlap", f"{message} class"))
 
 
 def _make_report(store: Artifact, inspection: Inspection) -> dict[str, Any]:
