@@ -22,6 +22,7 @@ from arcloop.errors import ArtifactError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 _VERIFIED = ".verified.json"
+_SECTIONS = ("files", "parents", "config", "info", "code")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Artifact:
         parents: Role -> manifest hash of an artifact that this one was made from.
         config: The resolved settings that it was made with.
         info: Properties that depend on the kind, e.g. the rows and image shape of a store.
+        code: Git revision and versions of packages.
     """
 
     path: Path
@@ -46,14 +48,15 @@ class Artifact:
     parents: Mapping[str, str]
     config: Mapping[str, Any]
     info: Mapping[str, Any]
+    code: Mapping[str, Any]
 
     def file_sha256(self, name: str) -> str:
         """Return the recorded sha256 of one file."""
         return str(self.files[name]["sha256"])
 
 
-def read(path: Path, kind: str) -> Artifact:
-    """Read the manifest of an artifact without verifying its files.
+def read(path: Path, kind: str | None) -> Artifact:
+    """Read the manifest of an artifact without verifying its files; `kind` None: of any kind.
 
     Raises:
         ArtifactError: The artifact is missing, of another kind, or its manifest is damaged.
@@ -62,11 +65,12 @@ def read(path: Path, kind: str) -> Artifact:
     try:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"there is no {kind} here", where=path, remedy=_remedy(kind)) from None
+        what = f"there is no {kind or 'artifact'} here"
+        raise ArtifactError(what, where=path, remedy=_remedy(kind)) from None
     try:
         manifest = json.loads(content)
         schema, found = manifest["schema"], manifest["kind"]
-        sections = {name: dict(manifest[name]) for name in ("files", "parents", "config", "info")}
+        sections = {name: dict(manifest[name]) for name in _SECTIONS}
     except (ValueError, KeyError, TypeError):
         raise _damaged(file, "is not a manifest") from None
     if schema != SCHEMA:
@@ -75,21 +79,16 @@ def read(path: Path, kind: str) -> Artifact:
             where=file,
             remedy=_remedy(kind),
         )
-    if found != kind:
+    if kind not in (None, found):
         raise ArtifactError(
             f"this is an artifact of kind {found!r}, not {kind!r}",
             where=path,
             remedy=f"pass the path of a {kind}",
         )
-    return Artifact(
-        path=path,
-        kind=kind,
-        sha256=hashlib.sha256(content).hexdigest(),
-        **sections,
-    )
+    return Artifact(path, found, hashlib.sha256(content).hexdigest(), **sections)
 
 
-def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
+def load(path: Path, kind: str | None, *, trust: bool = True) -> Artifact:
     """Read and verify an artifact.
 
     Every file is hashed, except files whose size, modification time and inode are unchanged since
@@ -97,7 +96,7 @@ def load(path: Path, kind: str, *, trust: bool = True) -> Artifact:
 
     Args:
         path: Folder of the artifact.
-        kind: Expected kind.
+        kind: Expected kind; None for any kind.
         trust: Skip files that are unchanged since the last verification; False hashes all files.
 
     Raises:
@@ -146,10 +145,7 @@ def load_if_current(
 
 def find_by_hash(folder: Path, kind: str, sha256: str) -> Path | None:
     """Return the artifact in `folder` whose manifest has this hash, or None."""
-    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-        if sha256_file(manifest) == sha256 and read(manifest.parent, kind):
-            return manifest.parent
-    return None
+    return next((a.path for a in list_artifacts(folder, kind) if a.sha256 == sha256), None)
 
 
 def list_artifacts(folder: Path, kind: str) -> list[Artifact]:
@@ -167,11 +163,11 @@ def exists(path: Path) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def _remedy(kind: str) -> str:
+def _remedy(kind: str | None) -> str:
     verb = {
         "store": "prepare", "validation": "validate", "run": "train", "gallery": "embed",
         "index": "index", "evaluation": "evaluate",
-    }.get(kind, kind)  # fmt: skip
+    }.get(kind or "run", kind)  # fmt: skip
     return f"make it with `arcloop {verb}`, or check the path"
 
 

@@ -98,11 +98,7 @@ def trace(path: Path, run_dir: Path | None = None) -> Link:
             )
         folder = folder.parent
     name = None if path.is_dir() else path.relative_to(folder).as_posix()
-    try:
-        kind = str(json.loads((folder / MANIFEST).read_bytes())["kind"])
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        return Link(str(folder), fault=f"{folder / MANIFEST} is damaged: {_reason(cause)}")
-    link, artifact = _verified(folder, kind)
+    link, artifact = _verified(folder)
     if artifact is None or name is None or name == MANIFEST:
         return link
     if name not in artifact.files:
@@ -112,37 +108,28 @@ def trace(path: Path, run_dir: Path | None = None) -> Link:
     return Link(str(path), artifact.file_sha256(name), parents=[link])
 
 
-def _verified(folder: Path, kind: str) -> tuple[Link, Artifact | None]:
-    """Verify an artifact and its ancestors."""
-    what = f"{kind} {folder}"
+def _verified(folder: Path, kind: str | None = None) -> tuple[Link, Artifact | None]:
+    """Verify an artifact, of any kind if `kind` is None, and its ancestors."""
+    what = f"{kind or 'artifact'} {folder}"
     try:
         artifact = artifacts.load(folder, kind, trust=False)
-        return _link_of(artifact, folder, kind, what), artifact
+        what = f"{artifact.kind} {folder}"
+        return Link(what, artifact.sha256, _facts(artifact), parents=_parents(artifact)), artifact
     except ArcloopError as cause:
         return Link(what, fault=str(cause).replace("\n", ";")), None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-        return Link(what, fault=f"{folder / MANIFEST} is damaged: {_reason(cause)}"), None
+        reason = f"no key {cause}" if isinstance(cause, KeyError) else str(cause)
+        return Link(what, fault=f"{folder / MANIFEST} is damaged: {reason}"), None
 
 
-def _reason(cause: Exception) -> str:
-    return f"no key {cause}" if isinstance(cause, KeyError) else str(cause)
-
-
-def _link_of(artifact: Artifact, folder: Path, kind: str, what: str) -> Link:
-    link = Link(what, artifact.sha256, _facts(folder, artifact))
-    if kind == "store":
-        link.parents.append(_source(artifact))
-        if "store" in artifact.parents:
-            link.parents.append(_appended_to(artifact))
-    elif kind == "run":
-        link.parents.append(_store(artifact, folder))
-        if "backbone_weights" in artifact.parents:
-            link.parents.append(_weights(artifact))
-    else:
-        link.parents += [
-            _parent(role, sha256, folder) for role, sha256 in sorted(artifact.parents.items())
-        ]
-    return link
+def _parents(artifact: Artifact) -> list[Link]:
+    if artifact.kind == "store":
+        parents = [_source(artifact)]
+        return parents + ([_appended_to(artifact)] if "store" in artifact.parents else [])
+    if artifact.kind == "run":
+        parents = [_store(artifact)]
+        return parents + ([_weights(artifact)] if "backbone_weights" in artifact.parents else [])
+    return [_parent(role, h, artifact.path) for role, h in sorted(artifact.parents.items())]
 
 
 def _parent(role: str, sha256: str, child: Path) -> Link:
@@ -165,9 +152,9 @@ def _parent(role: str, sha256: str, child: Path) -> Link:
     return link
 
 
-def _store(run: Artifact, run_dir: Path) -> Link:
+def _store(run: Artifact) -> Link:
     try:
-        store = find_store(run_dir)
+        store = find_store(run.path)
     except ArcloopError as cause:
         return Link(f"store {run.parents['store'][:12]}...", fault=cause.what)
     link, artifact = _verified(store, "store")
@@ -217,21 +204,21 @@ def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
     except (ConfigError, DataError, OSError) as cause:
         link.fault = f"it cannot be read: {cause}".replace("\n", ";")
         return
-    if since is None or not since.only_additions:
-        link.fault = "the source was changed after the store was prepared"
-        for what, paths in (
-            (("removed", since.removed), ("changed", since.changed)) if since else ()
-        ):
-            link.fault += (
-                f"; {len(paths)} {what}: {', '.join(paths[:_MAX_NAMED_FILES])}" if paths else ""
-            )
-    else:
+    if since is not None and since.only_additions:
         link.facts = {"new since": f"{since.is_new.sum()} images"}
+        return
+    changes = {"removed": since.removed, "changed": since.changed} if since else {}
+    named = [
+        f"{len(paths)} {what}: {', '.join(paths[:_MAX_NAMED_FILES])}"
+        for what, paths in changes.items()
+        if paths
+    ]
+    link.fault = "; ".join(["the source was changed after the store was prepared", *named])
 
 
-def _facts(folder: Path, artifact: Artifact) -> dict[str, str]:
-    code = json.loads((folder / MANIFEST).read_bytes())["code"]
-    facts = {"git": str(code["git"]), "torch": code["packages"].get("torch", "?")}
+def _facts(artifact: Artifact) -> dict[str, str]:
+    packages = artifact.code["packages"]
+    facts = {"git": str(artifact.code["git"]), "torch": packages.get("torch", "?")}
     if artifact.info.get("overrides"):
         facts["overrides"] = " ".join(artifact.info["overrides"])
     return facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import reprlib
 import shutil
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -120,9 +121,9 @@ def first_difference(one: Path, other: Path) -> str | None:
         _compare_weights(one / "model.pt", other / "model.pt")
         or _compare_csv(one / "metrics.csv", other / "metrics.csv")
         or _compare_embeddings(one / "gallery", other / "gallery")
-        or _compare_files(one, other, "index/faiss_index.bin")
-        or _compare_files(one, other, "index/faiss_label.json")
-        or _compare_metrics(one / "evaluation/metrics.json", other / "evaluation/metrics.json")
+        or _compare_bytes(one / "index/faiss_index.bin", other / "index/faiss_index.bin")
+        or _compare_json(one / "index/faiss_label.json", other / "index/faiss_label.json")
+        or _compare_json(one / "evaluation/metrics.json", other / "evaluation/metrics.json")
     )
 
 
@@ -138,9 +139,8 @@ def _compare_weights(one: Path, other: Path) -> str | None:
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second or first[name].shape != second[name].shape:
             return f"model.pt, tensor {name}: shapes differ"
-    for name, tensor in first.items():
-        if not torch.equal(tensor, second[name]):
-            largest = float((tensor.double() - second[name].double()).abs().max())
+        if not torch.equal(first[name], second[name]):
+            largest = float((first[name].double() - second[name].double()).abs().max())
             return f"model.pt, tensor {name}: max |difference| {largest:.3g}"
     return "model.pt: equal weights, different files"
 
@@ -169,30 +169,18 @@ def _compare_embeddings(one: Path, other: Path) -> str | None:
     return None
 
 
-def _compare_files(one: Path, other: Path, name: str) -> str | None:
-    if not (one / name).is_file():
+def _compare_bytes(one: Path, other: Path) -> str | None:
+    if not one.is_file() or sha256_file(one) == sha256_file(other):
         return None
-    equal = sha256_file(one / name) == sha256_file(other / name)
-    return (
-        None
-        if equal or _differ_only_in_model_hash(one / name, other / name)
-        else f"{name}: different contents"
-    )
+    return f"{one.name}: different contents"
 
 
-def _differ_only_in_model_hash(one: Path, other: Path) -> bool:
-    """Return whether two files are label files that differ only in the hash of model.pt."""
-    if one.suffix != ".json":
-        return False
-    first, second = (json.loads(path.read_bytes()) for path in (one, other))
-    return {**first, "model_sha256": None} == {**second, "model_sha256": None}
-
-
-def _compare_metrics(one: Path, other: Path) -> str | None:
+def _compare_json(one: Path, other: Path) -> str | None:
     if not one.is_file():
         return None
     first, second = (json.loads(path.read_bytes()) for path in (one, other))
-    for name in sorted(first.keys() | second.keys()):
+    for name in sorted((first.keys() | second.keys()) - {"model_sha256"}):
         if first.get(name) != second.get(name):
-            return f"metrics.json, {name}: {first.get(name)} and {second.get(name)}"
+            values = [reprlib.repr(content.get(name)) for content in (first, second)]
+            return f"{one.name}, {name}: {' and '.join(values)}"
     return None

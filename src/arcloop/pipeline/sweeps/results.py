@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from arcloop import artifacts
-from arcloop.artifacts import MANIFEST
 from arcloop.errors import ArtifactError
 from arcloop.pipeline.sweeps.job import RECORD, JobRecord
 
@@ -203,10 +202,9 @@ def _read_job(folder: Path) -> JobResult | None:
     failure = recorded.failure.what if recorded and recorded.failure else None
     if _is_run(folder):
         run = artifacts.read(folder, "run")
-        code = json.loads((folder / MANIFEST).read_bytes())["code"]
         given, objective = run.info["overrides"], run.info["objective"]
         metrics = _read_metrics(folder / "evaluation")
-        return JobResult(folder, given, swept, failure, run.config, objective, metrics, code)
+        return JobResult(folder, given, swept, failure, run.config, objective, metrics, run.code)
     if recorded is not None:
         given, failure = recorded.overrides, failure or "the run was removed"
     elif (folder / _STARTED).is_file():
@@ -218,12 +216,7 @@ def _read_job(folder: Path) -> JobResult | None:
 
 
 def _is_run(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / MANIFEST).read_bytes())["kind"] == "run")
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError):
-        return artifacts.read(folder, "run").kind == "run"  # raises an error with the reason
+    return artifacts.exists(folder) and artifacts.read(folder, None).kind == "run"
 
 
 def _read_metrics(evaluation: Path) -> dict[str, float]:
