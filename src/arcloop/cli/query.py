@@ -29,11 +29,23 @@ def query(arguments: Sequence[str]) -> int:
         ArtifactError: The run or its index is missing or damaged.
         DataError: A file is not an image.
     """
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser("arcloop query", description=__doc__)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP or BMP file")
+    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a finished run")
+    parser.add_argument("-k", type=_positive, default=5, help="neighbours to show (default 5)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
+    options = parser.parse_args(arguments)
     run_dir = Path(options.run)
     artifacts.load(run_dir, "run")
     artifacts.load(run_dir / "index", "index")
-    searcher = _load_searcher(run_dir, options.device)
+    # These imports load torch, which `arcloop query --help` does not need.
+    from arcloop.retrieval import load_model, open_index
+    from arcloop.runtime.searcher import Searcher
+
+    model = load_model(run_dir / "model.pt", options.device)
+    _, index, labels = open_index(run_dir / "index", model.sha256)
+    searcher = Searcher(model, index, labels)
     for name in options.images:
         answer = _predict(searcher, Path(name), options.k)
         thumbnails = _write_thumbnails(run_dir, answer)
@@ -44,29 +56,10 @@ def query(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("arcloop query", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP or BMP file")
-    parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a finished run")
-    parser.add_argument("-k", type=_positive, default=5, help="neighbours to show (default 5)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
-    return parser
-
-
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
-
-
-def _load_searcher(run_dir: Path, device: str) -> Searcher:
-    from arcloop.retrieval import load_model, open_index
-    from arcloop.runtime.searcher import Searcher
-
-    model = load_model(run_dir / "model.pt", device)
-    _, index, labels = open_index(run_dir / "index", model.sha256)
-    return Searcher(model, index, labels)
 
 
 def _predict(searcher: Searcher, image: Path, k: int) -> Prediction:

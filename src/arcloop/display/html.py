@@ -11,15 +11,17 @@ from typing import Any
 def render_template(
     template: Path, *, filters: Mapping[str, Callable[..., Any]] | None = None, **values: object
 ) -> str:
-    """Render a Jinja template; values are escaped, since class names and config come from users.
+    """Render a Jinja template.
+
+    In HTML, values are escaped, since class names and config come from users.
 
     Args:
-        template: The `.html.j2` file.
+        template: The `.html.j2` or `.md.j2` file.
         filters: Additional filters, name -> function.
         **values: Variables of the template.
 
     Returns:
-        The page as HTML.
+        The page.
 
     Raises:
         jinja2.UndefinedError: The template uses a variable that is not in `values`.
@@ -28,7 +30,7 @@ def render_template(
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
-        autoescape=True,
+        autoescape=template.name.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,13 +61,7 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
         ArcloopError: The config or the data is invalid, or a resource is not available.
     """
     names = CHAINS[verb]
-    # Imports of torch and Lightning create many permanent objects, which the garbage collector
-    # would traverse repeatedly: see "Start-up" in docs/performance.md.
-    gc.disable()
-    try:
-        steps.dry_run(config, names)
-    finally:
-        gc.enable()
+    steps.dry_run(config, names)
     run_dir = Path(config.run_dir)
     folders = {
         **_store_folders(config, names, run_dir),

@@ -53,7 +53,12 @@ class Link:
 
 def lineage(arguments: Sequence[str]) -> int:
     """Print and verify the lineage of a path; returns 1 if a link is broken."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser("arcloop lineage", description=__doc__)
+    parser.add_argument(
+        "path", metavar="PATH", help="a run, an artifact, one of its files, or a .mar"
+    )
+    parser.add_argument("--run", metavar="RUN_DIR", help="the run that an archive was made from")
+    options = parser.parse_args(arguments)
     chain = trace(Path(options.path), Path(options.run) if options.run else None)
     console = Console(highlight=False)
     console.print(_tree(chain, set()), soft_wrap=True)
@@ -63,15 +68,6 @@ def lineage(arguments: Sequence[str]) -> int:
     if not faults:
         console.print("all links verified")
     return 1 if faults else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("arcloop lineage", description=__doc__)
-    parser.add_argument(
-        "path", metavar="PATH", help="a run, an artifact, one of its files, or a .mar"
-    )
-    parser.add_argument("--run", metavar="RUN_DIR", help="the run that an archive was made from")
-    return parser
 
 
 def trace(path: Path, run_dir: Path | None = None) -> Link:

@@ -37,7 +37,13 @@ def reproduce(arguments: Sequence[str]) -> int:
     Raises:
         ArtifactError: The run is damaged, or its store was moved or removed.
     """
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser("arcloop reproduce", description=__doc__)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a finished run")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the second run (default: RUN_DIR-reproduced)"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the second run if it is equal")
+    options = parser.parse_args(arguments)
     original = Path(options.run_dir)
     second = Path(options.output or f"{original}-reproduced")
     run = artifacts.load(original, "run")
@@ -57,16 +63,6 @@ def reproduce(arguments: Sequence[str]) -> int:
     print(f"different: {difference}")
     print_line(f"the second run is in {second}")
     return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("arcloop reproduce", description=__doc__)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a finished run")
-    parser.add_argument(
-        "--output", metavar="DIR", help="folder of the second run (default: RUN_DIR-reproduced)"
-    )
-    parser.add_argument("--keep", action="store_true", help="keep the second run if it is equal")
-    return parser
 
 
 def rerun(run: Artifact, second: Path) -> None:

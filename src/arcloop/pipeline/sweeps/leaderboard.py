@@ -20,7 +20,8 @@ from arcloop.errors import write_error
 from arcloop.pipeline.sweeps.plots import draw, short_key, short_value
 from arcloop.pipeline.sweeps.results import SEED, SWEEP_KEYS, Ranking, Setting
 
-_TEMPLATE = Path(__file__).with_name("leaderboard.html.j2")
+_PAGE = Path(__file__).with_name("leaderboard.html.j2")
+_MARKDOWN = _PAGE.with_name("leaderboard.md.j2")
 _MAX_ROWS = 30
 _COLUMNS = ("top1", "recall_at_5", "map_at_r", "eer", "tar_at_far_1e-3")
 
@@ -32,7 +33,10 @@ def leaderboard(arguments: Sequence[str]) -> int:
         ArtifactError: The folder contains no jobs of a sweep.
         ResourceError: A file cannot be written.
     """
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser("arcloop leaderboard", description=__doc__)
+    parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="e.g. runs/sweeps/mnist")
+    parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    options = parser.parse_args(arguments)
     ranking = Ranking.of(Path(options.sweep_dir))
     files = render(ranking)
     if options.markdown:
@@ -57,13 +61,6 @@ def leaderboard(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("arcloop leaderboard", description=__doc__)
-    parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="e.g. runs/sweeps/mnist")
-    parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
-    return parser
-
-
 def render(ranking: Ranking) -> dict[Path, bytes]:
     """Return the files of a leaderboard: path -> content.
 
@@ -72,7 +69,7 @@ def render(ranking: Ranking) -> dict[Path, bytes]:
     figures = {name: encode_png(figure) for name, figure in draw(ranking).items()}
     best = ranking.settings[0] if ranking.settings[0].objective else None
     page = render_template(
-        _TEMPLATE,
+        _PAGE,
         filters={"short_value": short_value, "short_key": short_key},
         board=ranking,
         columns=_columns(ranking),
@@ -184,33 +181,16 @@ def _terminal_table(ranking: Ranking, width: int) -> Table:
 def markdown_page(ranking: Ranking) -> str:
     """Return the leaderboard as a Markdown page, with the command that reproduces each row."""
     columns = _columns(ranking)
-    keys = [short_key(key) for key in ranking.keys]
-    lines = [
-        "# Results",
-        "",
-        "Written by `make results`. The command with the same number below reproduces a row.",
-        "Values are means with 95% confidence intervals over seeds (Student's t).",
-        f"`{ranking.monitor}` is measured on val, which selects the checkpoint and ranks the rows.",
-        "All other columns are measured on query, which is used for evaluation only.",
-        "",
-        *(f"- {fact}" for fact in _facts(ranking)),
-        "",
-        _row(["", *keys, "seeds", ranking.monitor, *columns]),
-        _row(["---:", *("---" for _ in keys), *("---:" for _ in ("", "", *columns))]),
-        *map(_row, _texts(ranking, columns)),
-    ]
-    if ranking.failed:
-        lines += ["", "Jobs without a result:", ""]
-        lines += [
-            f"- `{j.folder.name}`: {(j.failure or '').splitlines()[0]}" for j in ranking.failed
-        ]
-    commands = [rerun_command(ranking, setting) for setting in ranking.settings]
-    numbered = [f"{command}  # {number}" for number, command in enumerate(commands, start=1)]
-    return "\n".join([*lines, "", "```console", *numbered, "```", ""])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    page = render_template(
+        _MARKDOWN,
+        filters={"short_key": short_key},
+        ranking=ranking,
+        columns=columns,
+        facts=_facts(ranking),
+        rows=_texts(ranking, columns),
+        commands=[rerun_command(ranking, setting) for setting in ranking.settings],
+    )
+    return f"{page}\n"
 
 
 def rerun_command(ranking: Ranking, setting: Setting) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,18 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from arcloop.config.composition import bundled, check_config, compose_unchecked, parse_overrides
+from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError
 from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.job import TRAINING
 
+_PACKAGES = {
+    "sweep": "optuna",
+    "launcher=joblib": "hydra_plugins.hydra_joblib_launcher",
+    "launcher=gpus": "hydra_plugins.hydra_joblib_launcher",
+    "launcher=slurm": "hydra_plugins.hydra_submitit_launcher",
+}
+"""Key, or choice of a group -> package that it needs."""
 _MAX_VALUES = 32
 """Values per key that are checked before the first job; each job checks the remaining ones."""
 
@@ -48,7 +55,10 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigError: No key is swept, or a key, a value or the sweep is invalid.
     """
-    _require_extra(arguments)
+    for argument in arguments:
+        package = _PACKAGES.get(argument) or _PACKAGES.get(argument.partition("=")[0])
+        if package:
+            require_extra("sweeps", package, where=argument)
     given = parse_overrides(arguments)
     fixed = [o.input_line or "" for o in given if not o.is_sweep_override()]
     swept = [o for o in given if o.is_sweep_override()]
@@ -73,19 +83,6 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         gpus=tuple(gpus),
         extra=(f"launcher.jobs={jobs}",) if gpus else (),
     )
-
-
-def _require_extra(arguments: Sequence[str]) -> None:
-    needs = {"sweep": "optuna", "launcher=joblib": "hydra_plugins.hydra_joblib_launcher",
-             "launcher=gpus": "hydra_plugins.hydra_joblib_launcher",
-             "launcher=slurm": "hydra_plugins.hydra_submitit_launcher"}  # fmt: skip
-    for argument in arguments:
-        package = needs.get(argument) or needs.get(argument.partition("=")[0])
-        if package and importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"{argument} needs a package that is not installed: {package}",
-                remedy="pip install 'arcloop[sweeps]'",
-            )
 
 
 def _check_compatibility(

@@ -112,9 +112,17 @@ class Search:
             jobs = [(*fixed, *(f"{key}={t.params[key]}" for key in space)) for t in batch]
             returned = launch(jobs, initial_job_idx=batch[0].number)
             for trial, job in zip(batch, returned, strict=True):
-                _report_result(study, trial.number, job.return_value)
+                objective = job.return_value
+                if isinstance(objective, TemporaryFailure):
+                    continue  # the trial stays "running", so a continued search repeats it
+                failed = objective is None or not math.isfinite(objective)
+                state = TrialState.FAIL if failed else TrialState.COMPLETE
+                study.tell(trial.number, None if failed else float(objective), state)
             batch = remaining
-        _print_best(study)
+        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            best = study.best_trial
+            values = " ".join(f"{key}={value}" for key, value in best.params.items())
+            print_line(f"best trial: {best.value:.4f} on val with {values}")
 
     def _open(self, folder: Path, space: dict[str, BaseDistribution]) -> Study:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,20 +157,3 @@ class Search:
         study.sampler = self._sampler(seed=crc32(f"{self._seed} {len(complete)}".encode()))
         numbers = [study.ask(space).number for _ in range(count)]
         return [study.get_trials(deepcopy=False)[number] for number in numbers]
-
-
-def _report_result(study: Study, number: int, objective: Any) -> None:
-    """Report the result of a trial to the study, except for a failure that will be retried."""
-    if isinstance(objective, TemporaryFailure):
-        return
-    if objective is None or not math.isfinite(objective):
-        study.tell(number, state=TrialState.FAIL)
-    else:
-        study.tell(number, float(objective))
-
-
-def _print_best(study: Study) -> None:
-    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        best = study.best_trial
-        values = " ".join(f"{key}={value}" for key, value in best.params.items())
-        print_line(f"best trial: {best.value:.4f} on val with {values}")
