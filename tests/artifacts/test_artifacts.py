@@ -169,7 +169,7 @@ REPLACING = """
 import sys
 from pathlib import Path
 from arcloop.artifacts.atomic import replace_folder
-from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.atomic import file_lock
 for number in range(200):
     new = Path(f".{sys.argv[1]}")
     new.mkdir()

@@ -104,12 +104,12 @@ def load(path: Path, kind: str | None, *, trust: bool = True) -> Artifact:
     """
     path = Path(path)
     artifact = read(path, kind)
-    verified = read_verified(path, artifact.sha256) if trust else {}
+    verified = _read_verified(path, artifact.sha256) if trust else {}
     states: dict[str, list[int]] = {}
     changed: list[str] = []
     for name, entry in artifact.files.items():
         try:
-            states[name] = _file_state(path / name)
+            states[name] = file_state(path / name)
         except FileNotFoundError:
             raise _damaged(path / name, "is missing") from None
         if (size := states[name][0]) != entry["size"]:
@@ -179,7 +179,8 @@ def _damaged(file: Path, how: str) -> ArtifactError:
     )
 
 
-def _file_state(file: Path) -> list[int]:
+def file_state(file: Path) -> list[int]:
+    """Return the size, modification time and inode of a file."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
@@ -189,7 +190,7 @@ def record_verified(artifact: Artifact, states: Mapping[str, list[int]]) -> None
     write_json(artifact.path / _VERIFIED, {"manifest": artifact.sha256, "files": states})
 
 
-def read_verified(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
+def _read_verified(path: Path, manifest_sha256: str) -> dict[str, list[int]]:
     """Return the record of the last verification; empty if there is none for this manifest."""
     try:
         recorded = json.loads((path / _VERIFIED).read_bytes())

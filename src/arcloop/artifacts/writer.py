@@ -1,4 +1,7 @@
-"""Write an artifact to a temporary folder, add its manifest, and rename the folder."""
+"""Write an artifact to a temporary folder, add its manifest, and rename the folder.
+
+The duration and throughput of the stage are stored next to the manifest, which contains no times.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,23 @@ import contextlib
 import errno
 import functools
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcloop.artifacts import timings
 from arcloop.artifacts.artifact import (
     MANIFEST,
     SCHEMA,
     Artifact,
+    file_state,
     read,
-    read_verified,
     record_verified,
 )
 from arcloop.artifacts.atomic import (
@@ -39,6 +43,12 @@ _RECORDED_PACKAGES = (
     "pytorch-lightning", "timm", "torch", "torchmetrics",
 )  # fmt: skip
 
+_TIMING = ".timing.json"
+_STAGE = {
+    "store": "prepare", "validation": "validate", "run": "train", "gallery": "embed",
+    "index": "index", "evaluation": "evaluate", "export": "export",
+}  # fmt: skip
+
 
 @dataclass
 class ArtifactWriter:
@@ -50,7 +60,7 @@ class ArtifactWriter:
         parents: Role -> manifest hash of an artifact that this one is made from.
         count: Number of images or vectors processed, for the throughput.
         timed: Additional durations to record; each name ends with its unit.
-        linked: File shared with another artifact -> that artifact.
+        linked: File shared with another artifact -> its sha256, and its state when it was linked.
     """
 
     path: Path
@@ -58,7 +68,7 @@ class ArtifactWriter:
     parents: dict[str, str] = field(default_factory=dict)
     count: int = 0
     timed: dict[str, float] = field(default_factory=dict)
-    linked: dict[str, Artifact] = field(default_factory=dict)
+    linked: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
 
     def link(self, owner: Artifact, name: str) -> None:
         """Add a file of another, verified artifact as a hard link.
@@ -75,7 +85,7 @@ class ArtifactWriter:
                 raise
             shutil.copyfile(source, target)
         else:
-            self.linked[name] = owner
+            self.linked[name] = owner.file_sha256(name), file_state(target)
 
 
 @contextlib.contextmanager
@@ -111,21 +121,21 @@ def write_artifact(
         temporary.mkdir()
     except OSError as cause:
         raise write_error(path, cause) from cause
-    watch = timings.Stopwatch()
+    watch = Stopwatch()
     try:
         writer = ArtifactWriter(temporary, parents=dict(parents or {}))
         yield writer
-        timings.record(temporary, watch.seconds, writer.count / watch.seconds, writer.timed)
+        record_timing(temporary, watch.seconds, writer.count / watch.seconds, writer.timed)
         written = write_manifest(
             temporary,
             kind,
             config=config,
             parents=writer.parents,
             info=writer.info,
-            known={name: owner.file_sha256(name) for name, owner in writer.linked.items()},
+            known={name: sha256 for name, (sha256, _) in writer.linked.items()},
         )
-        if verified := _verified_links(writer):
-            record_verified(written, verified)
+        if writer.linked:
+            record_verified(written, {name: state for name, (_, state) in writer.linked.items()})
         replace_folder(temporary, path)
     except OSError as cause:
         raise write_error(path, cause) from cause
@@ -194,17 +204,6 @@ def _list_files(path: Path) -> list[str]:
     return sorted(names)
 
 
-def _verified_links(writer: ArtifactWriter) -> dict[str, list[int]]:
-    """Return the verification records of the linked files from the artifacts that own them."""
-    owners = {owner.path: owner for owner in writer.linked.values()}
-    verified = {path: read_verified(path, owner.sha256) for path, owner in owners.items()}
-    return {
-        name: verified[owner.path][name]
-        for name, owner in writer.linked.items()
-        if name in verified[owner.path]
-    }
-
-
 @functools.cache
 def git_revision() -> str | None:
     """Return the commit of the code, with "-dirty" for local changes; None outside git."""
@@ -227,3 +226,52 @@ def package_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
+
+
+class Stopwatch:
+    """Measures the wall time since its construction."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since construction."""
+        return time.monotonic() - self._start
+
+
+def record_timing(
+    folder: Path, seconds: float, per_second: float, others: Mapping[str, float] | None = None
+) -> None:
+    """Record the duration and throughput of the stage that made an artifact.
+
+    Args:
+        folder: Folder of the artifact.
+        seconds: Wall time.
+        per_second: Images or vectors per second; 0 if they were not counted.
+        others: Additional durations; each name ends with its unit.
+    """
+    write_json(folder / _TIMING, {"seconds": seconds, "per_second": per_second, **(others or {})})
+
+
+def describe_stages(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Describe the recorded durations, e.g. ("train", "12.3 s, 4,567 images/s").
+
+    The throughput of training counts training batches only, without validation.
+
+    Args:
+        folders: Kind of artifact -> its folder.
+
+    Returns:
+        (stage, description) of the stages with a record, in the order given.
+    """
+    found = []
+    for kind, folder in folders.items():
+        try:
+            recorded = json.loads((folder / _TIMING).read_bytes())
+        except (OSError, ValueError):
+            continue
+        unit = "vectors" if kind == "index" else "images"
+        speed = f", {recorded['per_second']:,.0f} {unit}/s" if recorded["per_second"] else ""
+        found.append((_STAGE[kind], f"{recorded['seconds']:.1f} s{speed}"))
+    return found

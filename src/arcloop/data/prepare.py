@@ -15,8 +15,7 @@ import joblib
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import sha256_json, write_json
-from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.atomic import file_lock, sha256_json, write_json
 from arcloop.artifacts.writer import write_artifact
 from arcloop.data.sources import Listing, Source
 from arcloop.data.store.shards import SplitWriter

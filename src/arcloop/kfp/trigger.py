@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
 
-from arcloop.artifacts.atomic import sha256_json, write_json
-from arcloop.artifacts.locks import try_lock
+from arcloop.artifacts.atomic import sha256_json, try_lock, write_json
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, as_user_error, report_errors
 from arcloop.kfp.pod import compute_fingerprint

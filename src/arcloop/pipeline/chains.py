@@ -14,7 +14,7 @@ from rich.table import Table
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.timings import describe_stages
+from arcloop.artifacts.writer import describe_stages
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError
 from arcloop.pipeline import steps

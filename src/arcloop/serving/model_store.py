@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from arcloop.artifacts.atomic import sync_folder, write_bytes, write_json
-from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.atomic import file_lock, sync_folder, write_bytes, write_json
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, write_error
 

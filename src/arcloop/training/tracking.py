@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.atomic import file_lock
 from arcloop.config.targets import require_extra
 from arcloop.config.value_types import checked
 from arcloop.training.loggers import Row, TrackingLogger

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import write_bytes, write_json
-from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.atomic import file_lock, write_bytes, write_json
 from arcloop.artifacts.writer import write_artifact
 from arcloop.data.splits import SPLITS
 from arcloop.data.validation.inspection import Inspection, inspect_store

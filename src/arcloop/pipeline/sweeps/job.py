@@ -32,10 +32,8 @@ from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, DivergedError, as_user_error
 from arcloop.pipeline.chains import CHAINS, VerbResult, run_verb
 from arcloop.pipeline.steps import STEPS
-from arcloop.pipeline.sweeps import gpus
+from arcloop.pipeline.sweeps.plan import TRAINING, reserve_gpu
 
-TRAINING = ("train", "run")
-"""Verbs whose jobs have their own folder with a record."""
 RECORD = "job.json"
 _MAX_NAME_LENGTH = 200
 _WATCHER, _WATCH_SECONDS = "arcloop-watcher", 0.2
@@ -177,7 +175,7 @@ class Job:
                 if not has_other_run:
                     file.unlink(missing_ok=True)
             if self.gpus:
-                gpus.reserve_gpu(self.gpus)
+                reserve_gpu(self.gpus)
             outcome = run_verb(self.verb, config, overrides)
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
             failure = Failure.of(error)

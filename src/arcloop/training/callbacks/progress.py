@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
-from arcloop.artifacts import timings
+from arcloop.artifacts import writer
 from arcloop.display.terminal import print_line
 
 _REFRESH_BATCHES = 10
@@ -36,14 +36,14 @@ class _EpochStopwatch(Callback):
     """Measures the duration of an epoch; for a resumed epoch, from the start of training."""
 
     def __init__(self) -> None:
-        self._epoch = timings.Stopwatch()
+        self._epoch = writer.Stopwatch()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning does not call on_train_epoch_start for an epoch that is resumed.
-        self._epoch = timings.Stopwatch()
+        self._epoch = writer.Stopwatch()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch = timings.Stopwatch()
+        self._epoch = writer.Stopwatch()
 
 
 class EpochLines(_EpochStopwatch):
@@ -69,7 +69,7 @@ class Timing(_EpochStopwatch):
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
-        self._run_dir, self._fit = run_dir, timings.Stopwatch()
+        self._run_dir, self._fit = run_dir, writer.Stopwatch()
         self._images, self._seconds = 0, 0.0
 
     def on_train_batch_end(
@@ -86,4 +86,4 @@ class Timing(_EpochStopwatch):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self._seconds:
-            timings.record(self._run_dir, self._fit.seconds, self._images / self._seconds)
+            writer.record_timing(self._run_dir, self._fit.seconds, self._images / self._seconds)

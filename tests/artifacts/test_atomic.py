@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from arcloop.artifacts import atomic, locks
-from arcloop.artifacts.locks import file_lock, is_abandoned, process_tag, try_lock
+from arcloop.artifacts import atomic
+from arcloop.artifacts.atomic import file_lock, is_abandoned, process_tag, try_lock
 from arcloop.artifacts.writer import write_artifact
 from arcloop.errors import ResourceError
 
 COUNTING = """
 from pathlib import Path
-from arcloop.artifacts.locks import file_lock
+from arcloop.artifacts.atomic import file_lock
 for _ in range(200):
     with file_lock(Path("count")):
         Path("count").write_text(str(int(Path("count").read_text()) + 1))
@@ -20,7 +20,7 @@ for _ in range(200):
 LOCKING = """
 import sys, time
 from pathlib import Path
-from arcloop.artifacts.locks import try_lock
+from arcloop.artifacts.atomic import try_lock
 lock = try_lock(Path("x"))
 print("locked", flush=True)
 time.sleep(float(sys.argv[1]))
@@ -123,10 +123,10 @@ def test_the_tag_differs_between_boots_and_needs_no_proc(monkeypatch, tmp_path):
         (tmp_path / "boot_id").write_text("another boot")
         if not (tmp_path / "ns").is_symlink():
             (tmp_path / "ns").symlink_to("pid:[1]")
-        monkeypatch.setattr(locks, "_HOST_ID_FILES", tuple(files))
-        locks._host_id.cache_clear()
+        monkeypatch.setattr(atomic, "_HOST_ID_FILES", tuple(files))
+        atomic._host_id.cache_clear()
         tags.add(process_tag())
-    locks._host_id.cache_clear()
+    atomic._host_id.cache_clear()
     assert len(tags) == 3
 
 
