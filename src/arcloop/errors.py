@@ -11,6 +11,7 @@ ArcloopError          exit code 1
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,13 +42,8 @@ class ArcloopError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # The default protocol loses keyword-only arguments when a worker process raises.
-        return _rebuild, (type(self), self.what, self.where, self.remedy)
-
-
-def _rebuild(
-    kind: type[ArcloopError], what: str, where: object, remedy: str | None
-) -> ArcloopError:
-    return kind(what, where=where, remedy=remedy)
+        make = functools.partial(type(self), where=self.where, remedy=self.remedy)
+        return make, (self.what,)
 
 
 class ConfigError(ArcloopError):

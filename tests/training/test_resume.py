@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from tests.conftest import SMALL
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config, to_plain
 from arcloop.errors import ArtifactError
-from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint, with_digest
+from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from arcloop.training.resume import find_checkpoint, run_identity
 
 OVERRIDES = [
@@ -167,9 +166,8 @@ def test_every_flipped_byte_is_detected(tmp_path):
 
 
 def test_torch_loads_a_checkpoint_with_a_digest(tmp_path):
-    torch.save({"a": torch.arange(4)}, tmp_path / "plain")
-    path = Path(tmp_path / "digested")
-    path.write_bytes(with_digest((tmp_path / "plain").read_bytes()))
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.arange(4)}, path)
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.arange(4))
 
 

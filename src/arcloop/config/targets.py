@@ -8,6 +8,7 @@ Python then computes the inheritance order, the constructor of a dataclass, and 
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -61,7 +62,8 @@ def _target_faults(node: Mapping[str, Any], key: str) -> Iterator[str]:
     try:
         parameters = dict(read_signature(target).parameters)
     except LookupError:
-        extra = _extra_of(target.partition(".")[0])
+        package = target.partition(".")[0]
+        extra = _extra_of(package) if importlib.util.find_spec(package) is None else None
         remedy = f"; pip install 'arcloop[{extra}]'" if extra else ""
         yield f"{key}._target_={target} is not installed{remedy}"
         return
@@ -238,13 +240,11 @@ def _stub_function(node: ast.FunctionDef) -> Any:
 def _passed_to_super(init: ast.FunctionDef) -> set[str] | None:
     """Return the names in `super().__init__(name=..., **kwargs)`; None for any other use."""
     keywords = init.args.kwarg.arg if init.args.kwarg else ""
-    uses = [n for n in ast.walk(init) if isinstance(n, ast.Name) and n.id == keywords]
+    uses = sum(isinstance(n, ast.Name) and n.id == keywords for n in ast.walk(init))
     for call in (n for n in ast.walk(init) if isinstance(n, ast.Call)):
-        forwards = any(k.arg is None and ast.unparse(k.value) == keywords for k in call.keywords)
-        # A config passes no positional arguments, so *args is empty.
-        positional = [a for a in call.args if not isinstance(a, ast.Starred)]
-        if forwards and ast.unparse(call.func) == "super().__init__" and not positional:
-            return {k.arg for k in call.keywords if k.arg} if len(uses) == 1 else None
+        forwards = uses == 1 and any(keyword.arg is None for keyword in call.keywords)
+        if forwards and ast.unparse(call.func) == "super().__init__":
+            return {keyword.arg for keyword in call.keywords if keyword.arg}
     return None
 
 
@@ -269,16 +269,10 @@ def require_extra(extra: str, *packages: str, where: str) -> None:
 
 
 def _extra_of(package: str) -> str | None:
-    """Return the extra that installs a package; None if it is installed or in no extra."""
-    if importlib.util.find_spec(package) is not None:
-        return None
-    try:
-        requirements = importlib.metadata.requires("arcloop") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for requirement in requirements:
-        name = re.match(r"[\w.-]+", requirement)
-        extra = re.search(r"""extra\s*==\s*['"]([\w-]+)['"]""", requirement)
-        if name and extra and re.sub(r"[-.]", "_", name[0]) == package and extra[1] != "dev":
-            return extra[1]
+    """Return the extra that installs a package; None if it is in no extra."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for requirement in importlib.metadata.requires("arcloop") or ():
+            found = re.match(r"""([\w.-]+).*extra\s*==\s*['"]([\w-]+)""", requirement)
+            if found and re.sub(r"[-.]", "_", found[1]) == package and found[2] != "dev":
+                return found[2]
     return None

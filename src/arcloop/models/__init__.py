@@ -19,10 +19,14 @@ from arcloop.models.heads.arcface import (
     ElasticCosFace,
     SubCenterArcFace,
 )
-from arcloop.models.heads.cosine_classifier import CosineClassifier, Head
+from arcloop.models.heads.cosine_classifier import (
+    AdaCos,
+    CosineClassifier,
+    Head,
+    NormalizedSoftmax,
+)
 from arcloop.models.heads.pair_loss import PairLoss
 from arcloop.models.heads.sharded_arcface import ShardedArcFace
-from arcloop.models.heads.softmax import AdaCos, NormalizedSoftmax
 
 __all__ = [
     "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "ConvNet", "CosFace", "CosineClassifier",

@@ -25,40 +25,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file, syncs it to disk, and renames it.
 
     Lightning's own writer leaves a truncated file under the final name when the disk is full. The
-    previous last.ckpt is kept as last-previous.ckpt, in case last.ckpt is damaged later.
+    previous last.ckpt is kept as last-previous.ckpt, in case last.ckpt is damaged later. The sha256
+    of the file is stored as the comment of the zip archive, which torch.load ignores.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         path = Path(path)
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        archive = buffer.getvalue()
+        assert archive[-22:-18] == _END_OF_ZIP
+        assert archive[-2:] == b"\0\0"  # no comment yet
+        content = archive[:-2] + _DIGEST_BYTES.to_bytes(2, "little")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name == LAST and path.exists():
             path.replace(path.with_name(PREVIOUS))
-        write_bytes(path, with_digest(content.getvalue()))
-
-
-def with_digest(archive: bytes) -> bytes:
-    """Add the sha256 of a zip archive as its comment, which torch.load ignores.
-
-    Args:
-        archive: Output of torch.save, which has no comment.
-
-    Returns:
-        The archive with the comment.
-    """
-    assert archive[-22:-18] == _END_OF_ZIP
-    assert archive[-2:] == b"\0\0"
-    content = archive[:-2] + _DIGEST_BYTES.to_bytes(2, "little")
-    return content + _COMMENT + hashlib.sha256(content).hexdigest().encode()
-
-
-def is_intact(content: bytes) -> bool:
-    """Return whether the content matches its digest; False if there is no digest."""
-    body, comment = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    return comment == _COMMENT + hashlib.sha256(body).hexdigest().encode()
+        write_bytes(path, content + _COMMENT + hashlib.sha256(content).hexdigest().encode())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -70,7 +54,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     reason = "it is truncated or was changed after it was written"
     try:
         content = path.read_bytes()
-        if is_intact(content):
+        body, comment = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if comment == _COMMENT + hashlib.sha256(body).hexdigest().encode():
             return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, EOFError, LookupError, pickle.UnpicklingError) as cause:
         reason = str(cause).partition("\n")[0]

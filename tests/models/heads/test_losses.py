@@ -150,8 +150,8 @@ def test_evaluation_has_no_margin_and_changes_no_state(case: str) -> None:
     assert head.eval()(features_BD, labels_B).item() == pytest.approx(loss, rel=1e-5)
     assert all(torch.equal(before[name], b) for name, b in head.named_buffers())
     cos_BC = np.cos(oracle.angles(*as_arrays(features_BD, head.weight)))
-    torch.testing.assert_close(head.cosine(features_BD).double(), torch.from_numpy(cos_BC),
-                               rtol=1e-5, atol=1e-5)  # fmt: skip
+    found_BC = (head.scaled_cosine(features_BD) / head.scale).double()
+    torch.testing.assert_close(found_BC, torch.from_numpy(cos_BC), rtol=1e-5, atol=1e-5)
 
 
 def corner_batch(head) -> tuple[Tensor, Tensor]:
@@ -298,7 +298,9 @@ def test_sub_centers_have_their_own_vectors() -> None:
     assert head.weight.shape == (C, 3, D)
     cos_BCK = scaled_cosine(head.weight.flatten(0, 1), head.weight.flatten(0, 1), 1.0)
     assert cos_BCK.fill_diagonal_(0).max() < 0.9999
-    torch.testing.assert_close(head.cosine(head.weight[4]).argmax(dim=1), torch.full((3,), 4))
+    torch.testing.assert_close(
+        head.scaled_cosine(head.weight[4]).argmax(dim=1), torch.full((3,), 4)
+    )
 
 
 @pytest.mark.parametrize(

@@ -153,13 +153,9 @@ class AdaFace(CosineClassifier):
 
 def _cos_with_adaptive_margin(cos_B: Tensor, margin: float, z_B: Tensor) -> Tensor:
     """Compute cos(θ - m·z) - m - m·z with θ - m·z clamped to [0, π]."""
-    turn_B = -margin * z_B
-    turned_B = cos_B * turn_B.cos() - sin_from_cos(cos_B) * turn_B.sin()
-    # θ + turn < 0 is equivalent to cos θ > cos turn if turn < 0; likewise for θ + turn > π.
-    below_B = (turn_B < 0) & (cos_B > turn_B.cos())
-    above_B = (turn_B > 0) & (cos_B < (math.pi - turn_B).cos())
-    turned_B = turned_B.masked_fill(below_B, 1.0).masked_fill(above_B, -1.0)
-    return turned_B - margin * (1 + z_B)
+    # `sin_from_cos` has a finite gradient at |cos θ| = 1; the gradient of acos is infinite.
+    angle_B = torch.atan2(sin_from_cos(cos_B), cos_B) - margin * z_B
+    return angle_B.clamp(0, math.pi).cos() - margin * (1 + z_B)
 
 
 class MagFace(CosineClassifier):

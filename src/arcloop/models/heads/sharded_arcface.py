@@ -118,13 +118,6 @@ class ShardedArcFace(ArcFace):
         )
         return loss_N.view(-1, len(labels_B))[current_process_group().rank].mean()
 
-    def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits with margin of the classes of this process, [B, c]."""
-        logits_Bc = self.scaled_cosine(features_BD)
-        row_M, column_M = self._targets(labels_B)
-        change_targets(logits_Bc, self.scale, column_M, self.with_margin, row_M)
-        return logits_Bc
-
     def _targets(self, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows whose class belongs to this process, and the columns of these classes."""
         class_N = labels_N - self.classes.start
