@@ -92,9 +92,8 @@ def test_shards_contain_all_rows_in_order_for_any_sizes(
 )
 def test_every_index_agrees_with_brute_force(model, tmp_path, factory, search_parameters, recall):
     found = gallery(model, tmp_path / "g", images(3000))
-    index = FaissIndex(factory=factory, search=search_parameters, train_rows=10_000).train_and_add(
-        found
-    )
+    builder = FaissIndex(factory=factory, search=search_parameters, train_rows=10_000)
+    index, _ = builder.build(found)
     queries = model.embed(images(200, seed=1))
     similarities, rows = search(index, queries, 1)
     all_rows = np.concatenate([e for e, _ in found.chunks()])
@@ -107,7 +106,7 @@ def test_every_index_agrees_with_brute_force(model, tmp_path, factory, search_pa
 def test_search_parameters_are_stored_in_the_file(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
     settings = FaissIndex(factory="IVF{nlist},Flat", search={"nprobe": 7}, train_rows=3000)
-    write_index(settings.train_and_add(found), found, tmp_path, list("abcde"), 0.5)
+    write_index(settings.build(found)[0], found, tmp_path, list("abcde"), 0.5)
     assert faiss.extract_index_ivf(faiss.read_index(str(tmp_path / "faiss_index.bin"))).nprobe == 7
 
 
@@ -115,7 +114,7 @@ def test_same_gallery_gives_the_same_bytes(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
     for factory in ("Flat", "IVF{nlist},Flat", "IVF{nlist},PQ32np"):
         for name in "ab":
-            index = FaissIndex(factory=factory, search={}, train_rows=2000).train_and_add(found)
+            index = FaissIndex(factory=factory, search={}, train_rows=2000).build(found)[0]
             faiss.write_index(index, str(tmp_path / name))
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -136,12 +135,12 @@ def test_a_misspelt_index_is_refused_at_construction(factory, parameters, messag
 def test_a_gallery_too_small_for_training_is_reported(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(50))
     with pytest.raises(ConfigError, match="gallery of 50 rows is too small to train"):
-        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100).train_and_add(found)
+        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100).build(found)[0]
 
 
 def test_index_of_another_model_is_refused(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(10))
-    index = FaissIndex(factory="Flat", search={}, train_rows=1).train_and_add(found)
+    index = FaissIndex(factory="Flat", search={}, train_rows=1).build(found)[0]
     with write_artifact(tmp_path / "i", "index", config={}) as writer:
         write_index(index, found, writer.path, list("abcde"), 0.5)
     open_index(tmp_path / "i", model.sha256)

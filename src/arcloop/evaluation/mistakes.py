@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.colors import to_rgb
-from PIL import Image
+from PIL import Image, ImageOps
 
 from arcloop.display.plotting import RIGHT, WRONG, encode_png, figure, short_name, styled
 from arcloop.evaluation.metrics.retrieval import Bools
@@ -206,7 +205,7 @@ def mistake_sheet(
 def _row(mistake: Mistake, image: ReadImage) -> npt.NDArray[np.uint8]:
     """Return the query and its neighbours next to each other on white, uint8 [H, W, 3]."""
     neighbours = list(zip(mistake.neighbour_rows, mistake.neighbour_labels, strict=True))
-    cells = [_framed(image("query", mistake.query_row), None)]
+    cells = [_framed(image("query", mistake.query_row), "white")]
     cells += [
         _framed(image("gallery", row), RIGHT if label == mistake.label else WRONG)
         for row, label in neighbours[:_NEIGHBOURS]
@@ -218,14 +217,11 @@ def _row(mistake: Mistake, image: ReadImage) -> npt.NDArray[np.uint8]:
     return sheet
 
 
-def _framed(pixels_HWC: npt.NDArray[np.uint8], colour: str | None) -> npt.NDArray[np.uint8]:
-    """Resize an image to one cell and draw a frame around it; None: a white frame."""
+def _framed(pixels_HWC: npt.NDArray[np.uint8], colour: str) -> npt.NDArray[np.uint8]:
+    """Resize an image to one cell with a frame around it."""
     inside = _CELL - 2 * _BORDER
     picture = Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
     smooth = max(picture.size) > inside  # small images are enlarged without smoothing
     resampling = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
     picture = picture.convert("RGB").resize((inside, inside), resampling)
-    frame = [round(255 * part) for part in to_rgb(colour)] if colour else [255] * 3
-    cell = np.full((_CELL, _CELL, 3), frame, np.uint8)
-    cell[_BORDER:-_BORDER, _BORDER:-_BORDER] = np.asarray(picture)
-    return cell
+    return np.asarray(ImageOps.expand(picture, _BORDER, colour))

@@ -18,20 +18,10 @@ from arcloop.retrieval.embed import Gallery, counted
 from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import FaissIndex, sample_rows
 
-_FLAT = "Flat"
 _TUNE_SHARE = 10  # at most 1/10 of the rows is excluded from training and used to measure recall
 _MAX_REFINED = 64  # maximum number of candidates per answer that are compared exactly
 _MAX_CELLS_SHARE = 8  # at most 1/8 of the cells is searched; with more, exact search is as fast
 _TIES = 32  # exact neighbours per query; each row tied with the nearest is correct
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A type of index: factory string, bytes per vector, and whether it refines candidates."""
-
-    factory: str
-    bytes_per_vector: float
-    refines: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,20 +64,17 @@ class AutoIndex:
         exact = 4.0 * gallery.embedding_dim
         if gallery.rows <= self.flat_rows and self._fits(gallery, exact):
             return self._flat(gallery, f"an exact search of {gallery.rows:,} rows is fast enough")
-        candidate = self._candidate(gallery)
         # Rows used for training are found more easily, so recall is measured on other rows.
         tuning = _TuningQueries(
             gallery, min(self.tune_queries, max(1, gallery.rows // _TUNE_SHARE))
         )
-        builder = FaissIndex(factory=candidate.factory, search={}, train_rows=self.train_rows)
-        index = builder.train_and_add(gallery, held_out=tuning.rows)
-        description = builder.describe(gallery)
-        tuned = self._tune(index, tuning, candidate)
-        if tuned is None and self._fits(gallery, exact):
+        builder = FaissIndex(factory=self._factory(gallery), search={}, train_rows=self.train_rows)
+        index, description = builder.build(gallery, not_trained=tuning.rows)
+        search, recall, reached = tuning.tune(index, self.recall)
+        if not reached and self._fits(gallery, exact):
             return self._flat(gallery, f"no approximate search reaches a recall of {self.recall}")
-        search, recall = tuned or self._widest(index, tuning, candidate)
         limit = "" if self.memory_mb is None else f", the best within {self.memory_mb:g} MiB"
-        missed = "" if tuned else f", which may be below the required {self.recall:.2%}"
+        missed = "" if reached else f", which may be below the required {self.recall:.2%}"
         why = f"{gallery.rows:,} rows{limit}; finds {recall:.2%} of nearest rows{missed}"
         description |= {
             "search": search, "recall_at_1": recall, "tune_queries": len(tuning.rows), "why": why
@@ -96,9 +83,9 @@ class AutoIndex:
         return index, description
 
     def _flat(self, gallery: Gallery, why: str) -> tuple[Any, dict[str, Any]]:
-        builder = FaissIndex(factory=_FLAT, search={}, train_rows=self.train_rows)
+        builder = FaissIndex(factory="Flat", search={}, train_rows=self.train_rows)
         index, description = builder.build(gallery)
-        print_line(f"index: {_FLAT}: {why}")
+        print_line(f"index: Flat: {why}")
         return index, description | {"recall_at_1": 1.0, "why": why}
 
     def _fits(self, gallery: Gallery, bytes_per_vector: float) -> bool:
@@ -106,50 +93,16 @@ class AutoIndex:
             return True
         return gallery.rows * bytes_per_vector <= self.memory_mb * 2**20
 
-    def _candidate(self, gallery: Gallery) -> _Candidate:
+    def _factory(self, gallery: Gallery) -> str:
         """Return the most exact index type that fits in `memory_mb`; the smallest if none fits."""
         dim = gallery.embedding_dim
         parts = dim // 2 if dim % 2 == 0 else dim  # a 4-bit code for every two numbers
         cells = f"IVF{{nlist}},PQ{parts}x4fs"
         # Bytes of the code and the row number, and a share of the centroids.
         code = parts / 2 + 8 + 4 * dim * 4 / math.sqrt(gallery.rows)
-        candidates = [
-            _Candidate(f"{cells},RFlat", code + 4 * dim, refines=True),
-            _Candidate(f"{cells},Refine(SQfp16)", code + 2 * dim, refines=True),
-            _Candidate(f"{cells},Refine(SQ8)", code + dim, refines=True),
-            _Candidate(cells, code, refines=False),
-        ]
-        fitting = (c for c in candidates if self._fits(gallery, c.bytes_per_vector))
-        return next(fitting, candidates[-1])
-
-    def _tune(
-        self, index: Any, tuning: _TuningQueries, candidate: _Candidate
-    ) -> tuple[dict[str, int], float] | None:
-        """Return the smallest search parameters that reach the recall, and this recall, or None."""
-        for cells in _cells(index):
-            search = _parameters(candidate, cells, _MAX_REFINED)
-            recall = tuning.recall(index, search)
-            if not tuning.reaches(recall, self.recall):
-                continue
-            refined = _MAX_REFINED // 2
-            while candidate.refines and refined >= 2:
-                smaller = _parameters(candidate, cells, refined)
-                smaller_recall = tuning.recall(index, smaller)
-                if not tuning.reaches(smaller_recall, self.recall):
-                    break
-                search, recall, refined = smaller, smaller_recall, refined // 2
-            _set_parameters(index, search)
-            return search, recall
-        return None
-
-    def _widest(
-        self, index: Any, tuning: _TuningQueries, candidate: _Candidate
-    ) -> tuple[dict[str, int], float]:
-        """Set the largest search parameters; return them and their recall."""
-        search = _parameters(candidate, _cells(index)[-1], _MAX_REFINED)
-        recall = tuning.recall(index, search)
-        _set_parameters(index, search)
-        return search, recall
+        refined = {"RFlat": 4 * dim, "Refine(SQfp16)": 2 * dim, "Refine(SQ8)": dim}
+        fitting = (name for name, size in refined.items() if self._fits(gallery, code + size))
+        return next((f"{cells},{name}" for name in fitting), cells)
 
 
 class _TuningQueries:
@@ -164,7 +117,30 @@ class _TuningQueries:
         # Every row that is as similar as the nearest row counts as correct.
         self._right = np.where(sims >= sims[:, :1] - 1e-6, rows, -1)
 
-    def recall(self, index: Any, search: dict[str, int]) -> float:
+    def tune(self, index: Any, required: float) -> tuple[dict[str, int], float, bool]:
+        """Set the smallest search parameters of an index that reach a recall.
+
+        Returns:
+            The parameters, their recall, and whether it reaches `required`. If no parameters do,
+            the largest are set.
+        """
+        refines = isinstance(faiss.downcast_index(index), faiss.IndexRefine)
+        refined = {"k_factor_rf": _MAX_REFINED} if refines else {}
+        for cells in _cells(index):
+            search = {"nprobe": cells, **refined}
+            recall = self._recall(index, search)
+            if reached := self._reaches(recall, required):
+                break
+        while reached and search.get("k_factor_rf", 0) > 2:
+            smaller = search | {"k_factor_rf": search["k_factor_rf"] // 2}
+            smaller_recall = self._recall(index, smaller)
+            if not self._reaches(smaller_recall, required):
+                break
+            search, recall = smaller, smaller_recall
+        _set_parameters(index, search)
+        return search, recall, reached
+
+    def _recall(self, index: Any, search: dict[str, int]) -> float:
         """Return the share of tuning rows whose nearest other row the index finds."""
         # Two answers are requested, because one is the query itself. The number of candidates per
         # answer is halved, so that the total equals that of a search for one answer.
@@ -175,7 +151,7 @@ class _TuningQueries:
         answers = np.where(itself, found[:, 1], found[:, 0])
         return float(((answers[:, None] == self._right) & (answers[:, None] >= 0)).any(1).mean())
 
-    def reaches(self, recall: float, required: float) -> bool:
+    def _reaches(self, recall: float, required: float) -> bool:
         """Return whether a measured recall exceeds the required one by two standard errors."""
         error = math.sqrt(max(recall * (1 - recall), 0.0) / len(self.rows))
         return recall - 2 * error >= required
@@ -186,10 +162,6 @@ def _cells(index: Any) -> list[int]:
     most = max(1, faiss.extract_index_ivf(index).nlist // _MAX_CELLS_SHARE)
     steps = sorted({n for p in range(most.bit_length()) for n in (2**p, 3 * 2**p // 2)})
     return [n for n in steps if n <= most]
-
-
-def _parameters(candidate: _Candidate, cells: int, refined: int) -> dict[str, int]:
-    return {"nprobe": cells, **({"k_factor_rf": refined} if candidate.refines else {})}
 
 
 def _set_parameters(index: Any, search: dict[str, int]) -> None:

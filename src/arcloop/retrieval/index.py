@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 
 _MIN_TRAINING_ROWS = 39  # per cell; faiss warns below 39
-_MIN_TRAINING_ROWS_HELD_OUT = 30
+_MIN_TRAINING_ROWS_EXCLUDED = 30  # if some rows are excluded from training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,34 +54,20 @@ class FaissIndex:
 
     def __post_init__(self) -> None:
         check_fields(self, "index")
-        self._empty(
-            dim=64, rows=100_000
-        )  # raises an error early if the factory or a parameter is misspelt
+        self._empty(dim=64, rows=100_000)  # refuses a misspelt factory or parameter early
 
-    def build(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
-        """Build the index and describe it.
-
-        Returns:
-            The faiss index and its description, see `describe`.
-
-        Raises:
-            ConfigError: The gallery is too small for this index.
-        """
-        return self.train_and_add(gallery), self.describe(gallery)
-
-    def describe(self, gallery: Gallery) -> dict[str, Any]:
-        """Return "factory", with the numbers for this gallery, and "search"."""
-        return {"factory": self._factory(gallery.rows), "search": dict(self.search)}
-
-    def train_and_add(self, gallery: Gallery, *, held_out: Rows | None = None) -> Any:
+    def build(
+        self, gallery: Gallery, *, not_trained: Rows | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Train the index if it needs training, and add the gallery in row order.
 
         Args:
             gallery: The rows to add.
-            held_out: Row numbers that are excluded from training.
+            not_trained: Row numbers that are excluded from training.
 
         Returns:
-            A faiss index of inner product with `gallery.rows` rows.
+            A faiss index of inner product with `gallery.rows` rows, and its description: "factory",
+            with the numbers for this gallery, and "search".
 
         Raises:
             ConfigError: The gallery is too small for this index.
@@ -89,11 +75,13 @@ class FaissIndex:
         index = self._empty(gallery.embedding_dim, gallery.rows)
         with track("build index", gallery.rows, "vectors") as advance:
             if not index.is_trained:
+                rows, embeddings = sample_rows(gallery, self.train_rows)
+                if not_trained is not None:
+                    embeddings = embeddings[~np.isin(rows, not_trained)]
+                    clustering = faiss.extract_index_ivf(index).cp
+                    clustering.min_points_per_centroid = _MIN_TRAINING_ROWS_EXCLUDED
                 try:
-                    if held_out is not None:  # fewer rows remain for training
-                        clustering = faiss.extract_index_ivf(index).cp
-                        clustering.min_points_per_centroid = _MIN_TRAINING_ROWS_HELD_OUT
-                    index.train(self._training_rows(gallery, held_out))
+                    index.train(embeddings)
                 except RuntimeError as cause:
                     raise ConfigError(
                         f"a gallery of {gallery.rows} rows is too small to train the index "
@@ -101,10 +89,10 @@ class FaissIndex:
                         remedy="use index=flat or a larger gallery",
                     ) from None
             _reserve(index, gallery.rows)
-            for embeddings, _ in gallery.chunks():
-                index.add(embeddings)
-                advance(len(embeddings))
-        return index
+            for batch, _ in gallery.chunks():
+                index.add(batch)
+                advance(len(batch))
+        return index, {"factory": self._factory(gallery.rows), "search": dict(self.search)}
 
     def _empty(self, dim: int, rows: int) -> Any:
         """Make an empty, untrained faiss index for a gallery of this size."""
@@ -121,10 +109,6 @@ class FaissIndex:
                 remedy="see the page 'The index factory' of the faiss wiki for valid strings",
             ) from None
         return index
-
-    def _training_rows(self, gallery: Gallery, held_out: Rows | None) -> Embeddings:
-        rows, embeddings = sample_rows(gallery, self.train_rows)
-        return embeddings if held_out is None else embeddings[~np.isin(rows, held_out)]
 
     def _factory(self, rows: int) -> str:
         nlist = max(1, min(int(4 * math.sqrt(rows)), rows // _MIN_TRAINING_ROWS))

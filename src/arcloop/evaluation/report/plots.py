@@ -63,12 +63,7 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
         if axis.lines:
             axis.set_xlim(left=0)
             axis.margins(y=0.14)
-            axis.legend()
-    rates = axes[2].lines
-    if rates:  # the peak of most schedules is in the middle, so the legend is placed above it
-        highest_rate = max(float(np.max(line.get_ydata())) for line in rates)
-        axes[2].set_ylim(0, highest_rate * (1.1 + 0.12 * len(rates)))
-        axes[2].legend(loc="upper right")
+            axis.legend(loc="best")
     return drawn
 
 
