@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api
@@ -49,8 +50,16 @@ def in_folder(tmp_path_factory, monkeypatch, request):
     return folder
 
 
+class LocalResult(NamedTuple):
+    """The outcome of a local run, as the command prints it."""
+
+    states: dict
+    evaluation: Path
+    passed: bool
+
+
 @pytest.fixture
-def run_local(in_folder):
+def run_local(in_folder, capsys):
     """A function: overrides -> the `LocalResult` of the pipeline."""
     from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
 
@@ -60,10 +69,17 @@ def run_local(in_folder):
         small = [override for override in SMALL if not override.startswith(without)]
         submission = read_submission([*small, *overrides])
         compile_pipeline(submission.cluster, submission.notify, submission.path)
-        arguments = dict(submission.request.parameters)
+        arguments = dict(submission.parameters)
         if submission.cluster.fingerprint == "client":
-            arguments[FINGERPRINT] = compute_fingerprint(submission.request.config)
-        return run_pipeline(submission.path, arguments, Path("runs/pipelines"), cache=True)
+            arguments[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+        capsys.readouterr()
+        passed = run_pipeline(submission.path, arguments, Path("runs/pipelines"), cache=True)
+        lines = [line.partition(": ") for line in capsys.readouterr().err.splitlines()]
+        printed = {name: value.partition(",")[0] for name, _, value in lines}
+        (verdict,) = (name for name in printed if name.startswith("the gate"))
+        assert verdict == ("the gate passed" if passed else "the gate did not pass; not deployed")
+        states = {n: s for n, s in printed.items() if s in ("ran", "from the cache")}
+        return LocalResult(states, Path(printed["report"]).parent, passed)
 
     return run
 
@@ -105,16 +121,16 @@ class Recorder:
     def get_pipelines(self, query, body):
         return {"pipelines": matching(self.pipelines, query)}
 
-    def post_pipelines_upload(self, query, body):
-        made = keep(self.pipelines, "pipeline_id", {"display_name": query["name"], **space(query)})
-        self._version(made["pipeline_id"], query["name"], body)
-        return made
+    def post_pipelines(self, query, body):
+        strictly(body, kfp_server_api.V2beta1Pipeline)
+        return keep(self.pipelines, "pipeline_id", body)
 
-    def post_pipelines_upload_version(self, query, body):
-        return self._version(query["pipelineid"], query["name"], body)
-
-    def _version(self, pipeline_id, name, content):
-        version = {"pipeline_id": pipeline_id, "display_name": name, "spec": parsed(content)}
+    def post_pipelines_upload_version(self, query, content):
+        version = {
+            "pipeline_id": query["pipelineid"],
+            "display_name": query["name"],
+            "spec": parsed(content),
+        }
         keep(self.versions, "pipeline_version_id", version)
         return {key: value for key, value in version.items() if key != "spec"}
 
@@ -170,10 +186,6 @@ def keep(things, key, body):
     body[key] = f"{key}-{len(things) + 1}"
     things.append(body)
     return body
-
-
-def space(query):
-    return {"namespace": query["namespace"]} if "namespace" in query else {}
 
 
 def matching(things, query):

@@ -10,10 +10,10 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
 from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 
-from arcloop.errors import ConfigError
-from arcloop.kfp.parameters import check_parameters, parameter_names
+from arcloop.kfp.config import PARAMETERS
+from arcloop.kfp.local import source_hash
 from arcloop.kfp.pipeline import compile_pipeline
-from arcloop.kfp.submission import read_submission, source_hash
+from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.steps import STEPS
 
 TITLES = {
@@ -107,8 +107,8 @@ def test_each_step_takes_only_the_groups_that_it_reads(local):
 
 def test_parameters_are_lists_of_strings(local):
     known = local.spec.root.input_definitions.parameters
-    assert set(known) == {*parameter_names(), "fingerprint"}
-    for name in parameter_names():
+    assert set(known) == {*PARAMETERS, "fingerprint"}
+    for name in PARAMETERS:
         assert known[name].parameter_type == pb.ParameterType.LIST
         assert known[name].is_optional
 
@@ -231,19 +231,3 @@ def test_the_ir_contains_no_path_of_this_machine(onprem, local):
         text = made.path.read_text()
         for ours in (Path(__file__).parents[2], Path.home(), Path(sys.prefix)):
             assert str(ours) not in text
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"fingerprint": "x", "hed": []}, "no parameter hed; did you mean head?"),
-        ({"fingerprint": "x", "head": "head.margin=1"}, "head must be a list"),
-        ({"fingerprint": 3}, "fingerprint must be a str"),
-        ({}, "needs the parameter fingerprint"),
-        ({"fingerprint": "x", "name": ["name='{{$.x}}'"]}, "begins a placeholder"),
-    ],
-)
-def test_wrong_parameters_are_refused(local, parameters, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        check_parameters(local.path, parameters)
-    check_parameters(local.path, {"fingerprint": "x", "head": ["head.margin=0.4"]})

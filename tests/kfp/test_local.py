@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from arcloop.errors import DataError
-from arcloop.kfp.local import _PRELOADED, StepError, TaskRun, TaskServer, _explain
-from arcloop.kfp.pod import TaskError, call
+from arcloop.errors import ArcloopError, DataError
+from arcloop.kfp.local import _PRELOADED, TaskServer
+from arcloop.kfp.pod import call
 
 
 def describe_process(word):
@@ -66,37 +66,25 @@ def test_a_call_has_a_process_with_the_callers_folder_and_environment(
     ],
 )
 def test_an_error_reaches_the_caller_and_its_traceback_the_log(server, tmp_path, kind, message):
-    with pytest.raises(TaskError) as failed:
+    with pytest.raises(ArcloopError) as failed:
         call("validate", fail, kind)
     assert str(failed.value) == message
-    assert [(t.name, t.state) for t in server.tasks] == [
-        ("prepare", "cached"), ("validate", "failed"),
-    ]  # fmt: skip
-    assert server.tasks[-1].error == message
+    assert server.states == {"prepare": "from the cache", "validate": "failed"}
+    assert server.error == f"step validate failed: {message}"
     assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_killed_process_is_a_failure(server):
-    with pytest.raises(TaskError, match="its process ended with exit code -9"):
+    with pytest.raises(ArcloopError, match="its process ended with exit code -9"):
         call("prepare", kill_process)
 
 
 def test_steps_that_did_not_run_came_from_the_cache(server, capsys):
     call("validate", os.getpid)
     call("index", os.getpid)
-    assert [t.name for t in server.tasks if t.state == "cached"] == ["prepare", "train", "embed"]
+    assert [name for name, state in server.states.items() if state == "from the cache"] == [
+        "prepare",
+        "train",
+        "embed",
+    ]
     assert capsys.readouterr().err.splitlines()[0] == "prepare: from the cache"
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        ("bad\n  remedy: fix it", "step train failed: bad\n  remedy: fix it\n  log: a.log"),
-        ("bad", "step train failed: bad\n  where: a.log\n  remedy: see the complete output"),
-    ],
-)
-def test_the_error_of_a_pipeline_is_that_of_its_last_failed_task(tmp_path, error, expected):
-    tasks = [TaskRun("train", "failed", error="first try"), TaskRun("train", "failed", error=error)]
-    made = _explain(RuntimeError("Inner task failed"), tasks, "a.log")
-    assert isinstance(made, StepError)
-    assert str(made).startswith(expected)

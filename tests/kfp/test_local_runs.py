@@ -13,7 +13,7 @@ import torch
 
 from arcloop import artifacts
 from arcloop.cli.main import main as arcloop
-from arcloop.kfp.local import StepError
+from arcloop.errors import ArcloopError
 from arcloop.kfp.submission import main as submit
 from arcloop.serving.model_store import ModelStore
 
@@ -21,12 +21,8 @@ SUBMIT = Path(__file__).parents[2] / "kubeflow" / "submit.py"
 STEPS = ["prepare", "validate", "train", "embed", "index", "evaluate"]
 
 
-def states(done):
-    return {task.name: task.state for task in done.tasks}
-
-
 def ran(done):
-    return [task.name for task in done.tasks if task.state == "ran"]
+    return [name for name, state in done.states.items() if state == "ran"]
 
 
 def folder_of(step, name):
@@ -96,7 +92,7 @@ def test_only_what_depends_on_a_change_runs_again(first, run_local):
     assert ran(run_local("head.margin=0.30", "seed=0")) == ["deploy"]
     done = run_local("index=hnsw")
     assert ran(done) == ["index", "evaluate", "deploy"]
-    assert {n for n, state in states(done).items() if state == "cached"} == set(STEPS[:4])
+    assert {n for n, state in done.states.items() if state == "from the cache"} == set(STEPS[:4])
     index = artifacts.load(done.evaluation.parents[1] / "index/index_out", "index")
     assert index.config["index"]["factory"] == "HNSW32,Flat"
 
@@ -140,21 +136,21 @@ def test_a_message_contains_metrics_and_outcome(first, run_local, webhook):
     assert ran(done) == ["deploy", "notify"]
     (text,) = webhook
     assert "the gate passed; deployed" in text
-    assert f"top1 {done.metrics['top1']:.4f}" in text
+    metrics = json.loads((done.evaluation / "metrics.json").read_text())
+    assert f"top1 {metrics['top1']:.4f}" in text
 
 
 def test_a_gate_that_does_not_pass_notifies_and_deploys_nothing(first, run_local, webhook):
     done = run_local("notify=slack", "evaluate.gate.max_eer=0.0")
     assert ran(done) == ["evaluate", "notify"]
-    assert not done.gate_passed
-    assert "the gate did not pass; not deployed" in list(done.report())
+    assert not done.passed
     (text,) = webhook
     assert "the gate did not pass; not deployed" in text
     assert "eer" in text
 
 
 def test_a_failed_step_notifies_and_reports_its_error(first, run_local, webhook):
-    with pytest.raises(StepError) as failed:
+    with pytest.raises(ArcloopError) as failed:
         run_local("notify=slack", "data.train=3", "data.seed=1")
     text = str(failed.value)
     assert text.startswith("step validate failed: the store has 3 error(s):")
@@ -192,7 +188,7 @@ def test_prepare_runs_again_when_the_content_of_the_data_changes(run_local, in_f
     for changed in (False, True):
         if changed:
             write_idx(Path("idx/train-images-idx3-ubyte"), images[::-1])
-        with pytest.raises(StepError):
+        with pytest.raises(ArcloopError):
             run_idx(run_local, small_idx)
         lines.append(capsys.readouterr().err.splitlines()[0])
     assert [line.rpartition(",")[0] or line for line in lines] == [

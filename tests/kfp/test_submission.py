@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from arcloop.kfp.submission import main as submit
-from arcloop.kfp.trigger import main as trigger
+from arcloop.kfp.submission import trigger
 
 
 @pytest.fixture
@@ -35,14 +35,16 @@ def test_the_first_submission_uploads_and_starts_a_run(arguments, recorder, caps
 
 def test_only_a_changed_pipeline_is_a_new_version(arguments, recorder):
     assert submit(arguments) == 0
+    assert submit([*arguments, "head.margin=0.4"]) == 0
+    assert recorder.count("POST", "pipelines/upload_version") == 1
     assert submit([*arguments, "cluster.retries.count=1"]) == 0
     assert submit([*arguments, "cluster.retries.count=1", "seed=7"]) == 0
-    assert recorder.count("POST", "pipelines/upload") == 1
-    assert recorder.count("POST", "pipelines/upload_version") == 1
+    assert recorder.count("POST", "pipelines") == 1
+    assert recorder.count("POST", "pipelines/upload_version") == 2
     named = [run["pipeline_version_reference"] for run in recorder.runs]
-    assert named[0] != named[1]
-    assert named[1] == named[2]
-    assert recorder.runs[2]["runtime_config"]["parameters"]["seed"] == ["seed=7"]
+    assert named[1] != named[2]
+    assert named[2] == named[3]
+    assert recorder.runs[3]["runtime_config"]["parameters"]["seed"] == ["seed=7"]
     assert len(recorder.experiments) == 1
 
 
@@ -103,7 +105,7 @@ REFUSALS = {
         "found nothing in namespace team (404): namespace team not found",
     ),
     "409": (
-        ("POST", "pipelines/upload"),
+        ("POST", "pipelines/upload_version"),
         (409, {"message": "the version exists"}),
         "has an object of this name already (409): the version exists",
     ),
@@ -151,7 +153,7 @@ WRONG = {
     "misspelt key": (["head.margn=1"], "did you mean head.margin"),
     "misspelt word": (["mod=compile"], "did you mean mode?"),
     "wrong mode": (["mode=go"], "mode=go must be one of run, compile"),
-    "no override": (["compile"], "is not an override"),
+    "no override": (["compile"], "cannot read the override 'compile'"),
     "misspelt cluster key": (["cluster.hots=x"], "there is no key cluster.hots"),
     "unknown step": (
         ["+cluster.steps.trian={title: x}"], "cluster.steps.trian='trian' must be one of prepare",
@@ -250,7 +252,7 @@ def test_the_trigger_repeats_its_check(arguments, recorder, pictures, capsys, mo
         elif len(sleeps) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("arcloop.kfp.trigger.sleep", then)
+    monkeypatch.setattr("arcloop.kfp.submission.sleep", then)
     assert trigger([*looked, "every=600"]) == 130
     assert sleeps == [600.0] * 4
     assert len(recorder.runs) == 2
@@ -271,7 +273,7 @@ def test_two_triggers_of_one_source_exclude_each_other(arguments, recorder, caps
         codes.append(trigger(arguments))
         return "fingerprint"
 
-    monkeypatch.setattr("arcloop.kfp.trigger.compute_fingerprint", start_another)
+    monkeypatch.setattr("arcloop.kfp.submission.compute_fingerprint", start_another)
     assert trigger(arguments) == 0
     assert codes == [1]
     assert "another trigger is running for this source" in capsys.readouterr().err

@@ -9,10 +9,11 @@ from pathlib import Path
 import kubernetes
 import pytest
 import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from arcloop.errors import ArcloopError, ResourceError
+from arcloop.errors import ResourceError
 from arcloop.kfp import trainjob
-from arcloop.kfp.pipeline import trainjob_settings
+from arcloop.kfp.config import Toleration
 from arcloop.kfp.submission import read_submission
 
 BASE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
@@ -29,6 +30,7 @@ class Api:
 
     def __init__(self, states):
         self.states, self.created, self.deleted, self.verbs = list(states), [], [], []
+        self.queries = ""
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,7 +46,8 @@ class Api:
                 self.wfile.write(content)
 
             def do_POST(self):
-                assert self.path == BASE
+                path, _, api.queries = self.path.partition("?")
+                assert path == BASE
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 api.verbs.append("create")
                 if api.states and api.states[0] == "refuse":
@@ -87,26 +90,21 @@ def settings(image):
             "+cluster.secrets={bucket: {key: BUCKET_KEY}}", "cluster.trainjob.poll_s=0.01",
         ]
     )  # fmt: skip
-    return json.dumps(trainjob_settings(submission.cluster))
+    return submission.cluster
 
 
 @pytest.fixture
-def needs(settings):
-    return json.loads(settings)
+def job(settings):
+    return json.loads(trainjob.make_job(settings))
 
 
 @pytest.fixture
-def job(needs):
-    return trainjob.make_job(needs, Path("/mnt/arcloop/job.json"))
-
-
-@pytest.fixture
-def run(job, needs):
+def run(job):
     apis = []
 
     def follow(*states):
         apis.append(Api(states))
-        trainjob.run_job(apis[-1].client, "team", job, needs["poll_s"])
+        trainjob.run_job(apis[-1].client, "team", job, Path("/mnt/arcloop/job.json"))
         return apis[-1]
 
     follow.apis = apis
@@ -119,12 +117,7 @@ def test_the_fields_of_the_job(job, image):
     spec = job["spec"]
     assert spec["runtimeRef"]["name"] == "torch-distributed"
     trainer = spec["trainer"]
-    assert trainer["command"] == [
-        "torchrun",
-        "-m",
-        "arcloop.pipeline.train_worker",
-        "/mnt/arcloop/job.json",
-    ]
+    assert trainer["command"] == ["torchrun", "-m", "arcloop.pipeline.train_worker"]
     assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == (image, 2, 1)
     wanted = {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
     assert trainer["resourcesPerNode"] == {"limits": wanted, "requests": wanted}
@@ -140,11 +133,29 @@ def test_the_fields_of_the_job(job, image):
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
 
 
-def test_a_field_unknown_to_the_models_is_rejected(needs):
-    needs["tolerations"] = [{"key": "a", "operater": "Exists"}]
-    with pytest.raises(ArcloopError, match="does not know all fields") as refused:
-        trainjob.make_job(needs, Path("/job.json"))
-    assert "operater" in str(refused.value)
+@pytest.mark.parametrize("full", [True, False])
+def test_the_models_of_the_api_know_all_fields(settings, full):
+    toleration = Toleration(key="a", effect="NoExecute", toleration_seconds=60)
+    changes = {"tolerations": [toleration], "node_selector": {"a": "b"}, "env": {"N": 1}}
+    if not full:
+        changes = {"pull_secrets": [], "secrets": {}, "env": {}}
+    text = trainjob.make_job(settings.model_copy(update=changes))
+    assert json.loads(TrainerV1alpha1TrainJob.from_dict(json.loads(text)).to_json()) == json.loads(
+        text
+    )
+    assert "null" not in text
+    assert ("tolerationSeconds" in text) == full
+
+
+def test_a_job_with_a_field_that_the_server_does_not_know_is_refused(run):
+    assert "fieldValidation=Strict" in run(condition("Complete")).queries
+
+
+def test_the_nodes_read_the_job_file(run):
+    (made,) = run(condition("Complete")).created
+    assert made["spec"]["trainer"]["command"] == [
+        "torchrun", "-m", "arcloop.pipeline.train_worker", "/mnt/arcloop/job.json",
+    ]  # fmt: skip
 
 
 def test_a_job_is_polled_until_its_end(run, capsys):

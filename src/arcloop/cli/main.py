@@ -113,7 +113,7 @@ VERBS = {
     ),
     "trigger": Verb(
         "start a pipeline whenever the data change",
-        function="arcloop.kfp.trigger.main",
+        function="arcloop.kfp.submission.trigger",
         extra="kubeflow",
     ),
     "query": Verb(

@@ -1,15 +1,16 @@
 """Client of a KFP server's v2beta1 API; converts each error to one message.
 
-It uses the generated API client, because `kfp.Client` has no time-outs, writes to the home folder
-and does not check parameters.
+It uses the generated API client, because `kfp.Client` has no time-outs, prints, and retries a
+refused connection for 25 seconds.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import kfp_server_api as api
 import urllib3
 
 from arcloop.artifacts.atomic import sha256_file
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError
-from arcloop.kfp.settings import ClusterSettings
+from arcloop.kfp.config import ClusterSettings
 
 _DIGITS = 16
+_WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 _REFUSALS = {
     401: (
         "the KFP API does not accept the credentials",
@@ -39,25 +42,6 @@ _REFUSALS = {
         "submit again, or choose another cluster.pipeline",
     ),
 }
-
-
-class SubmissionError(ArcloopError):
-    """Raised if the server did not accept the pipeline; no run was started."""
-
-
-@dataclass(frozen=True)
-class PipelineVersion:
-    """A version of a pipeline on the server.
-
-    Attributes:
-        pipeline_id: ID of the pipeline.
-        version_id: ID of the version.
-        name: Name of the version.
-    """
-
-    pipeline_id: str
-    version_id: str
-    name: str
 
 
 class KfpClient:
@@ -98,70 +82,42 @@ class KfpClient:
         self._runs = api.RunServiceApi(client)
         self._recurring = api.RecurringRunServiceApi(client)
 
-    def upload(self, compiled: Path) -> PipelineVersion:
-        """Upload a version of the pipeline, unless a version with the same content exists.
+    def submit(
+        self, compiled: Path, parameters: Mapping[str, Any], name: str, cron: str | None
+    ) -> None:
+        """Upload the pipeline, start a run or a recurring run, and print what was made.
+
+        A version with the same content is not uploaded again. A recurring run replaces earlier ones
+        of the same name.
 
         Args:
             compiled: The IR YAML; its hash is part of the name of the version.
-
-        Raises:
-            SubmissionError: The server refuses or does not answer.
-        """
-        pipeline = self._settings.pipeline
-        name = f"{pipeline}-{sha256_file(compiled)[:_DIGITS]}"
-        list_versions = self._pipelines.pipeline_service_list_pipeline_versions
-        found = self._call(
-            self._pipelines.pipeline_service_list_pipelines,
-            **self._namespace,
-            filter=_name_filter(pipeline),
-        ).pipelines
-        if not found:
-            upload = self._uploads.upload_pipeline
-            made = self._call(upload, str(compiled), name=pipeline, **self._namespace)
-            # The response describes the pipeline but lacks the ID of its first version.
-            newest = {"page_size": 1, "sort_by": "created_at desc"}
-            versions = self._call(list_versions, made.pipeline_id, **newest).pipeline_versions
-            return PipelineVersion(made.pipeline_id, versions[0].pipeline_version_id, pipeline)
-        pipeline_id = found[0].pipeline_id
-        versions = self._call(
-            list_versions, pipeline_id, filter=_name_filter(name)
-        ).pipeline_versions
-        if versions:
-            return PipelineVersion(pipeline_id, versions[0].pipeline_version_id, name)
-        upload = self._uploads.upload_pipeline_version
-        version = self._call(upload, str(compiled), name=name, pipelineid=pipeline_id)
-        return PipelineVersion(pipeline_id, version.pipeline_version_id, name)
-
-    def start(self, version: PipelineVersion, parameters: Mapping[str, Any], name: str) -> str:
-        """Start a run and return its ID.
-
-        Args:
-            version: Version of the pipeline.
             parameters: Parameter -> value.
             name: Name of the run in the UI.
+            cron: Six fields of the schedule of a recurring run, or None for one run at once.
+
+        Raises:
+            ArcloopError: The server refuses or does not answer; no run was started.
         """
-        run = api.V2beta1Run(**self._run_fields(version, parameters, name))
-        return str(self._call(self._runs.run_service_create_run, run).run_id)
-
-    def schedule(
-        self, version: PipelineVersion, parameters: Mapping[str, Any], name: str, cron: str
-    ) -> tuple[str, list[str]]:
-        """Create a recurring run, then delete earlier ones of the same name.
-
-        Args:
-            version: Version of the pipeline.
-            parameters: Parameter -> value.
-            name: Name of the recurring run in the UI.
-            cron: Six fields of the schedule.
-
-        Returns:
-            ID of the new recurring run, and the IDs of the deleted ones.
-        """
-        fields = self._run_fields(version, parameters, name)
-        earlier = self._call(
-            self._recurring.recurring_run_service_list_recurring_runs,
-            experiment_id=fields["experiment_id"],
-            filter=_name_filter(name),
+        version = self._upload(compiled)
+        fields = {
+            "experiment_id": self._experiment().experiment_id,
+            "display_name": name,
+            "pipeline_version_reference": api.V2beta1PipelineVersionReference(
+                pipeline_id=version.pipeline_id, pipeline_version_id=version.pipeline_version_id
+            ),
+            "runtime_config": api.V2beta1RuntimeConfig(
+                parameters=dict(parameters), pipeline_root=self._settings.pipeline_root
+            ),
+            "service_account": self._settings.service_account,
+        }
+        if not cron:
+            run = self._call(self._runs.run_service_create_run, api.V2beta1Run(**fields))
+            print_line(f"run: {self._settings.host}/#/runs/details/{run.run_id}")
+            return
+        service, experiment = self._recurring, fields["experiment_id"]
+        earlier = self._find(
+            service.recurring_run_service_list_recurring_runs, name, experiment_id=experiment
         ).recurring_runs
         recurring = api.V2beta1RecurringRun(
             **fields,
@@ -170,44 +126,48 @@ class KfpClient:
             no_catchup=True,
             trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
         )
-        made = self._call(self._recurring.recurring_run_service_create_recurring_run, recurring)
-        deleted = [str(run.recurring_run_id) for run in earlier or []]
-        for run_id in deleted:
-            self._call(self._recurring.recurring_run_service_delete_recurring_run, run_id)
-        return str(made.recurring_run_id), deleted
+        made = self._call(service.recurring_run_service_create_recurring_run, recurring)
+        print_line(f"recurring run: {made.recurring_run_id}, {cron}")
+        for run in earlier or []:
+            delete = service.recurring_run_service_delete_recurring_run
+            self._call(delete, run.recurring_run_id)
+            print_line(f"replaces the recurring run {run.recurring_run_id}")
 
-    def _run_fields(
-        self, version: PipelineVersion, parameters: Mapping[str, Any], name: str
-    ) -> dict[str, Any]:
-        """Return the fields that a run and a recurring run have in common."""
-        return {
-            "experiment_id": self._experiment_id(),
-            "display_name": name,
-            "pipeline_version_reference": api.V2beta1PipelineVersionReference(
-                pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
-            ),
-            "runtime_config": api.V2beta1RuntimeConfig(
-                parameters=dict(parameters), pipeline_root=self._settings.pipeline_root
-            ),
-            "service_account": self._settings.service_account,
-        }
+    def _upload(self, compiled: Path) -> Any:
+        """Return the version of the pipeline, which is uploaded if it does not exist."""
+        service, name = self._pipelines, self._settings.pipeline
+        found = self._find(service.pipeline_service_list_pipelines, name, **self._namespace)
+        if found.pipelines:
+            pipeline = found.pipelines[0]
+        else:
+            made = api.V2beta1Pipeline(display_name=name, **self._namespace)
+            pipeline = self._call(service.pipeline_service_create_pipeline, made)
+        name = f"{name}-{sha256_file(compiled)[:_DIGITS]}"
+        print_line(f"pipeline version: {name}")
+        versions = self._find(
+            service.pipeline_service_list_pipeline_versions, name, pipeline_id=pipeline.pipeline_id
+        ).pipeline_versions
+        if versions:
+            return versions[0]
+        upload = self._uploads.upload_pipeline_version
+        return self._call(upload, str(compiled), name=name, pipelineid=pipeline.pipeline_id)
 
-    def _experiment_id(self) -> str:
-        """Return the ID of the experiment, which is created if it does not exist."""
-        name = self._settings.experiment
-        found = self._call(
-            self._experiments.experiment_service_list_experiments,
-            **self._namespace,
-            filter=_name_filter(name),
-        ).experiments
-        if found:
-            return str(found[0].experiment_id)
-        wanted = api.V2beta1Experiment(display_name=name, namespace=self._settings.namespace)
-        made = self._call(self._experiments.experiment_service_create_experiment, wanted)
-        return str(made.experiment_id)
+    def _experiment(self) -> Any:
+        """Return the experiment, which is created if it does not exist."""
+        service, name = self._experiments, self._settings.experiment
+        find = service.experiment_service_list_experiments
+        if found := self._find(find, name, **self._namespace).experiments:
+            return found[0]
+        made = api.V2beta1Experiment(display_name=name, **self._namespace)
+        return self._call(service.experiment_service_create_experiment, made)
+
+    def _find(self, method: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+        """Call a method that lists objects, with a filter for this display name."""
+        predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+        return self._call(method, **kwargs, filter=json.dumps({"predicates": [predicate]}))
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the API; convert its errors to a `SubmissionError`."""
+        """Call a method of the API; convert its errors to a `ArcloopError`."""
         seconds = self._settings.timeout_s
         try:
             return method(*args, **kwargs, _request_timeout=seconds)
@@ -222,33 +182,55 @@ class KfpClient:
             else:
                 message = f"the KFP API cannot be reached: {cause}"
                 remedy = "check cluster.host, and that the port-forward is running"
-            raise SubmissionError(message, where=self._settings.host, remedy=remedy) from None
+            raise ArcloopError(message, where=self._settings.host, remedy=remedy) from None
 
-    def _refusal(self, cause: api.ApiException) -> SubmissionError:
-        """Return an error for a response with an error status."""
+    def _refusal(self, cause: api.ApiException) -> ArcloopError:
+        """Return an error for a response with an error status, with the message of the server."""
         retry = "try again later, and " if cause.status >= 500 else ""
         default = (f"the KFP API answered {cause.status}", f"{retry}see the server's log")
         message, remedy = _REFUSALS.get(cause.status, default)
         message = f"{message.format(namespace=self._settings.namespace)} ({cause.status})"
-        details = _details(cause)
-        return SubmissionError(
-            f"{message}: {details}" if details else message,
-            where=self._settings.host,
-            remedy=remedy,
-        )
+        try:
+            body = json.loads(cause.body)
+            details = body.get("message") or body.get("error_message") or body.get("error")
+        except (TypeError, ValueError, AttributeError):
+            details = cause.reason
+        if details:
+            message = f"{message}: {' '.join(str(details).split())[:500]}"
+        return ArcloopError(message, where=self._settings.host, remedy=remedy)
 
 
-def _details(cause: api.ApiException) -> str:
-    """Return the message of the server in one line."""
+def kfp_schedule(schedule: str) -> str:
+    """Convert a cron schedule to the six fields of KFP: seconds first, weekdays by name.
+
+    KFP numbers the weekdays from 0 to 6 and has no 7, so numbers and ranges become names.
+
+    Args:
+        schedule: Minute, hour, day of month, month and day of week, in UTC.
+
+    >>> kfp_schedule("0 0 * * 2")
+    '0 0 0 * * TUE'
+    >>> kfp_schedule("*/15 6-18 * * SAT-SUN")
+    '0 */15 6-18 * * SUN,SAT'
+
+    Raises:
+        ConfigError: It is not a cron schedule.
+    """
+    from cronsim import CronSim, CronSimError
+
+    fields = re.sub(r"-SUN\b", "-7", schedule.upper()).split()  # at the end of a range, SUN is 7
     try:
-        body = json.loads(cause.body)
-        message = body.get("message") or body.get("error_message") or body.get("error") or ""
-    except (TypeError, ValueError, AttributeError):
-        message = cause.reason or ""
-    return " ".join(str(message).split())[:500]
-
-
-def _name_filter(name: str) -> str:
-    """Return a filter of the API for objects with this display name."""
-    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-    return json.dumps({"predicates": [predicate]})
+        if len(fields) != 5:
+            raise CronSimError("it needs five fields: minute hour day month weekday")
+        if found := re.search(r"[L#]", " ".join([fields[2], fields[4]]).replace("JUL", "")):
+            raise CronSimError(f"KFP does not support {found[0]}")
+        days = CronSim(" ".join(fields), datetime.now(UTC)).weekdays
+    except CronSimError as cause:
+        raise ConfigError(
+            f"schedule={schedule!r} is not a cron schedule: {cause}",
+            remedy="write it as in crontab, e.g. schedule='0 0 * * 2' for Tuesday at midnight, UTC",
+        ) from None
+    if not fields[4].startswith("*"):
+        numbers = sorted({day % 7 for day in days if isinstance(day, int)})
+        fields[4] = ",".join(_WEEKDAYS[number] for number in numbers)
+    return " ".join(["0", *fields])

@@ -8,24 +8,29 @@ would take longer than the small tasks themselves. A task therefore sends its wo
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
+import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from multiprocessing import forkserver, get_context
-from multiprocessing.connection import Client, Listener
+from multiprocessing.connection import Client, Connection, Listener
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
+import arcloop
+from arcloop.artifacts.atomic import sha256_json
+from arcloop.artifacts.writer import package_versions
+from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
-from arcloop.kfp.pod import TASK_SERVER, Call, Reply, serve_call
+from arcloop.kfp.pod import TASK_SERVER, read_result
 from arcloop.pipeline.steps import STEPS
 
 _PRELOADED = [
@@ -34,57 +39,30 @@ _PRELOADED = [
     "arcloop.evaluation.evaluate",
     "arcloop.retrieval.index",
     "arcloop.serving.deploy",
-    "arcloop.kfp.pod",
+    "arcloop.kfp.local",
     "jinja2",  # evaluate imports this and the following lazily
     "sklearn.manifold",
     "sklearn.metrics",
 ]
 _REPORTED_METRICS = ("top1", "recall_at_5", "map_at_r", "eer")
+_STEPS_BEFORE = {
+    **{name: list(STEPS)[:number] for number, name in enumerate(STEPS)},
+    "deploy": list(STEPS),
+    "notify": list(STEPS),
+}
+"""Task -> steps whose results exist when it starts."""
 
 
-class StepError(ArcloopError):
-    """Raised if a step of a pipeline failed; contains the error message of the step."""
-
-
-@dataclass(frozen=True)
-class TaskRun:
-    """The outcome of a task.
-
-    Attributes:
-        name: Name of the task.
-        state: "ran", "cached" or "failed".
-        seconds: Duration of a task that was not cached.
-        error: Message of the error of a failed task.
-    """
-
-    name: str
-    state: str
-    seconds: float = 0.0
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """The outcome of a pipeline.
-
-    Attributes:
-        tasks: The outcome of each task, in order.
-        gate_passed: Whether the gate passed.
-        evaluation: Folder of the evaluation.
-        metrics: Metrics of the evaluation.
-    """
-
-    tasks: Sequence[TaskRun]
-    gate_passed: bool
-    evaluation: Path
-    metrics: Mapping[str, float]
-
-    def report(self) -> Iterator[str]:
-        """Yield lines for the end of the command's output."""
-        shown = [name for name in _REPORTED_METRICS if name in self.metrics]
-        yield from (f"{name}: {self.metrics[name]:.4f}" for name in shown)
-        yield "the gate passed" if self.gate_passed else "the gate did not pass; not deployed"
-        yield f"report: {self.evaluation / 'report.html'}"
+def source_hash() -> str:
+    """Return a hash of arcloop's source and config files and of the package versions."""
+    package = Path(arcloop.__file__).parent
+    files = {
+        f"{root.name}/{file.relative_to(root)}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for root in (package, bundled("conf"))
+        for file in sorted(root.rglob("*"))
+        if file.suffix in (".py", ".yaml", ".j2")
+    }
+    return sha256_json([files, package_versions()])[:16]
 
 
 def start_fork_server() -> None:
@@ -99,8 +77,8 @@ def start_fork_server() -> None:
 
 def run_pipeline(
     compiled: Path, arguments: Mapping[str, Any], folder: Path, *, cache: bool
-) -> LocalResult:
-    """Run a compiled pipeline.
+) -> bool:
+    """Run a compiled pipeline and print the states of its tasks and its result.
 
     Args:
         compiled: The IR YAML.
@@ -108,8 +86,11 @@ def run_pipeline(
         folder: Folder for the outputs, the log and the cache.
         cache: Whether to reuse cached results.
 
+    Returns:
+        Whether the gate passed.
+
     Raises:
-        StepError: A step failed.
+        ArcloopError: A step failed.
     """
     from kfp import components, local
 
@@ -133,16 +114,20 @@ def run_pipeline(
             try:
                 task = components.load_component_from_file(str(compiled))(**arguments)
             except RuntimeError as failure:
-                raise _explain(failure, server.tasks, log) from None
-        server.report_cached(*STEPS)
-    made = task.outputs.get(
-        "evaluation"
-    )  # KFP does not support outputs of a pipeline with an exit handler
-    evaluation = Path(made.path) if made else server.evaluation
+                # The message of the failed task says more than that of kfp.local.
+                message = server.error or str(failure)
+                raise ArcloopError(f"{message}\n  log: {log}") from None
+        server.report_cached(STEPS)
+    # KFP does not support outputs of a pipeline with an exit handler.
+    evaluation = task.output.path if task.outputs else server.evaluation
     assert evaluation
-    metrics = json.loads((evaluation / "metrics.json").read_bytes())
-    gate = json.loads((evaluation / "gate.json").read_bytes())
-    return LocalResult(server.tasks, gate["passed"], evaluation, metrics)
+    metrics, gate = read_result(Path(evaluation))
+    for name in _REPORTED_METRICS:
+        if name in metrics:
+            print_line(f"{name}: {metrics[name]:.4f}")
+    print_line("the gate passed" if gate["passed"] else "the gate did not pass; not deployed")
+    print_line(f"report: {evaluation}/report.html")
+    return bool(gate["passed"])
 
 
 class TaskServer:
@@ -152,15 +137,16 @@ class TaskServer:
         log: File that the output of the calls is appended to.
 
     Attributes:
-        tasks: The outcome of each task so far.
-        evaluation: Folder of the evaluation, if a task had it as an input.
+        states: Task -> "ran", "from the cache" or "failed".
+        error: Name and error message of the last task that failed.
+        evaluation: Folder of the evaluation, if it was an argument of the task `notify`.
     """
 
     def __init__(self, log: Path) -> None:
-        self.tasks: list[TaskRun] = []
-        self.evaluation: Path | None = None
+        self.states: dict[str, str] = {}
+        self.error = ""
+        self.evaluation: str | None = None
         self._log = log
-        self._context = get_context("forkserver")
         self._process: BaseProcess | None = None
 
     def __enter__(self) -> Self:
@@ -185,53 +171,63 @@ class TaskServer:
             with contextlib.suppress(OSError, EOFError), self._listener.accept() as client:
                 if (request := client.recv()) is None:
                     return
-                client.send(self._run(request))
+                client.send(self._run(*request))
 
-    def _run(self, request: Call) -> Reply:
-        """Execute a call in a forked process and record the outcome of the task."""
-        if request.task in (*STEPS, "deploy", "notify"):
-            steps = list(STEPS)
-            position = steps.index(request.task) if request.task in steps else len(steps)
-            self.report_cached(*steps[:position])
-        if request.task == "notify":
-            self.evaluation = Path(request.arguments[-1])
+    def _run(
+        self, task: str, environment: Mapping[str, str], function: Any, arguments: Sequence[Any]
+    ) -> tuple[Any, str]:
+        """Execute a call in a forked process; return its result and its error message."""
+        self.report_cached(_STEPS_BEFORE.get(task, ()))
+        if task == "notify":
+            self.evaluation = arguments[-1]
         started = time.perf_counter()
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=serve_call, args=(request, self._log, sender))
-        process.start()
-        self._process = process
+        context = get_context("forkserver")
+        receiver, sender = context.Pipe(duplex=False)
+        call = (function, arguments, Path.cwd(), environment, self._log, sender)
+        self._process = context.Process(target=_execute, args=call)
+        self._process.start()
         sender.close()
         try:
-            reply: Reply = receiver.recv()
+            result, error = receiver.recv()
         except EOFError:
-            process.join()
-            reply = Reply(error=f"its process ended with exit code {process.exitcode}")
-        process.join()
+            self._process.join()
+            result, error = None, f"its process ended with exit code {self._process.exitcode}"
+        self._process.join()
         self._process = None
-        state = "failed" if reply.error else "ran"
-        self._add(TaskRun(request.task, state, time.perf_counter() - started, reply.error))
-        return reply
+        self.states[task] = "failed" if error else "ran"
+        self.error = f"step {task} failed: {error}" if error else self.error
+        print_line(f"{task}: {self.states[task]}, {time.perf_counter() - started:.1f} s")
+        return result, error
 
-    def report_cached(self, *steps: str) -> None:
-        """Record these steps of a completed pipeline as cached if they did not run."""
-        known = {task.name for task in self.tasks}
+    def report_cached(self, steps: Iterable[str]) -> None:
+        """Record that the results of these steps came from the cache if the steps did not run."""
         for name in steps:
-            if name not in known:
-                self._add(TaskRun(name, "cached"))
-
-    def _add(self, task: TaskRun) -> None:
-        self.tasks.append(task)
-        cached = task.state == "cached"
-        outcome = "from the cache" if cached else f"{task.state}, {task.seconds:.1f} s"
-        print_line(f"{task.name}: {outcome}")
+            if name not in self.states:
+                self.states[name] = "from the cache"
+                print_line(f"{name}: from the cache")
 
 
-def _explain(failure: RuntimeError, tasks: Sequence[TaskRun], log: Path) -> StepError:
-    """Return an error with the message of the failed task instead of that of kfp.local."""
-    failed = [task for task in tasks if task.state == "failed"]
-    if not failed:
-        return StepError(str(failure), where=log, remedy="see the log")
-    message = f"step {failed[-1].name} failed: {failed[-1].error}"
-    if "\n  remedy:" in message:
-        return StepError(f"{message}\n  log: {log}")
-    return StepError(message, where=log, remedy="see the complete output in the log")
+def _execute(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    replies: Connection,
+) -> None:
+    """Execute a call in this process; send its result and its error message."""
+    with open(log, "ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    result, error = None, ""
+    try:
+        result = function(*arguments)
+    except BaseException as cause:  # noqa: BLE001 - every error is an error of the task
+        traceback.print_exc()
+        is_ours = isinstance(cause, ArcloopError)
+        error = str(cause) if is_ours else f"{type(cause).__name__}: {cause}".removesuffix(": ")
+    sys.stdout.flush()
+    replies.send((result, error))

@@ -12,148 +12,104 @@ import csv
 import json
 import os
 import shutil
-import sys
 import tempfile
-import traceback
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcloop.errors import ArcloopError
 
 if TYPE_CHECKING:
-    from kfp.dsl import HTML, Artifact, ClassificationMetrics, Markdown, Metrics
-    from omegaconf import DictConfig
+    from kfp.dsl import Artifact, ClassificationMetrics, Markdown, Metrics
 
 TASK_SERVER = "ARCLOOP_TASK_SERVER"
 VOLUME = "ARCLOOP_VOLUME"
 """Mount path of the shared volume, where outputs are written to it."""
+_ROLES = ("store", "run", "gallery", "index", "evaluation")
 _NOTIFIED_METRICS = ("top1", "map_at_r", "eer")
-Overrides = Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A function call for another process.
-
-    Attributes:
-        task: Name of the task that makes the call.
-        function: A function of a module.
-        arguments: Its positional arguments.
-        folder: Working directory of the call.
-        environment: Environment variables of the call.
-    """
-
-    task: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    folder: str
-    environment: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The result of a call, or the message of its error."""
-
-    result: Any = None
-    error: str = ""
-
-
-class TaskError(ArcloopError):
-    """Raised if a task failed in the process that the task server started for it."""
 
 
 def call(task: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function here or, in a local run, in a process of the task server.
 
+    Args:
+        task: Name of the task.
+        function: A function of a module.
+        *arguments: Its arguments.
+
     Raises:
-        TaskError: The call failed in the process of the task server.
+        ArcloopError: The call failed in the process of the task server.
     """
     address = os.environ.get(TASK_SERVER)
     if address is None:
         return function(*arguments)
     with Client(address) as server:
-        server.send(Call(task, function, arguments, str(Path.cwd()), dict(os.environ)))
-        reply: Reply = server.recv()
-    if reply.error:
-        raise TaskError(reply.error)
-    return reply.result
+        server.send((task, dict(os.environ), function, arguments))
+        result, error = server.recv()
+    if error:
+        raise ArcloopError(error)
+    return result
 
 
-def serve_call(request: Call, log: Path, replies: Connection) -> None:
-    """Execute a call in this process and send the `Reply`.
-
-    Args:
-        request: The call, with its working directory and environment.
-        log: File that standard output and standard error are appended to.
-        replies: Connection to the task server.
-    """
-    with open(log, "ab") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    os.chdir(request.folder)
-    os.environ.clear()
-    os.environ.update(request.environment)
-    try:
-        reply = Reply(request.function(*request.arguments))
-    except BaseException as cause:  # noqa: BLE001 - every error is an error of the task
-        traceback.print_exc()
-        reply = Reply(error=_describe(cause))
-    sys.stdout.flush()
-    replies.send(reply)
-
-
-def _describe(cause: BaseException) -> str:
-    name = type(cause).__name__
-    if isinstance(cause, ArcloopError):
-        return str(cause)
-    return f"{name}: {cause}" if str(cause) else name
-
-
-def run_step(
-    name: str, overrides: Overrides, inputs: Mapping[str, Artifact], output: Artifact
-) -> None:
-    """Run a step and record the hash of its artifact in KFP's metadata.
+def run_step(name: str, arguments: Mapping[str, Any]) -> None:
+    """Run a step, and record the hash of its artifact in KFP's metadata.
 
     Args:
         name: A key of `STEPS`.
-        overrides: Hydra overrides of each group that the step reads.
-        inputs: Role -> input artifact.
-        output: Artifact to write.
+        arguments: The arguments of the component: `*_overrides`, input artifacts by role, the
+            artifact to write (`*_out`), and optionally `report`, which KFP's UI shows, and
+            `trainjob`, the JSON of `arcloop.kfp.trainjob.make_job`.
     """
-    paths = {role: Path(artifact.path) for role, artifact in inputs.items()}
-    target = Path(output_path(output))
-    output.metadata["sha256"] = call(name, _run_step, name, _flatten(overrides), paths, target)
+    output = next(value for key, value in arguments.items() if key.endswith("_out"))
+    overrides, inputs = _overrides(arguments), _inputs(arguments)
+    folder = _output_folder(output)
+    if arguments.get("trainjob"):
+        from arcloop.kfp.trainjob import train
+
+        sha256 = train(overrides, inputs["store"], folder, arguments["trainjob"])
+    else:
+        sha256 = call(name, _run_step, name, overrides, inputs, folder)
+    output.metadata["sha256"] = sha256
+    if "report" in arguments:
+        shutil.copyfile(folder / "report.html", arguments["report"].path)
 
 
 def _run_step(name: str, overrides: list[str], inputs: Mapping[str, Path], output: Path) -> str:
-    from arcloop.pipeline.steps import run_step as run
+    from arcloop.pipeline.steps import run_step
 
-    return run(name, overrides, inputs, output).sha256
+    return run_step(name, overrides, inputs, output).sha256
 
 
-def train_on_nodes(overrides: Overrides, store: Artifact, run: Artifact, settings: str) -> None:
-    """Train on the nodes of a TrainJob, which mount the same shared volume as this pod.
+def _overrides(arguments: Mapping[str, Any]) -> list[str]:
+    lists = [value for name, value in arguments.items() if name.endswith("_overrides")]
+    return [override for overrides in lists for override in overrides]
+
+
+def _inputs(arguments: Mapping[str, Any]) -> dict[str, Path]:
+    return {role: Path(arguments[role].path) for role in _ROLES if role in arguments}
+
+
+def _output_folder(artifact: Artifact) -> Path:
+    """Return the folder of an output artifact, on the shared volume if there is one.
+
+    KFP does not upload or download an artifact whose URI is not that of an object store.
+    """
+    volume = os.environ.get(VOLUME)
+    if volume:
+        inside = artifact.uri.partition("://")[2] or artifact.uri.strip("/")
+        artifact.uri = f"{volume}/{inside}"
+    return Path(artifact.path)
+
+
+def deploy(arguments: Mapping[str, Any]) -> None:
+    """Deploy a run whose gallery, index and evaluation are artifacts of other tasks.
 
     Args:
-        overrides: Hydra overrides of each group that training reads.
-        store: Input artifact.
-        run: Output artifact.
-        settings: JSON of `arcloop.kfp.pipeline.trainjob_settings`.
+        arguments: The arguments of the component: `*_overrides`, and input artifacts by role.
     """
-    from arcloop.kfp.trainjob import train
-
-    made = train(_flatten(overrides), Path(store.path), Path(output_path(run)), settings)
-    run.metadata["sha256"] = made.sha256
-
-
-def deploy(overrides: Overrides, inputs: Mapping[str, Artifact]) -> None:
-    """Deploy a run whose gallery, index and evaluation are artifacts of other tasks."""
-    paths = {role: Path(artifact.path) for role, artifact in inputs.items()}
-    call("deploy", _deploy, _flatten(overrides), paths)
+    call("deploy", _deploy, _overrides(arguments), _inputs(arguments))
 
 
 def _deploy(overrides: list[str], inputs: Mapping[str, Path]) -> None:
@@ -162,55 +118,29 @@ def _deploy(overrides: list[str], inputs: Mapping[str, Path]) -> None:
 
     os.environ["ARCLOOP_TRACEBACK"] = "1"  # makes `main` raise its errors
     with tempfile.TemporaryDirectory() as run:
-        for role in ("gallery", "index", "evaluation"):
-            Path(run, role).symlink_to(inputs[role])
-        for entry in inputs["run"].iterdir():
-            if entry.name not in inputs:
-                Path(run, entry.name).symlink_to(entry)
+        links = {entry.name: entry for entry in inputs["run"].iterdir()} | dict(inputs)
+        for name, target in links.items():
+            if name != "run":
+                Path(run, name).symlink_to(target)
         code = main([f"run_dir={run}", *overrides])
     if code:
         raise SystemExit(code)
 
 
-def read_fingerprint(overrides: Overrides) -> str:
-    """Return the fingerprint of the data source that the overrides describe."""
-    fingerprint: str = call("compute_fingerprint", _compose_and_compute, _flatten(overrides))
-    return fingerprint
-
-
-def _compose_and_compute(overrides: list[str]) -> str:
-    from arcloop.config.composition import compose_config
-
-    return compute_fingerprint(compose_config(overrides))
-
-
-def compute_fingerprint(config: DictConfig) -> str:
+def compute_fingerprint(data_overrides: Sequence[str]) -> str:
     """Return the hash of the content and the settings of the data source, as in the store's name.
+
+    Args:
+        data_overrides: Hydra overrides that describe the source.
 
     Raises:
         DataError: The source does not exist.
     """
+    from arcloop.config.composition import compose_config
     from arcloop.data import store_key
     from arcloop.pipeline.steps import build
 
-    return store_key(build(config, "data"))
-
-
-def output_path(artifact: Artifact) -> str:
-    """Return the path of an output artifact, on the shared volume if there is one.
-
-    KFP does not upload or download an artifact whose URI is not that of an object store.
-    """
-    volume = os.environ.get(VOLUME)
-    if volume:
-        inside = artifact.uri.partition("://")[2] or artifact.uri.strip("/")
-        artifact.uri = f"{volume}/{inside}"
-    return str(artifact.path)
-
-
-def show_page(folder: Artifact, report: HTML) -> None:
-    """Show the report page in KFP's UI."""
-    shutil.copyfile(Path(folder.path) / "report.html", report.path)
+    return store_key(build(compose_config(data_overrides), "data"))
 
 
 def show_evaluation(
@@ -226,7 +156,7 @@ def show_evaluation(
         Whether the gate passed.
     """
     folder = Path(evaluation.path)
-    values, gate = _read_result(folder)
+    values, gate = read_result(folder)
     for name, value in values.items():
         metrics.log_metric(name, value)
     header, *rows = _read_csv(folder / "confusion_matrix.csv")
@@ -247,42 +177,8 @@ def show_evaluation(
     return passed
 
 
-def notify_result(
-    webhook_env: str, timeout_s: float, run_name: str, outcome: str, evaluation: Artifact
-) -> None:
-    """Post the metrics and the gate decision of a run."""
-    call("notify", _notify_result, webhook_env, timeout_s, run_name, outcome, evaluation.path)
-
-
-def _notify_result(
-    webhook_env: str, timeout_s: float, run_name: str, outcome: str, evaluation: str
-) -> None:
-    metrics, gate = _read_result(Path(evaluation))
-    shown = [f"{name} {metrics[name]:.4f}" for name in _NOTIFIED_METRICS if name in metrics]
-    lines = [f"{run_name}: {outcome}", ", ".join(shown), *gate["reasons"]]
-    _post(webhook_env, timeout_s, "\n".join(lines))
-
-
-def notify_failure(webhook_env: str, timeout_s: float, run_name: str, cause: str) -> None:
-    """Post the error message of a failed run."""
-    text = f"{run_name}: failed, nothing was deployed\n{cause or 'see its log'}"
-    call("notify_failure", _post, webhook_env, timeout_s, text)
-
-
-def _post(webhook_env: str, timeout_s: float, text: str) -> None:
-    """Post a message; if this fails, print the type of the error and continue."""
-    try:
-        request = urllib.request.Request(  # noqa: S310 - an administrator configures the URL
-            os.environ[webhook_env],
-            json.dumps({"text": text}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310
-    except Exception as cause:  # noqa: BLE001 - some messages contain the URL, which is a secret
-        print(f"the notification was not delivered: {type(cause).__name__}")
-
-
-def _read_result(evaluation: Path) -> tuple[dict[str, float], dict[str, Any]]:
+def read_result(evaluation: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the metrics and the gate decision of an evaluation."""
     metrics = json.loads((evaluation / "metrics.json").read_bytes())
     return metrics, json.loads((evaluation / "gate.json").read_bytes())
 
@@ -292,5 +188,27 @@ def _read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def _flatten(overrides: Overrides) -> list[str]:
-    return [override for group in overrides for override in group]
+def post_result(webhook_env: str, timeout_s: float, outcome: str, evaluation: str) -> None:
+    """Post the outcome of a run with its metrics and the gate decision; see `post`."""
+    metrics, gate = read_result(Path(evaluation))
+    shown = [f"{name} {metrics[name]:.4f}" for name in _NOTIFIED_METRICS if name in metrics]
+    post(webhook_env, timeout_s, "\n".join([outcome, ", ".join(shown), *gate["reasons"]]))
+
+
+def post(webhook_env: str, timeout_s: float, text: str) -> None:
+    """Post a message; if this fails, print the type of the error and continue.
+
+    Args:
+        webhook_env: Environment variable that contains the URL.
+        timeout_s: Time-out of the request, in seconds.
+        text: The message.
+    """
+    try:
+        request = urllib.request.Request(  # noqa: S310 - an administrator configures the URL
+            os.environ[webhook_env],
+            json.dumps({"text": text}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310
+    except Exception as cause:  # noqa: BLE001 - some messages contain the URL, which is a secret
+        print(f"the notification was not delivered: {type(cause).__name__}")

@@ -1,4 +1,4 @@
-"""Submit the pipeline: `arcloop pipeline`, `python kubeflow/submit.py`.
+"""Submit the pipeline: `arcloop pipeline` at once, `arcloop trigger` when the data have changed.
 
 Checks the command line, compiles the pipeline for a cluster and runs it there: through kfp.local
 for cluster=local, otherwise on a KFP server, as a new version with a run or a recurring run.
@@ -6,29 +6,28 @@ for cluster=local, otherwise on a KFP server, as a new version with a run or a r
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from time import sleep
 from typing import Any
 
-import arcloop
-from arcloop.artifacts.atomic import sha256_json
-from arcloop.artifacts.writer import package_versions
-from arcloop.config.composition import bundled
+import yaml
+
+from arcloop.artifacts.atomic import sha256_json, try_lock, write_bytes
+from arcloop.config.value_types import PositiveFloat, describe_mismatch
 from arcloop.display.terminal import print_line
-from arcloop.errors import ConfigError, report_errors
-from arcloop.kfp.parameters import Request, check_parameters, read_request
+from arcloop.errors import ArcloopError, ConfigError, as_user_error, report_errors
+from arcloop.kfp.config import ClusterSettings, NotifySettings, divide_overrides, read_settings
+from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
 from arcloop.kfp.pod import compute_fingerprint
-from arcloop.kfp.settings import ClusterSettings, NotifySettings, cluster_settings, notify_settings
 
 _HELP = """\
 arcloop pipeline [GROUP=CHOICE] [KEY=VALUE] [mode=...] [schedule=...]
+arcloop trigger data.root=... [every=SECONDS] [the overrides of `arcloop pipeline`]
 
   cluster=local           run on this machine, each step in a process (default);
                           onprem, gke: run on a KFP server
@@ -36,14 +35,43 @@ arcloop pipeline [GROUP=CHOICE] [KEY=VALUE] [mode=...] [schedule=...]
   schedule="0 0 * * 2"    a recurring run, here every Tuesday at midnight UTC
   notify=none | slack     the webhook that a message is posted to at the end of a run
 
+`arcloop trigger` starts a run if the content of the data source differs from that of the last run
+that this command started. With every=SECONDS, it repeats this check until it is interrupted.
 All other overrides are those of `arcloop run`; see `arcloop --help`.
 Exit codes: 0 done; 1 error in the data, the machine or the server; 2 error in the config;
 3 the gate did not pass. ARCLOOP_TRACEBACK=1 shows the traceback of an error."""
 GATE_NOT_PASSED = 3
-_OPTIONS = {"mode": ("run", "compile"), "schedule": None}
+_MODES = ("run", "compile")
+_OPTIONS = ("mode", "schedule")
+_IMAGE_DIGEST = r"[\w.:/-]+@sha256:[0-9a-f]{64}"
 _COMPILED = Path("runs/pipelines")
-_WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
-_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A checked command line. Checking it does not import kfp.
+
+    Attributes:
+        config: The resolved config.
+        parameters: Pipeline parameter -> overrides of that config group.
+        cluster: The cluster to run on.
+        notify: The webhook.
+        compile_only: Write the IR YAML and stop.
+        cron: Six fields of the schedule of a recurring run, or None.
+    """
+
+    config: Mapping[str, Any]
+    parameters: Mapping[str, list[str]]
+    cluster: ClusterSettings
+    notify: NotifySettings
+    compile_only: bool
+    cron: str | None
+
+    @property
+    def path(self) -> Path:
+        """Path of the IR YAML."""
+        choice = "local" if self.cluster.is_local else "cluster"
+        return Path(self.cluster.folder or _COMPILED) / f"{self.cluster.pipeline}-{choice}.yaml"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,40 +83,26 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code, see `arcloop pipeline --help`.
     """
+    return _run(argv, lambda: GATE_NOT_PASSED if submit(read_submission(argv)) is False else 0)
+
+
+def trigger(argv: Sequence[str]) -> int:
+    """Submit the pipeline if the data have changed: once, or repeatedly.
+
+    Args:
+        argv: Overrides, and `every=`, the seconds between two checks.
+
+    Returns:
+        The exit code, see `arcloop trigger --help`.
+    """
+    return _run(argv, lambda: _trigger(argv))
+
+
+def _run(argv: Sequence[str], work: Callable[[], int]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(_HELP)
         return 0
-    return report_errors(lambda: GATE_NOT_PASSED if submit(read_submission(argv)) is False else 0)
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A checked command line. Checking it does not import kfp.
-
-    Attributes:
-        request: Config and parameters.
-        cluster: The cluster to run on.
-        notify: The webhook.
-        compile_only: Write the IR YAML and stop.
-        cron: Six fields of the schedule of a recurring run, or None.
-    """
-
-    request: Request
-    cluster: ClusterSettings
-    notify: NotifySettings
-    compile_only: bool
-    cron: str | None
-
-    @property
-    def name(self) -> str:
-        """Name of the run in the UI."""
-        return str(self.request.plain["name"])
-
-    @property
-    def path(self) -> Path:
-        """Path of the IR YAML."""
-        choice = "local" if self.cluster.is_local else "cluster"
-        return Path(self.cluster.folder or _COMPILED) / f"{self.cluster.pipeline}-{choice}.yaml"
+    return report_errors(work)
 
 
 def read_submission(argv: Sequence[str]) -> Submission:
@@ -99,86 +113,35 @@ def read_submission(argv: Sequence[str]) -> Submission:
     """
     options, overrides = _split_options(argv)
     try:
-        request = read_request(overrides)
+        config, parameters = divide_overrides(overrides)
     except ConfigError as cause:
         raise _suggest_option(cause, overrides) from None
-    cluster = cluster_settings(request.plain["cluster"])
+    cluster = read_settings(ClusterSettings, config["cluster"], "cluster")
     if cluster.is_local:
         # In a local run, the image name is only the code's version in the cache key.
-        cluster = dataclasses.replace(cluster, image=f"{cluster.image}-{source_hash()}")
-    notify = notify_settings(request.plain["notify"])
-    cron = kfp_schedule(options["schedule"]) if "schedule" in options else None
-    submission = Submission(request, cluster, notify, options.get("mode") == "compile", cron)
-    faults = list(_faults(submission))
-    if faults:
+        cluster = cluster.model_copy(update={"image": f"{cluster.image}-{source_hash()}"})
+    notify = read_settings(NotifySettings, config["notify"], "notify")
+    cron = None
+    if "schedule" in options:
+        from arcloop.kfp.client import kfp_schedule
+
+        cron = kfp_schedule(options["schedule"])
+    compile_only = options.get("mode") == "compile"
+    submission = Submission(config, parameters, cluster, notify, compile_only, cron)
+    if faults := list(_faults(submission)):
         raise ConfigError("\n".join(faults), remedy="nothing was submitted")
     return submission
 
 
-def source_hash() -> str:
-    """Return a hash of arcloop's source and config files and of the package versions."""
-    package = Path(arcloop.__file__).parent
-    files = {
-        f"{root.name}/{file.relative_to(root)}": hashlib.sha256(file.read_bytes()).hexdigest()
-        for root in (package, bundled("conf"))
-        for file in sorted(root.rglob("*"))
-        if file.suffix in (".py", ".yaml", ".j2")
-    }
-    return sha256_json([files, package_versions()])[:_DIGITS]
-
-
-def kfp_schedule(schedule: str) -> str:
-    """Convert a cron schedule to the six fields of KFP: seconds first, weekdays by name.
-
-    KFP numbers the weekdays from 0 to 6 and has no 7, so numbers and ranges become names.
-
-    Args:
-        schedule: Minute, hour, day of month, month and day of week, in UTC.
-
-    >>> kfp_schedule("0 0 * * 2")
-    '0 0 0 * * TUE'
-    >>> kfp_schedule("*/15 6-18 * * SAT-SUN")
-    '0 */15 6-18 * * SUN,SAT'
-
-    Raises:
-        ConfigError: It is not a cron schedule.
-    """
-    from cronsim import CronSim, CronSimError
-
-    fields = re.sub(r"-SUN\b", "-7", schedule.upper()).split()  # at the end of a range, SUN is 7
-    try:
-        if len(fields) != 5:
-            raise CronSimError("it needs five fields: minute hour day month weekday")
-        if found := re.search(r"[L#]", " ".join([fields[2], fields[4]]).replace("JUL", "")):
-            raise CronSimError(f"KFP does not support {found[0]}")
-        days = CronSim(" ".join(fields), datetime.now(UTC)).weekdays
-    except CronSimError as cause:
-        raise ConfigError(
-            f"schedule={schedule!r} is not a cron schedule: {cause}",
-            remedy="write it as in crontab, e.g. schedule='0 0 * * 2' for Tuesday at midnight, UTC",
-        ) from None
-    if not fields[4].startswith("*"):
-        numbers = sorted({day % 7 for day in days if isinstance(day, int)})
-        fields[4] = ",".join(_WEEKDAYS[number] for number in numbers)
-    return " ".join(["0", *fields])
-
-
 def _split_options(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Separate `mode=` and `schedule=` from the overrides of the config."""
-    options, overrides = {}, []
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if key in _OPTIONS:
-            choices = _OPTIONS[key]
-            if not equals or (choices and value not in choices):
-                allowed = f" must be one of {', '.join(choices)}" if choices else " needs a value"
-                raise ConfigError(f"{argument}{allowed}", remedy="see --help")
-            options[key] = value
-        elif not equals and not argument.startswith("~"):
-            raise ConfigError(f"{argument!r} is not an override", remedy="write KEY=VALUE")
-        else:
-            overrides.append(argument)
-    return options, overrides
+    """Separate the options of the commands from the overrides of the config."""
+    pairs = [argument.partition("=") for argument in argv]
+    options = {key: value for key, _, value in pairs if key in _OPTIONS}
+    if options.get("mode", "run") not in _MODES:
+        raise ConfigError(
+            f"mode={options['mode']} must be one of run, compile", remedy="see --help"
+        )
+    return options, ["".join(pair) for pair in pairs if pair[0] not in _OPTIONS]
 
 
 def _suggest_option(cause: ConfigError, overrides: Sequence[str]) -> ConfigError:
@@ -193,7 +156,7 @@ def _suggest_option(cause: ConfigError, overrides: Sequence[str]) -> ConfigError
 
 def _faults(submission: Submission) -> Iterator[str]:
     """Yield settings that are valid alone but not together or on this machine."""
-    cluster, plain = submission.cluster, submission.request.plain
+    cluster, config = submission.cluster, submission.config
     if submission.cron and cluster.is_local:
         yield "schedule= needs a KFP server, e.g. cluster=onprem; cluster=local cannot repeat runs"
     variable = submission.notify.webhook_env
@@ -201,12 +164,18 @@ def _faults(submission: Submission) -> Iterator[str]:
     if variable and runs_here and not os.environ.get(variable):
         yield f"notify needs the webhook's URL in the environment variable {variable}"
     for key in ("root", "file"):
-        path = plain["data"].get(key)
-        is_bundled = path and "bundled" in str(submission.request.unresolved["data"][key])
-        if path and not cluster.is_local and not is_bundled and not path.startswith("/"):
+        path = config["data"].get(key)
+        if path and not cluster.is_local and not path.startswith("/"):
             yield f"data.{key}={path} must be an absolute path in the pods of the steps"
+    if not cluster.is_local and not re.fullmatch(_IMAGE_DIGEST, cluster.image or ""):
+        yield (
+            f"cluster.image={cluster.image} must contain its digest, which is the version of the "
+            "code in the cache key: set cluster.image=registry/arcloop@sha256:... or ARCLOOP_IMAGE"
+        )
     if cluster.train == "trainjob":
-        trainer = (plain["trainer"]["num_nodes"], plain["trainer"]["devices"])
+        if not cluster.is_local and cluster.storage != "pvc":
+            yield "cluster.train=trainjob needs cluster.storage=pvc, whose volume its nodes share"
+        trainer = (config["trainer"]["num_nodes"], config["trainer"]["devices"])
         job = (cluster.trainjob.nodes, cluster.trainjob.processes)
         if trainer != job:
             yield (
@@ -226,60 +195,76 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
         Whether the gate passed, after a local run; otherwise None.
 
     Raises:
-        StepError: A step of a local run failed.
-        SubmissionError: The server refused the request or did not answer.
+        ArcloopError: A step of a local run failed, or the server refused or did not answer.
     """
-    if submission.compile_only:
-        _compile(submission)
+    cluster, runs = submission.cluster, not submission.compile_only
+    if runs and cluster.is_local:
+        start_fork_server()  # it imports torch while kfp compiles
+    from arcloop.kfp.client import KfpClient
+    from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
+
+    server = KfpClient(cluster) if runs and not cluster.is_local else None
+    compile_pipeline(cluster, submission.notify, submission.path)
+    if not runs:
         print_line(f"compiled: {submission.path}")
         return None
-    if submission.cluster.is_local:
-        return _run_locally(submission, started)
-    _run_on_server(submission, started)
+    parameters: dict[str, Any] = dict(submission.parameters)
+    if cluster.fingerprint == "client":
+        parameters[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+    if server is None:
+        started()
+        assert cluster.folder
+        folder = Path(cluster.folder)
+        return run_pipeline(submission.path, parameters, folder, cache=cluster.cache)
+    server.submit(submission.path, parameters, submission.config["name"], submission.cron)
+    started()
     return None
 
 
-def _compile(submission: Submission) -> dict[str, Any]:
-    """Write the IR YAML, check the parameters against it, and return them."""
-    from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
-
-    compile_pipeline(submission.cluster, submission.notify, submission.path)
-    parameters: dict[str, Any] = dict(submission.request.parameters)
-    if submission.compile_only:
-        return parameters
-    if submission.cluster.fingerprint == "client":
-        parameters[FINGERPRINT] = compute_fingerprint(submission.request.config)
-    check_parameters(submission.path, parameters)
-    return parameters
-
-
-def _run_locally(submission: Submission, started: Callable[[], None]) -> bool:
-    from arcloop.kfp.local import run_pipeline, start_fork_server
-
-    start_fork_server()  # it imports torch while kfp compiles
-    parameters = _compile(submission)
-    started()
-    cluster = submission.cluster
-    assert cluster.folder
-    result = run_pipeline(submission.path, parameters, Path(cluster.folder), cache=cluster.cache)
-    for line in result.report():
-        print_line(line)
-    return result.gate_passed
+def _trigger(argv: Sequence[str]) -> int:
+    every = [word for word in argv if word.startswith("every=")]
+    submission = read_submission([word for word in argv if word not in every])
+    if submission.compile_only or submission.cron:
+        raise ConfigError("a trigger starts runs", remedy="remove mode= and schedule=")
+    if not every:
+        submit_if_changed(submission)
+        return 0
+    seconds = yaml.safe_load(every[-1].partition("=")[2])
+    if fault := describe_mismatch(seconds, PositiveFloat):
+        raise ConfigError(f"{every[-1]} {fault}", remedy="give seconds, e.g. every=600")
+    while True:
+        try:
+            submit_if_changed(submission)
+        except Exception as error:  # continue after a failed run or while a server is down
+            if (reported := as_user_error(error)) is None:
+                raise
+            print_line(f"error: {reported}")
+        sleep(seconds)
 
 
-def _run_on_server(submission: Submission, started: Callable[[], None]) -> None:
-    from arcloop.kfp.client import KfpClient
+def submit_if_changed(submission: Submission) -> None:
+    """Submit if the source has changed since the last run that was started.
 
-    server = KfpClient(submission.cluster)
-    parameters = _compile(submission)
-    uploaded = server.upload(submission.path)
-    print_line(f"pipeline version: {uploaded.name}")
-    if submission.cron:
-        made, replaced = server.schedule(uploaded, parameters, submission.name, submission.cron)
-        print_line(f"recurring run: {made}, {submission.cron}")
-        for run_id in replaced:
-            print_line(f"replaces the recurring run {run_id}")
-    else:
-        run_id = server.start(uploaded, parameters, submission.name)
-        print_line(f"run: {submission.cluster.host}/#/runs/details/{run_id}")
-    started()
+    If the server refuses a run, the next check submits it again. A run that failed is not submitted
+    again, because the same data would fail again.
+
+    Raises:
+        ArcloopError: The source cannot be read, or the submission or the run failed.
+    """
+    # One file, with the last fingerprint, for each run name, source and server.
+    key = sha256_json([submission.config["data"], submission.cluster.host])[:12]
+    state = _COMPILED / "triggers" / f"{submission.config['name']}-{key}.txt"
+    lock = try_lock(state)  # only one trigger may start a run for the same data
+    if lock is None:
+        raise ArcloopError(
+            "another trigger is running for this source",
+            where=state,
+            remedy="wait for it, or stop it",
+        )
+    with lock:
+        fingerprint = compute_fingerprint(submission.parameters["data"])
+        if state.exists() and state.read_text(encoding="utf-8") == fingerprint:
+            print_line("no new data")
+            return
+        print_line(f"new data: {fingerprint}")
+        submit(submission, started=lambda: write_bytes(state, fingerprint.encode()))

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcloop.config.composition import bundled, compose_config, to_plain
-from arcloop.kfp.parameters import _format, read_request
+from arcloop.errors import ConfigError
+from arcloop.kfp.config import _format, divide_overrides
 from arcloop.pipeline.steps import STEPS
 
 CASES = {
@@ -33,14 +34,14 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_parameters_compose_to_the_same_groups(case):
     overrides = CASES[case]
-    request = read_request(overrides)
+    _, parameters = divide_overrides(overrides)
     whole = to_plain(compose_config(["callbacks=export_only", "run_dir=x", *overrides]))
-    for name, values in request.parameters.items():
+    for name, values in parameters.items():
         if not values:
             continue
         alone = to_plain(compose_config(["run_dir=x", *values]))
         assert alone[name] == whole[name], name
-    together = [value for values in request.parameters.values() for value in values]
+    together = [value for values in parameters.values() for value in values]
     divided = to_plain(compose_config(["run_dir=x", *together]))
     for step in STEPS.values():
         assert {g: divided[g] for g in step.reads} == {g: whole[g] for g in step.reads}
@@ -54,21 +55,26 @@ def test_the_parameters_compose_to_the_same_groups(case):
     ],
 )
 def test_the_same_config_is_the_same_parameters(one, other):
-    assert read_request(one).parameters == read_request(other).parameters
+    assert divide_overrides(one)[1] == divide_overrides(other)[1]
 
 
 def test_an_experiment_becomes_the_values_that_it_sets():
     values = yaml.safe_load((bundled("conf") / "experiment/mnist.yaml").read_text())
-    parameters = read_request(["experiment=mnist"]).parameters
+    parameters = divide_overrides(["experiment=mnist"])[1]
     assert parameters["trainer"] == [f"trainer.max_epochs={values['trainer']['max_epochs']}"]
     assert parameters["embedder"] == [
         f"embedder.{key}=[{values['embedder'][key][0]}]" for key in ("mean", "std")
     ]
-    assert read_request(["experiment=mnist", "trainer.max_epochs=10"]).parameters["trainer"] == []
+    assert divide_overrides(["experiment=mnist", "trainer.max_epochs=10"])[1]["trainer"] == []
+
+
+def test_a_placeholder_of_kfp_is_refused():
+    with pytest.raises(ConfigError, match=r"name='x\{\{\$' contains"):
+        divide_overrides(["name='x{{$'"])
 
 
 def test_an_unchanged_group_has_no_overrides():
-    parameters = read_request(["index=hnsw"]).parameters
+    parameters = divide_overrides(["index=hnsw"])[1]
     touched = {name for name, values in parameters.items() if values}
     assert touched == {"index", "callbacks", "name"}
 

@@ -1,0 +1,286 @@
+"""What a pipeline reads from the config: typed settings of the cluster, and its parameters.
+
+The parameters are lists of overrides, one list for each config group. A list has a canonical form:
+the choice of the group, then the values that differ from that choice. The cache key therefore
+depends on the config and not on how the command line specifies it. The values that `experiment=`
+sets in several groups are divided among the lists of these groups.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from arcloop.config.composition import compose_config, compose_unchecked, to_plain
+from arcloop.config.value_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from arcloop.errors import ConfigError
+from arcloop.pipeline.steps import STEPS, Step
+from arcloop.serving.kubernetes.settings import (
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    Quantity,
+    matching,
+)
+
+DEPLOY = Step("deploy", ("name", "force", "deploy"), ("run", "gallery", "index", "evaluation"), "")
+"""The deploy step, which is a task of a pipeline only."""
+PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for name in step.reads))
+"""The pipeline's parameters: all groups and settings that the steps read, in order."""
+_PIPELINE_GROUPS = ("cluster", "notify", "experiment")
+_DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
+"""Default choices that only a pipeline has: embed, index and evaluate are separate tasks."""
+_Model = TypeVar("_Model", bound=BaseModel)
+MountPath = Annotated[str, matching(r"/.*", "a path that begins with /")]
+Variable = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable")]
+StepName = Annotated[
+    str, matching("|".join([*STEPS, "deploy"]), f"one of {', '.join(STEPS)}, deploy")
+]
+
+
+class _Settings(BaseModel):
+    """Base class that rejects unknown keys, and strings in place of numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Volume(_Settings):
+    """A shared volume."""
+
+    claim: ObjectName
+    mount: MountPath
+
+
+class Retries(_Settings):
+    """Retries of a failed task."""
+
+    count: NonNegativeInt
+    wait_s: NonNegativeInt
+    factor: PositiveFloat
+    longest_s: NonNegativeInt
+
+
+class TrainJobSettings(_Settings):
+    """Training on several nodes, by Kubeflow Trainer."""
+
+    runtime: ObjectName
+    nodes: PositiveInt
+    processes: PositiveInt
+    poll_s: PositiveFloat
+    deadline_s: PositiveInt
+
+
+class Toleration(_Settings):
+    """A taint that a pod tolerates, as in Kubernetes."""
+
+    key: LabelKey | None = None
+    operator: Literal["Equal", "Exists"] | None = None
+    value: LabelValue | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: NonNegativeInt | None = Field(
+        default=None, serialization_alias="tolerationSeconds"
+    )
+
+
+class StepSettings(_Settings):
+    """Resources and scheduling of a task, in addition to those of `ClusterSettings`."""
+
+    title: str
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+    gpus: NonNegativeInt = 0
+    gpu_type: LabelKey = "nvidia.com/gpu"
+    shm: Quantity | None = None
+    node_selector: dict[LabelKey, LabelValue] = {}
+    tolerations: list[Toleration] = []
+
+
+class ClusterSettings(_Settings):
+    """Settings of the cluster that runs a pipeline; conf/cluster/default.yaml explains each key."""
+
+    host: str | None
+    namespace: str | None
+    experiment: str
+    pipeline: str
+    service_account: str | None
+    pipeline_root: str | None
+    token_env: Variable | None
+    ca_cert: str | None
+    timeout_s: PositiveInt
+    image: str | None
+    fingerprint: Literal["step", "client"]
+    cache: bool
+    storage: Literal["artifacts", "pvc"]
+    volume: Volume
+    data_volumes: dict[ObjectName, MountPath]
+    secrets: dict[ObjectName, dict[str, Variable]]
+    env: dict[Variable, str | int | float | bool]
+    node_selector: dict[LabelKey, LabelValue]
+    tolerations: list[Toleration]
+    pull_policy: Literal["Always", "IfNotPresent", "Never"]
+    pull_secrets: list[ObjectName]
+    retries: Retries
+    train: Literal["step", "trainjob"]
+    trainjob: TrainJobSettings
+    steps: dict[StepName, StepSettings]
+    folder: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the steps run on this machine and write their outputs to `folder`."""
+        return self.folder is not None
+
+
+class NotifySettings(_Settings):
+    """The webhook that a message is posted to at the end of a run.
+
+    Attributes:
+        webhook_env: Environment variable with the URL; null: no message.
+        secret: Kubernetes secret with the URL.
+        key: Key in the secret.
+        timeout_s: Time-out of the request, in seconds.
+    """
+
+    webhook_env: Variable | None
+    secret: str = ""
+    key: str = ""
+    timeout_s: NonNegativeFloat = 10
+
+
+def read_settings(kind: type[_Model], node: Mapping[str, Any], key: str) -> _Model:
+    """Convert a plain config node to typed settings.
+
+    Args:
+        kind: `ClusterSettings` or `NotifySettings`.
+        node: The node.
+        key: Config key of the node, for the message.
+
+    Raises:
+        ConfigError: A setting is invalid; the message lists every such setting.
+    """
+    try:
+        return kind.model_validate(node)
+    except ValidationError as error:
+        faults = [_describe(details, key) for details in error.errors(include_url=False)]
+    raise ConfigError("\n".join(faults), remedy="correct the config; nothing was started")
+
+
+def _describe(details: Any, key: str) -> str:
+    """Return the message of an error of pydantic."""
+    path = ".".join([key, *(str(step) for step in details["loc"] if step != "[key]")])
+    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    match details["type"]:
+        case "missing":
+            return f"{path} is required"
+        case "extra_forbidden":
+            return f"{path} is unknown"
+        case _:
+            return f"{path}={details['input']!r} {message}"
+
+
+def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Compose and check the config, and divide the overrides by group.
+
+    Args:
+        overrides: Hydra overrides, as on the command line.
+
+    Returns:
+        The resolved config, and the pipeline parameters: group -> overrides of that group.
+
+    Raises:
+        ConfigError: An override is invalid, or a pipeline does not support it.
+    """
+    chosen = {override.partition("=")[0] for override in overrides}
+    base = [f"{group}={name}" for group, name in _DEFAULT_CHOICES.items() if group not in chosen]
+    config = compose_config([*base, *overrides])
+    choices, defaults = _choices([*base, *overrides]), _choices([])
+    start = compose_unchecked([f"{group}={name}" for group, name in choices.items()], hydra=False)
+    plain = to_plain(config)
+    parameters: dict[str, list[str]] = {name: [] for name in PARAMETERS}
+    for group, choice in choices.items():
+        if group in parameters and defaults.get(group) != choice:
+            parameters[group].append(f"{group}={choice}")
+    unused = []
+    for change in _changes(_unresolved(start), _unresolved(config), plain):
+        group = re.split(r"[.=]", change.lstrip("+~"), maxsplit=1)[0]
+        if group in parameters:
+            parameters[group].append(change)
+        elif group not in _PIPELINE_GROUPS:
+            unused.append(f"{group} has no effect in a pipeline, which chooses its own folders")
+    # The default of `name` depends on the data, which the deploy step does not read.
+    parameters["name"] = [f"name={_format(plain['name'])}"]
+    unused += [
+        f"{change} contains '{{{{$', which begins a placeholder of KFP"
+        for changes in parameters.values()
+        for change in changes
+        if "{{$" in change
+    ]
+    if unused:
+        raise ConfigError(
+            "\n".join(dict.fromkeys(unused)), remedy="remove the override; nothing was started"
+        )
+    return plain, parameters
+
+
+def _choices(overrides: Sequence[str]) -> dict[str, str]:
+    """Return group -> name of the chosen file; `experiment` is divided into its values instead."""
+    choices = compose_unchecked(overrides).hydra.runtime.choices
+    return {
+        group: choice
+        for group, choice in choices.items()
+        if not group.startswith(("hydra/", "experiment")) and choice not in (None, "null")
+    }
+
+
+def _unresolved(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _changes(
+    start: Mapping[str, Any], given: Mapping[str, Any], plain: Any, prefix: str = ""
+) -> Iterator[str]:
+    """Yield the overrides that change `start` to `given`."""
+    for name, value in given.items():
+        key = f"{prefix}{name}"
+        if name not in start:
+            yield f"+{key}={_format(_resolve(value, plain[name]))}"
+        elif isinstance(value, dict) and isinstance(start[name], dict):
+            yield from _changes(start[name], value, plain[name], f"{key}.")
+        elif value != start[name] or type(value) is not type(start[name]):
+            yield f"{key}={_format(_resolve(value, plain[name]))}"
+    yield from (f"~{prefix}{name}" for name in start if name not in given)
+
+
+def _resolve(value: Any, resolved: Any) -> Any:
+    """Return the value to pass to a step.
+
+    Values are resolved here, because a step does not know the values of all groups. Only values
+    that depend on `run_dir` stay unresolved, because a step has another run directory.
+    """
+    return value if "${run_dir}" in json.dumps(value) else resolved
+
+
+def _format(value: Any) -> str:
+    """Format a value in Hydra's override grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_format, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_format(item)}" for key, item in value.items()) + "}"
+    return repr(value)
