@@ -70,8 +70,8 @@ def test_the_first_difference_is_reported(work):
     assert "model.pt, tensor" in changed(weights)
     assert "0.5" in changed(weights)
     assert "metrics.csv, step" in changed(rows)
-    assert changed(embeddings) == "gallery, embeddings-00000.npy: max |difference| 0.25"
-    assert "metrics.json, top1" in changed(metrics)
+    assert changed(embeddings) == "gallery/embeddings-00000.npy: max |difference| 0.25"
+    assert "evaluation/metrics.json, top1" in changed(metrics)
     assert "0.125" in changed(metrics)
 
 
@@ -93,4 +93,4 @@ def test_the_first_difference_does_not_depend_on_the_hash_seed(work):
         for seed in "123"
     }  # fmt: skip
     assert len(found) == 1
-    assert f"metrics.json, {min(metrics)}" in found.pop()
+    assert f"evaluation/metrics.json, {min(metrics)}" in found.pop()

@@ -121,11 +121,12 @@ def write_artifact(
         temporary.mkdir()
     except OSError as cause:
         raise write_error(path, cause) from cause
-    watch = Stopwatch()
+    start = time.monotonic()
     try:
         writer = ArtifactWriter(temporary, parents=dict(parents or {}))
         yield writer
-        record_timing(temporary, watch.seconds, writer.count / watch.seconds, writer.timed)
+        seconds = time.monotonic() - start
+        record_timing(temporary, seconds, writer.count / seconds, writer.timed)
         written = write_manifest(
             temporary,
             kind,
@@ -226,18 +227,6 @@ def package_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-class Stopwatch:
-    """Measures the wall time since its construction."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since construction."""
-        return time.monotonic() - self._start
 
 
 def record_timing(

@@ -26,6 +26,10 @@ from arcloop.pipeline.chains import find_store
 
 _COMPOSED = {"logger", "callbacks"}
 """Config groups that are composed for the second run, because they refer to its folder."""
+_COMPARED = (
+    "model.pt", "metrics.csv", "gallery/*.npy", "index/faiss_index.bin", "index/faiss_label.json",
+    "evaluation/metrics.json",
+)  # fmt: skip
 
 
 def reproduce(arguments: Sequence[str]) -> int:
@@ -110,73 +114,59 @@ def first_difference(one: Path, other: Path) -> str | None:
     """Compare two runs: weights, rows of metrics.csv, embeddings, index, metrics.
 
     Returns:
-        None if they are equal, otherwise the first difference: the artifact, the part of it that
+        None if they are equal, otherwise the first difference: the file, the part of it that
         differs, and the size of the difference.
     """
-    return (
-        _compare_weights(one / "model.pt", other / "model.pt")
-        or _compare_csv(one / "metrics.csv", other / "metrics.csv")
-        or _compare_embeddings(one / "gallery", other / "gallery")
-        or _compare_bytes(one / "index/faiss_index.bin", other / "index/faiss_index.bin")
-        or _compare_json(one / "index/faiss_label.json", other / "index/faiss_label.json")
-        or _compare_json(one / "evaluation/metrics.json", other / "evaluation/metrics.json")
-    )
+    explain = {
+        ".pt": _explain_weights, ".csv": _explain_rows, ".npy": _explain_arrays,
+        ".json": _explain_values, ".bin": lambda *_: ": different contents",
+    }  # fmt: skip
+    for pattern in _COMPARED:
+        for file in sorted(one.glob(pattern)):
+            second = other / file.relative_to(one)
+            if sha256_file(file) != sha256_file(second) and (
+                difference := explain[file.suffix](file, second)
+            ):
+                return f"{file.relative_to(one)}{difference}"
+    return None
 
 
-def _compare_weights(one: Path, other: Path) -> str | None:
+def _explain_weights(one: Path, other: Path) -> str:
     import torch
 
-    if sha256_file(one) == sha256_file(other):
-        return None
     first, second = (
         torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         for path in (one, other)
     )
     for name in sorted(first.keys() | second.keys()):
         if name not in first or name not in second or first[name].shape != second[name].shape:
-            return f"model.pt, tensor {name}: shapes differ"
+            return f", tensor {name}: shapes differ"
         if not torch.equal(first[name], second[name]):
             largest = float((first[name].double() - second[name].double()).abs().max())
-            return f"model.pt, tensor {name}: max |difference| {largest:.3g}"
-    return "model.pt: equal weights, different files"
+            return f", tensor {name}: max |difference| {largest:.3g}"
+    return ": equal weights, different files"
 
 
-def _compare_csv(one: Path, other: Path) -> str | None:
-    if not one.is_file():
-        return None
-    tables = []
-    for path in (one, other):
-        with open(path, newline="", encoding="utf-8") as file:
-            tables.append(list(csv.DictReader(file)))
+def _explain_rows(one: Path, other: Path) -> str:
+    tables = [csv.DictReader(path.read_text("utf-8").splitlines()) for path in (one, other)]
     for first, second in zip_longest(*tables, fillvalue={}):
-        if first != second:
-            step = first.get("step") or second.get("step")
-            names = sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
-            return f"metrics.csv, step {step}: {', '.join(names)}"
-    return None
+        names = sorted(n for n in first.keys() | second.keys() if first.get(n) != second.get(n))
+        if names:
+            return f", step {first.get('step') or second.get('step')}: {', '.join(names)}"
+    return ": different contents"
 
 
-def _compare_embeddings(one: Path, other: Path) -> str | None:
-    for file in sorted(one.glob("*.npy")) if one.is_dir() else []:
-        first, second = np.load(file), np.load(other / file.name)
-        if not np.array_equal(first, second):
-            largest = np.abs(first - second).max() if first.shape == second.shape else np.inf
-            return f"gallery, {file.name}: max |difference| {largest:.3g}"
-    return None
+def _explain_arrays(one: Path, other: Path) -> str:
+    first, second = np.load(one), np.load(other)
+    largest = np.abs(first - second).max() if first.shape == second.shape else np.inf
+    return f": max |difference| {largest:.3g}"
 
 
-def _compare_bytes(one: Path, other: Path) -> str | None:
-    if not one.is_file() or sha256_file(one) == sha256_file(other):
-        return None
-    return f"{one.name}: different contents"
-
-
-def _compare_json(one: Path, other: Path) -> str | None:
-    if not one.is_file():
-        return None
+def _explain_values(one: Path, other: Path) -> str:
+    """Return "" if only the hash of model.pt differs, which depends on more than its weights."""
     first, second = (json.loads(path.read_bytes()) for path in (one, other))
     for name in sorted((first.keys() | second.keys()) - {"model_sha256"}):
         if first.get(name) != second.get(name):
             values = [reprlib.repr(content.get(name)) for content in (first, second)]
-            return f"{one.name}, {name}: {' and '.join(values)}"
-    return None
+            return f", {name}: {' and '.join(values)}"
+    return ""

@@ -1,4 +1,5 @@
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from tests.conftest import SMALL
 
-from arcloop.artifacts import writer
 from arcloop.cli.main import main
 from arcloop.training.callbacks.progress import ProgressBar, Timing
 from arcloop.training.setup import TrainingSetup
@@ -14,7 +14,7 @@ from arcloop.training.setup import TrainingSetup
 
 def test_timing_of_a_resumed_epoch_starts_with_training(tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr(writer.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     trainer = SimpleNamespace(world_size=2, is_last_batch=True, is_global_zero=True)
     timing = Timing(tmp_path)
     now = 100.0  # set-up; then training resumes within an epoch, without on_train_epoch_start

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
-from arcloop.artifacts import writer
+from arcloop.artifacts.writer import record_timing
 from arcloop.display.terminal import print_line
 
 _REFRESH_BATCHES = 10
@@ -36,14 +37,14 @@ class _EpochStopwatch(Callback):
     """Measures the duration of an epoch; for a resumed epoch, from the start of training."""
 
     def __init__(self) -> None:
-        self._epoch = writer.Stopwatch()
+        self._epoch = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning does not call on_train_epoch_start for an epoch that is resumed.
-        self._epoch = writer.Stopwatch()
+        self._epoch = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch = writer.Stopwatch()
+        self._epoch = time.monotonic()
 
 
 class EpochLines(_EpochStopwatch):
@@ -57,7 +58,7 @@ class EpochLines(_EpochStopwatch):
                 if not name.startswith("lr-")
             )
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print_line(f"{epoch}: {metrics}  {self._epoch.seconds:.1f} s")
+            print_line(f"{epoch}: {metrics}  {time.monotonic() - self._epoch:.1f} s")
 
 
 class Timing(_EpochStopwatch):
@@ -69,7 +70,7 @@ class Timing(_EpochStopwatch):
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
-        self._run_dir, self._fit = run_dir, writer.Stopwatch()
+        self._run_dir, self._fit = run_dir, time.monotonic()
         self._images, self._seconds = 0, 0.0
 
     def on_train_batch_end(
@@ -82,8 +83,9 @@ class Timing(_EpochStopwatch):
     ) -> None:
         self._images += len(batch[1]) * trainer.world_size
         if trainer.is_last_batch:
-            self._seconds += self._epoch.seconds
+            self._seconds += time.monotonic() - self._epoch
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self._seconds:
-            writer.record_timing(self._run_dir, self._fit.seconds, self._images / self._seconds)
+            seconds = time.monotonic() - self._fit
+            record_timing(self._run_dir, seconds, self._images / self._seconds)
