@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from arcloop import artifacts
-from arcloop.artifacts import artifact, atomic
+from arcloop.artifacts import atomic
 from arcloop.artifacts.writer import write_artifact, write_manifest
 from arcloop.errors import ArtifactError, ResourceError
 
@@ -142,7 +142,7 @@ def test_load_rehashes_only_what_changed(tmp_path, monkeypatch):
     write(tmp_path / "s")  # loads once
     hashed = []
     real = atomic.sha256_file
-    monkeypatch.setattr(artifact, "sha256_file", lambda p, **k: hashed.append(p) or real(p, **k))
+    monkeypatch.setattr(artifacts, "sha256_file", lambda p, **k: hashed.append(p) or real(p, **k))
     artifacts.load(tmp_path / "s", "store")
     assert hashed == []
     os.utime(tmp_path / "s/part/a.bin")

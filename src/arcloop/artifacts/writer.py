@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcloop.artifacts.artifact import (
+from arcloop.artifacts import (
     MANIFEST,
     SCHEMA,
     Artifact,

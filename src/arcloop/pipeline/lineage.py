@@ -97,11 +97,9 @@ def trace(path: Path, run_dir: Path | None = None) -> Link:
     link, artifact = _verified(folder)
     if artifact is None or name is None or name == MANIFEST:
         return link
-    if name not in artifact.files:
-        return Link(
-            str(path), fault="the manifest of its artifact does not list this file", parents=[link]
-        )
-    return Link(str(path), artifact.file_sha256(name), parents=[link])
+    entry = artifact.files.get(name)
+    fault = None if entry else "the manifest of its artifact does not list this file"
+    return Link(str(path), str(entry["sha256"]) if entry else None, fault=fault, parents=[link])
 
 
 def _verified(folder: Path, kind: str | None = None) -> tuple[Link, Artifact | None]:
@@ -154,10 +152,8 @@ def _store(run: Artifact) -> Link:
     except ArcloopError as cause:
         return Link(f"store {run.parents['store'][:12]}...", fault=cause.what)
     link, artifact = _verified(store, "store")
-    if artifact is not None:
-        source = link.parents[0]
-        if source.fault is None and "data" in run.config:
-            _compare_source(source, run, artifact)
+    if artifact is not None and "data" in run.config:
+        _compare_source(link.parents[0], run, artifact)
     return link
 
 

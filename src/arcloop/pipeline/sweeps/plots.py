@@ -163,7 +163,7 @@ def _heat_map(
 ) -> Figure:
     """Draw the objective over two keys: cells if the values form a grid, otherwise points."""
     xs, ys = values.values()
-    drawn, (axis,) = figure(width=WIDTH, height=4.4, margins=(0.75, 1.05, 0.55, 0.2))
+    drawn, (axis,) = figure(width=WIDTH, height=4.4, margins=(0.75, 0.2, 0.55, 0.35))
     columns, rows = np.unique(xs), np.unique(ys)
     filled = len({*zip(xs.tolist(), ys.tolist(), strict=True)}) / (len(columns) * len(rows))
     if max(len(columns), len(rows)) <= _MAX_CELLS and filled >= _MIN_FILLED:
@@ -189,8 +189,9 @@ def _heat_map(
             if _is_logarithmic(along):
                 change("log")
     x, y = values
-    axis.set(xlabel=x, ylabel=y)
-    _colour_bar(drawn, colours, name)
+    axis.set(xlabel=x, ylabel=y, title=name)
+    bar: Any = drawn.colorbar(colours, ax=axis)
+    bar.outline.set_visible(False)
     return drawn
 
 
@@ -203,7 +204,7 @@ def _parallel(
     name: str,
 ) -> Figure:
     """Draw each setting as a line through its values to its objective (parallel coordinates)."""
-    drawn, (axis,) = figure(width=2 * WIDTH, height=3.8, margins=(0.9, 1.3, 0.5, 0.25))
+    drawn, (axis,) = figure(width=2 * WIDTH, height=3.8, margins=(0.9, 0.7, 0.5, 0.25))
     columns = []
     for place, (key, values) in enumerate(texts.items()):
         heights, ticks = _axis(numeric[key] if key in numeric else [*map(short_value, values)])
@@ -234,7 +235,6 @@ def _parallel(
     axis.set_yticks([])
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    _colour_bar(drawn, colours, name)
     return drawn
 
 
@@ -257,11 +257,3 @@ def _axis(values: _Array | list[str]) -> tuple[_Array, list[tuple[float, str]]]:
 def _is_logarithmic(values: _Array) -> bool:
     """Return whether values span a ratio of at least 8, as learning rates or scales do."""
     return bool(values.min() > 0 and values.max() / values.min() >= 8)
-
-
-def _colour_bar(drawn: Figure, colours: ScalarMappable, label: str) -> None:
-    width, height = drawn.get_size_inches()
-    place = drawn.add_axes((1 - 0.62 / width, 0.55 / height, 0.1 / width, 1 - 0.75 / height))
-    bar: Any = drawn.colorbar(colours, cax=place)
-    bar.outline.set_visible(False)
-    bar.ax.set_title(label, fontsize="small", weight="normal", loc="center")
