@@ -11,7 +11,7 @@ import pytest
 from arcloop import artifacts
 from arcloop.artifacts import atomic
 from arcloop.artifacts.writer import write_artifact, write_manifest
-from arcloop.errors import ArtifactError, ResourceError
+from arcloop.errors import ArtifactError, ConfigError, ResourceError
 
 
 def write(path, content=b"abc", *, config=None, parents=None):
@@ -106,6 +106,62 @@ def test_a_foreign_folder_is_never_replaced(tmp_path):
     with pytest.raises(ArtifactError, match="did not write"):
         write(tmp_path / "s")
     assert (tmp_path / "s/thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("target", ["missing", "empty", "another artifact"])
+def test_a_link_is_followed_and_stays(tmp_path, target):
+    (tmp_path / "s").symlink_to("elsewhere")
+    if target != "missing":
+        (tmp_path / "elsewhere").mkdir()
+    if target == "another artifact":
+        write(tmp_path / "elsewhere", b"old")
+    write(tmp_path / "s", b"new")
+    assert (tmp_path / "s").is_symlink()
+    assert (tmp_path / "elsewhere/part/a.bin").read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "s"]
+
+
+def test_a_loop_of_links_or_a_file_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("x")
+    for name in ("loop", "file"):
+        with pytest.raises(ConfigError, match="not a folder"):
+            write(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_mount_point_is_refused_before_the_work(small_disk, tmp_path):
+    (small_disk / "lost+found").mkdir()
+    (tmp_path / "link").symlink_to(small_disk)
+    for path in (small_disk, tmp_path / "link"):
+        with pytest.raises(ConfigError, match="mount point"):
+            write(path)
+    write(small_disk / "s")
+    assert sorted(os.listdir(small_disk)) == ["lost+found", "s"]
+
+
+def test_an_empty_folder_of_the_same_disk_that_is_mounted_is_refused(tmp_path):
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+    mounts = ["mount", "--bind", tmp_path / "source", tmp_path / "target"]
+    if subprocess.run(mounts, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        with pytest.raises(ConfigError, match="mount point"):
+            write(tmp_path / "target")
+    finally:
+        subprocess.run(["umount", tmp_path / "target"], check=True)
+    assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+
+
+def test_folders_of_the_operating_system_are_no_part_of_an_artifact(tmp_path):
+    for name in ("lost+found", "__MACOSX"):
+        (tmp_path / "s" / name).mkdir(parents=True)
+    write(tmp_path / "s")
+    (tmp_path / "s/lost+found").mkdir()
+    (tmp_path / "s/lost+found/#1").write_text("x")
+    written = write_manifest(tmp_path / "s", "store", config={}, parents={})
+    assert sorted(written.files) == ["part/a.bin"]
 
 
 def test_killed_writer_leaves_no_artifact_and_its_temporary_folder_is_removed(tmp_path):

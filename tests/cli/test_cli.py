@@ -204,6 +204,7 @@ WRONG = {
     "no such run": (["evaluate", "run_dir=runs/none"], 1, "there is no run here"),
     "no checkpoint": (["train", *SMALL, "run_dir=r", "resume=true"], 2, "no last.ckpt"),
     "a foreign folder": (["train", *SMALL, "run_dir=stores"], 2, "do not belong to a run"),
+    "a mount point as store": (["prepare", *SMALL, "store_dir=/"], 2, "a mount point"),
     "a training that diverges": (
         ["train", *SMALL, "run_dir=r", "optimizer.lr=1e30"], 1, "diverged"),
     "a wrong value": (["train", "loader.batch_size=0"], 2, "loader.batch_size=0"),

@@ -12,9 +12,15 @@ from tests.conftest import SMALL
 
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config, to_plain
+<<<<<<< HEAD
 from arcloop.errors import ArtifactError
 from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from arcloop.training.resume import find_checkpoint, run_identity
+=======
+from arcloop.errors import ArtifactError, ConfigError
+from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint, with_digest
+from arcloop.training.resume import find_checkpoint, find_start, run_identity
+>>>>>>> 5d52b60 (artifacts: follow links, refuse mount points and ignore system folders)
 
 OVERRIDES = [
     "data=synthetic", "data.train=130", "data.val=30", "data.gallery=30", "data.query=20",
@@ -151,6 +157,15 @@ def test_only_damaged_checkpoints_are_an_error(two_checkpoints):
 
 def test_no_checkpoint_is_found_in_an_empty_folder(tmp_path):
     assert find_checkpoint(tmp_path) is None
+
+
+def test_a_new_file_system_is_an_empty_run_folder(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert find_start(tmp_path, "a", resume="auto", overwrite=False) is None
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="do not belong to a run"):
+        find_start(tmp_path, "a", resume="auto", overwrite=False)
 
 
 def test_every_flipped_byte_is_detected(tmp_path):

@@ -20,10 +20,20 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from arcloop.errors import write_error
 
+SYSTEM_NAMES = frozenset({
+    "lost+found", "__MACOSX", ".DS_Store", ".Trashes", ".fseventsd", ".Spotlight-V100", ".snapshot",
+    "System Volume Information", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini", "@eaDir", "#recycle",
+})  # fmt: skip
+"""Files and folders that file systems and operating systems create; they contain no user data."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # see rename(2)
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _ABANDONED_AFTER_SECONDS = 24 * 3600
 _HOST_ID_FILES = (Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid"))
+
+
+def is_empty(folder: Path) -> bool:
+    """Return whether a folder contains nothing except `SYSTEM_NAMES`."""
+    return all(entry.name in SYSTEM_NAMES for entry in folder.iterdir())
 
 
 def sha256_file(path: Path, *, sync: bool = False) -> str:

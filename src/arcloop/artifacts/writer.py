@@ -29,13 +29,15 @@ from arcloop.artifacts import (
     record_verified,
 )
 from arcloop.artifacts.atomic import (
+    SYSTEM_NAMES,
+    is_empty,
     remove_abandoned,
     replace_folder,
     sha256_file,
     temporary_sibling,
     write_json,
 )
-from arcloop.errors import ArtifactError, write_error
+from arcloop.errors import ArtifactError, ConfigError, write_error
 
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 _RECORDED_PACKAGES = (
@@ -104,16 +106,11 @@ def write_artifact(
         parents: Role -> manifest hash of an artifact that it is made from.
 
     Raises:
+        ConfigError: `path` is a mount point or a file.
         ArtifactError: `path` contains files but is not an artifact.
         ResourceError: The folder cannot be written.
     """
-    path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / MANIFEST).exists():
-        raise ArtifactError(
-            "refusing to replace a folder that arcloop did not write",
-            where=path,
-            remedy="choose another folder, or empty this one",
-        )
+    path = replaceable_folder(Path(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
@@ -142,6 +139,54 @@ def write_artifact(
         raise write_error(path, cause) from cause
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replaceable_folder(path: Path) -> Path:
+    """Check that a folder can be renamed to `path`, which `write_artifact` does after the work.
+
+    Args:
+        path: Folder of an artifact. It need not exist.
+
+    Returns:
+        `path`, or the folder that it links to: a rename would replace the link.
+
+    Raises:
+        ConfigError: `path` is a mount point or a file.
+        ArtifactError: `path` contains files but is not an artifact.
+    """
+    folder = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError("this is not a folder", where=path, remedy="choose another folder")
+    if folder.is_dir():
+        if _is_mount_point(folder):
+            raise ConfigError(
+                "this folder is a mount point, which cannot be replaced by a complete folder",
+                where=path,
+                remedy=f"choose a folder in it, e.g. {path / 'store'}",
+            )
+        if not is_empty(folder) and not (folder / MANIFEST).exists():
+            raise ArtifactError(
+                "refusing to replace a folder that arcloop did not write",
+                where=path,
+                remedy="choose another folder, or empty this one",
+            )
+    return folder
+
+
+def _is_mount_point(folder: Path) -> bool:
+    """Return whether a folder is a mount point.
+
+    A folder of the same file system can be mounted, too. If it is empty, renaming it shows this.
+    """
+    if folder.is_mount() or any(folder.iterdir()):
+        return folder.is_mount()
+    other = temporary_sibling(folder)
+    try:
+        folder.rename(other)
+        other.rename(folder)
+    except OSError as cause:
+        return cause.errno == errno.EBUSY
+    return False
 
 
 def write_manifest(
@@ -196,7 +241,11 @@ def _list_files(path: Path) -> list[str]:
     names = []
     for folder, subfolders, files in os.walk(path):
         here = Path(folder)
-        subfolders[:] = sorted(s for s in subfolders if not (here / s / MANIFEST).exists())
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if name not in SYSTEM_NAMES and not (here / name / MANIFEST).exists()
+        )
         names += [
             str((here / name).relative_to(path))
             for name in files

@@ -16,7 +16,7 @@ import joblib
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import file_lock, sha256_json, write_json
-from arcloop.artifacts.writer import write_artifact
+from arcloop.artifacts.writer import replaceable_folder, write_artifact
 from arcloop.data.sources import Listing, Source
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import SourceChanges, StoreContents
@@ -60,7 +60,7 @@ def prepare(
         The verified store.
 
     Raises:
-        ConfigError: The source cannot be appended to.
+        ConfigError: The source cannot be appended to, or `path` is a mount point.
         DataError: The source is missing or damaged, or cannot be split according to its settings.
             With `append`: images of the store were removed from the source or changed.
         ArtifactError: Another store is at `path`, or the store is damaged.
@@ -75,7 +75,7 @@ def prepare(
     fingerprint = source.fingerprint()
     if existing := _existing_store(path, _make_key(source, fingerprint), append):
         return existing
-    with file_lock(path):  # one process of the node writes, the others wait
+    with file_lock(replaceable_folder(path)):  # one process of the node writes, the others wait
         if existing := _existing_store(path, _make_key(source, fingerprint), append):
             return existing
         base, listing = None, source.open()

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import sha256_json
+from arcloop.artifacts.atomic import is_empty, sha256_json
 from arcloop.config.value_types import PositiveInt, checked
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import launched_rank
@@ -166,7 +166,7 @@ def find_start(
             print_line(f"train: resuming from {last[0]} after {last[1]} steps")
             return last
     # Only rank zero checks this: it may write to the folder before the other ranks get here.
-    if started is None and launched_rank() == 0 and run_dir.is_dir() and any(run_dir.iterdir()):
+    if started is None and launched_rank() == 0 and run_dir.is_dir() and not is_empty(run_dir):
         raise ConfigError(
             "this folder contains files that do not belong to a run",
             where=run_dir,

@@ -50,6 +50,21 @@ def test_folder_with_given_splits(tmp_path):
     assert (images[2] == decode(path, height=6, width=4, channels=1)).all()
 
 
+def test_folders_of_the_operating_system_are_no_classes(tmp_path, pictures):
+    by_split = tmp_path / "by split"
+    for split in SPLITS:
+        write_pictures(by_split / split / "a", 3)
+    key, key_by_split = store_key(folder_source(pictures)), store_key(folder_source(by_split))
+    for parent in (pictures, by_split, *(by_split / split for split in SPLITS)):
+        for name in ("lost+found", "__MACOSX", "System Volume Information", "@eaDir"):
+            write_pictures(parent / name / "ant", 1)
+            write_pictures(parent / name / "train", 1)
+    assert store_key(folder_source(pictures)) == key
+    assert store_key(folder_source(by_split)) == key_by_split
+    prepare(folder_source(pictures), tmp_path / "store", workers=1)
+    assert Store.open(tmp_path / "store").classes == ["ant", "bee", "ölkäfer"]
+
+
 def test_rows_of_a_class_are_in_the_order_of_their_names(tmp_path):
     for seed, split in enumerate(SPLITS):
         write_pictures(tmp_path / "root" / split / "a", 12, seed=seed)

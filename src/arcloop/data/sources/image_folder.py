@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from arcloop.artifacts.atomic import SYSTEM_NAMES
 from arcloop.data.sources import Listing, existing_root
 from arcloop.data.sources.pictures import FileList, PictureSource
 from arcloop.data.splits import SPLITS
@@ -22,7 +23,8 @@ class ImageFolderSource(PictureSource):
 
     Images at `root/<class>/*.png` are assigned to the splits at random. The layout
     `root/{train,val,gallery,query}/<class>/*.png` defines the splits; `split=disjoint` does not
-    need `query`. Files with other extensions and names that start with a dot are ignored.
+    need `query`. Files with other extensions, names that start with a dot, and folders of the
+    operating system, e.g. lost+found and __MACOSX, are ignored.
 
     Attributes:
         root: The folder.
@@ -113,10 +115,14 @@ def _image_files(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder, sorted by name, without hidden ones."""
+    """Return the entries of a folder, sorted by name, without hidden ones and `SYSTEM_NAMES`."""
     try:
         with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [
+                entry
+                for entry in entries
+                if not entry.name.startswith(".") and entry.name not in SYSTEM_NAMES
+            ]
     except OSError as cause:
         raise DataError(
             f"cannot be read: {cause.strerror}", where=folder, remedy="make the folder readable"
