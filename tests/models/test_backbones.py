@@ -62,8 +62,8 @@ def test_iresnet_accepts_odd_sizes() -> None:
 
 def test_a_residual_block_adds_its_input() -> None:
     net = IResNet(in_channels=1, layers=[2], widths=[4]).eval()
-    block = net.stages[0][1]
-    nn.init.zeros_(block.residual[-1].weight)
+    block = net.layer1[1]
+    nn.init.zeros_(block.bn3.weight)
     x_BCHW = torch.randn(2, 4, 5, 5)
     assert torch.equal(block(x_BCHW), x_BCHW)
 

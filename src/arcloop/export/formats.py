@@ -138,11 +138,8 @@ class OnnxFormat(Format):
                 remedy="choose a higher export.onnx.opset, up to 20, another backbone, or"
                 " export=torch_export",
             ) from cause
-        metadata = {
-            "image_shape": list(embedder.image_shape),
-            "embedding_dim": embedder.embedding_dim,
-        }
-        model.metadata_props.add(key=_METADATA_KEY, value=json.dumps(metadata))
+        sizes = {"image_shape": embedder.image_shape, "embedding_dim": embedder.embedding_dim}
+        model.metadata_props.add(key=_METADATA_KEY, value=json.dumps(sizes))
         write_bytes(path, model.SerializeToString(deterministic=True))
 
     def embed(self, path: Path, images_NCHW: Images) -> Embeddings:

@@ -9,25 +9,24 @@ which is part of the embedder.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from itertools import pairwise
 
 from torch import Tensor, nn
 
 from arcloop.config.value_types import PositiveInt, checked
 from arcloop.errors import ConfigError
 
-_STEM = {"conv1": 0, "bn1": 1, "prelu": 2}
-_RESIDUAL = {"bn1": 0, "conv1": 1, "bn2": 2, "prelu": 3, "conv2": 4, "bn3": 5}
 _NECK = ("bn2", "fc", "features")
 _GROUP = 64
 _STRIDES = 4
 """How often MobileFaceNet halves the height and width."""
 
 
-class IResNet(nn.Module):
+class IResNet(nn.Sequential):
     """A stem, and one stage of residual blocks per entry of `layers`; each stage halves the map.
+
+    The output is a feature map [B, widths[-1], H / 2^stages, W / 2^stages], rounded up. The modules
+    have the names of insightface, so its weights need no conversion.
 
     Args:
         in_channels: Channels of the image.
@@ -49,42 +48,27 @@ class IResNet(nn.Module):
                 remedy="give both the same number of entries, at least one",
             )
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.PReLU(widths[0]),
-        )
-        stages = [
-            nn.Sequential(
-                Block(before, width, stride=2),
-                *(Block(width, width, stride=1) for _ in range(count - 1)),
-            )
-            for count, (before, width) in zip(layers, pairwise([widths[0], *widths]), strict=True)
-        ]
-        self.stages = nn.Sequential(*stages)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.prelu = nn.PReLU(widths[0])
+        for stage, (count, width) in enumerate(zip(layers, widths, strict=True)):
+            blocks = [Block(widths[max(stage - 1, 0)], width, stride=2)]
+            blocks += [Block(width, width, stride=1) for _ in range(count - 1)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, 0.1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Feature map [B, widths[-1], H / 2^stages, W / 2^stages], rounded up."""
-        features_BCHW: Tensor = self.stages(self.stem(x_BCHW))
-        return features_BCHW
-
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert weights of insightface's IResNet.
+        """Remove the neck from weights of insightface's IResNet.
 
         Args:
-            state: A state dict of insightface's IResNet, from which the neck is removed, or of this
-                class, which is returned unchanged.
+            state: A state dict of insightface's IResNet, or of this class, which has no neck.
 
         Returns:
             A state dict of this class.
         """
-        if "conv1.weight" not in state:
-            return dict(state)
-        named = {_translate_name(name): value for name, value in state.items()}
-        return {name: value for name, value in named.items() if name is not None}
+        return {n: w for n, w in state.items() if n.partition(".")[0] not in _NECK}
 
 
 class Block(nn.Module):
@@ -98,37 +82,21 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            nn.BatchNorm2d(inputs),
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.PReLU(outputs),
-            nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut: nn.Module = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.prelu = nn.PReLU(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(outputs),
-            )
+            self.downsample.append(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False))
+            self.downsample.append(nn.BatchNorm2d(outputs))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out_BCHW: Tensor = self.residual(x_BCHW) + self.shortcut(x_BCHW)
-        return out_BCHW
-
-
-def _translate_name(name: str) -> str | None:
-    """Return the name in `IResNet` of a tensor of insightface, or None if it is in the neck."""
-    if found := re.fullmatch(r"layer(\d+)\.(\d+)\.downsample\.(.+)", name):
-        return f"stages.{int(found[1]) - 1}.{found[2]}.shortcut.{found[3]}"
-    if found := re.fullmatch(r"layer(\d+)\.(\d+)\.(\w+)\.(\w+)", name):
-        index = _RESIDUAL.get(found[3], found[3])
-        return f"stages.{int(found[1]) - 1}.{found[2]}.residual.{index}.{found[4]}"
-    layer, _, tensor = name.partition(".")
-    if layer in _NECK:
-        return None
-    return f"stem.{_STEM[layer]}.{tensor}" if layer in _STEM else name
+        out_BCHW = self.prelu(self.bn2(self.conv1(self.bn1(x_BCHW))))
+        sum_BCHW: Tensor = self.bn3(self.conv2(out_BCHW)) + self.downsample(x_BCHW)
+        return sum_BCHW
 
 
 class MobileFaceNet(nn.Module):

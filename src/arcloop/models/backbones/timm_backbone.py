@@ -45,7 +45,11 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         timm = import_timm()
-        _require_known(timm, model)
+        names = timm.list_pretrained() if "." in model else timm.list_models()
+        if model not in names:
+            near = difflib.get_close_matches(model, names, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+            raise ConfigError(f"timm has no model {model!r}", where="backbone.model", remedy=hint)
         self._published = timm.get_pretrained_cfg(model).to_dict()
         sized = {"img_size": tuple(image_size)} if self._published["fixed_input_size"] else {}
         self.model: nn.Module = timm.create_model(
@@ -78,27 +82,20 @@ class TimmBackbone(nn.Module):
         """
         if any(name.startswith("model.") for name in state):
             return dict(state)
+        from timm.models import adapt_input_conv
+
         adapted = dict(state)
         # A module of timm that needs a conversion defines it under this name.
         adapt = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
         if adapt is not None:
             adapted = adapt(adapted, self.model)
-        for name in _listed(self._published.get("first_conv")):
-            self._adapt_first(adapted, f"{name}.weight")
-        for name in _listed(self._published.get("classifier")):
-            for part in ("weight", "bias"):
-                adapted.pop(f"{name}.{part}", None)
+        own = self.model.state_dict()
+        for name in _listed(self._published.get("first_conv"), "weight"):
+            if name in own and name in adapted and own[name].ndim == adapted[name].ndim == 4:
+                adapted[name] = adapt_input_conv(own[name].shape[1], adapted[name])
+        for name in _listed(self._published.get("classifier"), "weight", "bias"):
+            adapted.pop(name, None)
         return {f"model.{name}": value for name, value in adapted.items()}
-
-    def _adapt_first(self, state: dict[str, Tensor], name: str) -> None:
-        """Adapt the weight `name` of the first convolution to the number of input channels."""
-        from timm.models import adapt_input_conv
-
-        own = self.model.state_dict().get(name)
-        if own is None or name not in state or state[name].shape == own.shape:
-            return
-        if own.ndim == state[name].ndim == 4:
-            state[name] = adapt_input_conv(own.shape[1], state[name])
 
 
 def import_timm() -> Any:
@@ -114,29 +111,15 @@ def import_timm() -> Any:
             remedy="pip install 'arcloop[timm]', or without torchvision"
             " `pip install --no-deps timm`",
         )
-    if "timm" not in sys.modules:
-        with torchvision_or_stub():
-            import timm
-    import timm
-
+    with contextlib.nullcontext() if "timm" in sys.modules else torchvision_or_stub():
+        import timm
     return timm
 
 
-def _require_known(timm: Any, model: str) -> None:
-    name, _, tag = model.partition(".")
-    names = timm.list_models()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-    elif tag and model not in (tagged := timm.list_pretrained(f"{name}.*")):
-        near = difflib.get_close_matches(model, tagged, n=3)
-    else:
-        return
-    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
-    raise ConfigError(f"timm has no model {model!r}", where="backbone.model", remedy=hint)
-
-
-def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
+def _listed(modules: str | tuple[str, ...] | None, *parameters: str) -> list[str]:
+    """Return the full names of these parameters in one module or several ones."""
+    names = (modules,) if isinstance(modules, str) else modules or ()
+    return [f"{name}.{parameter}" for name in names for parameter in parameters]
 
 
 @contextlib.contextmanager

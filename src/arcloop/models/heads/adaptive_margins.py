@@ -206,15 +206,6 @@ class MagFace(CosineClassifier):
         self.length_weight, self.easy_margin = float(length_weight), easy_margin
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Mean cross-entropy; in training mode with margin and with λ·g(a) added.
-
-        Args:
-            features_BD: Embeddings before normalisation, any floating type.
-            labels_B: int64, in [0, C).
-
-        Returns:
-            Scalar, float32 (float64 for float64 features).
-        """
         loss = super().forward(features_BD, labels_B)
         if not self.training:
             return loss

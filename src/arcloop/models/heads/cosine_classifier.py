@@ -100,15 +100,6 @@ class CosineClassifier(Head):
             self.scale = scale
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Mean cross-entropy: with margin in training mode, without it in evaluation mode.
-
-        Args:
-            features_BD: Embeddings before normalisation, any floating type.
-            labels_B: int64, in [0, C).
-
-        Returns:
-            Scalar, float32 (float64 for float64 features).
-        """
         if self.training:
             return F.cross_entropy(self.logits(features_BD, labels_B), labels_B)
         return F.cross_entropy(self.scaled_cosine(features_BD), labels_B)

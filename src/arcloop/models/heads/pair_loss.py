@@ -22,7 +22,8 @@ class PairLoss(Head):
     Both receive the global batch: the features of all processes are gathered. The minimised
     loss is the mean over the processes; their losses differ only if a miner selects at random.
 
-    The loss in evaluation mode is the same as in training mode.
+    All processes call it with batches of the same size. The features are not normalised; the
+    `distance` of the loss does that. The loss in evaluation mode is the same as in training mode.
 
     Args:
         embedding_dim: D, number of features.
@@ -65,16 +66,6 @@ class PairLoss(Head):
         self.loss, self.miner = loss, miner
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Loss of the global batch; all processes call it with batches of the same size.
-
-        Args:
-            features_BD: Embeddings before normalisation, any floating type; the `distance` of
-                the loss normalises them.
-            labels_B: int64, in [0, C).
-
-        Returns:
-            Scalar, float32 (float64 for float64 features).
-        """
         with torch.autocast(features_BD.device.type, enabled=False):
             features_ND = gather_with_gradient(to_float32(features_BD), is_sharded=False)
             labels_N = gather_rows(labels_B)

@@ -36,7 +36,8 @@ class ShardedArcFace(ArcFace):
     """ArcFace in which each process stores and updates a contiguous part of the classes.
 
     Each process gathers the features and labels of all processes and computes the logits of its own
-    classes; reductions combine them into one softmax. With `sample_rate=1`, loss and gradients are
+    classes; reductions combine them into one softmax. All processes call `forward` together, and
+    each returns the mean loss of its own batch. With `sample_rate=1`, loss and gradients are
     those of `ArcFace` under DDP, if all batches have the same size. With a lower rate the softmax
     of a step contains a sample of the classes: the classes of the batch, and random other ones. The
     gradient of `weight` is then sparse, see `arcloop.training.sharded`.
@@ -91,17 +92,6 @@ class ShardedArcFace(ArcFace):
         self._sample_key = (seed, step)
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
-        """Mean cross-entropy of this process's batch, with margin in training mode only.
-
-        All processes call it together, with batches of the same size.
-
-        Args:
-            features_BD: Embeddings before normalisation, any floating type.
-            labels_B: int64, in [0, C).
-
-        Returns:
-            Scalar, float32 (float64 for float64 features).
-        """
         features_ND = gather_with_gradient(to_float32(features_BD), is_sharded=True)
         row_M, class_M = self._targets(gather_rows(labels_B))
         if self.training and self.sample_rate < 1:
