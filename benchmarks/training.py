@@ -97,7 +97,7 @@ def _through_lightning(setup: TrainingSetup, store: Path) -> float:
     watch = _Watch()
     with silence_lightning():
         datamodule = setup.make_datamodule(store)
-        module = setup.make_module(datamodule.image_shape, datamodule.num_classes)
+        module = setup.make_module(datamodule.store.image_shape, datamodule.store.num_train_classes)
         setup.make_trainer(watch).fit(module, datamodule=datamodule)
     return watch.images / watch.seconds
 
@@ -159,7 +159,7 @@ def _loading(store: Path, batch: int) -> Comparison:
         store, build(config, "loader"), build(config, "sampler"), seed=0
     )
     loader = datamodule.train_dataloader()
-    shape = datamodule.image_shape
+    shape = datamodule.store.image_shape
     folder, rows = store / "train", datamodule.store.rows("train")
     shards = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("images-*.npy"))]
 

@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from arcloop import artifacts
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.pipeline.steps import run_step
-from arcloop.training.sharded import clip_by_value
+from arcloop.training.sharded import clip_gradients
 
 CLASSES, D = 7, 16
 
@@ -94,6 +95,7 @@ def test_clipping_by_value_clips_sparse_gradients():
     values = torch.tensor([[3.0, -1.0], [-5.0, 0.5], [1.0, -1.0]])
     weight.grad = torch.sparse_coo_tensor(rows, values, (4, 2), check_invariants=False)
     other.grad = torch.full((4, 2), -3.0)
-    clip_by_value(torch.optim.SGD([weight, other], lr=0.1), 1.5)
+    optimizer = torch.optim.SGD([weight, other], lr=0.1)
+    clip_gradients(optimizer, SimpleNamespace(weight=weight), 1.5, by_value=True)
     assert weight.grad.to_dense().tolist() == [[0, 0], [1.5, -1.5], [0, 0], [-1.5, 0.5]]
     assert other.grad.tolist() == [[-1.5, -1.5]] * 4

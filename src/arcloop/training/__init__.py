@@ -1,9 +1,8 @@
 """Training: the LightningModule, callbacks, optimizers, loggers, and the function `train`."""
 
-from arcloop.training.callbacks.freezing import FreezeBackbone
 from arcloop.training.callbacks.post_fit import BuildIndex, Evaluate, ExportScripted
+from arcloop.training.callbacks.stages import FreezeBackbone, Warmup
 from arcloop.training.callbacks.tensorboard import TensorBoardPages
-from arcloop.training.callbacks.warmup import Warmup
 from arcloop.training.fit import train
 from arcloop.training.loggers import CsvLogger
 from arcloop.training.module import EmbeddingModule

@@ -18,12 +18,12 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file, write_bytes, write_json
 from arcloop.artifacts.writer import write_manifest
 from arcloop.data import EmbeddingDataModule
-from arcloop.display.terminal import print_line
+from arcloop.display.terminal import console, print_line
 from arcloop.distributed.process_group import current_process_group, launched_rank
 from arcloop.errors import ResourceError, write_error
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_trained
-from arcloop.training.callbacks.progress import Timing
+from arcloop.training.callbacks.progress import EpochTimer
 from arcloop.training.loggers import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.resume import (
@@ -75,28 +75,32 @@ def train(
     """
     with silence_lightning():
         datamodule = setup.make_datamodule(store)
-        parents = _parents(setup, datamodule)
+        parents = {"store": datamodule.store.artifact.sha256}
+        if setup.backbone_weights.file is not None:
+            parents["backbone_weights"] = sha256_file(Path(setup.backbone_weights.file))
         identity = run_identity(config, parents)
         start = find_start(run_dir, identity, resume=resume, overwrite=overwrite)
         if isinstance(start, Artifact):
             print_line(f"train: {run_dir} was already trained with this config")
             return _with_exports(start, setup)
         checkpoint, step = start or (None, 0)
-        module = setup.make_module(datamodule.image_shape, datamodule.num_classes)
+        module = setup.make_module(datamodule.store.image_shape, datamodule.store.num_train_classes)
         if checkpoint is not None:
             check_checkpoint_fits(checkpoint, module)
         if launched_rank() == 0:
             dry_run_formats(module.embedder, extra_formats(setup.export))
-        trainer = setup.make_trainer(Timing(run_dir))
+        trainer = setup.make_trainer(EpochTimer(run_dir, print_epochs=not console().is_terminal))
         datamodule.make_batches(num_processes(trainer))  # raises errors before the run is created
         if launched_rank() == 0:
             _prepare_folder(run_dir, identity, config, keep_files=checkpoint is not None)
-            _begin_loggers(trainer, config, step)
+            for logger in trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.begin(config, step)
             _print_mode(trainer, setup)
         _fit(trainer, module, datamodule, checkpoint, setup)
-    info = {
-        "identity": identity, "overrides": list(overrides), "objective": _best_score(trainer),
-    }  # fmt: skip
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    objective = None if score is None else float(score)  # of a sweep
+    info = {"identity": identity, "overrides": list(overrides), "objective": objective}
     group = current_process_group()
     if group.rank == 0:
         write_manifest(
@@ -104,20 +108,6 @@ def train(
         )
     group.barrier()
     return _with_exports(artifacts.read(run_dir, "run"), setup)
-
-
-def _parents(setup: TrainingSetup, datamodule: EmbeddingDataModule) -> dict[str, str]:
-    """Return role -> hash of the inputs of the run: the store and the initial weights."""
-    parents = {"store": datamodule.store.artifact.sha256}
-    if setup.backbone_weights.file is not None:
-        parents["backbone_weights"] = sha256_file(Path(setup.backbone_weights.file))
-    return parents
-
-
-def _begin_loggers(trainer: pl.Trainer, config: Mapping[str, Any], step: int) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, RunLogger):
-            logger.begin(config, step)
 
 
 def _fit(
@@ -193,9 +183,3 @@ def cpu_has_bf16() -> bool | None:
         return None
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in _BF16_CAPABILITIES)
-
-
-def _best_score(trainer: pl.Trainer) -> float | None:
-    """Return the best value of the monitored metric, the objective of a sweep."""
-    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-    return None if score is None else float(score)

@@ -121,10 +121,9 @@ class EmbeddingModule(pl.LightningModule):
     ) -> None:
         if not isinstance(self.head, ShardedArcFace) or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
-            sharded.clip_by_value(optimizer, gradient_clip_val)
         else:
-            sharded.clip_by_norm(optimizer, self.head, gradient_clip_val)
+            by_value = gradient_clip_algorithm == "value"
+            sharded.clip_gradients(optimizer, self.head, gradient_clip_val, by_value=by_value)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self.head, ShardedArcFace):

@@ -110,18 +110,13 @@ def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
         parents: Role -> hash of each input of the run.
     """
     callbacks = {
-        name: _relative_to_run(node, str(config["run_dir"]))
+        name: node
         for name, node in (config["callbacks"] or {}).items()
         if node is not None and node.get("_target_") not in CALLBACKS_WITHOUT_EFFECT
     }
-    return sha256_json([{k: config[k] for k in _IDENTITY_KEYS}, callbacks, dict(parents)])
-
-
-def _relative_to_run(node: Any, run_dir: str) -> Any:
-    """Make the paths of a node independent of how the path of the run is written."""
-    if isinstance(node, Mapping):
-        return {name: _relative_to_run(value, run_dir) for name, value in node.items()}
-    return node.removeprefix(run_dir) if isinstance(node, str) else node
+    # The identity does not depend on how the path of the run is written.
+    without_path = json.dumps(callbacks).replace(json.dumps(str(config["run_dir"]))[1:-1], "")
+    return sha256_json([{k: config[k] for k in _IDENTITY_KEYS}, without_path, dict(parents)])
 
 
 def find_start(
@@ -152,7 +147,9 @@ def find_start(
                 remedy="leave resume out to start a new run",
             )
         return last
-    started = _started_identity(run_dir)
+    started = None
+    with contextlib.suppress(OSError, ValueError):
+        started = json.loads((run_dir / STARTED).read_bytes())["identity"]
     if started is not None and started != identity and not overwrite:
         raise ConfigError(
             "this folder contains a run of another config or store",
@@ -172,12 +169,6 @@ def find_start(
             where=run_dir,
             remedy="choose another run_dir=",
         )
-    return None
-
-
-def _started_identity(run_dir: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError):
-        return str(json.loads((run_dir / STARTED).read_bytes())["identity"])
     return None
 
 

@@ -25,8 +25,8 @@ from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.models.checkpoints import AtomicCheckpointIO
 from arcloop.models.embedder import construct, make_backbone, make_embedder
 from arcloop.training.augmentation import Augmentation
-from arcloop.training.callbacks.progress import EpochLines, ProgressBar
-from arcloop.training.callbacks.warmup import Warmup
+from arcloop.training.callbacks.progress import ProgressBar
+from arcloop.training.callbacks.stages import Warmup
 from arcloop.training.module import EmbeddingModule
 
 NODES = (
@@ -123,7 +123,7 @@ class TrainingSetup:
         Raises:
             ConfigError: Lightning rejects the values, or the device is not available.
         """
-        progress = [ProgressBar() if console().is_terminal else EpochLines()]
+        progress = [ProgressBar()] if console().is_terminal else []
         synced = getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False)
         trainer: pl.Trainer = construct(
             "trainer",

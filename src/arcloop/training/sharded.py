@@ -29,37 +29,34 @@ SwappedParameters = list[tuple[dict[str, Any], int, nn.Parameter, Tensor]]
 """(parameter group, position in the group, full parameter, indices of its rows with gradient)."""
 
 
-def clip_by_norm(optimizer: Optimizer, head: ShardedArcFace, limit: float) -> None:
-    """Scale all gradients so that their total norm over all shards is at most `limit`.
+def clip_gradients(
+    optimizer: Optimizer, head: ShardedArcFace, limit: float, *, by_value: bool
+) -> None:
+    """Clip the gradients of all parameters, where the head's gradient may be sparse.
 
     Collective: every rank must call it. Gradients that DDP has averaged are equal on all ranks and
     are counted once.
+
+    Args:
+        optimizer: The optimizer of all parameters.
+        head: The sharded head.
+        limit: Largest total norm over all shards, or with `by_value` the largest absolute value.
+        by_value: Clamp every coordinate instead of scaling all gradients by the same factor.
     """
-    gradients = _gradients(optimizer)
-    own = [grad for parameter, grad in gradients if parameter is head.weight]
-    shared = [grad for parameter, grad in gradients if parameter is not head.weight]
+    own, shared = [], []  # tensors whose changes change the gradients
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if parameter.grad is not None:
+            parameter.grad = grad = coalesce(parameter.grad)
+            kind = own if parameter is head.weight else shared
+            kind.append(grad.values() if grad.is_sparse else grad)
     square = get_total_norm(own).to(head.weight.device) ** 2
     norm = (get_total_norm(shared) ** 2 + sum_over_processes(square)).sqrt()
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     for grad in (*shared, *own):
-        grad.mul_(scale)
-
-
-def clip_by_value(optimizer: Optimizer, limit: float) -> None:
-    """Clamp every coordinate of the gradients to [-limit, limit]."""
-    for _, grad in _gradients(optimizer):
-        grad.clamp_(-limit, limit)
-
-
-def _gradients(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
-    """Return (parameter, gradient values) pairs; changing the values changes the gradient."""
-    found = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad = grad = coalesce(parameter.grad)
-                found.append((parameter, grad.values() if grad.is_sparse else grad))
-    return found
+        if by_value:
+            grad.clamp_(-limit, limit)
+        else:
+            grad.mul_(scale)
 
 
 def gather_head_state(checkpoint: dict[str, Any], head: ShardedArcFace) -> None:

@@ -18,7 +18,7 @@ from arcloop.models import ShardedArcFace
 from arcloop.training.optim import make_optimizer
 from arcloop.training.sharded import (
     HEAD_WEIGHT,
-    clip_by_norm,
+    clip_gradients,
     coalesce,
     gather_head_state,
     shard_head_state,
@@ -101,7 +101,7 @@ def clipped(sample_rate, rank, world):
     wrapped(inputs, labels).backward()
     model.head.weight.grad = coalesce(model.head.weight.grad)
     before = [g.clone() for g in (model.embedder.weight.grad, model.head.weight.grad.to_dense())]
-    clip_by_norm(optimizer_of(model, "sgd"), model.head, LIMIT)
+    clip_gradients(optimizer_of(model, "sgd"), model.head, LIMIT, by_value=False)
     return before, [model.embedder.weight.grad, model.head.weight.grad.to_dense()]
 
 

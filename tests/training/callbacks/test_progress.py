@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Callback
 from tests.conftest import SMALL
 
 from arcloop.cli.main import main
-from arcloop.training.callbacks.progress import ProgressBar, Timing
+from arcloop.training.callbacks.progress import EpochTimer, ProgressBar
 from arcloop.training.setup import TrainingSetup
 
 
@@ -16,7 +16,7 @@ def test_timing_of_a_resumed_epoch_starts_with_training(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     trainer = SimpleNamespace(world_size=2, is_last_batch=True, is_global_zero=True)
-    timing = Timing(tmp_path)
+    timing = EpochTimer(tmp_path, print_epochs=False)
     now = 100.0  # set-up; then training resumes within an epoch, without on_train_epoch_start
     timing.on_train_start(trainer, None)
     now = 104.0

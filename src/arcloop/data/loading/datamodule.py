@@ -169,16 +169,6 @@ class EmbeddingDataModule(pl.LightningDataModule):
         """The store, opened and verified at first use."""
         return Store.open(self._store_path)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes in train."""
-        return self.store.num_train_classes
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images."""
-        return self.store.image_shape
-
     def make_batches(self, world_size: int) -> EpochBatches:
         """Make the batch sampler of train for `world_size` processes.
 

@@ -33,11 +33,18 @@ class ProgressBar(RichProgressBar):
         return {**super().get_metrics(trainer, pl_module), **self._loss}
 
 
-class _EpochStopwatch(Callback):
-    """Measures the duration of an epoch; for a resumed epoch, from the start of training."""
+class EpochTimer(Callback):
+    """Records the duration of the fit and the images per second of its training batches.
 
-    def __init__(self) -> None:
-        self._epoch = time.monotonic()
+    Args:
+        run_dir: Folder of the run.
+        print_epochs: Print one line per epoch with its metrics and its duration.
+    """
+
+    def __init__(self, run_dir: Path, *, print_epochs: bool) -> None:
+        self._run_dir, self._print_epochs = run_dir, print_epochs
+        self._fit = self._epoch = time.monotonic()
+        self._images, self._seconds = 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning does not call on_train_epoch_start for an epoch that is resumed.
@@ -45,33 +52,6 @@ class _EpochStopwatch(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch = time.monotonic()
-
-
-class EpochLines(_EpochStopwatch):
-    """Prints one line per epoch: its metrics and its duration."""
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            metrics = "  ".join(
-                f"{name} {float(value):.4f}"
-                for name, value in trainer.callback_metrics.items()
-                if not name.startswith("lr-")
-            )
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print_line(f"{epoch}: {metrics}  {time.monotonic() - self._epoch:.1f} s")
-
-
-class Timing(_EpochStopwatch):
-    """Records the duration of the fit, and the images per second of its training batches.
-
-    Args:
-        run_dir: Folder of the run.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__()
-        self._run_dir, self._fit = run_dir, time.monotonic()
-        self._images, self._seconds = 0, 0.0
 
     def on_train_batch_end(
         self,
@@ -84,6 +64,16 @@ class Timing(_EpochStopwatch):
         self._images += len(batch[1]) * trainer.world_size
         if trainer.is_last_batch:
             self._seconds += time.monotonic() - self._epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._print_epochs and trainer.is_global_zero:
+            metrics = "  ".join(
+                f"{name} {float(value):.4f}"
+                for name, value in trainer.callback_metrics.items()
+                if not name.startswith("lr-")
+            )
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print_line(f"{epoch}: {metrics}  {time.monotonic() - self._epoch:.1f} s")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self._seconds:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
@@ -23,9 +23,7 @@ from arcloop.retrieval import load_model
 from arcloop.training.callbacks.post_fit import get_datamodule
 
 _THUMBNAIL = 48  # side of a thumbnail in pixels
-_MAX_PROJECTED = (
-    8192 // _THUMBNAIL
-) ** 2  # the projector's sprite has at most 8192 pixels per side
+_MAX_PROJECTED = (8192 // _THUMBNAIL) ** 2  # the sprite has at most 8192 pixels per side
 _METADATA = ["class", "split", "row"]
 
 
@@ -70,7 +68,9 @@ class TensorBoardPages(Callback):
     def _add_projector(self, logger: TensorBoardLogger, store: Store, step: int) -> None:
         images, metadata = [], []
         for split in ("gallery", "query"):
-            rows = _draw_rows(store.rows(split), self._images_per_split)
+            num_rows = store.rows(split)
+            count = min(num_rows, self._images_per_split)
+            rows = np.sort(np.random.default_rng(0).choice(num_rows, count, replace=False))
             images_NHWC, labels_N = store.gather(split, rows)
             images.append(images_NHWC)
             metadata += [
@@ -100,13 +100,13 @@ def make_thumbnails(images_NHWC: npt.NDArray[np.uint8]) -> Tensor:
     Returns:
         float32 [N, 3, S, S] in [0, 1], S at most 48 and at most the longer side of the images.
     """
-    side = min(_THUMBNAIL, max(images_NHWC.shape[1:3]))
-    thumbnails_NHWC = np.zeros((len(images_NHWC), side, side, 3), np.uint8)
-    for thumbnail_HWC, image_HWC in zip(thumbnails_NHWC, images_NHWC, strict=True):
-        picture = Image.fromarray(image_HWC.squeeze(-1) if image_HWC.shape[-1] == 1 else image_HWC)
-        picture.thumbnail((side, side))
-        thumbnail_HWC[: picture.height, : picture.width] = np.asarray(picture.convert("RGB"))
-    return torch.from_numpy(thumbnails_NHWC).permute(0, 3, 1, 2) / 255
+    images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2) / 255
+    longer = max(images_NCHW.shape[2:])
+    side = min(_THUMBNAIL, longer)
+    size = [max(1, round(length * side / longer)) for length in images_NCHW.shape[2:]]
+    scaled_NCHW = F.interpolate(images_NCHW, size, mode="area")
+    padded_NCHW = F.pad(scaled_NCHW, (0, side - size[1], 0, side - size[0]))
+    return padded_NCHW.expand(-1, 3, -1, -1)
 
 
 def to_cell(name: str) -> str:
@@ -116,9 +116,3 @@ def to_cell(name: str) -> str:
     ('a b', '-')
     """
     return " ".join(name.split()) or "-"
-
-
-def _draw_rows(num_rows: int, count: int) -> npt.NDArray[np.int64]:
-    """Draw at most `count` distinct rows with a fixed seed, in ascending order."""
-    drawn = np.random.default_rng(0).choice(num_rows, min(num_rows, count), replace=False)
-    return np.sort(drawn).astype(np.int64)
