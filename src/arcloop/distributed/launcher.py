@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +81,14 @@ def _count_devices(trainer: DictConfig) -> int:
     return parsed if isinstance(parsed, int) else max(len(parsed or ()), 1)
 
 
-def launch_training(
-    num_processes: int,
-    config: DictConfig,
-    store: Path,
-    run_dir: Path,
-    overrides: Sequence[str],
-    *,
-    pipeline_task: bool,
-) -> Artifact:
-    """Train in several processes of this machine and return the sealed run.
+def launch_training(num_processes: int, job: Mapping[str, Any]) -> Artifact:
+    """Train in several processes of this machine and return the finished run.
 
     When a process fails or is killed, the agent stops the others.
 
     Args:
         num_processes: Number of processes to start.
-        config: The composed config.
-        store: Folder of the `store`.
-        run_dir: Folder of the `run`.
-        overrides: Overrides to record in the run.
-        pipeline_task: Training is a task of a pipeline; see `arcloop.pipeline.steps.apply`.
+        job: Result of `worker_job`.
 
     Raises:
         ConfigError, ResourceError: A process failed; the message names its rank and exit code.
@@ -108,9 +96,10 @@ def launch_training(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    run_dir = Path(job["run_dir"])
     with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder) / "job.json"
-        write_json(job, worker_job(config, store, run_dir, overrides, pipeline_task=pipeline_task))
+        file = Path(folder) / "job.json"
+        write_json(file, job)
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -125,9 +114,8 @@ def launch_training(
         # Hides the agent's log of every start and stop; the error below has the relevant part.
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
         try:
-            elastic_launch(settings, sys.executable)(
-                "-m", "arcloop.pipeline.train_worker", str(job)
-            )
+            launch = elastic_launch(settings, sys.executable)
+            launch("-m", "arcloop.pipeline.train_worker", str(file))
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             how = failure.signal_name() if failure.exitcode < 0 else f"code {failure.exitcode}"
@@ -144,7 +132,15 @@ def launch_training(
 def worker_job(
     config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, pipeline_task: bool
 ) -> dict[str, Any]:
-    """Return the job description that `arcloop.pipeline.train_worker` reads from a JSON file."""
+    """Return the job that `arcloop.pipeline.train_worker` reads from a JSON file.
+
+    Args:
+        config: The composed config.
+        store: Folder of the `store`.
+        run_dir: Folder of the `run`.
+        overrides: Overrides to record in the run.
+        pipeline_task: Training is a task of a pipeline; see `arcloop.pipeline.steps.apply`.
+    """
     return {
         # Interpolations stay unresolved, because typed settings would become plain dicts.
         "config": OmegaConf.to_container(config, resolve=False),

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.config.composition import as_config_error, compose_config, to_plain
-from arcloop.distributed.launcher import count_processes_to_start, launch_training
+from arcloop.distributed.launcher import count_processes_to_start, launch_training, worker_job
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,10 @@ def _train(call: _Call) -> Artifact:
         # Check the batch settings once, before any process is started.
         datamodule = _training_setup(call.config).make_datamodule(store)
         datamodule.make_batches(processes * call.config.trainer.num_nodes)
-        return launch_training(
-            processes,
-            call.config,
-            store,
-            call.output,
-            call.overrides,
-            pipeline_task=call.pipeline_task,
+        job = worker_job(
+            call.config, store, call.output, call.overrides, pipeline_task=call.pipeline_task
         )
+        return launch_training(processes, job)
     return train_here(
         call.config, store, call.output, call.overrides, pipeline_task=call.pipeline_task
     )

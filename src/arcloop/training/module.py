@@ -94,24 +94,18 @@ class EmbeddingModule(pl.LightningModule):
         pixels_BCHW = self.augmentation(images_BCHW.float(), torch.default_generator)
         if isinstance(self.head, ShardedArcFace):
             self.head.set_step(self._seed, self.global_step)
-        loss: Tensor = self.head(self._compute_features(pixels_BCHW), labels_B)
-        if self._should_log_loss():
+        if self.backbone_frozen:
+            features_BD = frozen_features(self.embedder, pixels_BCHW)
+        else:
+            features_BD = self.embedder.features(pixels_BCHW)
+        loss: Tensor = self.head(features_BD, labels_B)
+        trainer, done = self.trainer, self.global_step + 1
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
+        is_logging_step = every > 0 and done % every == 0
+        if is_logging_step or trainer.is_last_batch or done == trainer.max_steps:
             # With prog_bar=True, Lightning would read the loss from the device at every step.
             self.log("train_loss", loss, sync_dist=True)
         return loss
-
-    def _should_log_loss(self) -> bool:
-        """Return whether the loss is logged: at logging steps, and at the end of epoch and fit."""
-        trainer, done = self.trainer, self.global_step + 1
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
-        return (
-            (every > 0 and done % every == 0) or trainer.is_last_batch or done == trainer.max_steps
-        )
-
-    def _compute_features(self, pixels_BCHW: Tensor) -> Tensor:
-        if self.backbone_frozen:
-            return frozen_features(self.embedder, pixels_BCHW)
-        return self.embedder.features(pixels_BCHW)
 
     def configure_gradient_clipping(
         self,
@@ -134,9 +128,8 @@ class EmbeddingModule(pl.LightningModule):
             sharded.shard_head_state(checkpoint, self.head)
 
     def on_train_epoch_end(self) -> None:
-        loss = float(
-            self.trainer.callback_metrics.get("train_loss", 0.0)
-        )  # missing if stopped early
+        # The loss is missing if training stopped before the first logging step.
+        loss = float(self.trainer.callback_metrics.get("train_loss", 0.0))
         if not math.isfinite(loss):
             raise DivergedError(
                 f"training diverged: the loss is {loss} after step {self.global_step}",

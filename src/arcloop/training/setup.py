@@ -39,6 +39,7 @@ _LIGHTNING_LOGGERS = ("pytorch_lightning", "lightning_fabric")
 _IGNORED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # the loader gathers a batch in one call
     "The number of training batches",  # an epoch may be shorter than the logging interval
+    "You're resuming from a checkpoint that ended",  # the trainer has the position in the epoch
     "Checkpoint directory .* exists and is not empty",  # the run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call in Lightning
     "GPU available but not used",  # trainer=cpu
@@ -105,7 +106,10 @@ class TrainingSetup:
         embedder = make_embedder(self.backbone, self.embedder, image_shape)
         head = construct("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
-        self._load_weights(embedder.backbone)
+        if self.backbone_weights.file is not None:
+            file, strict = Path(self.backbone_weights.file), self.backbone_weights.strict
+            report = load_weights(embedder.backbone, read_weights(file), file=file, strict=strict)
+            print_line(f"train: backbone weights from {file}: {report}")
         if self.compile:
             embedder.backbone.compile()  # in place: the names of the weights do not change
         return EmbeddingModule(
@@ -144,7 +148,15 @@ class TrainingSetup:
             ConfigError: A constructor rejects its values.
         """
         with silence_lightning():
-            self._build_model_parts()
+            parameters = nn.ParameterList([nn.Parameter(torch.zeros(2, 2))])
+            optimizer = construct("optimizer", self.optimizer, parameters, nn.ParameterList([]))
+            construct("scheduler", self.scheduler, optimizer, 10)
+            head = construct("head", self.head, embedding_dim=2, num_classes=2)
+            for callback in self.callbacks.values():
+                if isinstance(callback, Warmup):
+                    callback.check_head(head)
+            with torch.device("meta"):
+                make_backbone(self.backbone, _DRY_RUN_IMAGE_SHAPE)
             if self.backbone_weights.file is not None:
                 read_weights(Path(self.backbone_weights.file))
             extra_formats(self.export)
@@ -154,26 +166,6 @@ class TrainingSetup:
                 "sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
                 world_size=world, seed=self.seed,
             )  # fmt: skip
-
-    def _build_model_parts(self) -> None:
-        parameters = nn.ParameterList([nn.Parameter(torch.zeros(2, 2))])
-        optimizer = construct("optimizer", self.optimizer, parameters, nn.ParameterList([]))
-        construct("scheduler", self.scheduler, optimizer, 10)
-        head = construct("head", self.head, embedding_dim=2, num_classes=2)
-        for callback in self.callbacks.values():
-            if isinstance(callback, Warmup):
-                callback.check_head(head)
-        with torch.device("meta"):
-            make_backbone(self.backbone, _DRY_RUN_IMAGE_SHAPE)
-
-    def _load_weights(self, backbone: nn.Module) -> None:
-        if self.backbone_weights.file is None:
-            return
-        file = Path(self.backbone_weights.file)
-        report = load_weights(
-            backbone, read_weights(file), file=file, strict=self.backbone_weights.strict
-        )
-        print_line(f"train: backbone weights from {file}: {report}")
 
 
 def num_processes(trainer: pl.Trainer) -> int:

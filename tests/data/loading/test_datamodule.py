@@ -115,6 +115,7 @@ VALIDATIONS = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended")
 @pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 @pytest.mark.parametrize(
     ("step", "when"),

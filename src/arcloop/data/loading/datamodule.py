@@ -126,13 +126,6 @@ class BatchLoader(DataLoader[Batch]):
             # DataLoader's iterator, which only workers and pinning need, costs time per batch.
             yield from (self.dataset[rows_B] for rows_B in self.sampler)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return an empty state; Lightning warns about loaders without this method."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Ignore the state, see `state_dict`."""
-
 
 def _identity(batch: Any) -> Any:
     return batch

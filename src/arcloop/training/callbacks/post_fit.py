@@ -7,6 +7,7 @@ gallery and the queries, so every rank must call the same collective operations.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from arcloop.config.schema import CalibrationSettings, EmbedSettings, EvaluateSettings
-from arcloop.data import EmbeddingDataModule
+from arcloop.data import Store
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError
@@ -30,6 +31,7 @@ from arcloop.training.module import EmbeddingModule
 _NUM_GOLDEN = 32  # number of images in golden.npz
 
 
+@dataclass(eq=False, kw_only=True)
 class ExportScripted(Callback):
     """Scripts the best checkpoint to model.pt and compares it with the eager model on val images.
 
@@ -40,8 +42,8 @@ class ExportScripted(Callback):
         torchscript: Settings of the scripted model.
     """
 
-    def __init__(self, *, run_dir: str, torchscript: TorchScript) -> None:
-        self._run_dir, self._max_abs_diff = Path(run_dir), torchscript.max_abs_diff
+    run_dir: str
+    torchscript: TorchScript
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, EmbeddingModule)
@@ -51,19 +53,20 @@ class ExportScripted(Callback):
         if current_process_group().rank:
             return
         assert isinstance(pl_module, EmbeddingModule)
-        store = get_datamodule(trainer).store
+        store = get_store(trainer)
         rows = np.linspace(0, store.rows("val") - 1, _NUM_GOLDEN).astype(np.int64)
         golden_NHWC, _ = store.gather("val", np.unique(rows))
         difference = export_scripted(
             pl_module.embedder,
             best_checkpoint(trainer),
             golden_NHWC,
-            self._run_dir,
-            max_abs_diff=self._max_abs_diff,
+            Path(self.run_dir),
+            max_abs_diff=self.torchscript.max_abs_diff,
         )
         print_line(f"model.pt: scripted, within {difference:.1e} of the eager model")
 
 
+@dataclass(eq=False, kw_only=True)
 class BuildIndex(Callback):
     """Embeds the gallery with model.pt and builds the faiss index.
 
@@ -74,35 +77,29 @@ class BuildIndex(Callback):
         calibration: Settings of the open-set threshold.
     """
 
-    def __init__(
-        self,
-        *,
-        run_dir: str,
-        embed: EmbedSettings,
-        index: FaissIndex | AutoIndex,
-        calibration: CalibrationSettings,
-    ) -> None:
-        self._run_dir = Path(run_dir)
-        self._embed, self._index, self._calibration = embed, index, calibration
+    run_dir: str
+    embed: EmbedSettings
+    index: FaissIndex | AutoIndex
+    calibration: CalibrationSettings
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         group = current_process_group()
-        store = get_datamodule(trainer).store.artifact.path
-        model, gallery = self._run_dir / "model.pt", self._run_dir / "gallery"
-        embed_gallery(model, store, gallery, self._embed, group=group)
-        if group.rank:
-            return
-        build_index(
-            model,
-            store,
-            gallery,
-            self._run_dir / "index",
-            index=self._index,
-            calibration=self._calibration,
-            embed_settings=self._embed,
-        )
+        run_dir, store = Path(self.run_dir), get_store(trainer).artifact.path
+        model, gallery = run_dir / "model.pt", run_dir / "gallery"
+        embed_gallery(model, store, gallery, self.embed, group=group)
+        if group.rank == 0:
+            build_index(
+                model,
+                store,
+                gallery,
+                run_dir / "index",
+                index=self.index,
+                calibration=self.calibration,
+                embed_settings=self.embed,
+            )
 
 
+@dataclass(eq=False, kw_only=True)
 class Evaluate(Callback):
     """Evaluates model and index on the query split and writes the report.
 
@@ -112,18 +109,20 @@ class Evaluate(Callback):
         settings: Settings of the evaluation.
     """
 
-    def __init__(self, *, run_dir: str, embed: EmbedSettings, settings: EvaluateSettings) -> None:
-        self._run_dir, self._embed, self._settings = Path(run_dir), embed, settings
+    run_dir: str
+    embed: EmbedSettings
+    settings: EvaluateSettings
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        run_dir = Path(self.run_dir)
         evaluate(
-            self._run_dir,
-            get_datamodule(trainer).store.artifact.path,
-            self._run_dir / "gallery",
-            self._run_dir / "index",
-            self._run_dir / "evaluation",
-            settings=self._settings,
-            embed_settings=self._embed,
+            run_dir,
+            get_store(trainer).artifact.path,
+            run_dir / "gallery",
+            run_dir / "index",
+            run_dir / "evaluation",
+            settings=self.settings,
+            embed_settings=self.embed,
             group=current_process_group(),
         )
 
@@ -144,8 +143,7 @@ def best_checkpoint(trainer: pl.Trainer) -> Path:
     return Path(callback.best_model_path)
 
 
-def get_datamodule(trainer: pl.Trainer) -> EmbeddingDataModule:
-    """Return the datamodule of a trainer."""
-    datamodule: Any = getattr(trainer, "datamodule", None)
-    assert isinstance(datamodule, EmbeddingDataModule)
-    return datamodule
+def get_store(trainer: pl.Trainer) -> Store:
+    """Return the store that a trainer trains on."""
+    store: Store = trainer.datamodule.store  # type: ignore[attr-defined]  # set by `fit`
+    return store

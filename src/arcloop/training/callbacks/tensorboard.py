@@ -20,7 +20,7 @@ from arcloop.config.value_types import NonNegativeInt, checked
 from arcloop.data import Store
 from arcloop.evaluation import Mistake, mistake_sheet
 from arcloop.retrieval import load_model
-from arcloop.training.callbacks.post_fit import get_datamodule
+from arcloop.training.callbacks.post_fit import get_store
 
 _THUMBNAIL = 48  # side of a thumbnail in pixels
 _MAX_PROJECTED = (8192 // _THUMBNAIL) ** 2  # the sprite has at most 8192 pixels per side
@@ -50,7 +50,7 @@ class TensorBoardPages(Callback):
         logger = next((o for o in trainer.loggers if isinstance(o, TensorBoardLogger)), None)
         if logger is None or not trainer.is_global_zero:
             return
-        store = get_datamodule(trainer).store
+        store = get_store(trainer)
         if self._images_per_split and (self._run_dir / "model.pt").is_file():
             self._add_projector(logger, store, trainer.global_step)
         evaluation = self._run_dir / "evaluation"
