@@ -12,15 +12,9 @@ from tests.conftest import SMALL
 
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config, to_plain
-<<<<<<< HEAD
-from arcloop.errors import ArtifactError
-from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint
-from arcloop.training.resume import find_checkpoint, run_identity
-=======
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint, with_digest
+from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint
 from arcloop.training.resume import find_checkpoint, find_start, run_identity
->>>>>>> 5d52b60 (artifacts: follow links, refuse mount points and ignore system folders)
 
 OVERRIDES = [
     "data=synthetic", "data.train=130", "data.val=30", "data.gallery=30", "data.query=20",
