@@ -25,6 +25,7 @@ from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import ShardedArcFace, compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.loggers import RunLogger
+from arcloop.training.setup import NODES
 from arcloop.training.sharded import HEAD_WEIGHT
 
 CHECKPOINTS = "checkpoints"
@@ -39,8 +40,8 @@ CALLBACKS_WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 """`_target_` of the callbacks that change neither the weights nor the best checkpoint."""
 _IDENTITY_KEYS = (
-    "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation", "backbone",
-    "backbone_weights", "embedder", "head", "optimizer", "scheduler", "trainer",
+    "seed", "monitor", "monitor_mode", "compile",
+    *(name for name in NODES if name not in ("logger", "callbacks", "export")),
 )  # fmt: skip
 _PARTS = (
     ("embedder.backbone.", "backbone"),

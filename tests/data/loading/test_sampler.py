@@ -110,17 +110,6 @@ def test_ordered_batches_cover_each_row_once(rows, batch_size, world_size):
     assert seen == list(range(rows))
 
 
-@pytest.mark.parametrize(("rows", "world_size"), [(40, 2), (41, 3), (100, 4)])
-def test_ordered_batches_equal_those_of_one_process(monkeypatch, rows, world_size):
-    def batches(rank, world_size):
-        at(monkeypatch, rank, world_size)
-        return [batch.tolist() for batch in OrderedBatches(rows=rows, batch_size=10)]
-
-    one = batches(0, 1)
-    assert list(chain(*(batches(rank, world_size) for rank in range(world_size)))) == one
-    assert all(batches(rank, world_size) for rank in range(world_size))
-
-
 def test_few_rows_are_divided_so_that_every_process_has_some(monkeypatch):
     for rank in range(3):
         at(monkeypatch, rank, 3)

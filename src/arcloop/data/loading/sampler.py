@@ -282,18 +282,10 @@ class OrderedBatches(Sampler[Rows]):
     def __init__(self, *, rows: int, batch_size: int) -> None:
         self._rows, self._batch_size = rows, batch_size
 
-    def _part(self) -> range:
-        group = current_process_group()
-        # The batches are the same as in a run with one process, because the last bits of the output
-        # for an image may depend on the other images of the batch. If there are fewer batches than
-        # processes, rows are divided instead, so that every process joins the collectives.
-        unit = self._batch_size if self._rows >= group.world_size * self._batch_size else 1
-        return group.shard(self._rows, unit)
-
     def __len__(self) -> int:
-        return -(-len(self._part()) // self._batch_size)
+        return -(-len(current_process_group().shard(self._rows)) // self._batch_size)
 
     def __iter__(self) -> Iterator[Rows]:
-        part = self._part()
+        part = current_process_group().shard(self._rows)
         for start in range(part.start, part.stop, self._batch_size):
             yield np.arange(start, min(start + self._batch_size, part.stop))
