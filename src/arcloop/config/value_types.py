@@ -39,6 +39,16 @@ CosineMargin = Annotated[float, Field(ge=0, le=1)]
 """A margin in units of the cosine in [0, 1]."""
 Similarity = Annotated[float, Field(ge=-1, le=1)]
 """A cosine similarity in [-1, 1]."""
+
+
+def _check_image_size(value: int | list[int]) -> int | list[int]:
+    if isinstance(value, list) and len(value) != 2:
+        raise ValueError("must be one number or [height, width]")
+    return value
+
+
+ImageSize = Annotated[PositiveInt | list[PositiveInt], AfterValidator(_check_image_size)]
+"""Height and width in pixels, or one number for both."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 """A TCP port."""
 

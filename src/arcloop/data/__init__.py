@@ -11,8 +11,8 @@ from arcloop.data.sources.idx import IdxSource
 from arcloop.data.sources.image_folder import ImageFolderSource
 from arcloop.data.sources.synthetic import SyntheticSource
 from arcloop.data.splits import SPLITS
-from arcloop.data.store.store import Store
-from arcloop.data.validation.validate import validate
+from arcloop.data.store import Store
+from arcloop.data.validation import validate
 
 if TYPE_CHECKING:
     from arcloop.data.loading.datamodule import EmbeddingDataModule

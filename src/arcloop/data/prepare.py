@@ -18,9 +18,9 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import file_lock, sha256_json, write_json
 from arcloop.artifacts.writer import replaceable_folder, write_artifact
 from arcloop.data.sources import Listing, Source
+from arcloop.data.store import CLASSES
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import SourceChanges, StoreContents
-from arcloop.data.store.store import CLASSES
 from arcloop.display.terminal import print_line, track
 from arcloop.errors import ArtifactError, ConfigError, DataError
 
@@ -35,12 +35,12 @@ def store_key(source: Source) -> str:
     Raises:
         DataError: The source does not exist.
     """
-    return _make_key(source, source.fingerprint())
+    return _hash_settings(source, source.fingerprint())
 
 
-def _make_key(source: Source, fingerprint: str) -> str:
-    parts = [type(source).__name__, source.settings(), fingerprint]
-    return sha256_json(parts)[:_KEY_DIGITS]
+def _hash_settings(source: Source, *more: str) -> str:
+    """Return a hash of the settings of a store, which does not depend on the source's location."""
+    return sha256_json([type(source).__name__, source.settings(), *more])[:_KEY_DIGITS]
 
 
 def prepare(
@@ -73,10 +73,11 @@ def prepare(
             remedy="remove append=true: a new store is prepared when the source changes",
         )
     fingerprint = source.fingerprint()
-    if existing := _existing_store(path, _make_key(source, fingerprint), append):
+    key = _hash_settings(source, fingerprint)
+    if existing := _existing_store(path, key, append):
         return existing
     with file_lock(replaceable_folder(path)):  # one process of the node writes, the others wait
-        if existing := _existing_store(path, _make_key(source, fingerprint), append):
+        if existing := _existing_store(path, key, append):
             return existing
         base, listing = None, source.open()
         if append:
@@ -114,11 +115,6 @@ def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:
     return store
 
 
-def _settings_key(source: Source) -> str:
-    """Return a hash of the settings of a store, without the images and their location."""
-    return sha256_json([type(source).__name__, source.settings()])[:_KEY_DIGITS]
-
-
 def _plan_append(source: Source, listing: Listing, stores: Path) -> tuple[Artifact | None, Listing]:
     """Find the store with the same settings that contains most images of the source.
 
@@ -135,7 +131,7 @@ def _plan_append(source: Source, listing: Listing, stores: Path) -> tuple[Artifa
         DataError: Images of the store were removed from the source or changed.
         ArtifactError: The store is damaged.
     """
-    key, best = _settings_key(source), (0, True)
+    key, best = _hash_settings(source), (0, True)
     chosen: tuple[Artifact, StoreContents, SourceChanges] | None = None
     for store in artifacts.list_artifacts(stores, "store"):
         if store.info.get("settings") != key or (contents := StoreContents.read(store)) is None:
@@ -198,8 +194,8 @@ def _write_store(
         splits = {split: {"rows": sum(rows), "shards": rows} for split, rows in shards.items()}
         output.count = sum(written.values())
         output.info |= {
-            "key": _make_key(source, fingerprint),
-            "settings": _settings_key(source),
+            "key": _hash_settings(source, fingerprint),
+            "settings": _hash_settings(source),
             "source": fingerprint,
             "classes": len(listing.classes),
             "train_classes": listing.num_train_classes,

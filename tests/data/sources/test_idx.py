@@ -6,7 +6,7 @@ from tests.data.conftest import idx_source, write_idx, write_idx_set
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, prepare, store_key
-from arcloop.data.sources.idx import read_labels
+from arcloop.data.sources.idx import read_blocks
 from arcloop.errors import ConfigError, DataError
 
 IMAGES = "train-images-idx3-ubyte"
@@ -182,8 +182,9 @@ def test_wrong_settings_are_reported_together(tmp_path):
         idx_source(tmp_path, shard_rows=0, val=1.5, split_seed=-1)
 
 
-def test_labels_of_several_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("arcloop.data.sources.idx._LABELS_PER_READ", 7)
+def test_blocks_that_are_kept_do_not_change(tmp_path):
     labels = np.arange(20, dtype=np.uint8)
     write_idx(tmp_path / "labels", labels)
-    assert read_labels(tmp_path / "labels").tolist() == labels.tolist()
+    blocks = list(read_blocks(tmp_path / "labels", 1, 7))
+    assert [len(block) for block in blocks] == [7, 7, 6]
+    assert np.concatenate(blocks).tolist() == labels.tolist()

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arcloop.config.schema import LoaderSettings
 from arcloop.data.loading.sampler import EpochBatches, OrderedBatches, Rows
-from arcloop.data.store.store import Store
+from arcloop.data.store import Store
 from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ResourceError
 

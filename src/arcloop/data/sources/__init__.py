@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config.value_types import JpegQuality, PositiveInt, check_fields
+from arcloop.config.value_types import Fraction, ImageSize, JpegQuality, PositiveInt, check_fields
 from arcloop.data.store.shards import FileTable, Images, Labels
 from arcloop.data.store.source_files import SourceChanges, StoreContents
-from arcloop.errors import ConfigError, DataError
+from arcloop.errors import DataError
 from arcloop.runtime.images import encode_jpeg
 
 Encode = Callable[[Images], Images | list[bytes]]
@@ -99,6 +99,10 @@ class Source(ABC):
         encoding: "raw" stores pixels, which are fastest to read. "jpeg" stores JPEG files, which
             are smaller, lossy, and decoded at every read.
         jpeg_quality: Quality for "jpeg", 1 to 100.
+        split: "stratified": every class is divided over all splits. "disjoint": train, val and
+            gallery have no common class, and gallery is also the query split, with leave-one-out.
+        val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.
+        test_classes: If disjoint, classes or fraction for gallery.
     """
 
     appendable = False  # whether new images can be distinguished from those of a store
@@ -107,6 +111,9 @@ class Source(ABC):
     shard_rows: PositiveInt
     encoding: Literal["raw", "jpeg"]
     jpeg_quality: JpegQuality
+    split: Literal["stratified", "disjoint"]
+    val_classes: PositiveInt | Fraction
+    test_classes: PositiveInt | Fraction
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
@@ -161,21 +168,11 @@ def existing_root(root: str) -> Path:
     return path
 
 
-def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+def height_and_width(image_size: ImageSize) -> tuple[int, int]:
     """Return (height, width), in pixels, of the setting `image_size`.
-
-    Raises:
-        ConfigError: It is a list that does not have two numbers.
 
     >>> height_and_width(28), height_and_width([32, 64])
     ((28, 28), (32, 64))
     """
-    if isinstance(image_size, int):
-        return image_size, image_size
-    if len(image_size) != 2:
-        raise ConfigError(
-            f"data.image_size={list(image_size)} must be one number or [height, width]",
-            remedy="change the value",
-        )
-    height, width = image_size
+    height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
     return height, width

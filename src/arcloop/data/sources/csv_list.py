@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,9 +56,9 @@ class CsvSource(PictureSource):
         file, root = self._locations()
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "sha256")
-        for row in read_rows(file, self.delimiter):
+        for _, cells in read_rows(file, self.delimiter):
             try:
-                stat = (root / row.path).stat()
+                stat = (root / cells.get("path", "")).stat()
                 version = f"{stat.st_size} {stat.st_mtime_ns}"
             except (OSError, ValueError):  # reported when the source is opened
                 version = "missing"
@@ -68,12 +67,8 @@ class CsvSource(PictureSource):
 
     def open(self) -> Listing:
         file, root = self._locations()
-        table = read_table(file, root, self.delimiter)
         return self._make_listing(
-            table.files,
-            table.labels,
-            table.classes,
-            table.splits,
+            *read_table(file, root, self.delimiter),
             where=file.absolute(),
             layout=f"a column split of {', '.join(SPLITS)}",
         )
@@ -86,33 +81,6 @@ class CsvSource(PictureSource):
                 "there is no such file", where=file.absolute(), remedy="correct data.file"
             )
         return file, file.parent if self.root is None else existing_root(self.root)
-
-
-class Row(NamedTuple):
-    """A row of the file: number of its last line, its cells, and whether it has all columns."""
-
-    line: int
-    path: str
-    label: str
-    split: str | None
-    is_complete: bool
-
-
-@dataclass(frozen=True)
-class Table:
-    """Contents of a CSV file.
-
-    Attributes:
-        files: The image files, in the order of the rows.
-        labels: [N] class of each, a position in `classes`.
-        classes: Labels as they are written in the file, sorted.
-        splits: Split -> numbers of its files; None without a column `split`.
-    """
-
-    files: FileList
-    labels: Ints
-    classes: list[str]
-    splits: Mapping[str, Ints] | None
 
 
 @dataclass
@@ -146,13 +114,19 @@ class LineFaults:
         )
 
 
-def read_table(file: Path, root: Path, delimiter: str) -> Table:
+def read_table(
+    file: Path, root: Path, delimiter: str
+) -> tuple[FileList, Ints, list[str], Mapping[str, Ints] | None]:
     """Read and check a CSV file. Memory use per row is its path plus about 40 bytes.
 
     Args:
         file: The CSV file.
         root: Folder that relative paths start from.
         delimiter: The character between columns.
+
+    Returns:
+        The image files, in the order of the rows; [N] the class of each; the classes, which are
+        the labels in the file, sorted; split -> numbers of its files, None without that column.
 
     Raises:
         DataError: Columns or image files are missing, a label is empty, a split is unknown, or a
@@ -161,13 +135,17 @@ def read_table(file: Path, root: Path, delimiter: str) -> Table:
     faults = LineFaults()
     files, lines, numbers, splits = FileList(root), array("q"), array("q"), array("b")
     label_numbers: dict[str, int] = {}
-    for row in read_rows(file, delimiter):
-        files.append(row.path)
-        _check_row(row, files.path(len(files) - 1), faults)
-        lines.append(row.line)
-        numbers.append(label_numbers.setdefault(row.label, len(label_numbers)))
-        if row.split is not None:
-            splits.append(SPLITS.index(row.split) if row.split in SPLITS else -1)
+    for line, cells in read_rows(file, delimiter):
+        if not cells:
+            kind, message = "rows of another length", "has another number of cells than line 1"
+            faults.add(kind, line, message)
+            continue
+        files.append(cells["path"])
+        _check_row(line, cells, files.path(len(files) - 1), faults)
+        lines.append(line)
+        numbers.append(label_numbers.setdefault(cells["label"], len(label_numbers)))
+        if "split" in cells:
+            splits.append(SPLITS.index(cells["split"]) if cells["split"] in SPLITS else -1)
     if not len(lines):
         raise DataError("it lists no images", where=file.absolute(), remedy="add rows to it")
     names, number_N = list(label_numbers), np.frombuffer(numbers, np.int64)
@@ -178,11 +156,15 @@ def read_table(file: Path, root: Path, delimiter: str) -> Table:
     labels = np.array([position_of[name] for name in names])[number_N]
     split_N = np.frombuffer(splits, np.int8)
     given = {split: np.flatnonzero(split_N == n) for n, split in enumerate(SPLITS)}
-    return Table(files, labels, classes, given if len(splits) else None)
+    return files, labels, classes, given if len(splits) else None
 
 
-def read_rows(file: Path, delimiter: str) -> Iterator[Row]:
+def read_rows(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Read a CSV file row by row.
+
+    Yields:
+        Number of the last line of the row, and column -> cell; the cells of label and split are
+        stripped. The cells are empty if their number is not that of the header.
 
     Raises:
         DataError: Columns are missing, or the file is not CSV in UTF-8.
@@ -191,14 +173,12 @@ def read_rows(file: Path, delimiter: str) -> Iterator[Row]:
         with open(file, newline="", encoding="utf-8-sig") as text:
             reader = csv.reader(text, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
-            path, label, split = _find_columns(header, file, delimiter)
-            for row in reader:
-                if not row:
-                    continue
-                is_complete = len(row) == len(header)
-                row += [""] * (len(header) - len(row))
-                split_name = None if split is None else row[split].strip()
-                yield Row(reader.line_num, row[path], row[label].strip(), split_name, is_complete)
+            _check_columns(header, file, delimiter)
+            for row in filter(None, reader):
+                cells = dict(zip(header, row, strict=False)) if len(row) == len(header) else {}
+                for name in {"label", "split"} & cells.keys():
+                    cells[name] = cells[name].strip()
+                yield reader.line_num, cells
     except UnicodeDecodeError as cause:
         raise DataError(
             f"it is not text in UTF-8: {cause.reason} at byte {cause.start} of a block",
@@ -216,8 +196,7 @@ def read_rows(file: Path, delimiter: str) -> Iterator[Row]:
         ) from None
 
 
-def _find_columns(header: list[str], file: Path, delimiter: str) -> tuple[int, int, int | None]:
-    """Return the positions of path, label and split."""
+def _check_columns(header: list[str], file: Path, delimiter: str) -> None:
     faults = [f"column {name} is missing" for name in ("path", "label") if name not in header]
     faults += [
         f"column {name} occurs twice"
@@ -225,8 +204,7 @@ def _find_columns(header: list[str], file: Path, delimiter: str) -> tuple[int, i
         if header.count(name) > 1
     ]
     if not faults:
-        split = header.index("split") if "split" in header else None
-        return header.index("path"), header.index("label"), split
+        return
     remedy = "name the columns in the first line: path,label or path,label,split"
     for other in {",", ";", "\t", "|"} - {delimiter}:
         if {"path", "label"} <= {name.strip() for name in other.join(header).split(other)}:
@@ -238,21 +216,17 @@ def _find_columns(header: list[str], file: Path, delimiter: str) -> tuple[int, i
     )
 
 
-def _check_row(row: Row, file: str, faults: LineFaults) -> None:
-    if not row.is_complete:
-        faults.add("rows of another length", row.line, "has another number of cells than line 1")
-        return
-    if not row.label:
-        faults.add("empty labels", row.line, "the label is empty")
-    if row.split is not None and row.split not in SPLITS:
-        near = difflib.get_close_matches(row.split, SPLITS, n=1)
+def _check_row(line: int, cells: Mapping[str, str], file: str, faults: LineFaults) -> None:
+    if not cells["label"]:
+        faults.add("empty labels", line, "the label is empty")
+    if (split := cells.get("split")) is not None and split not in SPLITS:
+        near = difflib.get_close_matches(split, SPLITS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        known = ", ".join(SPLITS)
-        faults.add("unknown splits", row.line, f"split {row.split!r} is none of {known}{hint}")
-    if not row.path:
-        faults.add("empty paths", row.line, "the path is empty")
+        faults.add("unknown splits", line, f"split {split!r} is none of {', '.join(SPLITS)}{hint}")
+    if not cells["path"]:
+        faults.add("empty paths", line, "the path is empty")
     elif not os.path.isfile(file):  # noqa: PTH113 - a Path interns each of millions of names
-        faults.add("missing files", row.line, f"there is no file {file}")
+        faults.add("missing files", line, f"there is no file {file}")
 
 
 def _report_repeated(
@@ -262,19 +236,16 @@ def _report_repeated(
     # Hashes are compared first, which needs a fraction of the memory of a set of all paths.
     paths = (os.path.normpath(files.path(number)) for number in range(len(files)))
     hashes = np.fromiter(map(hash, paths), np.int64, len(files))
-    order = np.argsort(hashes, kind="stable")
-    equal = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    first_of: dict[str, int] = {}
-    for number in np.unique(np.concatenate([order[equal], order[equal + 1]])).tolist():
-        path, line = os.fsdecode(files.relative(number)), int(lines[number])
-        if not path:
-            continue
-        first = first_of.setdefault(os.path.normpath(files.path(number)), number)
-        if first == number:
+    _, first_rows, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    first_N = first_rows[inverse]
+    for number in np.flatnonzero(first_N != np.arange(len(files))).tolist():
+        path, first = os.fsdecode(files.relative(number)), int(first_N[number])
+        if not path or os.path.normpath(files.path(first)) != os.path.normpath(files.path(number)):
             continue
         if labels[first] == labels[number]:
-            faults.add("repeated paths", line, f"{path} is already on line {lines[first]}")
+            message = f"{path} is already on line {lines[first]}"
+            faults.add("repeated paths", int(lines[number]), message)
         else:
             label, other = names[labels[number]], names[labels[first]]
             message = f"{path} is {label!r}, but {other!r} on line {lines[first]}"
-            faults.add("paths with two labels", line, message)
+            faults.add("paths with two labels", int(lines[number]), message)

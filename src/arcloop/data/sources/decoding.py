@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import multiprocessing
 import os
@@ -113,28 +112,22 @@ def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBloc
 
 
 def _submit(pool: ProcessPoolExecutor, block: FileBlock) -> Future[RowBlock]:
-    with _hidden_main_module():
-        try:
-            return pool.submit(decode_block, block)
-        except (EOFError, OSError) as cause:
-            raise ResourceError(
-                f"a process that decodes images cannot be started: {cause or 'no answer'}",
-                remedy="raise the limit of processes of this user, or free memory",
-            ) from cause
-
-
-@contextlib.contextmanager
-def _hidden_main_module() -> Iterator[None]:
-    """Hide the user's script while workers are started.
+    """Submit a block; this may start a worker.
 
     multiprocessing imports the main module of the parent in every process that it starts. A script
     without `if __name__ == "__main__":` would then prepare the same store in every worker, which
-    would wait forever for the lock of its parent. The workers do not need the main module.
+    would wait forever for the lock of its parent. The workers do not need the main module, so it is
+    hidden while they are started.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        yield
+        return pool.submit(decode_block, block)
+    except (EOFError, OSError) as cause:
+        raise ResourceError(
+            f"a process that decodes images cannot be started: {cause or 'no answer'}",
+            remedy="raise the limit of processes of this user, or free memory",
+        ) from cause
     finally:
         sys.modules["__main__"] = main
 

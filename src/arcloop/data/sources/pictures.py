@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,15 +13,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
+from arcloop.config.value_types import Fraction, ImageSize, NonNegativeInt, PositiveInt
 from arcloop.data.sources import Encode, Listing, RowBlock, Source, height_and_width
 from arcloop.data.sources.decoding import FileBlock, decode_blocks
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import (
     SplitAssignment,
-    assign_new_by_class,
     check_given_splits,
-    refuse_new_classes,
     split_by_class,
 )
 from arcloop.data.splits.stratified import assign_new, stratify
@@ -36,9 +33,6 @@ from arcloop.data.store.source_files import (
 from arcloop.errors import DataError, list_some
 
 Ints = npt.NDArray[np.int64]
-AssignNew = Callable[[Ints, Ints, Sequence[str]], Ints]
-"""(labels of new images [N], stored images [C, 4], class names) -> positions in `SPLITS` [N]."""
-
 _BLOCK_ROWS = 256
 
 
@@ -79,8 +73,8 @@ class PictureListing(Listing):
         files: All image files.
         labels: [N] label of each file.
         order: Split -> numbers of its files.
-        skip_bad: Whether to skip files that cannot be read.
-        assign_new: Assigns images that are added to a store to splits; None if `order` does.
+        source: The source of the files.
+        has_given_splits: Whether the source defines the splits.
     """
 
     classes: list[str]
@@ -88,8 +82,8 @@ class PictureListing(Listing):
     files: FileList
     labels: npt.NDArray[np.integer]
     order: Mapping[str, Ints]
-    skip_bad: bool
-    assign_new: AssignNew | None
+    source: PictureSource
+    has_given_splits: bool
     num_train_classes: int
     leave_one_out: bool
 
@@ -103,7 +97,7 @@ class PictureListing(Listing):
         for block in decode_blocks(self._blocks(encode, size), max(1, min(workers, num_blocks))):
             unreadable += block.unreadable
             yield block
-        if unreadable and not self.skip_bad:
+        if unreadable and self.source.on_bad_image == "fail":
             indent = "\n    "
             lines = [f"{path}: {reason}" for path, reason in sorted(unreadable)]
             raise DataError(
@@ -129,7 +123,7 @@ class PictureListing(Listing):
         label_of = {name: label for label, name in enumerate(contents.classes)}
         labels = np.array([label_of.get(name, -1) for name in self.classes], np.int64)
         splits = None
-        if self.assign_new is None:
+        if self.has_given_splits:
             splits = np.full(len(self.labels), -1, np.int64)
             for name, numbers in self.order.items():
                 splits[numbers] = SPLITS.index(name)
@@ -142,16 +136,26 @@ class PictureListing(Listing):
         )
 
     def select_new(self, is_new: npt.NDArray[np.bool_], contents: StoreContents) -> PictureListing:
-        num_stored = len(contents.classes)
         stored = set(contents.classes)
         classes = [*contents.classes, *(name for name in self.classes if name not in stored)]
         label_of = {name: label for label, name in enumerate(classes)}
         labels = np.array([label_of[name] for name in self.classes], np.int64)[self.labels]
-        if self.assign_new is None:
-            order = {split: numbers[is_new[numbers]] for split, numbers in self.order.items()}
+        numbers = np.flatnonzero(is_new)
+        order = {split: of_split[is_new[of_split]] for split, of_split in self.order.items()}
+        num_train_classes = contents.num_train_classes
+        if num_train_classes == len(stored):  # every split has every class
+            num_train_classes = len(classes)
         else:
-            numbers = np.flatnonzero(is_new)
-            drawn = self.assign_new(labels[numbers], contents.class_counts, classes)
+            checked = labels[order["train"] if self.has_given_splits else numbers]
+            if new := [classes[label] for label in np.unique(checked) if label >= len(stored)]:
+                raise DataError(
+                    "new classes in a store whose splits have no common class:"
+                    f" {list_some(sorted(new))}. The classes of train have the first labels, and"
+                    " the labels of a store do not change",
+                    remedy="prepare a new store without append=true",
+                )
+        if not self.has_given_splits:
+            drawn = self.source.assign_new(labels[numbers], contents.class_counts, classes)
             order = {split: numbers[drawn == SPLITS.index(split)] for split in self.order}
         if self.leave_one_out != contents.leave_one_out:
             raise DataError(
@@ -160,11 +164,6 @@ class PictureListing(Listing):
                 else "the store has images of query, but the source has none",
                 remedy="prepare a new store without append=true",
             )
-        num_train_classes = contents.num_train_classes
-        if num_train_classes == num_stored:  # not a class-disjoint split
-            num_train_classes = len(classes)
-        else:
-            refuse_new_classes(labels[order["train"]], classes, num_stored)
         return replace(
             self, classes=classes, labels=labels, order=order, num_train_classes=num_train_classes
         )
@@ -179,13 +178,9 @@ class PictureSource(Source):
     Attributes:
         image_size: Height and width, or one number for both, to which images are resized.
         channels: 1 (grey) or 3 (RGB), to which images are converted.
-        split: "stratified": every class is divided over all splits. "disjoint": train, val and
-            gallery have no common class, and gallery is also the query split, with leave-one-out.
         val: If stratified, rows (int) or fraction of all rows (float) for val.
         gallery: If stratified, rows or fraction for gallery.
         query: If stratified, rows or fraction for query.
-        val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.
-        test_classes: If disjoint, classes or fraction for gallery.
         split_seed: Seed of the random assignment.
         on_bad_image: "fail": an unreadable image is an error. "skip": unreadable images are skipped
             and counted.
@@ -193,20 +188,13 @@ class PictureSource(Source):
 
     appendable = True
 
-    image_size: PositiveInt | list[PositiveInt]
+    image_size: ImageSize
     channels: Literal[1, 3]
-    split: Literal["stratified", "disjoint"]
     val: PositiveInt | Fraction
     gallery: PositiveInt | Fraction
     query: PositiveInt | Fraction
-    val_classes: PositiveInt | Fraction
-    test_classes: PositiveInt | Fraction
     split_seed: NonNegativeInt
     on_bad_image: Literal["fail", "skip"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        height_and_width(self.image_size)
 
     def required_splits(self) -> tuple[str, ...]:
         """Return the splits that a source with given splits must contain."""
@@ -235,7 +223,19 @@ class PictureSource(Source):
         Raises:
             DataError: The images cannot be split according to the settings.
         """
-        splits = self._split(labels, classes, given, where, layout)
+        if given is None:
+            splits = self._draw_splits(labels, classes, where)
+        elif empty := [split for split in self.required_splits() if not len(given[split])]:
+            raise DataError(
+                f"no images in {', '.join(empty)}",
+                where=where,
+                remedy=f"add images to these splits, by {layout}",
+            )
+        elif self.split == "disjoint":
+            present = {split: numbers for split, numbers in given.items() if len(numbers)}
+            splits = check_given_splits(labels, classes, present, where)
+        else:
+            splits = SplitAssignment.with_shared_classes(given, len(classes))
         height, width = height_and_width(self.image_size)
         return PictureListing(
             classes=[classes[position] for position in splits.class_order.tolist()],
@@ -243,47 +243,31 @@ class PictureSource(Source):
             files=files,
             labels=splits.new_labels[labels],
             order=splits.rows,
-            skip_bad=self.on_bad_image == "skip",
-            assign_new=None if given is not None else self._rule_for_new_images(),
+            source=self,
+            has_given_splits=given is not None,
             num_train_classes=splits.num_train_classes,
             leave_one_out=splits.leave_one_out,
         )
 
-    def _split(
-        self,
-        labels: Ints,
-        classes: Sequence[str],
-        given: Mapping[str, Ints] | None,
-        where: object,
-        layout: str,
-    ) -> SplitAssignment:
-        if given is not None:
-            if empty := [split for split in self.required_splits() if not len(given[split])]:
-                raise DataError(
-                    f"no images in {', '.join(empty)}",
-                    where=where,
-                    remedy=f"add images to these splits, by {layout}",
-                )
-            if self.split == "disjoint":
-                present = {split: numbers for split, numbers in given.items() if len(numbers)}
-                return check_given_splits(labels, classes, present, where)
-            return SplitAssignment.with_shared_classes(given, len(classes))
-        if self.split == "disjoint":
-            return split_by_class(
-                labels,
-                classes,
-                val_classes=self.val_classes,
-                test_classes=self.test_classes,
-                seed=self.split_seed,
-                where=where,
-            )
-        rows = stratify(labels, classes, self._sizes(), self.split_seed, where)
-        return SplitAssignment.with_shared_classes(rows, len(classes))
+    def _draw_splits(self, labels: Ints, classes: Sequence[str], where: object) -> SplitAssignment:
+        if self.split == "stratified":
+            rows = stratify(labels, classes, self._sizes(), self.split_seed, where)
+            return SplitAssignment.with_shared_classes(rows, len(classes))
+        return split_by_class(
+            labels,
+            classes,
+            val_classes=self.val_classes,
+            test_classes=self.test_classes,
+            seed=self.split_seed,
+            where=where,
+        )
 
-    def _rule_for_new_images(self) -> AssignNew:
-        if self.split == "disjoint":
-            return assign_new_by_class
-        return functools.partial(assign_new, sizes=self._sizes(), seed=self.split_seed)
+    def assign_new(self, labels: Ints, stored_CS: Ints, classes: Sequence[str]) -> Ints:
+        """Assign images that are added to a store to splits; see `splits.stratified.assign_new`."""
+        if self.split == "disjoint":  # to the split of the class
+            split_C: Ints = stored_CS.argmax(axis=1)
+            return split_C[labels]
+        return assign_new(labels, stored_CS, classes, sizes=self._sizes(), seed=self.split_seed)
 
     def _sizes(self) -> dict[str, int | float]:
         return {"val": self.val, "gallery": self.gallery, "query": self.query}

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from arcloop.artifacts.atomic import sha256_json
-from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
+from arcloop.config.value_types import Fraction, ImageSize, NonNegativeInt, PositiveInt
 from arcloop.data.sources import Encode, Listing, RowBlock, Source, height_and_width
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import count_classes
@@ -29,30 +29,19 @@ class SyntheticSource(Source):
         image_size: Height and width, or one number for both, in pixels.
         channels: 1 or 3.
         train: Number of rows of train; `val`, `gallery` and `query` likewise.
-        split: "stratified": every split has all classes. "disjoint": train, val and gallery have
-            no common class, and gallery is also the query split, with leave-one-out.
-        val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.
-        test_classes: If disjoint, classes or fraction for gallery.
         noise: Half-width of the uniform noise, as a fraction of the range of a pixel.
         seed: Seed of the patterns and of the noise.
     """
 
     num_classes: PositiveInt
-    image_size: PositiveInt | list[PositiveInt]
+    image_size: ImageSize
     channels: Literal[1, 3]
     train: PositiveInt
     val: PositiveInt
     gallery: PositiveInt
     query: PositiveInt
-    split: Literal["stratified", "disjoint"]
-    val_classes: PositiveInt | Fraction
-    test_classes: PositiveInt | Fraction
     noise: Fraction
     seed: NonNegativeInt
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        height_and_width(self.image_size)
 
     def fingerprint(self) -> str:
         return sha256_json({"synthetic": _GENERATOR_VERSION})
@@ -114,7 +103,9 @@ class SyntheticListing(Listing):
         """Return images [N, H, W, C] and labels [N] of rows `start` to `stop` - 1 of a split."""
         height, width, channels = self.image_shape
         num_classes = self.num_classes.get(split, len(self.classes))
-        labels = np.arange(start, stop, dtype=np.int64) % num_classes + self._first_class(split)
+        before = SPLITS[: SPLITS.index(split)]
+        first_class = sum(self.num_classes.get(earlier, 0) for earlier in before)
+        labels = np.arange(start, stop, dtype=np.int64) % num_classes + first_class
         rows = np.arange(height) * _CELLS // height
         columns = np.arange(width) * _CELLS // width
         pattern_NHWC = self._patterns[labels[:, None, None], rows[:, None], columns]
@@ -129,7 +120,3 @@ class SyntheticListing(Listing):
         noise = np.rint((np.arange(256) - 127.5) * 2 * self.noise).astype(np.int16)
         noisy = pattern_NHWC + noise[random_NHWC].reshape(pattern_NHWC.shape)
         return noisy.clip(0, 255).astype(np.uint8), labels
-
-    def _first_class(self, split: str) -> int:
-        before = SPLITS[: SPLITS.index(split)]
-        return sum(self.num_classes.get(earlier, 0) for earlier in before)

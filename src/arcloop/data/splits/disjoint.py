@@ -140,44 +140,6 @@ def check_given_splits(
     return SplitAssignment(rows, order, int(has_class["train"].sum()))
 
 
-def assign_new_by_class(labels: Ints, stored_CS: Ints, classes: Sequence[str]) -> Ints:
-    """Assign images that are added to a store to the split of their class.
-
-    Args:
-        labels: [N] labels of the new images.
-        stored_CS: [stored classes, 4] stored images of each class in each of `SPLITS`.
-        classes: Names of the stored classes, followed by those of new classes.
-
-    Returns:
-        [N] positions in `SPLITS`.
-
-    Raises:
-        DataError: An image has a new class.
-    """
-    refuse_new_classes(labels, classes, len(stored_CS))
-    split_C: Ints = stored_CS.argmax(axis=1)
-    return split_C[labels]
-
-
-def refuse_new_classes(labels: Ints, classes: Sequence[str], num_stored: int) -> None:
-    """Check that no image has a new class, as required by a store with disjoint splits.
-
-    Args:
-        labels: [N] labels of the new images.
-        classes: Names of the stored classes, followed by those of new classes.
-        num_stored: Number of stored classes.
-
-    Raises:
-        DataError: Images have new classes; the message names them.
-    """
-    if new := sorted({classes[label] for label in labels.tolist() if label >= num_stored}):
-        raise DataError(
-            f"new classes in a store whose splits have no common class: {list_some(new)}. The"
-            " classes of train have the first labels, and the labels of a store do not change",
-            remedy="prepare a new store without append=true",
-        )
-
-
 def count_classes(
     num_classes: int, *, val_classes: float, test_classes: float, where: object
 ) -> dict[str, int]:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
 from arcloop.data.splits import SPLITS
+from arcloop.data.store import Store
 from arcloop.data.store.shards import FileTable, shard_file
-from arcloop.data.store.store import Store
 from arcloop.errors import DataError, list_some
 
 Ints = npt.NDArray[np.int64]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,62 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.data.splits import SPLITS
+from arcloop.data.store import CLASSES
 from arcloop.data.store.shards import Images, Labels, npy_header, rows_per_block, shard_file
-from arcloop.data.store.store import CLASSES
-from arcloop.data.validation.report import Finding, Findings
 from arcloop.runtime.images import ImageError, decode, size_of
 
 Ints = npt.NDArray[np.int64]
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One error or warning.
+
+    Attributes:
+        level: An error fails the validation; a warning does not.
+        check: Name of the check, e.g. "checksum".
+        message: What is wrong.
+        split: The split, if the finding concerns one split.
+        file: Path of the file within the store, if the finding concerns one file.
+        row: Row within the file, if the finding concerns one row.
+    """
+
+    level: Level
+    check: str
+    message: str
+    split: str | None = None
+    file: str | None = None
+    row: int | None = None
+
+    def __str__(self) -> str:
+        location = self.file or self.split
+        row = "" if self.row is None else f" row {self.row}"
+        return f"{location}{row}: {self.message}" if location else self.message
+
+
+@dataclass
+class Findings:
+    """Collects findings; counts all of them and keeps the first `max_listed` of each check."""
+
+    max_listed: int
+    listed: list[Finding] = field(default_factory=list)
+    counts: Counter[tuple[Level, str]] = field(default_factory=Counter)
+
+    def add(self, finding: Finding) -> None:
+        """Add a finding."""
+        key = finding.level, finding.check
+        self.counts[key] += 1
+        if self.counts[key] <= self.max_listed:
+            self.listed.append(finding)
+
+    def count(self, level: Level) -> int:
+        """Return the number of findings of a level, listed or not."""
+        return sum(count for (found, _), count in self.counts.items() if found == level)
+
+    def of_level(self, level: Level) -> list[Finding]:
+        """Return the listed findings of a level."""
+        return [finding for finding in self.listed if finding.level == level]
 
 
 @dataclass(frozen=True)

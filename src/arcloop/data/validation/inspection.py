@@ -17,8 +17,14 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
-from arcloop.data.validation.files import Ints, ShardFiles, StoreFiles
-from arcloop.data.validation.report import Finding, Findings, Level
+from arcloop.data.validation.files import (
+    Finding,
+    Findings,
+    Ints,
+    Level,
+    ShardFiles,
+    StoreFiles,
+)
 
 if TYPE_CHECKING:
     from arcloop.config.schema import ValidationSettings
