@@ -16,7 +16,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.writer import write_artifact
 from arcloop.display.terminal import print_line
-from arcloop.errors import ArcloopError, ArtifactError, ConfigError
+from arcloop.errors import ArtifactError, ConfigError
 from arcloop.export.formats import Format
 from arcloop.export.torchscript import for_inference
 from arcloop.models import Embedder
@@ -69,7 +69,16 @@ def export_run(
     parents = {"model": model.sha256}
     if reuse and (current := artifacts.load_if_current(output, "export", config, parents)):
         return current
-    eager = _load_eager(run_dir / MODEL, model.image_shape, backbone, embedder)
+    try:
+        eager = for_inference(make_embedder(backbone, embedder, model.image_shape))
+        scripted = torch.jit.load(str(run_dir / MODEL), "cpu")  # type: ignore[no-untyped-call]
+        eager.load_state_dict(scripted.state_dict())
+    except (RuntimeError, ConfigError) as cause:
+        raise ArtifactError(
+            f"model.pt does not fit the backbone in the run's config: {cause}",
+            where=run_dir / MODEL,
+            remedy="export with the arcloop version in the manifest of the run",
+        ) from cause
     with (
         np.load(run_dir / GOLDEN) as golden,
         write_artifact(output, "export", config=config, parents=parents) as writer,
@@ -92,47 +101,3 @@ def export_run(
             versions = {package: version(package) for package in chosen.packages}
             writer.info[chosen.file] = {"max_abs_diff": difference, **versions}
     return artifacts.load(output, "export")
-
-
-def export_trained(
-    run_dir: Path,
-    formats: Mapping[str, Format],
-    *,
-    backbone: Callable[..., nn.Module],
-    embedder: Callable[..., Embedder],
-) -> None:
-    """Export a run that was just trained; errors state that the run itself is complete.
-
-    Raises:
-        ArcloopError: An export failed.
-    """
-    try:
-        export_run(
-            run_dir, formats, run_dir / "export", backbone=backbone, embedder=embedder, reuse=True
-        )
-    except ArcloopError as cause:
-        raise type(cause)(
-            f"the run is trained and complete, but an export failed: {cause.what}",
-            where=cause.where,
-            remedy=f"{cause.remedy}; then run `arcloop export run_dir={run_dir} export=...`",
-        ) from cause
-
-
-def _load_eager(
-    model: Path,
-    image_shape: tuple[int, int, int],
-    backbone: Callable[..., nn.Module],
-    embedder: Callable[..., Embedder],
-) -> Embedder:
-    """Construct the eager embedder and load the weights of model.pt."""
-    try:
-        eager = make_embedder(backbone, embedder, image_shape)
-        scripted = torch.jit.load(str(model), map_location="cpu")  # type: ignore[no-untyped-call]
-        eager.load_state_dict(scripted.state_dict())
-    except (RuntimeError, ConfigError) as cause:
-        raise ArtifactError(
-            f"model.pt does not fit the backbone in the run's config: {cause}",
-            where=model,
-            remedy="export with the arcloop version in the manifest of the run",
-        ) from cause
-    return for_inference(eager)

@@ -20,9 +20,9 @@ from arcloop.artifacts.writer import write_manifest
 from arcloop.data import EmbeddingDataModule
 from arcloop.display.terminal import console, print_line
 from arcloop.distributed.process_group import current_process_group, launched_rank
-from arcloop.errors import ResourceError, write_error
+from arcloop.errors import ArcloopError, ResourceError, write_error
 from arcloop.export.formats import extra_formats
-from arcloop.export.run import dry_run_formats, export_trained
+from arcloop.export.run import dry_run_formats, export_run
 from arcloop.training.callbacks.progress import EpochTimer
 from arcloop.training.loggers import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
@@ -135,10 +135,25 @@ def _fit(
 
 
 def _with_exports(run: Artifact, setup: TrainingSetup) -> Artifact:
-    """Export the finished run to the extra formats; a failure does not affect the run."""
+    """Export the finished run to the extra formats; errors state that the run is complete."""
     formats = extra_formats(setup.export)
-    if formats and launched_rank() == 0:
-        export_trained(run.path, formats, backbone=setup.backbone, embedder=setup.embedder)
+    if not formats or launched_rank() != 0:
+        return run
+    try:
+        export_run(
+            run.path,
+            formats,
+            run.path / "export",
+            backbone=setup.backbone,
+            embedder=setup.embedder,
+            reuse=True,
+        )
+    except ArcloopError as cause:
+        raise type(cause)(
+            f"the run is trained and complete, but an export failed: {cause.what}",
+            where=cause.where,
+            remedy=f"{cause.remedy}; then run `arcloop export run_dir={run.path} export=...`",
+        ) from cause
     return run
 
 
