@@ -12,7 +12,7 @@ from arcloop.serving.archive import read_manifest
 from arcloop.serving.deploy import main as deploy
 from arcloop.serving.deploy import parse_arguments
 from arcloop.serving.model_store import ModelStore
-from arcloop.serving.servers.config_files import torchserve_properties
+from arcloop.serving.servers.config_files import server_configs
 from arcloop.serving.versions import main as versions
 
 SERVING = Path(__file__).parents[2] / "serving"
@@ -31,8 +31,8 @@ def store(tmp_path):
 def test_deploy_makes_a_store_that_a_server_can_load(arguments, store):
     assert deploy(arguments) == 0
     live = store.live()
-    text = (store.path / "config.properties").read_text()
-    assert text == torchserve_properties(parse_arguments(arguments).settings, live.path)
+    configs = server_configs(parse_arguments(arguments).settings, live.path)
+    assert {name: (store.path / name).read_text() for name in configs} == configs
     assert read_manifest(live.path)["version"] == live.version
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -21,7 +22,7 @@ from arcloop.runtime.images import decode, encode_png
 from arcloop.runtime.predictor import PredictRequest, PredictResponse, RequestError
 from arcloop.serving.deploy import deploy
 from arcloop.serving.serve import write_thumbnails
-from arcloop.serving.servers.batching import Batcher, OverloadedError
+from arcloop.serving.servers.batching import Batcher
 from arcloop.serving.servers.fastapi_app import DemoPage, InferenceService, parse_request
 from arcloop.serving.servers.process import FastApiServer
 
@@ -83,7 +84,7 @@ def test_each_request_gets_its_own_answer_and_batches_fill_under_load():
 def test_requests_beyond_the_queue_size_are_rejected():
     found = asyncio.run(predict_while_blocked(BlockedModel(), 10, batch_size=2, queue_size=5))
     assert [reply.body for reply in found[:6]] == [q.image for q in make_requests(6)]
-    assert all(isinstance(reply, OverloadedError) for reply in found[6:])
+    assert all(isinstance(reply, asyncio.QueueFull) for reply in found[6:])
 
 
 def test_a_failed_batch_does_not_affect_the_next_one():
@@ -115,6 +116,7 @@ class StuckModel:
 
     def __init__(self):
         self.free = threading.Event()
+        self.golden = SimpleNamespace(encoded_images=lambda: [b"{}"])
 
     def predict(self, batch):
         self.free.wait(10)
@@ -123,7 +125,7 @@ class StuckModel:
 
 def test_the_server_is_ready_only_while_the_model_answers():
     stuck = StuckModel()
-    service = InferenceService(stuck, CONFIG, PredictRequest(b"{}"))
+    service = InferenceService(stuck, CONFIG)
     app = FastAPI()
     app.add_api_route("/ready", service.ready)
     app.add_api_route("/ping", service.ping)

@@ -6,7 +6,7 @@ import yaml
 
 from arcloop.errors import ConfigError
 from arcloop.serving.deploy import build_settings, parse_arguments
-from arcloop.serving.servers.config_files import model_config, torchserve_properties
+from arcloop.serving.servers.config_files import model_config, server_configs
 
 
 def test_the_default_name_is_that_of_the_run(small_run):
@@ -56,12 +56,13 @@ def test_a_missing_key_is_reported():
 
 
 def parsed(text):
-    return dict(line.split("=", 1) for line in text.splitlines())
+    return dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
 
 
 def test_torchserve_properties(settings, tmp_path):
     archive = tmp_path / "store" / "a.mar"
-    values = parsed(torchserve_properties(dataclasses.replace(settings, host="0.0.0.0"), archive))
+    configs = server_configs(dataclasses.replace(settings, host="0.0.0.0"), archive)
+    values = parsed(configs["config.properties"])
     assert values["inference_address"] == f"http://0.0.0.0:{settings.inference_port}"
     for key in ("management_address", "metrics_address"):
         assert values[key].startswith("http://127.0.0.1:")
@@ -77,7 +78,7 @@ def test_torchserve_properties(settings, tmp_path):
 
 def test_a_store_path_with_a_line_break_is_rejected(settings, tmp_path):
     with pytest.raises(ConfigError, match="cannot contain"):
-        torchserve_properties(settings, tmp_path / "new\nload_models=evil.mar" / "a.mar")
+        server_configs(settings, tmp_path / "new\nload_models=evil.mar" / "a.mar")
 
 
 def test_model_config(settings):

@@ -50,7 +50,7 @@ def load_model(path: Path, device: str) -> Model:
     if not path.is_file():
         raise ArtifactError("there is no model.pt", where=path.parent, remedy="train first")
     try:
-        return Model(path, device, bulk=True)
+        return Model(path, device)
     except SearcherError as cause:
         raise ArtifactError(str(cause), where=path, remedy="export the run again") from None
 

@@ -69,8 +69,6 @@ class Model:
     Args:
         path: model.pt, as written by `save_model`.
         device: A torch device, e.g. "cpu" or "cuda".
-        bulk: Optimize for batches of hundreds of images: on a CPU, use weight layouts that make
-            large batches faster and single images slower.
 
     Attributes:
         image_shape: (height, width, channels) of the input images.
@@ -81,7 +79,7 @@ class Model:
         SearcherError: The file is not a scripted arcloop model.
     """
 
-    def __init__(self, path: Path, device: str = "cpu", *, bulk: bool = False) -> None:
+    def __init__(self, path: Path, device: str = "cpu") -> None:
         content = Path(path).read_bytes()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.device = torch.device(device)
@@ -96,10 +94,7 @@ class Model:
         except (RuntimeError, ValueError, KeyError, TypeError) as cause:
             raise SearcherError(f"{path} is not a scripted arcloop model: {cause}") from None
         self.image_shape = (int(height), int(width), int(channels))
-        module = torch.jit.freeze(module.eval())
-        if bulk and self.device.type == "cpu":
-            module = torch.jit.optimize_for_inference(module)
-        self._module = module
+        self._module = torch.jit.freeze(module.eval())
 
     @torch.inference_mode()
     def embed(self, batch_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

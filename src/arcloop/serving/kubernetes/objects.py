@@ -18,8 +18,8 @@ from arcloop.display.html import render_template
 from arcloop.errors import ConfigError
 from arcloop.serving.kubernetes.settings import KubernetesSettings
 from arcloop.serving.model_store import archive_file_name
-from arcloop.serving.servers.config_files import fastapi_config, torchserve_properties
-from arcloop.serving.servers.entrypoint import FASTAPI_CONFIG, TORCHSERVE_CONFIG
+from arcloop.serving.servers.config_files import server_configs
+from arcloop.serving.servers.entrypoint import CONFIG_FILES
 
 Object = dict[str, Any]
 MANAGER = "arcloop"
@@ -69,10 +69,8 @@ class Release:
         address = self.settings.pod_address
         settings = dataclasses.replace(self.settings, host=address)
         archive = Path(MODELS) / archive_file_name(settings.name, self.version)
-        if settings.server == "torchserve":
-            text = torchserve_properties(settings, archive, metrics_host=address)
-            return {TORCHSERVE_CONFIG: text}
-        return {FASTAPI_CONFIG: fastapi_config(settings, archive, metrics_host=address)}
+        file = CONFIG_FILES[settings.server]
+        return {file: server_configs(settings, archive, metrics_host=address)[file]}
 
     @property
     def config_name(self) -> str:

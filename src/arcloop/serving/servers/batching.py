@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from arcloop.runtime.predictor import PredictRequest, PredictResponse
 
 _QueuedRequest = tuple[PredictRequest, Future[PredictResponse]]
 _WAIT_SHARE = 0.05
 """How long to wait for more requests, as a share of the duration of the previous batch."""
-
-
-class OverloadedError(RuntimeError):
-    """The queue is full."""
 
 
 class Batcher:
@@ -43,53 +38,41 @@ class Batcher:
     ) -> None:
         self._predict_batch = predict_batch
         self._batch_size, self._queue_size = batch_size, queue_size
-        self._queue: queue.SimpleQueue[_QueuedRequest | None] = queue.SimpleQueue()
+        self._queue: deque[_QueuedRequest] = deque()
         self._wait_s = 0.0
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "model")
 
     async def predict(self, request: PredictRequest) -> PredictResponse:
         """Answer one request, in a batch with other queued requests.
 
         Raises:
-            OverloadedError: The queue is full.
+            asyncio.QueueFull: The queue is full.
         """
-        if self._queue.qsize() >= self._queue_size:
-            raise OverloadedError(f"{self._queue_size} requests are waiting already")
+        if len(self._queue) >= self._queue_size:
+            raise asyncio.QueueFull(f"{self._queue_size} requests are waiting already")
         future: Future[PredictResponse] = Future()
-        self._queue.put((request, future))
+        self._queue.append((request, future))
+        if len(self._queue) <= 1:  # otherwise a call is pending that will take this request too
+            self._thread.submit(self._answer_all)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Answer the queued requests, then stop the thread."""
-        self._queue.put(None)
-        self._thread.join()
+        self._thread.shutdown()
 
-    def _run(self) -> None:
-        while batch := self._next_batch():
+    def _answer_all(self) -> None:
+        while self._queue:
+            if len(self._queue) < self._batch_size:
+                time.sleep(self._wait_s)
+            count = min(len(self._queue), self._batch_size)
+            queued = [self._queue.popleft() for _ in range(count)]
             # A request is cancelled if its client has disconnected or it has timed out.
-            active = [one for one in batch if one[1].set_running_or_notify_cancel()]
-            if active:
+            batch = [one for one in queued if one[1].set_running_or_notify_cancel()]
+            if batch:
                 start = time.perf_counter()
-                self._answer(active)
+                self._answer(batch)
                 duration = time.perf_counter() - start
-                self._wait_s = _WAIT_SHARE * duration if len(active) > 1 else 0.0
-
-    def _next_batch(self) -> list[_QueuedRequest]:
-        """Wait for a request, and take the requests queued after it; empty when closed."""
-        batch: list[_QueuedRequest] = []
-        queued = self._queue.get()
-        deadline = time.perf_counter() + self._wait_s
-        while queued is not None:
-            batch.append(queued)
-            if len(batch) == self._batch_size:
-                return batch
-            try:
-                queued = self._queue.get(timeout=max(0.0, deadline - time.perf_counter()))
-            except queue.Empty:
-                return batch
-        self._queue.put(None)  # the next call returns an empty list
-        return batch
+                self._wait_s = _WAIT_SHARE * duration if len(batch) > 1 else 0.0
 
     def _answer(self, batch: Sequence[_QueuedRequest]) -> None:
         try:

@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TORCHSERVE_CONFIG = "config.properties"
-FASTAPI_CONFIG = "http-server.json"
+CONFIG_FILES = {"torchserve": "config.properties", "fastapi": "http-server.json"}
+"""Server -> name of its config file."""
 THUMBNAILS = "thumbnails.zip"
 WORK_FOLDER = "arcloop"
 """Folder in the scratch folder for logs, temporary files and unpacked archives."""
@@ -50,8 +50,7 @@ def main(argv: Sequence[str]) -> int:
         fault = torchserve_fault(arguments.port, arguments.name, arguments.workers)
         print(fault or "ready")
         return 1 if fault else 0
-    is_torchserve = arguments.command == "torchserve"
-    config = arguments.config.resolve() / (TORCHSERVE_CONFIG if is_torchserve else FASTAPI_CONFIG)
+    config = arguments.config.resolve() / CONFIG_FILES[arguments.command]
     try:
         archive = (arguments.store / read_archive_name(config)).resolve(strict=True)
     except (OSError, ValueError, KeyError) as cause:
@@ -66,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     work.mkdir(parents=True)
     # By default, idle OpenMP threads busy-wait and take CPU time from the HTTP server.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    is_torchserve = arguments.command == "torchserve"
     code = run_torchserve(config, work) if is_torchserve else run_fastapi(config, archive, work)
     if parent is not None and os.getppid() != parent:
         os.killpg(0, signal.SIGKILL)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="entrypoint.py", description="Run a server.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for server in ("torchserve", "fastapi"):
+    for server in CONFIG_FILES:
         command = commands.add_parser(server)
         for name in ("config", "store", "scratch"):
             command.add_argument(f"--{name}", type=Path, required=True)
@@ -109,7 +109,7 @@ def read_archive_name(config: Path) -> str:
         OSError, ValueError, KeyError: The config is missing, or names no archive.
     """
     text = config.read_text(encoding="utf-8")
-    if config.name == FASTAPI_CONFIG:
+    if config.suffix == ".json":
         return str(json.loads(text)["archive"])
     values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     return values["load_models"].partition("=")[2]

@@ -34,7 +34,7 @@ from arcloop.runtime.predictor import (
     PredictRequest,
     RequestError,
 )
-from arcloop.serving.servers.batching import Batcher, OverloadedError
+from arcloop.serving.servers.batching import Batcher
 from arcloop.serving.servers.entrypoint import ARCHIVE_VARIABLE, CONFIG_VARIABLE, THUMBNAILS
 
 _PREDICTIONS = "/predictions/"
@@ -72,8 +72,7 @@ def create_app() -> ASGIApp:
     # The copy of the predictor in the archive, which TorchServe uses too.
     archived = importlib.import_module(f"{ARCHIVED_PACKAGE}.predictor")
     predictor: Predictor = archived.Predictor(archive, handler, device)
-    probe = PredictRequest(predictor.golden.encoded_images()[0])
-    service = InferenceService(predictor, config, probe)
+    service = InferenceService(predictor, config)
     page = DemoPage(config["name"], handler["max_k"], config_file.with_name(THUMBNAILS))
     app = FastAPI(title=f"arcloop: {config['name']}", lifespan=service.lifespan)
     app.add_api_route(
@@ -112,13 +111,11 @@ class InferenceService:
     Args:
         predictor: Answers batches of requests.
         config: The content of http-server.json.
-        probe: Request for the readiness check; the server is ready if the model answers it.
     """
 
-    def __init__(
-        self, predictor: Predictor, config: Mapping[str, Any], probe: PredictRequest
-    ) -> None:
-        self._predictor, self._config, self._probe = predictor, config, probe
+    def __init__(self, predictor: Predictor, config: Mapping[str, Any]) -> None:
+        self._predictor, self._config = predictor, config
+        self._probe = PredictRequest(predictor.golden.encoded_images()[0])
         self._batcher = Batcher(
             predictor.predict, batch_size=config["batch_size"], queue_size=config["queue_size"]
         )
@@ -186,7 +183,7 @@ class InferenceService:
                 answer = await self._batcher.predict(predict_request)
         except RequestError as error:
             answer = self._predictor.error_response(error.status, str(error))
-        except (OverloadedError, TimeoutError) as cause:
+        except (asyncio.QueueFull, TimeoutError) as cause:
             return _error(503, str(cause) or "no answer in time")
         return Response(answer.body, answer.status, media_type="application/json")
 
