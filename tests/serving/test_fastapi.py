@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -23,7 +24,8 @@ from arcloop.runtime.predictor import PredictRequest, PredictResponse, RequestEr
 from arcloop.serving.deploy import deploy
 from arcloop.serving.serve import write_thumbnails
 from arcloop.serving.servers.batching import Batcher
-from arcloop.serving.servers.fastapi_app import DemoPage, InferenceService, parse_request
+from arcloop.serving.servers.entrypoint import THUMBNAILS
+from arcloop.serving.servers.fastapi_app import InferenceService, parse_request
 from arcloop.serving.servers.process import FastApiServer
 
 
@@ -155,7 +157,7 @@ def image(small_run):
 
 def get(server, path):
     with urllib.request.urlopen(urljoin(server.endpoint.url, path), timeout=30) as response:
-        return response.read().decode()
+        return response.read()
 
 
 def send_head(server, *lines):
@@ -176,10 +178,11 @@ def read_until_closed(connection):
 
 @pytest.fixture(scope="module")
 def impatient(small_run, make_settings, tmp_path_factory):
-    """A server with a short time-out and a small limit of the body."""
+    """A server with thumbnails, a short time-out and a small limit of the body."""
     folder = tmp_path_factory.mktemp("impatient")
     settings = make_settings(folder / "store", response_timeout_s=1, max_request_bytes=10_000)
     live = deploy(small_run, settings, force=False)
+    write_thumbnails(small_run, 90, folder / THUMBNAILS)
     with FastApiServer(settings, live.path, folder) as server:
         server.wait_until_ready()
         yield server
@@ -211,7 +214,9 @@ def test_an_endless_body_gets_408(impatient):
 
 
 def counted(server):
-    found = re.search(r'request_seconds_count\{status="200"\} (\S+)', get(server, "/metrics"))
+    found = re.search(
+        r'request_seconds_count\{status="200"\} (\S+)', get(server, "/metrics").decode()
+    )
     return float(found.group(1)) if found else 0.0
 
 
@@ -246,7 +251,7 @@ def test_requests_before_sigterm_are_answered(
 
 def test_page_and_schema(servers):
     server, _ = servers("fastapi")
-    page = get(server, "/")
+    page = get(server, "/").decode()
     assert "predictions/synthetic" in page
     assert "{{" not in page
     assert "http" not in page  # the page loads nothing from other servers
@@ -255,31 +260,30 @@ def test_page_and_schema(servers):
     assert "/predictions/{name}" in schema["paths"]
 
 
-def test_thumbnails_of_gallery_rows(small_run, tmp_path):
+def test_thumbnails_of_gallery_rows(impatient, small_run):
     """Each thumbnail shows the row of the store that the index was built from."""
-    write_thumbnails(small_run, 90, tmp_path / "thumbnails.zip")
-    page = DemoPage("m", 5, tmp_path / "thumbnails.zip")
+    page = get(impatient, "/").decode()
+    assert 'data-thumbnails="90"' in page
+    assert "gallery/${row}.png" in page
     rows = Store.open(next((small_run.parents[1] / "stores").iterdir())).batches("gallery", 90)
     images_NHWC, _ = next(iter(rows))
     assert len(images_NHWC) == 90
     for row, image_HWC in enumerate(images_NHWC):
-        answer = asyncio.run(page.thumbnail(row))
-        assert answer.media_type == "image/png"
-        found = decode(answer.body, height=16, width=16, channels=1)
+        found = decode(get(impatient, f"/gallery/{row}.png"), height=16, width=16, channels=1)
         np.testing.assert_array_equal(found, image_HWC)
-    for row in (-1, 90):
-        assert asyncio.run(page.thumbnail(row)).status_code == 404
-    assert b'data-thumbnails="90"' in asyncio.run(page.html()).body
+    for missing in ("90.png", "-1.png", "0.jpg", "../config.properties"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(impatient, f"/gallery/{missing}")
 
 
 def test_no_thumbnails_of_a_large_gallery_or_without_the_store(
     small_run, run_dir, tmp_path, capsys
 ):
-    write_thumbnails(small_run, 89, tmp_path / "thumbnails.zip")
+    write_thumbnails(small_run, 89, tmp_path / "thumbnails")
     assert "90 gallery rows, deploy.thumbnails=89" in capsys.readouterr().err
-    write_thumbnails(run_dir, 90, tmp_path / "thumbnails.zip")  # a copy without its store
+    write_thumbnails(run_dir, 90, tmp_path / "thumbnails")  # a copy without its store
     assert "was not found" in capsys.readouterr().err
-    assert not (tmp_path / "thumbnails.zip").exists()
+    assert not (tmp_path / "thumbnails").exists()
 
 
 def parse_form(body, boundary="b"):

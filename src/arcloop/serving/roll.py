@@ -68,7 +68,7 @@ def roll(staged: StagedVersion, settings: DeploySettings) -> None:
     """
     management = ManagementClient(settings.management_port, settings.name)
     version = staged.version.version
-    before = management.default()
+    before = management.find()
     if before is None or before.version != version:
         try:
             _load(management, staged, settings)

@@ -10,12 +10,9 @@ import contextlib
 import signal
 import tempfile
 import urllib.parse
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from arcloop import artifacts
@@ -23,7 +20,6 @@ from arcloop.data import Store
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ArtifactError, ResourceError, report_errors
 from arcloop.pipeline.chains import find_store
-from arcloop.runtime.images import encode_jpeg, encode_png
 from arcloop.runtime.predictor import K_HEADER
 from arcloop.serving.deploy import DeployArguments, activate_version, parse_arguments, stage
 from arcloop.serving.servers.client import require_parity
@@ -97,7 +93,7 @@ def _start(
     return server
 
 
-def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
+def write_thumbnails(run_dir: Path, max_rows: int, folder: Path) -> None:
     """Write thumbnails of a run's gallery for the demo page, or print why there are none.
 
     They are made from the store of the run when a local server starts. Archives do not contain
@@ -106,8 +102,8 @@ def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
 
     Args:
         run_dir: A finished run.
-        max_rows: Largest gallery with thumbnails; the server keeps all thumbnails in memory.
-        file: The thumbnails.zip to write, with one image per gallery row in the order of the rows.
+        max_rows: Largest gallery with thumbnails.
+        folder: Folder to write, with an image ROW.png or ROW.jpg for each gallery row.
 
     Raises:
         ArtifactError: The run's store is damaged.
@@ -125,16 +121,13 @@ def write_thumbnails(run_dir: Path, max_rows: int, file: Path) -> None:
     if store is None or store.rows("gallery") != rows:
         print_line("no thumbnails on the page: the store of the run's gallery was not found")
         return
-    with zipfile.ZipFile(file, "w") as packed:
-        for images_NHWC, _ in store.batches("gallery", _BATCH):
-            for image_HWC in images_NHWC:
-                packed.writestr(str(len(packed.filelist)), _encode_thumbnail(image_HWC))
-
-
-def _encode_thumbnail(image_HWC: npt.NDArray[np.uint8]) -> bytes:
-    """Encode a grey image as PNG, which is small and lossless, and a colour image as JPEG."""
-    grey = image_HWC.shape[-1] == 1
-    image = Image.fromarray(image_HWC[..., 0] if grey else image_HWC)
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    small = np.asarray(image)
-    return encode_png(small[..., None]) if grey else encode_jpeg(small, _THUMBNAIL_QUALITY)
+    folder.mkdir()
+    row = 0
+    for images_NHWC, _ in store.batches("gallery", _BATCH):
+        for image_HWC in images_NHWC:
+            # PNG is small and lossless for grey images.
+            grey = image_HWC.shape[-1] == 1
+            image = Image.fromarray(image_HWC[..., 0] if grey else image_HWC)
+            image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+            image.save(folder / f"{row}{'.png' if grey else '.jpg'}", quality=_THUMBNAIL_QUALITY)
+            row += 1

@@ -133,13 +133,9 @@ class ManagementClient:
         """Return all registered versions, in no particular order."""
         return self._describe("/all")
 
-    def default(self) -> RegisteredVersion | None:
-        """Return the version that answers requests without a version."""
-        return next(iter(self._describe("")), None)
-
-    def find(self, version: str) -> RegisteredVersion | None:
-        """Return one version; None if it is not registered."""
-        return next(iter(self._describe(f"/{version}")), None)
+    def find(self, version: str = "") -> RegisteredVersion | None:
+        """Return a version; by default, the one that answers requests without a version."""
+        return next(iter(self._describe(f"/{version}" if version else "")), None)
 
     def register(self, file_name: str, workers: int) -> None:
         """Start loading an archive of the model store; returns before it is loaded.

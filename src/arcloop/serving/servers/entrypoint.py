@@ -31,7 +31,7 @@ from typing import Any
 
 CONFIG_FILES = {"torchserve": "config.properties", "fastapi": "http-server.json"}
 """Server -> name of its config file."""
-THUMBNAILS = "thumbnails.zip"
+THUMBNAILS = "thumbnails"
 WORK_FOLDER = "arcloop"
 """Folder in the scratch folder for logs, temporary files and unpacked archives."""
 CONFIG_VARIABLE = "ARCLOOP_SERVER_CONFIG"
@@ -146,7 +146,7 @@ def run_fastapi(config: Path, archive: Path, work: Path) -> int:
     """Run the FastAPI server until SIGTERM; it answers all requests that it has accepted by then.
 
     Like TorchServe, the server runs the code in the archive, so both servers give the same answers.
-    The demo page shows the thumbnails of thumbnails.zip if the folder of the config contains it.
+    The demo page shows the thumbnails in the folder `THUMBNAILS` next to the config, if it exists.
     """
     import uvicorn
 

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-import zipfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -23,6 +22,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcloop.runtime import ARCHIVED_PACKAGE
@@ -73,7 +74,13 @@ def create_app() -> ASGIApp:
     archived = importlib.import_module(f"{ARCHIVED_PACKAGE}.predictor")
     predictor: Predictor = archived.Predictor(archive, handler, device)
     service = InferenceService(predictor, config)
-    page = DemoPage(config["name"], handler["max_k"], config_file.with_name(THUMBNAILS))
+    thumbnails = config_file.with_name(THUMBNAILS)
+    html = make_page(config["name"], handler["max_k"], thumbnails)
+
+    async def page() -> Response:
+        """A page to try the model in a browser."""
+        return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY})
+
     app = FastAPI(title=f"arcloop: {config['name']}", lifespan=service.lifespan)
     app.add_api_route(
         _PREDICTIONS + "{name}",
@@ -84,13 +91,14 @@ def create_app() -> ASGIApp:
     routes: dict[str, Callable[..., Any]] = {
         "/ping": service.ping,
         "/ready": service.ready,
-        "/": page.html,
-        "/gallery/{row}": page.thumbnail,
+        "/": page,
     }
     if config["metrics_host"] is None:
         routes["/metrics"] = service.metrics
     for path, endpoint in routes.items():
         app.add_api_route(path, endpoint, methods=["GET"])
+    if thumbnails.exists():
+        app.mount("/gallery", StaticFiles(directory=thumbnails))
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         """Handle predictions without FastAPI's routing, and all other requests with it."""
@@ -231,37 +239,26 @@ async def _field_bytes(value: str | UploadFile) -> bytes:
     return value.encode("latin-1") if isinstance(value, str) else await value.read()
 
 
-class DemoPage:
-    """A page to try the model in a browser, with thumbnails of gallery images.
+def make_page(name: str, max_k: int, thumbnails: Path) -> str:
+    """Return a page to try the model in a browser, with thumbnails of gallery images.
 
     Args:
         name: Name of the model.
         max_k: Maximum number of neighbours that a request may ask for.
-        thumbnails: Path of thumbnails.zip; if it is missing, the page shows no thumbnails.
+        thumbnails: Folder with an image for each gallery row; if it is missing, the page shows no
+            thumbnails.
     """
-
-    def __init__(self, name: str, max_k: int, thumbnails: Path) -> None:
-        self._thumbnails: list[bytes] = []
-        if thumbnails.exists():
-            with zipfile.ZipFile(thumbnails) as packed:
-                self._thumbnails = [packed.read(row) for row in packed.namelist()]
-        k, count = min(max_k, _PAGE_NEIGHBOURS), len(self._thumbnails)
-        self._html = _PAGE_HTML.read_text(encoding="utf-8")
-        for key, value in {"name": name, "k": k, "thumbnails": count}.items():
-            self._html = self._html.replace(f"{{{{{key}}}}}", str(value))
-
-    async def html(self) -> Response:
-        """A page to try the model in a browser."""
-        headers = {"Content-Security-Policy": _PAGE_POLICY}
-        return Response(self._html, media_type="text/html", headers=headers)
-
-    async def thumbnail(self, row: int) -> Response:
-        """A thumbnail of a gallery row."""
-        if not 0 <= row < len(self._thumbnails):
-            return Response(status_code=404)
-        content = self._thumbnails[row]
-        kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
-        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+    files = list(thumbnails.iterdir()) if thumbnails.exists() else []
+    values = {
+        "name": name,
+        "k": min(max_k, _PAGE_NEIGHBOURS),
+        "thumbnails": len(files),
+        "suffix": files[0].suffix if files else "",
+    }
+    html = _PAGE_HTML.read_text(encoding="utf-8")
+    for key, value in values.items():
+        html = html.replace(f"{{{{{key}}}}}", str(value))
+    return html
 
 
 def _error(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Response:
