@@ -18,7 +18,6 @@ from typing import Any
 import faiss
 import joblib
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from .golden_batch import GOLDEN, GoldenBatch
@@ -132,10 +131,13 @@ class Predictor:
             try:
                 if isinstance(request, RequestError):
                     raise request
-                image_HWC = self._decode(request.image)
+                max_pixels = int(self._settings["max_pixels"])
+                image_HWC = self._searcher.model.decode(request.image, max_pixels)
                 accepted.append((position, self._parse_k(request.k), image_HWC))
             except RequestError as error:
                 responses[position] = self.error_response(error.status, str(error))
+            except ImageError as error:
+                responses[position] = self.error_response(HTTPStatus.BAD_REQUEST, str(error))
         if accepted:
             positions, counts, images_HWC = zip(*accepted, strict=True)
             predictions = self._searcher.predict(np.stack(images_HWC), max(counts))
@@ -159,16 +161,6 @@ class Predictor:
             reason = f"k={text[:20]!r} must be a number from 1 to {largest}"
             raise RequestError(HTTPStatus.BAD_REQUEST, reason)
         return int(text)
-
-    def _decode(self, image: bytes) -> npt.NDArray[np.uint8]:
-        largest = int(self._settings["max_request_bytes"])
-        if len(image) > largest:
-            reason = f"{len(image):,} bytes; at most {largest:,} are accepted"
-            raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
-        try:
-            return self._searcher.model.decode(image, int(self._settings["max_pixels"]))
-        except ImageError as cause:
-            raise RequestError(HTTPStatus.BAD_REQUEST, str(cause)) from None
 
 
 def verify_hashes(folder: Path) -> dict[str, Any]:

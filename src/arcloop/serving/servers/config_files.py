@@ -18,8 +18,7 @@ _FASTAPI_KEYS = (
     "response_timeout_s", "max_request_bytes",
 )  # fmt: skip
 _HANDLER_KEYS = (
-    "workers", "max_request_bytes", "max_pixels", "default_k", "max_k", "memory_map",
-    "parity_tolerance",
+    "workers", "max_pixels", "default_k", "max_k", "memory_map", "parity_tolerance",
 )  # fmt: skip
 
 

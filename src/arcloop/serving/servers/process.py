@@ -48,7 +48,6 @@ class ServerProcess(ABC):
         log: File with the server's standard output and standard error.
 
     Raises:
-        ResourceError: A program that the server needs is not installed.
         ConfigError: A port is in use.
     """
 
@@ -74,7 +73,6 @@ class ServerProcess(ABC):
         """Return why a worker could not load the archive; None if no worker has failed."""
 
     def __enter__(self) -> Self:
-        self.require()
         self._require_free_ports()
         for file, text in server_configs(self.settings, self.archive).items():
             (self.folder / file).write_text(text, encoding="utf-8")
