@@ -1,9 +1,19 @@
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from arcloop.config.composition import bundled, compose_config, to_plain
+from arcloop.config.composition import (
+    bundled,
+    compose_config,
+    parse_overrides,
+    quote_override,
+    to_plain,
+)
 from arcloop.errors import ConfigError
 
 GROUPS = sorted(p for p in bundled("conf").iterdir() if p.is_dir())
@@ -23,6 +33,26 @@ REQUIRED = {
 def test_every_choice_in_conf_composes_and_passes_the_checks(choice):
     plain = to_plain(compose_config([choice, *REQUIRED.get(choice, [])]))
     assert choice.partition("=")[0] in plain
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), min_size=1))
+def test_a_quoted_override_is_one_word_with_the_text(text):
+    (word,) = shlex.split(quote_override("name", text))
+    (parsed,) = parse_overrides([word])
+    assert (parsed.key_or_group, parsed.value()) == ("name", text)
+
+
+@pytest.mark.parametrize(
+    "value", [";", "|", r"\t", "/tmp/bücher", "/tmp/a,b", "/tmp/a=b", "a#b", "it's [1]", "~/x y"]
+)
+def test_the_remedy_of_an_unreadable_override_can_be_pasted_into_a_shell(value):
+    try:
+        config = compose_config([f"run_dir={value}"])
+    except ConfigError as error:
+        word = re.search(r"(?:write|as) (.*)$", error.remedy)[1]
+        argument = subprocess.check_output(["bash", "-c", f"printf %s {word}"], text=True)
+        config = compose_config([argument])
+    assert config.run_dir == value
 
 
 @pytest.mark.parametrize(

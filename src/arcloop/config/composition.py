@@ -6,6 +6,7 @@ Imports Hydra and pydantic but not torch. All faults of a config are reported in
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -93,17 +94,37 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         raise as_config_error(cause) from None
 
 
+def quote_override(key: str, value: str) -> str:
+    """Return the override of a text as a word for a shell, quoted where Hydra or the shell need it.
+
+    >>> quote_override("run_dir", "runs/mnist")
+    'run_dir=runs/mnist'
+    >>> print(quote_override("data.delimiter", ";"))
+    'data.delimiter=";"'
+    """
+    word = f"{key}={value}"
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([word])
+        is_read = not parsed.is_sweep_override() and parsed.value() == value
+    except HydraException:
+        is_read = False
+    if not is_read:
+        word = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+    return shlex.quote(word)
+
+
 def require_single_values(overrides: Sequence[str]) -> None:
     """Check that no override has several values, which are allowed only in a sweep.
 
     Raises:
         ConfigError: An override has several values.
     """
-    for override in parse_overrides(overrides):
+    for text, override in zip(overrides, parse_overrides(overrides), strict=True):
         if override.is_sweep_override():
             raise ConfigError(
-                f"{override.input_line} has several values",
-                remedy="-m runs one job for each; a list is written in brackets",
+                f"{text} has several values",
+                remedy="-m runs one job for each; a list is written in brackets, a text with a"
+                f" comma as {quote_override(*_split(text))}",
             )
 
 
@@ -175,10 +196,10 @@ def as_config_error(cause: BaseException) -> ArcloopError:
         if isinstance(link, MissingConfigException):
             return _unknown_choice(link)
         if isinstance(link, OverrideParseException):
-            return ConfigError(
-                f"cannot read the override {link.override!r}",
-                remedy="an override is KEY=VALUE; quote values with spaces or brackets",
-            )
+            remedy = "an override is KEY=VALUE"
+            if "=" in link.override:
+                remedy = f"if the value is a text, write {quote_override(*_split(link.override))}"
+            return ConfigError(f"cannot read the override {link.override!r}", remedy=remedy)
         if isinstance(link, ValidationError) and link.full_key:
             return _wrong_type(link.full_key, link.value)
         if isinstance(link, ConfigKeyError | ConfigAttributeError) and link.full_key:
@@ -190,6 +211,11 @@ def as_config_error(cause: BaseException) -> ArcloopError:
         where=where or None,
         remedy="correct the override; see `arcloop --help`",
     )
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key, value
 
 
 def _causes(error: BaseException | None) -> Iterable[BaseException]:

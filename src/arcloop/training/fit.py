@@ -17,6 +17,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file, write_bytes, write_json
 from arcloop.artifacts.writer import write_manifest
+from arcloop.config.composition import quote_override
 from arcloop.data import EmbeddingDataModule
 from arcloop.display.terminal import console, print_line
 from arcloop.distributed.process_group import current_process_group, launched_rank
@@ -149,10 +150,11 @@ def _with_exports(run: Artifact, setup: TrainingSetup) -> Artifact:
             reuse=True,
         )
     except ArcloopError as cause:
+        command = f"arcloop export {quote_override('run_dir', str(run.path))} export=..."
         raise type(cause)(
             f"the run is trained and complete, but an export failed: {cause.what}",
             where=cause.where,
-            remedy=f"{cause.remedy}; then run `arcloop export run_dir={run.path} export=...`",
+            remedy=f"{cause.remedy}; then run `{command}`",
         ) from cause
     return run
 

@@ -1,5 +1,6 @@
 import csv
 import os
+import subprocess
 import tracemalloc
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 from tests.data.conftest import csv_source, folder_source
 
+from arcloop.config.composition import compose_config
 from arcloop.data import SPLITS, Store, prepare, store_key
 from arcloop.data.sources.csv_list import read_table
 from arcloop.errors import ConfigError, DataError
@@ -87,16 +89,20 @@ def test_folder_that_relative_paths_start_from(tmp_path, pictures, listed, kind,
     assert sum(source.open().rows.values()) == 45
 
 
-def test_byte_order_mark_and_other_delimiters(tmp_path, listed):
-    text = listed.read_text(encoding="utf-8").replace(",", ";")
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_byte_order_mark_and_other_delimiters(tmp_path, listed, delimiter):
+    text = listed.read_text(encoding="utf-8").replace(",", delimiter)
     listed.write_text("\ufeff" + text + "\n\n", encoding="utf-8")
-    assert sum(csv_source(listed, delimiter=";").open().rows.values()) == 45
+    assert sum(csv_source(listed, delimiter=delimiter).open().rows.values()) == 45
     error = refusal(csv_source(listed))
-    assert (
-        "column path is missing; column label is missing; the columns are: 'path;label'"
-        in error.what
+    header = f"path{delimiter}label"
+    assert error.what == (
+        f"column path is missing; column label is missing; the columns are: {header!r}"
     )
-    assert error.remedy == "pass data.delimiter=';'"
+    word = error.remedy.removeprefix("pass ")
+    argument = subprocess.check_output(["bash", "-c", f"printf %s {word}"], text=True)
+    data = compose_config(["data=csv", "data.file=x", argument]).data
+    assert sum(csv_source(listed, delimiter=data.delimiter).open().rows.values()) == 45
 
 
 def test_all_faults_are_reported_at_once_with_their_lines(tmp_path, pictures):

@@ -23,11 +23,13 @@ from arcloop.errors import ConfigError, DataError
 Ints = npt.NDArray[np.int64]
 
 _FAULTS_LISTED = 20  # per kind
+_TAB = r"\t"
+"""How a tab is written in `delimiter`, because it is hard to type in a shell."""
 
 
 @dataclass(kw_only=True)
 class CsvSource(PictureSource):
-    """Source that reads a CSV file with the columns `path`, `label` and optionally `split`.
+    r"""Source that reads a CSV file with the columns `path`, `label` and optionally `split`.
 
     Other columns are ignored. Without `split`, images are assigned to the splits at random. With
     it, every row names its split (train, val, gallery or query); `split=disjoint` does not need
@@ -36,7 +38,7 @@ class CsvSource(PictureSource):
     Attributes:
         file: The CSV file, in UTF-8.
         root: Folder that relative paths start from; None for the folder of the file.
-        delimiter: The character between columns.
+        delimiter: The character between columns; "\t" is a tab.
     """
 
     file: str
@@ -45,10 +47,15 @@ class CsvSource(PictureSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.delimiter == _TAB:
+            self.delimiter = "\t"
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            from arcloop.config.composition import quote_override  # imports Hydra
+
             raise ConfigError(
                 f"data.delimiter={self.delimiter!r} must be one character between columns",
-                remedy="pass one character, e.g. data.delimiter=';'",
+                remedy=f"pass one character, e.g. {quote_override('data.delimiter', ';')}, or"
+                f" {quote_override('data.delimiter', _TAB)} for a tab",
             )
 
     def fingerprint(self) -> str:
@@ -206,9 +213,12 @@ def _check_columns(header: list[str], file: Path, delimiter: str) -> None:
     if not faults:
         return
     remedy = "name the columns in the first line: path,label or path,label,split"
+    from arcloop.config.composition import quote_override  # imports Hydra
+
     for other in {",", ";", "\t", "|"} - {delimiter}:
         if {"path", "label"} <= {name.strip() for name in other.join(header).split(other)}:
-            remedy = f"pass data.delimiter={other!r}"
+            value = _TAB if other == "\t" else other
+            remedy = f"pass {quote_override('data.delimiter', value)}"
     raise DataError(
         f"{'; '.join(faults)}; the columns are: {', '.join(map(repr, header)) or 'none'}",
         where=f"{file.absolute()} line 1",

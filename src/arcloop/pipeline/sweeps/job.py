@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -208,7 +209,7 @@ def sweep_error(records: Sequence[JobRecord], sweep: Path) -> ArcloopError | Non
     return kind(
         f"{len(failed)} of {len(records)} jobs failed; the first error: {what}",
         where=run_dir,
-        remedy=f"see `arcloop leaderboard {sweep}`; "
+        remedy=f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; "
         + (
             f"the same command runs {retried} of them again"
             if retried

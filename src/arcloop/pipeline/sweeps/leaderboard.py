@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arcloop.artifacts.atomic import write_bytes
+from arcloop.config.composition import quote_override
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import encode_png
 from arcloop.errors import write_error
@@ -212,4 +213,5 @@ def rerun_command(ranking: Ranking, setting: Setting) -> str:
             words.append(f"{key}={numbers}")
         else:
             words.append(f"{key}=choice({value})" if name in swept else override)
-    return shlex.join(["arcloop", "train", "-m", *words, f"hydra.sweep.dir={ranking.folder}"])
+    folder = quote_override("hydra.sweep.dir", str(ranking.folder))
+    return f"{shlex.join(['arcloop', 'train', '-m', *words])} {folder}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from arcloop import artifacts
+from arcloop.config.composition import quote_override
 from arcloop.errors import ArtifactError
 from arcloop.pipeline.sweeps.job import RECORD, JobRecord
 
@@ -228,5 +229,5 @@ def _read_metrics(evaluation: Path) -> dict[str, float]:
         raise ArtifactError(
             f"metrics.json cannot be read: {cause}",
             where=evaluation,
-            remedy=f"arcloop evaluate run_dir={evaluation.parent}",
+            remedy=f"arcloop evaluate {quote_override('run_dir', str(evaluation.parent))}",
         ) from None
