@@ -41,56 +41,38 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(arguments: DeployArguments) -> int:
-    server_class = SERVERS[arguments.settings.server]
+    """Start a server of the run, make the run live after the parity check, and wait for the end."""
+    settings = arguments.settings
+    server_class = SERVERS[settings.server]
     try:
         server_class.require()
     except ResourceError as cause:
         print_line(f"{cause.what}; serving with deploy.server=fastapi instead")
         server_class = FastApiServer
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.ExitStack() as running:
-        try:
-            server = _start(arguments, server_class, running)
-            k, url = arguments.settings.default_k, server.endpoint.url
-            page = f"; try the model in a browser at {urllib.parse.urljoin(url, '/')}"
-            print_line(f"stop with Ctrl-C{page if server_class is FastApiServer else ''}")
-            print(f"curl -T IMAGE -H '{K_HEADER}: {k}' {url}", flush=True)
-            server.wait()
-        except KeyboardInterrupt:
-            print_line("stopped")
+    # The server is stopped at the end of `running`; the lock of the store ends before it.
+    with contextlib.ExitStack() as running, contextlib.suppress(KeyboardInterrupt):
+        with stage(arguments.run_dir, settings, force=arguments.force) as staged:
+            live = staged.store.live()
+            try:
+                folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="arcloop-")))
+                if server_class is FastApiServer:
+                    write_thumbnails(arguments.run_dir, settings.thumbnails, folder / THUMBNAILS)
+                server = running.enter_context(server_class(settings, staged.version.path, folder))
+                server.wait_until_ready()
+                require_parity(server.endpoint, staged.golden, staged.version.version)
+            except ArcloopError:
+                print_line(f"still live: {live.version if live else 'no version'}")
+                raise
+            activate_version(staged.store, staged.version.version, settings)
+        print_line(f"live and serving: {staged.version.version}")
+        url = server.endpoint.url
+        page = f"; try the model in a browser at {urllib.parse.urljoin(url, '/')}"
+        print_line(f"stop with Ctrl-C{page if server_class is FastApiServer else ''}")
+        print(f"curl -T IMAGE -H '{K_HEADER}: {settings.default_k}' {url}", flush=True)
+        server.wait()
+    print_line("stopped")
     return 0
-
-
-def _start(
-    arguments: DeployArguments, server_class: type[ServerProcess], running: contextlib.ExitStack
-) -> ServerProcess:
-    """Start a server of the run, and make the run live after the server passes the parity check.
-
-    Args:
-        arguments: The run and its settings.
-        server_class: The server to start.
-        running: The server is stopped when this stack is closed.
-
-    Raises:
-        ArcloopError: The server does not start or fails the parity check; the live version is
-            unchanged.
-    """
-    settings = arguments.settings
-    with stage(arguments.run_dir, settings, force=arguments.force) as staged:
-        live = staged.store.live()
-        try:
-            folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="arcloop-")))
-            if server_class is FastApiServer:
-                write_thumbnails(arguments.run_dir, settings.thumbnails, folder / THUMBNAILS)
-            server = running.enter_context(server_class(settings, staged.version.path, folder))
-            server.wait_until_ready()
-            require_parity(server.endpoint, staged.golden, staged.version.version)
-        except ArcloopError:
-            print_line(f"still live: {live.version if live else 'no version'}")
-            raise
-        activate_version(staged.store, staged.version.version, settings)
-    print_line(f"live and serving: {staged.version.version}")
-    return server
 
 
 def write_thumbnails(run_dir: Path, max_rows: int, folder: Path) -> None:

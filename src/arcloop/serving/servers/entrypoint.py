@@ -16,6 +16,7 @@ import argparse
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,9 +51,15 @@ def main(argv: Sequence[str]) -> int:
         fault = torchserve_fault(arguments.port, arguments.name, arguments.workers)
         print(fault or "ready")
         return 1 if fault else 0
+    is_torchserve = arguments.command == "torchserve"
     config = arguments.config.resolve() / CONFIG_FILES[arguments.command]
     try:
-        archive = (arguments.store / read_archive_name(config)).resolve(strict=True)
+        text = config.read_text(encoding="utf-8")
+        if is_torchserve:
+            (name,) = re.findall(r"^load_models=.*=(.+)$", text, re.MULTILINE)
+        else:
+            name = json.loads(text)["archive"]
+        archive = (arguments.store / name).resolve(strict=True)
     except (OSError, ValueError, KeyError) as cause:
         print(f"error: cannot serve: {cause or type(cause)}", file=sys.stderr)
         print("  remedy: check that the mounted model store contains the archive", file=sys.stderr)
@@ -65,7 +72,6 @@ def main(argv: Sequence[str]) -> int:
     work.mkdir(parents=True)
     # By default, idle OpenMP threads busy-wait and take CPU time from the HTTP server.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    is_torchserve = arguments.command == "torchserve"
     code = run_torchserve(config, work) if is_torchserve else run_fastapi(config, archive, work)
     if parent is not None and os.getppid() != parent:
         os.killpg(0, signal.SIGKILL)
@@ -100,19 +106,6 @@ def end_with_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)
     os.killpg(0, signal.SIGKILL)
-
-
-def read_archive_name(config: Path) -> str:
-    """Return the file name of the archive that a server's config names.
-
-    Raises:
-        OSError, ValueError, KeyError: The config is missing, or names no archive.
-    """
-    text = config.read_text(encoding="utf-8")
-    if config.suffix == ".json":
-        return str(json.loads(text)["archive"])
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    return values["load_models"].partition("=")[2]
 
 
 def run_torchserve(config: Path, work: Path) -> int:

@@ -19,7 +19,7 @@ import torch
 import yaml
 from fastapi import FastAPI, Request, Response
 from prometheus_client.multiprocess import MultiProcessCollector
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse
@@ -225,7 +225,10 @@ async def parse_request(headers: Headers, body: bytes) -> PredictRequest:
     limits = {"max_files": _MAX_FORM_PARTS, "max_fields": _MAX_FORM_PARTS}
     try:
         async with Request(scope, receive).form(**limits, max_part_size=len(body)) as form:
-            fields = [(key, await _field_bytes(value)) for key, value in form.multi_items()]
+            fields = [
+                (key, value.encode("latin-1") if isinstance(value, str) else await value.read())
+                for key, value in form.multi_items()
+            ]
     except (MultiPartException, KeyError, ValueError) as cause:
         raise RequestError(HTTPStatus.BAD_REQUEST, f"the form cannot be read: {cause}") from None
     images = [value for key, value in fields if key in IMAGE_FIELDS]
@@ -233,10 +236,6 @@ async def parse_request(headers: Headers, body: bytes) -> PredictRequest:
         raise RequestError(HTTPStatus.BAD_REQUEST, f"{len(images)} images; {ONE_IMAGE}")
     k = dict(fields).get("k")
     return PredictRequest(images[0], None if k is None else k.decode(errors="replace"))
-
-
-async def _field_bytes(value: str | UploadFile) -> bytes:
-    return value.encode("latin-1") if isinstance(value, str) else await value.read()
 
 
 def make_page(name: str, max_k: int, thumbnails: Path) -> str:
