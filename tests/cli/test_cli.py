@@ -91,18 +91,55 @@ def test_gate_that_does_not_pass_gives_exit_code_3(work):
 
 
 def test_query_finds_a_picture_of_the_gallery(work, capsys):
+    names, labels = gallery_pictures(work, 5)
+    assert main(["query", *names, "--run", "runs/synthetic", "-k", "3", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [a["label"] for a in answers] == labels
+    assert [a["neighbours"][0]["row"] for a in answers] == [0, 1, 2, 3, 4]
+    assert all(len(a["neighbours"]) == 3 for a in answers)
+    assert all(Path(t).is_file() for a in answers for t in a["thumbnails"])
+
+
+def gallery_pictures(work, count):
+    """Write pictures of the gallery; returns their names and labels."""
     from arcloop.data import Store
 
     (folder,) = (work / "stores").iterdir()
-    images, labels = Store.open(folder).gather("gallery", np.arange(5))
+    images, labels = Store.open(folder).gather("gallery", np.arange(count))
     for number, image in enumerate(images):
         (work / f"{number}.png").write_bytes(encode_png(image))
-    names = [f"{number}.png" for number in range(5)]
-    assert main(["query", *names, "--run", "runs/synthetic", "-k", "3", "--json"]) == 0
+    return [f"{number}.png" for number in range(count)], labels.tolist()
+
+
+def test_query_answers_the_good_files_and_reports_all_bad_ones(work, capsys):
+    (first, second), labels = gallery_pictures(work, 2)
+    (work / "x.txt").write_text("no image")
+    names = [first, "x.txt", "missing.png", second, "runs"]
+    assert main(["query", *names, "--run", "runs/synthetic", "-k", "1", "--json"]) == 1
+    printed = capsys.readouterr()
+    answers = [json.loads(line) for line in printed.out.splitlines()]
+    assert [answer["image"] for answer in answers] == [first, second]
+    assert [answer["label"] for answer in answers] == labels
+    assert "error: 3 of 5 files could not be read:" in printed.err
+    for fault in ("x.txt: not an image", "missing.png: no such file", "runs: cannot be"):
+        assert fault in printed.err
+
+
+def test_query_without_a_place_for_thumbnails(work, capsys):
+    """The same happens on a read-only disk or in the folder of another user."""
+    names, labels = gallery_pictures(work, 2)
+    (work / "runs/synthetic-thumbnails").write_text("not a folder")
+    command = ["query", *names, "--run", "runs/synthetic", "-k", "1", "--json"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    answers = [json.loads(line) for line in printed.out.splitlines()]
+    assert [answer["label"] for answer in answers] == labels
+    assert [answer["thumbnails"] for answer in answers] == [[], []]
+    message = "no thumbnails: runs/synthetic-thumbnails cannot be written: File exists"
+    assert printed.err.count("no thumbnails") == printed.err.count(message) == 1
+    assert main([*command, "--thumbnails", "other/place"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [a["label"] for a in answers] == labels.tolist()
-    assert [a["neighbours"][0]["row"] for a in answers] == [0, 1, 2, 3, 4]
-    assert all(len(a["neighbours"]) == 3 for a in answers)
+    assert [Path(t).parent for a in answers for t in a["thumbnails"]] == [Path("other/place")] * 2
     assert all(Path(t).is_file() for a in answers for t in a["thumbnails"])
 
 

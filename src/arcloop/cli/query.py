@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from arcloop import artifacts
-from arcloop.display.terminal import print_line
+from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import ArcloopError, DataError
 from arcloop.pipeline.chains import find_store
 
 if TYPE_CHECKING:
-    from arcloop.runtime.searcher import Prediction, Searcher
+    from arcloop.data import Store
+    from arcloop.runtime.searcher import Prediction
 
 
 def query(arguments: Sequence[str]) -> int:
@@ -27,13 +26,18 @@ def query(arguments: Sequence[str]) -> int:
 
     Raises:
         ArtifactError: The run or its index is missing or damaged.
-        DataError: A file is not an image.
+        DataError: Some files are not images; the others were answered.
     """
     parser = argparse.ArgumentParser("arcloop query", description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP or BMP file")
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a finished run")
     parser.add_argument("-k", type=_positive, default=5, help="neighbours to show (default 5)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument(
+        "--thumbnails",
+        metavar="FOLDER",
+        help="for images of the neighbours (default RUN_DIR-thumbnails)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args(arguments)
     run_dir = Path(options.run)
@@ -41,18 +45,38 @@ def query(arguments: Sequence[str]) -> int:
     artifacts.load(run_dir / "index", "index")
     # These imports load torch, which `arcloop query --help` does not need.
     from arcloop.retrieval import load_model, open_index
+    from arcloop.runtime.images import ImageError
     from arcloop.runtime.searcher import Searcher
 
     model = load_model(run_dir / "model.pt", options.device)
     _, index, labels = open_index(run_dir / "index", model.sha256)
     searcher = Searcher(model, index, labels)
+    folder = Path(options.thumbnails or run_dir.parent / f"{run_dir.name}-thumbnails")
+    store, faults = _open_store(run_dir), []
     for name in options.images:
-        answer = _predict(searcher, Path(name), options.k)
-        thumbnails = _write_thumbnails(run_dir, answer)
+        try:
+            pixels_HWC = searcher.model.decode(Path(name))
+        except ImageError as cause:
+            faults.append(f"{name}: {cause}")
+            continue
+        answer = searcher.predict(pixels_HWC[None], options.k)[0]
+        thumbnails = []
+        try:
+            if store is not None:
+                thumbnails = _write_thumbnails(store, answer, folder)
+        except OSError as cause:
+            store = None
+            reason = f"{folder} cannot be written: {cause.strerror}"
+            print_line(f"no thumbnails: {reason}; choose a folder with --thumbnails")
         if options.json:
             print(json.dumps({"image": name, **answer.as_dict(), "thumbnails": thumbnails}))
         else:
             _print_table(name, answer, thumbnails, searcher.threshold)
+    if faults:
+        count = f"{len(faults)} of {len(options.images)} files"
+        raise DataError(
+            "\n  ".join([f"{count} could not be read:", *faults]), remedy="pass image files"
+        )
     return 0
 
 
@@ -62,32 +86,22 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _predict(searcher: Searcher, image: Path, k: int) -> Prediction:
-    from arcloop.runtime.images import ImageError
-
-    try:
-        pixels_HWC = searcher.model.decode(image)
-    except ImageError as cause:
-        raise DataError(str(cause), where=image, remedy="pass an image file") from None
-    return searcher.predict(pixels_HWC[None], k)[0]
-
-
-def _write_thumbnails(run_dir: Path, answer: Prediction) -> list[str]:
-    """Write the images of the neighbours to a folder next to the run.
-
-    Returns:
-        Paths of the images; empty if the store is missing.
-    """
+def _open_store(run_dir: Path) -> Store | None:
+    """Open the store of a run, or print that there are no thumbnails without it."""
     from arcloop.data import Store
-    from arcloop.runtime.images import encode_png
 
     try:
-        store = Store.open(find_store(run_dir))
+        return Store.open(find_store(run_dir))
     except ArcloopError as error:
         print_line(f"no thumbnails: {error.what}")
-        return []
-    folder = run_dir.parent / f"{run_dir.name}-thumbnails"
-    folder.mkdir(exist_ok=True)
+        return None
+
+
+def _write_thumbnails(store: Store, answer: Prediction, folder: Path) -> list[str]:
+    """Write the images of the neighbours to a folder, and return their paths."""
+    from arcloop.runtime.images import encode_png
+
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for neighbour in answer.neighbours:
         images_NHWC, _ = store.gather("gallery", np.asarray([neighbour.row]))
@@ -107,8 +121,10 @@ def _print_table(
         title=f"{name}: {decision}  (similarity {similarity})",
         title_justify="left",
     )
-    for column in ("label", "similarity", "gallery row", "thumbnail"):
-        table.add_column(column, justify="left" if column in ("label", "thumbnail") else "right")
+    table.add_column("label", overflow="fold")
+    for column in ("similarity", "gallery row"):
+        table.add_column(column, justify="right")
+    table.add_column("thumbnail", overflow="fold")
     for number, neighbour in enumerate(answer.neighbours):
         table.add_row(
             neighbour.class_name,
@@ -116,4 +132,4 @@ def _print_table(
             str(neighbour.row),
             thumbnails[number] if thumbnails else "",
         )
-    Console(file=sys.stdout, soft_wrap=True).print(table)
+    result_console().print(table, soft_wrap=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from arcloop.distributed.process_group import launched_rank
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PLAIN_LINE_SECONDS = 10.0
+_LITERAL: Mapping[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+"""Prints every text as it is. Names of classes and files can look like markup: [bold], :apple:."""
 
 
 @functools.cache
@@ -24,7 +26,18 @@ def console() -> Console:
     """
     from rich.console import Console
 
-    return Console(stderr=True, quiet=launched_rank() != 0)
+    return Console(stderr=True, quiet=launched_rank() != 0, **_LITERAL)
+
+
+def result_console(width: int | None = None) -> Console:
+    """Return a console for results, which writes to standard output.
+
+    Args:
+        width: Number of columns; by default, that of the terminal.
+    """
+    from rich.console import Console
+
+    return Console(width=width, **_LITERAL)
 
 
 @contextlib.contextmanager
@@ -61,10 +74,10 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[i
     )
 
     columns = (
-        TextColumn("{task.description:<18}"),
+        TextColumn("{task.description:<18}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -95,4 +108,4 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[
 
 def print_line(line: str) -> None:
     """Print one line of plain text to the progress console."""
-    console().print(line, markup=False, highlight=False, soft_wrap=True)
+    console().print(line, soft_wrap=True)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.writer import describe_stages
-from arcloop.display.terminal import print_line
+from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import ArtifactError
 from arcloop.pipeline import steps
 
@@ -148,6 +147,8 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     metrics: dict[str, Any] = json.loads((evaluation / "metrics.json").read_bytes())
     verdict = json.loads((evaluation / "gate.json").read_bytes())
     table = Table(title=str(folders["run"]), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name in _SUMMARY_METRICS:
         if name in metrics:
             table.add_row(name, f"{metrics[name]:.4f}")
@@ -162,4 +163,4 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     for reason in verdict["reasons"]:
         table.add_row("", reason)
     table.add_row("report", str(evaluation / "report.html"))
-    Console().print(table)
+    result_console().print(table)

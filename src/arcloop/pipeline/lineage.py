@@ -10,19 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.data import changes_since
+from arcloop.display.terminal import result_console
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
 from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.steps import build_node
 
 _MAX_NAMED_FILES = 3
+_MAX_LINE = 100_000  # the terminal wraps long lines; a narrower console would cut them off
 
 
 @dataclass
@@ -60,11 +61,11 @@ def lineage(arguments: Sequence[str]) -> int:
     parser.add_argument("--run", metavar="RUN_DIR", help="the run that an archive was made from")
     options = parser.parse_args(arguments)
     chain = trace(Path(options.path), Path(options.run) if options.run else None)
-    console = Console(highlight=False)
-    console.print(_tree(chain, set()), soft_wrap=True)
+    console = result_console(_MAX_LINE)
+    console.print(_tree(chain, set()))
     faults = list(chain.faults())
     for fault in faults:
-        console.print(f"broken: {fault}", markup=False, soft_wrap=True)
+        console.print(f"broken: {fault}")
     if not faults:
         console.print("all links verified")
     return 1 if faults else 0
@@ -247,13 +248,13 @@ def _archive(path: Path, run_dir: Path | None) -> Link:
 
 def _tree(link: Link, shown: set[str]) -> Tree:
     """Return a link and its ancestors as a tree; the ancestors of each link are shown once."""
-    sign = "[red]x[/red]" if link.fault else "[green]ok[/green]" if link.sha256 else "[dim]?[/dim]"
-    digest = f" [dim]{link.sha256[:12]}[/dim]" if link.sha256 else ""
+    sign = ("x", "red") if link.fault else ("ok", "green") if link.sha256 else ("?", "dim")
+    label = Text.assemble(sign, " ", link.what)
     if link.what in shown:
-        return Tree(f"{sign} {escape(link.what)} [dim](shown above)[/dim]")
+        return Tree(label.append(" (shown above)", "dim"))
     shown.add(link.what)
-    tree = Tree(f"{sign} {escape(link.what)}{digest}")
+    tree = Tree(label.append(f" {link.sha256[:12]}" if link.sha256 else "", "dim"))
     for name, value in link.facts.items():
-        tree.add(f"[dim]{escape(name)}: {escape(value)}[/dim]")
+        tree.add(Text(f"{name}: {value}", "dim"))
     tree.children += [_tree(parent, shown) for parent in link.parents]
     return tree

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from rich.console import Console
 from rich.table import Table
 
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.config.composition import quote_override
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import encode_png
+from arcloop.display.terminal import result_console
 from arcloop.errors import write_error
 from arcloop.pipeline.sweeps.plots import draw, short_key, short_value
 from arcloop.pipeline.sweeps.results import SEED, SWEEP_KEYS, Ranking, Setting
@@ -51,14 +51,14 @@ def leaderboard(arguments: Sequence[str]) -> int:
     for figure in ranking.folder.glob("leaderboard-*.png"):
         if figure not in files:  # a figure of an earlier leaderboard that no longer applies
             figure.unlink()
-    console = Console(highlight=False)
+    console = result_console()
     console.print(_terminal_table(ranking, console.width))
     for job in ranking.failed:
         reason = (job.failure or "").partition("\n")[0]
-        console.print(f"no result: {job.folder.name}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"no result: {job.folder.name}: {reason}", soft_wrap=True)
     for path in files:
         if path.suffix in (".html", ".md") or str(path) == options.markdown:
-            console.print(f"written: {path}", markup=False, soft_wrap=True)
+            console.print(f"written: {path}", soft_wrap=True)
     return 0
 
 
