@@ -1,5 +1,6 @@
 import io
 import itertools
+import struct
 import zlib
 
 import numpy as np
@@ -141,14 +142,51 @@ def test_transparent_is_black():
     assert decode(encoded(image), **SIZE, channels=3).max() == 0
 
 
-def test_exif_orientation_is_applied():
-    pixels = np.zeros((6, 4), np.uint8)
-    pixels[0, :] = 255  # the top row of the stored image
+ORIENTED = {
+    1: [[10, 80], [150, 220]], 2: [[80, 10], [220, 150]], 3: [[220, 150], [80, 10]],
+    4: [[150, 220], [10, 80]], 5: [[10, 150], [80, 220]], 6: [[150, 10], [220, 80]],
+    7: [[220, 80], [150, 10]], 8: [[80, 220], [10, 150]],
+}  # fmt: skip
+"""Orientation -> upright quarters of an image that is stored with the quarters of orientation 1."""
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", ORIENTED)
+def test_exif_orientation_is_applied(form, orientation):
+    stored = np.kron(np.array(ORIENTED[1], np.uint8), np.ones((16, 24), np.uint8))
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees clockwise: the top row becomes the right column
-    array = decode(encoded(Image.fromarray(pixels), "PNG", exif=exif), **SIZE, channels=1)[..., 0]
-    assert array[:, -1].min() == 255
-    assert array[:, :-1].max() == 0
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(stored), form, exif=exif)
+    height, width = (32, 48) if orientation <= 4 else (48, 32)
+    array = decode(content, height=height, width=width, channels=1)[..., 0].astype(int)
+    centres = array[height // 4 :: height // 2, width // 4 :: width // 2]
+    assert np.abs(centres - ORIENTED[orientation]).max() <= 3  # JPEG and WebP are lossy
+
+
+RED, GREEN, BLUE = (254, 0, 0), (0, 255, 1), (0, 0, 254)
+FRAMES = [Image.new("RGB", (64, 64), colour) for colour in (RED, BLUE)]
+COLOURS = {
+    "CMYK JPEG": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), RED),
+    "black CMYK JPEG": (encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "JPEG"), (0, 0, 0)),
+    "first picture of an MPO": (
+        encoded(FRAMES[0], "MPO", save_all=True, append_images=FRAMES[1:]), RED),
+    "first picture of an animated PNG": (
+        encoded(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), RED),
+    "first picture of an animated WebP": (
+        encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True), RED),
+    "palette": (encoded(FRAMES[1].quantize(4)), BLUE),
+    "transparent colour of a palette": (
+        encoded(FRAMES[1].quantize(4), transparency=0), (0, 0, 0)),
+    "transparent colour": (encoded(FRAMES[0], transparency=RED), (0, 0, 0)),
+    "half transparent": (encoded(Image.new("RGBA", (8, 8), (254, 0, 0, 128))), (127, 0, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COLOURS)
+def test_colours(case):
+    content, colour = COLOURS[case]
+    array = decode(content, **SIZE, channels=3)
+    assert np.abs(array.astype(int) - colour).max() <= 3
 
 
 def test_file_and_bytes_give_the_same(tmp_path):
@@ -159,6 +197,7 @@ def test_file_and_bytes_give_the_same(tmp_path):
 
 
 GOOD = encoded(Image.effect_noise((64, 64), 50), "PNG")
+BOMB = GOOD[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)) + GOOD[33:]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +206,10 @@ GOOD = encoded(Image.effect_noise((64, 64), 50), "PNG")
         (b"", "empty"),
         (b"not an image", "not an image"),
         (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+        (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:1000], "cannot be decoded"),
+        (encoded(Image.effect_noise((64, 64), 50), "WEBP")[:900], "cannot be decoded"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\n", "not an image"),
+        (BOMB, "3,600,000,000 pixels; at most 67,108,864 are decoded"),
         (encoded(Image.new("L", (9, 9)), "GIF"), "not an image"),
     ],
 )

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import os
 import subprocess
 import tracemalloc
@@ -103,6 +104,24 @@ def test_byte_order_mark_and_other_delimiters(tmp_path, listed, delimiter):
     argument = subprocess.check_output(["bash", "-c", f"printf %s {word}"], text=True)
     data = compose_config(["data=csv", "data.file=x", argument]).data
     assert sum(csv_source(listed, delimiter=data.delimiter).open().rows.values()) == 45
+
+
+def test_an_index_column_quotes_and_ends_of_lines_of_windows(tmp_path):
+    """As written by `DataFrame.to_csv` and by spreadsheets."""
+    names = ['say "a", b.png', "line\nbreak.png", " plain.png", "x;y.png"]
+    for number, name in enumerate(names):
+        Image.new("RGB", (6, 4), (50 * number, 9, 9)).save(tmp_path / name)
+    rows = [(number, name, 'the "first", class', "train") for number, name in enumerate(names)]
+    for quoting, end in itertools.product((csv.QUOTE_MINIMAL, csv.QUOTE_ALL), ("\n", "\r\n")):
+        file = write(
+            tmp_path / "l.csv",
+            [("", "path", "label", "note"), *rows],
+            quoting=quoting,
+            lineterminator=end,
+        )
+        listing = csv_source(file, val=1, gallery=1, query=1).open()
+        assert listing.classes == ['the "first", class']
+        assert {listing.files.relative(n).decode() for n in range(4)} == set(names)
 
 
 def test_all_faults_are_reported_at_once_with_their_lines(tmp_path, pictures):
