@@ -77,7 +77,7 @@ def measure(size: Size) -> Section:
 
 def mnist_pngs(folder: Path, *, share: int) -> Path:
     """Write the bundled MNIST as PNG files; with a share, one image in every `share`."""
-    config = compose_config(["data=mnist", "data.val=1", "data.gallery=1"])
+    config = compose_config(["data=mnist", "data.val=20", "data.gallery=10"])
     steps.apply("prepare", config, {}, folder.with_name("store"))
     store = Store.open(folder.with_name("store"))
     for split in ("train", "val", "gallery", "query"):

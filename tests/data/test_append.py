@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcloop import artifacts
-from arcloop.data import SPLITS, Store, prepare, store_key
+from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.data.splits.stratified import apportion_new, assign_new
 from arcloop.data.store.source_files import StoreContents, compare_files, make_table
 from arcloop.errors import ArtifactError, ConfigError, DataError
@@ -351,9 +351,16 @@ def test_new_classes_with_too_few_images_are_named(stores, pictures, first):
     write_pictures(pictures / "cat", 4, seed=8)
     (pictures / "dog").mkdir()
     with pytest.raises(
-        DataError, match=r"too few images to split .*: class 'bat' \(3\), 'dog' \(0\)"
+        DataError, match=r"too few images to split .*: class 'bat' \(3\), 'cat' \(4\), 'dog' \(0\)"
     ):
         append(stores, folder_source(pictures))
+
+
+def test_new_classes_with_few_images_pass_validation(stores, pictures, first, tmp_path, settings):
+    for number in range(4):
+        write_pictures(pictures / f"new-{number}", 6, seed=10 + number)
+    made = append(stores, folder_source(pictures))
+    assert validate(made.path, tmp_path / "validation", settings).info["errors"] == 0
 
 
 def test_killed_in_the_middle(tmp_path, stores, pictures):

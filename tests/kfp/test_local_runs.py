@@ -151,10 +151,11 @@ def test_a_gate_that_does_not_pass_notifies_and_deploys_nothing(first, run_local
 
 def test_a_failed_step_notifies_and_reports_its_error(first, run_local, webhook):
     with pytest.raises(ArcloopError) as failed:
-        run_local("notify=slack", "data.train=3", "data.seed=1")
+        run_local("notify=slack", "validation.min_images_per_class=1000")
     text = str(failed.value)
     assert text.startswith("step validate failed: the store has 3 error(s):")
-    assert "train: class 'class-0' has 1 image(s); at least 2 are needed" in text
+    needed = "at least 1000 are needed (validation.min_images_per_class)"
+    assert f"train: class 'class-0' has 80 image(s); {needed}" in text
     assert "Inner task failed" not in text
     log = Path(text.rpartition("log: ")[2])
     assert "Traceback (most recent call last)" in log.read_text()
@@ -183,7 +184,7 @@ def test_prepare_runs_again_when_the_content_of_the_data_changes(run_local, in_f
     for stem in ("train", "t10k"):
         write_idx(Path(f"idx/{stem}-images-idx3-ubyte"), images)
         write_idx(Path(f"idx/{stem}-labels-idx1-ubyte"), np.arange(8) % 2)
-    small_idx = ["data.root=idx", "data.val=2", "data.gallery=2"]
+    small_idx = ["data.root=idx", "data.val=4", "data.gallery=2"]
     lines = []
     for changed in (False, True):
         if changed:

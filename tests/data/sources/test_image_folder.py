@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tests.data.conftest import folder_source, write_pictures
 
-from arcloop.data import SPLITS, Store, prepare, store_key
+from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.errors import ConfigError, DataError
 from arcloop.runtime.images import decode
 
@@ -91,6 +91,19 @@ def test_other_files_are_ignored(tmp_path, pictures):
     (pictures / "bee" / "folder.png").mkdir()
     prepare(folder_source(pictures), tmp_path / "store", workers=1)
     assert sum(Store.open(tmp_path / "store").rows(split) for split in SPLITS) == 46
+
+
+@pytest.mark.parametrize("number", [5, 6, 9, 16])
+def test_default_splits_of_few_pictures_pass_validation(tmp_path, settings, number):
+    for seed, name in enumerate("abcd"):
+        write_pictures(tmp_path / "root" / name, number, seed=seed)
+    source = folder_source(tmp_path / "root", val=0.1, gallery=0.2, query=0.2)
+    prepare(source, tmp_path / "store", workers=1)
+    if number == 5:  # its keys are in the message
+        with pytest.raises(DataError, match=r"train: .*\(validation.min_images_per_class\)"):
+            validate(tmp_path / "store", tmp_path / "validation", settings)
+        settings.min_images_per_class = 1
+    assert validate(tmp_path / "store", tmp_path / "validation", settings).info["warnings"] == 0
 
 
 def test_key_depends_on_files_not_on_location(tmp_path, pictures):

@@ -45,9 +45,9 @@ def test_noise_has_the_width_that_was_asked_for():
 
 
 def test_names_and_rows():
-    listing = synthetic_source(num_classes=12).open()
+    listing = synthetic_source(num_classes=12, val=24).open()
     assert listing.classes[3] == "class-03"
-    assert dict(listing.rows) == dict(zip(SPLITS, (50, 20, 20, 20), strict=True))
+    assert dict(listing.rows) == dict(zip(SPLITS, (50, 24, 20, 20), strict=True))
 
 
 def test_key_follows_settings():
@@ -58,3 +58,14 @@ def test_key_follows_settings():
 def test_wrong_values():
     with pytest.raises(ConfigError, match=r"(?s)data.channels=2 .*data.train=0 .*data.noise=-1"):
         synthetic_source(channels=2, train=0, noise=-1)
+
+
+def test_too_few_rows_for_the_classes_are_refused_with_their_keys():
+    small = synthetic_source(num_classes=26, train=51, val=52, gallery=25, query=5)
+    with pytest.raises(ConfigError) as refused:
+        small.open()
+    assert refused.value.what.splitlines() == [
+        "data.train=51 must be at least 52: 2 image(s) of each of 26 classes",
+        "data.gallery=25 must be at least 26: 1 image(s) of each of 26 classes",
+    ]
+    assert "lower data.num_classes" in refused.value.remedy

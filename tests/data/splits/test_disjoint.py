@@ -265,7 +265,8 @@ def test_a_repeated_image_is_a_leak_with_leave_one_out(tmp_path, settings):
 
 
 def test_a_class_needs_two_images_with_leave_one_out(tmp_path, settings):
-    path = synthetic_store(tmp_path / "store", shard_rows=64, gallery=3)
+    path = synthetic_store(tmp_path / "store", shard_rows=64)
+    changed(path, "gallery", slice(3, None, 2), label=5)
     assert errors(path, settings) == [
         ("class size", "gallery", "class 'class-6' has 1 image(s); at least 2 are needed")
     ]

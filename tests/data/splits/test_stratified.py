@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcloop.data.splits.stratified import apportion, stratify
-from arcloop.errors import DataError
+from arcloop.errors import ConfigError, DataError
 
 LARGE = {"val": 0.1, "gallery": 0.2}
 
@@ -57,9 +57,44 @@ def test_small_class_has_a_row_everywhere_and_two_in_val():
     assert found == {"train": 1, "val": 2, "gallery": 1, "query": 1}
 
 
-def test_class_of_four_has_a_row_everywhere():
-    rows = split([0] * 1000 + [1] * 4, {"val": 0.1, "gallery": 0.1, "query": 0.1})
-    assert all((part >= 1000).sum() == 1 for part in rows.values())
+def test_class_of_four_is_refused():
+    with pytest.raises(DataError, match=r"too few images to split .* class 'c1' \(4\)") as caught:
+        split([0] * 1000 + [1] * 4, {"val": 0.1, "gallery": 0.1, "query": 0.1})
+    assert "at least 5 images" in caught.value.remedy
+    assert "data.split=disjoint" in caught.value.remedy
+
+
+@given(
+    counts=st.lists(st.integers(5, 20) | st.integers(100, 300), min_size=2, max_size=20),
+    shares=st.just([0.1, 0.2, 0.2]) | st.lists(st.floats(0.06, 0.25), min_size=3, max_size=3),
+)
+def test_fractions_give_every_split_the_rows_that_validation_requires(counts, shares):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rows = split(labels, dict(zip(("val", "gallery", "query"), shares, strict=True)))
+    found = {name: np.bincount(labels[part]) for name, part in rows.items()}
+    assert (found["train"] >= np.where(np.array(counts) > 5, 2, 1)).all()
+    assert (found["val"] >= 2).all()
+    for name in ("gallery", "query"):
+        assert len(found[name]) == len(counts)
+        assert (found[name] >= 1).all()
+
+
+def test_a_raised_fraction_takes_rows_from_the_other_fractions():
+    rows = split(np.arange(60) % 10, {"val": 0.1, "gallery": 0.3, "query": 0.2})
+    assert {name: len(part) for name, part in rows.items()} == {
+        "train": 20, "val": 20, "gallery": 10, "query": 10,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "size", "least"), [("val", 19, 20), ("gallery", 9, 10)])
+def test_a_number_that_is_too_small_for_the_classes_is_refused(name, size, least):
+    sizes = {"val": 30, "gallery": 20} | {name: size}
+    with pytest.raises(
+        ConfigError, match=f"data.{name}={size} is too small: .* 10 classes"
+    ) as error:
+        split(np.arange(100) % 10, sizes)
+    assert f"data.{name}={least} or more" in error.value.remedy
+    split(np.arange(100) % 10, sizes | {name: least})
 
 
 def test_largest_remainder_by_hand():
@@ -98,7 +133,7 @@ def test_apportionment_is_possible_and_exact(counts, shares):
 def test_class_with_one_image_is_named():
     with pytest.raises(DataError, match=r"'c1' \(1\), 'c2' \(2\)") as caught:
         split([0] * 50 + [1] + [2, 2], LARGE)
-    assert "at least 3 images" in caught.value.remedy
+    assert "at least 4 images" in caught.value.remedy
 
 
 @pytest.mark.parametrize("sizes", [{"val": 100}, {"val": 60, "gallery": 39}, {"val": 1.0}])

@@ -15,6 +15,7 @@ from arcloop.data.sources import Encode, Listing, RowBlock, Source, height_and_w
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import count_classes
 from arcloop.data.store.shards import Images, Labels, rows_per_block
+from arcloop.errors import ConfigError
 
 _GENERATOR_VERSION = 1  # increase it when a change of the code changes the images
 _CELLS = 7
@@ -60,11 +61,31 @@ class SyntheticSource(Source):
         return SyntheticListing(
             classes=[f"class-{label:0{digits}d}" for label in range(self.num_classes)],
             image_shape=(height, width, self.channels),
-            rows={split: getattr(self, split) for split in num_classes or SPLITS},
+            rows=self._rows(num_classes),
             noise=self.noise,
             seed=self.seed,
             num_classes=num_classes,
         )
+
+    def _rows(self, num_classes: Mapping[str, int]) -> dict[str, int]:
+        """Return the rows of each split, after checking that they suffice for its classes.
+
+        Raises:
+            ConfigError: A split has too few rows.
+        """
+        rows: dict[str, int] = {split: getattr(self, split) for split in num_classes or SPLITS}
+        faults = []
+        for split, minimum in (("train", 2), ("val", 2), ("gallery", 2 if num_classes else 1)):
+            classes = num_classes.get(split, self.num_classes)
+            if rows[split] < minimum * classes:
+                faults.append(
+                    f"data.{split}={rows[split]} must be at least {minimum * classes}:"
+                    f" {minimum} image(s) of each of {classes} classes"
+                )
+        if faults:
+            remedy = "raise these values, or lower data.num_classes"
+            raise ConfigError("\n".join(faults), remedy=remedy)
+        return rows
 
 
 @dataclass

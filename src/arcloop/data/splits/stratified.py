@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.data.splits import SPLITS
-from arcloop.errors import DataError, list_some
+from arcloop.errors import ConfigError, DataError, list_some
 
 Ints = npt.NDArray[np.int64]
 
-_MIN_ROWS = {"train": 1, "val": 2, "gallery": 1, "query": 1}
+MIN_ROWS = {"train": 1, "val": 2, "gallery": 1, "query": 1}
 """Minimum rows of each class per split. An image in `val` needs a neighbour of its class."""
 
 
@@ -26,13 +26,15 @@ def stratify(
     """Split rows so that every class is divided over all splits in the same proportions.
 
     The number of rows of each class in each split is computed by the largest remainder method; the
-    rows are drawn at random. Every class has at least 1 row in every split and 2 in `val`, if the
-    sizes of the class and of the split allow it.
+    rows are drawn at random. Every class has the rows in every split that validation requires:
+    `MIN_ROWS`, and 2 in train if the class has enough images. Fractions that give a split fewer
+    rows than that are raised, at the expense of the other fractions.
 
     Args:
         labels: [N] positions in `classes`.
         classes: Class names, for error messages.
         sizes: Split -> number of rows (int) or fraction of all rows (float); the rest is `train`.
+            A number is exact.
         seed: Seed of the random assignment.
         where: Origin of the rows, for error messages.
 
@@ -40,15 +42,12 @@ def stratify(
         Split -> its rows, ascending; `train` first.
 
     Raises:
+        ConfigError: A number of rows is too small for the classes.
         DataError: Classes have too few images for the splits, or the splits are larger than the
             data set. One message names all such classes.
     """
     counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
-    totals = {
-        name: round(size * len(labels)) if isinstance(size, float) else size
-        for name, size in sizes.items()
-    }
-    _require_possible(counts, classes, totals, sizes, where)
+    totals = _split_sizes(counts, classes, sizes, where)
     rows_of = apportion(counts, totals)
     names = ("train", *totals)
     table_CS = np.stack([counts - sum(rows_of.values()), *rows_of.values()], axis=1)
@@ -102,6 +101,8 @@ def apportion(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
     """
     minimum = _minimum_rows(counts, totals)
     left = counts - 1 - sum(minimum.values())  # one row of each class is reserved for train
+    num_spare = int(counts.sum()) - len(counts) - sum(totals.values())
+    left[np.flatnonzero(left)[:num_spare]] -= 1  # and a second one, as far as they suffice
     rows_of = {}
     for name, total in totals.items():
         low, high = minimum[name], minimum[name] + left
@@ -136,12 +137,13 @@ def apportion_new(new_C: Ints, stored_CS: Ints, sizes: Mapping[str, int | float]
     total_C = new_C + stored_CS.sum(axis=1)
     rows = int(total_C.sum())
     wanted = {
-        name: size * rows if isinstance(size, float) else size for name, size in sizes.items()
+        name: max(size * rows, MIN_ROWS[name] * len(new_C)) if isinstance(size, float) else size
+        for name, size in sizes.items()
     }
     wanted = {"train": rows - sum(wanted.values()), **wanted}
     fraction_S = np.array([wanted[split] / rows for split in SPLITS])
     # A split with fewer rows than there are classes cannot contain every class.
-    minimum_S = np.array([min(_MIN_ROWS[split], wanted[split] // len(new_C)) for split in SPLITS])
+    minimum_S = np.array([min(MIN_ROWS[split], wanted[split] // len(new_C)) for split in SPLITS])
     now_CS, left_C = stored_CS.copy(), new_C.copy()
     while len(some := np.flatnonzero(left_C)):
         now = now_CS[some]
@@ -176,37 +178,62 @@ def _minimum_rows(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
     minimum = {name: np.full_like(counts, min(1, t // len(counts))) for name, t in totals.items()}
     spare = counts - 1 - sum(minimum.values())
     for name, total in totals.items():
-        wanted = min(_MIN_ROWS[name], total // len(counts)) - minimum[name]
+        wanted = min(MIN_ROWS[name], total // len(counts)) - minimum[name]
         extra = np.clip(wanted, 0, spare)
         minimum[name] += extra
         spare -= extra
     return minimum
 
 
-def _require_possible(
-    counts: Ints,
-    classes: Sequence[str],
-    totals: Mapping[str, int],
-    sizes: Mapping[str, int | float],
-    where: object,
-) -> None:
+def _split_sizes(
+    counts: Ints, classes: Sequence[str], sizes: Mapping[str, int | float], where: object
+) -> dict[str, int]:
+    """Return the number of rows of each split, after checking that they are possible."""
+    rows = int(counts.sum())
+    totals = {
+        name: round(size * rows) if isinstance(size, float) else size
+        for name, size in sizes.items()
+    }
+    minimum = {name: MIN_ROWS[name] * len(classes) for name in totals}
     for name, total in totals.items():
         if total == 0:
             raise DataError(
-                f"{name}={sizes[name]} of {counts.sum()} images selects no image",
+                f"{name}={sizes[name]} of {rows} images selects no image",
                 where=where,
                 remedy=f"raise data.{name}",
             )
-    few = np.flatnonzero(counts < 1 + len(totals))
-    if len(few):
+        if total < minimum[name] and isinstance(sizes[name], int) and name != "query":
+            raise ConfigError(
+                f"data.{name}={total} is too small: each of the {len(classes)} classes needs"
+                f" {MIN_ROWS[name]} image(s) in {name}",
+                where=where,
+                remedy=f"pass data.{name}={minimum[name]} or more, or a fraction of the images",
+            )
+    needed = 1 + sum(MIN_ROWS[name] for name in totals)
+    if len(few := np.flatnonzero(counts < needed)):
         named = list_some([f"{classes[c]!r} ({counts[c]})" for c in few.tolist()])
         raise DataError(
             f"too few images to split over train, {', '.join(totals)}: class {named}",
             where=where,
-            remedy=f"give each class at least {1 + len(totals)} images, or remove it",
+            remedy=f"give each class at least {needed} images, remove it, or pass"
+            " data.split=disjoint, which needs 2 images of a class",
         )
-    asked, rows = sum(totals.values()), int(counts.sum())
-    if rows - asked < len(classes):
+    _require_rows_for_train(rows, totals, classes, where)
+    fractions = [name for name, size in sizes.items() if isinstance(size, float)]
+    totals |= {name: max(totals[name], minimum[name]) for name in fractions}
+    excess = sum(totals.values()) + int(np.minimum(counts - needed + 1, 2).sum()) - rows
+    for name in sorted(fractions, key=lambda name: minimum[name] - totals[name]):
+        cut = max(0, min(excess, totals[name] - minimum[name]))
+        totals[name] -= cut
+        excess -= cut
+    _require_rows_for_train(rows, totals, classes, where)
+    return totals
+
+
+def _require_rows_for_train(
+    rows: int, totals: Mapping[str, int], classes: Sequence[str], where: object
+) -> None:
+    if rows - sum(totals.values()) < len(classes):
         parts = ", ".join(f"{name}={total}" for name, total in totals.items())
         raise DataError(
             f"the splits are larger than the data set: {parts} of {rows} images"

@@ -70,8 +70,8 @@ def validate(
         raise DataError(
             f"the store has {errors} error(s):" + "".join(f"\n    {line}" for line in lines),
             where=store_path,
-            remedy=f"see {output / 'report.html'}; correct the source, delete the store and"
-            " prepare it again",
+            remedy=f"see {output / 'report.html'}; correct the source or its splits,"
+            " delete the store and prepare it again",
         )
     return artifacts.load(output, "validation")
 
@@ -119,6 +119,8 @@ def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
         for label in np.flatnonzero(expected[split] & (counts[split] < minimum)):
             message = f"class {names[label]!r} has {counts[split][label]} image(s); at least"
             message += f" {minimum} are needed"
+            if split == "train":
+                message += " (validation.min_images_per_class)"
             findings.add(Finding("error", "class size", message, split))
     is_missing = ~np.any(list(has.values()), axis=0)
     for label in np.flatnonzero(is_missing & ~is_train):
