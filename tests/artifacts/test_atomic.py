@@ -6,7 +6,14 @@ import time
 import pytest
 
 from arcloop.artifacts import atomic
-from arcloop.artifacts.atomic import file_lock, is_abandoned, process_tag, try_lock
+from arcloop.artifacts.atomic import (
+    file_lock,
+    is_abandoned,
+    process_tag,
+    remove_abandoned,
+    temporary_sibling,
+    try_lock,
+)
 from arcloop.artifacts.writer import write_artifact
 from arcloop.errors import ResourceError
 
@@ -162,3 +169,15 @@ def test_a_file_system_that_cannot_sync_a_folder(tmp_path, monkeypatch):
     (tmp_path / "new").mkdir()
     atomic.replace_folder(tmp_path / "new", tmp_path / "target")
     assert (tmp_path / "target").is_dir()
+
+
+@pytest.mark.parametrize("name", ["run", "[b]cat", "[!c]"])
+def test_abandoned_folders_of_one_artifact_are_removed(tmp_path, name):
+    """A name that looks like a pattern matches itself only; "[b]cat" is not "bcat"."""
+    own = temporary_sibling(tmp_path / name)
+    others = [temporary_sibling(tmp_path / other) for other in ("bcat", "b", "r")]
+    for folder in (own, *others):
+        folder.mkdir()
+    remove_abandoned(tmp_path / name)
+    assert not own.exists()
+    assert all(other.exists() for other in others)

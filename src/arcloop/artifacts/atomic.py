@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import glob
 import hashlib
 import json
 import os
@@ -82,7 +83,7 @@ def temporary_sibling(path: Path) -> Path:
 
 def remove_abandoned(path: Path) -> None:
     """Remove temporary folders of `path` whose process has ended, see `is_abandoned`."""
-    for sibling in path.parent.glob(f".{path.name}.tmp-*"):
+    for sibling in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
         if is_abandoned(sibling):
             shutil.rmtree(sibling, ignore_errors=True)
 
