@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.lib.format import open_memmap
-from tests.data.conftest import synthetic_source, write_idx_set
+from PIL import Image
+from tests.data.conftest import folder_source, synthetic_source, write_idx_set, write_pictures
 
 from arcloop import artifacts
 from arcloop.artifacts.writer import write_manifest
@@ -126,6 +127,7 @@ def test_image_in_two_splits_is_an_error(store, settings, pair):
 def test_image_in_all_splits_is_reported_for_each_pair(store, settings):
     for split in SPLITS:
         images(store, split, 1)[2] = images(store, "train", 0)[0]
+        labels(store, split, 1)[2] = labels(store, "train", 0)[0]
     reseal(store)
     report, _ = failed(store, settings)
     assert report["counts"] == [
@@ -137,6 +139,7 @@ def test_image_in_all_splits_is_reported_for_each_pair(store, settings):
 def test_duplicates_within_a_split_are_warnings(store, settings):
     for row in (4, 9):
         images(store, "train", 2)[row] = images(store, "train", 0)[1]
+        labels(store, "train", 2)[row] = labels(store, "train", 0)[1]
     reseal(store)
     artifact = validate(store, store.parent / "validation", settings)
     assert artifact.info == {"passed": True, "errors": 0, "warnings": 2}
@@ -145,6 +148,61 @@ def test_duplicates_within_a_split_are_warnings(store, settings):
         ("train/images-00002.npy", 4), ("train/images-00002.npy", 9),
     ]  # fmt: skip
     assert report["warnings"][0]["message"].endswith("train/images-00000.npy row 1")
+
+
+@pytest.fixture
+def by_split(tmp_path):
+    """Pictures of three classes, in folders of the splits."""
+    for number, (split, name) in enumerate(itertools.product(SPLITS, "abc")):
+        write_pictures(tmp_path / "pictures" / split / name, 4, seed=number)
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_a_picture_under_two_labels_is_a_printed_warning(by_split, settings, capfd, encoding):
+    shutil.copy(by_split / "train/a/000.png", by_split / "train/c/[bold]same.png")
+    shutil.copy(by_split / "train/b/001.png", by_split / "train/b/again.png")
+    store = by_split.parent / "store"
+    prepare(folder_source(by_split, encoding=encoding), store, workers=1)
+    artifact = validate(store, store / "validation", settings)
+    assert artifact.info == {"passed": True, "errors": 0, "warnings": 2}
+    report = json.loads((artifact.path / "report.json").read_text())
+    assert {w["check"]: (w["image"], w["split"]) for w in report["warnings"]} == {
+        "duplicate": ("train/b/again.png", "train"),
+        "label conflict": ("train/c/[bold]same.png", "train"),
+    }
+    printed = capfd.readouterr().err
+    assert f"warning: label conflict: 1, see {artifact.path}/report.html\n" in printed
+    assert (
+        "train/c/[bold]same.png (train): the same image as train/a/000.png (train), "
+        "but of class 'c' instead of 'a'\n" in printed
+    )
+    assert "train/b/again.png (train): the same image as train/b/001.png (train)\n" in printed
+    assert "train/c/[bold]same.png" in (artifact.path / "report.html").read_text()
+
+
+def test_errors_of_images_name_the_image_files(by_split, settings):
+    shutil.copy(by_split / "train/a/000.png", by_split / "val/b/999.png")
+    Image.new("RGB", (6, 4), (9, 9, 9)).save(by_split / "query/c/000.png")
+    store = by_split.parent / "store"
+    prepare(folder_source(by_split), store, workers=1)
+    _, error = failed(store, replace(settings, max_empty_fraction=0.0))
+    assert (
+        "val/b/999.png (val): the same image as train/a/000.png (train), "
+        "but of class 'b' instead of 'a'" in error.what
+    )
+    assert "query/c/000.png (query): constant or almost constant" in error.what
+
+
+def test_two_labels_without_image_files(store, settings, capfd):
+    first, second = labels(store, "train", 0), labels(store, "train", 1)
+    row = int(np.flatnonzero(second != first[3])[0])
+    images(store, "train", 1)[row] = images(store, "train", 0)[3]
+    reseal(store)
+    validate(store, store.parent / "validation", settings)
+    expected = f"train/images-00001.npy row {row}: the same image as train/images-00000.npy row 3"
+    classes = f"class 'class-{second[row]}' instead of 'class-{first[3]}'"
+    assert f"{expected}, but of {classes}\n" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "level"), [(5, "warning"), (6, "error")])

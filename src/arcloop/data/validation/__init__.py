@@ -19,7 +19,7 @@ from arcloop.data.store.shards import Images
 from arcloop.data.validation.files import Finding, Findings
 from arcloop.data.validation.inspection import Inspection, inspect_store
 from arcloop.display.html import data_uri, render_template
-from arcloop.display.terminal import track
+from arcloop.display.terminal import print_line, track
 from arcloop.errors import DataError
 from arcloop.runtime.images import encode_png
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from arcloop.config.schema import ValidationSettings
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
-_LISTED_IN_ERROR = 10
 _MAX_BARS = 60
 _THUMBNAIL_SIDE = 64
 
@@ -35,7 +34,7 @@ _THUMBNAIL_SIDE = 64
 def validate(
     store_path: Path, output: Path, settings: ValidationSettings, *, reuse: bool = False
 ) -> Artifact:
-    """Read a whole store and report all faults at once.
+    """Read a whole store, report all faults at once, and print the first warnings of each check.
 
     The report is also written if there are errors; its `info["passed"]` is then False.
 
@@ -62,18 +61,26 @@ def validate(
         if reuse and (done := find_passed()):
             return done
         findings = _write_validation(store, output, settings)
+    for (level, check), count in sorted(findings.counts.items()):
+        if level == "warning":
+            found = [finding for finding in findings.of_level(level) if finding.check == check]
+            page = output / "report.html"
+            print_line(f"warning: {check}: {count}, see {page}{_list(found, count, 3)}")
     if errors := findings.count("error"):
-        listed = findings.of_level("error")[:_LISTED_IN_ERROR]
-        lines = [str(finding) for finding in listed]
-        if errors > len(listed):
-            lines.append(f"and {errors - len(listed)} more")
         raise DataError(
-            f"the store has {errors} error(s):" + "".join(f"\n    {line}" for line in lines),
+            f"the store has {errors} error(s):{_list(findings.of_level('error'), errors, 10)}",
             where=store_path,
             remedy=f"see {output / 'report.html'}; correct the source or its splits,"
             " delete the store and prepare it again",
         )
     return artifacts.load(output, "validation")
+
+
+def _list(findings: Sequence[Finding], count: int, limit: int) -> str:
+    lines = [str(finding) for finding in findings[:limit]]
+    if count > len(lines):
+        lines.append(f"and {count - len(lines)} more")
+    return "".join(f"\n    {line}" for line in lines)
 
 
 def _write_validation(store: Artifact, output: Path, settings: ValidationSettings) -> Findings:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ class Finding:
         split: The split, if the finding concerns one split.
         file: Path of the file within the store, if the finding concerns one file.
         row: Row within the file, if the finding concerns one row.
+        image: Image file that the row was read from, relative to the root of the source; None if
+            the source does not have one file per image.
     """
 
     level: Level
@@ -42,8 +46,11 @@ class Finding:
     split: str | None = None
     file: str | None = None
     row: int | None = None
+    image: str | None = None
 
     def __str__(self) -> str:
+        if self.image is not None:
+            return f"{self.image} ({self.split}): {self.message}"
         location = self.file or self.split
         row = "" if self.row is None else f" row {self.row}"
         return f"{location}{row}: {self.message}" if location else self.message
@@ -85,6 +92,7 @@ class ShardFiles:
         labels: Path of its labels within the store.
         offsets: Path, within the store, of the file with the start of each encoded image; None for
             raw images.
+        origins: Path of the table of image files within the store.
     """
 
     split: str
@@ -93,6 +101,7 @@ class ShardFiles:
     images: str
     labels: str
     offsets: str | None
+    origins: str
 
 
 class StoreFiles:
@@ -120,6 +129,7 @@ class StoreFiles:
                     f"{split}/{shard_file('jpeg' if encoded else 'images', number)}",
                     f"{split}/{shard_file('labels', number)}",
                     f"{split}/{shard_file('offsets', number)}" if encoded else None,
+                    f"{split}/{shard_file('origins', number)}",
                 )
                 first_row += rows
 
@@ -161,6 +171,20 @@ class StoreFiles:
             self._findings.add(Finding("error", "label", message, shard.split, shard.labels, row))
         return labels
 
+    def image_file(self, shard: ShardFiles, row: int) -> str | None:
+        """Return the image file of a row, see `Finding.image`; None if its table is damaged."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            table = np.load(self._store.path / shard.origins, mmap_mode="r")
+            return os.fsdecode(table["path"][row])
+        return None
+
+    def add_image(
+        self, level: Level, check: str, message: str, shard: ShardFiles, row: int
+    ) -> None:
+        """Add a finding about one image."""
+        image = self.image_file(shard, row)
+        self._findings.add(Finding(level, check, message, shard.split, shard.images, row, image))
+
     def read_images(self, shard: ShardFiles) -> Iterator[tuple[Ints, Images]]:
         """Read the images of a shard in blocks, without the images that cannot be read.
 
@@ -198,9 +222,7 @@ class StoreFiles:
                         images.append(_decode(file.read(size), *image_shape))
                         rows.append(row)
                     except ImageError as cause:
-                        self._findings.add(
-                            Finding("error", "decode", str(cause), shard.split, shard.images, row)
-                        )
+                        self.add_image("error", "decode", str(cause), shard, row)
                 if rows:
                     yield np.array(rows), np.stack(images)
 

@@ -18,7 +18,6 @@ from arcloop.artifacts import Artifact
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
 from arcloop.data.validation.files import (
-    Finding,
     Findings,
     Ints,
     Level,
@@ -75,11 +74,13 @@ def inspect_store(
     leave_one_out = store.info.get("leave_one_out", False)
     empty: list[tuple[ShardFiles, Ints]] = []
     digests, hashed_rows = bytearray(), array("q")
+    all_labels = np.full(sum(shard.rows for shard in shards), -1, np.int32)
     for shard in shards:
         labels = files.read_labels(shard)
         if labels is not None:
-            valid = labels[(labels >= 0) & (labels < len(classes))]
-            counts[shard.split] += np.bincount(valid, minlength=len(classes))
+            is_valid = (labels >= 0) & (labels < len(classes))
+            counts[shard.split] += np.bincount(labels[is_valid], minlength=len(classes))
+            all_labels[shard.first_row :][: shard.rows][is_valid] = labels[is_valid]
         for rows, images in files.read_images(shard):
             flat = images.reshape(len(images), -1)
             is_empty = pixel_std(flat) < settings.min_std
@@ -92,13 +93,13 @@ def inspect_store(
                 _add_samples(samples, images, labels[rows])
         advance(shard.rows)
     groups = equal_groups(digests, np.frombuffer(hashed_rows, np.int64))
-    _report_equal_images(groups, shards, findings, leave_one_out=leave_one_out)
+    _report_equal_images(groups, shards, files, all_labels, classes, leave_one_out=leave_one_out)
     for name in store.files:
         if Path(name).name.startswith("origins-"):
             files.check(name)
     if leave_one_out:
         counts["query"] = counts["gallery"]
-    _report_empty_images(empty, store, settings, findings)
+    _report_empty_images(empty, store, settings, files)
     num_train_classes = store.info.get("train_classes", len(classes))
     return Inspection(classes, counts, findings, samples, num_train_classes, leave_one_out)
 
@@ -147,7 +148,7 @@ def _report_empty_images(
     empty: Sequence[tuple[ShardFiles, Ints]],
     store: Artifact,
     settings: ValidationSettings,
-    findings: Findings,
+    files: StoreFiles,
 ) -> None:
     number: Counter[str] = Counter()
     for shard, rows in empty:
@@ -157,16 +158,30 @@ def _report_empty_images(
         allowed = settings.max_empty_fraction * store.info["splits"][shard.split]["rows"]
         level: Level = "error" if number[shard.split] > allowed else "warning"
         for row in rows.tolist():
-            findings.add(Finding(level, "empty image", message, shard.split, shard.images, row))
+            files.add_image(level, "empty image", message, shard, row)
 
 
 def _report_equal_images(
-    groups: Iterator[Ints], shards: Sequence[ShardFiles], findings: Findings, *, leave_one_out: bool
+    groups: Iterator[Ints],
+    shards: Sequence[ShardFiles],
+    files: StoreFiles,
+    labels: npt.NDArray[np.int32],
+    classes: Sequence[str],
+    *,
+    leave_one_out: bool,
 ) -> None:
     """Report equal images: in two splits as one error per pair of splits, else as warnings.
 
     With leave-one-out, equal images within gallery are errors, too: a query would find its own
     image in another gallery row.
+
+    Args:
+        groups: Rows of equal images.
+        shards: All shards.
+        files: Receives the findings.
+        labels: [N] label of each row of all shards; -1 if it is invalid.
+        classes: Class names.
+        leave_one_out: Whether gallery is also the query split.
     """
     first_rows = np.array([shard.first_row for shard in shards])
     splits = np.array([shard.split for shard in shards])
@@ -174,9 +189,17 @@ def _report_equal_images(
     def report(level: Level, check: str, row: int, equal_row: int) -> None:
         numbers = np.searchsorted(first_rows, (row, equal_row), side="right") - 1
         shard, other = (shards[number] for number in numbers.tolist())
-        message = f"the same image as {other.images} row {equal_row - other.first_row}"
-        row_in_shard = row - shard.first_row
-        findings.add(Finding(level, check, message, shard.split, shard.images, row_in_shard))
+        other_row = equal_row - other.first_row
+        name = files.image_file(other, other_row)
+        other_name = (
+            f"{other.images} row {other_row}" if name is None else f"{name} ({other.split})"
+        )
+        message = f"the same image as {other_name}"
+        label, other_label = labels[row], labels[equal_row]
+        if label != other_label and min(label, other_label) >= 0:
+            message += f", but of class {classes[label]!r} instead of {classes[other_label]!r}"
+            check = "label conflict" if level == "warning" else check
+        files.add_image(level, check, message, shard, row - shard.first_row)
 
     for group in groups:
         split_of_row = splits[np.searchsorted(first_rows, group, side="right") - 1]
