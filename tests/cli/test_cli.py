@@ -16,9 +16,9 @@ from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.artifacts import atomic
-from arcloop.cli.launch import FROM_RUN
 from arcloop.cli.main import EXTRA_PACKAGES, VERBS, main
 from arcloop.models.checkpoints import read_checkpoint
+from arcloop.pipeline.chains import FROM_RUN
 from arcloop.runtime.images import encode_png
 
 
@@ -146,7 +146,7 @@ def test_query_without_a_place_for_thumbnails(work, capsys):
 def test_sweep_makes_a_complete_run_per_job_and_returns_its_objective(in_tmp):
     assert main(["train", "-m", *SMALL, "head.margin=0.2,0.4"]) == 0
     runs = sorted(p.parent for p in in_tmp.glob("runs/sweeps/synthetic/*/manifest.json"))
-    assert [run.name[-15:] for run in runs] == ["head.margin=0.2", "head.margin=0.4"]
+    assert [run.name for run in runs] == ["head.margin-0.2", "head.margin-0.4"]
     for run in runs:
         artifacts.load(run, "run")
         artifacts.load(run / "evaluation", "evaluation")

@@ -37,12 +37,12 @@ def test_a_sweep_over_two_processes_makes_complete_runs_on_the_curve_of_one(in_t
     assert main(["train", "-m", *TWO, *plain, "head.margin=0.3,0.5"]) == 0
     folder = in_tmp / "runs/sweeps/synthetic"
     for margin in ("0.3", "0.5"):
-        run = artifacts.load(folder / f"head.margin={margin}", "run")
+        run = artifacts.load(folder / f"head.margin-{margin}", "run")
         assert run.config["head"]["margin"] == float(margin)
         assert run.config["trainer"]["devices"] == 2
     expected, same, other = (
         losses(path)
-        for path in (in_tmp / "one", folder / "head.margin=0.3", folder / "head.margin=0.5")
+        for path in (in_tmp / "one", folder / "head.margin-0.3", folder / "head.margin-0.5")
     )
     assert len(expected) == len(same) == len(other) == 12
     # Two processes sum in another order than one. Training amplifies the difference in rounding,

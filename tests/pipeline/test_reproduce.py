@@ -16,13 +16,13 @@ RUN = "runs/synthetic"
 
 
 def test_an_equal_second_run_is_removed(work, capsys):
-    assert (
-        main(["index", f"run_dir={RUN}", "index=hnsw"]) == 0
-    )  # rebuilt after the training; `reproduce` must do the same
+    """Its folder has a name that an override must quote, and its index was rebuilt."""
+    assert main(["index", f"run_dir={RUN}", "index=hnsw"]) == 0
     assert main(["evaluate", f"run_dir={RUN}"]) == 0
-    assert main(["reproduce", RUN]) == 0
+    (work / RUN).rename("runs/a=1, [b]")
+    assert main(["reproduce", "runs/a=1, [b]"]) == 0
     assert "equal" in capsys.readouterr().out
-    assert not (work / f"{RUN}-reproduced").exists()
+    assert not (work / "runs/a=1, [b]-reproduced").exists()
 
 
 def test_a_different_second_run_is_kept(work, capsys):

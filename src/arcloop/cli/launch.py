@@ -18,16 +18,14 @@ from arcloop.config.composition import (
     as_config_error,
     bundled,
     check_config,
-    recorded_overrides,
     register_schema,
     require_single_values,
 )
+from arcloop.config.recorded import find_run_dir, recorded_overrides
 from arcloop.errors import ResourceError
-from arcloop.pipeline.chains import VerbResult, run_verb
+from arcloop.pipeline.chains import FROM_RUN, VerbResult, run_verb
 
 GATE_NOT_PASSED = 3
-FROM_RUN = ("embed", "index", "evaluate", "export")
-"""Verbs that work on a finished run and start from its recorded overrides."""
 
 
 def launch(verb: str, arguments: Sequence[str]) -> int:
@@ -45,20 +43,24 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
-    recorded = recorded_overrides(overrides) if verb in FROM_RUN else []
     if {"-m", "--multirun"} & set(flags) or "hydra.mode=MULTIRUN" in overrides:
-        return _sweep(verb, flags, [*recorded, *overrides])
-    return _single(verb, flags, [*recorded, *overrides])
+        return _sweep(verb, flags, overrides)
+    return _single(verb, flags, overrides)
 
 
 def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run one job and return the exit code."""
     require_single_values(overrides)
+    run_dir = find_run_dir(overrides) if verb in FROM_RUN else None
+    if run_dir is not None:
+        overrides = [*recorded_overrides(run_dir, overrides), *overrides]
     failures: list[Exception] = []
     outcomes: list[VerbResult] = []
 
     def job(config: DictConfig) -> None:
         try:
+            if run_dir is not None:
+                config.run_dir = str(run_dir)
             check_config(config)
             outcomes.append(run_verb(verb, config, list(HydraConfig.get().overrides.task)))
         except Exception as error:  # noqa: BLE001 - raised again below, outside Hydra

@@ -27,11 +27,10 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from arcloop import artifacts
 from arcloop.config import targets
 from arcloop.config.schema import Config
 from arcloop.config.value_types import describe_mismatch, field_types, find_mismatches
-from arcloop.errors import ArcloopError, ArtifactError, ConfigError
+from arcloop.errors import ArcloopError, ConfigError
 
 
 def bundled(name: str) -> Path:
@@ -126,34 +125,6 @@ def require_single_values(overrides: Sequence[str]) -> None:
                 remedy="-m runs one job for each; a list is written in brackets, a text with a"
                 f" comma as {quote_override(*_split(text))}",
             )
-
-
-def recorded_overrides(given: Sequence[str]) -> list[str]:
-    """Return the overrides of a finished run, without those that `given` replaces.
-
-    An override replaces a recorded one of the same key. A choice of a group also replaces the
-    recorded values in the group, which may not exist in another choice.
-
-    Args:
-        given: Overrides. The run is the value of `run_dir=`; if it is not given, or the folder is
-            not an artifact, the result is empty.
-
-    Raises:
-        ArtifactError: The folder is an artifact but not a run.
-    """
-    parsed = {override.key_or_group: override for override in parse_overrides(given)}
-    run_dir = parsed["run_dir"].value() if "run_dir" in parsed else None
-    if not isinstance(run_dir, str) or not artifacts.exists(Path(run_dir)):
-        return []
-    recorded = artifacts.read(Path(run_dir), "run").info.get("overrides")
-    if not isinstance(recorded, list):
-        raise ArtifactError(
-            "the manifest of this run does not record the overrides of its config",
-            where=Path(run_dir) / artifacts.MANIFEST,
-            remedy="train the run again",
-        )
-    keys = ((override, override.partition("=")[0].lstrip("+~")) for override in recorded)
-    return [o for o, key in keys if key not in parsed and key.partition(".")[0] not in parsed]
 
 
 def check_config(config: DictConfig) -> None:

@@ -62,7 +62,8 @@ def train(overrides: Sequence[str], store: Path, run_dir: Path, job: str) -> str
     Raises:
         ResourceError: The job failed, or cannot be created or polled.
     """
-    config = compose_config([*overrides, f"run_dir={run_dir}"])
+    config = compose_config(overrides)
+    config.run_dir = str(run_dir)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     job_file = run_dir.parent / f"{run_dir.name}.job.json"
     write_json(job_file, worker_job(config, store, run_dir, overrides, pipeline_task=True))

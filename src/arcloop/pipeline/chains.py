@@ -29,6 +29,8 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
     **{name: (name,) for name in (*steps.AFTER_TRAINING, "export")},
 }
 """Verb -> its steps, in order. A step is skipped if its artifact is up to date."""
+FROM_RUN = (*steps.AFTER_TRAINING, "export")
+"""Verbs that work on a finished run and start from its recorded overrides."""
 _SUMMARY_METRICS = (
     "top1", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "eer", "pair_accuracy",
     "index_recall_at_10",

@@ -96,7 +96,8 @@ def _config(run: Artifact, second: Path) -> DictConfig:
     The groups of `_COMPOSED`, which contain output paths, are not replaced. The second run starts
     from scratch even if the first run was resumed, because resuming does not change the result.
     """
-    config = compose_config([*run.info["overrides"], f"run_dir={second}", "resume=auto"])
+    config = compose_config([*run.info["overrides"], "resume=auto"])
+    config.run_dir = str(second)
     for name in {name for step in steps.STEPS.values() for name in step.reads} - _COMPOSED:
         if name in run.config:  # a run of an older version may lack the group
             _replace_group(config, name, run.config[name])

@@ -87,7 +87,9 @@ def run_step(
         ConfigError: An override is invalid.
         DataError, ArtifactError, ResourceError: The step failed.
     """
-    config = compose_config([*overrides, *([f"run_dir={output}"] if name == "train" else [])])
+    config = compose_config(overrides)
+    if name == "train":
+        config.run_dir = str(output)
     return apply(name, config, inputs, output, overrides, pipeline_task=True)
 
 

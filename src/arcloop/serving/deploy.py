@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from arcloop.config.composition import compose_config, recorded_overrides, to_plain
+from arcloop.config.composition import to_plain
+from arcloop.config.recorded import compose_for_run
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, report_errors
 from arcloop.runtime.golden_batch import GoldenBatch
@@ -62,9 +63,10 @@ def parse_arguments(overrides: Sequence[str]) -> DeployArguments:
         overrides: Hydra overrides, e.g. ["run_dir=runs/mnist", "deploy.keep=5"].
 
     Raises:
+        ArtifactError: There is no run in the given `run_dir`.
         ConfigError: A key or a value is invalid.
     """
-    config = to_plain(compose_config([*recorded_overrides(overrides), *overrides]))
+    config = to_plain(compose_for_run(overrides, required=False))
     settings = build_settings(config["deploy"])
     return DeployArguments(Path(config["run_dir"]), settings, config["force"])
 

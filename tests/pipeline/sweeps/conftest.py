@@ -17,7 +17,8 @@ class SweepFolder:
 
     def job(self, values, objective, metrics=None, failure=None, mode="max", config=None):
         overrides = [*FIXED, *(f"{key}={value}" for key, value in values.items())]
-        folder = self.path / folder_name(overrides[len(FIXED) :])
+        swept = {key: str(value) for key, value in values.items()}
+        folder = self.path / folder_name(swept)
         folder.mkdir()
         if failure is None:
             config = {
@@ -30,7 +31,6 @@ class SweepFolder:
         if metrics is not None:
             with write_artifact(folder / "evaluation", "evaluation", config={}) as writer:
                 write_json(writer.path / "metrics.json", metrics)
-        swept = {key: str(value) for key, value in values.items()}
         recorded = None if failure is None else Failure(failure, retry=False, exit_code=1)
         record = JobRecord("", "train", overrides, swept, WHEN, WHEN, objective, recorded)
         record.write(folder / RECORD)

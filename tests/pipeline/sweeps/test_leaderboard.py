@@ -37,7 +37,7 @@ def test_every_file_is_written_with_the_same_values(sweep, capsys):
     sweep.job({"head.margin": 0.4, "head.scale": 32, "seed": 2}, None, failure="it <broke>\nmore")
     assert main(["leaderboard", str(sweep.path)]) == 0
     printed = capsys.readouterr().out
-    assert "no result: head.margin=0.4,head.scale=32,seed=2: it <broke>" in printed
+    assert "no result: head.margin-0.4_head.scale-32_seed-2: it <broke>" in printed
     settings = rows(sweep.path / "leaderboard.csv")
     assert len(settings) == 6
     best = settings[0]
@@ -126,13 +126,18 @@ def test_the_same_jobs_give_the_same_bytes(sweep):
     assert render(Ranking.of(sweep.path)) == render(Ranking.of(sweep.path))
 
 
-def test_an_interrupted_job_is_listed(sweep, capsys):
+@pytest.mark.parametrize("name", ["head.margin-0.3", "head.margin=0.3"])
+def test_an_interrupted_job_is_listed(sweep, capsys, name):
+    """The second name is that of a sweep of an earlier version."""
     sweep.job({"head.margin": 0.2}, 0.8)
-    half = sweep.path / "head.margin=0.3"
+    half = sweep.path / name
     half.mkdir()
     (half / ".begun.json").write_text('{"identity": "x"}')
+    (half / "config.yaml").write_text("monitor: val_top1\nhead: {margin: 0.3}\n")
     assert main(["leaderboard", str(sweep.path)]) == 0
-    assert "no result: head.margin=0.3: interrupted" in capsys.readouterr().out
+    assert f"no result: {name}: interrupted" in capsys.readouterr().out
+    unfinished = rows(sweep.path / "leaderboard.csv")[1]
+    assert (unfinished["head.margin"], unfinished["finished"]) == ("0.3", "0")
 
 
 def test_markdown_has_a_command_for_every_row(sweep, capsys, tmp_path):

@@ -17,6 +17,9 @@ WRONG = {
     "the end of an interval": (
         ["sweep=random", "head.margin=interval(0.2,9.0)"], ["head.margin=9.0 must be less than"]),
     "one folder": (["run_dir=x", "head.margin=0.2,0.3"], ["run_dir=x", "hydra.sweep.dir"]),
+    "fewer folders than jobs": (
+        ["run_dir=x,y", "head.margin=0.2,0.3"], ["run_dir=x,y", "hydra.sweep.dir"]),
+    "one folder, added": (["++run_dir=x", "seed=0,1"], ["++run_dir=x", "hydra.sweep.dir"]),
     "no Slurm": (["launcher=slurm", "seed=1,2"], ["launcher=slurm needs Slurm", "launcher=joblib"]),
     "no trials": (["sweep=optuna", "sweep.trials=0", "seed=1,2"], ["sweep.trials=0 must be"]),
     "a misspelt search": (["sweep=optun", "seed=1,2"], ["no sweep=optun", "did you mean optuna"]),

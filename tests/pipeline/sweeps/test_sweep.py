@@ -11,11 +11,14 @@ from pathlib import Path
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.pipeline.sweeps.job import RECORD, JobRecord
+from arcloop.config.composition import parse_overrides
+from arcloop.pipeline.sweeps.job import RECORD, JobRecord, folder_name
 
 QUICK = [*SMALL, "callbacks=export_only", "logger=csv"]
 SWEEP = Path("runs/sweeps/synthetic")
@@ -89,8 +92,8 @@ def test_a_failed_job_in_another_process_is_recorded_and_not_repeated(in_tmp, ca
     output = capfd.readouterr().err
     assert "1 of 2 jobs failed; the first error: training diverged" in output
     assert "Traceback" not in output
-    assert [folder.name for folder in finished()] == ["optimizer.lr=0.1"]
-    recorded = json.loads((SWEEP / "optimizer.lr=1e+30/job.json").read_text())
+    assert [folder.name for folder in finished()] == ["optimizer.lr-0.1"]
+    recorded = json.loads((SWEEP / "optimizer.lr-1e+30/job.json").read_text())
     assert "training diverged" in recorded["failure"]["what"]
     assert recorded["failure"]["retry"] is False
     assert recorded["swept"] == {"optimizer.lr": "1e+30"}
@@ -114,23 +117,49 @@ def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):
     assert "the same command runs 1 of them again" in capsys.readouterr().err
     (first,) = finished()
     before = states(first)
-    assert record(SWEEP / "stores_dir=blocked-stores").failure.retry
+    assert record(SWEEP / folder_name({"stores_dir": "blocked/stores"})).failure.retry
     Path("blocked").unlink()
     assert main(arguments) == 0
     assert len(finished()) == 2
-    assert record(SWEEP / "stores_dir=blocked-stores").failure is None
+    assert record(SWEEP / folder_name({"stores_dir": "blocked/stores"})).failure is None
     assert states(first) == before
 
 
 def test_a_finished_job_of_another_config_keeps_its_record(in_tmp, capsys):
     sweep = ["train", "-m", *QUICK, "seed=choice(0)"]
     assert main([*sweep, "trainer.max_epochs=1"]) == 0
-    before = record(SWEEP / "seed=0")
+    before = record(SWEEP / "seed-0")
     assert main(sweep) == 2
     assert "contains a run of another config" in capsys.readouterr().err
-    assert record(SWEEP / "seed=0") == before
+    assert record(SWEEP / "seed-0") == before
     assert main([*sweep, "overwrite=true"]) == 0
-    assert record(SWEEP / "seed=0").config_sha256 != before.config_sha256
+    assert record(SWEEP / "seed-0").config_sha256 != before.config_sha256
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=250)
+
+
+@given(st.lists(NAMES, min_size=2, max_size=2, unique=True))
+def test_folders_of_jobs_differ_and_need_no_quotes(values):
+    names = [folder_name({"data.root": value, "seed": "0"}) for value in values]
+    assert len(set(names)) == 2
+    for name in names:
+        assert shlex.quote(name) == name
+        assert len(name) <= 200
+        (override,) = parse_overrides([f"run_dir=runs/sweeps/x/{name}"])
+        assert override.value() == f"runs/sweeps/x/{name}"
+
+
+def test_a_sweep_of_an_earlier_version_is_continued_in_its_folders(in_tmp):
+    values = ["head.margin=0.2,0.4", "seed=choice(0)"]
+    sweep = ["train", "-m", *QUICK, "trainer.max_epochs=1", *values]
+    assert main(sweep) == 0
+    old = SWEEP / "head.margin=0.2,seed=0"
+    (SWEEP / "head.margin-0.2_seed-0").rename(old)
+    before = states(SWEEP)
+    assert main(sweep) == 0
+    assert states(SWEEP) == before
+    assert finished() == [SWEEP / "head.margin-0.4_seed-0", old]
 
 
 def test_exit_code_if_the_gate_of_one_job_does_not_pass(work):

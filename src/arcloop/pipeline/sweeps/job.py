@@ -28,10 +28,15 @@ from omegaconf import DictConfig
 
 from arcloop import artifacts
 from arcloop.artifacts.atomic import sha256_json, write_json
-from arcloop.config.composition import check_config, register_schema, to_plain
+from arcloop.config.composition import (
+    check_config,
+    register_schema,
+    to_plain,
+)
+from arcloop.config.recorded import compose_for_run, find_run_dir
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, DivergedError, as_user_error
-from arcloop.pipeline.chains import CHAINS, VerbResult, run_verb
+from arcloop.pipeline.chains import CHAINS, FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import STEPS
 from arcloop.pipeline.sweeps.plan import TRAINING, reserve_gpu
 
@@ -140,10 +145,13 @@ class Job:
         settings = HydraConfig.get()
         number, overrides = settings.job.num, list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
-        point = [f"{key}={value}" for key, value in swept.items()]
-        if not any(_key(o) == "run_dir" for o in overrides):
-            config.run_dir = str(Path(settings.sweep.dir) / folder_name(point))
-        print_line(f"job {number}: {' '.join(point)} -> {config.run_dir}")
+        if self.verb in FROM_RUN:
+            config.run_dir = str(find_run_dir(overrides))
+        elif not any(_key(o) == "run_dir" for o in overrides):
+            old = Path(settings.sweep.dir) / _old_folder_name(swept)
+            config.run_dir = str(old if old.is_dir() else old.with_name(folder_name(swept)))
+        point = " ".join(f"{key}={value}" for key, value in swept.items())
+        print_line(f"job {number}: {point} -> {config.run_dir}")
         record = self._attempt(config, overrides, swept)
         record.write(self.results / f"{number:09d}.json")
         if record.failure is None:
@@ -160,6 +168,8 @@ class Job:
         outcome, failure = VerbResult(), None
         has_other_run = False  # a finished job of another config, whose record is kept
         try:
+            if self.verb in FROM_RUN:
+                config = compose_for_run(overrides)
             check_config(config)
             sha256 = _config_sha256(self.verb, to_plain(config))
             if self.verb in TRAINING:
@@ -206,30 +216,38 @@ def sweep_error(records: Sequence[JobRecord], sweep: Path) -> ArcloopError | Non
     kind = ConfigError if first.exit_code == ConfigError.exit_code else ArcloopError
     what = first.what.partition("\n")[0]
     retried = sum(failure.retry for _, failure in failed)
-    return kind(
-        f"{len(failed)} of {len(records)} jobs failed; the first error: {what}",
-        where=run_dir,
-        remedy=f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; "
-        + (
-            f"the same command runs {retried} of them again"
-            if retried
-            else "correct their config; without a change they would fail again"
-        ),
-    )
+    remedy = "correct their config; without a change they would fail again"
+    if retried:
+        remedy = f"the same command runs {retried} of them again"
+    if records[0].verb in TRAINING:
+        remedy = f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; {remedy}"
+    what = f"{len(failed)} of {len(records)} jobs failed; the first error: {what}"
+    return kind(what, where=run_dir, remedy=remedy)
 
 
-def folder_name(swept: Sequence[str]) -> str:
-    """Return a folder name from the swept values, with characters that file systems accept.
+def folder_name(swept: Mapping[str, str]) -> str:
+    """Return a folder name from the swept values, which needs no quotes in an override or a shell.
 
-    >>> folder_name(["head.margin=0.2", "data.root=/a/b"])
-    'head.margin=0.2,data.root=-a-b'
+    Values with other characters than letters, digits and "_.+-" are told apart by a checksum.
+
+    >>> folder_name({"head.margin": "0.2", "seed": "0"})
+    'head.margin-0.2_seed-0'
+    >>> folder_name({"data.root": "/a/b"})
+    'data.root--a-b-734b5d72'
     """
-    name = re.sub(r"[^\w.,=+\[\]-]", "-", ",".join(swept)) or "only"
-    return (
-        name
-        if len(name) <= _MAX_NAME_LENGTH
-        else f"{name[: _MAX_NAME_LENGTH - 9]}-{crc32(name.encode()):08x}"
-    )
+    text = "_".join(f"{key}-{value}" for key, value in swept.items()) or "only"
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text)
+    if name == text and len(name) <= _MAX_NAME_LENGTH:
+        return name
+    return f"{name[: _MAX_NAME_LENGTH - 9].rstrip('-')}-{crc32(text.encode()):08x}"
+
+
+def _old_folder_name(swept: Mapping[str, str]) -> str:
+    """Return the name that earlier versions gave the folder, so that sweeps can be continued."""
+    point = ",".join(f"{key}={value}" for key, value in swept.items())
+    name = re.sub(r"[^\w.,=+\[\]-]", "-", point) or "only"
+    long = len(name) > _MAX_NAME_LENGTH
+    return f"{name[: _MAX_NAME_LENGTH - 9]}-{crc32(name.encode()):08x}" if long else name
 
 
 def _key(override: str) -> str:

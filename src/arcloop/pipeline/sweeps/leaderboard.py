@@ -104,7 +104,7 @@ def _columns(ranking: Ranking) -> list[str]:
 
 def _facts(ranking: Ranking) -> list[str]:
     """Return lines that describe data, epochs, device and versions of the finished jobs."""
-    runs = [job for job in ranking.jobs if job.config]
+    runs = [job for job in ranking.jobs if job.code]
     facts = {
         "data": [job.config["data"]["name"] for job in runs],
         "epochs": [job.config["trainer"]["max_epochs"] for job in runs],

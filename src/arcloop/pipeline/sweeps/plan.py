@@ -16,9 +16,16 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from arcloop.artifacts.atomic import try_lock
-from arcloop.config.composition import bundled, check_config, compose_unchecked, parse_overrides
+from arcloop.config.composition import (
+    bundled,
+    check_config,
+    compose_unchecked,
+    parse_overrides,
+)
+from arcloop.config.recorded import compose_for_run, find_run_dir, names_run, recorded_overrides
 from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, ResourceError
+from arcloop.pipeline.chains import FROM_RUN
 
 TRAINING = ("train", "run")
 """Verbs whose jobs have their own folder with a record."""
@@ -44,7 +51,8 @@ class Plan:
         swept: Keys that the sweep varies.
         folder: Folder that contains the folders of the jobs.
         gpus: GPUs to distribute the jobs over; if empty, the visible devices are not changed.
-        extra: Overrides that depend on the machine.
+        extra: Overrides that the run records, if all jobs work on the same run, and overrides that
+            depend on the machine.
     """
 
     swept: tuple[str, ...]
@@ -70,6 +78,10 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     given = parse_overrides(arguments)
     fixed = [o.input_line or "" for o in given if not o.is_sweep_override()]
     swept = [o for o in given if o.is_sweep_override()]
+    recorded: list[str] = []
+    if verb in FROM_RUN and not any(names_run(o.key_or_group) for o in swept):
+        recorded = recorded_overrides(find_run_dir(fixed), arguments)
+        fixed += recorded
     config = compose_unchecked([*fixed, *(_values(override)[0] for override in swept)])
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     swept += [
@@ -80,21 +92,20 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
             "-m is given, but no key has several values",
             remedy="give a key several values, for example head.margin=0.2,0.3, or omit -m",
         )
-    _check_compatibility(verb, config, swept, fixed)
-    check_config(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
-    _check_other_values(fixed, swept)
+    _check_compatibility(verb, config, given, swept)
+    _check_values(verb, fixed, swept)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
     jobs = min(len(gpus), config.launcher.jobs) if gpus else 0
     return Plan(
         swept=tuple(o.get_key_element().lstrip("+") for o in swept),
         folder=Path(config.hydra.sweep.dir),
         gpus=tuple(gpus),
-        extra=(f"launcher.jobs={jobs}",) if gpus else (),
+        extra=(*recorded, *([f"launcher.jobs={jobs}"] if gpus else [])),
     )
 
 
 def _check_compatibility(
-    verb: str, config: DictConfig, swept: Sequence[Override], fixed: Sequence[str]
+    verb: str, config: DictConfig, given: Sequence[Override], swept: Sequence[Override]
 ) -> None:
     searching = config.sweep is not None
     intervals = [o.get_key_element() for o in swept if o.is_interval_sweep()]
@@ -114,25 +125,32 @@ def _check_compatibility(
             "launcher=slurm needs Slurm, and `srun` is not on the PATH",
             remedy="run the command on a Slurm login node, or use launcher=joblib",
         )
-    for override in fixed if verb in TRAINING else ():
-        if override.startswith("run_dir=") and "${" not in override:
+    for override in given if verb in TRAINING else ():
+        shared = not override.is_sweep_override() or len(swept) > 1
+        line = str(override.input_line)
+        if override.key_or_group == "run_dir" and shared and "${" not in line:
             raise ConfigError(
-                f"all jobs of the sweep would write to {override}",
+                f"several jobs of the sweep would write to {line}",
                 remedy="set hydra.sweep.dir=, which contains one folder per job",
             )
 
 
-def _check_other_values(fixed: Sequence[str], swept: Sequence[Override]) -> None:
-    """Check every value but the first of each key; report all faults together."""
+def _check_values(verb: str, fixed: Sequence[str], swept: Sequence[Override]) -> None:
+    """Check each value of each key with the first values of the others; report all faults."""
     firsts = [_values(override)[0] for override in swept]
-    faults = {}
+    points = [firsts]
     for number, override in enumerate(swept):
-        for value in _values(override)[1:_MAX_VALUES]:
-            point = [*firsts[:number], value, *firsts[number + 1 :]]
-            try:
+        others = _values(override)[1:_MAX_VALUES]
+        points += [[*firsts[:number], value, *firsts[number + 1 :]] for value in others]
+    faults = {}
+    for point in points:
+        try:
+            if verb in FROM_RUN:
+                compose_for_run([*fixed, *point])
+            else:
                 check_config(compose_unchecked([*fixed, *point], hydra=False))
-            except ConfigError as cause:
-                faults[cause.what] = cause
+        except ConfigError as cause:
+            faults[cause.what] = cause
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from arcloop import artifacts
 from arcloop.config.composition import quote_override
 from arcloop.errors import ArtifactError
@@ -19,8 +21,8 @@ from arcloop.pipeline.sweeps.job import RECORD, JobRecord
 SEED = "seed"
 SWEEP_KEYS = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
 """Prefixes of overrides that configure the sweep itself and not what it compares."""
-_STARTED = ".begun.json"
-"""Equal to `arcloop.training.resume.STARTED`, which cannot be imported without torch."""
+_STARTED, _CONFIG = ".begun.json", "config.yaml"
+"""Equal to the constants of `arcloop.training`, which cannot be imported without torch."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class JobResult:
         given: Overrides of the job.
         swept: Keys that the sweep varies; they name the folder.
         failure: Why the job has no result; None if it finished.
-        config: The resolved config; empty if the job produced no run.
+        config: The resolved config; empty if the job failed before training started.
         objective: Best value of the monitored metric on val, or None.
         metrics: Name -> value, on the query split.
-        code: Git revision and package versions.
+        code: Git revision and package versions; empty without a run.
     """
 
     folder: Path
@@ -207,13 +209,13 @@ def _read_job(folder: Path) -> JobResult | None:
         metrics = _read_metrics(folder / "evaluation")
         return JobResult(folder, given, swept, failure, run.config, objective, metrics, run.code)
     if recorded is not None:
-        given, failure = recorded.overrides, failure or "the run was removed"
-    elif (folder / _STARTED).is_file():
-        given = [part for part in folder.name.split(",") if "=" in part]
+        failure = failure or "the run was removed"
+        return JobResult(folder, recorded.overrides, swept, failure, {}, None, {}, {})
+    if (folder / _STARTED).is_file():
+        config = yaml.safe_load((folder / _CONFIG).read_bytes())
         failure = "interrupted: run the same command again to continue it"
-    else:
-        return None
-    return JobResult(folder, given, swept, failure, {}, None, {}, {})
+        return JobResult(folder, (), (), failure, config, None, {}, {})
+    return None
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,0 +1,95 @@
+"""Verbs on a finished run use its recorded settings, however the command line names the run."""
+
+import shutil
+
+import pytest
+from tests.conftest import SMALL
+
+from arcloop import artifacts
+from arcloop.cli.main import main
+from arcloop.serving.deploy import parse_arguments
+
+RECORDED = ["index=hnsw", "calibration.far=0.05", "callbacks.evaluate=null"]
+ODD = "sweeps/head.margin=0.2,[a] b"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *SMALL, *RECORDED, "name=foo", "evaluate.gate.min_top1=0.2"]) == 0
+    shutil.copytree(folder / "runs/foo", folder / ODD)
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    return tmp_path / "w"
+
+
+NOTATIONS = {
+    "literal": (["run_dir=runs/foo"], "runs/foo"),
+    "name": (["name=foo"], "runs/foo"),
+    "interpolation": (["run_dir=runs/${name}", "name=foo"], "runs/foo"),
+    "quotes": (["run_dir='sweeps/head.margin=0.2,[a] b'"], ODD),
+    "escapes": ([r"run_dir=sweeps/head.margin\=0.2\,\[a\]\ b"], ODD),
+}
+
+
+@pytest.mark.parametrize("notation", NOTATIONS)
+def test_the_settings_of_the_run_are_kept(runs, notation):
+    arguments, folder = NOTATIONS[notation]
+    before = artifacts.read(runs / folder / "index", "index").sha256
+    assert main(["index", *arguments, "calibration.max_queries=30"]) == 0
+    index = artifacts.load(runs / folder / "index", "index")
+    assert index.sha256 != before
+    assert index.config["index"]["factory"] == "HNSW32,Flat"
+    assert index.config["calibration"] == {"far": 0.05, "max_queries": 30}
+
+
+def gates(*folders):
+    kind = "evaluation"
+    return [artifacts.load(f / kind, kind).config["evaluate"]["gate"]["min_top1"] for f in folders]
+
+
+@pytest.mark.parametrize(
+    "swept", ["run_dir=runs/foo,runs/bar", "run_dir='runs/foo','runs/bar'", "name=foo,bar"]
+)
+def test_each_job_of_a_sweep_over_runs_keeps_the_settings_of_its_run(runs, swept):
+    bar = ["name=bar", "seed=1", "evaluate.gate.min_top1=0.3"]
+    assert main(["train", *SMALL, *RECORDED, *bar]) == 0
+    assert main(["evaluate", "-m", swept, "evaluate.num_mistakes=3,4"]) == 0
+    assert gates(runs / "runs/foo", runs / "runs/bar") == [0.2, 0.3]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "name=none"],
+        ["index", "run_dir='runs/none'"],
+        ["evaluate", "-m", "run_dir=runs/foo,runs/none"],
+        ["evaluate", "-m", "name=foo,none"],
+        ["deploy", "run_dir='runs/none'"],
+        ["deploy", "name=none"],
+        ["versions", "rollback", "run_dir=runs/none"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_that_does_not_exist_is_refused_before_work_starts(runs, capsys, arguments):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "there is no run here" in error
+    assert "where: runs/none" in error
+    assert not (runs / "runs/foo/evaluation").exists()
+    assert not (runs / "model_store").exists()
+
+
+@pytest.mark.parametrize("notation", NOTATIONS)
+def test_a_run_is_deployed_to_its_own_store(runs, notation):
+    arguments, folder = NOTATIONS[notation]
+    parsed = parse_arguments(arguments)
+    assert str(parsed.run_dir) == folder
+    assert (parsed.settings.name, parsed.settings.model_store) == ("foo", "model_store/foo")
