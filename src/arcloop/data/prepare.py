@@ -22,7 +22,7 @@ from arcloop.data.store import CLASSES
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import SourceChanges, StoreContents
 from arcloop.display.terminal import print_line, track
-from arcloop.errors import ArtifactError, ConfigError, DataError
+from arcloop.errors import ArtifactError, ConfigError, DataError, list_some
 
 _KEY_DIGITS = 16
 _MAX_JPEG_SIDE = 65_500  # limit of libjpeg
@@ -191,6 +191,11 @@ def _write_store(
                 output.link(base, name)
         write_json(output.path / CLASSES, listing.classes)
         names = list(itertools.chain(*skipped.values()))
+        if names:
+            listed = list_some(names, 3, separator="\n    ")
+            print_line(
+                f"warning: {len(names)} images cannot be read and are skipped:\n    {listed}"
+            )
         splits = {split: {"rows": sum(rows), "shards": rows} for split, rows in shards.items()}
         output.count = sum(written.values())
         output.info |= {

@@ -142,11 +142,15 @@ def test_all_bad_pictures_are_named(tmp_path, with_bad):
     assert sorted(os.listdir(tmp_path)) == ["pictures"]
 
 
-def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad, monkeypatch):
+def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad, monkeypatch, capfd):
     monkeypatch.setattr("arcloop.data.sources.pictures._BLOCK_ROWS", 2)
     source = folder_source(with_bad, on_bad_image="skip", shard_rows=4)
     artifact = prepare(source, tmp_path / "store", workers=1)
     assert artifact.info["skipped"]["count"] == 4
+    printed = capfd.readouterr().err
+    assert "warning: 4 images cannot be read and are skipped:\n" in printed
+    assert f"\n    {with_bad / 'bee'}/" in printed
+    assert "and 1 more" in printed
     assert sorted(artifact.info["skipped"]["names"]) == sorted(
         str(with_bad / "bee" / name) for name in BAD
     )
