@@ -111,15 +111,18 @@ def test_an_index_column_quotes_and_ends_of_lines_of_windows(tmp_path):
     names = ['say "a", b.png', "line\nbreak.png", " plain.png", "x;y.png"]
     for number, name in enumerate(names):
         Image.new("RGB", (6, 4), (50 * number, 9, 9)).save(tmp_path / name)
-    rows = [(number, name, 'the "first", class', "train") for number, name in enumerate(names)]
+    rows = [
+        (number, name, 'the "first", class', "x", split)
+        for number, (name, split) in enumerate(zip(names, SPLITS, strict=True))
+    ]
     for quoting, end in itertools.product((csv.QUOTE_MINIMAL, csv.QUOTE_ALL), ("\n", "\r\n")):
         file = write(
             tmp_path / "l.csv",
-            [("", "path", "label", "note"), *rows],
+            [("", "path", "label", "note", "split"), *rows],
             quoting=quoting,
             lineterminator=end,
         )
-        listing = csv_source(file, val=1, gallery=1, query=1).open()
+        listing = csv_source(file).open()
         assert listing.classes == ['the "first", class']
         assert {listing.files.relative(n).decode() for n in range(4)} == set(names)
 
