@@ -46,15 +46,16 @@ def idx_source(root: Path, **changed: object) -> IdxSource:
 def folder_source(root: Path, **changed: object) -> ImageFolderSource:
     settings = {
         "name": "pictures", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3,
-        "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2, "val_classes": 2,
-        "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
+        "max_value": 65535, "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
+        "val_classes": 2, "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
     }  # fmt: skip
     return ImageFolderSource(root=str(root), **(settings | changed))
 
 
 def csv_source(file: Path, **changed: object) -> CsvSource:
     settings = {
-        "name": "listed", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3, "root": None,
+        "name": "listed", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3,
+        "max_value": 65535, "root": None,
         "delimiter": ",", "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
         "val_classes": 2, "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
     }  # fmt: skip
@@ -82,7 +83,12 @@ def write_pictures(folder: Path, number: int, *, seed: int = 0) -> None:
 @pytest.fixture
 def settings() -> ValidationSettings:
     return ValidationSettings(
-        min_images_per_class=2, min_std=1.0, max_empty_fraction=0.1, max_imbalance=5.0, max_listed=9
+        min_images_per_class=2,
+        min_std=1.0,
+        min_brightest=64,
+        max_empty_fraction=0.1,
+        max_imbalance=5.0,
+        max_listed=9,
     )
 
 

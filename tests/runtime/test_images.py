@@ -1,3 +1,4 @@
+import contextlib
 import io
 import itertools
 import struct
@@ -118,6 +119,9 @@ MODES = {
     "JPEG": ("1", "L", "RGB", "CMYK"),
     "WEBP": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
     "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"),
+    "GIF": ("1", "L", "P", "RGB", "RGBA"),
+    "AVIF": ("L", "RGB", "RGBA"),
 }
 
 
@@ -135,6 +139,66 @@ def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     content = encoded(Image.fromarray(values))
     assert decode(content, height=1, width=4, channels=1).ravel().tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_the_value_that_becomes_white_can_be_set(form):
+    values = np.array([[0, 16, 2048, 4095, 5000, 65535]], dtype=np.uint16)
+    content = encoded(Image.fromarray(values), form)
+    array = decode(content, height=1, width=6, channels=1, max_value=4095)
+    assert array.ravel().tolist() == [0, 0, 127, 255, 255, 255]
+    assert decode(content, height=1, width=6, channels=1).ravel().tolist() == [0, 0, 7, 15, 19, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0.0, 1.0]], np.float32), "floating-point"),
+        (np.array([[0, 65536]], np.int32), "0 to 65536, exceed 16 bits"),
+        (np.array([[-1, 5]], np.int32), "-1 to 5, exceed 16 bits"),
+    ],
+)
+def test_values_of_an_unknown_range_are_refused(values, message):
+    """They would become black or white images."""
+    with pytest.raises(ImageError, match=message):
+        decode(encoded(Image.fromarray(values), "TIFF"), height=1, width=2, channels=1)
+
+
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "WEBP", "AVIF", "PNG"])
+def test_the_first_of_several_frames_is_decoded(form):
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue")]
+    content = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    assert decode(content, **SIZE, channels=3)[0, 0].argmax() == 0
+
+
+@pytest.mark.parametrize("where", ["before the pixels", "after the pixels", "colour profile"])
+def test_png_with_more_text_than_pillow_reads(where):
+    """The text is not needed; 3 MB of it take 3 kB in the file."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    text = zlib.compress(b"x" * (3 << 20))
+    name = b"iCCP" if where == "colour profile" else b"zTXt"
+    large = chunk(name, b"note\0\0" + text)
+    head, data, end = chunks_of(encoded(Image.fromarray(pixels)))
+    parts = [head, data, large, end] if where == "after the pixels" else [head, large, data, end]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    assert by_pillow(content) is None
+    assert np.array_equal(decode(content, **SIZE, channels=1)[..., 0], pixels)
+    damaged = content.replace(data[8:-4], data[8:12] + bytes(len(data) - 16))
+    with pytest.raises(ImageError):
+        decode(damaged, **SIZE, channels=1)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about damaged TIFF files
+@pytest.mark.parametrize("form", ["TIFF", "GIF", "AVIF"])
+@given(st.integers(0, 2**32 - 1), st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 255))))
+@settings(max_examples=100, deadline=None)
+def test_damage_never_raises_another_error(form, seed, changes):
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 7, 3), np.uint8)
+    content = bytearray(encoded(Image.fromarray(pixels), form))
+    for place, value in changes:
+        content[place % len(content)] = value
+    with contextlib.suppress(ImageError):
+        decode(bytes(content), height=9, width=7, channels=3)
 
 
 def test_transparent_is_black():
@@ -210,7 +274,7 @@ BOMB = GOOD[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0
         (encoded(Image.effect_noise((64, 64), 50), "WEBP")[:900], "cannot be decoded"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\n", "not an image"),
         (BOMB, "3,600,000,000 pixels; at most 67,108,864 are decoded"),
-        (encoded(Image.new("L", (9, 9)), "GIF"), "not an image"),
+        (encoded(Image.new("L", (9, 9)), "PPM"), "not an image in PNG, JPEG, WebP, BMP, TIFF, GIF"),
     ],
 )
 def test_invalid_bytes_raise_an_error_with_the_reason(content, message):

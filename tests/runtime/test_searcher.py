@@ -5,6 +5,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from arcloop import runtime
@@ -49,6 +50,18 @@ def files(tmp_path_factory):
 def load(folder, memory_map=False):
     index = read_index(folder / "index.bin", memory_map=memory_map)
     return Searcher(Model(folder / "model.pt"), index, read_labels(folder / "labels.json"))
+
+
+def test_grey_values_of_16_bits_are_scaled_as_in_training(tmp_path):
+    scripted = torch.jit.script(Mean().eval())
+    file = tmp_path / "image.png"
+    Image.fromarray(np.full((4, 4), 2048, np.uint16)).save(file)
+    for max_value, expected in ((65535, 7), (4095, 127)):
+        save_model(
+            scripted, tmp_path / "model.pt",
+            image_shape=(4, 4, 1), embedding_dim=4, max_value=max_value,
+        )  # fmt: skip
+        assert (Model(tmp_path / "model.pt").decode(file) == expected).all()
 
 
 def test_a_memory_mapped_index_is_not_read_completely(tmp_path):

@@ -29,7 +29,7 @@ def query(arguments: Sequence[str]) -> int:
         DataError: Some files are not images; the others were answered.
     """
     parser = argparse.ArgumentParser("arcloop query", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, WebP or BMP file")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="a finished run")
     parser.add_argument("-k", type=_positive, default=5, help="neighbours to show (default 5)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")

@@ -77,6 +77,8 @@ class ValidationSettings(_Checked):
         min_images_per_class: Minimum images of a class in `train`; fewer are an error. `val` always
             requires at least 2, `gallery` at least 1.
         min_std: An image whose pixels (0..255) have a smaller standard deviation counts as empty.
+        min_brightest: A smaller maximum (0..255) over the pixels of all images is an error. It is
+            a sign of values that use a small part of their range, e.g. 12 of 16 bits.
         max_empty_fraction: A larger share of empty images in a split is an error; a smaller one
             gives a warning.
         max_imbalance: A larger ratio of the largest to the smallest class in `train` gives a
@@ -86,6 +88,7 @@ class ValidationSettings(_Checked):
 
     min_images_per_class: PositiveInt = MISSING
     min_std: NonNegativeFloat = MISSING
+    min_brightest: NonNegativeInt = MISSING
     max_empty_fraction: Fraction = MISSING
     max_imbalance: NonNegativeFloat = MISSING
     max_listed: PositiveInt = MISSING

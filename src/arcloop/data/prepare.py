@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import file_lock, sha256_json, write_json
 from arcloop.artifacts.writer import replaceable_folder, write_artifact
-from arcloop.data.sources import Listing, Source
+from arcloop.data.sources import Listing, Source, similar_names
 from arcloop.data.store import CLASSES
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import SourceChanges, StoreContents
 from arcloop.display.terminal import print_line, track
 from arcloop.errors import ArtifactError, ConfigError, DataError, list_some
+from arcloop.runtime.images import MAX_VALUE
 
 _KEY_DIGITS = 16
 _MAX_JPEG_SIDE = 65_500  # limit of libjpeg
@@ -79,9 +80,13 @@ def prepare(
     with file_lock(replaceable_folder(path)):  # one process of the node writes, the others wait
         if existing := _existing_store(path, key, append):
             return existing
+        passed_over = source.passed_over()
+        _print_some("prepare: these files are not read:", passed_over)
         base, listing = None, source.open()
         if append:
             base, listing = _plan_append(source, listing, path.parent)
+        listing.passed_over = passed_over
+        _print_some("prepare: check the names of these classes:", similar_names(listing.classes))
         _write_store(source, fingerprint, listing, base, path, workers or joblib.cpu_count())
     return artifacts.load(path, "store")
 
@@ -97,6 +102,11 @@ def changes_since(source: Source, store: Artifact) -> SourceChanges | None:
     """
     contents = StoreContents.read(store) if source.appendable else None
     return None if contents is None else source.open().compare_with(contents)
+
+
+def _print_some(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        print_line("\n    ".join([title, list_some(lines, 20, "\n    ")]))
 
 
 def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:
@@ -207,8 +217,10 @@ def _write_store(
             "leave_one_out": listing.leave_one_out,
             "image_shape": list(listing.image_shape),
             "encoding": source.encoding,
+            "max_value": getattr(source, "max_value", MAX_VALUE),
             "splits": splits | ({"query": splits["gallery"]} if listing.leave_one_out else {}),
             "appended": written if base else None,
+            "passed_over": list(listing.passed_over),
             "skipped": {"count": len(names), "names": names[:_SKIPPED_NAMES]},
         }
 

@@ -16,6 +16,7 @@ from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import Embedder
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.runtime.golden_batch import GOLDEN
+from arcloop.runtime.images import MAX_VALUE
 from arcloop.runtime.searcher import MODEL, Model, save_model
 
 _PREFIX = "embedder."  # prefix of the embedder's weights in a checkpoint
@@ -28,6 +29,7 @@ def export_scripted(
     run_dir: Path,
     *,
     max_abs_diff: float,
+    max_value: int = MAX_VALUE,
 ) -> float:
     """Script an embedder with the weights of a checkpoint, and check it on a batch of images.
 
@@ -41,6 +43,7 @@ def export_scripted(
         run_dir: Folder to write to.
         max_abs_diff: Largest allowed difference between eager and scripted embeddings, in any
             coordinate.
+        max_value: Value of a grey image of more than 8 bits that becomes 255, for `Model.decode`.
 
     Returns:
         The largest difference.
@@ -56,7 +59,11 @@ def export_scripted(
         scripted = torch.jit.script(eager)
     temporary = run_dir / ".model.pt.tmp"
     save_model(
-        scripted, temporary, image_shape=eager.image_shape, embedding_dim=eager.embedding_dim
+        scripted,
+        temporary,
+        image_shape=eager.image_shape,
+        embedding_dim=eager.embedding_dim,
+        max_value=max_value,
     )
     with torch.inference_mode():
         expected_ND = eager(torch.from_numpy(golden_NHWC).permute(0, 3, 1, 2)).numpy()

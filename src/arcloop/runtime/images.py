@@ -8,34 +8,50 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
+    GifImagePlugin,
     Image,
     ImageFile,
     ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
+    TiffImagePlugin,
     WebPImagePlugin,
 )
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_AVIF = ("AVIF",) if AvifImagePlugin.SUPPORTED else ()  # an option when Pillow is built
+FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF", *_AVIF)
+EXTENSIONS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+    *(f".{name.lower()}" for name in _AVIF),
+)  # fmt: skip
 MAX_PIXELS = 64 * 1024 * 1024
+MAX_VALUE = 65535
 
-_PLUGINS: Mapping[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
-    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
-    b"RIFF": WebPImagePlugin.WebPImageFile,
-    b"BM": BmpImagePlugin.BmpImageFile,
-}
+_PLUGINS: Sequence[tuple[int, tuple[bytes, ...], Callable[[io.BytesIO], ImageFile.ImageFile]]] = (
+    (0, (b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    (0, (b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
+    (8, (b"WEBP",), WebPImagePlugin.WebPImageFile),
+    (0, (b"BM",), BmpImagePlugin.BmpImageFile),
+    (0, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    (0, (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+    *(
+        (4, (b"ftypavif", b"ftypavis", b"ftypmif1", b"ftypmsf1"), AvifImagePlugin.AvifImageFile)
+        for _ in _AVIF
+    ),
+)
+"""Offset of the signature, its possible values, and the Pillow plug-in of the format."""
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _UNDECODABLE = (
-    OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, struct.error,
-    Image.DecompressionBombError,
+    OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, RuntimeError,
+    struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 """Exceptions that Pillow raises for damaged images."""
 
@@ -51,12 +67,14 @@ def decode(
     width: int,
     channels: int,
     max_pixels: int = MAX_PIXELS,
+    max_value: int = MAX_VALUE,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image to a given size and number of channels.
 
-    The EXIF orientation is applied, palettes are expanded, 16-bit values are scaled to 8 bits,
-    CMYK is converted, and transparent parts become black. The image is stretched to the target
-    size with an antialiased bilinear filter. An image of the target size is not resampled.
+    The first frame is decoded. The EXIF orientation is applied, palettes are expanded, grey values
+    of 16 bits are scaled to 8 bits, CMYK is converted, and transparent parts become black. The
+    image is stretched to the target size with an antialiased bilinear filter. An image of the
+    target size is not resampled.
 
     Args:
         source: Encoded bytes, or the path of a file.
@@ -64,18 +82,24 @@ def decode(
         width: Columns of the result, in pixels.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
         max_pixels: Largest width x height that is decoded; protects against decompression bombs.
+        max_value: Value of a grey image of more than 8 bits that becomes 255; larger ones, too.
 
     Returns:
         uint8 array of shape [height, width, channels].
 
     Raises:
-        ImageError: The image is empty, truncated, larger than `max_pixels`, or not in PNG, JPEG,
-            WebP or BMP format.
+        ImageError: The image is empty, truncated, larger than `max_pixels`, not in one of
+            `FORMATS`, or has values outside the range of 16 bits.
     """
     try:
         encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
-        image = _open_upright(encoded, height, width, max_pixels)
-        image = _to_mode(image, "L" if channels == 1 else "RGB")
+        try:
+            image = _open_upright(encoded, height, width, max_pixels)
+        except ValueError as cause:  # also raised for more text than Pillow decompresses
+            if isinstance(cause, ImageError) or not encoded.startswith(_PLUGINS[0][1]):
+                raise
+            image = _open_upright(_without_text(encoded), height, width, max_pixels)
+        image = _to_mode(image, "L" if channels == 1 else "RGB", max_value)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         pixels = bytearray(image.tobytes())  # writable, unlike bytes
@@ -109,10 +133,21 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
     """
     if not encoded:
         raise ImageError("empty: 0 bytes")
-    for signature, plugin in _PLUGINS.items():
-        if encoded.startswith(signature) and (signature != b"RIFF" or encoded[8:12] == b"WEBP"):
+    for offset, signatures, plugin in _PLUGINS:
+        if encoded.startswith(signatures, offset):
             return plugin(io.BytesIO(encoded))
     raise ImageError(f"not an image in {', '.join(FORMATS)} format")
+
+
+def _without_text(png: bytes) -> bytes:
+    """Remove the texts and the colour profile of a PNG file; the pixels do not depend on them."""
+    parts, start = [png[:8]], 8
+    while start < len(png):
+        stop = start + 12 + int.from_bytes(png[start : start + 4])
+        if png[start + 4 : start + 8] not in _TEXT_CHUNKS:
+            parts.append(png[start:stop])
+        start = stop
+    return b"".join(parts)
 
 
 def size_of(encoded: bytes) -> tuple[int, int]:
@@ -141,11 +176,15 @@ def encode_jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+def _to_mode(image: Image.Image, mode: str, max_value: int) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError("its pixels are floating-point numbers, whose range is unknown")
+    if image.mode.startswith("I"):
         # PIL clips 16-bit values to 255 instead of scaling them.
         values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+        if values.min() < 0 or values.max() > MAX_VALUE:
+            raise ImageError(f"its values, {values.min()} to {values.max()}, exceed 16 bits")
+        image = Image.fromarray((values.clip(0, max_value) * 255 // max_value).astype(np.uint8))
     if image.mode == "P" or "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode in ("LA", "PA", "La", "RGBa"):

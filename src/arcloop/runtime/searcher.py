@@ -72,6 +72,7 @@ class Model:
 
     Attributes:
         image_shape: (height, width, channels) of the input images.
+        max_value: Value of a grey image of more than 8 bits that becomes 255.
         embedding_dim: Length of an embedding.
         sha256: Hash of the file.
 
@@ -93,6 +94,7 @@ class Model:
             self.embedding_dim = int(metadata["embedding_dim"])
         except (RuntimeError, ValueError, KeyError, TypeError) as cause:
             raise SearcherError(f"{path} is not a scripted arcloop model: {cause}") from None
+        self.max_value = int(metadata.get("max_value", images.MAX_VALUE))
         self.image_shape = (int(height), int(width), int(channels))
         self._module = torch.jit.freeze(module.eval())
 
@@ -120,12 +122,18 @@ class Model:
         """
         height, width, channels = self.image_shape
         return images.decode(
-            source, height=height, width=width, channels=channels, max_pixels=max_pixels
-        )
+            source, height=height, width=width, channels=channels, max_pixels=max_pixels,
+            max_value=self.max_value,
+        )  # fmt: skip
 
 
 def save_model(
-    module: torch.jit.ScriptModule, path: Path, *, image_shape: Sequence[int], embedding_dim: int
+    module: torch.jit.ScriptModule,
+    path: Path,
+    *,
+    image_shape: Sequence[int],
+    embedding_dim: int,
+    max_value: int = images.MAX_VALUE,
 ) -> None:
     """Write a scripted embedder together with the input and output shapes that `Model` reads.
 
@@ -134,8 +142,10 @@ def save_model(
         path: The file to write.
         image_shape: (height, width, channels).
         embedding_dim: D.
+        max_value: See `images.decode`.
     """
-    metadata = {"image_shape": list(image_shape), "embedding_dim": embedding_dim}
+    sizes = {"image_shape": list(image_shape), "embedding_dim": embedding_dim}
+    metadata = sizes | {"max_value": max_value}
     torch.jit.save(module, str(path), _extra_files={_METADATA_FILE: json.dumps(metadata)})
 
 

@@ -44,7 +44,7 @@ class Mark:
 def blocks(folder, count, **changed):
     for number in range(count):
         mark = Mark(folder, number, **changed)
-        yield FileBlock("train", "nowhere", [b"%d.png" % number], [number], SHAPE, mark)
+        yield FileBlock("train", "nowhere", [b"%d.png" % number], [number], SHAPE, 65535, mark)
 
 
 def processes(folder):
@@ -116,7 +116,7 @@ def test_rows_labels_and_versions_of_a_block_with_an_unreadable_file(tmp_path):
     (tmp_path / "marks").mkdir()
     paths = [b"a/000.png", b"a/none.png", b"a/001.png"]
     mark = Mark(tmp_path / "marks", 1)
-    done = decode_block(FileBlock("val", str(tmp_path), paths, [3, 4, 5], SHAPE, mark))
+    done = decode_block(FileBlock("val", str(tmp_path), paths, [3, 4, 5], SHAPE, 65535, mark))
     stats = [(tmp_path / os.fsdecode(path)).stat() for path in paths[::2]]
     assert done.files.tolist() == [
         (path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths[::2], stats, strict=True)

@@ -1,4 +1,7 @@
+import json
 import os
+import socket
+import unicodedata
 
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from tests.data.conftest import folder_source, write_pictures
 
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.errors import ConfigError, DataError
-from arcloop.runtime.images import decode
+from arcloop.runtime.images import EXTENSIONS, FORMATS, decode
 
 
 def rows_of(store, split):
@@ -104,6 +107,112 @@ def test_default_splits_of_few_pictures_pass_validation(tmp_path, settings, numb
             validate(tmp_path / "store", tmp_path / "validation", settings)
         settings.min_images_per_class = 1
     assert validate(tmp_path / "store", tmp_path / "validation", settings).info["warnings"] == 0
+
+
+def test_every_format_is_read(tmp_path, pictures):
+    for name in ("ant/000", "bee/003", "ölkäfer/007"):
+        for extension in EXTENSIONS:
+            with Image.open(pictures / f"{name}.png") as image:
+                image.save(pictures / f"{name}x{extension.upper()}")
+    prepare(folder_source(pictures), tmp_path / "store", workers=1)
+    rows = sum(Store.open(tmp_path / "store").rows(split) for split in SPLITS)
+    assert rows == 45 + 3 * len(EXTENSIONS)
+    assert {".tif", ".tiff", ".gif", ".jfif", ".jpe", ".avif"} < set(EXTENSIONS)
+
+
+@pytest.mark.parametrize("given_splits", [False, True])
+def test_files_that_are_not_read_are_named_by_extension_and_reason(
+    tmp_path, capfd, settings, given_splits
+):
+    root = tmp_path / "root"
+    for seed, split in enumerate(SPLITS):
+        for name in "ab":
+            folder = root / split / name if given_splits else root / f"{split}{name}"
+            write_pictures(folder, 12, seed=10 * seed + ord(name))
+    first = root / "train" / "a" if given_splits else root / "traina"
+    for number in range(3):
+        (first / f"{number}.HEIC").write_bytes(b"x")
+    write_pictures(first / "old" / "er", 2, seed=7)
+    (root / "loose.png").write_bytes(b"x")
+    (root / "README").write_text("about")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "x.txt").write_text("x")
+    (first / ".hidden.txt").write_text("x")
+    if given_splits:
+        write_pictures(root / "test" / "a", 4, seed=9)
+    artifact = prepare(folder_source(root), tmp_path / "store", workers=1)
+    expected = [
+        f"3 .heic: not one of {', '.join(FORMATS)}, e.g. {first}/0.HEIC",
+        f"2 .png: in a folder inside the folder of a class, e.g. {first}/old/er/000.png",
+        f"{5 if given_splits else 1} .png: not in the folder of a class, e.g. {root}/loose.png",
+        f"1 (no extension): not one of {', '.join(FORMATS)}, e.g. {root}/README",
+    ]
+    assert sorted(artifact.info["passed_over"]) == sorted(expected)
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "these files are not read:" in printed
+    assert all(line in printed for line in expected)
+    output = validate(tmp_path / "store", tmp_path / "validation", settings).path
+    page = (output / "report.html").read_text()
+    assert "Files that are not read" in page
+    assert all(line in page for line in expected)
+
+
+def test_nothing_is_printed_if_every_file_is_read(tmp_path, pictures, capfd):
+    assert prepare(folder_source(pictures), tmp_path / "store").info["passed_over"] == []
+    assert "not read" not in capfd.readouterr().err
+
+
+def test_a_folder_without_images_says_what_it_contains(tmp_path, capfd):
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "a" / "x.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match="no images"):
+        prepare(folder_source(tmp_path / "root"), tmp_path / "store")
+    assert "1 .heic: not one of" in capfd.readouterr().err
+
+
+def test_linked_class_folders_are_read(tmp_path, pictures):
+    (tmp_path / "root").mkdir()
+    for folder in pictures.iterdir():
+        (tmp_path / "root" / folder.name).symlink_to(folder)
+    (pictures / "ant" / "x.txt").write_text("x")
+    source = folder_source(tmp_path / "root")
+    assert [line.partition(":")[0] for line in source.passed_over()] == ["1 .txt"]
+    assert sum(source.open().rows.values()) == 45
+
+
+def test_names_that_look_alike_are_named(tmp_path, capfd, settings):
+    names = ["Dog", "dog", unicodedata.normalize("NFC", "ölkäfer"), "cat"]
+    names.append(unicodedata.normalize("NFD", names[2]))
+    for seed, name in enumerate(names):
+        write_pictures(tmp_path / "root" / name, 10, seed=seed)
+    prepare(folder_source(tmp_path / "root"), tmp_path / "store", workers=1)
+    assert len(Store.open(tmp_path / "store").classes) == 5
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "classes 'Dog', 'dog' differ only in case" in printed
+    assert ascii(names[2]) in printed
+    assert ascii(names[4]) in printed
+    assert "cat" not in printed
+    validate(tmp_path / "store", tmp_path / "validation", settings)
+    report = json.loads((tmp_path / "validation" / "report.json").read_text())
+    assert [w["check"] for w in report["warnings"]] == ["similar names"] * 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link to itself"])
+def test_what_is_not_a_file_is_named_instead_of_waiting(tmp_path, pictures, kind, monkeypatch):
+    monkeypatch.chdir(pictures / "bee")  # the path of a socket must be short
+    if kind == "pipe":
+        os.mkfifo("x.png")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("x.png")
+    else:
+        os.symlink("/dev/zero" if kind == "device" else "x.png", "x.png")
+    with pytest.raises(DataError, match="1 of 46 images cannot be read") as caught:
+        prepare(folder_source(pictures), tmp_path / "store", workers=1)
+    reason = "Too many levels" if kind == "link to itself" else "a pipe, socket or device"
+    assert f"{pictures}/bee/x.png: {reason}" in str(caught.value)
+    source = folder_source(pictures, on_bad_image="skip")
+    assert prepare(source, tmp_path / "store", workers=1).info["skipped"]["count"] == 1
 
 
 def test_key_depends_on_files_not_on_location(tmp_path, pictures):

@@ -226,6 +226,29 @@ def test_empty_images(store, settings, number, level):
     assert all(f["check"] == "empty image" for f in report["warnings"])
 
 
+@pytest.mark.parametrize(("bits", "proposed"), [(10, 1023), (12, 4095), (14, 16383)])
+def test_values_in_a_small_part_of_their_range_are_an_error(tmp_path, settings, bits, proposed):
+    """With the value that the message proposes, the image is as bright as one of 8 bits."""
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        (tmp_path / "root" / name).mkdir(parents=True)
+        for row in range(10):
+            values = rng.integers(0, 2**bits, (12, 8)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / "root" / name / f"{row}.png")
+    prepare(folder_source(tmp_path / "root", channels=1), tmp_path / "store", workers=1)
+    no_empty = replace(settings, min_std=0.0)
+    report, error = failed(tmp_path / "store", no_empty)
+    assert found(report) == {("brightness", None, None)}
+    assert f"pass data.max_value={proposed};" in str(error)
+    source = folder_source(tmp_path / "root", channels=1, max_value=proposed)
+    prepare(source, tmp_path / "right", workers=1)
+    validate(tmp_path / "right", tmp_path / "validation", settings)
+    assert np.load(tmp_path / "right/train/images-00000.npy").max() > 190
+    with pytest.raises(DataError, match=r"lower validation\.min_brightest"):
+        validate(tmp_path / "store", tmp_path / "validation", no_empty)
+    validate(tmp_path / "store", tmp_path / "validation", replace(no_empty, min_brightest=0))
+
+
 def test_classes_with_too_few_images_are_reported(store, settings):
     for split, keep in (("train", 1), ("val", 1), ("gallery", 0), ("query", 0)):
         for shard in range(4 if split == "train" else 2):

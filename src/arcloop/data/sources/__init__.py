@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +54,7 @@ class Listing(ABC):
         rows: Split -> number of its rows, for every split that is stored.
         num_train_classes: Number of classes of train. They have the first labels.
         leave_one_out: Whether gallery is also the query split; if so, its rows are stored once.
+        passed_over: See `Source.passed_over`.
     """
 
     classes: list[str]
@@ -59,6 +62,7 @@ class Listing(ABC):
     rows: Mapping[str, int]
     num_train_classes: int
     leave_one_out: bool
+    passed_over: Sequence[str] = ()
 
     @abstractmethod
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
@@ -145,6 +149,14 @@ class Source(ABC):
             return images
         return [encode_jpeg(image, self.jpeg_quality) for image in images]
 
+    def passed_over(self) -> list[str]:
+        """Describe the files that the source contains but does not read, by extension and reason.
+
+        Returns:
+            One line for each extension and reason, with the number of files and an example.
+        """
+        return []
+
     def settings(self) -> dict[str, Any]:
         """Return all fields that affect the contents of the store: all but the location."""
         unused = set(_LOCATION_FIELDS)
@@ -152,6 +164,23 @@ class Source(ABC):
             unused |= {"encoding", "jpeg_quality"}
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in unused}
+
+
+def similar_names(classes: Iterable[str]) -> list[str]:
+    """Describe the class names that differ only in case, spaces or their Unicode spelling.
+
+    >>> similar_names(["dog", "Dog", "cat"])
+    ["classes 'Dog', 'dog' differ only in case, spaces or Unicode spelling"]
+    """
+    groups = defaultdict(list)
+    for name in sorted(classes):
+        groups[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    return [
+        f"classes {', '.join(map(repr, names))} differ only in case, spaces or Unicode spelling"
+        + "".join(f"; {name!r} is {name!a}" for name in names if not name.isascii())
+        for names in groups.values()
+        if len(names) > 1
+    ]
 
 
 def existing_root(root: str) -> Path:

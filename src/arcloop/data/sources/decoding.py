@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import threading
 import types
@@ -23,6 +25,7 @@ from arcloop.errors import ResourceError
 from arcloop.runtime.images import ImageError, decode
 
 _IN_FLIGHT = 2  # blocks per process, so that no process waits for its next block
+_NOT_A_FILE = "a pipe, socket or device instead of a file"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class FileBlock:
         paths: The files.
         labels: Their labels.
         image_shape: (H, W, C) of the images.
+        max_value: Value of a grey image of more than 8 bits that becomes 255.
         encode: Converts the images to the form in which the store contains them.
     """
 
@@ -43,7 +47,13 @@ class FileBlock:
     paths: list[bytes]
     labels: list[int]
     image_shape: tuple[int, int, int]
+    max_value: int
     encode: Encode
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for a process that writes to a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode_block(block: FileBlock) -> RowBlock:
@@ -55,14 +65,20 @@ def decode_block(block: FileBlock) -> RowBlock:
     for number, relative in enumerate(block.paths):
         path = os.path.join(block.root, os.fsdecode(relative))  # noqa: PTH118 - speed
         try:
-            with open(path, "rb", buffering=0) as file:
-                stat = os.fstat(file.fileno())
-                versions[number] = stat.st_size, stat.st_mtime_ns
+            with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+                info = os.fstat(file.fileno())
+                if not stat.S_ISREG(info.st_mode):
+                    raise ImageError(_NOT_A_FILE)
+                versions[number] = info.st_size, info.st_mtime_ns
                 encoded = file.read()
-            images[number] = decode(encoded, height=height, width=width, channels=channels)
+            images[number] = decode(
+                encoded, height=height, width=width, channels=channels, max_value=block.max_value
+            )
             kept.append(number)
         except (ImageError, OSError) as cause:
             reason = cause.strerror if isinstance(cause, OSError) else cause
+            if isinstance(cause, OSError) and cause.errno == errno.ENXIO:  # a socket
+                reason = _NOT_A_FILE
             unreadable.append((path, str(reason)))
     files = make_table([block.paths[number] for number in kept], versions[kept])
     labels = np.array(block.labels, np.int64)[kept]

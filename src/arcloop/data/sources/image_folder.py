@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from arcloop.data.sources import Listing, existing_root
 from arcloop.data.sources.pictures import FileList, PictureSource
 from arcloop.data.splits import SPLITS
 from arcloop.errors import DataError
-from arcloop.runtime.images import EXTENSIONS
+from arcloop.runtime.images import EXTENSIONS, FORMATS
 
 
 @dataclass(kw_only=True)
@@ -72,6 +73,31 @@ class ImageFolderSource(PictureSource):
             layout="<root>/<split>/<class>/<image>",
         )
 
+    def passed_over(self) -> list[str]:
+        root = existing_root(self.root)
+        classes = {str(folder) for folder in self._class_folders(root)}
+        counts: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        walked: set[str] = set()
+        for top in [str(root), *sorted(classes)]:  # a class folder may be a link
+            for folder, subfolders, names in os.walk(top) if top not in walked else ():
+                walked.add(folder)
+                subfolders[:] = sorted(filter(_is_visible, subfolders))
+                for name in sorted(filter(_is_visible, names)):
+                    extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 - speed
+                    if extension not in EXTENSIONS:
+                        reason = f"not one of {', '.join(FORMATS)}"
+                    elif folder in classes:
+                        continue
+                    elif any(str(parent) in classes for parent in Path(folder).parents):
+                        reason = "in a folder inside the folder of a class"
+                    else:
+                        reason = "not in the folder of a class"
+                    kind = f"{extension or '(no extension)'}: {reason}"
+                    counts[kind] += 1
+                    examples.setdefault(kind, os.path.join(folder, name))  # noqa: PTH118
+        return [f"{n} {kind}, e.g. {examples[kind]}" for kind, n in counts.most_common()]
+
     def _class_folders(self, root: Path) -> list[Path]:
         """List the folders of all classes, in all splits if the layout defines the splits.
 
@@ -103,14 +129,14 @@ def _has_split_folders(root: Path) -> bool:
 def _subfolders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
-    return [Path(entry.path) for entry in _visible_entries(path) if entry.is_dir()]
+    return [Path(entry.path) for entry in _visible_entries(path) if _is_folder(entry)]
 
 
 def _image_files(folder: Path) -> list[os.DirEntry[str]]:
     return [
         entry
         for entry in _visible_entries(folder)
-        if entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir()
+        if entry.name.lower().endswith(EXTENSIONS) and not _is_folder(entry)
     ]
 
 
@@ -118,11 +144,7 @@ def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return the entries of a folder, sorted by name, without hidden ones and `SYSTEM_NAMES`."""
     try:
         with os.scandir(folder) as entries:
-            visible = [
-                entry
-                for entry in entries
-                if not entry.name.startswith(".") and entry.name not in SYSTEM_NAMES
-            ]
+            visible = [entry for entry in entries if _is_visible(entry.name)]
     except OSError as cause:
         raise DataError(
             f"cannot be read: {cause.strerror}", where=folder, remedy="make the folder readable"
@@ -130,9 +152,20 @@ def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(visible, key=lambda entry: entry.name)
 
 
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in SYSTEM_NAMES
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; reported when it is decoded
+        return False
+
+
 def _version(file: os.DirEntry[str]) -> str:
     try:
         stat = file.stat()
-    except FileNotFoundError:  # a link to a missing file; reported when it is decoded
+    except OSError:  # a link to a missing file or to itself; reported when it is decoded
         return "missing"
     return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -116,6 +116,7 @@ class PictureListing(Listing):
                     [self.files.relative(number) for number in chosen],
                     self.labels[chosen].tolist(),
                     self.image_shape,
+                    self.source.max_value,
                     encode,
                 )
 
@@ -178,6 +179,8 @@ class PictureSource(Source):
     Attributes:
         image_size: Height and width, or one number for both, to which images are resized.
         channels: 1 (grey) or 3 (RGB), to which images are converted.
+        max_value: Value of a grey image of more than 8 bits that becomes 255, e.g. 4095 for 12-bit
+            data in 16-bit files. Larger values become 255, too.
         val: If stratified, rows (int) or fraction of all rows (float) for val.
         gallery: If stratified, rows or fraction for gallery.
         query: If stratified, rows or fraction for query.
@@ -190,6 +193,7 @@ class PictureSource(Source):
 
     image_size: ImageSize
     channels: Literal[1, 3]
+    max_value: PositiveInt
     val: PositiveInt | Fraction
     gallery: PositiveInt | Fraction
     query: PositiveInt | Fraction

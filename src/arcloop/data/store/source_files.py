@@ -41,7 +41,7 @@ def file_versions(paths: Sequence[str]) -> Ints:
     """
     versions = np.full((len(paths), 2), -1, np.int64)
     for number, path in enumerate(paths):
-        with contextlib.suppress(FileNotFoundError):  # a link to a missing file
+        with contextlib.suppress(OSError):  # a link to a missing file or to itself
             stat = os.stat(path)  # noqa: PTH116 - Path objects of millions of files are slow
             versions[number] = stat.st_size, stat.st_mtime_ns
     return versions

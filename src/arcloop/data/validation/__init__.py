@@ -14,6 +14,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import file_lock, write_bytes, write_json
 from arcloop.artifacts.writer import write_artifact
+from arcloop.data.sources import similar_names
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
 from arcloop.data.validation.files import Finding, Findings
@@ -135,6 +136,8 @@ def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
     for label in np.flatnonzero(expected["gallery"] & ~has["query"]):
         message = f"class {names[label]!r} has no images, so it is not evaluated"
         findings.add(Finding("warning", "class size", message, "query"))
+    for message in similar_names(names):
+        findings.add(Finding("warning", "similar names", message))
     num_parts = np.sum([has["train"], has["val"], is_evaluated], axis=0)
     for label in np.flatnonzero(~is_train.all() & (num_parts > 1)):
         found_in = ", ".join(split for split in SPLITS if has[split][label])
@@ -153,6 +156,7 @@ def _make_report(store: Artifact, inspection: Inspection) -> dict[str, Any]:
         "store": {"key": store.info["key"], "manifest": store.sha256},
         "image_shape": store.info["image_shape"],
         "skipped": store.info["skipped"],
+        "passed_over": store.info.get("passed_over", []),
         "splits": store.info["splits"],
         "classes": {
             name: {split: int(inspection.counts[split][label]) for split in SPLITS}

@@ -18,6 +18,7 @@ from arcloop.artifacts import Artifact
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
 from arcloop.data.validation.files import (
+    Finding,
     Findings,
     Ints,
     Level,
@@ -75,6 +76,7 @@ def inspect_store(
     empty: list[tuple[ShardFiles, Ints]] = []
     digests, hashed_rows = bytearray(), array("q")
     all_labels = np.full(sum(shard.rows for shard in shards), -1, np.int32)
+    brightest = 0
     for shard in shards:
         labels = files.read_labels(shard)
         if labels is not None:
@@ -83,6 +85,7 @@ def inspect_store(
             all_labels[shard.first_row :][: shard.rows][is_valid] = labels[is_valid]
         for rows, images in files.read_images(shard):
             flat = images.reshape(len(images), -1)
+            brightest = max(brightest, int(flat.max(initial=0)))
             is_empty = pixel_std(flat) < settings.min_std
             empty.append((shard, rows[is_empty]))
             # Empty images have their own finding; they are not also reported as duplicates.
@@ -100,6 +103,8 @@ def inspect_store(
     if leave_one_out:
         counts["query"] = counts["gallery"]
     _report_empty_images(empty, store, settings, files)
+    if brightest < settings.min_brightest:
+        findings.add(Finding("error", "brightness", _describe_range(brightest, store)))
     num_train_classes = store.info.get("train_classes", len(classes))
     return Inspection(classes, counts, findings, samples, num_train_classes, leave_one_out)
 
@@ -142,6 +147,18 @@ def _add_samples(samples: Mapping[int, list[Images]], images: Images, labels: In
         missing = _SAMPLES_PER_CLASS - len(chosen)
         if missing:
             chosen += [images[row].copy() for row in np.flatnonzero(labels == label)[:missing]]
+
+
+def _describe_range(brightest: int, store: Artifact) -> str:
+    message = f"the largest value of all pixels is {brightest} of 255"
+    if "max_value" not in store.config:
+        return f"{message}: lower validation.min_brightest if this is right"
+    used = (brightest + 1) * (store.info["max_value"] + 1) // 256  # values in the files
+    used = 1 << (used - 1).bit_length()
+    return (
+        f"{message}. If the files have 16 bits per pixel and values below {used:,}, pass"
+        f" data.max_value={used - 1}; if the images are this dark, lower validation.min_brightest"
+    )
 
 
 def _report_empty_images(

@@ -62,6 +62,7 @@ class ExportScripted(Callback):
             golden_NHWC,
             Path(self.run_dir),
             max_abs_diff=self.torchscript.max_abs_diff,
+            max_value=store.max_value,
         )
         print_line(f"model.pt: scripted, within {difference:.1e} of the eager model")
 
