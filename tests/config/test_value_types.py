@@ -1,6 +1,7 @@
 import functools
 import inspect
 import math
+import os
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from arcloop.config.value_types import (
     Angle,
+    FolderName,
     Fraction,
     PositiveFloat,
     PositiveInt,
@@ -69,6 +71,23 @@ class Head:
     @checked("head")
     def __init__(self, size: PositiveInt, *, margin: Angle, scale: PositiveFloat = 1.0) -> None:
         self.size, self.margin, self.scale = size, margin, scale
+
+
+@given(st.text(max_size=60) | st.sampled_from([".", "..", "", "a/b", "é" * 51, "x" * 100]))
+def test_a_folder_name_is_one_part_of_a_path_with_room_for_a_suffix(tmp_path_factory, text):
+    if describe_mismatch(text, FolderName) is not None:
+        return
+    root = tmp_path_factory.getbasetemp()
+    folder = root / f"{text}-{'0' * 140}"
+    assert folder.parent == root
+    folder.mkdir(exist_ok=True)
+    assert folder.name in os.listdir(root)
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", ".a", "a/b", "/a", "a\\b", "a\nb", "é" * 51])
+def test_other_texts_are_no_folder_names(text):
+    assert describe_mismatch(text, FolderName).startswith("must be a folder name")
 
 
 def test_checked_names_every_argument_that_does_not_fit():

@@ -154,6 +154,9 @@ WRONG = {
     "misspelt word": (["mod=compile"], "did you mean mode?"),
     "wrong mode": (["mode=go"], "mode=go must be one of run, compile"),
     "no override": (["compile"], "cannot read the override 'compile'"),
+    "a path as the name of a file": (
+        ["cluster.pipeline=a/b"], "cluster.pipeline='a/b' must be a folder name",
+    ),
     "misspelt cluster key": (["cluster.hots=x"], "there is no key cluster.hots"),
     "unknown step": (
         ["+cluster.steps.trian={title: x}"], "cluster.steps.trian='trian' must be one of prepare",

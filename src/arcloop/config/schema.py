@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 
 from arcloop.config.value_types import (
+    FolderName,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -186,7 +187,7 @@ class Config:
         monitor_mode: "max" if a larger metric is better, else "min".
     """
 
-    name: str = MISSING
+    name: FolderName = MISSING
     seed: NonNegativeInt = MISSING
     run_dir: str = MISSING
     stores_dir: str = MISSING

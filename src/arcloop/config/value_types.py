@@ -12,6 +12,7 @@ import functools
 import inspect
 import json
 import math
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
@@ -23,6 +24,21 @@ from pydantic_core import SchemaError
 
 from arcloop.errors import ConfigError
 
+_MAX_NAME_BYTES = 100  # file systems allow 255, and hashes and suffixes are added
+
+
+def _check_folder_name(value: str) -> str:
+    is_valid = re.fullmatch(r"(?!\.)[^/\\\x00-\x1f\x7f]+", value)
+    if not is_valid or len(value.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
+        raise ValueError(
+            f"must be a folder name: 1 to {_MAX_NAME_BYTES} bytes, no '/', '\\' or control"
+            " character, not beginning with '.'"
+        )
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+"""A name that is used as the name of a folder or file, or as a part of it."""
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]

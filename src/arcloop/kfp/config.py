@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from arcloop.config.composition import compose_config, compose_unchecked, to_plain
 from arcloop.config.value_types import (
+    FolderName,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -112,7 +113,7 @@ class ClusterSettings(_Settings):
     host: str | None
     namespace: str | None
     experiment: str
-    pipeline: str
+    pipeline: FolderName
     service_account: str | None
     pipeline_root: str | None
     token_env: Variable | None

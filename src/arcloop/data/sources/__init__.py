@@ -14,7 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config.value_types import Fraction, ImageSize, JpegQuality, PositiveInt, check_fields
+from arcloop.config.value_types import (
+    FolderName,
+    Fraction,
+    ImageSize,
+    JpegQuality,
+    PositiveInt,
+    check_fields,
+)
 from arcloop.data.store.shards import FileTable, Images, Labels
 from arcloop.data.store.source_files import SourceChanges, StoreContents
 from arcloop.errors import DataError
@@ -111,7 +118,7 @@ class Source(ABC):
 
     appendable = False  # whether new images can be distinguished from those of a store
 
-    name: str
+    name: FolderName
     shard_rows: PositiveInt
     encoding: Literal["raw", "jpeg"]
     jpeg_quality: JpegQuality
