@@ -1,7 +1,7 @@
 """Client of a KFP server's v2beta1 API; converts each error to one message.
 
-It uses the generated API client, because `kfp.Client` has no time-outs, prints, and retries a
-refused connection for 25 seconds.
+It uses the generated API client, because `kfp.Client` has no time-outs, prints messages of its own,
+and retries refused connections.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REFUSALS = {
     ),
     404: (
         "the KFP API found nothing in namespace {namespace}",
-        "check cluster.namespace and cluster.host, which ends before /apis",
+        "check cluster.namespace and cluster.host; the host does not include /apis",
     ),
     409: (
         "the KFP API has an object of this name already",
@@ -167,7 +167,7 @@ class KfpClient:
         return self._call(method, **kwargs, filter=json.dumps({"predicates": [predicate]}))
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the API; convert its errors to a `ArcloopError`."""
+        """Call a method of the API; convert its errors to an `ArcloopError`."""
         seconds = self._settings.timeout_s
         try:
             return method(*args, **kwargs, _request_timeout=seconds)

@@ -1,9 +1,9 @@
-"""What a pipeline reads from the config: typed settings of the cluster, and its parameters.
+"""The cluster settings and the parameters of a pipeline, which are derived from the config.
 
 The parameters are lists of overrides, one list for each config group. A list has a canonical form:
 the choice of the group, then the values that differ from that choice. The cache key therefore
-depends on the config and not on how the command line specifies it. The values that `experiment=`
-sets in several groups are divided among the lists of these groups.
+depends on the config and not on how the command line specifies it. `experiment=` sets values in
+several groups; each value is added to the list of its group.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from arcloop.serving.kubernetes.settings import (
 )
 
 DEPLOY = Step("deploy", ("name", "force", "deploy"), ("run", "gallery", "index", "evaluation"), "")
-"""The deploy step, which is a task of a pipeline only."""
+"""The deploy step, which exists only in pipelines and has no output artifact."""
 PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for name in step.reads))
 """The pipeline's parameters: all groups and settings that the steps read, in order."""
 _PIPELINE_GROUPS = ("cluster", "notify", "experiment")
 _DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
-"""Default choices that only a pipeline has: embed, index and evaluate are separate tasks."""
+"""Choices that are defaults only in pipelines, where embed, index and evaluate are tasks."""
 _Model = TypeVar("_Model", bound=BaseModel)
 MountPath = Annotated[str, matching(r"/.*", "a path that begins with /")]
 Variable = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable")]
@@ -178,7 +178,7 @@ def read_settings(kind: type[_Model], node: Mapping[str, Any], key: str) -> _Mod
 
 
 def _describe(details: Any, key: str) -> str:
-    """Return the message of an error of pydantic."""
+    """Convert one error of pydantic to a message that names the config key."""
     path = ".".join([key, *(str(step) for step in details["loc"] if step != "[key]")])
     message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     match details["type"]:

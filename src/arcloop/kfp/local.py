@@ -40,7 +40,7 @@ _PRELOADED = [
     "arcloop.retrieval.index",
     "arcloop.serving.deploy",
     "arcloop.kfp.local",
-    "jinja2",  # evaluate imports this and the following lazily
+    "jinja2",  # `evaluate` imports this module and the next ones when it needs them
     "sklearn.manifold",
     "sklearn.metrics",
 ]
@@ -114,7 +114,7 @@ def run_pipeline(
             try:
                 task = components.load_component_from_file(str(compiled))(**arguments)
             except RuntimeError as failure:
-                # The message of the failed task says more than that of kfp.local.
+                # The message of the failed task has more details than that of kfp.local.
                 message = server.error or str(failure)
                 raise ArcloopError(f"{message}\n  log: {log}") from None
         server.report_cached(STEPS)
@@ -200,7 +200,7 @@ class TaskServer:
         return result, error
 
     def report_cached(self, steps: Iterable[str]) -> None:
-        """Record that the results of these steps came from the cache if the steps did not run."""
+        """Report the steps among these that did not run, because their results were cached."""
         for name in steps:
             if name not in self.states:
                 self.states[name] = "from the cache"

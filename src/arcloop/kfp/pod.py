@@ -1,9 +1,9 @@
 """Functions that the components call in the pod of a task.
 
 On a cluster, the functions below run in the process of the pod. In a local run, the environment
-variable `TASK_SERVER` contains the address of the server in `arcloop.kfp.local`, and `call` sends
-the work to a process that has already imported torch. This module imports neither kfp nor torch, so
-that the process of a task starts fast.
+variable ARCLOOP_TASK_SERVER contains the address of the server in `arcloop.kfp.local`, and `call`
+sends the work to a process that has already imported torch. This module imports neither kfp nor
+torch, so that the process of a task starts fast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TASK_SERVER = "ARCLOOP_TASK_SERVER"
 VOLUME = "ARCLOOP_VOLUME"
-"""Mount path of the shared volume, where outputs are written to it."""
+"""Environment variable with the mount path of the shared volume, if outputs are written there."""
 _ROLES = ("store", "run", "gallery", "index", "evaluation")
 _NOTIFIED_METRICS = ("top1", "map_at_r", "eer")
 

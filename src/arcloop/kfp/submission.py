@@ -1,6 +1,6 @@
 """Submit the pipeline: `arcloop pipeline` at once, `arcloop trigger` when the data have changed.
 
-Checks the command line, compiles the pipeline for a cluster and runs it there: through kfp.local
+Both check the command line, compile the pipeline for a cluster and run it there: through kfp.local
 for cluster=local, otherwise on a KFP server, as a new version with a run or a recurring run.
 """
 
@@ -174,7 +174,7 @@ def _faults(submission: Submission) -> Iterator[str]:
         )
     if cluster.train == "trainjob":
         if not cluster.is_local and cluster.storage != "pvc":
-            yield "cluster.train=trainjob needs cluster.storage=pvc, whose volume its nodes share"
+            yield "cluster.train=trainjob needs cluster.storage=pvc: its nodes share a volume"
         trainer = (config["trainer"]["num_nodes"], config["trainer"]["devices"])
         job = (cluster.trainjob.nodes, cluster.trainjob.processes)
         if trainer != job:
@@ -189,7 +189,7 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
 
     Args:
         submission: The checked command line.
-        started: Called after a run was started.
+        started: Called when the run has been started.
 
     Returns:
         Whether the gate passed, after a local run; otherwise None.
@@ -225,7 +225,9 @@ def _trigger(argv: Sequence[str]) -> int:
     every = [word for word in argv if word.startswith("every=")]
     submission = read_submission([word for word in argv if word not in every])
     if submission.compile_only or submission.cron:
-        raise ConfigError("a trigger starts runs", remedy="remove mode= and schedule=")
+        raise ConfigError(
+            "`arcloop trigger` does not support mode=compile and schedule=", remedy="remove them"
+        )
     if not every:
         submit_if_changed(submission)
         return 0

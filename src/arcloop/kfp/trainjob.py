@@ -35,7 +35,10 @@ _MAX_FAILED_POLLS = 10
 
 
 def make_job(settings: ClusterSettings) -> str:
-    """Return the TrainJob as JSON, without the job file; every node is like the train step."""
+    """Return the TrainJob as JSON, without the path of the job file.
+
+    Every node has the resources and the scheduling of the train step.
+    """
     step = settings.steps["train"]
     resources = {"cpu": step.cpu, "memory": step.memory, step.gpu_type: step.gpus}
     tolerations = [*settings.tolerations, *step.tolerations]
@@ -129,7 +132,7 @@ def _wait(api: Any, place: tuple[str, ...], name: str, poll_s: float) -> str | N
         except (k8s.client.ApiException, OSError, urllib3.exceptions.HTTPError) as cause:
             failed_polls += 1
             if getattr(cause, "status", None) == 404 or failed_polls >= _MAX_FAILED_POLLS:
-                return f"its state cannot be read any more ({cause.__class__.__name__})"
+                return f"its state can no longer be read ({cause.__class__.__name__})"
             status = {}
         conditions = {c["type"]: c for c in status.get("conditions", ()) if c["status"] == "True"}
         words = [*conditions, *map(_format_part, status.get("jobsStatus", ()))]

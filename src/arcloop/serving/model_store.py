@@ -9,7 +9,8 @@
 
 The name of a version is TIME-LINEAGE: the time of archiving and a hash of the archive's contents.
 Every change is an atomic rename, and an archive is moved into the store before a file refers to it.
-So live.json and the server configs always name complete archives, even if a process is killed.
+Therefore live.json and the server configs always name complete archives, even if a process is
+killed.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class ModelStore:
             ResourceError: The folder cannot be written.
         """
         staging = self.path / _STAGING
-        waiting = f"waiting for another deploy to {self.path}"
+        waiting = f"waiting for another process that has locked {self.path}"
         with file_lock(self.path / _LIVE, on_wait=lambda: print_line(waiting)):
             self._read_live()  # raises for the store of another model
             try:

@@ -50,7 +50,8 @@ def _serve(arguments: DeployArguments) -> int:
         print_line(f"{cause.what}; serving with deploy.server=fastapi instead")
         server_class = FastApiServer
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # The server is stopped at the end of `running`; the lock of the store ends before it.
+    # `running` stops the server at its end. The lock of the store is released earlier, when the
+    # inner `with` block ends.
     with contextlib.ExitStack() as running, contextlib.suppress(KeyboardInterrupt):
         with stage(arguments.run_dir, settings, force=arguments.force) as staged:
             live = staged.store.live()

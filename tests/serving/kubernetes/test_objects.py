@@ -252,7 +252,7 @@ PLANTED = {
         (("HorizontalPodAutoscaler", "spec", "scaleTargetRef", "name"), "x", "Deployment/x"),
     "two managers of replicas": ((*SPEC, "replicas"), 2, "which the autoscaler changes"),
     "a share of nothing":
-        ((*SERVER, "resources", "requests", "cpu"), None, "needs a request of cpu"),
+        ((*SERVER, "resources", "requests", "cpu"), None, "needs a cpu request"),
 }  # fmt: skip
 
 

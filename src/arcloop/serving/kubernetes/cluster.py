@@ -106,7 +106,7 @@ class Cluster:
             wanted: The object with the fields to set. A field that an earlier call has set and that
                 is missing here is removed.
             force: Overwrite fields that another manager has set.
-            dry_run: Have the server check the request without applying it.
+            dry_run: Let the server validate the request without changing the object.
         """
         kind, name = wanted["kind"], wanted["metadata"]["name"]
         query = {"fieldManager": MANAGER, "force": str(force).lower()}
@@ -132,7 +132,7 @@ class Cluster:
             path: Path of the URL, e.g. that of a Service's proxy.
             body: Body of the request.
             headers: Headers.
-            seconds: Time-out of the response.
+            seconds: Time limit for the response.
 
         Raises:
             UnreachableError: The API server does not answer.

@@ -1,6 +1,7 @@
 """The Kubernetes objects of a release: one version of a model with the settings of its deployment.
 
-objects.yaml.j2 has the objects. `check_objects` checks that they fit together.
+The template objects.yaml.j2 is rendered here, and `check_objects` checks that the resulting objects
+are consistent with each other.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Release:
 
 
 def manifest_yaml(release: Release) -> str:
-    """Return the objects of a release for `kubectl apply --server-side -f -`.
+    """Render the objects of a release as YAML, for `kubectl apply --server-side -f -`.
 
     Raises:
         ConfigError: The objects do not fit together.
@@ -147,7 +148,7 @@ def check_objects(objects: Sequence[Object], max_request_s: float) -> None:
 
 
 def _selector_faults(obj: Object, template: Object) -> Iterator[str]:
-    """Yield the labels that an object selects and the pods do not have."""
+    """Yield the labels that an object selects but the pods do not have."""
     spec, labels = obj.get("spec", {}), template["metadata"]["labels"]
     selector = spec.get("podSelector", spec.get("selector"))
     if selector is None:
@@ -179,7 +180,7 @@ def _port_faults(obj: Object, template: Object) -> Iterator[str]:
 
 
 def _autoscaler_faults(objects: Sequence[Object], pod: Object) -> Iterator[str]:
-    """Yield the faults of a workload that an autoscaler cannot scale."""
+    """Yield the reasons why the autoscaler cannot scale the workload."""
     for scaler in (obj["spec"] for obj in objects if "scaleTargetRef" in obj.get("spec", {})):
         target = f"{scaler['scaleTargetRef']['kind']}/{scaler['scaleTargetRef']['name']}"
         if target not in map(_name, objects):
@@ -188,13 +189,13 @@ def _autoscaler_faults(objects: Sequence[Object], pod: Object) -> Iterator[str]:
             yield f"{_name(objects[-1])} sets replicas, which the autoscaler changes"
         resource = scaler["metrics"][0]["resource"]["name"]
         if any(resource not in c["resources"]["requests"] for c in pod["containers"]):
-            yield f"the autoscaler's target of {resource} needs a request of {resource}"
+            yield f"the autoscaler needs a {resource} request, of which its target is a percentage"
 
 
 def _pod_faults(objects: Sequence[Object], pod: Object, max_request_s: float) -> Iterator[str]:
-    """Yield references of the pod to missing objects, ports or volumes, and a short grace period.
+    """Yield missing objects and ports, volumes that are not mounted, and too short grace periods.
 
-    Users create claims and pull secrets, so these are not checked.
+    Claims and pull secrets are not checked, because users create them.
     """
     names = set(map(_name, objects))
     wanted = [f"ServiceAccount/{pod['serviceAccountName']}"]

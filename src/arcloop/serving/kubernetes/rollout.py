@@ -40,7 +40,7 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
 
     Raises:
         ResourceError: The pods cannot start or missed the deadline; the message has the reasons.
-        UnreachableError: The API server has stopped answering.
+        UnreachableError: The API server did not answer for `MAX_OUTAGE_S`.
     """
     kind, name = workload["kind"], workload["metadata"]["name"]
     label = release_label(workload)
@@ -59,7 +59,7 @@ def wait_for_rollout(cluster: Cluster, release: Release, workload: Object) -> No
         if done:
             return
         waited = time.monotonic() - since
-        # A Deployment has its own deadline.
+        # Kubernetes reports a missed deadline of a Deployment itself, so wait for that report.
         margin = _DEADLINE_MARGIN_S if kind == "Deployment" else 0
         if any(is_fatal for _, is_fatal in _find_problems(new)):
             raise _error("the new pods cannot start", cluster, new)
@@ -95,10 +95,10 @@ def retry_while_unreachable(work: Callable[[], _T]) -> _T:
 
 
 def _find_problems(pods: Sequence[Object]) -> list[tuple[str, bool]]:
-    """Return the reasons, according to their statuses, why pods are not ready.
+    """Return the reasons why pods are not ready, according to their statuses.
 
-    Each is a text with the pod, the reason and the last lines of its output, and whether the
-    problem persists however long the rollout waits.
+    Each is a tuple: a text with the pod, the reason and the last lines of its output, and whether
+    the problem is fatal, so that waiting longer does not help.
     """
     return [problem for pod in pods if not _serves(pod) for problem in _pod_problems(pod)]
 

@@ -52,7 +52,7 @@ class Batcher:
             raise asyncio.QueueFull(f"{self._queue_size} requests are waiting already")
         future: Future[PredictResponse] = Future()
         self._queue.append((request, future))
-        if len(self._queue) <= 1:  # otherwise a call is pending that will take this request too
+        if len(self._queue) <= 1:  # otherwise a pending call of `_answer_all` takes this request
             self._thread.submit(self._answer_all)
         return await asyncio.wrap_future(future)
 

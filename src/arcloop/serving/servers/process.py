@@ -42,7 +42,7 @@ class ServerProcess(ABC):
     Attributes:
         name: The server's name in `deploy.server`.
         loopback_ports: Settings of the ports that listen on 127.0.0.1.
-        endpoint: The URL that answers predictions.
+        endpoint: Sends prediction requests to the server.
         process: The first process; all others are its descendants. After SIGTERM, the FastAPI
             server answers the requests that it has accepted, then ends.
         log: File with the server's standard output and standard error.
