@@ -178,9 +178,8 @@ def measure_search_times(search: Search, queries_QD: npt.NDArray[np.float32]) ->
     >>> list(measure_search_times(search, np.ones((2, 1), np.float32)))
     ['search_p50_ms', 'search_p99_ms']
     """
-    search(
-        queries_QD[:1], _TIMED_NEIGHBOURS
-    )  # warm-up, because the first search also allocates memory
+    # Warm-up, because the first search also allocates memory.
+    search(queries_QD[:1], _TIMED_NEIGHBOURS)
     end = time.monotonic() + _TIMED_SECONDS
     seconds = []
     for query in range(min(len(queries_QD), _TIMED_QUERIES)):
@@ -203,7 +202,7 @@ def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
         return None
     if gallery.artifact.parents["store"] != images.artifact.sha256:
         raise ArtifactError(
-            "the store uses leave-one-out evaluation, but the gallery is of another store",
+            "the store uses leave-one-out evaluation, but the gallery is from another store",
             where=gallery.artifact.path,
             remedy="embed the gallery again: `arcloop embed`",
         )

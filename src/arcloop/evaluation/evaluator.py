@@ -80,7 +80,8 @@ class EvaluationState:
 
     Attributes:
         per_query: Metrics, class, answer and best matches of each query, by batch.
-        pairs: Similarities of query-gallery pairs, by position of the query in its batch.
+        pairs: Similarities of query-gallery pairs; the key is the position, in its batch, of the
+            first query of a block.
         mistakes: The wrong answers with the highest similarity.
         sampled: Embeddings of the rows of `EvaluationSetup.sampled_queries`, by batch.
     """

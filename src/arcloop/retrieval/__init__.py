@@ -1,4 +1,4 @@
-"""Embedding with model.pt, exact search and the faiss index."""
+"""Embedding with model.pt, the faiss index, exact search and the open-set threshold."""
 
 from arcloop.retrieval.auto_index import AutoIndex
 from arcloop.retrieval.calibration import calibrate_threshold

@@ -56,7 +56,8 @@ class AutoIndex:
         """Select, build and tune an index.
 
         Returns:
-            The faiss index and its description: "factory", "search", "why" and "recall_at_1".
+            The faiss index and its description: "factory", "search", "why" and "recall_at_1", and
+            "tune_queries" if the recall was measured.
 
         Raises:
             ConfigError: The gallery is too small to train the only index that fits in `memory_mb`.

@@ -90,7 +90,7 @@ def scan_gallery(
         queries_QD: float32, rows of norm 1.
         gallery: Returns an iterator over the gallery in row order, in chunks of any length.
         shape: Block sizes.
-        finish: Called with each slice of queries after it has visited the whole gallery.
+        finish: Called with each slice of queries after its last block was visited.
 
     Returns:
         Results of `finish`, in the order of the queries.
@@ -109,7 +109,7 @@ def scan_gallery(
 
     results: list[T] = []
     threads = min(torch.get_num_threads(), _MAX_THREADS)
-    # Products of this size are too short to be split over cores: the threads would mostly wait.
+    # Each product uses one core: at this size, splitting it over cores takes longer than it saves.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         for first_query in range(0, len(queries_QD), shape.batch):
             stop = min(first_query + shape.batch, len(queries_QD))

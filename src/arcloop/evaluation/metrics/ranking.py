@@ -85,11 +85,11 @@ class GalleryRanker:
             visit: Called with every block of similarities.
 
         Returns:
-            The metrics of each query, 0 where R = 0: "map_at_r", "r_precision", "mrr" and
-            "ndcg_at_<k>"; and what is known of each query: "relevant", R; "neighbours", the K
-            nearest gallery rows, -1: none; "best", the similarity of the nearest row;
-            "best_is_right", whether it has the query's class; "best_other", the similarity of the
-            nearest row of another class, -inf: none.
+            Two dicts. The first has the metrics of each query, 0 where R = 0: "map_at_r",
+            "r_precision", "mrr" and "ndcg_at_<k>". The second has other values of each query:
+            "relevant", R; "neighbours", the K nearest gallery rows, -1: none; "best", the
+            similarity of the nearest row; "best_is_right", whether that row has the query's class;
+            "best_other", the similarity of the nearest row of another class, -inf: none.
 
         Raises:
             DataError: An embedding is not finite.

@@ -115,7 +115,7 @@ class SimilarityHistogram:
         return float(far[after - 1] + share * (far[after] - far[after - 1]))
 
     def tar_at_far(self, far: float) -> float | None:
-        """Return the true accept rate at the lowest threshold whose false accept rate is `far`.
+        """Return the true accept rate at the lowest threshold with a false accept rate up to `far`.
 
         Returns:
             A rate in [0, 1]; None if there are no pairs of the same class, or fewer than 1 / far
@@ -185,7 +185,7 @@ def pair_counter(
 ) -> Visitor:
     """Return a function that adds blocks of similarities to the histogram of their first query.
 
-    Blocks of different queries are visited by different threads, hence the histograms.
+    Different threads visit blocks of different queries, so each block has its own histogram.
     """
 
     def visit(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:

@@ -88,9 +88,8 @@ def roc_curve(roc: Roc, eer: float) -> Figure:
             axis.plot(mark, value, "o", color=RIGHT, markersize=4)
             _note(axis, f"{value:.2%}", (mark, value), (6, -12))
     axis.plot(eer, 1 - eer, "o", color=WRONG, markersize=4)
-    _note(
-        axis, f"EER {eer:.2%}", (eer, 1 - eer), (6, -26), colour=WRONG
-    )  # below the label of a FAR
+    # The offset puts the label below that of a FAR.
+    _note(axis, f"EER {eer:.2%}", (eer, 1 - eer), (6, -26), colour=WRONG)
     axis.set(xscale="log", xlim=(least, 1), ylim=(bottom - 0.15 * (1.001 - bottom), 1.002))
     axis.set(xlabel="false accept rate", ylabel="true accept rate")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))

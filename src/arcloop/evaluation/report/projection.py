@@ -18,10 +18,8 @@ Points = npt.NDArray[np.float32]
 
 MIN_ROWS = 10
 _PERPLEXITY, _ITERATIONS = 15, 500
-_NEIGHBOURS, _SHARPNESS = (
-    5,
-    20.0,
-)  # number of gallery rows that place a query; sharpness of their weights
+_NEIGHBOURS = 5  # number of gallery rows that determine the position of a query
+_SHARPNESS = 20.0  # factor of the cosines in the weights of these rows
 _MAX_LABELLED_CLASSES = 30
 
 
