@@ -82,7 +82,7 @@ def decode(
         width: Columns of the result, in pixels.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
         max_pixels: Largest width x height that is decoded; protects against decompression bombs.
-        max_value: Value of a grey image of more than 8 bits that becomes 255; larger ones, too.
+        max_value: Grey value, in images of more than 8 bits, that becomes 255, as all larger values.
 
     Returns:
         uint8 array of shape [height, width, channels].

@@ -148,13 +148,13 @@ def test_all_faults_are_reported_at_once_with_their_lines(tmp_path, pictures):
         "the list of images has 9 fault(s):",
         f"    line 3: there is no file {pictures}/ant/nope.png",
         "    line 4: the label is empty",
-        "    line 5: split 'trian' is none of train, val, gallery, query; did you mean train?",
+        "    line 5: split 'trian' is not one of train, val, gallery, query; did you mean train?",
         "    line 6: ant/../ant/000.png is already on line 2",
         "    line 7: ant/000.png is 'bee', but 'ant' on line 2",
         "    line 8: the path is empty",
         "    line 9: has another number of cells than line 1",
         f"    line 10: there is no file {pictures}/bee",
-        "    line 11: split '' is none of train, val, gallery, query",
+        "    line 11: split '' is not one of train, val, gallery, query",
     ]
 
 

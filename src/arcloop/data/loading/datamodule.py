@@ -1,6 +1,6 @@
 """Datasets and a loader whose items are whole batches, and the LightningDataModule of a store.
 
-No Python code runs per image.
+With raw stores, no Python code runs per image.
 """
 
 from __future__ import annotations

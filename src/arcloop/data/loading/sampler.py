@@ -227,7 +227,7 @@ def draw_classes(
     rounds = -(-draws // num_classes)
     classes_T = random.permuted(np.tile(np.arange(num_classes), (rounds, 1)), axis=1).ravel()
     for start in range(num_classes, len(classes_T), num_classes) if group > 1 else ():
-        drawn = start % group  # draws of the group that spans both rounds, in the first of them
+        drawn = start % group  # draws in the earlier round, of the group that spans both rounds
         round_C = classes_T[start : start + num_classes]
         is_drawn_C = np.isin(round_C, classes_T[start - drawn : start])
         round_C[:] = round_C[np.argsort(is_drawn_C, kind="stable")]

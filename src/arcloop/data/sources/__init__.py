@@ -1,4 +1,4 @@
-"""Interface of a data source. `prepare` writes a store from any of them."""
+"""Interface of data sources. `prepare` writes the store of any source."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class Listing(ABC):
 
     @abstractmethod
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
-        """Read the rows of all splits, those of a split in order, with memory for a few blocks.
+        """Yield the rows of all splits in blocks, the rows of each split in order.
+
+        Only a few blocks are in memory at a time.
 
         Args:
             encode: Converts images to the form in which the store contains them.
@@ -138,7 +140,7 @@ class Source(ABC):
         """
 
     def files(self) -> dict[str, str]:
-        """Return file -> sha256 if the source consists of few files, else an empty dict."""
+        """Return file -> sha256 if the source consists of a few files, else an empty dict."""
         return {}
 
     @abstractmethod
@@ -165,7 +167,10 @@ class Source(ABC):
         return []
 
     def settings(self) -> dict[str, Any]:
-        """Return all fields that affect the contents of the store: all but the location."""
+        """Return the fields that affect the contents of the store.
+
+        These are all fields except the location and, for raw images, the settings of the encoding.
+        """
         unused = set(_LOCATION_FIELDS)
         if self.encoding == "raw":
             unused |= {"encoding", "jpeg_quality"}

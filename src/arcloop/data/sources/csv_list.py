@@ -188,7 +188,7 @@ def read_rows(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]
                 yield reader.line_num, cells
     except UnicodeDecodeError as cause:
         raise DataError(
-            f"it is not text in UTF-8: {cause.reason} at byte {cause.start} of a block",
+            f"it is not text in UTF-8: {cause.reason}",
             where=file.absolute(),
             remedy="save it in UTF-8",
         ) from None
@@ -232,7 +232,9 @@ def _check_row(line: int, cells: Mapping[str, str], file: str, faults: LineFault
     if (split := cells.get("split")) is not None and split not in SPLITS:
         near = difflib.get_close_matches(split, SPLITS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        faults.add("unknown splits", line, f"split {split!r} is none of {', '.join(SPLITS)}{hint}")
+        faults.add(
+            "unknown splits", line, f"split {split!r} is not one of {', '.join(SPLITS)}{hint}"
+        )
     if not cells["path"]:
         faults.add("empty paths", line, "the path is empty")
     elif not os.path.isfile(file):  # noqa: PTH113 - a Path interns each of millions of names

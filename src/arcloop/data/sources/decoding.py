@@ -100,9 +100,8 @@ def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBloc
     Raises:
         ResourceError: A worker process died or cannot be started.
     """
-    if (
-        workers == 1 or multiprocessing.current_process().daemon
-    ):  # a daemonic process cannot have children
+    # A daemonic process cannot have children.
+    if workers == 1 or multiprocessing.current_process().daemon:
         yield from map(decode_block, blocks)
         return
     context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
@@ -133,7 +132,7 @@ def _submit(pool: ProcessPoolExecutor, block: FileBlock) -> Future[RowBlock]:
     multiprocessing imports the main module of the parent in every process that it starts. A script
     without `if __name__ == "__main__":` would then prepare the same store in every worker, which
     would wait forever for the lock of its parent. The workers do not need the main module, so it is
-    hidden while they are started.
+    replaced by an empty module while they are started.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

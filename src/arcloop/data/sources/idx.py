@@ -36,7 +36,7 @@ Ints = npt.NDArray[np.int64]
 _PARTS = {"train": "train", "t10k": "test"}  # prefix of the file names -> name in messages
 _UNUSED = 255
 _LABELS_PER_READ = 1 << 20
-_RESTORE = "restore the file from its origin"
+_RESTORE = "download the file again, or restore it from a copy"
 
 
 @dataclass(kw_only=True)
@@ -196,7 +196,7 @@ def read_blocks(path: Path, dimensions: int, rows: int) -> Iterator[Bytes]:
         uint8 [`rows`, ...]; the last block may have fewer rows.
 
     Raises:
-        DataError: The file is not in this format, or is shorter or longer than its header says.
+        DataError: The file is not in this format, or is shorter or longer than its header states.
     """
     with _open(path, dimensions) as (file, (total, *shape)):
         row_bytes = math.prod(shape)

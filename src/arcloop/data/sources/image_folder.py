@@ -119,7 +119,7 @@ class ImageFolderSource(PictureSource):
 
 
 def _has_split_folders(root: Path) -> bool:
-    """Return whether splits are on the first level.
+    """Return whether the folders on the first level are splits.
 
     A folder that is named like a split but has no subfolders is a class: "train" may be a toy.
     """

@@ -150,7 +150,7 @@ class PictureListing(Listing):
             checked = labels[order["train"] if self.has_given_splits else numbers]
             if new := [classes[label] for label in np.unique(checked) if label >= len(stored)]:
                 raise DataError(
-                    "new classes in a store whose splits have no common class:"
+                    "new classes cannot be added to a store with class-disjoint splits:"
                     f" {list_some(sorted(new))}. The classes of train have the first labels, and"
                     " the labels of a store do not change",
                     remedy="prepare a new store without append=true",

@@ -23,7 +23,7 @@ _CELLS = 7
 
 @dataclass(kw_only=True)
 class SyntheticSource(Source):
-    """Generates a random pattern of 7 x 7 cells per class, and images as patterns with noise.
+    """Source whose classes are random patterns of 7 x 7 cells; images are patterns with noise.
 
     Attributes:
         num_classes: Number of classes; row i of a split is of class i modulo this number.

@@ -102,7 +102,7 @@ def apportion(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
     minimum = _minimum_rows(counts, totals)
     left = counts - 1 - sum(minimum.values())  # one row of each class is reserved for train
     num_spare = int(counts.sum()) - len(counts) - sum(totals.values())
-    left[np.flatnonzero(left)[:num_spare]] -= 1  # and a second one, as far as they suffice
+    left[np.flatnonzero(left)[:num_spare]] -= 1  # reserve a second row while there are enough
     rows_of = {}
     for name, total in totals.items():
         low, high = minimum[name], minimum[name] + left
@@ -148,6 +148,7 @@ def apportion_new(new_C: Ints, stored_CS: Ints, sizes: Mapping[str, int | float]
     while len(some := np.flatnonzero(left_C)):
         now = now_CS[some]
         lack = total_C[some, None] * fraction_S - now
+        # Splits without any row of a class come first, then those with fewer than the minimum.
         lack += rows * (now < minimum_S) + rows * (now < np.minimum(minimum_S, 1))
         now_CS[some, lack.argmax(axis=1)] += 1
         left_C[some] -= 1

@@ -34,7 +34,7 @@ class RawShard:
         number: Number of the shard.
     """
 
-    max_threads = 1  # used for a batch
+    max_threads = 1  # maximum number of threads that read one batch
 
     def __init__(self, folder: Path, number: int) -> None:
         self._labels: Labels = map_npy(folder / shard_file("labels", number))
@@ -182,7 +182,7 @@ class Store:
         return self._read(split, indices, self._opened.setdefault(split, {}))
 
     def _read(self, split: str, rows_B: Rows, opened: dict[int, RawShard]) -> tuple[Images, Labels]:
-        """Read rows; `opened` has the shards that are mapped, and receives others.
+        """Read rows; `opened` contains the shards that are already mapped, and new ones are added.
 
         Large batches are decoded in a few threads, because decoders release the GIL. A worker
         process of a loader uses one thread, because there are several such processes. The threads

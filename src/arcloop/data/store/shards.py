@@ -1,9 +1,10 @@
-"""Files of one split and their writer.
+"""The files of one split, and the class that writes them.
 
-A shard has `images-00000.npy` (uint8 [N, H, W, C]) and `labels-00000.npy` (int64 [N]). A shard of
-encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) and `offsets-00000.npy` (int64
-[N + 1], the start of each image in these bytes) instead of `images-00000.npy`. If the source has
-one file per image, `origins-00000.npy` is the `FileTable` of the shard.
+A shard consists of `images-00000.npy` (uint8 [N, H, W, C]) and `labels-00000.npy` (int64 [N]). A
+shard of encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) and
+`offsets-00000.npy` (int64 [N + 1], the start of each image in these bytes, and the end of the last)
+instead of `images-00000.npy`. If the source has one file per image, `origins-00000.npy` is the
+`FileTable` of the shard.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Kind = Literal["images", "labels", "jpeg", "offsets", "origins"]
 FileTable = npt.NDArray[Any]
-"""[N] records of path (relative to the root of the source), size (bytes) and changed (ns)."""
+"""[N] records: path, relative to the root of the source; size in bytes; changed, mtime in ns."""
 
 _BLOCK_BYTES = 1 << 20
 

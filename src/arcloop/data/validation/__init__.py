@@ -1,4 +1,8 @@
-"""Validates a store and writes report.json and report.html."""
+"""Validates a store and writes report.json and report.html.
+
+`files` finds damaged files, labels and images, `inspection` finds empty, dark and equal images, and
+`check_classes` finds faults of the classes.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +109,7 @@ def _write_validation(store: Artifact, output: Path, settings: ValidationSetting
 
 
 def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
-    """Report classes with too few images, classes in two splits, and imbalance.
+    """Report classes with too few images, in two splits or with similar names, and imbalance.
 
     A class in `val` needs two images because `val` is evaluated by leave-one-out nearest
     neighbours; so does a class in `gallery` if gallery is also the query split. A class of `query`

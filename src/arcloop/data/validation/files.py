@@ -161,7 +161,7 @@ class StoreFiles:
         return [f"class {label}" for label in range(self._store.info["classes"])]
 
     def read_labels(self, shard: ShardFiles) -> Labels | None:
-        """Return the labels of a shard, int64 [N], or None if the file is incomplete."""
+        """Return the labels of a shard, int64 [N]; None if the file cannot be read completely."""
         labels = self._read_array(shard.split, shard.labels, shard.rows)
         if labels is None:
             return None
@@ -255,7 +255,7 @@ class StoreFiles:
     def _open_npy(
         self, split: str, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike
     ) -> BinaryIO | None:
-        """Check a .npy file and open it at its first value; None if it is unreadable or wrong."""
+        """Check a .npy file and open it at its first value; None if its header is unexpected."""
         self.check(name, split)
         try:
             file = open(self._store.path / name, "rb")  # noqa: SIM115 - the caller closes it

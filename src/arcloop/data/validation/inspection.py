@@ -187,7 +187,9 @@ def _report_equal_images(
     *,
     leave_one_out: bool,
 ) -> None:
-    """Report equal images: in two splits as one error per pair of splits, else as warnings.
+    """Report equal images: in different splits as errors, within a split as warnings.
+
+    A group of equal images gives one error for each pair of splits.
 
     With leave-one-out, equal images within gallery are errors, too: a query would find its own
     image in another gallery row.
