@@ -62,7 +62,7 @@ class ArtifactWriter:
         parents: Role -> manifest hash of an artifact that this one is made from.
         count: Number of images or vectors processed, for the throughput.
         timed: Additional durations to record; each name ends with its unit.
-        linked: File shared with another artifact -> its sha256, and its state when it was linked.
+        linked: File shared with another artifact -> its sha256 and its `file_state` after linking.
     """
 
     path: Path
@@ -176,7 +176,8 @@ def replaceable_folder(path: Path) -> Path:
 def _is_mount_point(folder: Path) -> bool:
     """Return whether a folder is a mount point.
 
-    A folder of the same file system can be mounted, too. If it is empty, renaming it shows this.
+    `is_mount` does not recognise a bind mount of the same file system. An empty folder is therefore
+    renamed and renamed back, which fails for every mount point.
     """
     if folder.is_mount() or any(folder.iterdir()):
         return folder.is_mount()

@@ -35,8 +35,7 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
         ArcloopError: The config is invalid or the work failed; in a sweep, of any job.
     """
     register_schema()
-    # OpenMP threads busy-wait. Long waits of this kind slow down training on a shared machine; no
-    # busy-waiting at all slows it down on an idle machine.
+    # Limit how long idle OpenMP threads busy-wait, which takes CPU time from other processes.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Without this, Hydra prints errors itself and exits; `main` prints all errors in one format.
@@ -84,7 +83,7 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
         try:
             _run_hydra(job, verb, [*flags, *overrides, *planned.extra])
         except Exception as error:
-            # Raised by joblib.
+            # Exceptions of joblib, which is optional, so they are compared by name.
             if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool"):
                 raise
             raise ResourceError(

@@ -67,7 +67,7 @@ VERBS = {
         ("arcloop export run_dir=runs/mnist export=onnx",),
     ),
     "lineage": Verb(
-        "model, index, run or archive -> its verified origins down to the images",
+        "model, index, run or archive -> everything it was made from, verified",
         function="arcloop.pipeline.lineage.lineage",
     ),
     "reproduce": Verb(
@@ -79,7 +79,7 @@ VERBS = {
         function="arcloop.pipeline.sweeps.leaderboard.leaderboard",
     ),
     "serve": Verb(
-        "run -> a server on this machine, checked to answer as the run does",
+        "run -> a server on this machine, whose answers are compared with the run",
         ("arcloop serve run_dir=runs/mnist",),
         "arcloop.serving.serve.main",
         extra="serving",
@@ -101,7 +101,7 @@ VERBS = {
         extra="serving",
     ),
     "roll": Verb(
-        "run -> the model of a running TorchServe, without losing a request",
+        "run -> replaces the model of a running TorchServe; no request fails",
         ("arcloop roll run_dir=runs/mnist",),
         "arcloop.serving.roll.main",
         extra="serving",
@@ -124,7 +124,7 @@ VERBS = {
 _ENDING = """\
   -m            one job for every combination of comma-separated values; sweep=optuna searches
   --cfg job     print the composed config and stop
-Exit codes: 0 success; 1 fault of data or machine; 2 fault of the config; 3 the gate did not pass.
+Exit codes: 0 success; 1 error of data or machine; 2 error of the config; 3 the gate did not pass.
 ARCLOOP_TRACEBACK=1 shows the traceback of an error."""
 
 

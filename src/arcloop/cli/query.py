@@ -36,7 +36,7 @@ def query(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--thumbnails",
         metavar="FOLDER",
-        help="for images of the neighbours (default RUN_DIR-thumbnails)",
+        help="folder for images of the neighbours (default RUN_DIR-thumbnails)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args(arguments)

@@ -174,7 +174,7 @@ class Config:
         name: Name of the run; by default the name of the data source.
         seed: Seed of all random numbers.
         run_dir: Folder of the run; the same in every process.
-        stores_dir: Folder of the stores. The name of each store contains its name and a hash.
+        stores_dir: Folder of the stores. A store is named by its source and a hash.
         store_dir: Folder of the store of this run; null for a folder in `stores_dir`.
         append: Add new images of the source to the existing store, which keeps the split and label
             of each of its images; false prepares a new store.

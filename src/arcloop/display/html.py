@@ -1,4 +1,4 @@
-"""HTML pages: one Jinja environment for all of them, and images embedded as data URIs."""
+"""Rendering of Jinja templates, and images embedded in HTML as data URIs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def render_template(
 ) -> str:
     """Render a Jinja template.
 
-    In HTML, values are escaped, since class names and config come from users.
+    In templates named `*.html.j2`, values are escaped, because users choose class names and config.
 
     Args:
-        template: The `.html.j2` or `.md.j2` file.
+        template: The file of the template.
         filters: Additional filters, name -> function.
         **values: Variables of the template.
 
     Returns:
-        The page.
+        The rendered text.
 
     Raises:
         jinja2.UndefinedError: The template uses a variable that is not in `values`.

@@ -101,7 +101,7 @@ class ProcessGroup:
                 dist.barrier(group=group)
 
     def _try(self, compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
-        """Return the result and no error, or the error as the other ranks report it and itself."""
+        """Return (result, None), or (the error for the other ranks, the original error)."""
         try:
             return compute(), None
         except Exception as error:  # noqa: BLE001 - waiting ranks must receive every failure

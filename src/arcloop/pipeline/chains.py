@@ -43,7 +43,7 @@ class VerbResult:
 
     Attributes:
         objective: Best value of the monitored metric on val; None if nothing was trained.
-        gate_passed: Verdict of the gate; None if nothing was evaluated.
+        gate_passed: Decision of the gate; None if nothing was evaluated.
     """
 
     objective: float | None = None
@@ -135,12 +135,13 @@ def find_store(run_dir: Path) -> Path:
     raise ArtifactError(
         f"the store that this run was trained on ({sha256[:12]}...) was not found",
         where=folder,
-        remedy="run `arcloop prepare` with the overrides of the run, in the folder of the run",
+        remedy="run `arcloop prepare` with the overrides of the run, in the directory where it was"
+        " trained",
     )
 
 
 def print_summary(folders: Mapping[str, Path]) -> None:
-    """Print metrics, times, index size, the verdict of the gate and the path of the report.
+    """Print metrics, times, index size, the decision of the gate and the path of the report.
 
     Args:
         folders: Folder of each artifact of the run, by kind.

@@ -23,7 +23,7 @@ from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.steps import build_node
 
 _MAX_NAMED_FILES = 3
-_MAX_LINE = 100_000  # the terminal wraps long lines; a narrower console would cut them off
+_MAX_LINE = 100_000  # characters; rich would cut off longer lines, and the terminal wraps them
 
 
 @dataclass

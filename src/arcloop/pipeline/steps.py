@@ -27,7 +27,7 @@ class Step:
         name: Name of the step, which is also its verb.
         reads: Config groups and settings that the result depends on.
         inputs: Roles of the input artifacts.
-        output: Kind of the output artifact.
+        output: Kind of the output artifact; empty if there is none.
     """
 
     name: str

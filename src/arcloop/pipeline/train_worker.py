@@ -1,4 +1,4 @@
-"""`python -m arcloop.pipeline.train_worker JOB`: one process of a multi-process training."""
+"""`python -m arcloop.pipeline.train_worker JOB`: one process of a training job."""
 
 from __future__ import annotations
 

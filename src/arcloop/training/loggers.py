@@ -1,6 +1,7 @@
 """The loggers' base classes, and the logger for metrics.csv.
 
-After resuming, a logger continues the file or the run of its service, and sends every row once.
+After resuming, a logger continues its file or its run in the tracking service. Every row is written
+once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _METRICS = "evaluation/metrics.json"
 
 
 class RunLogger(Logger):
-    """Lightning logger that keeps rows of metrics until `flush`, which precedes each checkpoint."""
+    """Lightning logger that collects rows of metrics, which `flush` writes before a checkpoint."""
 
     service: ClassVar[str]
     """Name of the service or format."""

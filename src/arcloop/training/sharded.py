@@ -43,8 +43,8 @@ def clip_gradients(
         limit: Largest total norm over all shards, or with `by_value` the largest absolute value.
         by_value: Clamp every coordinate instead of scaling all gradients by the same factor.
     """
-    own: list[Tensor] = []  # tensors whose changes change the gradients
-    shared: list[Tensor] = []
+    own: list[Tensor] = []  # gradient of this process's shard; if sparse, its values
+    shared: list[Tensor] = []  # gradients that are equal on all ranks
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         if parameter.grad is not None:
             parameter.grad = grad = coalesce(parameter.grad)

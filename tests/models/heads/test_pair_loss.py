@@ -121,7 +121,7 @@ def test_a_pair_loss_without_proxies_has_an_empty_state_dict():
         ),
         (
             losses.CrossBatchMemory(losses.ContrastiveLoss(), embedding_size=D),
-            "CrossBatchMemory has a memory",
+            "CrossBatchMemory has buffers",
         ),
     ],
 )

@@ -59,7 +59,7 @@ class PairLoss(Head):
             )
         if isinstance(loss, nn.Module) and any(True for _ in loss.buffers()):
             raise ConfigError(
-                f"{type(loss).__name__} has a memory that a checkpoint would contain only in part",
+                f"{type(loss).__name__} has buffers that a checkpoint would not contain completely",
                 where="head.loss",
                 remedy="choose a loss that depends only on the batch",
             )

@@ -1,1 +1,1 @@
-"""Sweeps: checks before the first job, the jobs and their records, and search with Optuna."""
+"""Sweeps: checks before the first job, jobs and their records, search with Optuna, leaderboard."""

@@ -1,7 +1,7 @@
 """One job of a sweep, which a Hydra launcher runs in this process, in another one, or remotely.
 
-Its record, `job.json`, is written to the folder of the job and to a folder of the command, because
-launchers do not return why a job failed.
+Its record is written to `job.json` in the folder of the job, and to a temporary folder of the
+command, because launchers do not return why a job failed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class JobRecord:
         objective: Best value of the monitored metric on val; None if nothing was trained.
         failure: Why the job failed; None if it finished.
         run_dir: Folder of the job; older records lack it.
-        gate_passed: Verdict of the gate; None if nothing was evaluated.
+        gate_passed: Decision of the gate; None if nothing was evaluated.
     """
 
     config_sha256: str
@@ -226,9 +226,10 @@ def sweep_error(records: Sequence[JobRecord], sweep: Path) -> ArcloopError | Non
 
 
 def folder_name(swept: Mapping[str, str]) -> str:
-    """Return a folder name from the swept values, which needs no quotes in an override or a shell.
+    """Return a folder name with the swept values that needs no quotes in an override or a shell.
 
-    Values with other characters than letters, digits and "_.+-" are told apart by a checksum.
+    Other characters than letters, digits and "_.+-" are replaced. If any are replaced, or the name
+    is too long, a checksum of the values is appended.
 
     >>> folder_name({"head.margin": "0.2", "seed": "0"})
     'head.margin-0.2_seed-0'
@@ -243,7 +244,7 @@ def folder_name(swept: Mapping[str, str]) -> str:
 
 
 def _old_folder_name(swept: Mapping[str, str]) -> str:
-    """Return the name that earlier versions gave the folder, so that sweeps can be continued."""
+    """Return the folder name of earlier versions, whose sweeps can be continued."""
     point = ",".join(f"{key}={value}" for key, value in swept.items())
     name = re.sub(r"[^\w.,=+\[\]-]", "-", point) or "only"
     long = len(name) > _MAX_NAME_LENGTH

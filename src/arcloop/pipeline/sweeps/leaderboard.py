@@ -197,8 +197,8 @@ def markdown_page(ranking: Ranking) -> str:
 def rerun_command(ranking: Ranking, setting: Setting) -> str:
     """Return the command that runs the jobs of a setting and reuses finished ones.
 
-    The folder of a job is named after the swept keys. So the command sweeps over every swept key,
-    also over a single value, as `choice(...)`.
+    The name of a job's folder contains the swept keys. To get the same names, the command sweeps
+    over each of these keys, as `choice(...)` if there is a single value.
     """
     first = setting.jobs[0]
     swept = first.swept or (*ranking.keys, SEED)

@@ -51,8 +51,8 @@ class Plan:
         swept: Keys that the sweep varies.
         folder: Folder that contains the folders of the jobs.
         gpus: GPUs to distribute the jobs over; if empty, the visible devices are not changed.
-        extra: Overrides that the run records, if all jobs work on the same run, and overrides that
-            depend on the machine.
+        extra: Overrides to add to those of the command: the recorded overrides of the run, if all
+            jobs work on the same run, and the number of parallel jobs for the free GPUs.
     """
 
     swept: tuple[str, ...]

@@ -34,7 +34,7 @@ _SPACE = "space"
 _STUDY = "sweep"
 
 Launch = Callable[..., Sequence[Any]]
-"""`launch` of a Hydra launcher: overrides of each job, number of the first job -> job returns."""
+"""`launch` of a Hydra launcher: overrides of each job, number of the first -> result of each."""
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -53,8 +53,8 @@ def _distribution(override: Override) -> BaseDistribution:
 class Search:
     """Runs a given number of trials; continues an interrupted search.
 
-    The proposal of a trial is a function of the seed, the trial number and the earlier results. So
-    interrupting and continuing a search does not change its proposals.
+    The proposal of a trial is a function of the seed, the trial number and the earlier results.
+    Therefore, interrupting and continuing a search does not change its proposals.
 
     Args:
         sampler: Function that takes `seed` and returns an Optuna sampler.
