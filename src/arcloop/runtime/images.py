@@ -82,7 +82,7 @@ def decode(
         width: Columns of the result, in pixels.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
         max_pixels: Largest width x height that is decoded; protects against decompression bombs.
-        max_value: Grey value, in images of more than 8 bits, that becomes 255, as all larger values.
+        max_value: In grey images of more than 8 bits, this value and all larger ones become 255.
 
     Returns:
         uint8 array of shape [height, width, channels].

@@ -176,7 +176,8 @@ def test_the_network_policy_allows_requests_and_metrics(objects):
 
 def test_the_config_of_torchserve_in_a_pod(objects):
     text = objects["ConfigMap"]["data"]["config.properties"]
-    config = dict(line.split("=", 1) for line in text.splitlines())
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    config = dict(line.split("=", 1) for line in lines)
     assert config["inference_address"] == "http://0.0.0.0:8082"
     assert config["metrics_address"] == "http://0.0.0.0:8084"
     assert config["management_address"] == "http://127.0.0.1:8083"
