@@ -148,7 +148,7 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     """
     evaluation = folders["evaluation"]
     metrics: dict[str, Any] = json.loads((evaluation / "metrics.json").read_bytes())
-    verdict = json.loads((evaluation / "gate.json").read_bytes())
+    decision = json.loads((evaluation / "gate.json").read_bytes())
     table = Table(title=str(folders["run"]), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -162,8 +162,8 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     index = artifacts.load(folders["index"], "index")
     size = index.info["bytes"] / 2**20
     table.add_row("index", f"{index.info['rows']:,} rows, {size:.1f} MiB")
-    table.add_row("gate", "passed" if verdict["passed"] else "NOT PASSED")
-    for reason in verdict["reasons"]:
+    table.add_row("gate", "passed" if decision["passed"] else "NOT PASSED")
+    for reason in decision["reasons"]:
         table.add_row("", reason)
     table.add_row("report", str(evaluation / "report.html"))
     result_console().print(table)
