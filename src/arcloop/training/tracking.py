@@ -24,7 +24,7 @@ class MlflowLogger(TrackingLogger):
     """Logs to an MLflow server, or to a database file.
 
     With a database file, the files of the runs are stored in `artifacts/` in the same folder.
-    MLflow's telemetry is disabled unless MLFLOW_DISABLE_TELEMETRY is set.
+    MLflow's telemetry is disabled unless MLFLOW_DISABLE_TELEMETRY is "false".
 
     Args:
         run_dir: Folder of the run; its name becomes the name of the MLflow run.
