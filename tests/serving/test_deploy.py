@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from arcloop.artifacts.atomic import sha256_file
+from arcloop.cli.main import main as arcloop
 from arcloop.serving.archive import read_manifest
 from arcloop.serving.deploy import main as deploy
 from arcloop.serving.deploy import parse_arguments
@@ -89,6 +90,35 @@ def test_an_archive_that_fails_the_parity_check_does_not_become_live(
     assert deploy(arguments) == 1
     assert "the archive fails the parity check" in capsys.readouterr().err
     assert store.versions() == before
+
+
+def test_an_evaluation_of_an_earlier_index_is_not_enough(
+    arguments, run_dir, small_run, store, capsys, monkeypatch
+):
+    monkeypatch.chdir(small_run.parents[1])  # the store of the run is in a subfolder
+    assert arcloop(["index", f"run_dir={run_dir}", "index=hnsw"]) == 0
+    assert deploy(arguments) == 1
+    error = capsys.readouterr().err
+    assert "the evaluation was made from another index" in error
+    assert "arcloop evaluate" in error
+    assert store.versions() == []
+    assert arcloop(["evaluate", f"run_dir={run_dir}"]) == 0
+    assert deploy(arguments) == 0
+
+
+def test_a_model_store_on_a_full_disk(arguments, small_disk, capsys):
+    store = ModelStore(small_disk / "store", "synthetic")
+    arguments = [*arguments, f"deploy.model_store={store.path}"]
+    (small_disk / "filler").write_bytes(bytes(900_000))
+    assert deploy(arguments) == 1
+    error = capsys.readouterr().err
+    assert "No space left" in error
+    assert str(store.path) in error
+    assert store.versions() == []
+    assert [path.name for path in store.path.rglob("*") if path.is_file()] == []
+    (small_disk / "filler").unlink()
+    assert deploy(arguments) == 0
+    assert len(store.versions()) == 1
 
 
 WRONG = {
