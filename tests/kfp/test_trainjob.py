@@ -178,7 +178,7 @@ def test_a_failed_job_fails_the_step_with_its_reason(run):
 
 @pytest.mark.parametrize("status", [404, 503])
 def test_a_job_whose_state_cannot_be_read(run, status):
-    with pytest.raises(ResourceError, match="cannot be read any more"):
+    with pytest.raises(ResourceError, match="can no longer be read"):
         run(READY, status)
     assert run.apis[0].verbs.count("get") == (2 if status == 404 else 11)
 
