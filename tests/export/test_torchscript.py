@@ -70,12 +70,13 @@ def test_unreadable_checkpoint_is_an_error(tmp_path, content):
 SCRIPT = """
 import sys, torch, numpy as np
 from pathlib import Path
-from arcloop.export.torchscript import export_scripted
+from arcloop.export.torchscript import export_scripted, require_scriptable
 from arcloop.models import ConvNet, Embedder
 
 embedder = Embedder(ConvNet(in_channels=1, widths=[4, 8], depth=1), image_shape=(12, 12, 1),
                     embedding_dim=8, dropout=0.1, mean=[0.5], std=[0.5])
 images = np.zeros((2, 12, 12, 1), np.uint8)
+require_scriptable(embedder)  # as before training
 export_scripted(embedder, Path("best.ckpt"), images, Path(sys.argv[1]), max_abs_diff=1e-5)
 """
 

@@ -95,7 +95,9 @@ def require_scriptable(embedder: Embedder) -> None:
         ConfigError: TorchScript cannot compile the backbone.
     """
     try:
-        torch.jit.script(copy.deepcopy(embedder).cpu().eval())
+        # torch caches the compiled types, so their constants must be sorted here too.
+        with _sorted_constants():
+            torch.jit.script(copy.deepcopy(embedder).cpu().eval())
     except Exception as cause:  # the TorchScript compiler raises many types
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise ConfigError(
