@@ -252,7 +252,12 @@ def test_validation_knows_the_protocol(tmp_path, settings):
     images = np.load(path / "train/images-00000.npy")
     changed(path, "gallery", 3, image=images[0])
     assert errors(path, settings) == [
-        ("leak", "gallery", "the same image as train/images-00000.npy row 0")
+        (
+            "leak",
+            "gallery",
+            "the same image as train/images-00000.npy row 0, but of class 'class-6' instead of"
+            " 'class-0'",
+        )
     ]
 
 
