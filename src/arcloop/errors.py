@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class ArcloopError(Exception):
@@ -94,16 +94,28 @@ def write_error(path: Path, cause: OSError) -> ResourceError:
     )
 
 
+class Terminated(KeyboardInterrupt):
+    """The process received SIGTERM."""
+
+
+def raise_terminated(*_: object) -> None:
+    """Raise `Terminated`; a handler of SIGTERM."""
+    raise Terminated
+
+
 def report_errors(work: Callable[[], int]) -> int:
     """Call `work`, print an error that the user can correct, and return the exit code."""
     try:
         return work()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as cause:
+        word, code = "interrupted", INTERRUPTED
+        if isinstance(cause, Terminated):
+            word, code = "terminated", TERMINATED
         print(
-            "interrupted; incomplete artifacts were discarded. The same command continues the work",
+            f"{word}; incomplete artifacts were discarded. The same command continues the work",
             file=sys.stderr,
         )
-        return INTERRUPTED
+        return code
     except Exception as cause:
         error = as_user_error(cause)
         if error is None or os.environ.get("ARCLOOP_TRACEBACK") == "1":

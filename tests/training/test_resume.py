@@ -3,18 +3,24 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.conftest import SMALL
 
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config, to_plain
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models.checkpoints import AtomicCheckpointIO, read_checkpoint
-from arcloop.training.resume import find_checkpoint, find_start, run_identity
+from arcloop.pipeline.reproduce import first_difference
+from arcloop.training.resume import Start, find_checkpoint, find_start, run_identity
 
 OVERRIDES = [
     "data=synthetic", "data.train=130", "data.val=30", "data.gallery=30", "data.query=20",
@@ -156,10 +162,10 @@ def test_no_checkpoint_is_found_in_an_empty_folder(tmp_path):
 def test_a_new_file_system_is_an_empty_run_folder(tmp_path):
     (tmp_path / "lost+found").mkdir()
     (tmp_path / ".DS_Store").write_bytes(b"x")
-    assert find_start(tmp_path, "a", resume="auto", overwrite=False) is None
+    assert find_start(tmp_path, "a", {}, {}, resume="auto", overwrite=False) == Start()
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="do not belong to a run"):
-        find_start(tmp_path, "a", resume="auto", overwrite=False)
+        find_start(tmp_path, "a", {}, {}, resume="auto", overwrite=False)
 
 
 def test_every_flipped_byte_is_detected(tmp_path):
@@ -227,3 +233,71 @@ def test_added_early_stopping_does_not_reuse_the_finished_run(in_tmp, capsys):
     assert "contains a run of another config" in capsys.readouterr().err
     assert main([*train, *EARLY_STOPPING, "overwrite=true"]) == 0
     assert main([*train, *EARLY_STOPPING, "+callbacks.early_stopping.patience=1"]) == 2
+
+
+def test_other_data_are_not_resumed(work, capsys):
+    run = work / "runs/synthetic"
+    before = (run / "manifest.json").read_bytes()
+    resume = ["train", *SMALL, "resume=true", "trainer.max_epochs=3"]
+    assert main([*resume, "data.seed=5"]) == 2
+    error = capsys.readouterr().err
+    assert "this run was trained on other data: data.seed=5 instead of 0" in error
+    assert "where: runs/synthetic" in error
+    assert (run / "manifest.json").read_bytes() == before
+
+
+def test_changed_images_are_not_resumed(in_tmp, capsys):
+    draw = np.random.default_rng(0)
+    for label in range(200):
+        folder = in_tmp / f"pictures/person {label}"
+        folder.mkdir(parents=True)
+        for number in range(20):
+            pixels = draw.integers(0, 256, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    train = [
+        "train", "data=image_folder", "data.root=pictures", "data.image_size=16",
+        "backbone.widths=[4,4]", "embedder.embedding_dim=8", "callbacks=export_only",
+        "trainer.max_epochs=1", "run_dir=run",
+    ]  # fmt: skip
+    assert main(train) == 0
+    Image.fromarray(pixels.T.copy()).save(folder / f"{number}.png")
+    assert main([*train, "resume=true", "trainer.max_epochs=2"]) == 2
+    error = capsys.readouterr().err
+    assert "trained on other data: its images or labels have changed since" in error
+
+
+def test_a_run_resumed_for_more_epochs_is_reproduced(in_tmp, capsys):
+    train = ["train", *SMALL, "logger=csv"]
+    assert main([*train, "callbacks.last.every_n_steps=4", "+callbacks.last.stop_at_step=4"]) == 143
+    assert main([*train, "resume=true", "trainer.max_epochs=3", "optimizer.lr=0.05"]) == 0
+    assert main([*train, "resume=true", "trainer.max_epochs=5"]) == 0
+    assert main(["lineage", "runs/synthetic"]) == 0
+    text = capsys.readouterr().out
+    assert "from step 0:" in text
+    assert "from step 4:" in text
+    assert main(["reproduce", "runs/synthetic", "--keep"]) == 0
+    assert "equal" in capsys.readouterr().out
+    assert main([*train, "trainer.max_epochs=5", "run_dir=at_once"]) == 0
+    assert first_difference(Path("runs/synthetic"), Path("at_once")) is not None
+
+
+def test_only_one_training_writes_to_a_run_folder(in_tmp, capsys):
+    train = ["train", *SMALL, "callbacks=export_only", "overwrite=true"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "arcloop", *train, "trainer.max_epochs=1000"], cwd=in_tmp
+    )
+    begun = in_tmp / "runs/synthetic/.begun.json"
+    while not begun.exists() and process.poll() is None:
+        time.sleep(0.05)
+    content = begun.read_bytes()
+    Path("link").symlink_to("runs/synthetic")
+    for run_dir in ("runs/synthetic", "link"):
+        assert main([*train, f"run_dir={run_dir}"]) == 2
+        error = capsys.readouterr().err
+        holder = f"process {process.pid} on {socket.gethostname()}"
+        assert f"{holder} is training in this folder" in error
+    assert begun.read_bytes() == content
+    process.kill()
+    process.wait()
+    assert main(train) == 0
+    assert sorted(path.name for path in (in_tmp / "runs").iterdir()) == ["synthetic"]

@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 success; 1 error of the data or machine; 2 error of the config; 3 the gate did
-        not pass; 130 interrupted.
+        not pass; 130 interrupted; 143 terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return report_errors(lambda: _dispatch(arguments))

@@ -12,6 +12,7 @@ Shapes: W processes, B rows of one process (the same number in all), N = W·B, D
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,6 +74,22 @@ class _Gather(torch.autograd.Function):
 def sum_with_gradient(tensor: Tensor) -> Tensor:
     """Sum a tensor over the processes; the gradient is the sum of all processes' gradients."""
     return gather_with_gradient(tensor[None], is_sharded=False).sum(0)
+
+
+def start_any(value: bool) -> Callable[[], bool]:
+    """Start to combine a value of each process, and return a function that waits for the result.
+
+    Returns:
+        Function that returns True if the value of any process is True; the same on all ranks.
+    """
+    total = torch.tensor([int(value)], device="cpu")
+    work = dist.all_reduce(total, group=gloo_group(dist.group.WORLD), async_op=True)
+
+    def wait() -> bool:
+        work.wait()
+        return bool(total)
+
+    return wait
 
 
 def gather_shards(shard_cD: Tensor, num_rows: int) -> Tensor | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from arcloop.artifacts import Artifact, load
 from arcloop.artifacts.atomic import write_json
-from arcloop.errors import ConfigError, ResourceError
+from arcloop.errors import TERMINATED, ConfigError, ResourceError, Terminated
 
 
 def count_processes_to_start(config: DictConfig) -> int:
@@ -93,6 +94,7 @@ def launch_training(num_processes: int, job: Mapping[str, Any]) -> Artifact:
     Raises:
         ConfigError, ResourceError: A process failed; the message names its rank and exit code.
     """
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -116,8 +118,13 @@ def launch_training(num_processes: int, job: Mapping[str, Any]) -> Artifact:
         try:
             launch = elastic_launch(settings, sys.executable)
             launch("-m", "arcloop.pipeline.train_worker", str(file))
+        except SignalException as received:  # the agent has stopped the processes
+            is_sigterm = received.sigval == signal.SIGTERM
+            raise (Terminated if is_sigterm else KeyboardInterrupt) from None
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
+            if failure.exitcode == TERMINATED:
+                raise Terminated from None
             how = failure.signal_name() if failure.exitcode < 0 else f"code {failure.exitcode}"
             error = ConfigError if failure.exitcode == ConfigError.exit_code else ResourceError
             raise error(

@@ -214,6 +214,8 @@ def _facts(artifact: Artifact) -> dict[str, str]:
     facts = {"git": str(artifact.code["git"]), "torch": packages.get("torch", "?")}
     if artifact.info.get("overrides"):
         facts["overrides"] = " ".join(artifact.info["overrides"])
+    for part in artifact.info.get("parts", ())[:-1]:
+        facts[f"from step {part['step']}"] = " ".join(part["overrides"])
     return facts
 
 

@@ -7,20 +7,20 @@ import csv
 import json
 import reprlib
 import shutil
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.config.composition import compose_config
 from arcloop.display.terminal import print_line
-from arcloop.errors import ConfigError
+from arcloop.errors import ConfigError, Terminated
 from arcloop.pipeline import steps
 from arcloop.pipeline.chains import find_store
 
@@ -72,14 +72,28 @@ def reproduce(arguments: Sequence[str]) -> int:
 def rerun(run: Artifact, second: Path) -> None:
     """Repeat a run in another folder, and its gallery, index and evaluation if they exist."""
     store = find_store(run.path)
-    config = _config(run, second)
     inputs = {
         "store": store,
         "run": second,
         "gallery": second / "gallery",
         "index": second / "index",
     }
-    steps.apply("train", config, inputs, second, run.info["overrides"])
+    last = {"overrides": run.info["overrides"], "config": run.config}
+    parts = run.info.get("parts", [last])  # the configs between which the run was resumed
+    for part, following in pairwise([*parts, None]):
+        config = _config(part["overrides"], part["config"], second)
+        config.resume = "auto" if part is parts[0] else "true"
+        if following is not None:
+            with open_dict(config):
+                config.callbacks.last.stop_at_step = following["step"]
+        try:
+            steps.apply("train", config, inputs, second, part["overrides"])
+        except Terminated:
+            from arcloop.training.resume import find_checkpoint
+
+            found = find_checkpoint(second / "checkpoints")
+            if following is None or found is None or found[1] != following["step"]:
+                raise
     for name in steps.AFTER_TRAINING:
         kind = steps.STEPS[name].output
         if artifacts.exists(run.path / kind):
@@ -90,17 +104,16 @@ def rerun(run: Artifact, second: Path) -> None:
             steps.apply(name, config, inputs, second / kind, reuse=True)
 
 
-def _config(run: Artifact, second: Path) -> DictConfig:
-    """Compose the overrides of the run, and replace the values of all steps by the recorded ones.
+def _config(overrides: Sequence[str], recorded: Mapping[str, Any], second: Path) -> DictConfig:
+    """Compose the overrides of a run, and replace the values of all steps by the recorded ones.
 
-    The groups of `_COMPOSED`, which contain output paths, are not replaced. The second run starts
-    from scratch even if the first run was resumed, because resuming does not change the result.
+    The groups of `_COMPOSED`, which contain output paths, are not replaced.
     """
-    config = compose_config([*run.info["overrides"], "resume=auto"])
+    config = compose_config(list(overrides))
     config.run_dir = str(second)
     for name in {name for step in steps.STEPS.values() for name in step.reads} - _COMPOSED:
-        if name in run.config:  # a run of an older version may lack the group
-            _replace_group(config, name, run.config[name])
+        if name in recorded:  # a run of an older version may lack the group
+            _replace_group(config, name, recorded[name])
     return config
 
 

@@ -1,12 +1,12 @@
 """Training: the LightningModule, callbacks, optimizers, loggers, and the function `train`."""
 
+from arcloop.training.callbacks.last_checkpoint import LastCheckpoint
 from arcloop.training.callbacks.post_fit import BuildIndex, Evaluate, ExportScripted
 from arcloop.training.callbacks.stages import FreezeBackbone, Warmup
 from arcloop.training.callbacks.tensorboard import TensorBoardPages
 from arcloop.training.fit import train
 from arcloop.training.loggers import CsvLogger
 from arcloop.training.module import EmbeddingModule
-from arcloop.training.resume import LastCheckpoint
 from arcloop.training.setup import NODES, TrainingSetup
 from arcloop.training.tracking import MlflowLogger, WandbLogger
 

@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.trainer.states import TrainerStatus
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
@@ -29,14 +28,15 @@ from arcloop.training.loggers import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.resume import (
     CHECKPOINTS,
+    CONFIG,
     STARTED,
     check_checkpoint_fits,
     find_start,
+    lock_run,
     run_identity,
 )  # fmt: skip
 from arcloop.training.setup import TrainingSetup, num_processes, silence_lightning
 
-CONFIG = "config.yaml"
 _LOGGER_FOLDERS = ("tensorboard", "wandb")
 _RUN_FILES = (
     artifacts.MANIFEST, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
@@ -74,41 +74,64 @@ def train(
         ResourceError: The folder cannot be written, or memory ran out.
         KeyboardInterrupt: The user interrupted training; `resume` continues from last.ckpt.
     """
+    with lock_run(run_dir):
+        run = _train(
+            setup, store, run_dir, resume=resume, overwrite=overwrite, config=config,
+            overrides=overrides,
+        )  # fmt: skip
+        return _with_exports(run, setup)
+
+
+def _train(
+    setup: TrainingSetup,
+    store: Path,
+    run_dir: Path,
+    *,
+    resume: str,
+    overwrite: bool,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> Artifact:
+    """Train as `train` does, in a locked folder and without the extra formats."""
     with silence_lightning():
         datamodule = setup.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
         if setup.backbone_weights.file is not None:
             parents["backbone_weights"] = sha256_file(Path(setup.backbone_weights.file))
         identity = run_identity(config, parents)
-        start = find_start(run_dir, identity, resume=resume, overwrite=overwrite)
+        start = find_start(run_dir, identity, parents, config, resume=resume, overwrite=overwrite)
         if isinstance(start, Artifact):
             print_line(f"train: {run_dir} was already trained with this config")
-            return _with_exports(start, setup)
-        checkpoint, step = start or (None, 0)
+            return start
+        parts = start.with_part(identity, overrides, config)
         module = setup.make_module(datamodule.store.image_shape, datamodule.store.num_train_classes)
-        if checkpoint is not None:
-            check_checkpoint_fits(checkpoint, module)
+        if start.checkpoint is not None:
+            check_checkpoint_fits(start.checkpoint, module)
         if launched_rank() == 0:
             dry_run_formats(module.embedder, extra_formats(setup.export))
         trainer = setup.make_trainer(EpochTimer(run_dir, print_epochs=not console().is_terminal))
         datamodule.make_batches(num_processes(trainer))  # raises errors before the run is created
         if launched_rank() == 0:
-            _prepare_folder(run_dir, identity, config, keep_files=checkpoint is not None)
+            begun = {"identity": identity, "parents": parents, "parts": parts}
+            _prepare_folder(run_dir, begun, config, keep_files=start.checkpoint is not None)
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
-                    logger.begin(config, step)
+                    logger.begin(config, start.step)
             _print_mode(trainer, setup)
-        _fit(trainer, module, datamodule, checkpoint, setup)
+        _fit(trainer, module, datamodule, start.checkpoint, setup)
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     objective = None if score is None else float(score)  # of a sweep
-    info = {"identity": identity, "overrides": list(overrides), "objective": objective}
+    info: dict[str, Any] = {"identity": identity, "overrides": list(overrides)}
+    info["objective"] = objective
+    if len(parts) > 1:
+        info["parts"] = parts  # `reproduce` repeats them
     group = current_process_group()
     if group.rank == 0:
         write_manifest(
             run_dir, "run", config=config, parents=parents, info=info, exclude=_LOGGER_FOLDERS
         )
     group.barrier()
-    return _with_exports(artifacts.read(run_dir, "run"), setup)
+    return artifacts.read(run_dir, "run")
 
 
 def _fit(
@@ -129,9 +152,9 @@ def _fit(
             " trainer.accumulate_grad_batches=2, or trainer.precision=bf16-mixed, or"
             " loader.on_device=false",
         ) from None
-    except SystemExit:  # Lightning converts Ctrl-C to SystemExit
-        if trainer.state.status == TrainerStatus.INTERRUPTED:
-            raise KeyboardInterrupt from None
+    except SystemExit as cause:  # Lightning converts KeyboardInterrupt to SystemExit
+        if isinstance(cause.__context__, KeyboardInterrupt):
+            raise cause.__context__ from None
         raise
 
 
@@ -160,9 +183,9 @@ def _with_exports(run: Artifact, setup: TrainingSetup) -> Artifact:
 
 
 def _prepare_folder(
-    run_dir: Path, identity: str, config: Mapping[str, Any], *, keep_files: bool
+    run_dir: Path, begun: Mapping[str, Any], config: Mapping[str, Any], *, keep_files: bool
 ) -> None:
-    """Create the folder, remove old files unless they are kept, and record identity and config.
+    """Create the folder, remove old files unless they are kept, and write `STARTED` and the config.
 
     The manifest is removed first, so that the folder is not a finished run while files are removed.
     """
@@ -175,7 +198,7 @@ def _prepare_folder(
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        write_json(run_dir / STARTED, {"identity": identity})
+        write_json(run_dir / STARTED, begun)
         write_bytes(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False).encode())
     except OSError as cause:
         raise write_error(run_dir, cause) from cause

@@ -1,4 +1,4 @@
-"""Resuming a run: its identity, its last checkpoint, and where training starts.
+"""Resuming a run: its lock, its identity, its last checkpoint, and where training starts.
 
 A run that was interrupted at any point and resumed writes the same bytes as an uninterrupted run.
 """
@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+import yaml
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import is_empty, sha256_json
-from arcloop.config.value_types import PositiveInt, checked
+from arcloop.artifacts.atomic import is_empty, sha256_json, try_lock, write_bytes
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import launched_rank
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.models import ShardedArcFace, compare_weights
+from arcloop.models import compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
-from arcloop.training.loggers import RunLogger
 from arcloop.training.setup import NODES
-from arcloop.training.sharded import HEAD_WEIGHT
+from arcloop.training.tracking import flatten
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, CONFIG = "checkpoints", "config.yaml"
 STARTED = ".begun.json"
-"""File with the identity of the run that a folder belongs to, written when training starts."""
+"""File with the identity, the inputs and the parts of the run, written when training starts."""
 CALLBACKS_WITHOUT_EFFECT = frozenset({
     "arcloop.training.LastCheckpoint", "arcloop.training.ExportScripted",
     "arcloop.training.BuildIndex", "arcloop.training.Evaluate",
@@ -39,6 +39,7 @@ CALLBACKS_WITHOUT_EFFECT = frozenset({
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 })  # fmt: skip
 """`_target_` of the callbacks that change neither the weights nor the best checkpoint."""
+_DATA_KEYS = ("data", "store_dir")
 _IDENTITY_KEYS = (
     "seed", "monitor", "monitor_mode", "compile",
     *(name for name in NODES if name not in ("logger", "callbacks", "export")),
@@ -46,59 +47,68 @@ _IDENTITY_KEYS = (
 _PARTS = (
     ("embedder.backbone.", "backbone"),
     ("embedder.", "embedder (embedder.embedding_dim, or the size of the images)"),
-    ("", "head or number of classes"),
+    ("", "head"),
 )
 """Prefix of the names of weights -> the part of the config that they belong to."""
 
 
-class LastCheckpoint(Callback):
-    """Writes last.ckpt at the start of every epoch, at the end of the fit, and every few steps.
+@dataclass(frozen=True)
+class Start:
+    """Where training starts.
 
-    The checkpoint is written immediately before a training step. At this point the previous step is
-    complete: optimizer step, validation and logged row. Lightning's ModelCheckpoint
-    saves at the end of a batch, before the row is logged, so a resumed run would lose the row.
-
-    Args:
-        dirpath: Folder of last.ckpt.
-        every_n_steps: Optimizer steps between two checkpoints within an epoch; None saves only at
-            the start of an epoch.
+    Attributes:
+        checkpoint: Checkpoint to resume from; None starts a new run.
+        step: Completed optimizer steps of the checkpoint.
+        parts: The parts of the run before `step`. Each part was trained with its own config: its
+            first step, identity, overrides and config.
     """
 
-    @checked("callbacks.last")
-    def __init__(self, *, dirpath: str, every_n_steps: PositiveInt | None) -> None:
-        self._dirpath, self._every = Path(dirpath), every_n_steps
-        self._saved_at: int | None = None
-        self._resumed = False
+    checkpoint: Path | None = None
+    step: int = 0
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if self._resumed:
-            # Loggers receive this counter as the step. After resuming it is too high by 1:
-            # https://github.com/Lightning-AI/pytorch-lightning/issues/13752
-            trainer.fit_loop.epoch_loop._batches_that_stepped = step  # noqa: SLF001
-            self._resumed, self._saved_at = False, step
-        gradients_pending = batch_idx % trainer.accumulate_grad_batches != 0
-        due = batch_idx == 0 or (self._every is not None and step % self._every == 0)
-        if due and not gradients_pending and step > 0 and step != self._saved_at:
-            self._save(trainer)
+    def with_part(
+        self, identity: str, overrides: Sequence[str], config: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return `parts`, and the part that starts here unless it continues the last one."""
+        if self.parts and self.parts[-1]["identity"] == identity:
+            return self.parts
+        part = {"step": self.step, "identity": identity, "overrides": list(overrides)}
+        return [*self.parts, {**part, "config": dict(config)}]
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step != self._saved_at:
-            self._save(trainer)
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.flush()  # before the checkpoint, or a resumed run would lose these rows
-        self._saved_at = trainer.global_step
-        trainer.save_checkpoint(self._dirpath / LAST)
+@contextlib.contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Lock the folder of a run while rank zero trains.
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._resumed = True
+    The operating system releases the lock when the process ends, even if it is killed. The lock
+    works between hosts if the shared file system supports locks, as NFS and Lustre do.
+
+    Raises:
+        ConfigError: Another process is training in this folder.
+        ResourceError: The parent folder cannot be written.
+    """
+    if launched_rank() > 0:
+        yield
+        return
+    run_dir = run_dir.resolve()
+    lock, holder = try_lock(run_dir), run_dir.with_name(f".{run_dir.name}.holder")
+    if lock is None:
+        name = "another process"
+        with contextlib.suppress(OSError):  # the process has not written it yet
+            name = holder.read_text(encoding="utf-8")
+        raise ConfigError(
+            f"{name} is training in this folder",
+            where=run_dir,
+            remedy="wait until it ends, or choose another run_dir=",
+        )
+    try:
+        write_bytes(holder, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        for path in (holder, Path(lock.lock_file)):
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
@@ -121,24 +131,35 @@ def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
 
 
 def find_start(
-    run_dir: Path, identity: str, *, resume: str, overwrite: bool
-) -> Artifact | tuple[Path, int] | None:
+    run_dir: Path,
+    identity: str,
+    parents: Mapping[str, str],
+    config: Mapping[str, Any],
+    *,
+    resume: str,
+    overwrite: bool,
+) -> Artifact | Start:
     """Decide where training starts.
 
     Args:
         run_dir: Folder of the run.
         identity: See `run_identity`.
+        parents: Role -> hash of each input of the run.
+        config: The resolved config.
         resume: "auto", "true" or "false", see `Config.resume`.
         overwrite: Replace a run with another identity.
 
     Returns:
-        The finished run, or (checkpoint, completed optimizer steps) to resume from, or None for a
-        new run.
+        The finished run, or where to start.
 
     Raises:
-        ConfigError: The folder contains another run or other files, or has no checkpoint to resume.
+        ConfigError: The folder contains another run or other files, has no checkpoint to resume, or
+            its run was trained on other data.
         ArtifactError: All checkpoints are damaged.
     """
+    recorded: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        recorded = json.loads((run_dir / STARTED).read_bytes())
     if resume == "true":
         last = find_checkpoint(run_dir / CHECKPOINTS)
         if last is None:
@@ -147,10 +168,10 @@ def find_start(
                 where=run_dir,
                 remedy="leave resume out to start a new run",
             )
-        return last
-    started = None
-    with contextlib.suppress(OSError, ValueError):
-        started = json.loads((run_dir / STARTED).read_bytes())["identity"]
+        if recorded.get("parents", parents)["store"] != parents["store"]:
+            raise _other_data_error(run_dir, config)
+        return _start_at(last, recorded)
+    started = recorded.get("identity")
     if started is not None and started != identity and not overwrite:
         raise ConfigError(
             "this folder contains a run of another config or store",
@@ -162,7 +183,7 @@ def find_start(
             return artifacts.load(run_dir, "run")
         if last := find_checkpoint(run_dir / CHECKPOINTS):
             print_line(f"train: resuming from {last[0]} after {last[1]} steps")
-            return last
+            return _start_at(last, recorded)
     # Only rank zero checks this: it may write to the folder before the other ranks get here.
     if started is None and launched_rank() == 0 and run_dir.is_dir() and not is_empty(run_dir):
         raise ConfigError(
@@ -170,7 +191,28 @@ def find_start(
             where=run_dir,
             remedy="choose another run_dir=",
         )
-    return None
+    return Start()
+
+
+def _start_at(checkpoint: tuple[Path, int], recorded: Mapping[str, Any]) -> Start:
+    path, step = checkpoint
+    return Start(path, step, [p for p in recorded.get("parts", ()) if p["step"] < step])
+
+
+def _other_data_error(run_dir: Path, config: Mapping[str, Any]) -> ConfigError:
+    """Return an error that names the differences between the data of a run and of the config."""
+    before: dict[str, Any] = {}
+    with contextlib.suppress(OSError):
+        before = yaml.safe_load((run_dir / CONFIG).read_bytes())
+    old, new = (dict(flatten({key: c.get(key) for key in _DATA_KEYS})) for c in (before, config))
+    changed = [f"{k}={new[k]} instead of {old.get(k)}" for k in new if new[k] != old.get(k)]
+    what = ", ".join(changed[:3]) or "its images or labels have changed since"
+    return ConfigError(
+        f"resume=true, but this run was trained on other data: {what}",
+        where=run_dir,
+        remedy="resume it with its data, or train in another run_dir=; there"
+        f" backbone_weights.file={run_dir / CHECKPOINTS / 'best.ckpt'} starts from its backbone",
+    )
 
 
 def find_checkpoint(checkpoints: Path) -> tuple[Path, int] | None:
@@ -211,12 +253,6 @@ def check_checkpoint_fits(checkpoint: Path, module: pl.LightningModule) -> None:
     """
     state = read_checkpoint(checkpoint)["state_dict"]
     found = compare_weights(state, module)
-    head: Any = module.head
-    if isinstance(head, ShardedArcFace) and HEAD_WEIGHT in state:
-        classes, dim = state[HEAD_WEIGHT].shape  # the head has no shape before `setup` shards it
-        if classes != head.num_classes:
-            wrong = (HEAD_WEIGHT, (classes, dim), (head.num_classes, dim))
-            found = replace(found, mismatched=[*found.mismatched, wrong])
     if found.is_complete:
         return
     names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.mismatched)]

@@ -72,7 +72,7 @@ class MlflowLogger(TrackingLogger):
                 if cause.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         run_id = str(client.create_run(experiment_id, run_name=self._run_dir.name).info.run_id)
-        params = [Param(name, str(value)[:_MAX_PARAM_LENGTH]) for name, value in _flatten(config)]
+        params = [Param(name, str(value)[:_MAX_PARAM_LENGTH]) for name, value in flatten(config)]
         client.log_batch(run_id, params=params)
         return run_id
 
@@ -157,14 +157,14 @@ class WandbLogger(TrackingLogger):
         self._run.finish(exit_code=0 if succeeded else 1)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of all leaves of a config.
 
-    >>> dict(_flatten({"head": {"margin": 0.3}, "seed": 0}))
+    >>> dict(flatten({"head": {"margin": 0.3}, "seed": 0}))
     {'head.margin': 0.3, 'seed': 0}
     """
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -6,6 +6,7 @@ With raw stores, no Python code runs per image.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +113,7 @@ class BatchLoader(DataLoader[Batch]):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and not settings.on_device,
             collate_fn=_identity,
+            worker_init_fn=_ignore_sigterm,
         )
         self._count_trained_batches = count_trained_batches
 
@@ -129,6 +131,11 @@ class BatchLoader(DataLoader[Batch]):
 
 def _identity(batch: Any) -> Any:
     return batch
+
+
+def _ignore_sigterm(_worker: int) -> None:
+    """Ignore a signal to all processes of a job, so that the training can write last.ckpt."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class EmbeddingDataModule(pl.LightningDataModule):

@@ -1,0 +1,115 @@
+"""The callback that writes last.ckpt, also when the job is terminated."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from arcloop.config.value_types import PositiveInt, checked
+from arcloop.display.terminal import print_line
+from arcloop.distributed.collectives import start_any
+from arcloop.errors import Terminated, raise_terminated
+from arcloop.models.checkpoints import LAST
+from arcloop.training.loggers import RunLogger
+
+
+class LastCheckpoint(Callback):
+    """Writes last.ckpt at the start of every epoch, at the end of the fit, and every few steps.
+
+    After SIGTERM, which clusters send before they end a job, it writes last.ckpt before the next
+    optimizer step and stops the fit. In a training with several processes, all ranks stop at the
+    same step as soon as one of them has received the signal.
+
+    The checkpoint is written immediately before a training step. At this point the previous step is
+    complete: optimizer step, validation and logged row. Lightning's ModelCheckpoint
+    saves at the end of a batch, before the row is logged, so a resumed run would lose the row.
+
+    Args:
+        dirpath: Folder of last.ckpt.
+        every_n_steps: Optimizer steps between two checkpoints within an epoch; None saves only at
+            the start of an epoch.
+        stop_at_step: Stop after this number of optimizer steps in the same way as after SIGTERM;
+            None trains to the end.
+    """
+
+    @checked("callbacks.last")
+    def __init__(
+        self,
+        *,
+        dirpath: str,
+        every_n_steps: PositiveInt | None,
+        stop_at_step: PositiveInt | None = None,
+    ) -> None:
+        self._dirpath, self._every, self._stop_at = Path(dirpath), every_n_steps, stop_at_step
+        self._saved_at: int | None = None
+        self._resumed = False
+        self._received = self._stopping = False
+        self._any_received: Callable[[], bool] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Replaces Lightning's handler, which calls a collective operation in the handler.
+        self._handle_sigterm(self._receive)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self._resumed:
+            # Loggers receive this counter as the step. After resuming it is too high by 1:
+            # https://github.com/Lightning-AI/pytorch-lightning/issues/13752
+            trainer.fit_loop.epoch_loop._batches_that_stepped = step  # noqa: SLF001
+            self._resumed, self._saved_at = False, step
+        self._stopping = self._stopping or step == self._stop_at or self._is_sigterm_known(trainer)
+        if batch_idx % trainer.accumulate_grad_batches != 0:
+            return  # a checkpoint does not contain the accumulated gradients
+        due = self._stopping or batch_idx == 0 or (self._every and step % self._every == 0)
+        if due and step > 0 and step != self._saved_at:
+            self._save(trainer)
+        if self._stopping:
+            if step != self._stop_at and trainer.is_global_zero:
+                print_line(f"train: stopped by SIGTERM after {step} steps; resume=auto continues")
+            raise Terminated
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step != self._saved_at:
+            self._save(trainer)
+        self._handle_sigterm(raise_terminated)
+        if self._received or trainer.global_step == self._stop_at:
+            raise Terminated
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.flush()  # before the checkpoint, or a resumed run would lose these rows
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self._dirpath / LAST)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._resumed = True
+
+    def _receive(self, *_: Any) -> None:
+        self._received = True
+
+    def _handle_sigterm(self, handler: Callable[..., None]) -> None:
+        if threading.current_thread() is threading.main_thread():  # required by signal.signal
+            signal.signal(signal.SIGTERM, handler)
+
+    def _is_sigterm_known(self, trainer: pl.Trainer) -> bool:
+        """Return whether all ranks know that one of them has received SIGTERM.
+
+        The ranks exchange it during a step, so that no step waits for it.
+        """
+        if trainer.world_size == 1:
+            return self._received
+        if self._any_received is not None and self._any_received():
+            return True
+        self._any_received = start_any(self._received)
+        return False

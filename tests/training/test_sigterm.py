@@ -1,0 +1,66 @@
+"""SIGTERM during training: last.ckpt is written, and the same command continues exactly."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.distributed.test_launcher import ranks_of
+
+from arcloop.errors import TERMINATED
+from arcloop.models.checkpoints import read_checkpoint
+
+TRAIN = [
+    sys.executable, "-m", "arcloop", "train", "data=synthetic", "data.train=1600", "data.val=40",
+    "data.gallery=40", "data.query=20", "data.num_classes=4", "data.image_size=16",
+    "backbone.widths=[4,4]", "embedder.embedding_dim=8", "embedder.dropout=0.2",
+    "trainer.max_epochs=1", "trainer.log_every_n_steps=7", "loader.batch_size=4",
+    "callbacks=export_only", "callbacks.last.every_n_steps=40", "evaluate.gate.min_top1=null",
+]  # fmt: skip
+STEPS = 400
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists()
+
+
+def terminate_in_training(folder, command, target):
+    """Send SIGTERM to a training after its first checkpoint, and return the last step."""
+    process = subprocess.Popen([*command, "run_dir=stopped"], cwd=folder, start_new_session=True)
+    checkpoint = folder / "stopped/checkpoints/last.ckpt"
+    wait_for(checkpoint, process)
+    if target == "all processes":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        os.kill(process.pid if target == "parent" else ranks_of(process.pid)[1], signal.SIGTERM)
+    assert process.wait(60) == TERMINATED
+    assert not (folder / "stopped/manifest.json").exists()
+    return read_checkpoint(checkpoint)["global_step"]
+
+
+def check_equal_to_uninterrupted(folder, command):
+    for run in ("stopped", "whole"):
+        subprocess.run([*command, f"run_dir={run}"], cwd=folder, check=True)
+    for file in ("model.pt", "metrics.csv"):
+        assert (folder / "stopped" / file).read_bytes() == (folder / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize("target", ["parent", "all processes"])
+def test_a_terminated_training_continues_exactly(tmp_path, target):
+    command = [*TRAIN, "loader.num_workers=1", "trainer.accumulate_grad_batches=2"]
+    step = terminate_in_training(tmp_path, command, target)
+    assert 40 < step < STEPS // 2  # a step after the regular checkpoint
+    check_equal_to_uninterrupted(tmp_path, command)
+
+
+@pytest.mark.parametrize("target", ["parent", "all processes", "one rank"])
+def test_all_ranks_stop_at_the_same_step(tmp_path, target):
+    command = [*TRAIN, "trainer=ddp_cpu", "loader.batch_size=2"]
+    assert 40 < terminate_in_training(tmp_path, command, target) < STEPS
+    if target == "one rank":
+        check_equal_to_uninterrupted(tmp_path, command)
