@@ -26,6 +26,7 @@ def settings(**changed):
         "max_clustered": 100,
         "num_mistakes": 5,
         "num_projected": 30,
+        "gallery": "data",
         "gate": GateSettings(**bounds),
     }
     return EvaluateSettings(**values | changed)

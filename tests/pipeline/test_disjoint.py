@@ -176,14 +176,14 @@ def test_validation_passes_and_shows_the_splits(store):
 
 def test_a_gallery_of_another_store_is_rejected(run, store):
     from arcloop.errors import ArtifactError
-    from arcloop.evaluation.evaluate import _own_rows
+    from arcloop.evaluation.evaluate import _require_same_store
     from arcloop.retrieval import Gallery
 
     gallery = Gallery(run / "gallery")
-    assert _own_rows(store, gallery).tolist() == list(range(90))
+    _require_same_store(gallery, store)
     gallery.artifact.parents["store"] = "0" * 64
-    with pytest.raises(ArtifactError, match="leave-one-out"):
-        _own_rows(store, gallery)
+    with pytest.raises(ArtifactError, match="was not embedded from the store"):
+        _require_same_store(gallery, store)
 
 
 def test_more_classes_in_a_batch_than_train_has(run, monkeypatch, capsys):

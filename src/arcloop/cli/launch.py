@@ -18,14 +18,18 @@ from arcloop.config.composition import (
     as_config_error,
     bundled,
     check_config,
+    parse_overrides,
     register_schema,
     require_single_values,
 )
 from arcloop.config.recorded import find_run_dir, recorded_overrides
-from arcloop.errors import ResourceError
+from arcloop.config.schema import Config
+from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.chains import FROM_RUN, VerbResult, run_verb
+from arcloop.pipeline.steps import ALL_STEPS
 
 GATE_NOT_PASSED = 3
+_NOT_IN_STEPS = ("run_dir", "name", "experiment", "sweep", "launcher")  # find run and jobs
 
 
 def launch(verb: str, arguments: Sequence[str]) -> int:
@@ -42,9 +46,31 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
+    _require_read(verb, overrides)
     if {"-m", "--multirun"} & set(flags) or "hydra.mode=MULTIRUN" in overrides:
         return _sweep(verb, flags, overrides)
     return _single(verb, flags, overrides)
+
+
+def _require_read(verb: str, overrides: Sequence[str]) -> None:
+    """Check that a verb that works on a finished run reads all keys that are given.
+
+    Raises:
+        ConfigError: A key has no effect, because the run was made with another value.
+    """
+    if verb not in FROM_RUN:
+        return
+    read = set(ALL_STEPS[verb].reads)
+    if verb == "evaluate":
+        read |= {"data", "store_dir", "stores_dir"}
+    known = Config.__dataclass_fields__.keys() - read - set(_NOT_IN_STEPS)
+    keys = [override.key_or_group for override in parse_overrides(overrides)]
+    names = () if "run_dir" in keys else ("data", "data.name")  # of the run
+    if unread := [k for k in keys if k.partition(".")[0] in known and k not in names]:
+        raise ConfigError(
+            f"`arcloop {verb}` works on a finished run and does not read {', '.join(unread)}",
+            remedy=f"it reads {', '.join(sorted(read))}; train a run to change other settings",
+        )
 
 
 def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:

@@ -154,6 +154,8 @@ class EvaluateSettings(_Checked):
             pairs. A larger split is sampled.
         num_mistakes: Number of the worst mistakes shown in the report.
         num_projected: Points of the 2-D projection.
+        gallery: If `arcloop evaluate` is given data other than those of the run: "data" compares
+            their queries with their gallery, "run" with the gallery of the run.
         gate: Bounds that decide whether the model may be deployed.
     """
 
@@ -163,6 +165,7 @@ class EvaluateSettings(_Checked):
     max_clustered: NonNegativeInt = MISSING
     num_mistakes: NonNegativeInt = MISSING
     num_projected: NonNegativeInt = MISSING
+    gallery: Annotated[str, one_of("data", "run")] = MISSING
     gate: GateSettings = MISSING
 
 

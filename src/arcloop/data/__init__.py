@@ -9,6 +9,7 @@ from arcloop.data.sources import Source
 from arcloop.data.sources.csv_list import CsvSource
 from arcloop.data.sources.idx import IdxSource
 from arcloop.data.sources.image_folder import ImageFolderSource
+from arcloop.data.sources.pictures import PictureSource
 from arcloop.data.sources.synthetic import SyntheticSource
 from arcloop.data.splits import SPLITS
 from arcloop.data.store import Store
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPLITS", "CsvSource", "EmbeddingDataModule", "EpochBatches", "IdxSource", "ImageFolderSource",
-    "Source", "Store", "SyntheticSource", "changes_since", "prepare", "store_key", "validate",
+    "PictureSource", "Source", "Store", "SyntheticSource", "changes_since", "prepare", "store_key",
+    "validate",
 ]  # fmt: skip
 
 

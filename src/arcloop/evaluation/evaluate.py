@@ -32,7 +32,15 @@ from arcloop.evaluation import (
     write_report,
 )
 from arcloop.evaluation.evaluator import Search
-from arcloop.retrieval import Gallery, embed, load_model, open_index, require_same_model
+from arcloop.retrieval import (
+    AutoIndex,
+    FaissIndex,
+    Gallery,
+    embed,
+    load_model,
+    open_index,
+    require_same_model,
+)
 from arcloop.retrieval.embed import counted
 from arcloop.runtime.searcher import search
 
@@ -49,10 +57,16 @@ def evaluate(
     *,
     settings: EvaluateSettings,
     embed_settings: EmbedSettings,
+    gallery_store: Path | None = None,
+    index_builder: FaissIndex | AutoIndex | None = None,
     reuse: bool = False,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Artifact:
     """Evaluate a model and its index on the query split, check the gate and write the report.
+
+    Other data than those of the run are evaluated in one of two ways: against their own gallery,
+    for which `index_builder` makes an index in memory, or against the gallery of the run, with
+    `gallery_store`. In both, the threshold of the run's index is used.
 
     Args:
         run_dir: The run with model.pt; metrics.csv and config.yaml are shown if they exist.
@@ -62,6 +76,9 @@ def evaluate(
         output: Folder of the `evaluation` to write.
         settings: Evaluation settings.
         embed_settings: Embedding settings.
+        gallery_store: Folder of the store of the gallery, if it is not `store`. Classes of the two
+            stores that have the same name are the same class.
+        index_builder: Builds an index of `gallery`, if `index` is that of another gallery.
         reuse: Return the artifact at `output` if it has the same parents and settings.
         group: Processes that share the queries. Rank 0 computes the metrics and the report.
 
@@ -70,9 +87,10 @@ def evaluate(
     """
     group.barrier()  # wait until rank 0 has built the index
     images, embeddings = Store.open(store), Gallery(gallery)
+    gallery_images = Store.open(gallery_store) if gallery_store else images
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
-    own_rows_Q = _own_rows(images, embeddings)
+    _require_same_store(embeddings, gallery_images)
     index_artifact, faiss_index, index_labels = open_index(
         index, model.sha256, memory_map=group.world_size > 1
     )
@@ -87,15 +105,25 @@ def evaluate(
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.load_if_current(output, "evaluation", config, parents)):
         return current
+    choice = index_artifact.info.get("choice", index_artifact.config["index"])
+    described = f"{index_artifact.info['bytes'] / 2**20:.1f} MiB"
+    if index_builder:
+        faiss_index, choice = index_builder.build(embeddings)
+        described = "built for this evaluation, like that of the run"
+    # Classes that only the queries have get the last labels.
+    classes = list(dict.fromkeys([*gallery_images.classes, *images.classes]))
+    position = {name: label for label, name in enumerate(classes)}
+    label_C = np.array([position[name] for name in images.classes], np.int64)
+    leave_one_out = images.leave_one_out and gallery_store is None
     setup = EvaluationSetup(
         gallery=embeddings.chunks,
         gallery_labels=embeddings.labels,
         search=partial(search, faiss_index),
-        classes=images.classes,
+        classes=classes,
         settings=settings,
         threshold=threshold,
         num_queries=images.rows("query"),
-        own_rows=own_rows_Q,
+        own_rows=np.arange(images.rows("query")) if leave_one_out else None,
     )
 
     def update_part() -> EvaluationState:
@@ -105,7 +133,8 @@ def evaluate(
         part = group.shard(setup.num_queries, unit)
         batches = images.batches("query", embed_settings.batch_size, part)
         with track("evaluate", len(part)) as advance:
-            return update_evaluation(counted(embed(model, batches), advance), setup, part)
+            embedded = counted(embed(model, batches), advance)
+            return update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
 
     if group.rank:
         group.gather(update_part)
@@ -118,7 +147,11 @@ def evaluate(
                 "store": store, "validation": store / "validation", "run": run_dir,
                 "gallery": gallery, "index": index,
             }  # fmt: skip
-            _write_files(writer, result, setup, images, folders, index_artifact, parents)
+            facts = [choice["factory"], f"{embeddings.rows:,} rows", described]
+            stores = {"query": images, "gallery": gallery_images}
+            _write_files(writer, result, setup, stores, folders, facts, parents)
+            if gallery_store or index_builder:  # where `arcloop lineage` finds the other data
+                writer.info["store_dir"] = str(store)
     group.barrier()  # wait until rank 0 has written the artifact
     return artifacts.load(output, "evaluation")
 
@@ -127,18 +160,25 @@ def _write_files(
     writer: ArtifactWriter,
     result: EvaluationResult,
     setup: EvaluationSetup,
-    images: Store,
+    stores: Mapping[str, Store],
     folders: Mapping[str, Path],
-    index: Artifact,
+    index_facts: list[str],
     parents: Mapping[str, str],
 ) -> None:
     """Write metrics, gate decision, mistakes, report and the properties in the manifest."""
+    facts = describe_stages(folders)
     if len(result.queries.rows):
         writer.timed = measure_search_times(setup.search, result.queries.embeddings)
+        median, p99 = writer.timed["search_p50_ms"], writer.timed["search_p99_ms"]
+        index_facts.append(f"{median:.2f} ms per search of one query (median), {p99:.2f} ms (p99)")
+    facts.append(("index", ", ".join(index_facts)))
+    leave_one_out = setup.own_rows is not None
+    if leave_one_out:
+        facts.append(("queries", _LEAVE_ONE_OUT))
     decision = check_gate(result.metrics, setup.settings.gate)
     writer.count = setup.num_queries
     writer.info |= {
-        "metrics": result.metrics, "gate": decision, "leave_one_out": images.leave_one_out
+        "metrics": result.metrics, "gate": decision, "leave_one_out": leave_one_out
     }  # fmt: skip
     write_json(writer.path / "metrics.json", result.metrics)
     write_json(writer.path / "gate.json", decision)
@@ -147,13 +187,10 @@ def _write_files(
         writer.path,
         result,
         title=folders["run"].name,
-        classes=images.classes,
-        image=lambda split, row: images.gather(split, np.asarray([row]))[0][0],
+        classes=setup.classes,
+        image=lambda split, row: stores[split].gather(split, np.asarray([row]))[0][0],
         curves=_read_curves(folders["run"] / "metrics.csv"),
-        facts=[
-            *describe_stages(folders),
-            *_describe_search(index, writer.timed, images.leave_one_out),
-        ],
+        facts=facts,
         config_yaml=_read_text(folders["run"] / "config.yaml"),
         lineage=[*parents.items(), ("git", str(git_revision()))],
         gate=decision,
@@ -192,34 +229,13 @@ def measure_search_times(search: Search, queries_QD: npt.NDArray[np.float32]) ->
     return {"search_p50_ms": float(median), "search_p99_ms": float(p99)}
 
 
-def _own_rows(images: Store, gallery: Gallery) -> npt.NDArray[np.int64] | None:
-    """Return the gallery row of each query if queries and gallery are the same images, else None.
-
-    Raises:
-        ArtifactError: The gallery was embedded from another store, so these rows are unknown.
-    """
-    if not images.leave_one_out:
-        return None
-    if gallery.artifact.parents["store"] != images.artifact.sha256:
+def _require_same_store(gallery: Gallery, store: Store) -> None:
+    if gallery.artifact.parents["store"] != store.artifact.sha256:
         raise ArtifactError(
-            "the store uses leave-one-out evaluation, but the gallery is from another store",
+            f"the gallery was not embedded from the store {store.artifact.path}",
             where=gallery.artifact.path,
             remedy="embed the gallery again: `arcloop embed`",
         )
-    return np.arange(images.rows("query"))
-
-
-def _describe_search(
-    index: Artifact, timed: Mapping[str, float], leave_one_out: bool
-) -> list[tuple[str, str]]:
-    """Return (name, text) of the index, its search times and the evaluation protocol."""
-    factory = index.info.get("choice", index.config["index"])["factory"]
-    facts = [factory, f"{index.info['rows']:,} rows", f"{index.info['bytes'] / 2**20:.1f} MiB"]
-    if timed:
-        median, p99 = timed["search_p50_ms"], timed["search_p99_ms"]
-        facts.append(f"{median:.2f} ms per search of one query (median), {p99:.2f} ms (p99)")
-    described = [("index", ", ".join(facts))]
-    return [*described, ("queries", _LEAVE_ONE_OUT)] if leave_one_out else described
 
 
 def _read_curves(path: Path) -> list[dict[str, float]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich.table import Table
@@ -14,9 +16,13 @@ from rich.table import Table
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.writer import describe_stages
+from arcloop.config.composition import parse_overrides
 from arcloop.display.terminal import print_line, result_console
-from arcloop.errors import ArtifactError
+from arcloop.errors import ArtifactError, ConfigError, DataError
 from arcloop.pipeline import steps
+
+if TYPE_CHECKING:
+    from arcloop.data import Source
 
 _UP_TO_TRAIN = ("prepare", "validate", "train")
 CHAINS: Mapping[str, tuple[str, ...]] = {
@@ -31,6 +37,8 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
 """Verb -> its steps, in order. A step is skipped if its artifact is up to date."""
 FROM_RUN = (*steps.AFTER_TRAINING, "export")
 """Verbs that work on a finished run and start from its recorded overrides."""
+OTHER_DATA = "other_data"
+"""Folder in the run for the evaluations of other data."""
 _SUMMARY_METRICS = (
     "top1", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "eer", "pair_accuracy",
     "index_recall_at_10",
@@ -72,10 +80,15 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
         "evaluation": run_dir / "evaluation",
         "export": run_dir / "export",
     }
+    extra: dict[str, Path] = {}
+    if verb == "evaluate":
+        other, extra = _other_data(config, run_dir, overrides)
+        folders |= other
+        names = ("embed", "evaluate") if "gallery" in other else names
     outputs: dict[str, Artifact] = {}
     for name in names:
         step = steps.ALL_STEPS[name]
-        inputs = {role: folders[role] for role in step.inputs}
+        inputs = {role: folders[role] for role in step.inputs} | extra
         reuse = name != verb  # the step with the name of the verb always runs
         outputs[name] = steps.apply(
             name, config, inputs, folders[step.output], overrides, reuse=reuse
@@ -96,6 +109,95 @@ def _store_folders(config: DictConfig, names: Sequence[str], run_dir: Path) -> d
     return {"store": store, "validation": store / "validation"}
 
 
+def _other_data(
+    config: DictConfig, run_dir: Path, overrides: Sequence[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Prepare the data that were passed to `evaluate` of a run that was trained on other data.
+
+    Returns:
+        The folders that are not those of the run, and the additional inputs of `evaluate`. Both
+        are empty if no data were passed, or if they are those of the run.
+
+    Raises:
+        ConfigError: The images have another shape than those of the model, or there is no gallery.
+        DataError, ArtifactError: The data do not exist or cannot be read.
+    """
+    run = artifacts.read(run_dir, "run")
+    new = [override for override in overrides if override not in run.info.get("overrides", ())]
+    keys = [override.key_or_group for override in parse_overrides(new)]
+    given = {key for key in keys if key.partition(".")[0] in ("data", "store_dir")}
+    if not given:
+        return {}, {}
+    store = _other_store(config, run_dir, given)
+    if store.sha256 == run.parents["store"]:
+        return {}, {}
+    in_run_gallery = config.evaluate.gallery == "run"
+    folder = (
+        run_dir / OTHER_DATA / (store.path.name + ("-in-run-gallery" if in_run_gallery else ""))
+    )
+    found = {
+        "store": store.path,
+        "validation": store.path / "validation",
+        "evaluation": folder / "evaluation",
+    }
+    if in_run_gallery:
+        return found, {"gallery_store": find_store(run_dir)}
+    if not store.info["splits"]["gallery"]["rows"]:
+        raise ConfigError(
+            "the data have no gallery",
+            where=store.path,
+            remedy="add a gallery, or compare with the gallery of the run: evaluate.gallery=run",
+        )
+    return found | {"gallery": folder / "gallery"}, {"index_of_run": run_dir / "index"}
+
+
+def _other_store(config: DictConfig, run_dir: Path, given: Collection[str]) -> Artifact:
+    """Prepare the data, or open the store, to which the keys `given` refer.
+
+    Image files are prepared in the size that the model takes. All of them are evaluated, unless
+    they have splits or data.split is given.
+    """
+    from arcloop.data import PictureSource, prepare, store_key
+    from arcloop.retrieval import load_model
+
+    image_shape = load_model(run_dir / "model.pt", "cpu").image_shape
+    store_dir = Path(config.store_dir) if "store_dir" in given else None
+    if store_dir and given == {"store_dir"}:
+        store = artifacts.load(store_dir, "store")
+        _require_shape(store.info["image_shape"], image_shape, given)
+        return store
+    source = steps.build(config, "data")
+    # The store of the run was moved, or the data cannot be split like those of the run.
+    with contextlib.suppress(ArtifactError, DataError):
+        own = artifacts.load(find_store(run_dir), "store")
+        if own.info["key"] == store_key(source):
+            return own
+    if isinstance(source, PictureSource):
+        height, width, channels = image_shape
+        derived: dict[str, Any] = {
+            "image_size": [height, width],
+            "channels": channels,
+            "split": "evaluation",
+        }
+        changed = {key: value for key, value in derived.items() if f"data.{key}" not in given}
+        source = dataclasses.replace(source, **changed)
+    _require_shape(source.open().image_shape, image_shape, given)
+    return prepare(source, store_dir or _default_store(config, source))
+
+
+def _require_shape(
+    shape: Sequence[int], image_shape: Sequence[int], given: Collection[str]
+) -> None:
+    if list(shape) != list(image_shape):
+        height, width, channels = image_shape
+        raise ConfigError(
+            f"the images have shape {list(shape)}, but the model takes {list(image_shape)} (height,"
+            " width, channels)",
+            where=", ".join(sorted(given)),
+            remedy=f"prepare them with data.image_size=[{height},{width}] data.channels={channels}",
+        )
+
+
 def store_path(config: DictConfig) -> Path:
     """Return the folder of the store for this config; it need not exist.
 
@@ -104,13 +206,16 @@ def store_path(config: DictConfig) -> Path:
     """
     if config.store_dir is not None:
         return Path(config.store_dir)
+    return _default_store(config, steps.build(config, "data"))
+
+
+def _default_store(config: DictConfig, source: Source) -> Path:
     from arcloop.data import store_key
 
-    source = steps.build(config, "data")
     return Path(config.stores_dir) / f"{source.name}-{store_key(source)}"
 
 
-def find_store(run_dir: Path) -> Path:
+def find_store(run_dir: Path, other: Artifact | None = None) -> Path:
     """Return the store that a run was trained on, identified by its hash.
 
     The recorded folder of the stores may be relative. It is searched for in the current directory
@@ -118,13 +223,14 @@ def find_store(run_dir: Path) -> Path:
 
     Args:
         run_dir: The run.
+        other: An evaluation of other data, whose store is returned instead.
 
     Raises:
         ArtifactError: The run does not exist, or its store was moved or removed.
     """
     run = artifacts.load(run_dir, "run")
-    sha256 = run.parents["store"]
-    named = run.config["store_dir"]
+    sha256 = (other or run).parents["store"]
+    named = other.info["store_dir"] if other else run.config["store_dir"]
     folder = Path(named).parent if named else Path(run.config["stores_dir"])
     made_in = run_dir.resolve()
     for _ in Path(run.config["run_dir"]).parts:
@@ -133,7 +239,7 @@ def find_store(run_dir: Path) -> Path:
         if found := artifacts.find_by_hash(root / folder, "store", sha256):
             return found
     raise ArtifactError(
-        f"the store that this run was trained on ({sha256[:12]}...) was not found",
+        f"the store of {(other or run).path} ({sha256[:12]}...) was not found",
         where=folder,
         remedy="run `arcloop prepare` with the overrides of the run, in the directory where it was"
         " trained",
@@ -149,7 +255,9 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     evaluation = folders["evaluation"]
     metrics: dict[str, Any] = json.loads((evaluation / "metrics.json").read_bytes())
     decision = json.loads((evaluation / "gate.json").read_bytes())
-    table = Table(title=str(folders["run"]), title_justify="left", show_header=False)
+    run, is_other = folders["run"], OTHER_DATA in evaluation.parts
+    title = f"{run}, evaluated on {folders['store']}" if is_other else str(run)
+    table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name in _SUMMARY_METRICS:
@@ -159,9 +267,9 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     for stage, figures in describe_stages(folders):
         table.add_row(stage, figures)
     table.add_section()
-    index = artifacts.load(folders["index"], "index")
-    size = index.info["bytes"] / 2**20
-    table.add_row("index", f"{index.info['rows']:,} rows, {size:.1f} MiB")
+    size = artifacts.load(folders["index"], "index").info["bytes"] / 2**20
+    rows = f"{metrics['num_gallery']:,} rows"
+    table.add_row("index", rows if is_other else f"{rows}, {size:.1f} MiB")
     table.add_row("gate", "passed" if decision["passed"] else "NOT PASSED")
     for reason in decision["reasons"]:
         table.add_row("", reason)

@@ -19,7 +19,7 @@ from arcloop.artifacts.atomic import sha256_file
 from arcloop.data import changes_since
 from arcloop.display.terminal import result_console
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
-from arcloop.pipeline.chains import find_store
+from arcloop.pipeline.chains import OTHER_DATA, find_store
 from arcloop.pipeline.steps import build_node
 
 _MAX_NAMED_FILES = 3
@@ -129,6 +129,11 @@ def _parents(artifact: Artifact) -> list[Link]:
 
 def _parent(role: str, sha256: str, child: Path) -> Link:
     run_dir = child.parent
+    if run_dir.parent.name == OTHER_DATA:
+        if role == "store":
+            return _other_store(run_dir / "evaluation", sha256)
+        if role != "gallery" or not artifacts.exists(run_dir / role):
+            run_dir = run_dir.parent.parent
     if role == "store" and not artifacts.exists(run_dir):
         return Link(f"store {sha256[:12]}...", sha256)  # the parent of a validation
     if role in ("model", "store"):
@@ -144,6 +149,18 @@ def _parent(role: str, sha256: str, child: Path) -> Link:
         known = artifact.sha256
     if known != sha256:
         link.fault = f"it was made from a different {role} ({sha256[:12]}...)"
+    return link
+
+
+def _other_store(evaluation: Path, sha256: str) -> Link:
+    """Trace the store of data that a run was evaluated on, but not trained on."""
+    try:
+        store = find_store(evaluation.parents[2], artifacts.read(evaluation, "evaluation"))
+    except ArcloopError as cause:
+        return Link(f"store {sha256[:12]}...", fault=cause.what)
+    link, artifact = _verified(store, "store")
+    if artifact is not None and artifact.sha256 != sha256:
+        link.fault = f"it was made from a different store ({sha256[:12]}...)"
     return link
 
 

@@ -108,7 +108,9 @@ def apply(
     Args:
         name: A key of `ALL_STEPS`.
         config: The config.
-        inputs: Role -> folder of each artifact that the step takes.
+        inputs: Role -> folder of each artifact that the step takes. For `evaluate` with other data
+            than those of the run also "index_of_run", or with the gallery of the run
+            "gallery_store".
         output: Folder to write; for `train`, the run directory.
         overrides: Overrides that the config was composed from; a run records them.
         reuse: Return the artifact at `output` if it was made from the same inputs with the same
@@ -246,6 +248,9 @@ def _index(call: _Call) -> Artifact:
 def _evaluate(call: _Call) -> Artifact:
     from arcloop.evaluation.evaluate import evaluate
 
+    builder = None
+    if index := call.inputs.get("index_of_run"):  # evaluate other data with an index of its kind
+        builder = build_node(artifacts.read(index, "index").config["index"])
     return evaluate(
         call.inputs["run"],
         call.inputs["store"],
@@ -254,6 +259,8 @@ def _evaluate(call: _Call) -> Artifact:
         call.output,
         settings=call.build("evaluate"),
         embed_settings=call.build("embed"),
+        gallery_store=call.inputs.get("gallery_store"),
+        index_builder=builder,
         reuse=call.reuse,
     )
 

@@ -40,7 +40,7 @@ from arcloop.training.setup import TrainingSetup, num_processes, silence_lightni
 _LOGGER_FOLDERS = ("tensorboard", "wandb")
 _RUN_FILES = (
     artifacts.MANIFEST, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
-    "gallery", "index", "evaluation", "export", *_LOGGER_FOLDERS, *RUN_ID_FILES
+    "gallery", "index", "evaluation", "export", "other_data", *_LOGGER_FOLDERS, *RUN_ID_FILES
 )  # fmt: skip
 _BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 

@@ -24,7 +24,7 @@ from arcloop.config.value_types import (
 )
 from arcloop.data.store.shards import FileTable, Images, Labels
 from arcloop.data.store.source_files import SourceChanges, StoreContents
-from arcloop.errors import DataError
+from arcloop.errors import ConfigError, DataError
 from arcloop.runtime.images import encode_jpeg
 
 Encode = Callable[[Images], Images | list[bytes]]
@@ -114,6 +114,8 @@ class Source(ABC):
         jpeg_quality: Quality for "jpeg", 1 to 100.
         split: "stratified": every class is divided over all splits. "disjoint": train, val and
             gallery have no common class, and gallery is also the query split, with leave-one-out.
+            "evaluation" (image files only): train and val are empty, and without given splits, all
+            images are gallery and also query, with leave-one-out.
         val_classes: If disjoint, classes (int) or fraction of all classes (float) for val.
         test_classes: If disjoint, classes or fraction for gallery.
     """
@@ -124,12 +126,17 @@ class Source(ABC):
     shard_rows: PositiveInt
     encoding: Literal["raw", "jpeg"]
     jpeg_quality: JpegQuality
-    split: Literal["stratified", "disjoint"]
+    split: Literal["stratified", "disjoint", "evaluation"]
     val_classes: PositiveInt | Fraction
     test_classes: PositiveInt | Fraction
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
+        if self.split == "evaluation" and not self.appendable:
+            raise ConfigError(
+                "data.split=evaluation is only possible for data of image files",
+                remedy="pass data.split=stratified or data.split=disjoint",
+            )
 
     @abstractmethod
     def fingerprint(self) -> str:

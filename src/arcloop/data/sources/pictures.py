@@ -202,7 +202,8 @@ class PictureSource(Source):
 
     def required_splits(self) -> tuple[str, ...]:
         """Return the splits that a source with given splits must contain."""
-        return SPLITS if self.split == "stratified" else ("train", "val", "gallery")
+        required = {"stratified": SPLITS, "disjoint": ("train", "val", "gallery"), "evaluation": ()}
+        return required[self.split]
 
     def _make_listing(
         self,
@@ -235,6 +236,8 @@ class PictureSource(Source):
                 where=where,
                 remedy=f"add images to these splits, by {layout}",
             )
+        elif self.split == "evaluation":
+            splits = self._evaluation_splits(given, len(classes), where, layout)
         elif self.split == "disjoint":
             present = {split: numbers for split, numbers in given.items() if len(numbers)}
             splits = check_given_splits(labels, classes, present, where)
@@ -257,6 +260,9 @@ class PictureSource(Source):
         if self.split == "stratified":
             rows = stratify(labels, classes, self._sizes(), self.split_seed, where)
             return SplitAssignment.with_shared_classes(rows, len(classes))
+        if self.split == "evaluation":
+            everything = {"gallery": np.arange(len(labels)), "query": labels[:0]}
+            return self._evaluation_splits(everything, len(classes), where)
         return split_by_class(
             labels,
             classes,
@@ -266,8 +272,22 @@ class PictureSource(Source):
             where=where,
         )
 
+    def _evaluation_splits(
+        self, given: Mapping[str, Ints], num_classes: int, where: object, layout: str = ""
+    ) -> SplitAssignment:
+        present = {split: given[split] for split in ("gallery", "query") if len(given[split])}
+        if not present:
+            raise DataError(
+                "no images in gallery and query", where=where, remedy=f"add some, by {layout}"
+            )
+        none = np.empty(0, np.int64)
+        rows = {"train": none, "val": none, "gallery": none} | present
+        return SplitAssignment.with_shared_classes(rows, num_classes)
+
     def assign_new(self, labels: Ints, stored_CS: Ints, classes: Sequence[str]) -> Ints:
         """Assign images that are added to a store to splits; see `splits.stratified.assign_new`."""
+        if self.split == "evaluation":
+            return np.full(len(labels), SPLITS.index("gallery"))
         if self.split == "disjoint":  # to the split of the class
             split_C: Ints = stored_CS.argmax(axis=1)
             return split_C[labels]
