@@ -251,14 +251,11 @@ def test_validation_knows_the_protocol(tmp_path, settings):
     }  # fmt: skip
     images = np.load(path / "train/images-00000.npy")
     changed(path, "gallery", 3, image=images[0])
-    assert errors(path, settings) == [
-        (
-            "leak",
-            "gallery",
-            "the same image as train/images-00000.npy row 0, but of class 'class-6' instead of"
-            " 'class-0'",
-        )
-    ]
+    message = (
+        "the same image as train/images-00000.npy row 0, but of class 'class-6' instead of"
+        " 'class-0'"
+    )
+    assert errors(path, settings) == [("leak", "gallery", message)]
 
 
 def test_a_repeated_image_is_a_leak_with_leave_one_out(tmp_path, settings):
