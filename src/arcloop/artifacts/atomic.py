@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from arcloop.errors import write_error
+from arcloop.errors import ConfigError, write_error
 
 SYSTEM_NAMES = frozenset({
     "lost+found", "__MACOSX", ".DS_Store", ".Trashes", ".fseventsd", ".Spotlight-V100", ".snapshot",
@@ -106,6 +106,46 @@ def replace_folder(new: Path, target: Path) -> None:
             old.rename(new)
         shutil.rmtree(new, ignore_errors=True)
     sync_folder(target.parent)
+
+
+def replaceable_folder(path: Path) -> Path:
+    """Check that `replace_folder` can replace a folder, so that this is known before the work.
+
+    Args:
+        path: The folder. It need not exist.
+
+    Returns:
+        `path`, or the folder that it links to: a rename would replace the link.
+
+    Raises:
+        ConfigError: `path` is a mount point or a file.
+    """
+    folder = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError("this is not a folder", where=path, remedy="choose another folder")
+    if folder.is_dir() and _is_mount_point(folder):
+        raise ConfigError(
+            "this folder is a mount point, which cannot be replaced by a complete folder",
+            where=path,
+            remedy=f"choose a folder in it, e.g. {path / 'store'}",
+        )
+    return folder
+
+
+def _is_mount_point(folder: Path) -> bool:
+    """Return whether a folder is a mount point.
+
+    A folder of the same file system can be mounted, too. If it is empty, renaming it shows this.
+    """
+    if folder.is_mount() or any(folder.iterdir()):
+        return folder.is_mount()
+    other = temporary_sibling(folder)
+    try:
+        folder.rename(other)
+        other.rename(folder)
+    except OSError as cause:
+        return cause.errno == errno.EBUSY
+    return False
 
 
 def _exchange(one: Path, other: Path) -> bool:

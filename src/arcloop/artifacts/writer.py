@@ -33,11 +33,12 @@ from arcloop.artifacts.atomic import (
     is_empty,
     remove_abandoned,
     replace_folder,
+    replaceable_folder,
     sha256_file,
     temporary_sibling,
     write_json,
 )
-from arcloop.errors import ArtifactError, ConfigError, write_error
+from arcloop.errors import ArtifactError, write_error
 
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 _RECORDED_PACKAGES = (
@@ -110,7 +111,14 @@ def write_artifact(
         ArtifactError: `path` contains files but is not an artifact.
         ResourceError: The folder cannot be written.
     """
-    path = replaceable_folder(Path(path))
+    folder = replaceable_folder(path)
+    if folder.exists() and not is_empty(folder) and not (folder / MANIFEST).exists():
+        raise ArtifactError(
+            "refusing to replace a folder that arcloop did not write",
+            where=path,
+            remedy="choose another folder, or empty this one",
+        )
+    path = folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
@@ -139,55 +147,6 @@ def write_artifact(
         raise write_error(path, cause) from cause
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def replaceable_folder(path: Path) -> Path:
-    """Check that a folder can be renamed to `path`, which `write_artifact` does after the work.
-
-    Args:
-        path: Folder of an artifact. It need not exist.
-
-    Returns:
-        `path`, or the folder that it links to: a rename would replace the link.
-
-    Raises:
-        ConfigError: `path` is a mount point or a file.
-        ArtifactError: `path` contains files but is not an artifact.
-    """
-    folder = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ConfigError("this is not a folder", where=path, remedy="choose another folder")
-    if folder.is_dir():
-        if _is_mount_point(folder):
-            raise ConfigError(
-                "this folder is a mount point, which cannot be replaced by a complete folder",
-                where=path,
-                remedy=f"choose a folder in it, e.g. {path / 'store'}",
-            )
-        if not is_empty(folder) and not (folder / MANIFEST).exists():
-            raise ArtifactError(
-                "refusing to replace a folder that arcloop did not write",
-                where=path,
-                remedy="choose another folder, or empty this one",
-            )
-    return folder
-
-
-def _is_mount_point(folder: Path) -> bool:
-    """Return whether a folder is a mount point.
-
-    `is_mount` does not recognise a bind mount of the same file system. An empty folder is therefore
-    renamed and renamed back, which fails for every mount point.
-    """
-    if folder.is_mount() or any(folder.iterdir()):
-        return folder.is_mount()
-    other = temporary_sibling(folder)
-    try:
-        folder.rename(other)
-        other.rename(folder)
-    except OSError as cause:
-        return cause.errno == errno.EBUSY
-    return False
 
 
 def write_manifest(

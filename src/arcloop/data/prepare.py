@@ -15,8 +15,8 @@ import joblib
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import file_lock, sha256_json, write_json
-from arcloop.artifacts.writer import replaceable_folder, write_artifact
+from arcloop.artifacts.atomic import file_lock, replaceable_folder, sha256_json, write_json
+from arcloop.artifacts.writer import write_artifact
 from arcloop.data.sources import Listing, Source, similar_names
 from arcloop.data.store import CLASSES
 from arcloop.data.store.shards import SplitWriter
