@@ -99,7 +99,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def raise_terminated(*_: object) -> None:
-    """Raise `Terminated`; a handler of SIGTERM."""
+    """Handle SIGTERM by raising `Terminated`."""
     raise Terminated
 
 

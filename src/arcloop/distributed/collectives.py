@@ -77,10 +77,10 @@ def sum_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def start_any(value: bool) -> Callable[[], bool]:
-    """Start to combine a value of each process, and return a function that waits for the result.
+    """Start a logical OR of the values of all processes, without waiting for the result.
 
     Returns:
-        Function that returns True if the value of any process is True; the same on all ranks.
+        Function that waits for the result and returns it; the result is the same on all ranks.
     """
     total = torch.tensor([int(value)], device="cpu")
     work = dist.all_reduce(total, group=gloo_group(dist.group.WORLD), async_op=True)

@@ -79,7 +79,7 @@ def rerun(run: Artifact, second: Path) -> None:
         "index": second / "index",
     }
     last = {"overrides": run.info["overrides"], "config": run.config}
-    parts = run.info.get("parts", [last])  # the configs between which the run was resumed
+    parts = run.info.get("parts", [last])  # several if the run was resumed with other configs
     for part, following in pairwise([*parts, None]):
         config = _config(part["overrides"], part["config"], second)
         config.resume = "auto" if part is parts[0] else "true"

@@ -92,7 +92,7 @@ def _train(
     config: Mapping[str, Any],
     overrides: Sequence[str],
 ) -> Artifact:
-    """Train as `train` does, in a locked folder and without the extra formats."""
+    """Implement `train`, except for the lock of the folder and the export to extra formats."""
     with silence_lightning():
         datamodule = setup.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}

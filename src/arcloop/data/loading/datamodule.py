@@ -134,7 +134,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _ignore_sigterm(_worker: int) -> None:
-    """Ignore a signal to all processes of a job, so that the training can write last.ckpt."""
+    """Ignore SIGTERM in a worker: it must load batches until training has written last.ckpt."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

@@ -53,7 +53,7 @@ class LastCheckpoint(Callback):
         self._any_received: Callable[[], bool] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Replaces Lightning's handler, which calls a collective operation in the handler.
+        # Replaces Lightning's handler, which calls a collective operation when the signal arrives.
         self._handle_sigterm(self._receive)
 
     def on_train_batch_start(
@@ -105,7 +105,7 @@ class LastCheckpoint(Callback):
     def _is_sigterm_known(self, trainer: pl.Trainer) -> bool:
         """Return whether all ranks know that one of them has received SIGTERM.
 
-        The ranks exchange it during a step, so that no step waits for it.
+        The ranks exchange this information while a step runs, so that no step waits for it.
         """
         if trainer.world_size == 1:
             return self._received
