@@ -97,7 +97,8 @@ class KfpClient:
             cron: Six fields of the schedule of a recurring run, or None for one run at once.
 
         Raises:
-            ArcloopError: The server refuses or does not answer; no run was started.
+            ArcloopError: The server refuses or does not answer. No run was started, unless deleting
+                an earlier recurring run failed.
         """
         version = self._upload(compiled)
         fields = {
