@@ -22,7 +22,6 @@ from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError
 from arcloop.kfp.config import ClusterSettings
 
-_DIGITS = 16
 _WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 _REFUSALS = {
     401: (
@@ -143,7 +142,7 @@ class KfpClient:
         else:
             made = api.V2beta1Pipeline(display_name=name, **self._namespace)
             pipeline = self._call(service.pipeline_service_create_pipeline, made)
-        name = f"{name}-{sha256_file(compiled)[:_DIGITS]}"
+        name = f"{name}-{sha256_file(compiled)[:16]}"
         print_line(f"pipeline version: {name}")
         versions = self._find(
             service.pipeline_service_list_pipeline_versions, name, pipeline_id=pipeline.pipeline_id
