@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from arcloop import artifacts
-from arcloop.data import SPLITS, Store, prepare, store_key, validate
+from arcloop.data import SPLITS, Store, changes_since, prepare, store_key, validate
 from arcloop.data.splits.stratified import apportion_new, assign_new
-from arcloop.data.store.source_files import StoreContents, compare_files, make_table
+from arcloop.data.store.source_files import (
+    StoreContents,
+    compare_files,
+    hash_content,
+    make_table,
+)
 from arcloop.errors import ArtifactError, ConfigError, DataError
 from arcloop.runtime.images import decode
 
@@ -221,6 +227,105 @@ def test_sources_without_files_of_their_own_are_refused(tmp_path, source):
     assert "a new store is prepared" in caught.value.remedy
 
 
+def swap(one, other):
+    """Exchange two files without a change of size or modification time of either path."""
+    third = one.with_name("third")
+    one.rename(third)
+    other.rename(one)
+    third.rename(other)
+
+
+def overwrite(one, other):
+    one.write_bytes(other.read_bytes())
+    os.utime(one, ns=(EQUAL_TIME, EQUAL_TIME))
+
+
+def swap_folders(one, other):
+    swap(one.parent, other.parent)
+
+
+EQUAL_TIME = 10**18
+
+
+@pytest.fixture
+def of_equal_size(pictures):
+    """BMP files of one size and modification time; ant and bee have files of the same names."""
+    for number in range(10, 15):
+        (pictures / "bee" / f"{number:03d}.png").unlink()
+    for path in sorted(pictures.glob("*/*.png")):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".bmp"))
+        path.unlink()
+        os.utime(path.with_suffix(".bmp"), ns=(EQUAL_TIME, EQUAL_TIME))
+    return pictures
+
+
+@pytest.mark.parametrize("exchange", [swap, overwrite, swap_folders])
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_other_images_of_equal_size_and_time_are_refused(stores, of_equal_size, exchange, kind):
+    rows = in_folders(of_equal_size)
+    source = folder_source(of_equal_size) if kind == "folder" else listed(of_equal_size, rows)
+    store = prepare(source, place(stores, source), workers=1)
+    assert prepare(source, place(stores, source)) == store
+    exchange(of_equal_size / "ant/000.bmp", of_equal_size / "bee/000.bmp")
+    assert store_key(source) == store.info["key"]  # before, the store was used again
+    with pytest.raises(DataError, match="images are not those that this store") as caught:
+        prepare(source, place(stores, source))
+    assert "\n    ant/000.bmp" in str(caught.value)
+    assert "touch" in caught.value.remedy
+    assert changes_since(source, store).changed[0] == "ant/000.bmp"
+    write_pictures(of_equal_size / "bat", 12, seed=7)
+    if kind == "csv":
+        source = listed(of_equal_size, in_folders(of_equal_size))
+    with pytest.raises(DataError, match=r"of its images were changed since:\n    ant/000.bmp"):
+        append(stores, source)
+    for path in of_equal_size.glob("*/000.bmp"):  # as the remedy says
+        os.utime(path)
+    again = prepare(source, place(stores, source), workers=1)
+    assert again.info["key"] != store.info["key"]
+
+
+def test_a_copy_of_the_images_is_compared_once(tmp_path, stores, of_equal_size, capfd):
+    source = folder_source(of_equal_size)
+    store = prepare(source, place(stores, source), workers=1)
+    subprocess.run(["cp", "-a", str(of_equal_size), str(tmp_path / "copy")], check=True)
+    copy = folder_source(tmp_path / "copy")
+    assert place(stores, copy) == place(stores, source)
+    capfd.readouterr()
+    assert prepare(copy, place(stores, copy)) == store
+    assert "compared 40 files with the store: no image changed" in capfd.readouterr().err
+    assert prepare(copy, place(stores, copy)) == store
+    assert "compared" not in capfd.readouterr().err
+    assert prepare(copy, place(stores, copy), full_check=True) == store
+    assert "compared 40 files" in capfd.readouterr().err
+
+
+def test_full_check_finds_what_inode_and_times_do_not_show(stores, of_equal_size):
+    """A block device that is changed below the file system, or a clock that is set back."""
+    source = folder_source(of_equal_size)
+    store = prepare(source, place(stores, source), workers=1)
+    file = of_equal_size / "bee/003.bmp"
+    identities = store.path / ".identities.npy"
+    overwrite(file, of_equal_size / "ant/003.bmp")
+    contents = StoreContents.read(store)
+    stat = file.stat()
+    known = np.load(identities)
+    known[contents.files["path"] == b"bee/003.bmp"] = stat.st_ino, stat.st_ctime_ns
+    np.save(identities, known)
+    assert prepare(source, place(stores, source)) == store
+    with pytest.raises(DataError, match=r"1 images are not those.*\n    bee/003.bmp"):
+        prepare(source, place(stores, source), full_check=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk"])
+def test_damaged_identities_lead_to_a_comparison(stores, of_equal_size, damage):
+    source = folder_source(of_equal_size)
+    store = prepare(source, place(stores, source), workers=1)
+    (store.path / ".identities.npy").write_bytes(damage)
+    assert prepare(source, place(stores, source)) == store
+    assert np.load(store.path / ".identities.npy").shape == (40, 2)
+
+
 def test_bad_pictures_are_tried_again(stores, pictures):
     whole = (pictures / "bee" / "000.png").read_bytes()
     (pictures / "bee" / "bad.png").write_bytes(b"x")
@@ -392,7 +497,8 @@ def test_killed_in_the_middle(tmp_path, stores, pictures):
 # --- comparison of files, and splits of new images
 
 PATHS = st.binary(min_size=1, max_size=4).filter(lambda path: not path.endswith(b"\0"))
-VERSIONS = st.tuples(*[st.integers(0, 2)] * 4)
+FIELDS = ("size", "changed", "inode", "inode changed", "hash", "label", "split")
+VERSIONS = st.tuples(*[st.integers(0, 2)] * len(FIELDS))
 
 
 def of_dict(pictures):
@@ -402,21 +508,32 @@ def of_dict(pictures):
 @given(
     st.dictionaries(PATHS, VERSIONS, min_size=1, max_size=12),
     st.dictionaries(PATHS, VERSIONS, min_size=1, max_size=12),
+    st.booleans(),
 )
-def test_comparison_equals_that_of_two_dicts(then, now):
+def test_comparison_equals_that_of_two_dicts(then, now, full):
     now = now | {path: then[path] for path in list(then)[::2]}
     (paths, rows), versions = of_dict(then), of_dict(now)[1]
-    stored = StoreContents(
-        make_table(paths, rows[:, :2]), rows[:, 2], rows[:, 3], [], 0, leave_one_out=False
-    )
+    files = make_table(paths, rows[:, :2], rows[:, 4])
+    stored = StoreContents(files, rows[:, 5], rows[:, 6], rows[:, 2:4], [], 0, leave_one_out=False)
     changes = compare_files(
         stored,
         np.array(list(now), bytes),
-        lambda n: versions[n, :2],
-        versions[:, 2],
-        versions[:, 3],
+        lambda n: versions[n, :4],
+        lambda n: versions[n, 4],
+        versions[:, 5],
+        versions[:, 6],
+        full=full,
     )
-    same = {path for path in now if path in then and now[path] == then[path]}
+
+    def same_file(path):
+        one, two = (dict(zip(FIELDS, of[path], strict=True)) for of in (then, now))
+        if any(one[name] != two[name] for name in ("size", "changed", "label", "split")):
+            return False
+        if not full and all(one[name] == two[name] for name in ("inode", "inode changed")):
+            return True
+        return one["hash"] == two["hash"]
+
+    same = {path for path in now if path in then and same_file(path)}
     assert changes.is_new.tolist() == [path not in then for path in now]
     assert changes.unchanged == len(same)
     text = lambda paths: sorted(p.decode("utf-8", "surrogateescape") for p in paths)  # noqa: E731
@@ -430,7 +547,10 @@ def test_source_files_of_every_row(first, pictures):
     assert sorted(os.fsdecode(path) for path in stored.files["path"]) == sorted(
         str(path.relative_to(pictures)) for path in pictures.glob("*/*")
     )
-    for (path, size, changed), label in zip(stored.files.tolist(), stored.labels, strict=True):
+    for (path, size, changed, digest), label in zip(
+        stored.files.tolist(), stored.labels, strict=True
+    ):
+        assert digest == hash_content((pictures / os.fsdecode(path)).read_bytes())
         stat = (pictures / os.fsdecode(path)).stat()
         assert (size, changed) == (stat.st_size, stat.st_mtime_ns)
         assert stored.classes[label] == os.fsdecode(path).split("/")[0]
@@ -460,9 +580,10 @@ def test_a_new_class_is_in_every_split(new, old_classes):
     old = np.repeat(np.arange(old_classes), 35)
     splits = np.tile(np.repeat(np.arange(4), [20, 5, 5, 5]), old_classes)
     classes = [str(number) for number in range(old_classes + len(new))]
-    files = make_table([b""] * len(old), np.zeros((len(old), 2), np.int64))
+    zeros = np.zeros((len(old), 2), np.int64)
+    files = make_table([b""] * len(old), zeros, zeros[:, 0])
     known = classes[:old_classes]
-    stored = StoreContents(files, old, splits, known, old_classes, leave_one_out=False)
+    stored = StoreContents(files, old, splits, zeros, known, old_classes, leave_one_out=False)
     counts = np.array([0] * old_classes + new)
     given = stored.class_counts, classes
     labels = np.repeat(np.arange(len(counts)), counts)

@@ -181,6 +181,9 @@ class Config:
         store_dir: Folder of the store of this run; null for a folder in `stores_dir`.
         append: Add new images of the source to the existing store, which keeps the split and label
             of each of its images; false prepares a new store.
+        check: How images are compared with an existing store. "auto" compares the contents of files
+            whose size and modification time are the same, but not their inode and its time; "full"
+            compares the contents of all files.
         resume: "auto" continues an interrupted run of the same config; "true" continues from
             last.ckpt with any config; "false" starts from the beginning.
         overwrite: Replace a finished run of another config in `run_dir`.
@@ -196,6 +199,7 @@ class Config:
     stores_dir: str = MISSING
     store_dir: str | None = None
     append: bool = MISSING
+    check: Annotated[str, one_of("auto", "full")] = MISSING
     resume: Annotated[str, one_of("auto", "true", "false")] = MISSING
     overwrite: bool = MISSING
     compile: bool = MISSING

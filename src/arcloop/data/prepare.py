@@ -20,7 +20,7 @@ from arcloop.artifacts.writer import write_artifact
 from arcloop.data.sources import Listing, Source, similar_names
 from arcloop.data.store import CLASSES
 from arcloop.data.store.shards import SplitWriter
-from arcloop.data.store.source_files import SourceChanges, StoreContents
+from arcloop.data.store.source_files import SourceChanges, StoreContents, record_identities
 from arcloop.display.terminal import print_line, track
 from arcloop.errors import ArtifactError, ConfigError, DataError, list_some
 from arcloop.runtime.images import MAX_VALUE
@@ -45,7 +45,12 @@ def _hash_settings(source: Source, *more: str) -> str:
 
 
 def prepare(
-    source: Source, path: Path, *, append: bool = False, workers: int | None = None
+    source: Source,
+    path: Path,
+    *,
+    append: bool = False,
+    full_check: bool = False,
+    workers: int | None = None,
 ) -> Artifact:
     """Write the store of a source, or return the existing one.
 
@@ -55,6 +60,9 @@ def prepare(
         append: Start from the store in the parent folder of `path` that contains most images of the
             source. Its shards are hard-linked, and the new images are written to new shards. If
             there is no such store, the whole source is read.
+        full_check: If the store exists, compare the contents of all images with it. By default,
+            images are compared whose size and modification time are those in the store, but whose
+            inode or its time differ.
         workers: Number of processes that decode images; None for one per CPU.
 
     Returns:
@@ -76,10 +84,10 @@ def prepare(
     fingerprint = source.fingerprint()
     key = _hash_settings(source, fingerprint)
     if existing := _existing_store(path, key, append):
-        return existing
+        return _require_same_images(source, existing, full_check)
     with file_lock(replaceable_folder(path)):  # one process of the node writes, the others wait
         if existing := _existing_store(path, key, append):
-            return existing
+            return _require_same_images(source, existing, full_check)
         passed_over = source.passed_over()
         _print_some("prepare: these files are not read:", passed_over)
         base, listing = None, source.open()
@@ -88,7 +96,35 @@ def prepare(
         listing.passed_over = passed_over
         _print_some("prepare: check the names of these classes:", similar_names(listing.classes))
         _write_store(source, fingerprint, listing, base, path, workers or joblib.cpu_count())
-    return artifacts.load(path, "store")
+    store = artifacts.load(path, "store")
+    if listing.root is not None and (contents := StoreContents.read(store)):
+        record_identities(path, listing.root, contents.files)
+    return store
+
+
+def _require_same_images(source: Source, store: Artifact, full: bool) -> Artifact:
+    """Return a store after checking that its images are those of the source.
+
+    Raises:
+        DataError: The contents of images were changed; the message names the first ones.
+    """
+    if not source.appendable or (contents := StoreContents.read(store)) is None:
+        return store  # the fingerprint of the source depends on the contents
+    listing = source.open()
+    changes = listing.compare_with(contents, full=full)
+    if changes.changed:
+        indent = "\n    "
+        raise DataError(
+            f"{len(changes.changed)} images are not those that this store was made from, although"
+            " their sizes and modification times are the same:"
+            f"{indent}{list_some(changes.changed, 10, indent)}",
+            where=store.path,
+            remedy="run `touch` on these files, so that a new store is prepared from them",
+        )
+    if changes.compared and listing.root is not None:
+        print_line(f"prepare: compared {changes.compared} files with the store: no image changed")
+        record_identities(store.path, listing.root, contents.files)
+    return store
 
 
 def changes_since(source: Source, store: Artifact) -> SourceChanges | None:

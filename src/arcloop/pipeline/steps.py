@@ -162,7 +162,9 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
 def _prepare(call: _Call) -> Artifact:
     from arcloop.data import prepare
 
-    return prepare(call.build("data"), call.output, append=call.config.append)
+    full_check = call.config.check == "full"
+    append = call.config.append
+    return prepare(call.build("data"), call.output, append=append, full_check=full_check)
 
 
 def _validate(call: _Call) -> Artifact:

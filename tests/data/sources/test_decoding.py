@@ -16,6 +16,7 @@ from tests.data.conftest import folder_source, write_pictures
 from arcloop.data import Store, prepare
 from arcloop.data.sources import decoding
 from arcloop.data.sources.decoding import FileBlock, decode_block, decode_blocks
+from arcloop.data.store.source_files import hash_content
 from arcloop.errors import DataError, ResourceError
 from arcloop.runtime.images import decode
 
@@ -119,7 +120,13 @@ def test_rows_labels_and_versions_of_a_block_with_an_unreadable_file(tmp_path):
     done = decode_block(FileBlock("val", str(tmp_path), paths, [3, 4, 5], SHAPE, 65535, mark))
     stats = [(tmp_path / os.fsdecode(path)).stat() for path in paths[::2]]
     assert done.files.tolist() == [
-        (path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths[::2], stats, strict=True)
+        (
+            path,
+            stat.st_size,
+            stat.st_mtime_ns,
+            hash_content((tmp_path / path.decode()).read_bytes()),
+        )
+        for path, stat in zip(paths[::2], stats, strict=True)
     ]
     assert (done.split, done.labels.tolist()) == ("val", [3, 5])
     for image, path in zip(done.images, paths[::2], strict=True):

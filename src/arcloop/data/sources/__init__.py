@@ -61,6 +61,7 @@ class Listing(ABC):
         rows: Split -> number of its rows, for every split that is stored.
         num_train_classes: Number of classes of train. They have the first labels.
         leave_one_out: Whether gallery is also the query split; if so, its rows are stored once.
+        root: Folder that the paths of files start from, if the source has one file per image.
         passed_over: See `Source.passed_over`.
     """
 
@@ -69,6 +70,7 @@ class Listing(ABC):
     rows: Mapping[str, int]
     num_train_classes: int
     leave_one_out: bool
+    root: str | None = None
     passed_over: Sequence[str] = ()
 
     @abstractmethod
@@ -85,8 +87,14 @@ class Listing(ABC):
             DataError: An image could not be read, and the settings do not allow skipping it.
         """
 
-    def compare_with(self, contents: StoreContents) -> SourceChanges:
-        """Compare the source with a store that was made from it (appendable sources only)."""
+    def compare_with(self, contents: StoreContents, *, full: bool = False) -> SourceChanges:
+        """Compare the source with a store that was made from it (appendable sources only).
+
+        Args:
+            contents: Contents of the store.
+            full: Compare the contents of all files. Otherwise those of files whose size and
+                modification time are the same, but not their inode and its time.
+        """
         raise NotImplementedError
 
     def select_new(self, is_new: npt.NDArray[np.bool_], contents: StoreContents) -> Listing:

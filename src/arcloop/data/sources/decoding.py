@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arcloop.data.sources import Encode, RowBlock
-from arcloop.data.store.source_files import make_table
+from arcloop.data.store.source_files import hash_content, make_table
 from arcloop.errors import ResourceError
 from arcloop.runtime.images import ImageError, decode
 
@@ -61,7 +61,7 @@ def decode_block(block: FileBlock) -> RowBlock:
     height, width, channels = block.image_shape
     images = np.empty((len(block.paths), *block.image_shape), np.uint8)
     versions = np.empty((len(block.paths), 2), np.int64)
-    kept, unreadable = [], []
+    kept, hashes, unreadable = [], [], []
     for number, relative in enumerate(block.paths):
         path = os.path.join(block.root, os.fsdecode(relative))  # noqa: PTH118 - speed
         try:
@@ -75,12 +75,13 @@ def decode_block(block: FileBlock) -> RowBlock:
                 encoded, height=height, width=width, channels=channels, max_value=block.max_value
             )
             kept.append(number)
+            hashes.append(hash_content(encoded))
         except (ImageError, OSError) as cause:
             reason = cause.strerror if isinstance(cause, OSError) else cause
             if isinstance(cause, OSError) and cause.errno == errno.ENXIO:  # a socket
                 reason = _NOT_A_FILE
             unreadable.append((path, str(reason)))
-    files = make_table([block.paths[number] for number in kept], versions[kept])
+    files = make_table([block.paths[number] for number in kept], versions[kept], hashes)
     labels = np.array(block.labels, np.int64)[kept]
     return RowBlock(block.split, block.encode(images[kept]), labels, files, unreadable)
 

@@ -29,6 +29,7 @@ from arcloop.data.store.source_files import (
     StoreContents,
     compare_files,
     file_versions,
+    hash_files,
 )
 from arcloop.errors import DataError, list_some
 
@@ -60,6 +61,10 @@ class FileList:
         start = self._ends[number - 1] if number else 0
         return bytes(self._buffer[start : self._ends[number]])
 
+    def paths(self, numbers: Ints) -> list[str]:
+        """Return the paths at these positions; they include the root."""
+        return [self.path(number) for number in numbers.tolist()]
+
     def path(self, number: int) -> str:
         """Return a path that includes the root."""
         return os.path.join(self.root, os.fsdecode(self.relative(number)))  # noqa: PTH118 - speed
@@ -88,6 +93,7 @@ class PictureListing(Listing):
     leave_one_out: bool
 
     def __post_init__(self) -> None:
+        self.root = self.files.root
         self.rows = {split: len(numbers) for split, numbers in self.order.items()}
 
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
@@ -120,7 +126,7 @@ class PictureListing(Listing):
                     encode,
                 )
 
-    def compare_with(self, contents: StoreContents) -> SourceChanges:
+    def compare_with(self, contents: StoreContents, *, full: bool = False) -> SourceChanges:
         label_of = {name: label for label, name in enumerate(contents.classes)}
         labels = np.array([label_of.get(name, -1) for name in self.classes], np.int64)
         splits = None
@@ -131,9 +137,11 @@ class PictureListing(Listing):
         return compare_files(
             contents,
             np.array([self.files.relative(number) for number in range(len(self.files))], bytes),
-            lambda numbers: file_versions([self.files.path(n) for n in numbers.tolist()]),
+            lambda numbers: file_versions(self.files.paths(numbers)),
+            lambda numbers: hash_files(self.files.paths(numbers)),
             labels[self.labels],
             splits,
+            full=full,
         )
 
     def select_new(self, is_new: npt.NDArray[np.bool_], contents: StoreContents) -> PictureListing:

@@ -1,14 +1,19 @@
-"""The file that each row of a store was read from, with its size and modification time.
+"""The file that each row of a store was read from, with its size, modification time and hash.
 
-These tables trace a row back to its image file, and show which images were added to a source since
-the store was written.
+These tables trace a row back to its image file, and show which images were added to a source or
+changed since the store was written. Files of equal size and time are read again only if their inode
+or the time of its last change differ from those in `.identities.npy`, which is not a part of the
+artifact, because they differ for a copy of the files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
+from arcloop.artifacts.atomic import write_bytes
 from arcloop.data.splits import SPLITS
 from arcloop.data.store import Store
 from arcloop.data.store.shards import FileTable, shard_file
@@ -24,27 +30,65 @@ from arcloop.errors import DataError, list_some
 Ints = npt.NDArray[np.int64]
 Paths = npt.NDArray[np.bytes_]
 
+_IDENTITIES = ".identities.npy"
+_MAX_INT = 2**63 - 1
 
-def make_table(paths: Sequence[bytes], versions: Ints) -> FileTable:
-    """Join paths with their [N, 2] sizes and modification times."""
+
+def make_table(paths: Sequence[bytes], versions: Ints, hashes: Sequence[int]) -> FileTable:
+    """Join paths with their [N, 2] sizes and modification times, and their `hash_content`."""
     width = max(map(len, paths), default=1)
-    table = np.empty(len(paths), [("path", f"S{width}"), ("size", "<i8"), ("changed", "<i8")])
-    table["path"] = paths
+    fields = [("path", f"S{width}"), ("size", "<i8"), ("changed", "<i8"), ("hash", "<i8")]
+    table = np.empty(len(paths), fields)
+    table["path"], table["hash"] = paths, hashes
     table["size"], table["changed"] = versions[:, 0], versions[:, 1]
     return table
 
 
-def file_versions(paths: Sequence[str]) -> Ints:
-    """Return the current [N, 2] sizes (bytes) and modification times (ns) of files.
+def hash_content(content: bytes) -> int:
+    """Return a hash of 8 bytes of the content of a file."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), signed=True)
 
-    Both are -1 for a file that does not exist.
+
+def hash_files(paths: Iterable[str]) -> Ints:
+    """Return [N] hashes of the contents of files; 0 for a file that cannot be read."""
+
+    def hash_file(path: str) -> int:
+        try:
+            return hash_content(Path(path).read_bytes())
+        except OSError:
+            return 0
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        return np.fromiter(pool.map(hash_file, paths), np.int64)
+
+
+def file_versions(paths: Sequence[str]) -> Ints:
+    """Return the current [N, 4] size (bytes), modification time (ns), inode and its time of files.
+
+    All are -1 for a file that does not exist.
     """
-    versions = np.full((len(paths), 2), -1, np.int64)
+    versions = np.full((len(paths), 4), -1, np.int64)
     for number, path in enumerate(paths):
         with contextlib.suppress(OSError):  # a link to a missing file or to itself
             stat = os.stat(path)  # noqa: PTH116 - Path objects of millions of files are slow
-            versions[number] = stat.st_size, stat.st_mtime_ns
+            inode = stat.st_ino & _MAX_INT  # some file systems use all 64 bits
+            versions[number] = stat.st_size, stat.st_mtime_ns, inode, stat.st_ctime_ns
     return versions
+
+
+def record_identities(store: Path, root: str, files: FileTable) -> None:
+    """Record inode and time of the inode of the files of a store, whose contents are verified.
+
+    Args:
+        store: Folder of the store.
+        root: Folder that the paths start from.
+        files: The files, in the order of `StoreContents`.
+    """
+    paths = [os.path.join(root, os.fsdecode(path)) for path in files["path"].tolist()]  # noqa: PTH118
+    content = io.BytesIO()
+    np.save(content, file_versions(paths)[:, 2:])
+    with contextlib.suppress(OSError):  # a store that is only readable is compared every time
+        write_bytes(store / _IDENTITIES, content.getvalue())
 
 
 @dataclass(frozen=True)
@@ -55,6 +99,7 @@ class StoreContents:
         files: [N] file of each image.
         labels: [N] label of each image.
         splits: [N] position of its split in `SPLITS`.
+        identities: [N, 2] inode of each file and its time, when the content was last compared.
         classes: Class names.
         num_train_classes: Number of classes of train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
@@ -63,6 +108,7 @@ class StoreContents:
     files: FileTable
     labels: Ints
     splits: Ints
+    identities: Ints
     classes: list[str]
     num_train_classes: int
     leave_one_out: bool
@@ -79,8 +125,13 @@ class StoreContents:
         ]
         if not all(name in artifact.files for name in names):
             return None
+        files = np.concatenate([np.load(artifact.path / name) for name in names])
+        identities = np.full((len(files), 2), -1, np.int64)
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
+            identities[:] = np.load(artifact.path / _IDENTITIES)
         return cls(
-            files=np.concatenate([np.load(artifact.path / name) for name in names]),
+            files=files,
+            identities=identities,
             labels=np.concatenate([store.labels(split) for split in stored]),
             splits=np.repeat(np.arange(len(stored)), [store.rows(split) for split in stored]),
             classes=store.classes,
@@ -103,12 +154,14 @@ class SourceChanges:
     Attributes:
         is_new: [N] whether an image of the source is missing in the store.
         unchanged: Number of images that are in both and did not change.
+        compared: Number of images whose content was compared.
         removed: Paths of images that are only in the store.
         changed: Paths of images whose file, label or split changed.
     """
 
     is_new: npt.NDArray[np.bool_]
     unchanged: int
+    compared: int
     removed: list[str]
     changed: list[str]
 
@@ -145,17 +198,22 @@ def compare_files(
     stored: StoreContents,
     paths: Paths,
     versions: Callable[[Ints], Ints],
+    hashes: Callable[[Ints], Ints],
     labels: Ints,
     splits: Ints | None,
+    *,
+    full: bool,
 ) -> SourceChanges:
     """Compare the images of a store with the images of its source.
 
     Args:
         stored: Images of the store.
         paths: [N] paths of the source.
-        versions: Returns the sizes and modification times, [n, 2], of the images at n positions.
+        versions: Returns `file_versions`, [n, 4], of the images at n positions.
+        hashes: Returns `hash_files`, [n], of the images at n positions.
         labels: [N] labels of the store; -1 for a class that is not in the store.
         splits: [N] positions in `SPLITS`, if the source defines them.
+        full: Whether to compare the contents of all files.
     """
     order = np.argsort(stored.files["path"])
     files = stored.files[order]
@@ -165,7 +223,12 @@ def compare_files(
     place = place[in_both]
     rows = order[place]
     then = np.stack([files["size"][place], files["changed"][place]], axis=1)
-    differs = (versions(in_both) != then).any(axis=1) | (labels[in_both] != stored.labels[rows])
+    now = versions(in_both)
+    differs = (now[:, :2] != then).any(axis=1) | (labels[in_both] != stored.labels[rows])
+    is_unknown = full | (now[:, 2:] != stored.identities[rows]).any(axis=1)
+    unknown = np.flatnonzero(~differs & is_unknown)
+    if "hash" in (files.dtype.names or ()):  # stores of earlier versions have none
+        differs[unknown] = hashes(in_both[unknown]) != files["hash"][place[unknown]]
     if splits is not None:
         differs |= splits[in_both] != stored.splits[rows]
     is_removed = np.ones(len(files), dtype=bool)
@@ -173,6 +236,7 @@ def compare_files(
     return SourceChanges(
         is_new=is_new,
         unchanged=int((~differs).sum()),
+        compared=len(unknown),
         removed=[os.fsdecode(path) for path in files["path"][is_removed].tolist()],
         changed=[os.fsdecode(path) for path in files["path"][place[differs]].tolist()],
     )
