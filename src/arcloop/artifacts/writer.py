@@ -1,7 +1,4 @@
-"""Write an artifact to a temporary folder, add its manifest, and rename the folder.
-
-The duration and throughput of the stage are stored next to the manifest, which contains no times.
-"""
+"""Write an artifact to a temporary folder, add its manifest, and rename the folder."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import contextlib
 import errno
 import functools
 import importlib.metadata
-import json
 import os
 import shutil
 import subprocess
@@ -38,6 +34,7 @@ from arcloop.artifacts.atomic import (
     temporary_sibling,
     write_json,
 )
+from arcloop.artifacts.timings import record_timing
 from arcloop.errors import ArtifactError, write_error
 
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
@@ -45,12 +42,6 @@ _RECORDED_PACKAGES = (
     "arcloop", "faiss-cpu", "faiss-gpu", "hydra-core", "numpy", "omegaconf", "pillow",
     "pytorch-lightning", "timm", "torch", "torchmetrics",
 )  # fmt: skip
-
-_TIMING = ".timing.json"
-_STAGE = {
-    "store": "prepare", "validation": "validate", "run": "train", "gallery": "embed",
-    "index": "index", "evaluation": "evaluate", "export": "export",
-}  # fmt: skip
 
 
 @dataclass
@@ -236,40 +227,3 @@ def package_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def record_timing(
-    folder: Path, seconds: float, per_second: float, others: Mapping[str, float] | None = None
-) -> None:
-    """Record the duration and throughput of the stage that made an artifact.
-
-    Args:
-        folder: Folder of the artifact.
-        seconds: Wall time.
-        per_second: Images or vectors per second; 0 if they were not counted.
-        others: Additional durations; each name ends with its unit.
-    """
-    write_json(folder / _TIMING, {"seconds": seconds, "per_second": per_second, **(others or {})})
-
-
-def describe_stages(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """Describe the recorded durations, e.g. ("train", "12.3 s, 4,567 images/s").
-
-    The throughput of training counts training batches only, without validation.
-
-    Args:
-        folders: Kind of artifact -> its folder.
-
-    Returns:
-        (stage, description) of the stages with a record, in the order given.
-    """
-    found = []
-    for kind, folder in folders.items():
-        try:
-            recorded = json.loads((folder / _TIMING).read_bytes())
-        except (OSError, ValueError):
-            continue
-        unit = "vectors" if kind == "index" else "images"
-        speed = f", {recorded['per_second']:,.0f} {unit}/s" if recorded["per_second"] else ""
-        found.append((_STAGE[kind], f"{recorded['seconds']:.1f} s{speed}"))
-    return found

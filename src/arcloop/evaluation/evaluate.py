@@ -16,7 +16,8 @@ import numpy.typing as npt
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_json
-from arcloop.artifacts.writer import ArtifactWriter, describe_stages, git_revision, write_artifact
+from arcloop.artifacts.timings import describe_stages
+from arcloop.artifacts.writer import ArtifactWriter, git_revision, write_artifact
 from arcloop.config.schema import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
 from arcloop.display.terminal import track

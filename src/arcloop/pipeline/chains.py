@@ -15,7 +15,7 @@ from rich.table import Table
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.writer import describe_stages
+from arcloop.artifacts.timings import describe_stages
 from arcloop.config.composition import parse_overrides
 from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import ArtifactError, ConfigError, DataError

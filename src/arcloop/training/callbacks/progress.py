@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
-from arcloop.artifacts.writer import record_timing
+from arcloop.artifacts.timings import record_timing
 from arcloop.display.terminal import print_line
 
 _REFRESH_BATCHES = 10
