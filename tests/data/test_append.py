@@ -16,7 +16,7 @@ from PIL import Image
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, changes_since, prepare, store_key, validate
-from arcloop.data.splits.stratified import apportion_new, assign_new
+from arcloop.data.splits.stratified import MIN_ROWS, apportion_new, assign_new
 from arcloop.data.store.source_files import (
     StoreContents,
     compare_files,
@@ -569,7 +569,9 @@ def test_new_images_bring_a_class_closest_to_its_fractions(stored, new, shares):
     assert given.sum() == new
     assert (given >= 0).all()
     rows = sum(stored) + new
-    ideal = np.array([1 - sum(shares), *shares]) * rows
+    # Fractions that give fewer images than the minimum of a split are raised.
+    wanted = [max(share * rows, MIN_ROWS[split]) for split, share in sizes.items()]
+    ideal = np.array([rows - sum(wanted), *wanted])
     distance = lambda given: float(((np.array(stored) + given - ideal) ** 2).sum())  # noqa: E731
     ways = [w for w in itertools.product(range(new + 1), repeat=4) if sum(w) == new]
     assert distance(given) <= min(map(distance, ways)) + 1e-9
