@@ -156,7 +156,7 @@ def _describe_range(brightest: int, store: Artifact) -> str:
     used = (brightest + 1) * (store.info["max_value"] + 1) // 256  # values in the files
     used = 1 << (used - 1).bit_length()
     return (
-        f"{message}. If the files have 16 bits per pixel and values below {used:,}, pass"
+        f"{message}. If the files are grey, with 16 bits per pixel and values below {used:,}, pass"
         f" data.max_value={used - 1}; if the images are this dark, lower validation.min_brightest"
     )
 
