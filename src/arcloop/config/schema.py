@@ -182,8 +182,8 @@ class Config:
         append: Add new images of the source to the existing store, which keeps the split and label
             of each of its images; false prepares a new store.
         check: How images are compared with an existing store. "auto" compares the contents of files
-            whose size and modification time are the same, but not their inode and its time; "full"
-            compares the contents of all files.
+            whose size and modification time are the same, but whose inode number or ctime differs;
+            "full" compares the contents of all files.
         resume: "auto" continues an interrupted run of the same config; "true" continues from
             last.ckpt with any config; "false" starts from the beginning.
         overwrite: Replace a finished run of another config in `run_dir`.

@@ -61,8 +61,8 @@ def prepare(
             source. Its shards are hard-linked, and the new images are written to new shards. If
             there is no such store, the whole source is read.
         full_check: If the store exists, compare the contents of all images with it. By default,
-            images are compared whose size and modification time are those in the store, but whose
-            inode or its time differ.
+            only images whose size and modification time are the same, but whose inode number or
+            ctime differs, are compared.
         workers: Number of processes that decode images; None for one per CPU.
 
     Returns:

@@ -92,8 +92,8 @@ class Listing(ABC):
 
         Args:
             contents: Contents of the store.
-            full: Compare the contents of all files. Otherwise those of files whose size and
-                modification time are the same, but not their inode and its time.
+            full: Compare the contents of all files. Otherwise, compare only those of files whose
+                size and modification time are the same, but whose inode number or ctime differs.
         """
         raise NotImplementedError
 

@@ -23,8 +23,8 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 Kind = Literal["images", "labels", "jpeg", "offsets", "origins"]
 FileTable = npt.NDArray[Any]
-"""[N] records: path, relative to the root of the source; size in bytes; changed, mtime in ns; hash
-of the content."""
+"""[N] records: path, relative to the root of the source; size in bytes; changed, the modification
+time in ns; hash of the content."""
 
 _BLOCK_BYTES = 1 << 20
 

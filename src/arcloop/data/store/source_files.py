@@ -1,9 +1,9 @@
 """The file that each row of a store was read from, with its size, modification time and hash.
 
 These tables trace a row back to its image file, and show which images were added to a source or
-changed since the store was written. Files of equal size and time are read again only if their inode
-or the time of its last change differ from those in `.identities.npy`, which is not a part of the
-artifact, because they differ for a copy of the files.
+changed since the store was written. A file of equal size and modification time is read again only
+if its inode number or its inode change time (ctime) differs from that in `.identities.npy`. That
+file is not a part of the artifact, because both differ for a copy of the images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_INT = 2**63 - 1
 
 
 def make_table(paths: Sequence[bytes], versions: Ints, hashes: Sequence[int]) -> FileTable:
-    """Join paths with their [N, 2] sizes and modification times, and their `hash_content`."""
+    """Join paths with their [N, 2] sizes and modification times, and [N] `hash_content`."""
     width = max(map(len, paths), default=1)
     fields = [("path", f"S{width}"), ("size", "<i8"), ("changed", "<i8"), ("hash", "<i8")]
     table = np.empty(len(paths), fields)
@@ -63,7 +63,7 @@ def hash_files(paths: Iterable[str]) -> Ints:
 
 
 def file_versions(paths: Sequence[str]) -> Ints:
-    """Return the current [N, 4] size (bytes), modification time (ns), inode and its time of files.
+    """Return the current [N, 4] size (bytes), mtime (ns), inode number and ctime (ns) of files.
 
     All are -1 for a file that does not exist.
     """
@@ -77,7 +77,7 @@ def file_versions(paths: Sequence[str]) -> Ints:
 
 
 def record_identities(store: Path, root: str, files: FileTable) -> None:
-    """Record inode and time of the inode of the files of a store, whose contents are verified.
+    """Record inode number and ctime of the files of a store, whose contents were compared.
 
     Args:
         store: Folder of the store.
@@ -87,7 +87,7 @@ def record_identities(store: Path, root: str, files: FileTable) -> None:
     paths = [os.path.join(root, os.fsdecode(path)) for path in files["path"].tolist()]  # noqa: PTH118
     content = io.BytesIO()
     np.save(content, file_versions(paths)[:, 2:])
-    with contextlib.suppress(OSError):  # a store that is only readable is compared every time
+    with contextlib.suppress(OSError):  # files of a read-only store are compared every time
         write_bytes(store / _IDENTITIES, content.getvalue())
 
 
@@ -99,7 +99,7 @@ class StoreContents:
         files: [N] file of each image.
         labels: [N] label of each image.
         splits: [N] position of its split in `SPLITS`.
-        identities: [N, 2] inode of each file and its time, when the content was last compared.
+        identities: [N, 2] inode number and ctime of each file when its content was last compared.
         classes: Class names.
         num_train_classes: Number of classes of train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
