@@ -7,6 +7,7 @@ from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.cli.main import main
+from arcloop.pipeline.sweeps.plan import plan
 from arcloop.serving.deploy import parse_arguments
 
 RECORDED = ["index=hnsw", "calibration.far=0.05", "callbacks.evaluate=null"]
@@ -63,6 +64,13 @@ def test_each_job_of_a_sweep_over_runs_keeps_the_settings_of_its_run(runs, swept
     assert main(["train", *SMALL, *RECORDED, *bar]) == 0
     assert main(["evaluate", "-m", swept, "evaluate.num_mistakes=3,4"]) == 0
     assert gates(runs / "runs/foo", runs / "runs/bar") == [0.2, 0.3]
+
+
+def test_a_sweep_over_the_data_of_an_evaluation_keeps_the_settings_of_the_run(runs):
+    planned = plan("evaluate", ["run_dir=runs/foo", "data.query=50,60"])
+    assert "index=hnsw" in planned.extra
+    assert "data=synthetic" in planned.extra
+    assert planned.swept == ("data.query",)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     fixed = [o.input_line or "" for o in given if not o.is_sweep_override()]
     swept = [o for o in given if o.is_sweep_override()]
     recorded: list[str] = []
-    if verb in FROM_RUN and not any(names_run(o.key_or_group) for o in swept):
+    is_named = any(o.startswith("run_dir=") and "${" not in o for o in fixed)
+    if verb in FROM_RUN and (is_named or not any(names_run(o.key_or_group) for o in swept)):
         recorded = recorded_overrides(find_run_dir(fixed), arguments)
         fixed += recorded
     config = compose_unchecked([*fixed, *(_values(override)[0] for override in swept)])
