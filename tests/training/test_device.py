@@ -93,6 +93,8 @@ def test_averaging_with_a_sharded_head_is_an_error(in_tmp, capsys):
 
 
 def test_trainer_auto_uses_the_available_device(in_tmp, capsys):
+    # On a machine without a GPU, a run with accelerator=cpu prints the same.
+    assert compose_config(["trainer=auto"]).trainer.accelerator == "auto"
     assert main([*TRAIN, "trainer=auto", "run_dir=run"]) == 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if torch.backends.mps.is_available():

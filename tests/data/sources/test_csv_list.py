@@ -108,7 +108,7 @@ def test_byte_order_mark_and_other_delimiters(tmp_path, listed, delimiter):
 
 def test_an_index_column_quotes_and_ends_of_lines_of_windows(tmp_path):
     """As written by `DataFrame.to_csv` and by spreadsheets."""
-    names = ['say "a", b.png', "line\nbreak.png", " plain.png", "x;y.png"]
+    names = ['say "a", b.png', "line\nbreak\r\n.png", " plain.png", "x;y.png"]
     for number, name in enumerate(names):
         Image.new("RGB", (6, 4), (50 * number, 9, 9)).save(tmp_path / name)
     rows = [
