@@ -15,7 +15,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -68,30 +67,49 @@ class DivergedError(ArcloopError):
     """The training loss is not finite. Training again with the same config gives the same error."""
 
 
-_ENVIRONMENT_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = "free some space there, or choose another folder"
+_FORBIDDEN = "choose a folder in which you have write permission"
+_OTHER_KIND = "choose another path, or remove what is there"
+_REMEDIES = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL,
+    errno.EACCES: _FORBIDDEN, errno.EPERM: _FORBIDDEN, errno.EROFS: _FORBIDDEN,
+    errno.ENOTDIR: _OTHER_KIND, errno.EISDIR: _OTHER_KIND, errno.EEXIST: _OTHER_KIND,
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name; most file systems allow 255 bytes",
+    errno.ELOOP: "remove the symbolic link, which leads back to itself",
+    errno.EFBIG: "raise the limit on the size of files, see `ulimit -f`",
+    errno.EMFILE: "raise the limit on open files, see `ulimit -n`",
+    errno.ENOMEM: "free some memory, or use fewer processes",
+    errno.EAGAIN: "raise the limit on processes, see `ulimit -u`, or use fewer",
+}  # fmt: skip
+_BAD_PATHS = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def as_user_error(cause: BaseException) -> ArcloopError | None:
     """Return the error as one that the user can correct.
 
     Returns:
-        An `ArcloopError` unchanged; a `ResourceError` for a full disk or a missing permission;
-        None for any other exception.
+        An `ArcloopError` unchanged; for any `OSError` of the operating system an error with its
+        path and a remedy; None for any other exception.
     """
     if isinstance(cause, ArcloopError):
         return cause
-    if isinstance(cause, OSError) and cause.errno in _ENVIRONMENT_FAULTS:
-        return write_error(Path(cause.filename or "."), cause)
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return _os_error("cannot read or write", cause.filename, cause)
     return None
 
 
-def write_error(path: Path, cause: OSError) -> ResourceError:
+def write_error(path: object, cause: OSError) -> ArcloopError:
     """Convert an `OSError` on writing `path` to an error with a remedy."""
-    return ResourceError(
-        f"cannot write: {cause.strerror or cause}",
-        where=path,
-        remedy="free some space there, or choose a folder in which you have write permission",
-    )
+    return _os_error("cannot write", path, cause)
+
+
+def _os_error(action: str, path: object, cause: OSError) -> ArcloopError:
+    """Return a `ConfigError` for a path that cannot exist, otherwise a `ResourceError`."""
+    kind = ConfigError if cause.errno in _BAD_PATHS else ResourceError
+    reason = cause.strerror or str(cause)
+    remedy = _REMEDIES.get(cause.errno or 0, "correct the cause and repeat the command")
+    return kind(f"{action}: {reason}", where=path, remedy=remedy)
 
 
 class Terminated(KeyboardInterrupt):

@@ -134,7 +134,7 @@ def test_a_misspelt_index_is_refused_at_construction(factory, parameters, messag
 
 def test_a_gallery_too_small_for_training_is_reported(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(50))
-    with pytest.raises(ConfigError, match="gallery of 50 rows is too small to train"):
+    with pytest.raises(ConfigError, match="gallery of 50 images is too small to train"):
         FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100).build(found)[0]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from omegaconf import MISSING
+from pydantic import Field
 
 from arcloop.config.value_types import (
     FolderName,
@@ -175,7 +176,7 @@ class Config:
 
     Attributes:
         name: Name of the run; by default the name of the data source.
-        seed: Seed of all random numbers.
+        seed: Seed of all random numbers, in [0, 2^64).
         run_dir: Folder of the run; the same in every process.
         stores_dir: Folder of the stores. A store is named by its source and a hash.
         store_dir: Folder of the store of this run; null for a folder in `stores_dir`.
@@ -194,7 +195,7 @@ class Config:
     """
 
     name: FolderName = MISSING
-    seed: NonNegativeInt = MISSING
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = MISSING
     run_dir: str = MISSING
     stores_dir: str = MISSING
     store_dir: str | None = None

@@ -5,10 +5,11 @@ Shapes: B batch, C channels, H height, W width, D embedding.
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, checked
@@ -24,7 +25,7 @@ class Embedder(nn.Module):
     Args:
         backbone: Maps [B, C, H, W] to a feature map [B, C', H', W'].
         image_shape: (H, W, C) of the images.
-        embedding_dim: D, at least 1.
+        embedding_dim: D, at least 2, because with D = 1 every embedding is 1 or -1.
         dropout: Probability of dropping an element of the feature map in training, in [0, 1].
         mean: Mean of the pixels, scaled to [0, 1]; one value, or one per channel.
         std: Standard deviation of the pixels, scaled to [0, 1]; one value, or one per channel.
@@ -44,7 +45,7 @@ class Embedder(nn.Module):
         backbone: nn.Module,
         *,
         image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
-        embedding_dim: PositiveInt,
+        embedding_dim: Annotated[int, Field(ge=2)],
         dropout: Fraction,
         mean: list[Fraction],
         std: list[PositiveFloat],

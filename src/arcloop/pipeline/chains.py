@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.timings import describe_stages
 from arcloop.config.composition import parse_overrides
 from arcloop.display.terminal import print_line, result_console
-from arcloop.errors import ArtifactError, ConfigError, DataError
+from arcloop.errors import ArtifactError, ConfigError, DataError, write_error
 from arcloop.pipeline import steps
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
         ArcloopError: The config or the data is invalid, or a resource is not available.
     """
     names = CHAINS[verb]
+    _check_folders(config)
     steps.dry_run(config, names)
     run_dir = Path(config.run_dir)
     folders = {
@@ -100,6 +102,20 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
     for artifact in outputs.values():
         print_line(f"{artifact.kind}: {artifact.path}")
     return VerbResult(objective)
+
+
+def _check_folders(config: DictConfig) -> None:
+    """Check that the folders of the config are not files, and that their paths are possible."""
+    for key in ("run_dir", "stores_dir", "store_dir"):
+        folder = Path(config[key] or ".")
+        # The system does not check a name whose parent does not exist, so names are checked alone.
+        for path in (f"{folder}/.", *folder.parts):
+            try:
+                os.lstat(path)
+            except FileNotFoundError:
+                continue
+            except OSError as cause:
+                raise write_error(f"{key}={folder}", cause) from None
 
 
 def _store_folders(config: DictConfig, names: Sequence[str], run_dir: Path) -> dict[str, Path]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.int64]
 
+_ANY_ROWS = 100_000
+_DIVISIBLE = 60_060  # by 1 to 7, and by 10 to 15
 _MIN_TRAINING_ROWS = 39  # per cell; faiss warns below 39
 _MIN_TRAINING_ROWS_EXCLUDED = 30  # if some rows are excluded from training
 
@@ -54,7 +56,40 @@ class FaissIndex:
 
     def __post_init__(self) -> None:
         check_fields(self, "index")
-        self._empty(dim=64, rows=100_000)  # refuses a misspelt factory or parameter early
+        try:  # refuses a misspelt factory or parameter early
+            self._empty(64, _ANY_ROWS)
+        except ConfigError:
+            self._empty(_DIVISIBLE, _ANY_ROWS)  # a number of subquantizers must divide the size
+
+    def check(self, dim: int, rows: int | None = None) -> None:
+        """Check that the index can be built, before there are embeddings.
+
+        Args:
+            dim: Size of an embedding.
+            rows: Number of gallery rows; None if it is not known yet.
+
+        Raises:
+            ConfigError: faiss rejects the size, or the gallery is too small to train the index.
+        """
+        index = self._empty(dim, rows or _ANY_ROWS)
+        if rows is None or index.is_trained:
+            return
+        ivf = faiss.try_extract_index_ivf(index)
+        inner = faiss.downcast_index(index if ivf is None else ivf)
+        needed = max(getattr(ivf, "nlist", 1), getattr(getattr(inner, "pq", None), "ksub", 1))
+        if rows < needed:
+            raise ConfigError(
+                f"a gallery of {rows} images is too small to train the index {self.factory!r},"
+                f" which needs at least {needed}",
+                where="index.factory",
+                remedy="use index=flat or a larger gallery",
+            )
+        if -(-rows // -(-rows // self.train_rows)) < needed:
+            raise ConfigError(
+                f"index.train_rows={self.train_rows} is too small to train the index"
+                f" {self.factory!r}, which needs at least {needed} rows",
+                remedy=f"set index.train_rows={needed} or more",
+            )
 
     def build(
         self, gallery: Gallery, *, not_trained: Rows | None = None
@@ -72,6 +107,7 @@ class FaissIndex:
         Raises:
             ConfigError: The gallery is too small for this index.
         """
+        self.check(gallery.embedding_dim, gallery.rows)
         index = self._empty(gallery.embedding_dim, gallery.rows)
         with track("build index", gallery.rows, "vectors") as advance:
             if not index.is_trained:
@@ -104,9 +140,10 @@ class FaissIndex:
                 space.set_index_parameter(index, name, value)
         except RuntimeError as cause:
             raise ConfigError(
-                f"faiss rejects index.factory={self.factory!r} with index.search={self.search}: "
-                f"{_first_line(cause)}",
-                remedy="see the page 'The index factory' of the faiss wiki for valid strings",
+                f"faiss rejects index.factory={self.factory!r} with index.search={self.search} for"
+                f" embeddings of size {dim}: {_first_line(cause)}",
+                remedy="choose an index or an embedder.embedding_dim that fit; the page 'The index"
+                " factory' of the faiss wiki lists the valid strings",
             ) from None
         return index
 

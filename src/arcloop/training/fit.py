@@ -26,6 +26,7 @@ from arcloop.export.run import dry_run_formats, export_run
 from arcloop.training.callbacks.progress import EpochTimer
 from arcloop.training.loggers import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
+from arcloop.training.preconditions import check_first_validation
 from arcloop.training.resume import (
     CHECKPOINTS,
     CONFIG,
@@ -110,7 +111,9 @@ def _train(
         if launched_rank() == 0:
             dry_run_formats(module.embedder, extra_formats(setup.export))
         trainer = setup.make_trainer(EpochTimer(run_dir, print_epochs=not console().is_terminal))
-        datamodule.make_batches(num_processes(trainer))  # raises errors before the run is created
+        # These raise errors before the run is created.
+        setup.check_index(module.embedder.embedding_dim, datamodule.store.rows("gallery"))
+        check_first_validation(trainer, len(datamodule.make_batches(num_processes(trainer))))
         if launched_rank() == 0:
             begun = {"identity": identity, "parents": parents, "parts": parts}
             _prepare_folder(run_dir, begun, config, keep_files=start.checkpoint is not None)
@@ -151,6 +154,15 @@ def _fit(
             remedy=f"set loader.batch_size={max(size // 2, 1)} and"
             " trainer.accumulate_grad_batches=2, or trainer.precision=bf16-mixed, or"
             " loader.on_device=false",
+        ) from None
+    except (RuntimeError, ConnectionError) as cause:
+        if "DataLoader worker" not in str(cause) and not isinstance(cause, ConnectionError):
+            raise
+        raise ResourceError(
+            f"a process that loads batches ended: {str(cause).splitlines()[0]}",
+            where="loader.num_workers",
+            remedy="set loader.num_workers=0, or give /dev/shm more memory, for example with"
+            " `docker run --shm-size=1g`",
         ) from None
     except SystemExit as cause:  # Lightning converts KeyboardInterrupt to SystemExit
         if isinstance(cause.__context__, KeyboardInterrupt):

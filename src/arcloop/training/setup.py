@@ -24,10 +24,13 @@ from arcloop.export.formats import Exports, extra_formats, ignore_warnings
 from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.models.checkpoints import AtomicCheckpointIO
 from arcloop.models.embedder import construct, make_backbone, make_embedder
+from arcloop.retrieval import FaissIndex
 from arcloop.training.augmentation import Augmentation
+from arcloop.training.callbacks.post_fit import BuildIndex
 from arcloop.training.callbacks.progress import ProgressBar
 from arcloop.training.callbacks.stages import Warmup
 from arcloop.training.module import EmbeddingModule
+from arcloop.training.preconditions import check_trainer
 
 NODES = (
     "loader", "sampler", "augmentation", "backbone", "backbone_weights", "embedder", "head",
@@ -128,7 +131,7 @@ class TrainingSetup:
             ConfigError: Lightning rejects the values, or the device is not available.
         """
         progress = [ProgressBar()] if console().is_terminal else []
-        synced = getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False)
+        synced = self._is_synced()
         trainer: pl.Trainer = construct(
             "trainer",
             self.trainer,
@@ -140,6 +143,25 @@ class TrainingSetup:
         # Deterministic mode fills every new tensor to expose reads of uninitialised memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         return trainer
+
+    def check_index(self, dim: int | None, gallery_rows: int | None = None) -> None:
+        """Check that the callback that builds the index will be able to, if that is known.
+
+        Args:
+            dim: Size of an embedding.
+            gallery_rows: Images in the gallery; None if it is not known yet.
+
+        Raises:
+            ConfigError: The index does not fit these embeddings.
+        """
+        for callback in self.callbacks.values():
+            index = callback.index if isinstance(callback, BuildIndex) else None
+            if isinstance(index, FaissIndex) and dim is not None:
+                index.check(dim, gallery_rows)
+
+    def _is_synced(self) -> bool:
+        """Return whether batch norm is computed over the batches of all processes."""
+        return bool(getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False))
 
     def dry_run(self) -> None:
         """Call every factory once with placeholder shapes, so that wrong values fail immediately.
@@ -160,7 +182,11 @@ class TrainingSetup:
             if self.backbone_weights.file is not None:
                 read_weights(Path(self.backbone_weights.file))
             extra_formats(self.export)
-            world, batch_size = num_processes(self.make_trainer()), self.loader.batch_size
+            trainer, batch_size = self.make_trainer(), self.loader.batch_size
+            world = num_processes(trainer)
+            images = batch_size * (world if self._is_synced() else 1)
+            check_trainer(trainer, self.callbacks, images)
+            self.check_index(getattr(self.embedder, "keywords", {}).get("embedding_dim"))
             labels_N = np.arange(max(2, batch_size) * world)  # enough classes for any sampler
             construct(
                 "sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,

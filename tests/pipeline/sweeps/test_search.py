@@ -1,6 +1,8 @@
 """Search with Optuna: proposals, retries, and continuing after a kill."""
 
+import contextlib
 import math
+import sqlite3
 from types import SimpleNamespace
 
 import optuna
@@ -8,7 +10,7 @@ import pytest
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from arcloop.errors import ConfigError
+from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.sweeps.job import TemporaryFailure
 from arcloop.pipeline.sweeps.search import STORAGE, Search
 
@@ -124,3 +126,32 @@ def test_a_log_interval_is_sampled_on_a_log_scale(tmp_path):
     proposed = search(tmp_path, Jobs(), space=space, sampler=RandomSampler, trials=10)
     exponents = [math.log10(float(job[1].partition("=")[2])) for job in proposed]
     assert sum(exponent < -3 for exponent in exponents) > 2
+
+
+def test_a_second_search_in_the_same_folder_is_refused(tmp_path):
+    class Nested(Jobs):
+        def __call__(self, batch, initial_job_idx):
+            with pytest.raises(ResourceError, match="another search runs in this folder"):
+                search(tmp_path, Jobs())
+            return super().__call__(batch, initial_job_idx)
+
+    assert len(search(tmp_path, Nested(), trials=2)) == 2
+    assert len(search(tmp_path, Jobs(), trials=3)) == 1  # the folder is free again
+
+
+@pytest.mark.parametrize("damage", [b"not a database" * 99, None], ids=["other", "truncated"])
+def test_a_damaged_record_is_named(tmp_path, damage):
+    search(tmp_path, Jobs(), trials=1)
+    file = tmp_path / STORAGE
+    file.write_bytes(file.read_bytes()[:6000] if damage is None else damage)
+    with pytest.raises(ResourceError, match=r"if it is damaged, remove it") as caught:
+        search(tmp_path, Jobs())
+    assert STORAGE in str(caught.value)
+
+
+def test_a_locked_record_is_named(tmp_path):
+    search(tmp_path, Jobs(), trials=1)
+    with contextlib.closing(sqlite3.connect(tmp_path / STORAGE)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ResourceError, match="database is locked"):
+            search(tmp_path, Jobs())

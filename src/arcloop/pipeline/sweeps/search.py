@@ -20,13 +20,16 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from arcloop.artifacts.atomic import try_lock
 from arcloop.config.composition import parse_overrides
 from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked
 from arcloop.display.terminal import print_line
-from arcloop.errors import ConfigError
+from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.sweeps.job import TemporaryFailure
 
 STORAGE = "optuna.db"
@@ -89,12 +92,37 @@ class Search:
 
         Raises:
             ConfigError: The folder contains a search over a different space.
+            ResourceError: Another search runs in the folder, or its record cannot be used.
         """
+        storage = Path(folder) / STORAGE
+        lock = try_lock(storage)
+        if lock is None:
+            raise ResourceError(
+                "another search runs in this folder",
+                where=folder,
+                remedy="wait for its end, or use another folder: hydra.sweep.dir=...",
+            )
+        try:
+            self._search(arguments, Path(folder), launch)
+        except (SQLAlchemyError, StorageInternalError) as cause:
+            reason = str(cause.__cause__ or cause).partition("\n")[0]
+            raise ResourceError(
+                f"cannot use the record of the search: {reason}",
+                where=storage,
+                remedy="end the programs that have it open; if it is damaged, remove it, and the"
+                " search starts from its first trial",
+            ) from cause
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    def _search(self, arguments: Sequence[str], folder: Path, launch: Launch) -> None:
+        """Run the trials, with exclusive access to the folder."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = parse_overrides(arguments)
         fixed = [str(o.input_line) for o in given if not o.is_sweep_override()]
         space = {o.get_key_element(): _distribution(o) for o in given if o.is_sweep_override()}
-        study = self._open(Path(folder), space)
+        study = self._open(folder, space)
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         broken = [t for t in running if t.params.keys() != space.keys()]
         for trial in broken:  # the command was killed while it proposed this trial
@@ -125,7 +153,6 @@ class Search:
             print_line(f"best trial: {best.value:.4f} on val with {values}")
 
     def _open(self, folder: Path, space: dict[str, BaseDistribution]) -> Study:
-        folder.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             study_name=_STUDY,
             storage=f"sqlite:///{folder / STORAGE}",
