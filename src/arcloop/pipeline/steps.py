@@ -53,12 +53,7 @@ STEPS: Mapping[str, Step] = {
         ),
         Step("embed", ("embed",), ("run", "store"), "gallery"),
         Step("index", ("index", "calibration", "embed"), ("run", "store", "gallery"), "index"),
-        Step(
-            "evaluate",
-            ("evaluate", "embed"),
-            ("run", "store", "gallery", "index"),
-            "evaluation",
-        ),
+        Step("evaluate", ("evaluate", "embed"), ("run", "store", "gallery", "index"), "evaluation"),
     )
 }  # fmt: skip
 
@@ -176,18 +171,15 @@ def _validate(call: _Call) -> Artifact:
 
 def _train(call: _Call) -> Artifact:
     store = call.inputs["store"]
+    arguments = (call.config, store, call.output, call.overrides)
     processes = count_processes_to_start(call.config)
     if processes > 1:
         # Check the batch settings once, before any process is started.
         datamodule = _training_setup(call.config).make_datamodule(store)
         datamodule.make_batches(processes * call.config.trainer.num_nodes)
-        job = worker_job(
-            call.config, store, call.output, call.overrides, pipeline_task=call.pipeline_task
-        )
+        job = worker_job(*arguments, pipeline_task=call.pipeline_task)
         return launch_training(processes, job)
-    return train_here(
-        call.config, store, call.output, call.overrides, pipeline_task=call.pipeline_task
-    )
+    return train_here(*arguments, pipeline_task=call.pipeline_task)
 
 
 def train_here(
