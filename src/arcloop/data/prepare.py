@@ -140,9 +140,9 @@ def changes_since(source: Source, store: Artifact) -> SourceChanges | None:
     return None if contents is None else source.open().compare_with(contents)
 
 
-def _print_some(title: str, lines: Sequence[str]) -> None:
+def _print_some(title: str, lines: Sequence[str], limit: int = 20) -> None:
     if lines:
-        print_line("\n    ".join([title, list_some(lines, 20, "\n    ")]))
+        print_line("\n    ".join([title, list_some(lines, limit, "\n    ")]))
 
 
 def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:
@@ -237,11 +237,7 @@ def _write_store(
                 output.link(base, name)
         write_json(output.path / CLASSES, listing.classes)
         names = list(itertools.chain(*skipped.values()))
-        if names:
-            listed = list_some(names, 3, separator="\n    ")
-            print_line(
-                f"warning: {len(names)} images cannot be read and are skipped:\n    {listed}"
-            )
+        _print_some(f"warning: {len(names)} images cannot be read and are skipped:", names, 3)
         splits = {split: {"rows": sum(rows), "shards": rows} for split, rows in shards.items()}
         output.count = sum(written.values())
         output.info |= {

@@ -17,11 +17,7 @@ from arcloop.config.value_types import Fraction, ImageSize, NonNegativeInt, Posi
 from arcloop.data.sources import Encode, Listing, RowBlock, Source, height_and_width
 from arcloop.data.sources.decoding import FileBlock, decode_blocks
 from arcloop.data.splits import SPLITS
-from arcloop.data.splits.disjoint import (
-    SplitAssignment,
-    check_given_splits,
-    split_by_class,
-)
+from arcloop.data.splits.disjoint import SplitAssignment, check_given_splits, split_by_class
 from arcloop.data.splits.stratified import assign_new, stratify
 from arcloop.data.store.shards import rows_per_block
 from arcloop.data.store.source_files import (
@@ -60,10 +56,6 @@ class FileList:
         """Return a path as passed to `append`; stores identify files by these paths."""
         start = self._ends[number - 1] if number else 0
         return bytes(self._buffer[start : self._ends[number]])
-
-    def paths(self, numbers: Ints) -> list[str]:
-        """Return the paths at these positions; they include the root."""
-        return [self.path(number) for number in numbers.tolist()]
 
     def path(self, number: int) -> str:
         """Return a path that includes the root."""
@@ -137,8 +129,8 @@ class PictureListing(Listing):
         return compare_files(
             contents,
             np.array([self.files.relative(number) for number in range(len(self.files))], bytes),
-            lambda numbers: file_versions(self.files.paths(numbers)),
-            lambda numbers: hash_files(self.files.paths(numbers)),
+            lambda numbers: file_versions([self.files.path(n) for n in numbers.tolist()]),
+            lambda numbers: hash_files(self.files.path(n) for n in numbers.tolist()),
             labels[self.labels],
             splits,
             full=full,
