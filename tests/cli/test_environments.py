@@ -73,7 +73,10 @@ def test_a_run_does_not_depend_on_the_environment(run_in, name):
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     if "COLUMNS" in ENVIRONMENTS[name][1]:
-        assert max(map(len, output.splitlines())) <= 20
+        lines = output.splitlines()
+        assert max(map(len, lines)) <= 20
+        values = [line.split("│")[2].strip() for line in lines if line.count("│") == 3]
+        assert "runs/odd/evaluation/report.html" in "".join(values)
     assert "\x1b" not in output + errors, "escape sequences are for terminals"
     _, usual = run_in("usual")
     for file in ("model.pt", "gallery/embeddings-00000.npy", "evaluation/metrics.json"):

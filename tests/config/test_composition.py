@@ -43,7 +43,8 @@ def test_a_quoted_override_is_one_word_with_the_text(text):
 
 
 @pytest.mark.parametrize(
-    "value", [";", "|", r"\t", "/tmp/bücher", "/tmp/a,b", "/tmp/a=b", "a#b", "it's [1]", "~/x y"]
+    "value",
+    [";", "|", r"\t", r"\;", "/tmp/bücher", "/tmp/a,b", "/tmp/a=b", "a#b", "it's [1]", "~/x y"],
 )
 def test_the_remedy_of_an_unreadable_override_can_be_pasted_into_a_shell(value):
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arcloop.config.value_types import (
@@ -74,6 +74,8 @@ class Head:
 
 
 @given(st.text(max_size=60) | st.sampled_from([".", "..", "", "a/b", "é" * 51, "x" * 100]))
+@example("x" * 115)  # with the suffix, one byte more than file systems allow
+@example("a\0b")
 def test_a_folder_name_is_one_part_of_a_path_with_room_for_a_suffix(tmp_path_factory, text):
     if describe_mismatch(text, FolderName) is not None:
         return
