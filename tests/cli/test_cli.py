@@ -356,3 +356,11 @@ def test_a_run_that_does_not_record_its_overrides(work, capsys):
     file.write_text(json.dumps(manifest))
     assert main(["evaluate", "run_dir=runs/synthetic"]) == 1
     assert "does not record the overrides" in capsys.readouterr().err
+
+
+def test_a_run_with_one_class_warns_and_does_not_pass_the_gate(in_tmp, capsys):
+    assert main(["run", *SMALL, "data.num_classes=1", "trainer.max_epochs=1"]) == 3
+    assert "'class-0' is the only class" in capsys.readouterr().err
+    gate = json.loads(Path("runs/synthetic/evaluation/gate.json").read_bytes())
+    assert gate["passed"] is False
+    assert gate["reasons"][0].startswith("The gallery has one class")

@@ -75,3 +75,10 @@ def test_one_missed_bound_is_enough_and_all_bounds_are_reported():
 
 def test_without_bounds_finite_metrics_pass():
     assert check_gate(METRICS, bounds()) == {"passed": True, "reasons": ["No bound is set."]}
+
+
+def test_a_gallery_of_one_class_does_not_pass():
+    decision = check_gate(METRICS | {"num_classes": 1}, bounds(min_top1=0.5))
+    assert not decision["passed"]
+    assert decision["reasons"][0].startswith("The gallery has one class, so every answer is right")
+    assert check_gate(METRICS | {"num_classes": 2}, bounds(min_top1=0.5))["passed"]

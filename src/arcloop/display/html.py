@@ -36,7 +36,9 @@ def render_template(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= filters or {}
-    return environment.get_template(template.name).render(values)
+    page = environment.get_template(template.name).render(values)
+    # Names of files that are not UTF-8 contain surrogates, which cannot be written to a page.
+    return page.encode("utf-8", "backslashreplace").decode()
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,7 +24,17 @@ CLASSES = (
 WIDTH, HEIGHT, SQUARE, DPI = 5.4, 3.7, 5.0, 200  # inches; dots per inch
 _NAME_LENGTH = 18
 
-styled = mpl.rc_context(fname=Path(__file__).with_name("arcloop.mplstyle"))
+# Fonts with the scripts that matplotlib's own font lacks, on Linux, Windows and macOS.
+_OTHER_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR",
+    "Source Han Sans", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback",
+    "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Hiragino Sans", "PingFang SC",
+    "Apple SD Gothic Neo", "Arial Unicode MS",
+)  # fmt: skip
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+_FONTS = ["DejaVu Sans", *(name for name in _OTHER_FONTS if name in _INSTALLED)]
+
+styled = mpl.rc_context({"font.family": _FONTS}, fname=Path(__file__).with_name("arcloop.mplstyle"))
 """Decorator that applies the style to a function that draws."""
 
 
@@ -67,9 +79,33 @@ def encode_png(drawn: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@functools.cache
+def _drawable_characters() -> frozenset[int]:
+    paths = map(font_manager.findfont, _FONTS)
+    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
+
+
+def drawable_names(names: Iterable[str]) -> list[str]:
+    """Return the names, with "#<position>" for those that no installed font can draw.
+
+    >>> drawable_names(["café", "\U0001fae8"])
+    ['café', '#1']
+    """
+    drawable = _drawable_characters()
+    return [
+        name if drawable.issuperset(map(ord, name)) else f"#{position}"
+        for position, name in enumerate(names)
+    ]
+
+
 def short_name(name: str, length: int = _NAME_LENGTH) -> str:
-    """Shorten a name for an axis and escape "$", which starts a formula in matplotlib."""
+    """Shorten a name for an axis and escape "$", which starts a formula in matplotlib.
+
+    Characters that no installed font can draw are replaced by "?".
+    """
+    drawable = _drawable_characters()
     short = name if len(name) <= length else name[: length - 1] + "…"
+    short = "".join(letter if ord(letter) in drawable else "?" for letter in short)
     return short.replace("$", r"\$")
 
 

@@ -20,7 +20,8 @@ class GateDecision(TypedDict):
 def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDecision:
     """Decide whether a model may be deployed.
 
-    The gate passes if every bound is met and every metric, bounded or not, is finite.
+    The gate passes if every bound is met and every metric, bounded or not, is finite. It does not
+    pass if the gallery has a single class, because then every answer is right.
 
     Args:
         metrics: Name -> value.
@@ -38,6 +39,8 @@ def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDeci
         for name, value in metrics.items()
         if not math.isfinite(value)
     ]
+    if metrics.get("num_classes") == 1:
+        reasons.append("The gallery has one class, so every answer is right; add other classes.")
     passed = not reasons
     for name, bound in asdict(settings).items():
         if bound is None:

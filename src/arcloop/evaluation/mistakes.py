@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from arcloop.display.plotting import RIGHT, WRONG, encode_png, figure, short_name, styled
+from arcloop.display.plotting import (
+    RIGHT,
+    WRONG,
+    drawable_names,
+    encode_png,
+    figure,
+    short_name,
+    styled,
+)
 from arcloop.evaluation.metrics.retrieval import Bools
 from arcloop.retrieval.embed import Embeddings, Labels
 
@@ -178,7 +186,7 @@ def mistake_sheet(
     Returns:
         uint8 [H, W, 3].
     """
-    mistakes = mistakes[:_ROWS]
+    mistakes, names = mistakes[:_ROWS], drawable_names(classes)
     rows = [_row(mistake, image) for mistake in mistakes]
     drawn, (axis,) = figure(
         width=_WIDTH_INCHES,
@@ -192,8 +200,8 @@ def mistake_sheet(
         axis.text(
             -0.02,
             1 - (number + 0.5) / len(mistakes),
-            f"{short_name(classes[mistake.label])}\n"
-            f"answered {short_name(classes[mistake.predicted])}, {mistake.similarity:.3f}",
+            f"{short_name(names[mistake.label])}\n"
+            f"answered {short_name(names[mistake.predicted])}, {mistake.similarity:.3f}",
             transform=axis.transAxes,
             ha="right",
             va="center",

@@ -2,6 +2,7 @@ import json
 import os
 import socket
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,3 +325,31 @@ def test_split_without_pictures_is_named(tmp_path):
 def test_image_size_must_have_two_numbers(tmp_path, size):
     with pytest.raises(ConfigError, match="image_size"):
         folder_source(tmp_path, image_size=size)
+
+
+def test_class_name_that_is_not_utf8_is_escaped_on_every_page(tmp_path, pictures, settings):
+    odd = os.fsdecode(os.fsencode(pictures) + b"/caf\xe9")
+    try:
+        write_pictures(Path(odd), 10)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 only")
+    prepare(folder_source(pictures), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert store.classes == ["ant", "bee", r"caf\xe9", "ölkäfer"]
+    with pytest.raises(DataError, match="the same image as"):  # its path is on the page as well
+        validate(tmp_path / "store", tmp_path / "validation", settings)
+    page = (tmp_path / "validation/report.html").read_text(encoding="utf-8")
+    assert r"caf\xe9" in page
+
+
+def test_all_pictures_are_prepared_for_evaluation(tmp_path, pictures):
+    prepare(folder_source(pictures, split="evaluation"), tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    assert store.leave_one_out
+    assert [store.rows(split) for split in SPLITS] == [0, 0, 45, 45]
+    for split in ("query", "gallery", "train"):
+        write_pictures(tmp_path / "root" / split / "a", 3)
+    prepare(folder_source(tmp_path / "root", split="evaluation"), tmp_path / "given")
+    given = Store.open(tmp_path / "given")
+    assert not given.leave_one_out
+    assert [given.rows(split) for split in SPLITS] == [0, 0, 3, 3]

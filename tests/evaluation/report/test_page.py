@@ -161,8 +161,22 @@ def test_a_page_without_mistakes_curves_pairs_and_points(tmp_path):
     ]  # fmt: skip
 
 
-def write_small(folder, query_labels, gallery_labels, image=None, **changed):
-    classes = ["a", "b"]
+@pytest.mark.filterwarnings("error")
+def test_names_that_no_font_can_draw_are_numbered_in_figures(tmp_path):
+    """No glyph is missing, and the page lists the names."""
+    labels = np.arange(16) % 3
+    names = ["\U0001fae8", "café", "\udce9"]  # an emoji of 2022, and a byte that is not UTF-8
+    pixels = np.zeros((8, 8, 1), np.uint8)
+    text = write_small(tmp_path, labels, labels, lambda *_: pixels, classes=names)
+    assert "<b>#0</b> \U0001fae8, <b>#2</b> \\udce9" in text
+    assert "<b>#1</b>" not in text
+    assert (
+        (tmp_path / "confusion_matrix.csv").read_text("utf-8").startswith("true class,\U0001fae8")
+    )
+
+
+def write_small(folder, query_labels, gallery_labels, image=None, classes=("a", "b"), **changed):
+    classes = list(classes)
     setup = EvaluationSetup(
         gallery=lambda: [(CORNERS, gallery_labels)], gallery_labels=gallery_labels,
         search=exact(CORNERS), classes=classes, settings=settings(**changed), threshold=-1.0,

@@ -58,7 +58,7 @@ class ImageFolderSource(PictureSource):
                 where=root.absolute(),
                 remedy="put images at <root>/<class>/<image>, or correct data.root",
             )
-        classes = sorted({folder.name for folder in folders})
+        classes = sorted({_class_name(folder) for folder in folders})
         position_of = {name: position for position, name in enumerate(classes)}
         given = None
         if _has_split_folders(root):
@@ -66,7 +66,7 @@ class ImageFolderSource(PictureSource):
             given = {split: np.flatnonzero(split_of_file == split) for split in SPLITS}
         return self._make_listing(
             files,
-            np.repeat([position_of[folder.name] for folder in folders], counts),
+            np.repeat([position_of[_class_name(folder)] for folder in folders], counts),
             classes,
             given,
             where=root.absolute(),
@@ -116,6 +116,11 @@ class ImageFolderSource(PictureSource):
                 " folders directly into the root",
             )
         return [folder for of_split in folders.values() for folder in of_split]
+
+
+def _class_name(folder: Path) -> str:
+    r"""Return the name of a folder; bytes that are not UTF-8 are written as escapes like \xe9."""
+    return os.fsencode(folder.name).decode("utf-8", "backslashreplace")
 
 
 def _has_split_folders(root: Path) -> bool:

@@ -98,6 +98,9 @@ def _write_validation(store: Artifact, output: Path, settings: ValidationSetting
             inspection = inspect_store(store, settings, advance)
         findings = inspection.findings
         check_classes(inspection, settings)
+        if inspection.num_train_classes == 1:
+            message = f"{inspection.classes[0]!r} is the only class, so every answer will be right"
+            findings.add(Finding("warning", "class size", message, "train"))
         errors, warnings = findings.count("error"), findings.count("warning")
         writer.info |= {"passed": errors == 0, "errors": errors, "warnings": warnings}
         writer.count = rows

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from arcloop.display.html import data_uri, render_template
-from arcloop.display.plotting import encode_png
+from arcloop.display.plotting import drawable_names, encode_png
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
 from arcloop.evaluation.metrics.verification import Roc
@@ -54,11 +54,12 @@ def write_report(
         lineage: (role, hash) of the artifacts from which the evaluation was made.
         gate: Decision of the gate.
     """
+    drawn_names = drawable_names(classes)
     _write_confusion(folder / "confusion_matrix.csv", result, classes)
     if result.pairs.eer() is not None:
         _write_roc(folder / "roc.csv", result.pairs.roc())
     images = {}
-    for name, drawn in _figures(result, classes, curves):
+    for name, drawn in _figures(result, drawn_names, curves):
         content = encode_png(drawn)
         (folder / f"{name}.png").write_bytes(content)
         images[name] = data_uri(content, "png")
@@ -68,6 +69,9 @@ def write_report(
         title=title,
         result=result,
         classes=classes,
+        numbered=[
+            (drawn, name) for drawn, name in zip(drawn_names, classes, strict=True) if drawn != name
+        ],
         metrics=_describe_metrics(result.metrics),
         figures=images,
         thumbnail=lambda split, row: _thumbnail(image(split, row)),
@@ -129,7 +133,7 @@ def _figures(
 def _write_confusion(path: Path, result: EvaluationResult, classes: list[str]) -> None:
     table = result.confusion
     names = [classes[label] for label in table.labels]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["true class", *names])
         for name, counts_S in zip(names, table.counts.tolist(), strict=True):
