@@ -147,6 +147,15 @@ def test_the_models_of_the_api_know_all_fields(settings, full):
     assert ("tolerationSeconds" in text) == full
 
 
+def test_names_that_yaml_reads_as_other_types_stay_text(settings):
+    names = {"env": {"ON": 1}, "pull_secrets": ["1e3"], "secrets": {"007": {"yes": "NO"}}}
+    spec = json.loads(trainjob.make_job(settings.model_copy(update=names)))["spec"]
+    plain, secret = spec["trainer"]["env"]
+    assert plain == {"name": "ON", "value": "1"}
+    assert secret == {"name": "NO", "valueFrom": {"secretKeyRef": {"name": "007", "key": "yes"}}}
+    assert '[{"name": "1e3"}]' in json.dumps(spec)
+
+
 def test_a_job_with_a_field_that_the_server_does_not_know_is_refused(run):
     assert "fieldValidation=Strict" in run(condition("Complete")).queries
 

@@ -54,13 +54,13 @@ _STEPS_BEFORE = {
 
 
 def source_hash() -> str:
-    """Return a hash of arcloop's source and config files and of the package versions."""
+    """Return a hash of arcloop's files and of the package versions."""
     package = Path(arcloop.__file__).parent
     files = {
         f"{root.name}/{file.relative_to(root)}": hashlib.sha256(file.read_bytes()).hexdigest()
         for root in (package, bundled("conf"))
         for file in sorted(root.rglob("*"))
-        if file.suffix in (".py", ".yaml", ".j2")
+        if file.is_file() and file.suffix != ".pyc"
     }
     return sha256_json([files, package_versions()])[:16]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-import jinja2
 import kubernetes as k8s
 import urllib3
 import yaml
@@ -21,6 +20,7 @@ import yaml
 from arcloop.artifacts import load
 from arcloop.artifacts.atomic import write_json
 from arcloop.config.composition import compose_config
+from arcloop.display.html import render_template
 from arcloop.distributed.launcher import worker_job
 from arcloop.errors import ResourceError
 from arcloop.kfp.config import ClusterSettings
@@ -42,7 +42,8 @@ def make_job(settings: ClusterSettings) -> str:
     step = settings.steps["train"]
     resources = {"cpu": step.cpu, "memory": step.memory, step.gpu_type: step.gpus}
     tolerations = [*settings.tolerations, *step.tolerations]
-    text = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8")).render(
+    text = render_template(
+        _TEMPLATE,
         cluster=settings,
         trainjob=settings.trainjob,
         step=step,
