@@ -43,7 +43,7 @@ from arcloop.retrieval import (
     require_same_model,
 )
 from arcloop.retrieval.embed import counted
-from arcloop.runtime.searcher import search
+from arcloop.runtime.searcher import Model, search
 
 _LEAVE_ONE_OUT = "the images of the gallery, each compared with all others (leave-one-out)"
 _TIMED_QUERIES, _TIMED_SECONDS, _TIMED_NEIGHBOURS = 200, 2.0, 10
@@ -111,32 +111,12 @@ def evaluate(
     if index_builder:
         faiss_index, choice = index_builder.build(embeddings)
         described = "built for this evaluation, like that of the run"
-    # Classes that only the queries have get the last labels.
-    classes = list(dict.fromkeys([*gallery_images.classes, *images.classes]))
-    position = {name: label for label, name in enumerate(classes)}
-    label_C = np.array([position[name] for name in images.classes], np.int64)
-    leave_one_out = images.leave_one_out and gallery_store is None
-    setup = EvaluationSetup(
-        gallery=embeddings.chunks,
-        gallery_labels=embeddings.labels,
-        search=partial(search, faiss_index),
-        classes=classes,
-        settings=settings,
-        threshold=threshold,
-        num_queries=images.rows("query"),
-        own_rows=np.arange(images.rows("query")) if leave_one_out else None,
+    setup, label_C = _setup(
+        images, gallery_images, embeddings, partial(search, faiss_index), settings, threshold
     )
-
-    def update_part() -> EvaluationState:
-        # The rounding of matrix products depends on the batch. With these boundaries, every batch
-        # has the same rows for any number of processes.
-        unit = math.lcm(settings.batch_size, embed_settings.batch_size)
-        part = group.shard(setup.num_queries, unit)
-        batches = images.batches("query", embed_settings.batch_size, part)
-        with track("evaluate", len(part)) as advance:
-            embedded = counted(embed(model, batches), advance)
-            return update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
-
+    update_part = partial(
+        _evaluate_part, model, images, label_C, setup, embed_settings.batch_size, group
+    )
     if group.rank:
         group.gather(update_part)
     else:
@@ -155,6 +135,50 @@ def evaluate(
                 writer.info["store_dir"] = str(store)
     group.barrier()  # wait until rank 0 has written the artifact
     return artifacts.load(output, "evaluation")
+
+
+def _setup(
+    images: Store,
+    gallery_images: Store,
+    embeddings: Gallery,
+    search_index: Search,
+    settings: EvaluateSettings,
+    threshold: float,
+) -> tuple[EvaluationSetup, npt.NDArray[np.int64]]:
+    """Return the setup of the evaluation, and the label of each class of `images` in it."""
+    # Classes that only the queries have get the last labels.
+    classes = list(dict.fromkeys([*gallery_images.classes, *images.classes]))
+    position = {name: label for label, name in enumerate(classes)}
+    num_queries = images.rows("query")
+    leave_one_out = images.leave_one_out and gallery_images is images
+    setup = EvaluationSetup(
+        gallery=embeddings.chunks,
+        gallery_labels=embeddings.labels,
+        search=search_index,
+        classes=classes,
+        settings=settings,
+        threshold=threshold,
+        num_queries=num_queries,
+        own_rows=np.arange(num_queries) if leave_one_out else None,
+    )
+    return setup, np.array([position[name] for name in images.classes], np.int64)
+
+
+def _evaluate_part(
+    model: Model,
+    images: Store,
+    label_C: npt.NDArray[np.int64],
+    setup: EvaluationSetup,
+    batch_size: int,
+    group: ProcessGroup,
+) -> EvaluationState:
+    """Evaluate the queries of this process."""
+    # The rounding of matrix products depends on the batch. With these boundaries, every batch
+    # has the same rows for any number of processes.
+    part = group.shard(setup.num_queries, math.lcm(setup.settings.batch_size, batch_size))
+    with track("evaluate", len(part)) as advance:
+        embedded = counted(embed(model, images.batches("query", batch_size, part)), advance)
+        return update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
 
 
 def _write_files(
