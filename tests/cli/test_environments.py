@@ -75,8 +75,13 @@ def test_a_run_does_not_depend_on_the_environment(run_in, name):
     if "COLUMNS" in ENVIRONMENTS[name][1]:
         lines = output.splitlines()
         assert max(map(len, lines)) <= 20
-        values = [line.split("│")[2].strip() for line in lines if line.count("│") == 3]
-        assert "runs/odd/evaluation/report.html" in "".join(values)
+        cells = [line.split("│")[1:3] for line in lines if line.count("│") == 3]
+        labels, values = (
+            "".join(cell.strip() for cell in column) for column in zip(*cells, strict=True)
+        )
+        assert "runs/odd/evaluation/report.html" in values
+        assert "recall_at_1" in labels
+        assert "recall_at_5" in labels
     assert "\x1b" not in output + errors, "escape sequences are for terminals"
     _, usual = run_in("usual")
     for file in ("model.pt", "gallery/embeddings-00000.npy", "evaluation/metrics.json"):

@@ -274,7 +274,7 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     run, is_other = folders["run"], OTHER_DATA in evaluation.parts
     title = f"{run}, evaluated on {folders['store']}" if is_other else str(run)
     table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
+    table.add_column(overflow="fold")
     table.add_column(overflow="fold")
     for name in _SUMMARY_METRICS:
         if name in metrics:
