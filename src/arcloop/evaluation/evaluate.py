@@ -106,17 +106,14 @@ def evaluate(
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.load_if_current(output, "evaluation", config, parents)):
         return current
-    choice = index_artifact.info.get("choice", index_artifact.config["index"])
-    described = f"{index_artifact.info['bytes'] / 2**20:.1f} MiB"
+    facts = _describe_index(index_artifact, embeddings)
     if index_builder:
         faiss_index, choice = index_builder.build(embeddings)
-        described = "built for this evaluation, like that of the run"
+        facts = [choice["factory"], facts[1], "built for this evaluation, like that of the run"]
     setup, label_C = _setup(
         images, gallery_images, embeddings, partial(search, faiss_index), settings, threshold
     )
-    update_part = partial(
-        _evaluate_part, model, images, label_C, setup, embed_settings.batch_size, group
-    )
+    update_part = partial(_evaluate_part, model, images, label_C, setup, embed_settings, group)
     if group.rank:
         group.gather(update_part)
     else:
@@ -128,13 +125,21 @@ def evaluate(
                 "store": store, "validation": store / "validation", "run": run_dir,
                 "gallery": gallery, "index": index,
             }  # fmt: skip
-            facts = [choice["factory"], f"{embeddings.rows:,} rows", described]
             stores = {"query": images, "gallery": gallery_images}
             _write_files(writer, result, setup, stores, folders, facts, parents)
             if gallery_store or index_builder:  # where `arcloop lineage` finds the other data
                 writer.info["store_dir"] = str(store)
     group.barrier()  # wait until rank 0 has written the artifact
     return artifacts.load(output, "evaluation")
+
+
+def _describe_index(index: Artifact, embeddings: Gallery) -> list[str]:
+    choice = index.info.get("choice", index.config["index"])
+    return [
+        choice["factory"],
+        f"{embeddings.rows:,} rows",
+        f"{index.info['bytes'] / 2**20:.1f} MiB",
+    ]
 
 
 def _setup(
@@ -169,12 +174,13 @@ def _evaluate_part(
     images: Store,
     label_C: npt.NDArray[np.int64],
     setup: EvaluationSetup,
-    batch_size: int,
+    embed_settings: EmbedSettings,
     group: ProcessGroup,
 ) -> EvaluationState:
     """Evaluate the queries of this process."""
     # The rounding of matrix products depends on the batch. With these boundaries, every batch
     # has the same rows for any number of processes.
+    batch_size = embed_settings.batch_size
     part = group.shard(setup.num_queries, math.lcm(setup.settings.batch_size, batch_size))
     with track("evaluate", len(part)) as advance:
         embedded = counted(embed(model, images.batches("query", batch_size, part)), advance)
