@@ -40,6 +40,7 @@ KNOWN_FROM_THE_CONFIG = {
         ["index=factory", "index.factory=PQ16", "embedder.embedding_dim=10"],
         "for embeddings of size 10",
     ),
+    "codes": (["index=factory", "index.factory=PQ8x2"], "can be trained but not searched"),
 }
 KNOWN_FROM_THE_STORE = {
     "less than an epoch": (["trainer.max_steps=5"], "an epoch of this store has 6 steps"),

@@ -58,8 +58,11 @@ class FaissIndex:
         check_fields(self, "index")
         try:  # refuses a misspelt factory or parameter early
             self._empty(64, _ANY_ROWS)
-        except ConfigError:
-            self._empty(_DIVISIBLE, _ANY_ROWS)  # a number of subquantizers must divide the size
+        except ConfigError as cause:
+            try:
+                self._empty(_DIVISIBLE, _ANY_ROWS)  # a number of subquantizers must divide the size
+            except ConfigError:
+                raise cause from None
 
     def check(self, dim: int, rows: int | None = None) -> None:
         """Check that the index can be built, before there are embeddings.
@@ -138,6 +141,9 @@ class FaissIndex:
             space = faiss.ParameterSpace()
             for name, value in self.search.items():
                 space.set_index_parameter(index, name, value)
+            inner = faiss.downcast_index(index)
+            if isinstance(inner, faiss.IndexPQ) and inner.pq.nbits < 3:
+                raise RuntimeError("codes of less than 3 bits can be trained but not searched")
         except RuntimeError as cause:
             raise ConfigError(
                 f"faiss rejects index.factory={self.factory!r} with index.search={self.search} for"
