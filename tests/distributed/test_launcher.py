@@ -20,6 +20,15 @@ from arcloop.config.composition import compose_config
 from arcloop.distributed.launcher import count_processes_to_start
 from arcloop.errors import ConfigError
 
+FAILING_INDEX = """
+from arcloop.errors import ArtifactError
+from arcloop.retrieval import FaissIndex
+
+
+class FailingIndex(FaissIndex):
+    def build(self, gallery, *, not_trained=None):
+        raise ArtifactError(f"the index of {gallery.rows} rows cannot be built")
+"""
 TWO = [*SMALL, "trainer=ddp_cpu", "loader.batch_size=25", "callbacks=export_only"]
 
 
@@ -176,12 +185,17 @@ def test_another_number_of_processes_than_asked_for_is_refused(
     assert "1 nodes x 4 devices" in error
 
 
-def test_a_failure_of_one_process_after_fit_ends_the_job_with_its_message(in_tmp, capfd):
+def test_a_failure_of_one_process_after_fit_ends_the_job_with_its_message(
+    in_tmp, monkeypatch, capfd
+):
     """Rank 0 builds the index while rank 1 waits for it."""
+    Path("failing.py").write_text(FAILING_INDEX)
+    monkeypatch.syspath_prepend(in_tmp)
+    monkeypatch.setenv("PYTHONPATH", str(in_tmp), prepend=os.pathsep)
     after_fit = [one for one in TWO if not one.startswith("callbacks=")]
-    index = ["index=factory", "index.factory='IVF4096,Flat'", "trainer.max_epochs=1"]
-    assert main(["train", *after_fit, *index]) in (1, 2)
+    index = ["index._target_=failing.FailingIndex", "trainer.max_epochs=1"]
+    assert main(["train", *after_fit, *index]) == 1
     text = capfd.readouterr().err
-    assert "a gallery of 90 rows is too small to train the index 'IVF4096,Flat'" in text
+    assert "the index of 90 rows cannot be built" in text
     assert re.search(r"error: rank \d of 2 ended with code \d", text)
     assert not artifacts.exists(in_tmp / "runs/synthetic")

@@ -111,7 +111,7 @@ def test_a_failed_job_in_another_process_is_recorded_and_not_repeated(in_tmp, ca
 
 
 def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):
-    Path("blocked").touch()  # a file at the path of the second job's folder of stores
+    Path("blocked").symlink_to("/proc/blocked")  # the second job cannot create its folder of stores
     arguments = ["train", "-m", *QUICK, "stores_dir=stores,blocked/stores"]
     assert main(arguments) == 1
     assert "the same command runs 1 of them again" in capsys.readouterr().err

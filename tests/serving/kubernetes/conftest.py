@@ -77,7 +77,7 @@ class Services:
         ((file, text),) = self.api.find("ConfigMap", name)["data"].items()
         if file == "http-server.json":
             return json.loads(text)["archive"]
-        lines = dict(line.split("=", 1) for line in text.splitlines())
+        lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
         return lines["load_models"].partition("=")[2]
 
 
