@@ -104,7 +104,7 @@ class ApiServer:
         return [r for r in self.requests if r[0] in ("patch", "delete", "create")]
 
     def store(self, plural, one):
-        """Keep an object as it is now; a change gets a resource version."""
+        """Store an object; if it differs from the stored one, it gets a new resource version."""
         with self.lock:
             key = (plural, one["metadata"]["namespace"], one["metadata"]["name"])
             old = self.objects.get(key)

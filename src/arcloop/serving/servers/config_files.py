@@ -73,5 +73,5 @@ def model_config(settings: DeploySettings) -> str:
 
 
 def url_host(host: str) -> str:
-    """Return an IP address as it is written in a URL."""
+    """Return an IP address in the form that a URL requires: IPv6 addresses in brackets."""
     return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
