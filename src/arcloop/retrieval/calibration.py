@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from arcloop.retrieval.embed import Chunks, Embeddings, Gallery, Labels, embed, 
 from arcloop.retrieval.exact_search import BlockShape, block_shape, scan_gallery
 from arcloop.runtime.searcher import Model
 
+MIN_ERRORS = 30
 _BATCH_ROWS, _MEMORY_MB = 2048, 64
 
 
@@ -89,6 +91,22 @@ def _best_of_another_class(
 
     scan_gallery(visit, embeddings_QD, gallery, shape)
     return best_Q
+
+
+def min_trials(far: float) -> int:
+    """Return the number of trials from which an error rate is measurable: the rule of 30.
+
+    With at least 30 errors, the true rate is within 30% of the observed one with a confidence of
+    90%, if trials are independent. Source: Doddington et al., "The NIST speaker recognition
+    evaluation", Speech Communication 31 (2000).
+
+    Args:
+        far: The error rate in (0, 1].
+
+    >>> min_trials(0.01), min_trials(1e-6), min_trials(1.0)
+    (3000, 30000000, 30)
+    """
+    return math.ceil(round(MIN_ERRORS / far, 6))  # without the rounding error of the quotient
 
 
 def smallest_threshold(best_Q: npt.NDArray[np.floating], far: float) -> float:
