@@ -53,6 +53,16 @@ def test_blocks_of_any_size_are_written_to_shards_of_equal_size(tmp_path, total,
         assert paths == [b"x" * row for row in range(total)]
 
 
+def test_groups_are_written_to_the_shards_of_their_rows(tmp_path):
+    writer = SplitWriter(tmp_path / "train", 3, SHAPE, is_encoded=False)
+    for start, stop in ((0, 2), (2, 5)):
+        writer.append(*rows(start, stop), groups=np.arange(start, stop) - 1)
+    writer.close()
+    groups = read(tmp_path / "train", "groups", 2)
+    assert [part.tolist() for part in groups] == [[-1, 0, 1], [2, 3]]
+    assert all(part.dtype == np.int64 for part in groups)
+
+
 def test_encoded_images_are_found_by_their_offsets(tmp_path):
     writer = SplitWriter(tmp_path / "train", 3, SHAPE, is_encoded=True, first_shard=7)
     writer.append([b"one", b"", b"three", b"four"], np.arange(4))

@@ -30,6 +30,7 @@ def test_attributes(store):
     assert store.image_shape == (8, 8, 3)
     assert store.rows("train") == 50
     assert store.labels("train").tolist() == [row % 3 for row in range(50)]
+    assert store.groups("train") is None
 
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 16, 40, 50, 1000])

@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import numpy as np
@@ -22,6 +22,7 @@ from arcloop.runtime.images import MAX_VALUE, ImageError, decode
 Rows = npt.NDArray[np.int64]
 
 CLASSES = "classes.json"
+GROUPS = "groups.json"
 
 _MIN_ROWS_PER_THREAD = 8
 
@@ -134,8 +135,25 @@ class Store:
 
     def labels(self, split: str) -> Labels:
         """Return the labels of a whole split, int64 [N]."""
+        return self._read_column(split, "labels")
+
+    def groups(self, split: str) -> Labels | None:
+        """Return the group of each row of a split, for example its video or session.
+
+        Rows with the same number belong to one group, in all splits and classes. A row with
+        `NO_GROUP` (-1) has no group, which means that it is a group of its own.
+
+        Returns:
+            int64 [N] positions in the list of names in groups.json; None if the store has no
+            groups.
+        """
+        if GROUPS not in self.artifact.files:
+            return None
+        return self._read_column(split, "groups")
+
+    def _read_column(self, split: str, kind: Literal["labels", "groups"]) -> Labels:
         shards = [
-            map_npy(self._folder(split) / shard_file("labels", number))
+            map_npy(self._folder(split) / shard_file(kind, number))
             for number in range(len(self._ends[split]))
         ]
         return np.concatenate([np.empty(0, np.int64), *shards])

@@ -4,7 +4,8 @@ A shard consists of `images-00000.npy` (uint8 [N, H, W, C]) and `labels-00000.np
 shard of encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) and
 `offsets-00000.npy` (int64 [N + 1], the start of each image in these bytes, and the end of the last)
 instead of `images-00000.npy`. If the source has one file per image, `origins-00000.npy` is the
-`FileTable` of the shard.
+`FileTable` of the shard. If the source has groups, `groups-00000.npy` (int64 [N]) is the group of
+each image, or `NO_GROUP`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from numpy.lib import format as npy
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-Kind = Literal["images", "labels", "jpeg", "offsets", "origins"]
+Kind = Literal["images", "labels", "jpeg", "offsets", "origins", "groups"]
 FileTable = npt.NDArray[Any]
 """[N] records: path, relative to the root of the source; size in bytes; changed, the modification
 time in ns; hash of the content."""
+NO_GROUP = -1
+"""Group of an image without a group: it is a group of its own."""
 
 _BLOCK_BYTES = 1 << 20
 
@@ -96,9 +99,14 @@ class SplitWriter:
         self._labels: list[Labels] = []
         self._sizes: list[int] = []  # bytes of each encoded image
         self._files: list[FileTable] = []
+        self._groups: list[Labels] = []
 
     def append(
-        self, images: Images | Sequence[bytes], labels: Labels, files: FileTable | None = None
+        self,
+        images: Images | Sequence[bytes],
+        labels: Labels,
+        files: FileTable | None = None,
+        groups: Labels | None = None,
     ) -> None:
         """Write the next rows.
 
@@ -106,6 +114,7 @@ class SplitWriter:
             images: uint8 [N, H, W, C], or N encoded images.
             labels: int64 [N].
             files: [N] the file that each image was read from.
+            groups: int64 [N] group of each image, if the source has groups.
 
         Raises:
             OSError: The disk cannot be written to.
@@ -124,6 +133,8 @@ class SplitWriter:
             self._labels.append(labels[part])
             if files is not None:
                 self._files.append(files[part])
+            if groups is not None:
+                self._groups.append(groups[part])
             self._rows += len(labels[part])
             start += len(labels[part])
             if self._rows == self._shard_rows:
@@ -140,6 +151,8 @@ class SplitWriter:
             np.save(self._path("offsets"), np.cumsum([0, *self._sizes], dtype=np.int64))
         if self._files:
             np.save(self._path("origins"), np.concatenate(self._files))
+        if self._groups:
+            np.save(self._path("groups"), np.concatenate(self._groups, dtype=np.int64))
         self.shards.append(self._rows)
         self._start_shard()
 
