@@ -1,5 +1,6 @@
 """Metrics, report and deployment gate of a model and its index."""
 
+from arcloop.evaluation.embeddings import evaluate_retrieval
 from arcloop.evaluation.evaluator import (
     EvaluationResult,
     EvaluationSetup,
@@ -9,7 +10,6 @@ from arcloop.evaluation.evaluator import (
     update_evaluation,
 )
 from arcloop.evaluation.gate import check_gate
-from arcloop.evaluation.metrics.ranking import evaluate_retrieval
 from arcloop.evaluation.mistakes import Mistake, mistake_sheet
 from arcloop.evaluation.report.page import write_report
 

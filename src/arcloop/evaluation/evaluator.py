@@ -42,6 +42,8 @@ from arcloop.evaluation.mistakes import (
     worst_mistakes,
 )
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
+from arcloop.retrieval.exclusion import Excluded
+from arcloop.runtime.equal_rows import EqualRows
 
 Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
 """Embeddings [B, D] and k -> similarities and gallery rows [B, k], nearest first; row -1: none."""
@@ -192,11 +194,12 @@ def update_evaluation(
         rows = slice(row, row + len(labels_B))
         own_rows_B = np.full(len(labels_B), -1) if setup.own_rows is None else setup.own_rows[rows]
         # One more neighbour, because the query itself is excluded.
-        found = setup.search(embeddings_BD, k + (setup.own_rows is not None))
-        sim_BK, rows_BK = _exclude_own_rows(*found, own_rows_B, k)
+        excluded = Excluded(own_rows_B)
+        found = setup.search(embeddings_BD, k + excluded.most)
+        sim_BK, rows_BK = _exclude(*found, ranker.equal_rows, excluded, k)
         classes_BK = np.where(rows_BK >= 0, setup.gallery_labels[rows_BK], -1)
-        count_pairs = pair_counter(state.pairs, labels_B, own_rows_B, compared_Q[rows])
-        scores, facts = ranker.rank(embeddings_BD, labels_B, own_rows_B, count_pairs)
+        count_pairs = pair_counter(state.pairs, labels_B, excluded, compared_Q[rows])
+        scores, facts = ranker.rank(embeddings_BD, labels_B, excluded, count_pairs)
         exact_BK = facts.pop("neighbours")
         state.per_query.append(
             {
@@ -272,12 +275,14 @@ def compute_evaluation(
     )
 
 
-def _exclude_own_rows(
-    sim_BK: Embeddings, rows_BK: Labels, own_rows_B: Labels, k: int
+def _exclude(
+    sim_BK: Embeddings, rows_BK: Labels, equal_rows: EqualRows, excluded: Excluded, k: int
 ) -> tuple[Embeddings, Labels]:
-    """Return the k nearest rows other than the query's own; K > k, -1: no row."""
-    own_BK = (rows_BK == own_rows_B[:, None]) & (rows_BK >= 0)
-    order_BK = np.argsort(own_BK, axis=1, kind="stable")[:, :k]
+    """Return the k nearest of the rows that an index found, without excluded rows; -1: no row."""
+    rows_BK = equal_rows.prefer_lowest(rows_BK)
+    excluded_BK = excluded.contains(rows_BK)
+    sim_BK, rows_BK = np.where(excluded_BK, -np.inf, sim_BK), np.where(excluded_BK, -1, rows_BK)
+    order_BK = np.argsort(excluded_BK, axis=1, kind="stable")[:, :k]
     return (
         np.take_along_axis(sim_BK, order_BK, axis=1),
         np.take_along_axis(rows_BK, order_BK, axis=1),

@@ -14,6 +14,7 @@ import numpy as np
 
 from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check_fields
 from arcloop.display.terminal import print_line, track
+from arcloop.retrieval.duplicates import find_equal_rows
 from arcloop.retrieval.embed import Gallery, counted
 from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import FaissIndex, sample_rows
@@ -111,10 +112,12 @@ class _TuningQueries:
 
     def __init__(self, gallery: Gallery, queries: int) -> None:
         self.rows, self._queries_QD = sample_rows(gallery, queries)
+        self._equal_rows = find_equal_rows(gallery.chunks)
         with track("search exactly", gallery.rows, "vectors") as advance:
             sims, rows = exact_neighbours(
-                self._queries_QD, lambda: counted(gallery.chunks(), advance), _TIES, self.rows
-            )
+                self._queries_QD, lambda: counted(gallery.chunks(), advance), _TIES, self.rows,
+                self._equal_rows.rows,
+            )  # fmt: skip
         # Every row that is as similar as the nearest row counts as correct.
         self._right = np.where(sims >= sims[:, :1] - 1e-6, rows, -1)
 
@@ -148,6 +151,7 @@ class _TuningQueries:
         halved = {"k_factor_rf": search["k_factor_rf"] // 2} if "k_factor_rf" in search else {}
         _set_parameters(index, search | halved)
         _, found = index.search(self._queries_QD, 2)
+        found = self._equal_rows.prefer_lowest(found)
         itself = found[:, 0] == self.rows
         answers = np.where(itself, found[:, 1], found[:, 0])
         return float(((answers[:, None] == self._right) & (answers[:, None] >= 0)).any(1).mean())

@@ -19,7 +19,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from arcloop.errors import DataError
+from arcloop.retrieval.duplicates import find_equal_rows, rounded, set_equal_products
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
+from arcloop.retrieval.exclusion import Excluded
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
@@ -27,7 +29,7 @@ Visitor = Callable[[slice, int, Embeddings, Labels], None]
 """Takes the slice of queries, the first gallery row, cosines [B, N] and labels [N] of a block."""
 
 EXCLUDED = np.float32(-1.5)
-"""Similarity that replaces that of a query to its own gallery row, so that it ranks last."""
+"""Similarity that replaces that of a query to an excluded gallery row, so that it ranks last."""
 _MEMORY_MB = 64
 _MAX_THREADS = 8  # constant, because the rounding of a matrix product depends on the block shape
 _BLOCK_QUERIES, _BLOCK_CELLS = 512, 2**19  # 2 MiB of similarities fit in the cache of a core
@@ -78,7 +80,7 @@ def block_shape(memory_mb: float, k: int = 0, batch: int = _BATCH_QUERIES) -> Bl
 
 def scan_gallery(
     visit: Visitor, queries_QD: Embeddings, gallery: Chunks, shape: BlockShape,
-    finish: Callable[[slice], T] | None = None,
+    finish: Callable[[slice], T] | None = None, equal_rows: Labels | None = None,
 ) -> list[T]:  # fmt: skip
     """Compute the cosines of queries with the whole gallery, one block at a time.
 
@@ -91,6 +93,8 @@ def scan_gallery(
         gallery: Returns an iterator over the gallery in row order, in chunks of any length.
         shape: Block sizes.
         finish: Called with each slice of queries after its last block was visited.
+        equal_rows: Gallery rows that have an equal row, ascending: their similarities are computed
+            such that equal rows are equally similar to a query. None: they differ by rounding.
 
     Returns:
         Results of `finish`, in the order of the queries.
@@ -99,12 +103,18 @@ def scan_gallery(
         DataError: An embedding is not finite.
     """
     read_rows = max(1, _READ_ROWS // shape.columns) * shape.columns
+    has_equal = equal_rows is not None and len(equal_rows) > 0
+    rounded_QD = rounded(queries_QD) if has_equal else None
 
     def visit_chunk(first_row: int, rows_ND: Embeddings, labels_N: Labels, block: slice) -> None:
         for start in range(0, len(rows_ND), shape.columns):
             columns = slice(start, start + shape.columns)
             sim_BN = queries_QD[block] @ rows_ND[columns].T
             _require_finite(sim_BN, queries_QD[block], first_row + start)
+            if rounded_QD is not None and equal_rows is not None:
+                set_equal_products(
+                    sim_BN, rounded_QD[block], rows_ND[columns], first_row + start, equal_rows
+                )
             visit(block, first_row + start, sim_BN, labels_N[columns])
 
     results: list[T] = []
@@ -122,28 +132,6 @@ def scan_gallery(
             if finish is not None:
                 results += pool.map(finish, blocks)
     return results
-
-
-def own_cells(
-    own_rows_B: Labels, first_row: int, columns: int
-) -> tuple[npt.NDArray[np.intp], Labels]:
-    """Find the cells of a block that compare a query with its own gallery row.
-
-    Args:
-        own_rows_B: Row of each query in the gallery; -1: the query is not in the gallery.
-        first_row: Gallery row of the block's first column.
-        columns: Number of columns of the block, N.
-
-    Returns:
-        Row and column indices into the block [B, N].
-
-    >>> queries, columns = own_cells(np.array([7, -1, 2]), first_row=5, columns=4)
-    >>> queries.tolist(), columns.tolist()
-    ([0], [2])
-    """
-    column_B = own_rows_B - first_row
-    queries = np.flatnonzero((own_rows_B >= 0) & (column_B >= 0) & (column_B < columns))
-    return queries, column_B[queries]
 
 
 def ranking_keys(similarities: npt.NDArray[np.floating], rows: Labels) -> Labels:
@@ -208,7 +196,11 @@ class TopK:
 
 
 def exact_neighbours(
-    queries_QD: Embeddings, gallery: Embeddings | Chunks, k: int, own_rows_Q: Labels | None = None
+    queries_QD: Embeddings,
+    gallery: Embeddings | Chunks,
+    k: int,
+    own_rows_Q: Labels | None = None,
+    equal_rows: Labels | None = None,
 ) -> tuple[Embeddings, Labels]:
     """Find the k gallery rows with the highest cosine similarity to each query, in 64 MiB.
 
@@ -219,10 +211,13 @@ def exact_neighbours(
         k: Neighbours per query, at least 1.
         own_rows_Q: Leave-one-out: row of each query in the gallery, which is not returned; -1:
             none. None: no query is in the gallery.
+        equal_rows: `find_equal_rows(gallery).rows`; None: they are found here, which reads the
+            gallery once more.
 
     Returns:
-        Similarities float32 [Q, k] and rows int64 [Q, k], best first; ties rank by row
-        number. Filled with -inf and -1 if the gallery has fewer than k rows.
+        Similarities float32 [Q, k] and rows int64 [Q, k], best first. Equal similarities rank by
+        row number, as do equal gallery rows, on any processor and in any blocks. Filled with -inf
+        and -1 if the gallery has fewer than k rows.
 
     Raises:
         DataError: An embedding is not finite.
@@ -241,30 +236,35 @@ def exact_neighbours(
 
     rows = [] if callable(gallery) else [(gallery, np.zeros(len(gallery), np.int64))]
     chunks = gallery if callable(gallery) else partial(iter, rows)
-    top_k(keep, queries_QD, own_rows_Q, chunks, k, block_shape(_MEMORY_MB, k, len(queries_QD)))
+    if equal_rows is None:
+        equal_rows = find_equal_rows(chunks).rows
+    shape = block_shape(_MEMORY_MB, k, len(queries_QD))
+    top_k(keep, queries_QD, Excluded(own_rows_Q), chunks, k, shape, equal_rows=equal_rows)
     return sim_QK, rows_QK
 
 
 def top_k(
     finish: Callable[[slice, Floats, Labels], T],
     queries_QD: Embeddings,
-    own_rows_Q: Labels,
+    excluded: Excluded,
     gallery: Chunks,
     k: int,
     shape: BlockShape,
     visit: Visitor | None = None,
+    equal_rows: Labels | None = None,
 ) -> list[T]:
     """Find the k most similar gallery rows of each query, in blocks.
 
     Args:
         finish: Called with the slice of queries of each block, and the similarities and rows that
-            `TopK.result` returns. A query's own row has similarity -inf and row -1.
+            `TopK.result` returns. Excluded rows have similarity -inf and row -1.
         queries_QD: float32, rows of norm 1.
-        own_rows_Q: Row of each query in the gallery; -1: none.
+        excluded: Rows that are no neighbours of a query.
         gallery: Returns an iterator over the gallery in row order.
         k: Rows kept per query.
         shape: Block sizes.
         visit: Called with every block of similarities.
+        equal_rows: See `scan_gallery`.
 
     Returns:
         Results of `finish`, in the order of the queries.
@@ -274,16 +274,16 @@ def top_k(
     def visit_block(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
         if visit is not None:
             visit(block, first_row, sim_BN, labels_N)
-        sim_BN[own_cells(own_rows_Q[block], first_row, len(labels_N))] = EXCLUDED
+        sim_BN[excluded.cells(block, first_row, len(labels_N))] = EXCLUDED
         top.setdefault(block.start, TopK(len(sim_BN), k)).add(first_row, sim_BN)
 
     def finish_block(block: slice) -> T:
         sim_BK, rows_BK = top.pop(block.start).result()
-        own_BK = rows_BK == own_rows_Q[block, None]
-        sim_BK[own_BK], rows_BK[own_BK] = -np.inf, -1
+        excluded_BK = sim_BK == EXCLUDED
+        sim_BK[excluded_BK], rows_BK[excluded_BK] = -np.inf, -1
         return finish(block, sim_BK, rows_BK)
 
-    return scan_gallery(visit_block, queries_QD, gallery, shape, finish_block)
+    return scan_gallery(visit_block, queries_QD, gallery, shape, finish_block, equal_rows)
 
 
 def _require_finite(sim_BN: Embeddings, queries_BD: Embeddings, first_row: int) -> None:

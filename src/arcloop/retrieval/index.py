@@ -22,6 +22,7 @@ from arcloop.data import Store
 from arcloop.display.terminal import track
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.retrieval.calibration import calibrate_on_val
+from arcloop.retrieval.duplicates import find_equal_rows
 from arcloop.retrieval.embed import Embeddings, Gallery, load_model
 from arcloop.runtime.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
 
@@ -241,6 +242,7 @@ def write_index(
         "classes": list(classes),
         "threshold": threshold,
         "model_sha256": gallery.model_sha256,
+        "equal_rows": find_equal_rows(gallery.chunks).groups(),
     }
     write_json(folder / LABELS, labels, indent=None)
     return {"rows": index.ntotal, "bytes": (folder / INDEX).stat().st_size}

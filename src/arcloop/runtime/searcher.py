@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from . import images
+from .equal_rows import EqualRows
 
 MODEL, INDEX, LABELS = "model.pt", "faiss_index.bin", "faiss_label.json"
 _METADATA_FILE = "arcloop.json"
@@ -155,7 +156,8 @@ class Searcher:
     Args:
         model: The embedder.
         index: A faiss inner-product index over the unit vectors of the gallery.
-        labels: faiss_label.json as a dict: label of each row, class names, threshold, model hash.
+        labels: faiss_label.json as a dict: label of each row, class names, threshold, model hash,
+            and the groups of rows with equal embeddings, which an older file lacks.
 
     Raises:
         SearcherError: The index was built from another model, or the numbers of rows and labels
@@ -175,6 +177,7 @@ class Searcher:
         self.classes: list[str] = labels["classes"]
         self.labels = np.asarray(labels["labels"], dtype=np.int64)
         self.threshold = float(labels["threshold"])
+        self._equal_rows = EqualRows.from_groups(labels.get("equal_rows", []))
 
     def predict(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Prediction]:
         """Predict the classes of a batch of decoded images.
@@ -184,10 +187,12 @@ class Searcher:
             k: Neighbours to return; limited to the number of gallery rows.
 
         Returns:
-            A prediction for each image.
+            A prediction for each image. Of gallery rows with equal embeddings, the lowest ones are
+            returned.
         """
         embeddings = self.model.embed(batch_NHWC)
         similarities, rows = search(self.index, embeddings, min(k, len(self.labels)))
+        rows = self._equal_rows.prefer_lowest(rows)
         return [self._prediction(s, r) for s, r in zip(similarities, rows, strict=True)]
 
     def _prediction(

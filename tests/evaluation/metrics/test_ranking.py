@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 from tests.evaluation.conftest import CORNERS, cut, exact, labelled_corners, settings
 
 from arcloop.errors import DataError
@@ -17,9 +18,13 @@ from arcloop.retrieval import exact_search as blocks
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
 
-def by_definition(queries, gallery, own, recall_at, precision_at, ndcg_at):
+def by_definition(
+    queries, gallery, own, recall_at=(1, 5, 10), precision_at=(5, 10), ndcg_at=(10,), *,
+    full=False, groups=None,
+):  # fmt: skip
     """Every metric from a sort of the whole gallery for one query after the other."""
     values = {}
+    of_queries, of_rows = groups or (np.full(len(queries[1]), -1), np.full(len(gallery[1]), -2))
 
     def note(name, value):
         values.setdefault(name, []).append(value)
@@ -27,7 +32,8 @@ def by_definition(queries, gallery, own, recall_at, precision_at, ndcg_at):
     for query, (embedding, label) in enumerate(zip(*queries, strict=True)):
         similarity = gallery[0].astype(float) @ embedding.astype(float)
         order = sorted(range(len(similarity)), key=lambda row: (-similarity[row], row))
-        same = [bool(gallery[1][row] == label) for row in order if row != own[query]]
+        left = [row for row in order if row != own[query] and of_rows[row] != of_queries[query]]
+        same = [bool(gallery[1][row] == label) for row in left]
         for k in recall_at:
             note(f"recall_at_{k}", any(same[:k]))
         for k in precision_at:
@@ -36,6 +42,10 @@ def by_definition(queries, gallery, own, recall_at, precision_at, ndcg_at):
             note("r_precision", sum(same[:r]) / r)
             note("map_at_r", sum(sum(same[: i + 1]) / (i + 1) for i in range(r) if same[i]) / r)
             note("mrr", 1 / (1 + same.index(True)))
+            if full:
+                last = max(np.flatnonzero(same))  # mINP as in the code of Ye et al.
+                note("map", average_precision_score(same, -np.arange(len(same))))
+                note("minp", np.cumsum(same)[last] / (last + 1.0))
             for k in ndcg_at:
                 gain = sum(1 / math.log2(i + 2) for i, hit in enumerate(same[:k]) if hit)
                 best = sum(1 / math.log2(i + 2) for i in range(min(r, k)))
@@ -81,10 +91,61 @@ def test_a_query_is_not_its_own_neighbour(gallery, share, chunks):
     found = evaluate_retrieval(
         queries, lambda: cut(*gallery, chunks), leave_one_out=True, memory_mb=1
     )
-    expected = by_definition(queries, gallery, range(len(queries[1])), (1, 5, 10), (5, 10), (10,))
+    expected = by_definition(queries, gallery, range(len(queries[1])))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-12), name
+
+
+@effort(max_examples=60)
+@given(
+    gallery=labelled_corners(3, st.integers(2, 25)),
+    groups=st.lists(st.integers(-1, 4), min_size=50, max_size=50),
+    queries=labelled_corners(4, st.integers(1, 12)),
+    leave_one_out=st.booleans(),
+    batches=sizes,
+    chunks=sizes,
+)
+def test_the_whole_ranking_without_rows_of_the_group(
+    gallery, groups, queries, leave_one_out, batches, chunks
+):
+    """Groups of several classes, queries without a group, and queries that have no row left."""
+    groups_G = np.array(groups[: len(gallery[1])])
+    queries = gallery if leave_one_out else queries
+    groups_Q = groups_G if leave_one_out else np.array(groups[-len(queries[1]) :])
+    own = np.arange(len(queries[1])) if leave_one_out else np.full(len(queries[1]), -1)
+    found = evaluate_retrieval(
+        cut(*queries, batches), lambda: cut(*gallery, chunks), leave_one_out=leave_one_out,
+        memory_mb=1, full_ranking=True, groups=(groups_Q, groups_G),
+    )  # fmt: skip
+    of_rows = np.where(groups_G < 0, -2, groups_G)
+    expected = by_definition(queries, gallery, own, full=True, groups=(groups_Q, of_rows))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_a_group_of_person_and_camera_gives_the_protocol_of_market_1501():
+    """Rows of the same person and camera are junk; other persons of that camera are not."""
+    (queries, persons_Q), (rows, persons_G) = drawn(60, 6, seed=1), drawn(300, 6)
+    cameras_Q, cameras_G = (np.random.default_rng(n).integers(0, 3, n) for n in (60, 300))
+    found = evaluate_retrieval(
+        (queries, persons_Q), (rows, persons_G), full_ranking=True,
+        groups=(persons_Q * 3 + cameras_Q, persons_G * 3 + cameras_G),
+    )  # fmt: skip
+    precisions, penalties, first = [], [], []
+    for query in range(60):  # eval_func of the authors' reid-strong-baseline and AGW
+        order = np.argsort(-(rows.astype(float) @ queries[query].astype(float)), kind="stable")
+        remove = (persons_G[order] == persons_Q[query]) & (cameras_G[order] == cameras_Q[query])
+        matches = (persons_G[order] == persons_Q[query])[~remove].astype(np.int32)
+        cmc = matches.cumsum()
+        penalties.append(cmc[np.where(matches == 1)[0].max()] / (matches.nonzero()[0].max() + 1.0))
+        hits = [x / (i + 1.0) for i, x in enumerate(matches.cumsum())] * matches
+        precisions.append(hits.sum() / matches.sum())
+        first.append(matches[0])
+    assert found["map"] == pytest.approx(np.mean(precisions), abs=1e-12)
+    assert found["minp"] == pytest.approx(np.mean(penalties), abs=1e-12)
+    assert found["recall_at_1"] == np.mean(first)
 
 
 def drawn(rows, classes, *, seed=0):
@@ -152,7 +213,7 @@ def test_metrics_do_not_depend_on_the_number_of_threads(classes, monkeypatch):
     try:
         for cores in (1, 2, 3, 8):
             torch.set_num_threads(cores)
-            found.append(evaluate_retrieval(queries, gallery))
+            found.append(evaluate_retrieval(queries, gallery, full_ranking=True))
     finally:
         torch.set_num_threads(threads)
     assert all(one == found[0] for one in found)
@@ -184,6 +245,8 @@ ALL = CORNERS, np.arange(16)
         ((CORNERS, np.ones(16)), ALL, {}, "labels are float64"),
         (ALL, (CORNERS[:8], ALL[1][:8]), {"leave_one_out": True}, "query 15 is not in"),
         ((CORNERS[:1], ALL[1][:1]), (CORNERS[:1], ALL[1][:1]), {"leave_one_out": True}, "one row"),
+        (ALL, ALL, {"groups": (ALL[1][:9], ALL[1])}, "9 groups for 16 rows(.|\n)*queries"),
+        (ALL, ALL, {"groups": (ALL[1], ALL[1][:9])}, "9 groups for 16 rows(.|\n)*gallery"),
     ],
 )  # fmt: skip
 def test_invalid_input_is_reported(queries, gallery, options, message):

@@ -132,7 +132,7 @@ def test_merged_parts_and_removed_pairs(seed, split):
             pairs.update(
                 similarities[row, :1][None], labels_Q[row : row + 1], labels_Q[row : row + 1]
             )
-        pairs.remove(similarities[rows, 0])
+        pairs.remove(similarities[rows, 0], np.ones(len(rows), bool))
         parts.merge(pairs)
     assert np.array_equal(parts.different, whole.different)
     assert np.array_equal(parts.same, whole.same)

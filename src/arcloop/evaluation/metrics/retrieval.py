@@ -120,6 +120,58 @@ def average_precision_at_r(same_QK: Bools, relevant_Q: Labels) -> Floats:
     return np.asarray(precision_QK.sum(axis=1) / np.maximum(relevant_Q, 1), dtype=np.float64)
 
 
+def ranks_of_hits(same_QK: Bools) -> Labels:
+    """Return the ranks of the neighbours of the query's class, from 1, ascending; then zeros.
+
+    >>> ranks_of_hits(np.array([[True, False, True], [False, False, False]]))
+    array([[1, 3],
+           [0, 0]])
+    """
+    query, column = same_QK.nonzero()
+    ranks_QR = np.zeros((len(same_QK), same_QK.sum(axis=1).max(initial=0)), np.int64)
+    ranks_QR[query, np.arange(len(query)) - np.searchsorted(query, query)] = column + 1
+    return ranks_QR
+
+
+def average_precision(ranks_QR: Labels) -> Floats:
+    """Return the average precision over the whole ranking, whose mean is mAP.
+
+    AP = 1/R * sum over the relevant rows of the precision at their rank: Manning et al.,
+    "Introduction to Information Retrieval", section 8.4; Zheng et al., ICCV 2015 (Market-1501).
+
+    Args:
+        ranks_QR: Ranks of all R relevant rows of each query, from 1, ascending, then zeros.
+
+    Returns:
+        float64 [Q] in [0, 1]; 0 where R = 0; exclude these queries from the mean.
+
+    >>> average_precision(np.array([[1, 3], [4, 0]])).round(4)
+    array([0.8333, 0.25  ])
+    """
+    precision_QR = np.arange(1, ranks_QR.shape[1] + 1) / np.maximum(ranks_QR, 1)
+    precision_QR *= ranks_QR > 0
+    relevant_Q = np.maximum((ranks_QR > 0).sum(axis=1), 1)
+    return np.asarray(precision_QR.sum(axis=1) / relevant_Q, dtype=np.float64)
+
+
+def inverse_negative_penalty(ranks_QR: Labels) -> Floats:
+    """Return R / (rank of the last relevant row), whose mean is mINP.
+
+    Ye et al., "Deep Learning for Person Re-identification" (arXiv 2001.04193), equation 9.
+
+    Args:
+        ranks_QR: Ranks of all R relevant rows of each query, from 1, ascending, then zeros.
+
+    Returns:
+        float64 [Q] in [0, 1]; 0 where R = 0; exclude these queries from the mean.
+
+    >>> inverse_negative_penalty(np.array([[1, 3], [4, 0]])).round(4)
+    array([0.6667, 0.25  ])
+    """
+    relevant_Q = (ranks_QR > 0).sum(axis=1)
+    return np.asarray(relevant_Q / np.maximum(ranks_QR.max(axis=1, initial=0), 1), np.float64)
+
+
 def reciprocal_rank(same_QK: Bools) -> Floats:
     """Return 1 / (rank of the first neighbour of the query's class), whose mean is MRR.
 
@@ -211,4 +263,4 @@ def mean_metrics(values: Mapping[str, npt.NDArray[Any]], relevant_Q: Labels) -> 
 
 
 def _is_of_matched(name: str) -> bool:
-    return name.startswith(("map_at_r", "r_precision", "mrr", "ndcg_at_"))
+    return name.startswith(("map", "minp", "r_precision", "mrr", "ndcg_at_"))

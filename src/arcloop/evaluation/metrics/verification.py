@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from arcloop.retrieval.calibration import smallest_threshold
 from arcloop.retrieval.embed import Embeddings, Labels
-from arcloop.retrieval.exact_search import Visitor, own_cells
+from arcloop.retrieval.exact_search import Visitor
+from arcloop.retrieval.exclusion import Excluded
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -81,9 +82,10 @@ class SimilarityHistogram:
             self.same += same
             self.different += _count(bins_QG.ravel()) - same
 
-    def remove(self, sim_P: npt.NDArray[np.float32]) -> None:
-        """Remove pairs of the same class, such as the pair of a query with itself."""
-        self.same -= _count(_bins(sim_P))
+    def remove(self, sim_P: npt.NDArray[np.float32], same_P: Bools) -> None:
+        """Remove pairs, such as those of a query with itself; `same_P`: of the same class."""
+        self.same -= _count(_bins(sim_P[same_P]))
+        self.different -= _count(_bins(sim_P[~same_P]))
 
     def merge(self, other: SimilarityHistogram) -> None:
         """Add the pairs of another histogram."""
@@ -181,7 +183,7 @@ def open_set_metrics(
 
 
 def pair_counter(
-    pairs: dict[int, SimilarityHistogram], labels_B: Labels, own_rows_B: Labels, compared_B: Bools
+    pairs: dict[int, SimilarityHistogram], labels_B: Labels, excluded: Excluded, compared_B: Bools
 ) -> Visitor:
     """Return a function that adds blocks of similarities to the histogram of their first query.
 
@@ -193,8 +195,11 @@ def pair_counter(
             return
         histogram = pairs.setdefault(block.start, SimilarityHistogram())
         histogram.update(sim_BN, labels_B[block], labels_N, np.flatnonzero(compared_B[block]))
-        queries, columns = own_cells(own_rows_B[block], first_row, len(labels_N))
-        histogram.remove(sim_BN[queries, columns][compared_B[block][queries]])
+        queries, columns = excluded.cells(block, first_row, len(labels_N))
+        counted = compared_B[block][queries]
+        queries, columns = queries[counted], columns[counted]
+        same = labels_B[block][queries] == labels_N[columns]
+        histogram.remove(sim_BN[queries, columns], same)
 
     return visit
 
