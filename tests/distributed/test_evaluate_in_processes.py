@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from arcloop import artifacts
+from arcloop.artifacts.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_results_equal_those_of_one_process(evaluated, world):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_process_returns_the_same_metrics(evaluated, world):
-    metrics = json.loads((evaluated / "1/evaluation/metrics.json").read_text())
+    metrics = read_metrics(evaluated / "1/evaluation")
     assert outcome(evaluated, f"evaluated-{world}") == [metrics] * world
     assert metrics["num_queries"] == 71
     assert 0 < metrics["top1"] < 1

@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+from arcloop.artifacts.metrics import read_intervals, read_metrics
 from arcloop.cli.main import main
 from arcloop.evaluation.report.page import read_glossary
 
@@ -19,7 +20,8 @@ def test_the_command_of_the_page(work):
     (command,) = re.findall(r"```bash\n(arcloop .*)\n```", PAGE)
     _, verb, *rest = shlex.split(command.replace("runs/mnist", "runs/synthetic"))
     assert main([verb, *rest]) == 0
-    metrics = json.loads(Path("runs/synthetic/evaluation/metrics.json").read_bytes())
+    metrics = read_metrics(Path("runs/synthetic/evaluation"))
+    assert metrics.keys() >= read_intervals(Path("runs/synthetic/evaluation")).keys()
     assert metrics.keys() <= read_glossary().keys()
     assert {"map_at_r", "mrr", "dir_at_far_1e-1", "ami", "pair_accuracy"} <= metrics.keys()
     timing = json.loads(Path("runs/synthetic/evaluation/.timing.json").read_bytes())
@@ -29,6 +31,8 @@ def test_the_command_of_the_page(work):
     assert "DIR at FAR 10%" in report
 
 
-def test_the_python_of_the_page():
-    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(compile(block, "metrics.md", "exec"), {})
+def test_the_python_of_the_page(work):
+    found = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(block.replace("runs/mnist", "runs/synthetic"), "metrics.md", "exec"), found)
+    assert len(found["hardest"]) == 10

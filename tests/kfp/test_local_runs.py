@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from arcloop import artifacts
+from arcloop.artifacts.metrics import read_metrics
 from arcloop.cli.main import main as arcloop
 from arcloop.errors import ArcloopError
 from arcloop.kfp.submission import main as submit
@@ -104,7 +105,7 @@ def test_the_ui_shows_metrics_matrix_and_reports(first):
         for name, made in json.loads(output.read_text())["artifacts"].items()
     }
     folder = folder_of("evaluate", "evaluation_out")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     assert shown["metrics"] == metrics
     rows = [row["row"] for row in shown["confusion"]["confusionMatrix"]["rows"]]
     assert sum(map(sum, rows)) == metrics["num_queries"]

@@ -165,6 +165,7 @@ def _setup(
         threshold=threshold,
         num_queries=num_queries,
         own_rows=np.arange(num_queries) if leave_one_out else None,
+        groups=images.groups("query"),
     )
     return setup, np.array([position[name] for name in images.classes], np.int64)
 
@@ -211,7 +212,9 @@ def _write_files(
     writer.info |= {
         "metrics": result.metrics, "gate": decision, "leave_one_out": leave_one_out
     }  # fmt: skip
-    write_json(writer.path / "metrics.json", result.metrics)
+    intervals = {"intervals": result.intervals} if result.intervals else {}
+    write_json(writer.path / "metrics.json", {**result.metrics, **intervals})
+    result.per_query.save(writer.path)
     write_json(writer.path / "gate.json", decision)
     write_json(writer.path / "mistakes.json", [asdict(mistake) for mistake in result.mistakes])
     write_report(

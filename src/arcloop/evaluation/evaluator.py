@@ -13,6 +13,7 @@ import numpy as np
 
 from arcloop.config.schema import EvaluateSettings
 from arcloop.errors import DataError
+from arcloop.evaluation.intervals import Interval, compute_intervals
 from arcloop.evaluation.metrics.ranking import GalleryRanker
 from arcloop.evaluation.metrics.retrieval import (
     Bools,
@@ -41,6 +42,7 @@ from arcloop.evaluation.mistakes import (
     find_mistakes,
     worst_mistakes,
 )
+from arcloop.evaluation.query_results import QueryResults
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
 from arcloop.retrieval.exclusion import Excluded
 from arcloop.runtime.equal_rows import EqualRows
@@ -50,6 +52,10 @@ Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
 
 _NEIGHBOURS = 10
 _RECALL_AT, _PRECISION_AT, _NDCG_AT = (1, 5, 10), (5, 10), (10,)
+_FACTS = (
+    "label", "predicted", "nearest", "similarity", "relevant", "best", "best_is_right",
+    "best_other", "best_same",
+)  # fmt: skip
 _GALLERY_POINTS = 6  # 1 in 6 points of the projection is a gallery row
 
 
@@ -59,6 +65,8 @@ class EvaluationResult:
 
     Attributes:
         metrics: Name -> finite number, without metrics that are undefined for these data.
+        intervals: Name -> ends of the 95% confidence interval, of the metrics that have one.
+        per_query: The answer to each query and the values of the metrics that are means.
         confusion: Counts of answers by true class.
         pairs: Similarities of query-gallery pairs of the same class and of different classes.
         mistakes: The wrong answers with the highest similarity, most similar first.
@@ -68,6 +76,8 @@ class EvaluationResult:
     """
 
     metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    per_query: QueryResults
     confusion: Confusion
     pairs: SimilarityHistogram
     mistakes: list[Mistake]
@@ -108,6 +118,7 @@ class EvaluationSetup:
         num_queries: Rows of the query split, Q.
         own_rows: Leave-one-out, int64 [Q]: row of each query in the gallery, which is excluded from
             its answers and pairs; -1: none. None: no query is in the gallery.
+        groups: int64 [Q], group of each query, see `QueryResults`. None: there are no groups.
 
     Raises:
         DataError: There are no queries, or no gallery rows to compare them with.
@@ -121,6 +132,7 @@ class EvaluationSetup:
     threshold: float
     num_queries: int
     own_rows: Labels | None = None
+    groups: Labels | None = None
 
     def __post_init__(self) -> None:
         if not self.num_queries:
@@ -205,6 +217,8 @@ def update_evaluation(
             {
                 "label": labels_B,
                 "predicted": classes_BK[:, 0].copy(),
+                "nearest": rows_BK[:, 0].copy(),
+                "similarity": sim_BK[:, 0].copy(),
                 **recall_and_precision(classes_BK, labels_B, _RECALL_AT, _PRECISION_AT),
                 "unknown_rate": (rows_BK[:, 0] < 0) | (sim_BK[:, 0] < setup.threshold),
                 "index_recall_at_1": neighbour_overlap(rows_BK[:, :1], exact_BK[:, :1]),
@@ -231,9 +245,8 @@ def compute_evaluation(
         setup: The gallery, the index and the settings.
     """
     values = concatenate([batch for state in states for batch in state.per_query])
-    labels_Q, predicted_Q = values.pop("label"), values.pop("predicted")
-    relevant_Q = values.pop("relevant")
-    best_Q, right_Q, other_Q = (values.pop(n) for n in ("best", "best_is_right", "best_other"))
+    facts = {name: values.pop(name) for name in _FACTS}
+    labels_Q, predicted_Q, relevant_Q = (facts[n] for n in ("label", "predicted", "relevant"))
     pairs = SimilarityHistogram()
     for histogram in (histogram for state in states for histogram in state.pairs.values()):
         pairs.merge(histogram)
@@ -247,22 +260,27 @@ def compute_evaluation(
     evaluated_C = in_gallery_C | in_queries_C
     table = confusion(labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C)
     accuracies = table.accuracy[in_queries_C]
+    best_Q, right_Q, other_Q = (facts[n] for n in ("best", "best_is_right", "best_other"))
+    metrics = {
+        "top1": int(table.right.sum()) / len(labels_Q),
+        **mean_metrics(values, relevant_Q),
+        **open_set_metrics(best_Q, right_Q, other_Q, relevant_Q > 0),
+        **pairs.compute(),
+        **pair_metrics(clustered.embeddings, clustered.labels),
+        **clustering_metrics(clustered.embeddings, clustered.labels),
+        "mean_class_accuracy": float(accuracies.mean()),
+        "min_class_accuracy": float(accuracies.min()),
+        "threshold": setup.threshold,
+        "num_queries": len(labels_Q),
+        "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
+        "num_gallery": len(setup.gallery_labels),
+        "num_classes": int(in_gallery_C.sum()),
+    }
+    per_query = _query_results(facts, values, setup.groups)
     return EvaluationResult(
-        metrics={
-            "top1": int(table.right.sum()) / len(labels_Q),
-            **mean_metrics(values, relevant_Q),
-            **open_set_metrics(best_Q, right_Q, other_Q, relevant_Q > 0),
-            **pairs.compute(),
-            **pair_metrics(clustered.embeddings, clustered.labels),
-            **clustering_metrics(clustered.embeddings, clustered.labels),
-            "mean_class_accuracy": float(accuracies.mean()),
-            "min_class_accuracy": float(accuracies.min()),
-            "threshold": setup.threshold,
-            "num_queries": len(labels_Q),
-            "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
-            "num_gallery": len(setup.gallery_labels),
-            "num_classes": int(in_gallery_C.sum()),
-        },
+        metrics=metrics,
+        intervals=compute_intervals(per_query, metrics),
+        per_query=per_query,
         confusion=table,
         pairs=pairs,
         mistakes=worst_mistakes(
@@ -272,6 +290,25 @@ def compute_evaluation(
         queries=projected,
         queries_right=(labels_Q == predicted_Q)[projected.rows],
         gallery=Sample.draw(setup.gallery, setup.gallery_labels, setup.num_projected[0]),
+    )
+
+
+def _query_results(facts: PerQuery, values: PerQuery, groups_Q: Labels | None) -> QueryResults:
+    """Return the results of each query in the types of the file."""
+    return QueryResults(
+        label=facts["label"].astype(np.int32),
+        predicted=facts["predicted"].astype(np.int32),
+        nearest=facts["nearest"].astype(np.int32),
+        similarity=facts["similarity"].astype(np.float32),
+        best_same=facts["best_same"].astype(np.float32),
+        best_other=facts["best_other"].astype(np.float32),
+        best_is_right=facts["best_is_right"],
+        known=facts["relevant"] > 0,
+        group=groups_Q,
+        metrics={
+            name: values_Q if values_Q.dtype == bool else values_Q.astype(np.float32)
+            for name, values_Q in values.items()
+        },
     )
 
 

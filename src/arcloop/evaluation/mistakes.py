@@ -107,6 +107,7 @@ class Confusion:
         counts: int64 [len(labels), len(labels)], rows true class, columns predicted class, without
             the queries for which the index found no neighbour.
         pairs: (true class, predicted class, count) of the most frequent mistakes of all classes.
+        is_cut: Whether there are more evaluated classes than `labels`.
     """
 
     total: Labels
@@ -114,6 +115,7 @@ class Confusion:
     labels: Labels
     counts: Labels
     pairs: list[tuple[int, int, int]]
+    is_cut: bool
 
     @property
     def accuracy(self) -> npt.NDArray[np.float64]:
@@ -167,6 +169,7 @@ def confusion(
         labels=labels,
         counts=np.bincount(cells, minlength=size**2).reshape(size, size),
         pairs=list(zip(*(column.tolist() for column in pairs), strict=True)),
+        is_cut=len(order) > max_classes,
     )
 
 

@@ -19,6 +19,7 @@ from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arcloop.artifacts.metrics import read_metrics
 from arcloop.errors import ArcloopError
 
 if TYPE_CHECKING:
@@ -179,8 +180,7 @@ def show_evaluation(
 
 def read_result(evaluation: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the metrics and the gate decision of an evaluation."""
-    metrics = json.loads((evaluation / "metrics.json").read_bytes())
-    return metrics, json.loads((evaluation / "gate.json").read_bytes())
+    return read_metrics(evaluation), json.loads((evaluation / "gate.json").read_bytes())
 
 
 def _read_csv(path: Path) -> list[list[str]]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
+from arcloop.artifacts.metrics import read_intervals, read_metrics
 from arcloop.artifacts.timings import describe_stages
 from arcloop.config.composition import parse_overrides
 from arcloop.display.terminal import print_line, result_console
@@ -269,7 +270,7 @@ def print_summary(folders: Mapping[str, Path]) -> None:
         folders: Folder of each artifact of the run, by kind.
     """
     evaluation = folders["evaluation"]
-    metrics: dict[str, Any] = json.loads((evaluation / "metrics.json").read_bytes())
+    metrics, intervals = read_metrics(evaluation), read_intervals(evaluation)
     decision = json.loads((evaluation / "gate.json").read_bytes())
     run, is_other = folders["run"], OTHER_DATA in evaluation.parts
     title = f"{run}, evaluated on {folders['store']}" if is_other else str(run)
@@ -278,7 +279,8 @@ def print_summary(folders: Mapping[str, Path]) -> None:
     table.add_column(overflow="fold")
     for name in _SUMMARY_METRICS:
         if name in metrics:
-            table.add_row(name, f"{metrics[name]:.4f}")
+            ends = "({:.4f}-{:.4f})".format(*intervals[name]) if name in intervals else ""
+            table.add_row(name, f"{metrics[name]:.4f} {ends}")
     table.add_section()
     for stage, figures in describe_stages(folders):
         table.add_row(stage, figures)

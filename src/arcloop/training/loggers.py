@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from arcloop.artifacts.atomic import write_bytes, write_json
+from arcloop.artifacts.metrics import FILE, read_metrics
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ResourceError
 
@@ -28,7 +29,7 @@ Row = dict[str, float]
 RUN_ID_FILES = (".mlflow.json", ".wandb.json")
 """Files that store the id of the run in each tracking service; deleted on overwrite=true."""
 _FILES = ("model.pt", "config.yaml", "metrics.csv", "index/[!.]*", "evaluation/[!.]*")
-_METRICS = "evaluation/metrics.json"
+_EVALUATION = "evaluation"
 
 
 class RunLogger(Logger):
@@ -176,8 +177,8 @@ class TrackingLogger(RunLogger):
             return
         self.flush()
         if status == "success":
-            found = self._run_dir / _METRICS
-            metrics = json.loads(found.read_bytes()) if found.is_file() else {}
+            found = self._run_dir / _EVALUATION
+            metrics = read_metrics(found) if (found / FILE).is_file() else {}
             self._try(self._send_results, {f"evaluation/{n}": float(v) for n, v in metrics.items()})
         self._try(self._close, status == "success")
         self._id = None

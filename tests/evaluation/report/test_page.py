@@ -190,3 +190,41 @@ def write_small(folder, query_labels, gallery_labels, image=None, classes=("a", 
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "Did not pass the gate" in text
     return text
+
+
+def test_intervals_are_shown(report):
+    _, result, _, _, text = report
+    low, high = result.intervals["top1"]
+    shown = re.sub(r"\s+", " ", Page(text).text)
+    assert f"{result.metrics['top1']:.2%}Top-1 ({100 * low:.2f}-{100 * high:.2f})" in shown
+    assert "95% confidence interval" in shown
+    assert "eer" not in result.intervals
+    assert f"{result.metrics['eer']:.2%}Equal error rate " in shown
+
+
+CUT = "classes with the most mistakes are drawn, in the order of their names."
+
+
+def test_a_cut_confusion_matrix_says_so(tmp_path):
+    """1,002 classes are evaluated, and 1,000 are drawn."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((1002, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels, classes = np.arange(1002), [f"c{label:04d}" for label in range(1002)]
+    setup = EvaluationSetup(
+        gallery=lambda: [(rows, labels)], gallery_labels=labels, search=exact(rows),
+        classes=classes, settings=settings(num_projected=0, num_mistakes=0), threshold=-1.0,
+        num_queries=2,
+    )  # fmt: skip
+    result = evaluate_embeddings([(rows[:2], labels[:2])], setup)
+    write_report(
+        tmp_path, result, title="many", classes=classes, image=None, curves=[], facts=[],
+        config_yaml="", lineage=[], gate={"passed": True, "reasons": []},
+    )  # fmt: skip
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert f"Only the 1,000 {CUT}" in page.text
+
+
+def test_a_confusion_matrix_of_all_classes_does_not_say_so(report):
+    *_, text = report
+    assert CUT not in Page(text).text

@@ -35,7 +35,7 @@ from arcloop.retrieval.exact_search import (
 )
 from arcloop.retrieval.exclusion import Excluded
 
-_FACTS = ("relevant", "neighbours", "best", "best_is_right", "best_other")
+_FACTS = ("relevant", "neighbours", "best", "best_is_right", "best_other", "best_same")
 _NO_KEY = np.iinfo(np.int64).max
 
 
@@ -91,8 +91,8 @@ class GalleryRanker:
             "r_precision", "mrr", "ndcg_at_<k>" and, with `full_ranking`, "map" and "minp". The
             second has other values of each query: "relevant", R; "neighbours", the K nearest
             gallery rows, -1: none; "best", the similarity of the nearest row; "best_is_right",
-            whether that row has the query's class; "best_other", the similarity of the nearest row
-            of another class, -inf: none.
+            whether that row has the query's class; "best_other" and "best_same", the similarities
+            of the nearest row of another class and of the query's class, -inf: none.
 
         Raises:
             DataError: An embedding is not finite.
@@ -117,6 +117,7 @@ class GalleryRanker:
                 "best": sim_BR[:, 0].copy(),
                 "best_is_right": same_BR[:, 0].copy(),
                 "best_other": sim_BR.max(axis=1, initial=-np.inf, where=other_BR),
+                "best_same": sim_BR.max(axis=1, initial=-np.inf, where=same_BR),
             }
 
         parts = top_k(
@@ -131,7 +132,7 @@ class GalleryRanker:
         missing = np.flatnonzero(missing_Q)
         for start in range(0, len(missing), self._shape.batch):
             queries = missing[start : start + self._shape.batch]
-            ranks_QR = self._ranks_of_relevant(
+            ranks_QR, facts["best_same"][queries] = self._ranks_of_relevant(
                 embeddings_QD[queries], labels_Q[queries], excluded.take(queries)
             )
             scores["mrr"][queries] = 1 / ranks_QR[:, 0]
@@ -142,14 +143,15 @@ class GalleryRanker:
 
     def _ranks_of_relevant(
         self, embeddings_QD: Embeddings, labels_Q: Labels, excluded: Excluded
-    ) -> Labels:
-        """Return the ranks of the rows of each query's class in the whole gallery, as [Q, R].
+    ) -> tuple[Labels, Embeddings]:
+        """Return the ranks of the rows of each query's class, [Q, R], and the cosine of the first.
 
         The gallery is scanned twice: for the keys of these rows, and to count the better rows.
         Without `full_ranking`, only the first rank is returned. R must be at least 1.
         """
         keys_QR = np.full((len(labels_Q), int(self._relevant_C.max())), _NO_KEY)
         found_Q = np.zeros(len(labels_Q), np.int64)
+        best_Q = np.full(len(labels_Q), -np.inf, np.float32)
 
         def collect(block: slice, first_row: int, sim_BN: Embeddings, _: Labels) -> None:
             labels_N = self._labels_G[first_row : first_row + sim_BN.shape[1]]
@@ -159,6 +161,7 @@ class GalleryRanker:
             slot = found_Q[block][query] + np.arange(len(query)) - np.searchsorted(query, query)
             keys_QR[block][query, slot] = ranking_keys(sim_BN[query, column], first_row + column)
             found_Q[block] += same_BN.sum(axis=1)
+            np.maximum.at(best_Q[block], query, sim_BN[query, column])
 
         def count_better(
             block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels
@@ -178,7 +181,7 @@ class GalleryRanker:
         worst_Q = np.take_along_axis(keys_QR, found_Q[:, None] - 1, axis=1)[:, 0]
         ahead_QR = np.zeros_like(keys_QR)
         self._scan(count_better, embeddings_QD)
-        return np.where(keys_QR < _NO_KEY, 1 + ahead_QR.cumsum(axis=1), 0)
+        return np.where(keys_QR < _NO_KEY, 1 + ahead_QR.cumsum(axis=1), 0), best_Q
 
     def _scan(self, visit: Visitor, embeddings_QD: Embeddings) -> None:
         scan_gallery(

@@ -256,11 +256,12 @@ def mean_metrics(values: Mapping[str, npt.NDArray[Any]], relevant_Q: Labels) -> 
     """
     matched_Q = relevant_Q > 0
     return {
-        name: float(values_Q[matched_Q].mean() if _is_of_matched(name) else values_Q.mean())
+        name: float(values_Q[matched_Q].mean() if is_of_matched(name) else values_Q.mean())
         for name, values_Q in values.items()
-        if matched_Q.any() or not _is_of_matched(name)
+        if matched_Q.any() or not is_of_matched(name)
     }
 
 
-def _is_of_matched(name: str) -> bool:
+def is_of_matched(name: str) -> bool:
+    """Return whether a metric is a mean over the queries with R > 0."""
     return name.startswith(("map", "minp", "r_precision", "mrr", "ndcg_at_"))

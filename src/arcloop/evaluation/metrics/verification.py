@@ -21,7 +21,7 @@ Bools = npt.NDArray[np.bool_]
 
 NUM_BINS = 20_000
 _TAR_FARS = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
-_DIR_FARS = {"1e-1": 1e-1, "1e-2": 1e-2}
+DIR_FARS = {"1e-1": 1e-1, "1e-2": 1e-2}
 _ROWS = 8  # queries counted at a time; temporary arrays then fit in the cache
 
 
@@ -177,7 +177,7 @@ def open_set_metrics(
     """Return DIR at several FAR, without rates for which there are too few queries."""
     rates = {
         f"dir_at_far_{name}": dir_at_far(best_Q, right_Q, best_other_Q, known_Q, far)
-        for name, far in _DIR_FARS.items()
+        for name, far in DIR_FARS.items()
     }
     return {name: value for name, value in rates.items() if value is not None}
 

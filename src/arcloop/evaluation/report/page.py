@@ -17,6 +17,7 @@ from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import drawable_names, encode_png
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
+from arcloop.evaluation.intervals import Interval
 from arcloop.evaluation.metrics.verification import Roc
 from arcloop.evaluation.mistakes import ReadImage
 from arcloop.evaluation.report import plots
@@ -72,7 +73,7 @@ def write_report(
         numbered=[
             (drawn, name) for drawn, name in zip(drawn_names, classes, strict=True) if drawn != name
         ],
-        metrics=_describe_metrics(result.metrics),
+        metrics=_describe_metrics(result.metrics, result.intervals),
         figures=images,
         thumbnail=lambda split, row: _thumbnail(image(split, row)),
         pixelated=any(max(image_HWC.shape) <= _PIXELATED for image_HWC in some),
@@ -84,13 +85,17 @@ def write_report(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _describe_metrics(metrics: Mapping[str, float]) -> dict[str, tuple[str, str, str]]:
-    """Return name -> (title, formatted value, explanation) of the metrics that were measured."""
-    return {
-        name: (entry["title"], format(metrics[name], entry.get("format", ".2%")), entry["meaning"])
-        for name, entry in read_glossary().items()
-        if name in metrics
-    }
+def _describe_metrics(
+    metrics: Mapping[str, float], intervals: Mapping[str, Interval]
+) -> dict[str, dict[str, str]]:
+    """Return name -> title, meaning, value and interval of the metrics that were measured."""
+    described = {}
+    for name, entry in read_glossary().items():
+        if name in metrics:
+            value = format(metrics[name], entry.get("format", ".2%"))
+            ends = [f"{100 * end:.2f}" for end in intervals.get(name, ())]
+            described[name] = {**entry, "value": value, "interval": "-".join(ends)}
+    return described
 
 
 def read_glossary() -> dict[str, dict[str, str]]:

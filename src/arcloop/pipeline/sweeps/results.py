@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from arcloop import artifacts
+from arcloop.artifacts.metrics import read_metrics
 from arcloop.config.composition import quote_override
 from arcloop.errors import ArtifactError
 from arcloop.pipeline.sweeps.job import RECORD, JobRecord
@@ -226,7 +226,7 @@ def _read_metrics(evaluation: Path) -> dict[str, float]:
     if not artifacts.exists(evaluation):
         return {}
     try:
-        return dict(json.loads((evaluation / "metrics.json").read_bytes()))
+        return read_metrics(evaluation)
     except (OSError, ValueError) as cause:
         raise ArtifactError(
             f"metrics.json cannot be read: {cause}",
