@@ -50,7 +50,7 @@ def measure(size: Size) -> Section:
 def _fit(folder: Path, precision: str, epochs: int, limits: list[str]) -> dict[str, Any]:
     run = f"runs/{precision}-{epochs}"
     job = ["experiment=mnist", f"trainer.precision={precision}", f"trainer.max_epochs={epochs}",
-           f"run_dir={run}", *limits]  # fmt: skip
+           f"run_dir={run}", "monitor=val_top1", *limits]  # fmt: skip
     command = [sys.executable, "-m", "arcloop", "run", *job]
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
     if done.returncode not in (0, 3):

@@ -64,7 +64,7 @@ def logged_losses(capsys, *overrides):
         (["trainer.log_every_n_steps=4"], [3, 7, 11], 2),
         (["trainer.log_every_n_steps=0"], [], 2),
         (
-            ["trainer.max_steps=3", "callbacks.checkpoint.monitor=train_loss"],
+            ["trainer.max_steps=3", "monitor=train_loss", "monitor_mode=min"],
             [],
             1,
         ),  # ends within an epoch, before the first logging step

@@ -19,7 +19,10 @@ KNOWN_FROM_THE_CONFIG = {
     "no epochs": (["trainer.max_epochs=0"], "trainer.max_epochs=0 trains nothing"),
     "no steps": (["trainer.max_steps=0"], "trainer.max_steps=0 trains nothing"),
     "no train batches": (["+trainer.limit_train_batches=0"], "limit_train_batches=0 trains noth"),
-    "no val batches": (["+trainer.limit_val_batches=0"], "checkpoint is selected by val_top1"),
+    "no val batches": (
+        ["+trainer.limit_val_batches=0"],
+        "checkpoint is selected by a metric of val",
+    ),
     "validation past the end": (["trainer.check_val_every_n_epoch=3"], "trainer.max_epochs=2"),
     "fast_dev_run": (["+trainer.fast_dev_run=true"], "use trainer.max_epochs=1 with"),
     "overfit_batches": (["+trainer.overfit_batches=2"], "use +trainer.limit_train_batches=N"),
@@ -29,10 +32,21 @@ KNOWN_FROM_THE_CONFIG = {
     "bf16-true": (["trainer.precision=bf16-true"], "choose 32-true, 16-mixed, bf16-mixed"),
     "64-true": (["trainer.precision=64-true"], "choose 32-true, 16-mixed, bf16-mixed"),
     "batches of one": (["loader.batch_size=1"], "batch norm needs at least 2 images"),
-    "unknown metric": (["monitor=val_loss"], "monitor=val_loss: training logs only train_loss and"),
+    "unknown metric": (
+        ["monitor=val_loss"],
+        "monitor=val_loss: training logs only val_map_at_r, val_top1, val_recall_at_5, val_eer",
+    ),
+    "a larger rate of errors": (
+        ["monitor=val_eer"],
+        "monitor_mode=max: a smaller val_eer is better; set monitor_mode=min",
+    ),
+    "a smaller precision": (
+        ["callbacks=early_stopping", "callbacks.early_stopping.mode=min"],
+        "a larger val_map_at_r is better; set callbacks.early_stopping.mode=max",
+    ),
     "early stopping": (
         [f"+callbacks.es._target_={EARLY_STOPPING}", "+callbacks.es.monitor=val_loss"],
-        "callbacks.es.monitor=val_loss: training logs only train_loss and val_top1",
+        "callbacks.es.monitor=val_loss: training logs only val_map_at_r, val_top1",
     ),
     "one dimension": (["embedder.embedding_dim=1"], "must be greater than or equal to 2"),
     "large seed": ([f"seed={2**64}"], f"must be less than {2**64}"),

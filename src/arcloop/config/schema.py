@@ -191,7 +191,7 @@ class Config:
         compile: Train the backbone through torch.compile. The exported model is not compiled.
         force: Deploy a run that did not pass the gate; the manifest of the archive records this.
         monitor: Metric on `val` that selects the checkpoint and is the objective of a sweep.
-        monitor_mode: "max" if a larger metric is better, else "min".
+        monitor_mode: "max" if a larger metric is better, else "min"; must fit the metric.
     """
 
     name: FolderName = MISSING

@@ -1,5 +1,6 @@
 """Training: the LightningModule, callbacks, optimizers, loggers, and the function `train`."""
 
+from arcloop.training.callbacks.best_checkpoint import BestCheckpoint
 from arcloop.training.callbacks.last_checkpoint import LastCheckpoint
 from arcloop.training.callbacks.post_fit import BuildIndex, Evaluate, ExportScripted
 from arcloop.training.callbacks.stages import FreezeBackbone, Warmup
@@ -11,7 +12,7 @@ from arcloop.training.setup import NODES, TrainingSetup
 from arcloop.training.tracking import MlflowLogger, WandbLogger
 
 __all__ = [
-    "NODES", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate", "ExportScripted",
-    "FreezeBackbone", "LastCheckpoint", "MlflowLogger", "TensorBoardPages", "TrainingSetup",
-    "WandbLogger", "Warmup", "train",
+    "NODES", "BestCheckpoint", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate",
+    "ExportScripted", "FreezeBackbone", "LastCheckpoint", "MlflowLogger", "TensorBoardPages",
+    "TrainingSetup", "WandbLogger", "Warmup", "train",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The LightningModule: augmentation, embedder, head and loss; leave-one-out top-1 on val.
+"""The LightningModule: augmentation, embedder, head and loss; leave-one-out metrics on val.
 
 Shapes: B batch, C channels, H height, W width, D embedding dimension, n rows of this process.
 """
@@ -10,20 +10,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
-from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
-from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.training import sharded
 from arcloop.training.augmentation import Augmentation
+from arcloop.training.val_metrics import val_metrics
 
 Batch = tuple[Tensor, Tensor]
+_IN_PROGRESS_BAR = ("val_map_at_r", "val_top1")
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -143,43 +142,9 @@ class EmbeddingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         embeddings_nD, labels_n = (torch.cat(parts) for parts in zip(*self._val, strict=True))
         self._val.clear()
-        # The value is equal on all ranks, so sync_dist is not needed.
-        self.log("val_top1", leave_one_out_top1(embeddings_nD, labels_n), prog_bar=True)
-
-
-def leave_one_out_top1(embeddings_nD: Tensor, labels_n: Tensor) -> float:
-    """Compute the fraction of rows whose most similar other row has the same label.
-
-    Rows whose class has only one row are excluded. If several rows are equally similar, the first
-    one is used. Collective: every rank must call it. Rank 0 gathers the rows of all ranks in CPU
-    memory, so the value is the same for any number of processes.
-
-    Args:
-        embeddings_nD: Rows of this process, of norm 1, any floating type; the concatenated rows of
-            all ranks are in the order of the split.
-        labels_n: int64, at least 0.
-
-    Returns:
-        A value in [0, 1]; 0 if no class has two rows, or if an embedding is not finite.
-
-    >>> rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
-    >>> leave_one_out_top1(rows, torch.tensor([0, 0, 1, 1]))
-    0.75
-    """
-    group = current_process_group()
-    parts = group.gather(lambda: (embeddings_nD.float().cpu().numpy(), labels_n.cpu().numpy()))
-
-    def compute() -> float:
-        assert parts is not None
-        rows_ND, labels_N = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        counted_Q = np.flatnonzero(np.bincount(labels_N)[labels_N] > 1)
-        # Training reports a divergence at the end of the epoch, after this validation.
-        if not len(counted_Q) or not np.isfinite(rows_ND).all():
-            return 0.0
-        _, nearest_Q1 = exact_neighbours(rows_ND[counted_Q], rows_ND, 1, own_rows_Q=counted_Q)
-        return float((labels_N[nearest_Q1[:, 0]] == labels_N[counted_Q]).mean())
-
-    return group.broadcast(compute)
+        # The values are equal on all ranks, so sync_dist is not needed.
+        for name, value in val_metrics(embeddings_nD, labels_n).items():
+            self.log(name, value, prog_bar=name in _IN_PROGRESS_BAR)
 
 
 def batch_seed(seed: int, epoch: int, batch: int, rank: int) -> int:

@@ -12,10 +12,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from arcloop.errors import ConfigError
+from arcloop.training import val_metrics
 
-VAL_METRIC = "val_top1"
-METRICS = ("train_loss", VAL_METRIC)
-"""The metrics that `EmbeddingModule` logs."""
+METRICS: Mapping[str, str] = {**val_metrics.MODES, "train_loss": "min"}
+"""Name of each metric that `EmbeddingModule` logs -> "max" if a larger value is better, else "min".
+"""
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
@@ -71,7 +72,7 @@ def _trainer_faults(trainer: pl.Trainer, selects_on_val: bool) -> Iterator[str]:
         )
     if selects_on_val and trainer.limit_val_batches == 0:
         yield (
-            f"trainer.limit_val_batches=0: the best checkpoint is selected by {VAL_METRIC}; set 1"
+            "trainer.limit_val_batches=0: the best checkpoint is selected by a metric of val; set 1"
             " or more"
         )
     if selects_on_val and every is not None and epochs is not None and 0 < epochs < every:
@@ -82,19 +83,25 @@ def _trainer_faults(trainer: pl.Trainer, selects_on_val: bool) -> Iterator[str]:
 
 
 def _selects_on_val(callbacks: Iterable[Callback]) -> bool:
-    return any(isinstance(c, ModelCheckpoint) and c.monitor == VAL_METRIC for c in callbacks)
+    return any(isinstance(c, ModelCheckpoint) and c.monitor in val_metrics.MODES for c in callbacks)
 
 
 def _monitor_faults(callbacks: Mapping[str, Callback]) -> Iterator[str]:
-    """Yield one message per callback whose metric no callback and no module logs."""
+    """Yield one message per callback with an unknown metric or the wrong mode of a known one."""
     ours = ("arcloop.", "pytorch_lightning.")
-    if any(not type(callback).__module__.startswith(ours) for callback in callbacks.values()):
-        return  # a callback of the user may log other metrics
+    # A callback of the user may log other metrics.
+    only_ours = all(type(callback).__module__.startswith(ours) for callback in callbacks.values())
     for name, callback in callbacks.items():
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in METRICS:
-            key = "monitor" if name == "checkpoint" else f"callbacks.{name}.monitor"
-            yield f"{key}={monitor}: training logs only {' and '.join(METRICS)}"
+        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        prefix = "" if name == "checkpoint" else f"callbacks.{name}."
+        if monitor is None:
+            continue
+        if monitor not in METRICS and only_ours:
+            yield f"{prefix}monitor={monitor}: training logs only {', '.join(METRICS)}"
+        if mode is not None and mode != METRICS.get(monitor, mode):
+            key = f"{prefix}mode" if prefix else "monitor_mode"
+            better = "smaller" if mode == "max" else "larger"
+            yield f"{key}={mode}: a {better} {monitor} is better; set {key}={METRICS[monitor]}"
 
 
 def check_first_validation(trainer: pl.Trainer, batches: int) -> None:

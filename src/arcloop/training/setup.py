@@ -46,7 +46,7 @@ _IGNORED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # the run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call in Lightning
     "GPU available but not used",  # trainer=cpu
-    "It is recommended to use `self.log\\(.*sync_dist=True",  # val_top1 is equal on all ranks
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # the metrics of val are equal
 )
 
 

@@ -14,8 +14,8 @@ from arcloop.evaluation.report.projection import projection_map
 
 CURVES = [
     {"step": 0.0, "epoch": 0.0, "train_loss": 9.0, "lr-SGD/pg1": 0.1, "lr-SGD/pg2": 0.2},
-    {"step": 5.0, "epoch": 0.0, "val_top1": 0.5},
-    {"step": 9.0, "epoch": 1.0, "val_top1": 0.75, "train_loss": 3.0},
+    {"step": 5.0, "epoch": 0.0, "val_top1": 0.5, "val_eer": 0.25},
+    {"step": 9.0, "epoch": 1.0, "val_top1": 0.75, "val_eer": 0.3, "train_loss": 3.0},
 ]
 
 
@@ -38,7 +38,8 @@ def test_training_curves_hold_what_was_logged():
     drawn(figure)
     loss, validation, rates = figure.axes
     assert loss.lines[0].get_xydata().tolist() == [[0, 9], [9, 3]]
-    assert "highest 0.7500" in validation.get_legend().get_texts()[0].get_text()
+    legend = [text.get_text() for text in validation.get_legend().get_texts()]
+    assert legend == ["val_eer, lowest 0.2500", "val_top1, highest 0.7500"]
     assert len(rates.lines) == 2
 
 

@@ -56,9 +56,11 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
             steps, values = np.array(logged).T
             label = name
             if key == "val_":
-                highest = int(values.argmax())
-                axis.plot(steps[highest], values[highest], "o", color=colour, markersize=4)
-                label += f", highest {values[highest]:.4f}"
+                kind, best = "highest", int(values.argmax())
+                if name == "val_eer":
+                    kind, best = "lowest", int(values.argmin())
+                axis.plot(steps[best], values[best], "o", color=colour, markersize=4)
+                label += f", {kind} {values[best]:.4f}"
             axis.plot(steps, values, color=colour, alpha=1 / (1 + number), label=label)
         if axis.lines:
             axis.set_xlim(left=0)

@@ -1,0 +1,24 @@
+"""The callback that writes best.ckpt."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, except that the later one of two equal values is the best.
+
+    A metric that reaches its largest possible value stays there while the embeddings still improve.
+    ModelCheckpoint would keep the checkpoint of the first epoch with this value.
+    """
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Return whether `current` is at least as good as the worst of the kept values."""
+        if current is not None:
+            # The next better number is better than a kept value if `current` is equal to it.
+            best = float("inf" if self.mode == "max" else "-inf")
+            current = torch.nextafter(current, torch.full_like(current, best))
+        return super().check_monitor_top_k(trainer, current)

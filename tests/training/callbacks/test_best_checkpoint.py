@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from tests.conftest import SMALL
+
+from arcloop.cli.main import main
+from arcloop.models.checkpoints import read_checkpoint
+from arcloop.training import BestCheckpoint
+
+
+class Logged(pl.LightningModule):
+    """Logs one of the given values in each epoch."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values, self.weight = values, torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch, _):
+        return self.weight.sum()
+
+    def on_train_epoch_end(self):
+        self.log("value", self.values[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("mode", "values", "best"),
+    [
+        ("max", [0.1, 0.9, 0.9, 0.5], 2),
+        ("max", [1.0, 1.0, 1.0], 2),
+        ("max", [0.5, math.nextafter(0.5, 0) - 1e-7], 0),
+        ("max", [0.3, math.nan, 0.2], 0),
+        ("min", [0.9, 0.1, 0.1, 0.5], 2),
+        ("min", [0.0, 0.0, 1e-9], 1),
+    ],
+)
+def test_the_later_one_of_equal_values_is_the_best(tmp_path, mode, values, best):
+    callback = BestCheckpoint(
+        tmp_path, filename="best", monitor="value", mode=mode, enable_version_counter=False
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=len(values), callbacks=[callback],
+    )  # fmt: skip
+    trainer.fit(Logged(values), torch.utils.data.DataLoader(torch.zeros(1)))
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
+    assert torch.load(tmp_path / "best.ckpt")["epoch"] == best
+    assert float(callback.best_model_score) == pytest.approx(values[best])
+
+
+def test_a_metric_that_reaches_its_maximum_at_once_exports_the_last_epoch(in_tmp, capsys):
+    command = ["train", *SMALL, "data.noise=0.1", "callbacks=export_only", "trainer.max_epochs=3"]
+    assert main([*command, "monitor=val_recall_at_5"]) == 0
+    assert capsys.readouterr().err.count("val_recall_at_5 1.0000") == 3
+    assert read_checkpoint(in_tmp / "runs/synthetic/checkpoints/best.ckpt")["global_step"] == 18
+
+
+def test_early_stopping_and_checkpoint_follow_any_metric_of_val(in_tmp, capsys):
+    command = ["train", *SMALL, "callbacks=early_stopping", "callbacks.evaluate=null"]
+    # No improvement is larger than 2, so the second validation ends the training.
+    stop = ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=2"]
+    assert main([*command, *stop, "trainer.max_epochs=4", "monitor=val_margin"]) == 0
+    assert capsys.readouterr().err.count("val_margin") == 2
