@@ -17,8 +17,13 @@ from arcloop.retrieval import (
     open_index,
     write_index,
 )
+from arcloop.retrieval.calibration import TRAINED, Calibration
 from arcloop.retrieval.embed import write_shards
 from arcloop.runtime.searcher import save_model, search
+
+CALIBRATION = Calibration(
+    threshold=0.5, protocol=TRAINED, far=0.01, measured_far=0.01, num_queries=100
+)
 
 
 class Pixels(torch.nn.Module):
@@ -106,7 +111,7 @@ def test_every_index_agrees_with_brute_force(model, tmp_path, factory, search_pa
 def test_search_parameters_are_stored_in_the_file(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
     settings = FaissIndex(factory="IVF{nlist},Flat", search={"nprobe": 7}, train_rows=3000)
-    write_index(settings.build(found)[0], found, tmp_path, list("abcde"), 0.5)
+    write_index(settings.build(found)[0], found, tmp_path, list("abcde"), CALIBRATION)
     assert faiss.extract_index_ivf(faiss.read_index(str(tmp_path / "faiss_index.bin"))).nprobe == 7
 
 
@@ -142,7 +147,7 @@ def test_index_of_another_model_is_refused(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(10))
     index = FaissIndex(factory="Flat", search={}, train_rows=1).build(found)[0]
     with write_artifact(tmp_path / "i", "index", config={}) as writer:
-        write_index(index, found, writer.path, list("abcde"), 0.5)
+        write_index(index, found, writer.path, list("abcde"), CALIBRATION)
     open_index(tmp_path / "i", model.sha256)
     with pytest.raises(ArtifactError, match="another model"):
         open_index(tmp_path / "i", "0" * 64)

@@ -74,6 +74,12 @@ def test_an_answer_names_its_model(running, golden, unpacked):
     manifest = json.loads((unpacked / "manifest.json").read_text())
     assert body(response)["model"] == {"name": "synthetic", "version": manifest["version"]}
     assert body(response)["lineage"] == manifest["parents"]
+    labels = json.loads((unpacked / "faiss_label.json").read_text())
+    assert body(response)["threshold"] == {
+        "similarity": labels["threshold"],
+        "far": labels["calibration"]["far"],
+        "protocol": "trained classes",
+    }
     assert len(body(response)["neighbours"]) == 5
 
 

@@ -45,6 +45,7 @@ def query(arguments: Sequence[str]) -> int:
     artifacts.load(run_dir / "index", "index")
     # These imports load torch, which `arcloop query --help` does not need.
     from arcloop.retrieval import load_model, open_index
+    from arcloop.retrieval.calibration import describe_calibration
     from arcloop.runtime.images import ImageError
     from arcloop.runtime.searcher import Searcher
 
@@ -69,9 +70,11 @@ def query(arguments: Sequence[str]) -> int:
             reason = f"{folder} cannot be written: {cause.strerror}"
             print_line(f"no thumbnails: {reason}; choose a folder with --thumbnails")
         if options.json:
-            print(json.dumps({"image": name, **answer.as_dict(), "thumbnails": thumbnails}))
+            facts = {"threshold": searcher.threshold_facts, "thumbnails": thumbnails}
+            print(json.dumps({"image": name, **answer.as_dict(), **facts}))
         else:
             _print_table(name, answer, thumbnails, searcher.threshold)
+    print_line(f"threshold: {describe_calibration(labels.get('calibration', {}))}")
     if faults:
         count = f"{len(faults)} of {len(options.images)} files"
         raise DataError(

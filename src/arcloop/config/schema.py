@@ -7,6 +7,7 @@ to plain containers; other packages receive no DictConfig.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from omegaconf import MISSING
 from pydantic import Field
 
 from arcloop.config.value_types import (
+    AutoCountOrShare,
     FolderName,
     Fraction,
     NonNegativeFloat,
@@ -22,6 +24,7 @@ from arcloop.config.value_types import (
     check_fields,
     one_of,
 )
+from arcloop.errors import ConfigError
 
 
 class _Checked:
@@ -113,16 +116,35 @@ class EmbedSettings(_Checked):
 
 @dataclass(kw_only=True)
 class CalibrationSettings(_Checked):
-    """Settings for calibrating the open-set threshold on `val` and `gallery`, without `query`.
+    """Settings for calibrating the open-set threshold, without `query`.
 
     Attributes:
-        far: False accept rate: maximum share of val images whose best match of another class is
-            accepted.
-        max_queries: Maximum number of val images. A larger split is sampled evenly.
+        far: False accept rate: maximum share of unknown images that are accepted.
+        max_queries: Maximum number of images that serve as unknown queries. If there are more, they
+            are sampled at random, with a fixed seed.
+        held_out_classes: Classes that are left out of training, as a number or a share (0 to 1);
+            their images of train and val are the unknown queries. "auto": a tenth if there are at
+            least 100 classes and no `unknown`, else none; null or 0: none. A store whose val
+            classes are not in train holds out none. A finished run keeps the classes that it was
+            trained without.
+        unknown: Folder with images of unknown things, in any subfolders, that replace the images of
+            classes as unknown queries; null for none.
     """
 
     far: Fraction = MISSING
     max_queries: PositiveInt = MISSING
+    held_out_classes: AutoCountOrShare = MISSING
+    unknown: str | None = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.far and self.far * self.max_queries < 1:
+            raise ConfigError(
+                f"calibration.max_queries={self.max_queries} images cannot measure a false accept"
+                f" rate of calibration.far={self.far:g}",
+                remedy=f"set calibration.max_queries={math.ceil(1 / self.far)} or more, or a larger"
+                " calibration.far",
+            )
 
 
 @dataclass(kw_only=True)

@@ -68,6 +68,17 @@ ImageSize = Annotated[PositiveInt | list[PositiveInt], AfterValidator(_check_ima
 Port = Annotated[int, Field(ge=1, le=65535)]
 """A TCP port."""
 
+
+def _check_auto_count_or_share(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    if value not in (None, "auto") and not (is_number and (isinstance(value, int) or value <= 1)):
+        raise ValueError("must be auto, null, a number of 0 or more, or a share from 0.0 to 1.0")
+    return value
+
+
+AutoCountOrShare = Annotated[Any, AfterValidator(_check_auto_count_or_share)]
+"""A number (int), a share (float) in [0, 1], "auto" or null; OmegaConf cannot merge a union."""
+
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 _MESSAGES = {
     "bool_type": "must be true or false",

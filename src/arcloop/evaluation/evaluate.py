@@ -42,6 +42,7 @@ from arcloop.retrieval import (
     open_index,
     require_same_model,
 )
+from arcloop.retrieval.calibration import describe_calibration
 from arcloop.retrieval.embed import counted
 from arcloop.runtime.searcher import Model, search
 
@@ -110,9 +111,11 @@ def evaluate(
     if index_builder:
         faiss_index, choice = index_builder.build(embeddings)
         facts = [choice["factory"], facts[1], "built for this evaluation, like that of the run"]
+    held_out = frozenset(index_artifact.info.get("held_out_classes", ()))
     setup, label_C = _setup(
-        images, gallery_images, embeddings, partial(search, faiss_index), settings, threshold
-    )
+        images, gallery_images, embeddings, partial(search, faiss_index), settings, threshold,
+        held_out,
+    )  # fmt: skip
     update_part = partial(_evaluate_part, model, images, label_C, setup, embed_settings, group)
     if group.rank:
         group.gather(update_part)
@@ -126,6 +129,8 @@ def evaluate(
                 "gallery": gallery, "index": index,
             }  # fmt: skip
             stores = {"query": images, "gallery": gallery_images}
+            calibration = index_artifact.info.get("calibration", {})
+            writer.info["calibration"] = calibration
             _write_files(writer, result, setup, stores, folders, facts, parents)
             if gallery_store or index_builder:  # where `arcloop lineage` finds the other data
                 writer.info["store_dir"] = str(store)
@@ -149,6 +154,7 @@ def _setup(
     search_index: Search,
     settings: EvaluateSettings,
     threshold: float,
+    held_out: frozenset[str],
 ) -> tuple[EvaluationSetup, npt.NDArray[np.int64]]:
     """Return the setup of the evaluation, and the label of each class of `images` in it."""
     # Classes that only the queries have get the last labels.
@@ -166,6 +172,7 @@ def _setup(
         num_queries=num_queries,
         own_rows=np.arange(num_queries) if leave_one_out else None,
         groups=images.groups("query"),
+        held_out=held_out,
     )
     return setup, np.array([position[name] for name in images.classes], np.int64)
 
@@ -204,6 +211,7 @@ def _write_files(
         median, p99 = writer.timed["search_p50_ms"], writer.timed["search_p99_ms"]
         index_facts.append(f"{median:.2f} ms per search of one query (median), {p99:.2f} ms (p99)")
     facts.append(("index", ", ".join(index_facts)))
+    facts.append(("threshold", describe_calibration(writer.info["calibration"])))
     leave_one_out = setup.own_rows is not None
     if leave_one_out:
         facts.append(("queries", _LEAVE_ONE_OUT))

@@ -40,6 +40,7 @@ from arcloop.evaluation.mistakes import (
     Mistake,
     confusion,
     find_mistakes,
+    top1_by_training,
     worst_mistakes,
 )
 from arcloop.evaluation.query_results import QueryResults
@@ -119,6 +120,7 @@ class EvaluationSetup:
         own_rows: Leave-one-out, int64 [Q]: row of each query in the gallery, which is excluded from
             its answers and pairs; -1: none. None: no query is in the gallery.
         groups: int64 [Q], group of each query, see `QueryResults`. None: there are no groups.
+        held_out: Names of the classes that were left out of training.
 
     Raises:
         DataError: There are no queries, or no gallery rows to compare them with.
@@ -133,6 +135,7 @@ class EvaluationSetup:
     num_queries: int
     own_rows: Labels | None = None
     groups: Labels | None = None
+    held_out: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.num_queries:
@@ -263,6 +266,7 @@ def compute_evaluation(
     best_Q, right_Q, other_Q = (facts[n] for n in ("best", "best_is_right", "best_other"))
     metrics = {
         "top1": int(table.right.sum()) / len(labels_Q),
+        **top1_by_training(table, np.array([n in setup.held_out for n in setup.classes])),
         **mean_metrics(values, relevant_Q),
         **open_set_metrics(best_Q, right_Q, other_Q, relevant_Q > 0),
         **pairs.compute(),

@@ -173,6 +173,26 @@ def confusion(
     )
 
 
+def top1_by_training(table: Confusion, is_held_out_C: Bools) -> dict[str, float]:
+    """Compute top-1 of the classes that were trained on, and of those held out from training.
+
+    Args:
+        table: Counts of answers.
+        is_held_out_C: bool [C].
+
+    Returns:
+        Both metrics in [0, 1]; empty if one of the two kinds of classes has no query.
+
+    >>> table = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
+    >>> top1_by_training(table, np.array([False, True]))
+    {'top1_trained_classes': 0.5, 'top1_held_out_classes': 1.0}
+    """
+    kinds = {"top1_trained_classes": ~is_held_out_C, "top1_held_out_classes": is_held_out_C}
+    if not all(table.total[of_kind_C].any() for of_kind_C in kinds.values()):
+        return {}
+    return {name: float(table.right[c].sum() / table.total[c].sum()) for name, c in kinds.items()}
+
+
 @styled
 def mistake_sheet(
     mistakes: Sequence[Mistake], classes: Sequence[str], image: ReadImage

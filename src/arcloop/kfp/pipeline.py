@@ -68,6 +68,7 @@ def train(
     logger_overrides: list[str],
     callbacks_overrides: list[str],
     export_overrides: list[str],
+    calibration_overrides: list[str],
     store: dsl.Input[dsl.Dataset],
     run_out: dsl.Output[dsl.Model],
     trainjob: str = "",

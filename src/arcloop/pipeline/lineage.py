@@ -16,6 +16,7 @@ from rich.tree import Tree
 from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.artifacts.atomic import sha256_file
+from arcloop.config.schema import CalibrationSettings
 from arcloop.data import changes_since
 from arcloop.display.terminal import result_console
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
@@ -124,7 +125,10 @@ def _parents(artifact: Artifact) -> list[Link]:
     if artifact.kind == "run":
         parents = [_store(artifact)]
         return parents + ([_weights(artifact)] if "backbone_weights" in artifact.parents else [])
-    return [_parent(role, h, artifact.path) for role, h in sorted(artifact.parents.items())]
+    return [
+        _unknown(artifact) if role == "unknown" else _parent(role, sha256, artifact.path)
+        for role, sha256 in sorted(artifact.parents.items())
+    ]
 
 
 def _parent(role: str, sha256: str, child: Path) -> Link:
@@ -182,6 +186,20 @@ def _weights(run: Artifact) -> Link:
         link.fault = "the file was moved or removed"
     elif sha256_file(file) != link.sha256:
         link.fault = "the file was changed after the backbone was initialised from it"
+    return link
+
+
+def _unknown(index: Artifact) -> Link:
+    """Trace the images of unknown things that the threshold was calibrated on."""
+    from arcloop.retrieval.unknown_images import UnknownImages
+
+    settings = CalibrationSettings(**index.config["calibration"])
+    link = Link(f"unknown images {settings.unknown}", index.parents["unknown"])
+    try:
+        if UnknownImages(settings).sha256() != link.sha256:
+            link.fault = "the images were changed after the threshold was calibrated on them"
+    except ConfigError as cause:
+        link.fault = cause.what
     return link
 
 

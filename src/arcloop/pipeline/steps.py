@@ -46,7 +46,7 @@ STEPS: Mapping[str, Step] = {
             (
                 "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation",
                 "backbone", "backbone_weights", "embedder", "head", "optimizer", "scheduler",
-                "trainer", "logger", "callbacks", "export",
+                "trainer", "logger", "callbacks", "export", "calibration",
             ),
             ("store",),
             "run",
@@ -225,6 +225,7 @@ def _embed(call: _Call) -> Artifact:
 
 
 def _index(call: _Call) -> Artifact:
+    from arcloop.retrieval.calibration import held_out_of_run
     from arcloop.retrieval.index import build_index
 
     return build_index(
@@ -235,6 +236,7 @@ def _index(call: _Call) -> Artifact:
         index=call.build("index"),
         calibration=call.build("calibration"),
         embed_settings=call.build("embed"),
+        held_out=held_out_of_run(call.inputs["run"], call.build("calibration")),
         reuse=call.reuse,
     )
 

@@ -224,3 +224,17 @@ class Gallery:
 
     def _files(self, stem: str) -> list[Path]:
         return sorted(self.artifact.path.glob(f"{stem}-*.npy"))
+
+
+def require_same_model(gallery: Gallery, model_sha256: str) -> None:
+    """Check that a gallery was embedded by a model.
+
+    Raises:
+        ArtifactError: The gallery was embedded by another model.
+    """
+    if gallery.model_sha256 != model_sha256:
+        raise ArtifactError(
+            "the gallery was embedded by another model",
+            where=gallery.artifact.path,
+            remedy="embed the gallery again: `arcloop embed`",
+        )

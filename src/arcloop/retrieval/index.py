@@ -21,9 +21,10 @@ from arcloop.config.value_types import PositiveInt, check_fields
 from arcloop.data import Store
 from arcloop.display.terminal import track
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.retrieval.calibration import calibrate_on_val
+from arcloop.retrieval.calibration import Calibration, calibrate
 from arcloop.retrieval.duplicates import find_equal_rows
-from arcloop.retrieval.embed import Embeddings, Gallery, load_model
+from arcloop.retrieval.embed import Embeddings, Gallery, load_model, require_same_model
+from arcloop.retrieval.unknown_images import UnknownImages
 from arcloop.runtime.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
 
 if TYPE_CHECKING:
@@ -168,23 +169,25 @@ def build_index(
     index: FaissIndex | AutoIndex,
     calibration: CalibrationSettings,
     embed_settings: EmbedSettings,
+    held_out: Sequence[str] = (),
     reuse: bool = False,
 ) -> Artifact:
-    """Build the index of a gallery and calibrate the threshold for "unknown" on the val split.
+    """Build the index of a gallery and calibrate the threshold for "unknown".
 
     Args:
         model: model.pt.
-        store: Folder of the `store` with the val split.
+        store: Folder of the `store` that the model was trained on.
         gallery: Folder of the `gallery`, embedded by this model.
         output: Folder of the `index` to write.
         index: Builds the faiss index.
         calibration: Settings of the threshold.
-        embed_settings: Settings for embedding val.
+        embed_settings: Settings for embedding the images for the calibration.
+        held_out: Names of the classes that were left out of training.
         reuse: Return the artifact at `output` if it has the same parents and settings.
 
     Raises:
         ArtifactError: A parent is missing or damaged, or the gallery is from another model.
-        ConfigError: The gallery is too small for this index.
+        ConfigError: The gallery is too small for this index, or there are too few unknown images.
     """
     images, embeddings = Store.open(store), Gallery(gallery)
     embedder = load_model(model, embed_settings.device)
@@ -193,37 +196,24 @@ def build_index(
     target = {"_target_": f"{kind.__module__}.{kind.__qualname__}"}
     config = {"index": target | asdict(index), "calibration": asdict(calibration)}
     parents = {"gallery": embeddings.artifact.sha256, "model": embedder.sha256}
+    if calibration.unknown is not None:
+        parents["unknown"] = UnknownImages(calibration).sha256()
     if reuse and (current := artifacts.load_if_current(output, "index", config, parents)):
         return current
     with write_artifact(output, "index", config=config, parents=parents) as writer:
         faiss_index, choice = index.build(embeddings)
-        threshold = calibrate_on_val(
-            embedder, images, embeddings, calibration, embed_settings.batch_size
+        found = calibrate(
+            embedder, images, embeddings, calibration, embed_settings.batch_size, held_out
         )
-        classes = images.classes
-        writer.info |= write_index(faiss_index, embeddings, writer.path, classes, threshold)
-        writer.info["choice"] = choice
+        writer.info |= write_index(faiss_index, embeddings, writer.path, images.classes, found)
+        writer.info |= {"choice": choice, "held_out_classes": list(held_out)}
         writer.count = embeddings.rows
     return artifacts.load(output, "index")
 
 
-def require_same_model(gallery: Gallery, model_sha256: str) -> None:
-    """Check that a gallery was embedded by a model.
-
-    Raises:
-        ArtifactError: The gallery was embedded by another model.
-    """
-    if gallery.model_sha256 != model_sha256:
-        raise ArtifactError(
-            "the gallery was embedded by another model",
-            where=gallery.artifact.path,
-            remedy="embed the gallery again: `arcloop embed`",
-        )
-
-
 def write_index(
-    index: Any, gallery: Gallery, folder: Path, classes: Sequence[str], threshold: float
-) -> dict[str, int]:
+    index: Any, gallery: Gallery, folder: Path, classes: Sequence[str], calibration: Calibration
+) -> dict[str, Any]:
     """Write faiss_index.bin and faiss_label.json.
 
     Args:
@@ -231,21 +221,24 @@ def write_index(
         gallery: The gallery.
         folder: Existing folder for both files.
         classes: Class names by label.
-        threshold: Similarity below which the answer is "unknown".
+        calibration: The threshold, and how it was made.
 
     Returns:
-        {"rows": number of rows, "bytes": size of the index file}.
+        {"rows": number of rows, "bytes": size of the index file, "calibration": how the threshold
+        was made}, for the manifest.
     """
     faiss.write_index(index, str(folder / INDEX))
     labels = {
         "labels": gallery.labels.tolist(),
         "classes": list(classes),
-        "threshold": threshold,
+        "threshold": calibration.threshold,
+        "calibration": calibration.record(),
         "model_sha256": gallery.model_sha256,
         "equal_rows": find_equal_rows(gallery.chunks).groups(),
     }
     write_json(folder / LABELS, labels, indent=None)
-    return {"rows": index.ntotal, "bytes": (folder / INDEX).stat().st_size}
+    size = (folder / INDEX).stat().st_size
+    return {"rows": index.ntotal, "bytes": size, "calibration": calibration.record()}
 
 
 def open_index(

@@ -106,6 +106,7 @@ class Predictor:
         self._identity = {
             "model": {"name": self.manifest["name"], "version": self.manifest["version"]},
             "lineage": self.manifest["parents"],
+            "threshold": self._searcher.threshold_facts,
         }
         tolerance = float(settings["parity_tolerance"])
         self.golden = GoldenBatch(folder / GOLDEN, self._searcher.index, tolerance=tolerance)
@@ -122,8 +123,8 @@ class Predictor:
 
         Returns:
             A response for each request, in order. Status 200 has the fields label, class_name,
-            similarity, unknown, neighbours, model and lineage. Other statuses have the fields
-            error and model; `error` says what is wrong with this request.
+            similarity, unknown, neighbours, model, lineage and threshold. Other statuses have the
+            fields error and model; `error` says what is wrong with this request.
         """
         responses: list[PredictResponse | None] = [None] * len(requests)
         accepted = []

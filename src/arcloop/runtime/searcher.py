@@ -156,8 +156,13 @@ class Searcher:
     Args:
         model: The embedder.
         index: A faiss inner-product index over the unit vectors of the gallery.
-        labels: faiss_label.json as a dict: label of each row, class names, threshold, model hash,
-            and the groups of rows with equal embeddings, which an older file lacks.
+        labels: faiss_label.json as a dict: label of each row, class names, threshold, how it was
+            calibrated, model hash, and the groups of rows with equal embeddings, which an older
+            file lacks.
+
+    Attributes:
+        threshold_facts: The threshold, and the false accept rate and the protocol of its
+            calibration, which are null if an older version made the index.
 
     Raises:
         SearcherError: The index was built from another model, or the numbers of rows and labels
@@ -178,6 +183,12 @@ class Searcher:
         self.labels = np.asarray(labels["labels"], dtype=np.int64)
         self.threshold = float(labels["threshold"])
         self._equal_rows = EqualRows.from_groups(labels.get("equal_rows", []))
+        calibration = labels.get("calibration", {})
+        self.threshold_facts: dict[str, Any] = {
+            "similarity": self.threshold,
+            "far": calibration.get("far"),
+            "protocol": calibration.get("protocol"),
+        }
 
     def predict(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Prediction]:
         """Predict the classes of a batch of decoded images.

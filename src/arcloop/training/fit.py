@@ -99,13 +99,16 @@ def _train(
         parents = {"store": datamodule.store.artifact.sha256}
         if setup.backbone_weights.file is not None:
             parents["backbone_weights"] = sha256_file(Path(setup.backbone_weights.file))
-        identity = run_identity(config, parents)
-        start = find_start(run_dir, identity, parents, config, resume=resume, overwrite=overwrite)
+        held_out = datamodule.held_out_classes
+        identity = run_identity(config, parents, held_out)
+        start = find_start(
+            run_dir, identity, parents, config, held_out, resume=resume, overwrite=overwrite
+        )
         if isinstance(start, Artifact):
             print_line(f"train: {run_dir} was already trained with this config")
             return start
         parts = start.with_part(identity, overrides, config)
-        module = setup.make_module(datamodule.store.image_shape, datamodule.store.num_train_classes)
+        module = setup.make_module(datamodule.store.image_shape, datamodule.num_classes)
         if start.checkpoint is not None:
             check_checkpoint_fits(start.checkpoint, module)
         if launched_rank() == 0:
@@ -116,16 +119,17 @@ def _train(
         check_first_validation(trainer, len(datamodule.make_batches(num_processes(trainer))))
         if launched_rank() == 0:
             begun = {"identity": identity, "parents": parents, "parts": parts}
+            begun["held_out_classes"] = held_out
             _prepare_folder(run_dir, begun, config, keep_files=start.checkpoint is not None)
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
                     logger.begin(config, start.step)
-            _print_mode(trainer, setup)
+            _print_mode(trainer, setup, datamodule)
         _fit(trainer, module, datamodule, start.checkpoint, setup)
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     objective = None if score is None else float(score)  # of a sweep
     info: dict[str, Any] = {"identity": identity, "overrides": list(overrides)}
-    info["objective"] = objective
+    info |= {"objective": objective, "held_out_classes": held_out}
     if len(parts) > 1:
         info["parts"] = parts  # `reproduce` repeats them
     group = current_process_group()
@@ -216,7 +220,7 @@ def _prepare_folder(
         raise write_error(run_dir, cause) from cause
 
 
-def _print_mode(trainer: pl.Trainer, setup: TrainingSetup) -> None:
+def _print_mode(trainer: pl.Trainer, setup: TrainingSetup, datamodule: EmbeddingDataModule) -> None:
     mode = "deterministic" if torch.are_deterministic_algorithms_enabled() else "not deterministic"
     if torch.is_deterministic_algorithms_warn_only_enabled():
         mode = "deterministic where possible"
@@ -224,6 +228,11 @@ def _print_mode(trainer: pl.Trainer, setup: TrainingSetup) -> None:
         f"train: {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision},"
         f" batch {setup.loader.batch_size}, {mode}{', compiled' if setup.compile else ''}"
     )
+    if num_held_out := len(datamodule.held_out_classes):
+        print_line(
+            f"train: {num_held_out} of {datamodule.store.num_train_classes} classes are held out"
+            " for the calibration of the threshold"
+        )
     on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
     if on_cpu and "bf16" in str(trainer.precision) and cpu_has_bf16() is False:
         print_line("note: this CPU has no bf16 instructions; trainer.precision=32-true is faster")

@@ -42,7 +42,7 @@ CALLBACKS_WITHOUT_EFFECT = frozenset({
 _DATA_KEYS = ("data", "store_dir")
 _IDENTITY_KEYS = (
     "seed", "monitor", "monitor_mode", "compile",
-    *(name for name in NODES if name not in ("logger", "callbacks", "export")),
+    *(name for name in NODES if name not in ("logger", "callbacks", "export", "calibration")),
 )  # fmt: skip
 _PARTS = (
     ("embedder.backbone.", "backbone"),
@@ -111,7 +111,9 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+def run_identity(
+    config: Mapping[str, Any], parents: Mapping[str, str], held_out: Sequence[str] = ()
+) -> str:
     """Hash everything that determines the trained weights and the best checkpoint.
 
     All callbacks are included, except those of `CALLBACKS_WITHOUT_EFFECT`.
@@ -119,6 +121,7 @@ def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     Args:
         config: The resolved config.
         parents: Role -> hash of each input of the run.
+        held_out: Classes that are left out of training.
     """
     callbacks = {
         name: node
@@ -127,7 +130,10 @@ def run_identity(config: Mapping[str, Any], parents: Mapping[str, str]) -> str:
     }
     # The identity does not depend on how the path of the run is written.
     without_path = json.dumps(callbacks).replace(json.dumps(str(config["run_dir"]))[1:-1], "")
-    return sha256_json([{k: config[k] for k in _IDENTITY_KEYS}, without_path, dict(parents)])
+    settings = {key: config[key] for key in _IDENTITY_KEYS}
+    return sha256_json(
+        [settings, without_path, dict(parents), *([[*held_out]] if held_out else [])]
+    )
 
 
 def find_start(
@@ -135,6 +141,7 @@ def find_start(
     identity: str,
     parents: Mapping[str, str],
     config: Mapping[str, Any],
+    held_out: Sequence[str] = (),
     *,
     resume: str,
     overwrite: bool,
@@ -146,6 +153,7 @@ def find_start(
         identity: See `run_identity`.
         parents: Role -> hash of each input of the run.
         config: The resolved config.
+        held_out: Classes that are left out of training.
         resume: "auto", "true" or "false", see `Config.resume`.
         overwrite: Replace a run with another identity.
 
@@ -170,6 +178,13 @@ def find_start(
             )
         if recorded.get("parents", parents)["store"] != parents["store"]:
             raise _other_data_error(run_dir, config)
+        if (before := recorded.get("held_out_classes", [])) != [*held_out]:
+            raise ConfigError(
+                f"resume=true, but this run was trained without {len(before)} classes, and now"
+                f" {len(held_out)} classes, or others, are held out",
+                where=run_dir,
+                remedy="resume it with its seed and its calibration.held_out_classes",
+            )
         return _start_at(last, recorded)
     started = recorded.get("identity")
     if started is not None and started != identity and not overwrite:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
-from arcloop.config.schema import BackboneWeightsSettings, LoaderSettings
+from arcloop.config.schema import BackboneWeightsSettings, CalibrationSettings, LoaderSettings
 from arcloop.data import EmbeddingDataModule, EpochBatches
+from arcloop.data.splits.held_out import choose_held_out_classes
 from arcloop.display.terminal import console, print_line
 from arcloop.distributed.batch_norm import SynchronizedBatchNorm
 from arcloop.export.formats import Exports, extra_formats, ignore_warnings
@@ -25,6 +27,7 @@ from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.models.checkpoints import AtomicCheckpointIO
 from arcloop.models.embedder import construct, make_backbone, make_embedder
 from arcloop.retrieval import FaissIndex
+from arcloop.retrieval.unknown_images import UnknownImages
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.callbacks.post_fit import BuildIndex
 from arcloop.training.callbacks.progress import ProgressBar
@@ -34,7 +37,7 @@ from arcloop.training.preconditions import check_trainer
 
 NODES = (
     "loader", "sampler", "augmentation", "backbone", "backbone_weights", "embedder", "head",
-    "optimizer", "scheduler", "trainer", "logger", "callbacks", "export",
+    "optimizer", "scheduler", "trainer", "logger", "callbacks", "export", "calibration",
 )  # fmt: skip
 """The config nodes that `TrainingSetup` takes, under the same names."""
 _DRY_RUN_IMAGE_SHAPE = (224, 224, 1)
@@ -71,6 +74,7 @@ class TrainingSetup:
         logger: Name -> logger; None entries are skipped.
         callbacks: Name -> callback, in call order; None entries are skipped.
         export: Name -> export format; None entries are skipped.
+        calibration: Which classes are left out of training.
     """
 
     seed: int
@@ -89,17 +93,19 @@ class TrainingSetup:
     logger: Mapping[str, Logger | None]
     callbacks: Mapping[str, Callback | None]
     export: Exports
+    calibration: CalibrationSettings
 
     def make_datamodule(self, store: Path) -> EmbeddingDataModule:
         """Make the datamodule of the store in this folder."""
-        return EmbeddingDataModule(store, self.loader, self.sampler, self.seed)
+        hold_out = partial(choose_held_out_classes, settings=self.calibration, seed=self.seed)
+        return EmbeddingDataModule(store, self.loader, self.sampler, self.seed, hold_out)
 
     def make_module(self, image_shape: tuple[int, int, int], num_classes: int) -> EmbeddingModule:
         """Make the LightningModule with weights initialised from `seed` and `backbone_weights`.
 
         Args:
             image_shape: (H, W, C) of the store.
-            num_classes: Number of classes of the store.
+            num_classes: Number of classes that are trained on.
 
         Raises:
             ConfigError: A constructor rejects its values, the images are too small, or the
@@ -159,6 +165,12 @@ class TrainingSetup:
             if isinstance(index, FaissIndex) and dim is not None:
                 index.check(dim, gallery_rows)
 
+    def _check_unknown_images(self) -> None:
+        """Check that the callback that builds the index has enough images of unknown things."""
+        for callback in self.callbacks.values():
+            if isinstance(callback, BuildIndex) and callback.calibration.unknown is not None:
+                UnknownImages(callback.calibration).check()
+
     def _is_synced(self) -> bool:
         """Return whether batch norm is computed over the batches of all processes."""
         return bool(getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False))
@@ -186,6 +198,7 @@ class TrainingSetup:
             world = num_processes(trainer)
             images = batch_size * (world if self._is_synced() else 1)
             check_trainer(trainer, self.callbacks, images)
+            self._check_unknown_images()
             self.check_index(getattr(self.embedder, "keywords", {}).get("embedding_dim"))
             labels_N = np.arange(max(2, batch_size) * world)  # enough classes for any sampler
             construct(

@@ -25,10 +25,10 @@ def store(tmp_path_factory):
     return path
 
 
-def datamodule(store, *, sampler=ShuffledBatches, **changed):
+def datamodule(store, *, sampler=ShuffledBatches, hold_out=lambda _: [], **changed):
     settings = {"batch_size": 8, "eval_batch_size": 9, "num_workers": 0, "prefetch_factor": 2,
                 "on_device": False}  # fmt: skip
-    return EmbeddingDataModule(store, LoaderSettings(**(settings | changed)), sampler, seed=0)
+    return EmbeddingDataModule(store, LoaderSettings(**(settings | changed)), sampler, 0, hold_out)
 
 
 def test_batch(store):
@@ -44,6 +44,29 @@ def test_batch(store):
     )
     assert (images.permute(0, 2, 3, 1).numpy() == expected[rows]).all()
     assert (labels.numpy() == expected_labels[rows]).all()
+
+
+@pytest.mark.parametrize("where", [{}, {"on_device": True}, {"num_workers": 1}])
+@pytest.mark.parametrize("sampler", [ShuffledBatches, partial(PKBatches, images_per_class=4)])
+def test_held_out_classes_are_not_in_train_and_the_others_are_renumbered(store, sampler, where):
+    module = datamodule(store, sampler=sampler, hold_out=lambda _: ["class-1"], **where)
+    assert module.held_out_classes == ["class-1"]
+    assert module.num_classes == 2
+    pixels, labels = synthetic_source(channels=3, image_size=[8, 6]).open().generate("train", 0, 50)
+    class_of = {image.tobytes(): label for image, label in zip(pixels, labels, strict=True)}
+    found = set()
+    for images, new_labels in module.train_dataloader():
+        for image, new_label in zip(images.permute(0, 2, 3, 1).numpy(), new_labels, strict=True):
+            found.add((class_of[np.ascontiguousarray(image).tobytes()], int(new_label)))
+    assert found == {(0, 0), (2, 1)}
+    val_labels = torch.cat([labels for _, labels in module.val_dataloader()])
+    assert val_labels.unique().tolist() == [0, 1, 2]
+
+
+def test_an_epoch_contains_every_row_of_the_trained_classes_once(store):
+    module = datamodule(store, hold_out=lambda _: ["class-0"], batch_size=3)
+    labels = torch.cat([labels for _, labels in module.train_dataloader()])
+    assert labels.bincount().tolist() == [17, 16]
 
 
 def test_val_contains_all_rows_in_order(store):

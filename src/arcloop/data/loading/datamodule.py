@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -19,11 +21,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arcloop.config.schema import LoaderSettings
 from arcloop.data.loading.sampler import EpochBatches, OrderedBatches, Rows
+from arcloop.data.splits.held_out import trained_labels
 from arcloop.data.store import Store
 from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ResourceError
 
 Batch = tuple[Tensor, Tensor]
+Labels = npt.NDArray[np.int64]
 _ROWS_PER_COPY = 4096
 
 
@@ -33,14 +37,21 @@ class BatchDataset(Dataset[Batch]):
     Args:
         store: The store. Each process opens its own memory maps when it first reads.
         split: One of `SPLITS`.
+        label_C: New label of each class; the rows of classes with -1 are left out. None keeps all.
     """
 
-    def __init__(self, store: Store, split: str) -> None:
-        self._store, self._split = store, split
+    def __init__(self, store: Store, split: str, label_C: Labels | None = None) -> None:
+        self._store, self._split, self._label_C = store, split, label_C
+        if label_C is not None:
+            self._rows_N = np.flatnonzero(label_C[store.labels(split)] >= 0)
 
     def __getitem__(self, rows_B: Rows) -> Batch:
         """Return uint8 images [B, C, H, W] in channels_last memory format, and int64 labels [B]."""
+        if self._label_C is not None:
+            rows_B = self._rows_N[rows_B]
         images_BHWC, labels_B = self._store.gather(self._split, rows_B)
+        if self._label_C is not None:
+            labels_B = self._label_C[labels_B]
         return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), torch.from_numpy(labels_B)
 
 
@@ -51,13 +62,17 @@ class OnDeviceDataset(Dataset[Batch]):
         store: The store.
         split: One of `SPLITS`.
         device: The device that keeps the split.
+        label_C: See `BatchDataset`.
 
     Raises:
         ResourceError: The split does not fit into the memory of the device.
     """
 
-    def __init__(self, store: Store, split: str, device: torch.device) -> None:
-        rows = store.rows(split)
+    def __init__(
+        self, store: Store, split: str, device: torch.device, label_C: Labels | None = None
+    ) -> None:
+        labels_N = select_labels(store, split, label_C)
+        rows = len(labels_N)
         size = rows * math.prod(store.image_shape)
         if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
             raise ResourceError(
@@ -69,15 +84,26 @@ class OnDeviceDataset(Dataset[Batch]):
             (rows, *store.image_shape), dtype=torch.uint8, device=device
         )
         start = 0
-        for images_BHWC, _ in store.batches(split, _ROWS_PER_COPY):
+        for images_BHWC, labels_B in store.batches(split, _ROWS_PER_COPY):
+            if label_C is not None:
+                images_BHWC = images_BHWC[label_C[labels_B] >= 0]
             self._images_NHWC[start : start + len(images_BHWC)] = torch.from_numpy(images_BHWC)
             start += len(images_BHWC)
-        self._labels_N = torch.from_numpy(store.labels(split)).to(device)
+        self._labels_N = torch.from_numpy(labels_N).to(device)
 
     def __getitem__(self, rows_B: Rows) -> Batch:
         """Return the batch on the device, in the format of `BatchDataset`."""
         indices_B = torch.from_numpy(rows_B).to(self._labels_N.device)
         return self._images_NHWC[indices_B].permute(0, 3, 1, 2), self._labels_N[indices_B]
+
+
+def select_labels(store: Store, split: str, label_C: Labels | None) -> Labels:
+    """Return the new labels of the rows that are kept, see `BatchDataset`."""
+    labels_N = store.labels(split)
+    if label_C is None:
+        return labels_N
+    labels_N = label_C[labels_N]
+    return labels_N[labels_N >= 0]
 
 
 class BatchLoader(DataLoader[Batch]):
@@ -151,6 +177,8 @@ class EmbeddingDataModule(pl.LightningDataModule):
         sampler: Makes the batch sampler of train from `labels_N`, `batch_size`, `world_size` and
             `seed`.
         seed: Seed of the batch sampler.
+        hold_out: Returns the names of the classes of a store that are left out of train. The other
+            classes are numbered from 0 for the head; val keeps all classes and their labels.
     """
 
     def __init__(
@@ -159,15 +187,31 @@ class EmbeddingDataModule(pl.LightningDataModule):
         settings: LoaderSettings,
         sampler: Callable[..., EpochBatches],
         seed: int,
+        hold_out: Callable[[Store], list[str]] = lambda _: [],
     ) -> None:
         super().__init__()
         self._store_path, self._settings = store_path, settings
-        self._sampler, self._seed = sampler, seed
+        self._sampler, self._seed, self._hold_out = sampler, seed, hold_out
 
     @cached_property
     def store(self) -> Store:
         """The store, opened and verified at first use."""
         return Store.open(self._store_path)
+
+    @cached_property
+    def held_out_classes(self) -> list[str]:
+        """Names of the classes that are left out of train."""
+        return self._hold_out(self.store)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that are trained on: the classes of the head."""
+        return self.store.num_train_classes - len(self.held_out_classes)
+
+    @cached_property
+    def _new_labels(self) -> Labels | None:
+        held_out = self.held_out_classes
+        return trained_labels(self.store, held_out) if held_out else None
 
     def make_batches(self, world_size: int) -> EpochBatches:
         """Make the batch sampler of train for `world_size` processes.
@@ -176,7 +220,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
             ConfigError, DataError: The sampler's settings do not fit this store.
         """
         return self._sampler(
-            labels_N=self.store.labels("train"),
+            labels_N=select_labels(self.store, "train", self._new_labels),
             batch_size=self._settings.batch_size,
             world_size=world_size,
             seed=self._seed,
@@ -195,10 +239,11 @@ class EmbeddingDataModule(pl.LightningDataModule):
         return BatchLoader(self._dataset("val"), batches, self._settings)
 
     def _dataset(self, split: str) -> Dataset[Batch]:
+        label_C = self._new_labels if split == "train" else None
         if not self._settings.on_device:
-            return BatchDataset(self.store, split)
+            return BatchDataset(self.store, split, label_C)
         device = "cpu" if self.trainer is None else self.trainer.strategy.root_device
-        return OnDeviceDataset(self.store, split, torch.device(device))
+        return OnDeviceDataset(self.store, split, torch.device(device), label_C)
 
     def _count_trained_batches(self) -> int:
         if self.trainer is None:

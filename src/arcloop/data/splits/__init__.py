@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 SPLITS = ("train", "val", "gallery", "query")
-"""`train` is used for training, `val` for checkpoint selection and threshold calibration, `gallery`
-for the index, and `query` for evaluation only."""
+"""`train` is used for training, `val` for checkpoint selection, both for threshold calibration (see
+`held_out`), `gallery` for the index, and `query` for evaluation only."""

@@ -97,6 +97,7 @@ class BuildIndex(Callback):
                 index=self.index,
                 calibration=self.calibration,
                 embed_settings=self.embed,
+                held_out=trainer.datamodule.held_out_classes,  # type: ignore[attr-defined]
             )
 
 

@@ -1,0 +1,104 @@
+"""The false accept rate of the calibrated threshold on digits that the model has never seen."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from arcloop.artifacts.writer import write_artifact
+from arcloop.config.composition import compose_config
+from arcloop.config.schema import CalibrationSettings
+from arcloop.data import EmbeddingDataModule, Store, prepare
+from arcloop.pipeline.steps import build
+from arcloop.retrieval import Gallery, load_model
+from arcloop.retrieval.calibration import calibrate
+from arcloop.retrieval.embed import write_shards
+from arcloop.runtime.searcher import save_model
+from arcloop.training import NODES, TrainingSetup
+from arcloop.training.setup import silence_lightning
+
+FAR = 0.01
+# Every pair of digits is in a block: the model of a block is trained without its four digits. Of
+# these, a pair is unknown, and the other two are the held-out classes of the calibration.
+BLOCKS = [
+    (0, 1, 4, 5), (0, 2, 5, 7), (0, 3, 5, 9), (0, 5, 6, 8), (1, 2, 3, 7), (1, 6, 8, 9),
+    (2, 4, 7, 9), (2, 6, 7, 8), (3, 4, 6, 8),
+]  # fmt: skip
+
+CONFIG = [
+    "data=mnist", "data.val=1000", "data.gallery=2000", "embedder.embedding_dim=16",
+    "backbone.widths=[8,16,16]", "backbone.depth=1", "augmentation=none", "head.scale=16",
+    "loader.batch_size=128", "trainer.max_steps=100", "+trainer.limit_val_batches=0",
+    "+trainer.enable_checkpointing=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mnist") / "store"
+    prepare(build(compose_config(CONFIG), "data"), folder)
+    return Store.open(folder)
+
+
+def train_without(digits, store, path):
+    config = compose_config(CONFIG)
+    config.callbacks, config.logger = {}, {}
+    setup = TrainingSetup(
+        **{name: build(config, name) for name in NODES}, seed=0, monitor="val_top1"
+    )
+    names = [store.classes[digit] for digit in digits]
+    datamodule = EmbeddingDataModule(
+        store.artifact.path, setup.loader, setup.sampler, 0, lambda _: names
+    )
+    with silence_lightning():
+        module = setup.make_module(store.image_shape, datamodule.num_classes)
+        setup.make_trainer().fit(module, datamodule=datamodule)
+    scripted = torch.jit.script(module.embedder.eval())
+    save_model(scripted, path, image_shape=store.image_shape, embedding_dim=16)
+    return load_model(path, "cpu")
+
+
+def embedded(model, store, split, per_digit):
+    """The first images of each digit."""
+    labels = store.labels(split)
+    rows = np.sort(np.concatenate([np.flatnonzero(labels == d)[:per_digit] for d in range(10)]))
+    images, labels = store.gather(split, rows)
+    return model.embed(images), labels
+
+
+def gallery_of(model, folder, rows, labels):
+    with write_artifact(folder, "gallery", config={}, parents={"model": model.sha256}) as writer:
+        write_shards(writer.path, [(rows, labels)], 100_000)
+        writer.count = len(rows)
+        writer.info |= {"rows": len(rows), "embedding_dim": rows.shape[1]}
+    return Gallery(folder)
+
+
+def real_rates(store, folder):
+    """The share of accepted images of each pair of unknown digits."""
+    settings = CalibrationSettings(far=FAR, max_queries=2000, held_out_classes=2, unknown=None)
+    rates, seen = [], set()
+    for number, block in enumerate(BLOCKS):
+        model = train_without(block, store, folder / f"{number}.pt")
+        gallery, labels = embedded(model, store, "gallery", 200)
+        queries, query_labels = embedded(model, store, "query", 300)
+        for pair in sorted(set(combinations(block, 2)) - seen):
+            seen.add(pair)
+            known = ~np.isin(labels, pair)
+            best = (queries[np.isin(query_labels, pair)] @ gallery[known].T).max(axis=1)
+            of_pair = gallery_of(model, folder / str(pair), gallery[known], labels[known])
+            others = [store.classes[digit] for digit in block if digit not in pair]
+            found = calibrate(model, store, of_pair, settings, 512, others)
+            rates.append(np.mean(best >= found.threshold))
+    assert len(seen) == 45
+    return rates
+
+
+def test_the_real_false_accept_rate_of_two_unknown_digits(store, tmp_path):
+    import time
+
+    start = time.time()
+    rates = real_rates(store, tmp_path)
+    print(np.round(np.quantile(rates, [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1]), 4), time.time() - start)
+    assert FAR / 3 < np.median(rates) < FAR * 3
