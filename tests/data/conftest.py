@@ -47,7 +47,8 @@ def folder_source(root: Path, **changed: object) -> ImageFolderSource:
     settings = {
         "name": "pictures", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3,
         "max_value": 65535, "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
-        "val_classes": 2, "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
+        "val_classes": 2, "test_classes": 2, "split_seed": 0, "min_images": 0, "group": None,
+        "on_bad_image": "fail",
     }  # fmt: skip
     return ImageFolderSource(root=str(root), **(settings | changed))
 
@@ -57,7 +58,8 @@ def csv_source(file: Path, **changed: object) -> CsvSource:
         "name": "listed", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3,
         "max_value": 65535, "root": None,
         "delimiter": ",", "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
-        "val_classes": 2, "test_classes": 2, "split_seed": 0, "on_bad_image": "fail",
+        "val_classes": 2, "test_classes": 2, "split_seed": 0, "min_images": 0,
+        "on_bad_image": "fail",
     }  # fmt: skip
     return CsvSource(file=str(file), **(settings | changed))
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, changes_since, prepare, store_key, validate
-from arcloop.data.splits.stratified import MIN_ROWS, apportion_new, assign_new
+from arcloop.data.splits.apportionment import MIN_ROWS, apportion_new
+from arcloop.data.splits.stratified import assign_new
 from arcloop.data.store.source_files import (
     StoreContents,
     compare_files,
@@ -425,7 +426,7 @@ def test_with_disjoint_splits_an_image_goes_to_the_split_of_its_class(stores, pi
 def test_with_disjoint_splits_new_classes_are_refused(stores, pictures, by_class):
     write_pictures(pictures / "bat", 12, seed=7)
     with pytest.raises(
-        DataError, match=r"class-disjoint splits: bat\. The classes of train have the first"
+        DataError, match=r"added to this store: bat\. The classes of train have the first"
     ):
         append(stores, by_class[0])
 
@@ -443,7 +444,7 @@ def test_given_splits_without_a_class_in_common(tmp_path, stores):
     assert grown.num_train_classes == 1
     assert grown.labels("gallery").tolist() == [2, 2, 2, 3, 3]
     write_pictures(root / "train" / "b", 2, seed=51)
-    with pytest.raises(DataError, match=r"class-disjoint splits: b\. "):
+    with pytest.raises(DataError, match=r"added to this store: b\. "):
         append(stores, source)
     (root / "train" / "b").rename(root / "b")
     write_pictures(root / "query" / "of gallery", 2, seed=52)

@@ -18,7 +18,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import file_lock, replaceable_folder, sha256_json, write_json
 from arcloop.artifacts.writer import write_artifact
 from arcloop.data.sources import Listing, Source, similar_names
-from arcloop.data.store import CLASSES
+from arcloop.data.store import CLASSES, GROUPS
 from arcloop.data.store.shards import SplitWriter
 from arcloop.data.store.source_files import SourceChanges, StoreContents, record_identities
 from arcloop.display.terminal import print_line, track
@@ -93,7 +93,9 @@ def prepare(
         base, listing = None, source.open()
         if append:
             base, listing = _plan_append(source, listing, path.parent)
-        listing.passed_over = passed_over
+        _print_some("prepare: these classes are left out:", listing.passed_over)
+        _print_some("prepare: please note:", listing.notices)
+        listing.passed_over = [*passed_over, *listing.passed_over]
         _print_some("prepare: check the names of these classes:", similar_names(listing.classes))
         _write_store(source, fingerprint, listing, base, path, workers or joblib.cpu_count())
     store = artifacts.load(path, "store")
@@ -233,9 +235,11 @@ def _write_store(
                     remedy="check the format of the files",
                 )
         for name in base.files if base else ():
-            if base and name != CLASSES:
+            if base and name not in (CLASSES, GROUPS):
                 output.link(base, name)
         write_json(output.path / CLASSES, listing.classes)
+        if listing.group_names is not None:
+            write_json(output.path / GROUPS, listing.group_names)
         names = list(itertools.chain(*skipped.values()))
         _print_some(f"warning: {len(names)} images cannot be read and are skipped:", names, 3)
         splits = {split: {"rows": sum(rows), "shards": rows} for split, rows in shards.items()}
@@ -253,6 +257,7 @@ def _write_store(
             "splits": splits | ({"query": splits["gallery"]} if listing.leave_one_out else {}),
             "appended": written if base else None,
             "passed_over": list(listing.passed_over),
+            "notices": list(listing.notices),
             "skipped": {"count": len(names), "names": names[:_SKIPPED_NAMES]},
         }
 
@@ -264,7 +269,7 @@ def _write_rows(
     skipped: dict[str, list[str]] = {split: [] for split in writers}
     with track("prepare", sum(listing.rows.values())) as advance:
         for block in listing.read(source.encode, workers):
-            writers[block.split].append(block.images, block.labels, block.files)
+            writers[block.split].append(block.images, block.labels, block.files, block.groups)
             skipped[block.split] += [path for path, _ in block.unreadable]
             advance(len(block.labels) + len(block.unreadable))
     for writer in writers.values():

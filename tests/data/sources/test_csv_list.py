@@ -239,8 +239,8 @@ def test_a_long_list_takes_little_memory_for_a_row(tmp_path):
         named = [(f"{rows}/{row}.png", row % 7) for row in range(rows)]
         file = write(tmp_path / f"{rows}.csv", [("path", "label"), *named])
         tracemalloc.start()
-        files, *_ = read_table(file, tmp_path, ",")
+        table = read_table(file, tmp_path, ",")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        assert files.path(rows - 1) == str(tmp_path / named[-1][0])
+        assert table.files.path(rows - 1) == str(tmp_path / named[-1][0])
     assert (peaks[1] - peaks[0]) / (many - few) < 120  # bytes; a str alone takes 60

@@ -135,7 +135,7 @@ def test_rows_labels_and_versions_of_a_block_with_an_unreadable_file(tmp_path):
 
 
 def test_the_number_of_processes_does_not_change_the_store(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("arcloop.data.sources.pictures._BLOCK_ROWS", 5)
+    monkeypatch.setattr("arcloop.data.sources.picture_listing._BLOCK_ROWS", 5)
     one = prepare(folder_source(pictures), tmp_path / "one", workers=1)
     two = prepare(folder_source(pictures), tmp_path / "two", workers=2)
     assert one.files == two.files

@@ -253,7 +253,7 @@ def test_all_bad_pictures_are_named(tmp_path, with_bad):
 
 
 def test_bad_pictures_are_left_out_and_counted(tmp_path, with_bad, monkeypatch, capfd):
-    monkeypatch.setattr("arcloop.data.sources.pictures._BLOCK_ROWS", 2)
+    monkeypatch.setattr("arcloop.data.sources.picture_listing._BLOCK_ROWS", 2)
     source = folder_source(with_bad, on_bad_image="skip", shard_rows=4)
     artifact = prepare(source, tmp_path / "store", workers=1)
     assert artifact.info["skipped"]["count"] == 4

@@ -46,12 +46,12 @@ def test_classes_go_to_one_split_with_all_their_rows(counts, val, test, seed):
     assert [len(of_split[split]) for split in ("val", "gallery")] == wanted
     assert sum(map(len, of_split.values())) == len(names)
     for split in STORED:  # train first, without a gap
-        new = set(division.new_labels[sorted(of_split[split])].tolist())
+        new = set(division.new_labels(len(names))[sorted(of_split[split])].tolist())
         start = {"train": 0, "val": len(of_split["train"])}.get(split, len(names) - wanted[1])
         assert new == set(range(start, start + len(new)))
     assert division.num_train_classes == len(of_split["train"])
     assert division.leave_one_out
-    assert (division.class_order[division.new_labels] == np.arange(len(names))).all()
+    assert (division.class_order[division.new_labels(len(names))] == np.arange(len(names))).all()
     again = split_by_class(labels, names, **settings)
     assert all((again.rows[split] == rows).all() for split, rows in division.rows.items())
 

@@ -1,11 +1,15 @@
+import gzip
+import hashlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.data.splits.stratified import apportion, stratify
+from arcloop.data.splits.apportionment import apportion
+from arcloop.data.splits.stratified import describe_sizes, stratify
 from arcloop.errors import ConfigError, DataError
 
 LARGE = {"val": 0.1, "gallery": 0.2}
@@ -60,7 +64,7 @@ def test_small_class_has_a_row_everywhere_and_two_in_val():
 def test_class_of_four_is_refused():
     with pytest.raises(DataError, match=r"too few images to split .* class 'c1' \(4\)") as caught:
         split([0] * 1000 + [1] * 4, {"val": 0.1, "gallery": 0.1, "query": 0.1})
-    assert "at least 5 images" in caught.value.remedy
+    assert "at least 6 images (5 with validation.min_images_per_class=1)" in caught.value.remedy
     assert "data.split=disjoint" in caught.value.remedy
 
 
@@ -98,17 +102,61 @@ def test_a_number_that_is_too_small_for_the_classes_is_refused(name, size, least
 
 
 def test_largest_remainder_by_hand():
-    """Quotas 2.0, 4.0, 1.0; then 3.5, 3.5, 7.0, where the tie goes to the first."""
-    assert apportion(np.array([10, 20, 5]), {"gallery": 7})["gallery"].tolist() == [2, 4, 1]
-    assert apportion(np.array([7, 7, 14]), {"gallery": 14})["gallery"].tolist() == [4, 3, 7]
-    assert apportion(np.array([10, 20, 5]), {"val": 7})["val"].tolist() == [2, 3, 2]
+    """Quotas 2.0, 4.0, 1.0; then 3.5, 3.5, 7.0, where the seed decides between equal classes."""
+    assert apportion(np.array([10, 20, 5]), {"gallery": 7}, 0)["gallery"].tolist() == [2, 4, 1]
+    tied = [apportion(np.array([7, 7, 14]), {"gallery": 14}, s)["gallery"] for s in range(9)]
+    assert {tuple(rows.tolist()) for rows in tied} == {(4, 3, 7), (3, 4, 7)}
+    assert apportion(np.array([10, 20, 5]), {"val": 7}, 0)["val"].tolist() == [2, 3, 2]
     # Quotas 2.0, 2.6, 5.4.
-    assert apportion(np.array([10, 13, 27]), {"gallery": 10})["gallery"].tolist() == [2, 3, 5]
+    assert apportion(np.array([10, 13, 27]), {"gallery": 10}, 0)["gallery"].tolist() == [2, 3, 5]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(8, {2, 3}), (7, {2, 3}), (30, {15})])
+def test_the_names_of_classes_do_not_decide_their_sizes(size, expected):
+    """Of 400 classes of one size, the rows of train differ by few, wherever their names sort."""
+    labels = np.arange(400 * size) % 400
+    sizes = {"val": 0.1, "gallery": 0.2, "query": 0.2}
+    per_seed = []
+    for seed in range(3):
+        train = np.bincount(labels[split(labels, sizes, seed)["train"]], minlength=400)
+        assert set(train.tolist()) == expected
+        assert abs(train[:200].sum() - train[200:].sum()) < 40
+        per_seed.append(train.tolist())
+    assert (per_seed[0] == per_seed[1]) is (len(expected) == 1)
+
+
+def test_the_seed_decides_which_classes_have_a_second_row_in_train():
+    labels = np.arange(100) % 10
+    sizes = {"val": 30, "gallery": 30, "query": 25}
+    found = [np.bincount(labels[split(labels, sizes, seed)["train"]]) for seed in range(2)]
+    assert [sorted(counts.tolist()) for counts in found] == [[1] * 5 + [2] * 5] * 2
+    assert found[0].tolist() != found[1].tolist()
+
+
+def test_sizes_that_differ_from_the_settings_are_described():
+    """The minima of 10 classes of 8 images: 2 in val, 1 in gallery and in query."""
+    labels = np.arange(80) % 10
+    sizes = {"val": 0.1, "gallery": 0.4, "query": 0.2}
+    rows = split(labels, sizes)
+    assert describe_sizes(rows, sizes, 10, grouped=False) == [
+        "data.val=0.1 gives 25.0% (20 of 80 images): each of 10 classes needs 2 image(s) in val",
+        "data.gallery=0.4 gives 30.0% (24 of 80 images): other splits need more images",
+    ]
+    assert describe_sizes(rows, {"val": 20, "query": 16}, 10, grouped=False) == []
+
+
+def test_mnist_is_split_as_by_the_first_version():
+    """Its stores stay valid, because no two classes of its training set have the same size."""
+    file = Path(__file__).parents[3] / "data/mnist/train-labels-idx1-ubyte.gz"
+    labels = np.frombuffer(gzip.decompress(file.read_bytes())[8:], np.uint8)
+    rows = split(labels, {"val": 5000, "gallery": 10000})
+    digest = hashlib.sha256(np.concatenate(list(rows.values())).tobytes())
+    assert digest.hexdigest()[:16] == "10f8d60a2d048b16"
 
 
 def test_when_all_but_one_row_of_a_class_is_asked_for_train_keeps_that_one():
     counts = np.array([4, 5, 4, 99])
-    given_out = apportion(counts, {"val": 40, "gallery": 40, "query": 28})
+    given_out = apportion(counts, {"val": 40, "gallery": 40, "query": 28}, 0)
     assert (counts - sum(given_out.values())).tolist() == [1, 1, 1, 1]
     assert all((rows >= 1).all() for rows in given_out.values())
 
@@ -123,7 +171,7 @@ def test_apportionment_is_possible_and_exact(counts, shares):
     totals = {name: max(1, round(s * counts.sum())) for name, s in zip(names, shares, strict=True)}
     if counts.sum() - sum(totals.values()) < len(counts):
         return
-    given_out = apportion(counts, totals)
+    given_out = apportion(counts, totals, 0)
     for name, rows in given_out.items():
         assert rows.sum() == totals[name]
         assert (rows >= min(1, totals[name] // len(counts))).all()
@@ -133,7 +181,7 @@ def test_apportionment_is_possible_and_exact(counts, shares):
 def test_class_with_one_image_is_named():
     with pytest.raises(DataError, match=r"'c1' \(1\), 'c2' \(2\)") as caught:
         split([0] * 50 + [1] + [2, 2], LARGE)
-    assert "at least 4 images" in caught.value.remedy
+    assert "at least 5 images (4 with" in caught.value.remedy
 
 
 @pytest.mark.parametrize("sizes", [{"val": 100}, {"val": 60, "gallery": 39}, {"val": 1.0}])

@@ -103,7 +103,7 @@ def test_loader_workers_decode_the_same_images(store):
 
 
 def test_store_does_not_depend_on_the_number_of_processes(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("arcloop.data.sources.pictures._BLOCK_ROWS", 5)
+    monkeypatch.setattr("arcloop.data.sources.picture_listing._BLOCK_ROWS", 5)
     one = prepare(folder_source(pictures, **JPEG), tmp_path / "one", workers=1)
     two = prepare(folder_source(pictures, **JPEG), tmp_path / "two", workers=2)
     assert one.files == two.files

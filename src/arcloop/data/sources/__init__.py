@@ -43,6 +43,7 @@ class RowBlock:
         labels: int64 [N].
         files: [N] the file of each image, if the source has one file per image.
         unreadable: Path and reason of each image that was left out because it cannot be read.
+        groups: int64 [N] group of each image, if the source has groups.
     """
 
     split: str
@@ -50,6 +51,7 @@ class RowBlock:
     labels: Labels
     files: FileTable | None = None
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    groups: Labels | None = None
 
 
 class Listing(ABC):
@@ -59,10 +61,13 @@ class Listing(ABC):
         classes: Class names; a label is a position in this list.
         image_shape: (H, W, C) of every image.
         rows: Split -> number of its rows, for every split that is stored.
-        num_train_classes: Number of classes of train. They have the first labels.
+        num_train_classes: Number of classes of train. They have the first labels; classes of which
+            only query has images have the last ones.
         leave_one_out: Whether gallery is also the query split; if so, its rows are stored once.
         root: Folder that the paths of files start from, if the source has one file per image.
-        passed_over: See `Source.passed_over`.
+        passed_over: Descriptions of images that are left out; see also `Source.passed_over`.
+        notices: Descriptions of what differs from the settings, for example sizes of splits.
+        group_names: Names of the groups; a group is a position in this list. None without groups.
     """
 
     classes: list[str]
@@ -72,6 +77,8 @@ class Listing(ABC):
     leave_one_out: bool
     root: str | None = None
     passed_over: Sequence[str] = ()
+    notices: Sequence[str] = ()
+    group_names: Sequence[str] | None = None
 
     @abstractmethod
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.data.sources import Listing, existing_root
-from arcloop.data.sources.pictures import FileList, PictureSource
+from arcloop.data.sources.picture_table import FileList, Groups, PictureTable
+from arcloop.data.sources.pictures import PictureSource
 from arcloop.data.splits import SPLITS
 from arcloop.errors import ConfigError, DataError
 
@@ -29,11 +30,12 @@ _TAB = r"\t"
 
 @dataclass(kw_only=True)
 class CsvSource(PictureSource):
-    r"""Source that reads a CSV file with the columns `path`, `label` and optionally `split`.
+    r"""Source that reads a CSV file with `path`, `label` and optionally `split` and `group`.
 
     Other columns are ignored. Without `split`, images are assigned to the splits at random. With
     it, every row names its split (train, val, gallery or query); `split=disjoint` does not need
-    rows of query.
+    rows of query. With `group`, e.g. the video or session of an image, drawn splits keep the images
+    of a group together; an image with an empty cell is a group of its own.
 
     Attributes:
         file: The CSV file, in UTF-8.
@@ -75,7 +77,7 @@ class CsvSource(PictureSource):
     def open(self) -> Listing:
         file, root = self._locations()
         return self._make_listing(
-            *read_table(file, root, self.delimiter),
+            read_table(file, root, self.delimiter),
             where=file.absolute(),
             layout=f"a column split of {', '.join(SPLITS)}",
         )
@@ -121,9 +123,7 @@ class LineFaults:
         )
 
 
-def read_table(
-    file: Path, root: Path, delimiter: str
-) -> tuple[FileList, Ints, list[str], Mapping[str, Ints] | None]:
+def read_table(file: Path, root: Path, delimiter: str) -> PictureTable:
     """Read and check a CSV file. Memory use per row is its path plus about 40 bytes.
 
     Args:
@@ -132,8 +132,7 @@ def read_table(
         delimiter: The character between columns.
 
     Returns:
-        The image files, in the order of the rows; [N] the class of each; the classes, which are
-        the labels in the file, sorted; split -> numbers of its files, None without that column.
+        The image files, in the order of the rows. The classes are the labels in the file, sorted.
 
     Raises:
         DataError: Columns or image files are missing, a label is empty, a split is unknown, or a
@@ -142,6 +141,7 @@ def read_table(
     faults = LineFaults()
     files, lines, numbers, splits = FileList(root), array("q"), array("q"), array("b")
     label_numbers: dict[str, int] = {}
+    groups, group_numbers = array("q"), {"": 0}
     for line, cells in read_rows(file, delimiter):
         if not cells:
             kind, message = "rows of another length", "has another number of cells than line 1"
@@ -153,6 +153,8 @@ def read_table(
         numbers.append(label_numbers.setdefault(cells["label"], len(label_numbers)))
         if "split" in cells:
             splits.append(SPLITS.index(cells["split"]) if cells["split"] in SPLITS else -1)
+        if "group" in cells:
+            groups.append(group_numbers.setdefault(cells["group"], len(group_numbers)))
     if not len(lines):
         raise DataError("it lists no images", where=file.absolute(), remedy="add rows to it")
     names, number_N = list(label_numbers), np.frombuffer(numbers, np.int64)
@@ -163,15 +165,21 @@ def read_table(
     labels = np.array([position_of[name] for name in names])[number_N]
     split_N = np.frombuffer(splits, np.int8)
     given = {split: np.flatnonzero(split_N == n) for n, split in enumerate(SPLITS)}
-    return files, labels, classes, given if len(splits) else None
+    return PictureTable(
+        files,
+        labels,
+        classes,
+        given if len(splits) else None,
+        Groups.from_order_of_names(groups, group_numbers) if len(groups) else None,
+    )
 
 
 def read_rows(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Read a CSV file row by row.
 
     Yields:
-        Number of the last line of the row, and column -> cell; the cells of label and split are
-        stripped. The cells are empty if their number is not that of the header.
+        Number of the last line of the row, and column -> cell; the cells of label, split and group
+        are stripped. The cells are empty if their number is not that of the header.
 
     Raises:
         DataError: Columns are missing, or the file is not CSV in UTF-8.
@@ -183,7 +191,7 @@ def read_rows(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]
             _check_columns(header, file, delimiter)
             for row in filter(None, reader):
                 cells = dict(zip(header, row, strict=False)) if len(row) == len(header) else {}
-                for name in {"label", "split"} & cells.keys():
+                for name in {"label", "split", "group"} & cells.keys():
                     cells[name] = cells[name].strip()
                 yield reader.line_num, cells
     except UnicodeDecodeError as cause:
@@ -207,12 +215,12 @@ def _check_columns(header: list[str], file: Path, delimiter: str) -> None:
     faults = [f"column {name} is missing" for name in ("path", "label") if name not in header]
     faults += [
         f"column {name} occurs twice"
-        for name in ("path", "label", "split")
+        for name in ("path", "label", "split", "group")
         if header.count(name) > 1
     ]
     if not faults:
         return
-    remedy = "name the columns in the first line: path,label or path,label,split"
+    remedy = "name the columns in the first line: path,label and optionally split and group"
     from arcloop.config.composition import quote_override  # imports Hydra
 
     for other in {",", ";", "\t", "|"} - {delimiter}:

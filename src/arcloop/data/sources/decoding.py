@@ -40,6 +40,7 @@ class FileBlock:
         image_shape: (H, W, C) of the images.
         max_value: Value of a grey image of more than 8 bits that becomes 255.
         encode: Converts the images to the form in which the store contains them.
+        groups: Their groups, if the source has groups.
     """
 
     split: str
@@ -49,6 +50,7 @@ class FileBlock:
     image_shape: tuple[int, int, int]
     max_value: int
     encode: Encode
+    groups: list[int] | None = None
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -83,7 +85,8 @@ def decode_block(block: FileBlock) -> RowBlock:
             unreadable.append((path, str(reason)))
     files = make_table([block.paths[number] for number in kept], versions[kept], hashes)
     labels = np.array(block.labels, np.int64)[kept]
-    return RowBlock(block.split, block.encode(images[kept]), labels, files, unreadable)
+    groups = None if block.groups is None else np.array(block.groups, np.int64)[kept]
+    return RowBlock(block.split, block.encode(images[kept]), labels, files, unreadable, groups)
 
 
 def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBlock]:

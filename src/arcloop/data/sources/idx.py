@@ -13,8 +13,8 @@ import itertools
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from arcloop.config.value_types import Fraction, NonNegativeInt, PositiveInt
 from arcloop.data.sources import Encode, Listing, RowBlock, Source, existing_root
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import SplitAssignment, split_by_class
-from arcloop.data.splits.stratified import stratify
+from arcloop.data.splits.stratified import describe_sizes, stratify
 from arcloop.data.store.shards import rows_per_block
 from arcloop.errors import DataError
 
@@ -103,10 +103,11 @@ class IdxSource(Source):
             image_shape=(height, width, 1),
             rows={split: len(rows) for split, rows in splits.rows.items()},
             files=[files[part, "images"] for part in _PARTS],
-            labels=splits.new_labels[positions].astype(np.uint8),
+            labels=splits.new_labels(len(classes))[positions].astype(np.uint8),
             split=split_of_row,
             num_train_classes=splits.num_train_classes,
             leave_one_out=splits.leave_one_out,
+            notices=splits.notices,
         )
 
     def _split(self, labels: Ints, num_train: int, classes: list[str]) -> SplitAssignment:
@@ -116,8 +117,10 @@ class IdxSource(Source):
             sizes = {"val": self.val, "gallery": self.gallery}
             names = [classes[position] for position in present.tolist()]
             rows = stratify(positions, names, sizes, self.split_seed, self.root)
+            notices = describe_sizes(rows, sizes, len(names), grouped=False)
             rows["query"] = np.arange(num_train, len(labels))
-            return SplitAssignment.with_shared_classes(rows, len(classes))
+            splits = SplitAssignment.with_shared_classes(rows, labels, len(classes))
+            return replace(splits, notices=notices)
         splits = split_by_class(
             labels,
             classes,
@@ -151,6 +154,7 @@ class IdxListing(Listing):
     split: Bytes
     num_train_classes: int
     leave_one_out: bool
+    notices: Sequence[str]
 
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
         block, start = rows_per_block(self.image_shape), 0

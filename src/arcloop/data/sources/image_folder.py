@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from array import array
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ import numpy as np
 
 from arcloop.artifacts.atomic import SYSTEM_NAMES
 from arcloop.data.sources import Listing, existing_root
-from arcloop.data.sources.pictures import FileList, PictureSource
+from arcloop.data.sources.picture_table import FileList, Groups, PictureTable
+from arcloop.data.sources.pictures import PictureSource
 from arcloop.data.splits import SPLITS
-from arcloop.errors import DataError
+from arcloop.errors import ConfigError, DataError
 from arcloop.runtime.images import EXTENSIONS, FORMATS
 
 
@@ -29,9 +32,30 @@ class ImageFolderSource(PictureSource):
 
     Attributes:
         root: The folder.
+        group: Regular expression that captures the name of the group (e.g. the video or session) of
+            an image in `<class>/<file name>`. Images of several classes may share a group. Images
+            that it does not match have no group. None: the source has no groups.
     """
 
     root: str
+    group: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group is None:
+            return
+        try:
+            faults = "" if re.compile(self.group).groups == 1 else "needs one pair of parentheses"
+        except re.error as cause:
+            faults = f"is not a regular expression: {cause}"
+        if faults:
+            from arcloop.config.composition import quote_override  # imports Hydra
+
+            raise ConfigError(
+                f"data.group={self.group!r} {faults}",
+                remedy="capture the name of the group in <class>/<file name>, e.g."
+                f" {quote_override('data.group', '^(.+)_')}",
+            )
 
     def fingerprint(self) -> str:
         """Hash relative paths, sizes and modification times, because reading all files is slow."""
@@ -64,14 +88,35 @@ class ImageFolderSource(PictureSource):
         if _has_split_folders(root):
             split_of_file = np.repeat([folder.parent.name for folder in folders], counts)
             given = {split: np.flatnonzero(split_of_file == split) for split in SPLITS}
+        labels = np.repeat([position_of[_class_name(folder)] for folder in folders], counts)
         return self._make_listing(
-            files,
-            np.repeat([position_of[_class_name(folder)] for folder in folders], counts),
-            classes,
-            given,
+            PictureTable(files, labels, classes, given, self._find_groups(files, root)),
             where=root.absolute(),
             layout="<root>/<split>/<class>/<image>",
         )
+
+    def _find_groups(self, files: FileList, root: Path) -> Groups | None:
+        """Find the group of each file with the regular expression `group`.
+
+        Raises:
+            DataError: It matches no file.
+        """
+        if self.group is None:
+            return None
+        search = re.compile(self.group).search
+        groups, group_numbers = array("q"), {"": 0}
+        for number in range(len(files)):
+            path = files.relative(number).decode("utf-8", "backslashreplace")
+            match = search("/".join(path.split("/")[-2:]))
+            name = (match and match[1]) or ""
+            groups.append(group_numbers.setdefault(name, len(group_numbers)))
+        if not any(groups):
+            raise DataError(
+                f"data.group={self.group!r} matches no image, e.g. not {path!r}",
+                where=root.absolute(),
+                remedy="correct the regular expression",
+            )
+        return Groups.from_order_of_names(groups, group_numbers)
 
     def passed_over(self) -> list[str]:
         root = existing_root(self.root)

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.data.splits import SPLITS
+from arcloop.data.splits.apportionment import MIN_ROWS, apportion, apportion_new, wanted_rows
+from arcloop.data.splits.drawing import draw_groups, draw_splits
 from arcloop.errors import ConfigError, DataError, list_some
 
 Ints = npt.NDArray[np.int64]
 
-MIN_ROWS = {"train": 1, "val": 2, "gallery": 1, "query": 1}
-"""Minimum rows of each class per split. An image in `val` needs a neighbour of its class."""
+_TOLERANCE = 0.01  # of all rows, by which the size of a split with groups may differ unreported
 
 
 def stratify(
@@ -22,11 +23,13 @@ def stratify(
     sizes: Mapping[str, int | float],
     seed: int,
     where: object,
+    groups: Ints | None = None,
 ) -> dict[str, Ints]:
     """Split rows so that every class is divided over all splits in the same proportions.
 
     The number of rows of each class in each split is computed by the largest remainder method; the
-    rows are drawn at random. Every class has the rows in every split that validation requires:
+    rows are drawn at random. With groups, all rows of a group are in the same split, and the
+    numbers hold approximately. Every class has the rows in every split that validation requires:
     `MIN_ROWS`, and 2 in train if the class has enough images. Fractions that give a split fewer
     rows than that are raised, at the expense of the other fractions.
 
@@ -37,6 +40,8 @@ def stratify(
             A number is exact.
         seed: Seed of the random assignment.
         where: Origin of the rows, for error messages.
+        groups: [N] group of each row; a negative number: the row is a group of its own. A group may
+            contain several classes.
 
     Returns:
         Split -> its rows, ascending; `train` first.
@@ -44,14 +49,19 @@ def stratify(
     Raises:
         ConfigError: A number of rows is too small for the classes.
         DataError: Classes have too few images for the splits, or the splits are larger than the
-            data set. One message names all such classes.
+            data set, or a class has too few groups. One message names all such classes.
     """
     counts = np.bincount(labels, minlength=len(classes)).astype(np.int64)
     totals = _split_sizes(counts, classes, sizes, where)
-    rows_of = apportion(counts, totals)
+    rows_of = apportion(counts, totals, seed)
     names = ("train", *totals)
     table_CS = np.stack([counts - sum(rows_of.values()), *rows_of.values()], axis=1)
-    split = _draw_splits(labels, table_CS, seed)
+    if groups is None:
+        split = draw_splits(labels, table_CS, seed)
+    else:
+        split = _draw_groups(
+            labels, classes, groups, table_CS, [MIN_ROWS[n] for n in names], seed, where
+        )
     return {name: np.flatnonzero(split == number) for number, name in enumerate(names)}
 
 
@@ -62,12 +72,15 @@ def assign_new(
     *,
     sizes: Mapping[str, int | float],
     seed: int,
+    groups: Ints | None = None,
+    split_G: Ints | None = None,
 ) -> Ints:
     """Assign images that are added to a store to its splits.
 
     Stored images keep their split. New images of a class are assigned to the splits that are
     farthest below their share of the class, so that the splits approach `sizes`. A new class is
-    added to every split. Which images of a class are assigned to which split is random.
+    added to every split. Which images of a class are assigned to which split is random. Images of a
+    stored group go to its split, and those of a new group to one split.
 
     Args:
         labels: [N] labels of the new images.
@@ -75,6 +88,8 @@ def assign_new(
         classes: Names of the stored classes, followed by those of new classes.
         sizes: Split -> number of rows (int) or fraction of all rows (float); the rest is `train`.
         seed: Seed of the random assignment.
+        groups: [N] group of each new image, negative if it has none; None without groups.
+        split_G: With groups, [G] position in `SPLITS` of each stored group, -1 for a new group.
 
     Returns:
         [N] positions in `SPLITS`.
@@ -82,108 +97,74 @@ def assign_new(
     counts_CS = np.zeros((len(classes), len(SPLITS)), np.int64)
     counts_CS[: len(stored_CS)] = stored_CS
     new_C = np.bincount(labels, minlength=len(classes))
-    return _draw_splits(labels, apportion_new(new_C, counts_CS, sizes), seed)
+    if groups is None or split_G is None:
+        return draw_splits(labels, apportion_new(new_C, counts_CS, sizes), seed)
+    wanted = wanted_rows(new_C, counts_CS, sizes)
+    return draw_groups(labels, groups, counts_CS, *wanted, split_G=split_G, seed=seed)
 
 
-def apportion(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
-    """Divide the rows of each class over splits by the largest remainder method.
+def describe_sizes(
+    rows: Mapping[str, Ints], sizes: Mapping[str, int | float], num_classes: int, *, grouped: bool
+) -> list[str]:
+    """Describe the splits of `stratify` whose number of rows is not the given one.
 
     Args:
-        counts: [C] rows of each class.
-        totals: Split -> number of its rows. At least one row of each class must remain.
-
-    Returns:
-        Split -> [C] rows of each class, which add up to the size of the split.
+        rows: Split -> its rows.
+        sizes: As passed to `stratify`.
+        num_classes: Number of classes.
+        grouped: Whether groups were passed.
 
     Example:
-        >>> apportion(np.array([10, 20, 5]), {"gallery": 7})
-        {'gallery': array([2, 4, 1])}
+        >>> rows = {"train": np.arange(75), "val": np.arange(25)}
+        >>> describe_sizes(rows, {"val": 0.1}, 12, grouped=False)
+        ['data.val=0.1 gives 25.0% (25 of 100 images): each of 12 classes needs 2 image(s) in val']
     """
-    minimum = _minimum_rows(counts, totals)
-    left = counts - 1 - sum(minimum.values())  # one row of each class is reserved for train
-    num_spare = int(counts.sum()) - len(counts) - sum(totals.values())
-    left[np.flatnonzero(left)[:num_spare]] -= 1  # reserve a second row while there are enough
-    rows_of = {}
-    for name, total in totals.items():
-        low, high = minimum[name], minimum[name] + left
-        quota = total * counts / counts.sum()
-        rows = np.clip(np.floor(quota).astype(np.int64), low, high)
-        while missing := total - int(rows.sum()):
-            step = 1 if missing > 0 else -1
-            possible = rows < high if step > 0 else rows > low
-            order = np.argsort(step * (rows - quota), kind="stable")
-            rows[order[possible[order]][: abs(missing)]] += step
-        left = high - rows
-        rows_of[name] = rows
-    return rows_of
+    total, lines = sum(map(len, rows.values())), []
+    for name, size in sizes.items():
+        found, wanted = len(rows[name]), round(size * total) if isinstance(size, float) else size
+        reason = f"each of {num_classes} classes needs {MIN_ROWS[name]} image(s) in {name}"
+        if found < wanted:
+            reason = "other splits need more images"
+        if grouped:
+            reason = "groups are not divided, and every class needs images in every split"
+        if abs(found - wanted) > grouped * _TOLERANCE * total:
+            share = f"{found / total:.1%} ({found} of {total} images)"
+            lines.append(f"data.{name}={size} gives {share}: {reason}")
+    return lines
 
 
-def apportion_new(new_C: Ints, stored_CS: Ints, sizes: Mapping[str, int | float]) -> Ints:
-    """Assign each new image of a class to the split that is farthest below its share of it.
-
-    Args:
-        new_C: [C] number of new images of each class.
-        stored_CS: [C, 4] stored images of each class in each of `SPLITS`.
-        sizes: Split -> number of rows (int) or fraction of all rows (float); the rest is `train`.
-
-    Returns:
-        [C, 4] new images of each class for each split.
-
-    Example:
-        >>> stored_CS = np.array([[6, 2, 1, 1]])
-        >>> apportion_new(np.array([10]), stored_CS, {"val": 0.2, "gallery": 0.2, "query": 0.2})
-        array([[2, 2, 3, 3]])
-    """
-    total_C = new_C + stored_CS.sum(axis=1)
-    rows = int(total_C.sum())
-    wanted = {
-        name: max(size * rows, MIN_ROWS[name] * len(new_C)) if isinstance(size, float) else size
-        for name, size in sizes.items()
-    }
-    wanted = {"train": rows - sum(wanted.values()), **wanted}
-    fraction_S = np.array([wanted[split] / rows for split in SPLITS])
-    # A split with fewer rows than there are classes cannot contain every class.
-    minimum_S = np.array([min(MIN_ROWS[split], wanted[split] // len(new_C)) for split in SPLITS])
-    now_CS, left_C = stored_CS.copy(), new_C.copy()
-    while len(some := np.flatnonzero(left_C)):
-        now = now_CS[some]
-        lack = total_C[some, None] * fraction_S - now
-        # Splits without any row of a class come first, then those with fewer than the minimum.
-        lack += rows * (now < minimum_S) + rows * (now < np.minimum(minimum_S, 1))
-        now_CS[some, lack.argmax(axis=1)] += 1
-        left_C[some] -= 1
-    return now_CS - stored_CS
-
-
-def _draw_splits(labels: npt.NDArray[np.integer], table_CS: Ints, seed: int) -> Ints:
-    """Draw a split for each row.
-
-    Args:
-        labels: [N] class of each row.
-        table_CS: [C, S] number of rows of each class for each split.
-        seed: Seed of the draw.
-
-    Returns:
-        [N] columns of the table.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    num_classes, num_splits = table_CS.shape
-    split = np.empty(len(labels), np.int64)
-    split[by_class] = np.repeat(np.tile(np.arange(num_splits), num_classes), table_CS.ravel())
+def _draw_groups(
+    labels: npt.NDArray[np.integer],
+    classes: Sequence[str],
+    groups: Ints,
+    table_CS: Ints,
+    min_rows: Sequence[int],
+    seed: int,
+    where: object,
+) -> Ints:
+    """Draw a split for each group, and check that every class has rows in every split."""
+    wanted = np.minimum(table_CS, [2, *min_rows[1:]])
+    split_G = np.full(groups.max(initial=-1) + 1, -1)
+    split = draw_groups(
+        labels.astype(np.int64), groups, np.zeros_like(table_CS), table_CS, wanted,
+        split_G=split_G, seed=seed,
+    )  # fmt: skip
+    found_CS = np.zeros_like(table_CS)
+    np.add.at(found_CS, (labels, split), 1)
+    if len(few := np.flatnonzero((found_CS < np.minimum(table_CS, min_rows)).any(axis=1))):
+        unit_N = np.where(groups >= 0, groups, len(split_G) + np.arange(len(groups)))
+        pairs = np.unique(np.stack([labels, unit_N]), axis=1)
+        number_C = np.bincount(pairs[0])
+        named = list_some([f"{classes[label]!r} ({number_C[label]})" for label in few.tolist()])
+        raise DataError(
+            "groups are not divided, and the groups of these classes could not be assigned to"
+            f" train, val, gallery and query: {named}",
+            where=where,
+            remedy="give each class at least 6 groups, and more if its groups contain other"
+            " classes, remove these classes, or pass data.split=disjoint, which needs no groups per"
+            " class",
+        )
     return split
-
-
-def _minimum_rows(counts: Ints, totals: Mapping[str, int]) -> dict[str, Ints]:
-    """Return split -> [C] minimum number of rows of each class in this split."""
-    minimum = {name: np.full_like(counts, min(1, t // len(counts))) for name, t in totals.items()}
-    spare = counts - 1 - sum(minimum.values())
-    for name, total in totals.items():
-        wanted = min(MIN_ROWS[name], total // len(counts)) - minimum[name]
-        extra = np.clip(wanted, 0, spare)
-        minimum[name] += extra
-        spare -= extra
-    return minimum
 
 
 def _split_sizes(
@@ -213,11 +194,13 @@ def _split_sizes(
     needed = 1 + sum(MIN_ROWS[name] for name in totals)
     if len(few := np.flatnonzero(counts < needed)):
         named = list_some([f"{classes[c]!r} ({counts[c]})" for c in few.tolist()])
+        omit = f"leave them out with data.min_images={needed + 1}"
         raise DataError(
             f"too few images to split over train, {', '.join(totals)}: class {named}",
             where=where,
-            remedy=f"give each class at least {needed} images, remove it, or pass"
-            " data.split=disjoint, which needs 2 images of a class",
+            remedy=f"give these classes at least {needed + 1} images ({needed} with"
+            f" validation.min_images_per_class=1), {omit if 'query' in sizes else 'remove them'},"
+            " or pass data.split=disjoint, which needs 2 images of a class",
         )
     _require_rows_for_train(rows, totals, classes, where)
     fractions = [name for name, size in sizes.items() if isinstance(size, float)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,8 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.data.splits import SPLITS
-from arcloop.data.store import Store
-from arcloop.data.store.shards import FileTable, shard_file
+from arcloop.data.store import GROUPS, Store
+from arcloop.data.store.shards import NO_GROUP, FileTable, shard_file
 from arcloop.errors import DataError, list_some
 
 Ints = npt.NDArray[np.int64]
@@ -103,6 +104,8 @@ class StoreContents:
         classes: Class names.
         num_train_classes: Number of classes of train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
+        groups: [N] group of each image; None if the store has no groups.
+        group_names: Names of the groups.
     """
 
     files: FileTable
@@ -112,6 +115,8 @@ class StoreContents:
     classes: list[str]
     num_train_classes: int
     leave_one_out: bool
+    groups: Ints | None = None
+    group_names: Sequence[str] = ()
 
     @classmethod
     def read(cls, artifact: Artifact) -> StoreContents | None:
@@ -129,6 +134,7 @@ class StoreContents:
         identities = np.full((len(files), 2), -1, np.int64)
         with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
             identities[:] = np.load(artifact.path / _IDENTITIES)
+        groups = [of_split for split in stored if (of_split := store.groups(split)) is not None]
         return cls(
             files=files,
             identities=identities,
@@ -137,6 +143,8 @@ class StoreContents:
             classes=store.classes,
             num_train_classes=store.num_train_classes,
             leave_one_out=store.leave_one_out,
+            groups=np.concatenate(groups) if groups else None,
+            group_names=json.loads((artifact.path / GROUPS).read_bytes()) if groups else (),
         )
 
     @property
@@ -145,6 +153,14 @@ class StoreContents:
         counts = np.zeros((len(self.classes), len(SPLITS)), np.int64)
         np.add.at(counts, (self.labels, self.splits), 1)
         return counts
+
+    def split_of_groups(self, num_groups: int) -> Ints:
+        """Return [num_groups] position in `SPLITS` of each group, -1 for a group not stored."""
+        split_G = np.full(num_groups, -1)
+        if self.groups is not None:
+            in_group = self.groups != NO_GROUP
+            split_G[self.groups[in_group]] = self.splits[in_group]
+        return split_G
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,7 @@ class SourceChanges:
         unchanged: Number of images that are in both and did not change.
         compared: Number of images whose content was compared.
         removed: Paths of images that are only in the store.
-        changed: Paths of images whose file, label or split changed.
+        changed: Paths of images whose file, label, split or group changed.
     """
 
     is_new: npt.NDArray[np.bool_]
@@ -201,6 +217,7 @@ def compare_files(
     hashes: Callable[[Ints], Ints],
     labels: Ints,
     splits: Ints | None,
+    groups: Ints | None = None,
     *,
     full: bool,
 ) -> SourceChanges:
@@ -213,6 +230,7 @@ def compare_files(
         hashes: Returns `hash_files`, [n], of the images at n positions.
         labels: [N] labels of the store; -1 for a class that is not in the store.
         splits: [N] positions in `SPLITS`, if the source defines them.
+        groups: [N] groups of the store, if both have groups.
         full: Whether to compare the contents of all files.
     """
     order = np.argsort(stored.files["path"])
@@ -231,6 +249,8 @@ def compare_files(
         differs[unknown] = hashes(in_both[unknown]) != files["hash"][place[unknown]]
     if splits is not None:
         differs |= splits[in_both] != stored.splits[rows]
+    if groups is not None and stored.groups is not None:
+        differs |= groups[in_both] != stored.groups[rows]
     is_removed = np.ones(len(files), dtype=bool)
     is_removed[place] = False
     return SourceChanges(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _MAX_BARS = 60
+_MANY = np.iinfo(np.int64).max
 _THUMBNAIL_SIDE = 64
 
 
@@ -105,6 +106,11 @@ def _write_validation(store: Artifact, output: Path, settings: ValidationSetting
         writer.info |= {"passed": errors == 0, "errors": errors, "warnings": warnings}
         writer.count = rows
         report = _make_report(store, inspection)
+        if unknown := report["query_only"]["classes"]:
+            print_line(
+                f"validate: {unknown} classes are only in query: their"
+                f" {report['query_only']['images']} images are queries of something unknown"
+            )
         write_json(writer.path / "report.json", report)
         page = render_page(report, inspection.samples)
         write_bytes(writer.path / "report.html", page.encode())
@@ -116,15 +122,17 @@ def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
 
     A class in `val` needs two images because `val` is evaluated by leave-one-out nearest
     neighbours; so does a class in `gallery` if gallery is also the query split. A class of `query`
-    must be in `gallery`, otherwise no query of it can be answered correctly.
+    that is in `train` or `val` must be in `gallery`, otherwise no query of it can be answered
+    correctly. A class of `query` only is allowed: its images are queries of something unknown.
     """
     findings, counts, names = inspection.findings, inspection.counts, inspection.classes
     is_train = np.arange(len(names)) < inspection.num_train_classes
     has = {split: counts[split] > 0 for split in SPLITS}
     is_evaluated = has["gallery"] | has["query"]
     expected = dict.fromkeys(SPLITS, is_train)  # classes that a split must contain
-    if not is_train.all():  # disjoint splits
-        expected |= {"val": ~is_train & has["val"], "gallery": ~is_train & is_evaluated}
+    if inspection.split != "stratified":
+        is_gallery = ~is_train & is_evaluated & ~inspection.is_unknown
+        expected |= {"val": ~is_train & has["val"], "gallery": is_gallery}
     required = {
         "train": settings.min_images_per_class,
         "val": 2,
@@ -146,11 +154,11 @@ def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
     for message in similar_names(names):
         findings.add(Finding("warning", "similar names", message))
     num_parts = np.sum([has["train"], has["val"], is_evaluated], axis=0)
-    for label in np.flatnonzero(~is_train.all() & (num_parts > 1)):
+    for label in np.flatnonzero((inspection.split == "disjoint") & (num_parts > 1)):
         found_in = ", ".join(split for split in SPLITS if has[split][label])
         message = f"class {names[label]!r} is in {found_in}, but class-disjoint splits share no"
         findings.add(Finding("error", "class overlap", f"{message} class"))
-    smallest, largest = int(counts["train"][is_train].min()), int(counts["train"].max())
+    smallest, largest = counts["train"][is_train].min(initial=_MANY), counts["train"].max()
     if largest > settings.max_imbalance * smallest:
         message = f"the largest class has {largest} images, the smallest {smallest}"
         findings.add(Finding("warning", "imbalance", message, "train"))
@@ -164,10 +172,15 @@ def _make_report(store: Artifact, inspection: Inspection) -> dict[str, Any]:
         "image_shape": store.info["image_shape"],
         "skipped": store.info["skipped"],
         "passed_over": store.info.get("passed_over", []),
+        "notices": store.info.get("notices", []),
         "splits": store.info["splits"],
         "classes": {
             name: {split: int(inspection.counts[split][label]) for split in SPLITS}
             for label, name in enumerate(inspection.classes)
+        },
+        "query_only": {
+            "classes": int(inspection.is_unknown.sum()),
+            "images": int(inspection.counts["query"][inspection.is_unknown].sum()),
         },
         "counts": [
             {"level": level, "check": check, "count": count}

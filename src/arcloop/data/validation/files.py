@@ -17,8 +17,15 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.data.splits import SPLITS
-from arcloop.data.store import CLASSES
-from arcloop.data.store.shards import Images, Labels, npy_header, rows_per_block, shard_file
+from arcloop.data.store import CLASSES, GROUPS
+from arcloop.data.store.shards import (
+    NO_GROUP,
+    Images,
+    Labels,
+    npy_header,
+    rows_per_block,
+    shard_file,
+)
 from arcloop.runtime.images import ImageError, decode, size_of
 
 Ints = npt.NDArray[np.int64]
@@ -93,6 +100,7 @@ class ShardFiles:
         offsets: Path, within the store, of the file with the start of each encoded image; None for
             raw images.
         origins: Path of the table of image files within the store.
+        groups: Path of its groups within the store; None if the store has no groups.
     """
 
     split: str
@@ -102,6 +110,7 @@ class ShardFiles:
     labels: str
     offsets: str | None
     origins: str
+    groups: str | None
 
 
 class StoreFiles:
@@ -130,6 +139,9 @@ class StoreFiles:
                     f"{split}/{shard_file('labels', number)}",
                     f"{split}/{shard_file('offsets', number)}" if encoded else None,
                     f"{split}/{shard_file('origins', number)}",
+                    f"{split}/{shard_file('groups', number)}"
+                    if GROUPS in self._store.files
+                    else None,
                 )
                 first_row += rows
 
@@ -170,6 +182,19 @@ class StoreFiles:
             message = f"label {labels[row]} is not in 0 to {num_classes - 1}"
             self._findings.add(Finding("error", "label", message, shard.split, shard.labels, row))
         return labels
+
+    def read_groups(self, shard: ShardFiles) -> Ints:
+        """Return the groups of a shard, int64 [N]; all `NO_GROUP` if there are none."""
+        groups = None
+        if shard.groups is not None:
+            groups = self._read_array(shard.split, shard.groups, shard.rows)
+        return np.full(shard.rows, NO_GROUP) if groups is None else groups
+
+    def read_group_names(self) -> list[str]:
+        """Return the names of the groups; empty if there are none, or if their file was changed."""
+        if GROUPS in self._store.files and self.check(GROUPS):
+            return list(json.loads((self._store.path / GROUPS).read_bytes()))
+        return []
 
     def image_file(self, shard: ShardFiles, row: int) -> str | None:
         """Return the image file of a row, see `Finding.image`; None if its table is damaged."""

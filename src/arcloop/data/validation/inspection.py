@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
 from arcloop.data.splits import SPLITS
-from arcloop.data.store.shards import Images
+from arcloop.data.store.shards import NO_GROUP, Images
 from arcloop.data.validation.files import (
     Finding,
     Findings,
@@ -25,6 +25,7 @@ from arcloop.data.validation.files import (
     ShardFiles,
     StoreFiles,
 )
+from arcloop.errors import list_some
 
 if TYPE_CHECKING:
     from arcloop.config.schema import ValidationSettings
@@ -44,6 +45,7 @@ class Inspection:
         samples: Label -> a few training images [H, W, C], for the first classes.
         num_train_classes: Number of classes in train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
+        split: How the source was split, see `Source`.
     """
 
     classes: list[str]
@@ -52,6 +54,14 @@ class Inspection:
     samples: dict[int, list[Images]]
     num_train_classes: int
     leave_one_out: bool
+    split: str
+
+    @property
+    def is_unknown(self) -> npt.NDArray[np.bool_]:
+        """[C] whether only query has images of a class, so that its queries are unknowns."""
+        known = [counts > 0 for split, counts in self.counts.items() if split != "query"]
+        is_unknown: npt.NDArray[np.bool_] = (self.counts["query"] > 0) & ~np.any(known, axis=0)
+        return is_unknown
 
 
 def inspect_store(
@@ -97,6 +107,7 @@ def inspect_store(
         advance(shard.rows)
     groups = equal_groups(digests, np.frombuffer(hashed_rows, np.int64))
     _report_equal_images(groups, shards, files, all_labels, classes, leave_one_out=leave_one_out)
+    _report_divided_groups(shards, files, findings)
     for name in store.files:
         if Path(name).name.startswith("origins-"):
             files.check(name)
@@ -105,8 +116,15 @@ def inspect_store(
     _report_empty_images(empty, store, settings, files)
     if brightest < settings.min_brightest:
         findings.add(Finding("error", "brightness", _describe_range(brightest, store)))
-    num_train_classes = store.info.get("train_classes", len(classes))
-    return Inspection(classes, counts, findings, samples, num_train_classes, leave_one_out)
+    return Inspection(
+        classes,
+        counts,
+        findings,
+        samples,
+        num_train_classes=store.info.get("train_classes", len(classes)),
+        leave_one_out=leave_one_out,
+        split=store.config["split"],
+    )
 
 
 def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -176,6 +194,22 @@ def _report_empty_images(
         level: Level = "error" if number[shard.split] > allowed else "warning"
         for row in rows.tolist():
             files.add_image(level, "empty image", message, shard, row)
+
+
+def _report_divided_groups(
+    shards: Sequence[ShardFiles], files: StoreFiles, findings: Findings
+) -> None:
+    """Report groups that are in several splits; one warning for each pair of splits."""
+    names, groups_of = files.read_group_names(), defaultdict(list)
+    for shard in shards:
+        groups_of[shard.split].append(files.read_groups(shard))
+    for one, other in itertools.combinations(groups_of, 2):
+        common = np.intersect1d(np.concatenate(groups_of[one]), np.concatenate(groups_of[other]))
+        common = common[common != NO_GROUP].tolist()
+        if common:
+            named = list_some([repr(names[n]) if n < len(names) else str(n) for n in common])
+            message = f"{len(common)} groups are also in {other}: {named}"
+            findings.add(Finding("warning", "divided groups", message, one))
 
 
 def _report_equal_images(

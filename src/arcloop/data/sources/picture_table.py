@@ -1,0 +1,159 @@
+"""The image files of a source, with their classes, splits and groups.
+
+C: classes, N: image files.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from arcloop.data.store.shards import NO_GROUP
+from arcloop.errors import DataError, list_some
+
+Ints = npt.NDArray[np.int64]
+
+
+class FileList:
+    """Numbered paths, packed into one buffer. Memory use per path is its length plus 8 bytes.
+
+    Args:
+        root: Folder that relative paths start from.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._buffer, self._ends = bytearray(), array("q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def append(self, path: str) -> None:
+        """Add a path, relative to the root or absolute."""
+        self._buffer += os.fsencode(path)
+        self._ends.append(len(self._buffer))
+
+    def relative(self, number: int) -> bytes:
+        """Return a path as passed to `append`; stores identify files by these paths."""
+        start = self._ends[number - 1] if number else 0
+        return bytes(self._buffer[start : self._ends[number]])
+
+    def path(self, number: int) -> str:
+        """Return a path that includes the root."""
+        return os.path.join(self.root, os.fsdecode(self.relative(number)))  # noqa: PTH118 - speed
+
+    def select(self, numbers: Ints) -> FileList:
+        """Return a list of some of the paths."""
+        chosen = FileList(Path(self.root))
+        for number in numbers.tolist():
+            chosen.append(os.fsdecode(self.relative(number)))
+        return chosen
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The group of each image file, for example its video, session or burst.
+
+    Attributes:
+        numbers: [N] position in `names`, or `NO_GROUP`.
+        names: Names of the groups, sorted.
+    """
+
+    numbers: Ints
+    names: list[str]
+
+    @classmethod
+    def from_order_of_names(cls, numbers: array[int], number_of: Mapping[str, int]) -> Self:
+        """Number groups by their sorted names.
+
+        Args:
+            numbers: [N] group of each file; 0: no group.
+            number_of: Name -> number in `numbers`, counted from 0; the empty name is 0.
+
+        >>> Groups.from_order_of_names(array("q", [1, 0, 2, 1]), {"": 0, "walk": 1, "run": 2})
+        Groups(numbers=array([ 1, -1,  0,  1]), names=['run', 'walk'])
+        """
+        names = sorted(number_of)
+        position = np.empty(len(names), np.int64)
+        position[[number_of[name] for name in names]] = np.arange(len(names)) - 1  # "" is first
+        return cls(position[np.frombuffer(numbers, np.int64)], names[1:])
+
+    def renumber(self, stored: Sequence[str]) -> Self:
+        """Return the groups with the numbers that they have in a store; its new groups follow."""
+        known = set(stored)
+        names = [*stored, *(name for name in self.names if name not in known)]
+        number_of = {name: number for number, name in enumerate(names)}
+        numbers = np.array([*map(number_of.__getitem__, self.names), NO_GROUP])
+        return type(self)(numbers[self.numbers], names)
+
+
+@dataclass(frozen=True)
+class PictureTable:
+    """The image files of a source.
+
+    Attributes:
+        files: The image files.
+        labels: [N] class of each, a position in `classes`.
+        classes: Class names.
+        given: Split -> numbers of its files, if the source defines the splits.
+        groups: The group of each file, if the source has groups.
+    """
+
+    files: FileList
+    labels: Ints
+    classes: Sequence[str]
+    given: Mapping[str, Ints] | None
+    groups: Groups | None
+
+    def drop_small_classes(self, min_images: int, where: object) -> tuple[Self, list[str]]:
+        """Leave out classes with fewer images, except those of which only query has images.
+
+        Args:
+            min_images: Minimum number of images of a class in all splits.
+            where: Origin of the files, for error messages.
+
+        Returns:
+            The remaining table, and a description of the classes that were left out, if any.
+
+        Raises:
+            DataError: No class is left.
+        """
+        num_classes = len(self.classes)
+        count_C = np.bincount(self.labels, minlength=num_classes)
+        is_small_C = count_C < min_images
+        if self.given is not None:
+            in_query_C = np.bincount(self.labels[self.given["query"]], minlength=num_classes)
+            is_small_C &= (in_query_C < count_C) | (count_C == 0)
+        if not is_small_C.any():
+            return self, []
+        if is_small_C.all():
+            raise DataError(
+                f"every class has fewer than data.min_images={min_images} images",
+                where=where,
+                remedy="lower data.min_images",
+            )
+        small_c, large_c = np.flatnonzero(is_small_C).tolist(), np.flatnonzero(~is_small_C).tolist()
+        small = list_some([f"{self.classes[c]!r} ({count_C[c]})" for c in small_c])
+        kept = np.flatnonzero(~is_small_C[self.labels])
+        given = self.given and {
+            split: np.flatnonzero(np.isin(kept, numbers)) for split, numbers in self.given.items()
+        }
+        table = replace(
+            self,
+            files=self.files.select(kept),
+            labels=(np.cumsum(~is_small_C) - 1)[self.labels[kept]],
+            classes=[self.classes[c] for c in large_c],
+            given=given,
+            groups=self.groups and replace(self.groups, numbers=self.groups.numbers[kept]),
+        )
+        description = (
+            f"{len(small_c)} classes with {count_C[small_c].sum()} images, because each has"
+        )
+        return table, [f"{description} fewer than data.min_images={min_images}: {small}"]
