@@ -181,7 +181,11 @@ def write_manifest(
         "parents": dict(sorted(parents.items())),
         "config": config,
         "info": dict(info or {}),
-        "code": {"git": git_revision(), "packages": package_versions()},
+        "code": {
+            "git": git_revision(),
+            "packages": package_versions(),
+            "threads": os.environ.get("OMP_NUM_THREADS"),  # every step sets it
+        },
     }
     write_json(path / MANIFEST, manifest)
     return read(path, kind)

@@ -24,12 +24,14 @@ from arcloop.config.composition import (
 )
 from arcloop.config.recorded import find_run_dir, recorded_overrides
 from arcloop.config.schema import Config
+from arcloop.distributed import threads
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.chains import FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import ALL_STEPS
 
 GATE_NOT_PASSED = 3
-_NOT_IN_STEPS = ("run_dir", "name", "experiment", "sweep", "launcher")  # find run and jobs
+_NOT_IN_STEPS = ("threads", "run_dir", "name", "experiment", "sweep", "launcher")
+"""Keys that are allowed although no step reads them: they find run and jobs, or apply to all."""
 
 
 def launch(verb: str, arguments: Sequence[str]) -> int:
@@ -102,10 +104,10 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     from arcloop.pipeline.sweeps.job import Job, JobRecord, sweep_error
     from arcloop.pipeline.sweeps.plan import plan
 
-    planned = plan(verb, overrides)
+    planned, variable = plan(verb, overrides), os.environ.get(threads.VARIABLE)
     planned.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".results-", dir=planned.folder) as results:
-        job = Job(verb, planned.swept, Path(results), planned.gpus, os.getpid())
+        job = Job(verb, planned.swept, Path(results), planned.gpus, os.getpid(), variable)
         try:
             _run_hydra(job, verb, [*flags, *overrides, *planned.extra])
         except Exception as error:

@@ -21,6 +21,7 @@ from arcloop.config.value_types import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    Threads,
     check_fields,
     one_of,
 )
@@ -199,6 +200,9 @@ class Config:
     Attributes:
         name: Name of the run; by default the name of the data source.
         seed: Seed of all random numbers, in [0, 2^64).
+        threads: Threads of torch, OpenMP, BLAS and faiss in each process. "auto": the number that
+            the run records; for a new run `OMP_NUM_THREADS`, or the physical cores of this machine
+            divided by the number of training processes.
         run_dir: Folder of the run; the same in every process.
         stores_dir: Folder of the stores. A store is named by its source and a hash.
         store_dir: Folder of the store of this run; null for a folder in `stores_dir`.
@@ -218,6 +222,7 @@ class Config:
 
     name: FolderName = MISSING
     seed: Annotated[int, Field(ge=0, lt=2**64)] = MISSING
+    threads: Threads = MISSING
     run_dir: str = MISSING
     stores_dir: str = MISSING
     store_dir: str | None = None

@@ -57,6 +57,16 @@ Similarity = Annotated[float, Field(ge=-1, le=1)]
 """A cosine similarity in [-1, 1]."""
 
 
+def _check_threads(value: int | str) -> int | str:
+    if value != "auto" and not (isinstance(value, int) and value >= 1):
+        raise ValueError("must be auto or an integer greater than or equal to 1")
+    return value
+
+
+Threads = Annotated[int | str, AfterValidator(_check_threads)]
+"""A number of threads, or "auto"."""
+
+
 def _check_image_size(value: int | list[int]) -> int | list[int]:
     if isinstance(value, list) and len(value) != 2:
         raise ValueError("must be one number or [height, width]")

@@ -52,6 +52,7 @@ def validate(
 
 def train(
     seed_overrides: list[str],
+    threads_overrides: list[str],
     monitor_overrides: list[str],
     monitor_mode_overrides: list[str],
     compile_overrides: list[str],

@@ -247,6 +247,8 @@ def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
 def _facts(artifact: Artifact) -> dict[str, str]:
     packages = artifact.code["packages"]
     facts = {"git": str(artifact.code["git"]), "torch": packages.get("torch", "?")}
+    if "threads" in artifact.config:
+        facts["threads"] = str(artifact.config["threads"])
     if artifact.info.get("overrides"):
         facts["overrides"] = " ".join(artifact.info["overrides"])
     for part in artifact.info.get("parts", ())[:-1]:

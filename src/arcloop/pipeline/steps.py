@@ -6,17 +6,21 @@ that are slow to import are imported in the functions of the steps that need the
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.config.composition import as_config_error, compose_config, to_plain
 from arcloop.distributed.launcher import count_processes_to_start, launch_training, worker_job
+from arcloop.distributed.threads import default_threads, use_threads
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ STEPS: Mapping[str, Step] = {
         Step(
             "train",
             (
-                "seed", "monitor", "monitor_mode", "compile", "loader", "sampler", "augmentation",
-                "backbone", "backbone_weights", "embedder", "head", "optimizer", "scheduler",
-                "trainer", "logger", "callbacks", "export", "calibration",
+                "seed", "threads", "monitor", "monitor_mode", "compile", "loader", "sampler",
+                "augmentation", "backbone", "backbone_weights", "embedder", "head", "optimizer",
+                "scheduler", "trainer", "logger", "callbacks", "export", "calibration",
             ),
             ("store",),
             "run",
@@ -118,7 +122,30 @@ def apply(
         "prepare": _prepare, "validate": _validate, "train": _train,
         "embed": _embed, "index": _index, "evaluate": _evaluate, "export": _export,
     }  # fmt: skip
-    return functions[name](_Call(config, inputs, output, overrides, reuse, pipeline_task))
+    threads = _count_threads(name, config, output if name == "train" else inputs.get("run"))
+    if name == "train":
+        config.threads = threads  # recorded in the run
+    with use_threads(threads):
+        return functions[name](_Call(config, inputs, output, overrides, reuse, pipeline_task))
+
+
+def _count_threads(name: str, config: DictConfig, run_dir: Path | None) -> int:
+    """Return the number of threads of a step: the configured one, or with "auto" that of its run.
+
+    A new run, and a step without a run, use the number of threads for this machine.
+    """
+    if config.threads != "auto":
+        return int(config.threads)
+    is_new = name == "train" and (config.overwrite or str(config.resume).lower() == "false")
+    if run_dir is not None and not is_new:
+        with contextlib.suppress(OSError, yaml.YAMLError):  # `train` reports a damaged run
+            recorded = yaml.safe_load((run_dir / "config.yaml").read_bytes())
+            if isinstance(recorded, dict) and isinstance(recorded.get("threads"), int):
+                return int(recorded["threads"])
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name == "train":
+        processes = max(processes, count_processes_to_start(config))
+    return default_threads(processes)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from arcloop.config.composition import register_schema
 from arcloop.config.schema import Config
 from arcloop.distributed.process_group import leave_process_group
+from arcloop.distributed.threads import use_threads
 from arcloop.errors import report_errors
 from arcloop.pipeline.steps import train_here
 
@@ -24,7 +25,9 @@ def main() -> int:
 
     def work() -> int:
         store, run_dir = Path(job["store"]), Path(job["run_dir"])
-        train_here(config, store, run_dir, job["overrides"], pipeline_task=job["pipeline_task"])
+        overrides, is_task = job["overrides"], job["pipeline_task"]
+        with use_threads(config.threads):
+            train_here(config, store, run_dir, overrides, pipeline_task=is_task)
         leave_process_group()
         return 0
 

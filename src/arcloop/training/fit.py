@@ -226,7 +226,8 @@ def _print_mode(trainer: pl.Trainer, setup: TrainingSetup, datamodule: Embedding
         mode = "deterministic where possible"
     print_line(
         f"train: {trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision},"
-        f" batch {setup.loader.batch_size}, {mode}{', compiled' if setup.compile else ''}"
+        f" batch {setup.loader.batch_size}, {mode}{', compiled' if setup.compile else ''},"
+        f" {torch.get_num_threads()} threads"
     )
     if num_held_out := len(datamodule.held_out_classes):
         print_line(

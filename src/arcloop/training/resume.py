@@ -41,7 +41,7 @@ CALLBACKS_WITHOUT_EFFECT = frozenset({
 """`_target_` of the callbacks that change neither the weights nor the best checkpoint."""
 _DATA_KEYS = ("data", "store_dir")
 _IDENTITY_KEYS = (
-    "seed", "monitor", "monitor_mode", "compile",
+    "seed", "threads", "monitor", "monitor_mode", "compile",
     *(name for name in NODES if name not in ("logger", "callbacks", "export", "calibration")),
 )  # fmt: skip
 _PARTS = (

@@ -35,6 +35,7 @@ from arcloop.config.composition import (
 )
 from arcloop.config.recorded import compose_for_run, find_run_dir
 from arcloop.display.terminal import print_line
+from arcloop.distributed.threads import restore_variable
 from arcloop.errors import ArcloopError, ConfigError, DivergedError, as_user_error
 from arcloop.pipeline.chains import CHAINS, FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import STEPS
@@ -129,6 +130,8 @@ class Job:
         results: Folder for the records of this command's jobs.
         gpus: GPUs of which the job reserves one; if empty, the visible devices are not changed.
         parent: Process id of the command.
+        omp_num_threads: `OMP_NUM_THREADS` of the command. joblib sets another number in its
+            processes, where `threads=auto` would otherwise differ from that of other launchers.
     """
 
     verb: str
@@ -136,12 +139,14 @@ class Job:
     results: Path
     gpus: tuple[str, ...]
     parent: int
+    omp_num_threads: str | None = None
 
     def __call__(self, config: DictConfig) -> float | None:
         """Run the job and return its objective for the sweeper; NaN if the job failed."""
         register_schema()
         if os.getppid() == self.parent:
             _exit_when_parent_ends(self.parent)
+            restore_variable(self.omp_num_threads)
         settings = HydraConfig.get()
         number, overrides = settings.job.num, list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}

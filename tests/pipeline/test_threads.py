@@ -1,0 +1,82 @@
+"""The number of threads is recorded in a run, and used again by every step on it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+from tests.conftest import SMALL
+
+from arcloop import artifacts
+from arcloop.cli.main import main
+
+TRAIN = ["train", *SMALL, "callbacks=export_only", "logger=csv"]
+
+
+class PrintThreads(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        print(f"threads in step {batch_idx}: {torch.get_num_threads()}")
+
+
+def recorded(folder, kind="run"):
+    manifest = artifacts.load(Path(folder), kind)
+    return manifest.config.get("threads"), manifest.code["threads"]
+
+
+def test_a_finished_run_is_used_with_its_number_of_threads(in_tmp, monkeypatch, capsys):
+    assert main([*TRAIN, "threads=2"]) == 0
+    assert torch.get_num_threads() == 1
+    assert recorded("runs/synthetic") == (2, "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as on another machine
+    assert main(TRAIN) == 0
+    assert "already trained" in capsys.readouterr().err
+    assert main([*TRAIN, "threads=1"]) == 2
+    assert "another config" in capsys.readouterr().err
+    assert main(["embed", "run_dir=runs/synthetic"]) == 0
+    assert recorded("runs/synthetic/gallery", "gallery")[1] == "2"
+    assert main(["embed", "run_dir=runs/synthetic", "threads=1"]) == 0
+    assert recorded("runs/synthetic/gallery", "gallery")[1] == "1"
+    assert main(["lineage", "runs/synthetic"]) == 0
+    assert "threads: 2" in capsys.readouterr().out
+    assert main(["reproduce", "runs/synthetic", "--keep"]) == 0
+    assert recorded("runs/synthetic-reproduced") == (2, "2")
+    assert main([*TRAIN, "overwrite=true"]) == 0
+    assert recorded("runs/synthetic") == (1, "1")
+
+
+def test_a_resumed_run_continues_with_its_number_of_threads(in_tmp, monkeypatch):
+    stop = ["callbacks.last.every_n_steps=4", "+callbacks.last.stop_at_step=4"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert main([*TRAIN, *stop]) == 143
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(TRAIN) == 0
+    assert recorded("runs/synthetic") == (2, "2")
+
+
+def test_lightning_does_not_change_the_number_of_threads(in_tmp, monkeypatch, capfd):
+    """Its strategy for DDP uses all cores if `OMP_NUM_THREADS` is not set."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    command = [*TRAIN, "trainer=ddp_cpu", "trainer.max_epochs=1", "threads=3"]
+    target = f"+callbacks.own._target_={PrintThreads.__module__}.PrintThreads"
+    assert main([*command, "trainer.devices=1", target]) == 0
+    printed = [line for line in capfd.readouterr().out.splitlines() if "threads in step" in line]
+    assert len(printed) == 6
+    assert {line.rpartition(" ")[2] for line in printed} == {"3"}
+
+
+def test_serial_and_parallel_sweeps_give_the_same_weights(in_tmp, monkeypatch):
+    """joblib sets `OMP_NUM_THREADS` in its processes."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for launcher in ([], ["launcher=joblib"]):
+        sweep = f"hydra.sweep.dir={'parallel' if launcher else 'serial'}"
+        assert main([*TRAIN, "-m", "seed=5", *launcher, sweep]) == 0
+    serial, parallel = Path("serial/seed-5"), Path("parallel/seed-5")
+    assert (serial / "model.pt").read_bytes() == (parallel / "model.pt").read_bytes()
+    assert recorded(parallel) == recorded(serial)
+
+
+@pytest.mark.parametrize("value", ["0", "two", "1.5"])
+def test_a_wrong_number_is_refused(in_tmp, capsys, value):
+    assert main([*TRAIN, f"threads={value}"]) == 2
+    assert "threads" in capsys.readouterr().err
+    assert not list(in_tmp.iterdir())
