@@ -98,22 +98,24 @@ def start(tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
     )  # fmt: skip
 
-    def call(run, kill=""):
-        print(kill, "run", *OVERRIDES, f"run_dir={run}", sep="\t", file=process.stdin, flush=True)
+    def call(run, kill="", more=()):
+        arguments = "run", *OVERRIDES, f"run_dir={run}", *more
+        print(kill, *arguments, sep="\t", file=process.stdin, flush=True)
         return int(process.stdout.readline())
 
     yield call
     process.communicate(timeout=60)
 
 
-def test_run_killed_at_twenty_steps_ends_with_the_same_bytes(start, tmp_path):
+@pytest.mark.parametrize(("kills", "more"), [(20, []), (5, ["callbacks=ema"])])
+def test_run_killed_at_several_steps_ends_with_the_same_bytes(start, tmp_path, kills, more):
     draw = random.Random(7)
-    steps = sorted(draw.sample(range(1, STEPS), 20))
-    assert start("whole") == 0
+    steps = sorted(draw.sample(range(1, STEPS), kills))
+    assert start("whole", more=more) == 0
     for step in steps:
         hook = draw.choice(HOOKS)
-        assert start("killed", f"{hook}@{step}") == -signal.SIGKILL, (hook, step)
-    assert start("killed") == 0
+        assert start("killed", f"{hook}@{step}", more) == -signal.SIGKILL, (hook, step)
+    assert start("killed", more=more) == 0
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for file in FILES:
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file

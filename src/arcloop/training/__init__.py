@@ -1,5 +1,6 @@
 """Training: the LightningModule, callbacks, optimizers, loggers, and the function `train`."""
 
+from arcloop.training.callbacks.averaging import ExponentialAverage
 from arcloop.training.callbacks.best_checkpoint import BestCheckpoint
 from arcloop.training.callbacks.last_checkpoint import LastCheckpoint
 from arcloop.training.callbacks.post_fit import BuildIndex, Evaluate, ExportScripted
@@ -13,6 +14,6 @@ from arcloop.training.tracking import MlflowLogger, WandbLogger
 
 __all__ = [
     "NODES", "BestCheckpoint", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate",
-    "ExportScripted", "FreezeBackbone", "LastCheckpoint", "MlflowLogger", "TensorBoardPages",
-    "TrainingSetup", "WandbLogger", "Warmup", "train",
+    "ExponentialAverage", "ExportScripted", "FreezeBackbone", "LastCheckpoint", "MlflowLogger",
+    "TensorBoardPages", "TrainingSetup", "WandbLogger", "Warmup", "train",
 ]  # fmt: skip
