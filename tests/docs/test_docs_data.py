@@ -22,12 +22,16 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch):
     for row, file in enumerate(files):  # no two of them alike
         file.write_bytes(_marked(file, row))
     Path("my/list.csv").write_text("\n".join(["path,label", *rows]))
+    for row, file in enumerate(files):
+        video = Path("my/videos", file.parent.name, f"v{row % 8}_{row:03d}.png")
+        video.parent.mkdir(parents=True, exist_ok=True)
+        video.write_bytes(file.read_bytes())
     commands = [
         line
         for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
         for line in block.splitlines()
     ]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         arguments = shlex.split(command)[1:]
         given = {argument.partition("=")[0] for argument in arguments}
