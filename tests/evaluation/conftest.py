@@ -27,6 +27,18 @@ def settings(**changed):
         "num_mistakes": 5,
         "num_projected": 30,
         "gallery": "data",
+        "full_ranking": False,
+        "exclude_same_group": False,
+        "vote_k": None,
+        "prototypes": False,
+        "query_expansion": None,
+        "expansion_k": 10,
+        "expansion_alpha": 3.0,
+        "rerank": None,
+        "rerank_depth": 100,
+        "rerank_k1": 20,
+        "rerank_k2": 6,
+        "rerank_original_weight": 0.3,
         "gate": GateSettings(**bounds),
     }
     return EvaluateSettings(**values | changed)

@@ -30,7 +30,7 @@ sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
 
 def setup(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own=None, **changed):
-    chunks = changed.pop("chunks", [5])
+    chunks, groups = changed.pop("chunks", [5]), changed.pop("groups", (None, None))
     return EvaluationSetup(
         gallery=lambda: cut(*gallery, chunks),
         gallery_labels=gallery[1],
@@ -40,6 +40,8 @@ def setup(queries, gallery, *, threshold=0.5, classes=CLASSES, search=None, own=
         threshold=threshold,
         num_queries=len(queries[1]),
         own_rows=own,
+        groups=groups[0],
+        gallery_groups=groups[1],
     )
 
 
@@ -47,8 +49,11 @@ def evaluated(queries, gallery, *, batches=(4,), **options):
     return evaluate_embeddings(cut(*queries, batches), setup(queries, gallery, **options))
 
 
-def oracle(queries, gallery, threshold, own=None):
-    """All metrics except verification and clustering, by definition."""
+def oracle(queries, gallery, threshold, own=None, left=None):
+    """All metrics except verification and clustering, by definition.
+
+    `left` contains the gallery rows that each query is compared with.
+    """
     rows, labels = gallery
     top1, unknown, known = [], [], []
     by_rank = {"map_at_r": [], "r_precision": [], "mrr": [], "ndcg_at_10": []}
@@ -57,6 +62,7 @@ def oracle(queries, gallery, threshold, own=None):
         similarities = [float(np.dot(embedding.astype(float), row.astype(float))) for row in rows]
         order = sorted(range(len(rows)), key=lambda row: (-similarities[row], row))
         order = [row for row in order if own is None or row != own[query]]
+        order = [row for row in order if left is None or row in left[query]]
         same = [bool(labels[row] == label) for row in order]
         top1.append(same[0])
         unknown.append(similarities[order[0]] < threshold)

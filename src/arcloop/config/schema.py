@@ -180,6 +180,19 @@ class EvaluateSettings(_Checked):
         num_projected: Points of the 2-D projection.
         gallery: If `arcloop evaluate` is given data other than those of the run: "data" compares
             their queries with their gallery, "run" with the gallery of the run.
+        full_ranking: Also compute mAP and mINP, which need the rank of every row of a class.
+        exclude_same_group: Gallery rows of the query's group are no neighbours and no pairs.
+        vote_k: Also measure answers by a vote of this many neighbours; null: off.
+        prototypes: Also measure answers by the mean embedding of each class.
+        query_expansion: Also rank with the weighted sum of a query and its neighbours: "average"
+            gives all the weight 1, "alpha" the power `expansion_alpha` of the cosine; null: off.
+        expansion_k: Number of neighbours in the sum.
+        expansion_alpha: Exponent of the weights.
+        rerank: Also measure the first neighbours re-ranked by "k_reciprocal" encoding; null: off.
+        rerank_depth: Number of neighbours that are re-ranked.
+        rerank_k1: Size of the k-reciprocal neighbourhoods.
+        rerank_k2: Number of nearest encodings that are averaged.
+        rerank_original_weight: Weight of the original distance, lambda in the paper.
         gate: Bounds that decide whether the model may be deployed.
     """
 
@@ -190,7 +203,28 @@ class EvaluateSettings(_Checked):
     num_mistakes: NonNegativeInt = MISSING
     num_projected: NonNegativeInt = MISSING
     gallery: Annotated[str, one_of("data", "run")] = MISSING
+    full_ranking: bool = MISSING
+    exclude_same_group: bool = MISSING
+    vote_k: PositiveInt | None = MISSING
+    prototypes: bool = MISSING
+    query_expansion: Annotated[str, one_of("average", "alpha")] | None = MISSING
+    expansion_k: PositiveInt = MISSING
+    expansion_alpha: NonNegativeFloat = MISSING
+    rerank: Annotated[str, one_of("k_reciprocal")] | None = MISSING
+    rerank_depth: PositiveInt = MISSING
+    rerank_k1: PositiveInt = MISSING
+    rerank_k2: PositiveInt = MISSING
+    rerank_original_weight: Fraction = MISSING
     gate: GateSettings = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prototypes is True and self.exclude_same_group is True:
+            raise ConfigError(
+                "evaluate.prototypes=true and evaluate.exclude_same_group=true: the mean of a class"
+                " cannot leave out the rows of each query's group",
+                remedy="set one of them to false",
+            )
 
 
 @dataclass(kw_only=True)

@@ -44,6 +44,7 @@ from arcloop.retrieval import (
 )
 from arcloop.retrieval.calibration import describe_calibration
 from arcloop.retrieval.embed import counted
+from arcloop.retrieval.exclusion import require_groups
 from arcloop.runtime.searcher import Model, search
 
 _LEAVE_ONE_OUT = "the images of the gallery, each compared with all others (leave-one-out)"
@@ -173,6 +174,9 @@ def _setup(
         own_rows=np.arange(num_queries) if leave_one_out else None,
         groups=images.groups("query"),
         held_out=held_out,
+        gallery_groups=(
+            require_groups(images, gallery_images) if settings.exclude_same_group else None
+        ),
     )
     return setup, np.array([position[name] for name in images.classes], np.int64)
 
@@ -215,6 +219,9 @@ def _write_files(
     leave_one_out = setup.own_rows is not None
     if leave_one_out:
         facts.append(("queries", _LEAVE_ONE_OUT))
+    if result.seconds:
+        costs = (f"{mode} {seconds * 1e3:.3g} ms" for mode, seconds in result.seconds.items())
+        facts.append(("cost per query", ", ".join(costs)))
     decision = check_gate(result.metrics, setup.settings.gate)
     writer.count = setup.num_queries
     writer.info |= {

@@ -43,10 +43,10 @@ from arcloop.evaluation.mistakes import (
     top1_by_training,
     worst_mistakes,
 )
+from arcloop.evaluation.options import AnswerOptions
 from arcloop.evaluation.query_results import QueryResults
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
 from arcloop.retrieval.exclusion import Excluded
-from arcloop.runtime.equal_rows import EqualRows
 
 Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
 """Embeddings [B, D] and k -> similarities and gallery rows [B, k], nearest first; row -1: none."""
@@ -74,6 +74,7 @@ class EvaluationResult:
         queries: Sample of the queries, for the projection.
         queries_right: bool, whether each sampled query was answered correctly.
         gallery: Sample of the gallery, for the projection.
+        seconds: Optional answer mode -> time per query. Times are not metrics.
     """
 
     metrics: dict[str, float]
@@ -85,6 +86,7 @@ class EvaluationResult:
     queries: Sample
     queries_right: Bools
     gallery: Sample
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,14 @@ class EvaluationState:
             first query of a block.
         mistakes: The wrong answers with the highest similarity.
         sampled: Embeddings of the rows of `EvaluationSetup.sampled_queries`, by batch.
+        seconds: Optional answer mode -> time of all queries of the part.
     """
 
     per_query: list[PerQuery] = field(default_factory=list)
     pairs: dict[int, SimilarityHistogram] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
     sampled: list[Embeddings] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,8 @@ class EvaluationSetup:
             its answers and pairs; -1: none. None: no query is in the gallery.
         groups: int64 [Q], group of each query, see `QueryResults`. None: there are no groups.
         held_out: Names of the classes that were left out of training.
+        gallery_groups: int64 [G], group of each gallery row. Rows of the query's group are excluded
+            from its answers and pairs; -1: no group. None: they are not excluded.
 
     Raises:
         DataError: There are no queries, or no gallery rows to compare them with.
@@ -136,6 +142,7 @@ class EvaluationSetup:
     own_rows: Labels | None = None
     groups: Labels | None = None
     held_out: frozenset[str] = frozenset()
+    gallery_groups: Labels | None = None
 
     def __post_init__(self) -> None:
         if not self.num_queries:
@@ -145,6 +152,13 @@ class EvaluationSetup:
                 "leave-one-out evaluation needs a gallery of at least 2 images, this one has 1",
                 remedy="prepare a gallery split with more images",
             )
+
+    def excluded(self, queries: slice) -> Excluded:
+        """Return the gallery rows that are no neighbours of some of the queries."""
+        none = np.full(self.num_queries, -1)
+        own_rows_Q = none if self.own_rows is None else self.own_rows
+        groups_Q = None if self.gallery_groups is None else self.groups
+        return Excluded(own_rows_Q, groups_Q, self.gallery_groups).take(queries)
 
     @property
     def num_projected(self) -> tuple[int, int]:
@@ -196,9 +210,11 @@ def update_evaluation(
     """
     settings, num_gallery = setup.settings, len(setup.gallery_labels)
     k = min(_NEIGHBOURS, num_gallery)
+    options = AnswerOptions(setup.gallery, setup.gallery_labels, settings)
     ranker = GalleryRanker(
-        setup.gallery, setup.gallery_labels, len(setup.classes), num_neighbours=k,
-        ndcg_at=_NDCG_AT, memory_mb=settings.memory_mb, batch_size=settings.batch_size,
+        setup.gallery, setup.gallery_labels, len(setup.classes), memory_mb=settings.memory_mb,
+        num_neighbours=min(max(k, options.num_neighbours), num_gallery), ndcg_at=_NDCG_AT,
+        batch_size=settings.batch_size, full_ranking=settings.full_ranking,
     )  # fmt: skip
     state, sampled = EvaluationState(), setup.sampled_queries
     compared_Q = np.zeros(setup.num_queries, bool)
@@ -207,15 +223,21 @@ def update_evaluation(
     row = part.start
     for embeddings_BD, labels_B in rebatch(queries, settings.batch_size):
         rows = slice(row, row + len(labels_B))
-        own_rows_B = np.full(len(labels_B), -1) if setup.own_rows is None else setup.own_rows[rows]
-        # One more neighbour, because the query itself is excluded.
-        excluded = Excluded(own_rows_B)
-        found = setup.search(embeddings_BD, k + excluded.most)
-        sim_BK, rows_BK = _exclude(*found, ranker.equal_rows, excluded, k)
-        classes_BK = np.where(rows_BK >= 0, setup.gallery_labels[rows_BK], -1)
+        excluded = setup.excluded(rows)
+        # More neighbours, because some of them are excluded.
+        answers = min(max(k, settings.vote_k or 0), num_gallery)
+        found = setup.search(embeddings_BD, min(answers + excluded.most, num_gallery))
+        rows_BK = ranker.equal_rows.prefer_lowest(found[1])
+        sim_BK, rows_BK = excluded.remove(found[0], rows_BK, answers)
+        answers_BK = np.where(rows_BK >= 0, setup.gallery_labels[rows_BK], -1)
+        sim_BK, rows_BK, classes_BK = sim_BK[:, :k], rows_BK[:, :k], answers_BK[:, :k]
         count_pairs = pair_counter(state.pairs, labels_B, excluded, compared_Q[rows])
         scores, facts = ranker.rank(embeddings_BD, labels_B, excluded, count_pairs)
         exact_BK = facts.pop("neighbours")
+        optional = options.measure(
+            ranker, embeddings_BD, labels_B, excluded, answers_BK, exact_BK, scores | facts
+        )
+        exact_BK = exact_BK[:, :k]
         state.per_query.append(
             {
                 "label": labels_B,
@@ -228,6 +250,7 @@ def update_evaluation(
                 "index_recall_at_10": neighbour_overlap(rows_BK, exact_BK),
                 **scores,
                 **facts,
+                **optional,
             }
         )
         worst = find_mistakes(row, labels_B, sim_BK, rows_BK, classes_BK, settings.num_mistakes)
@@ -235,6 +258,7 @@ def update_evaluation(
         state.sampled.append(embeddings_BD[rows_in(sampled, row, len(labels_B))])
         row = rows.stop
     assert row == part.stop
+    state.seconds.update(options.seconds)
     return state
 
 
@@ -294,6 +318,10 @@ def compute_evaluation(
         queries=projected,
         queries_right=(labels_Q == predicted_Q)[projected.rows],
         gallery=Sample.draw(setup.gallery, setup.gallery_labels, setup.num_projected[0]),
+        seconds={
+            mode: sum(state.seconds.get(mode, 0) for state in states) / len(labels_Q)
+            for mode in states[0].seconds
+        },
     )
 
 
@@ -313,18 +341,4 @@ def _query_results(facts: PerQuery, values: PerQuery, groups_Q: Labels | None) -
             name: values_Q if values_Q.dtype == bool else values_Q.astype(np.float32)
             for name, values_Q in values.items()
         },
-    )
-
-
-def _exclude(
-    sim_BK: Embeddings, rows_BK: Labels, equal_rows: EqualRows, excluded: Excluded, k: int
-) -> tuple[Embeddings, Labels]:
-    """Return the k nearest of the rows that an index found, without excluded rows; -1: no row."""
-    rows_BK = equal_rows.prefer_lowest(rows_BK)
-    excluded_BK = excluded.contains(rows_BK)
-    sim_BK, rows_BK = np.where(excluded_BK, -np.inf, sim_BK), np.where(excluded_BK, -1, rows_BK)
-    order_BK = np.argsort(excluded_BK, axis=1, kind="stable")[:, :k]
-    return (
-        np.take_along_axis(sim_BK, order_BK, axis=1),
-        np.take_along_axis(rows_BK, order_BK, axis=1),
     )

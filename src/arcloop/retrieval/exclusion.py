@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.retrieval.embed import Labels
+from arcloop.data import Store
+from arcloop.errors import ConfigError
+from arcloop.retrieval.embed import Embeddings, Labels
 
 Cells = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
@@ -63,13 +65,33 @@ class Excluded:
         query, column = excluded_BN.nonzero()
         return query, column
 
-    def contains(self, rows_QK: Labels) -> npt.NDArray[np.bool_]:
-        """Return whether each gallery row, [Q, K], is excluded for its query; -1, no row: not."""
+    def remove(
+        self, sim_QK: Embeddings, rows_QK: Labels, k: int
+    ) -> tuple[npt.NDArray[np.floating], Labels]:
+        """Return the first k neighbours that are not excluded.
+
+        Args:
+            sim_QK: Similarities of the neighbours, nearest first.
+            rows_QK: Their gallery rows; -1: none.
+            k: Number of neighbours to keep, at most K.
+
+        Returns:
+            Similarities and rows, [Q, k]; -inf and -1 if there are fewer neighbours.
+
+        >>> excluded = Excluded(np.array([4]))
+        >>> excluded.remove(np.array([[0.9, 0.8, 0.7]]), np.array([[2, 4, 5]]), k=2)
+        (array([[0.9, 0.7]]), array([[2, 5]]))
+        """
         excluded_QK = rows_QK == self.own_rows[:, None]
         if self.query_groups is not None and self.gallery_groups is not None:
             groups_Q1 = self.query_groups[:, None]
             excluded_QK |= (self.gallery_groups[rows_QK] == groups_Q1) & (groups_Q1 >= 0)
-        return np.asarray(excluded_QK & (rows_QK >= 0))
+        excluded_QK &= rows_QK >= 0
+        sim_QK = np.where(excluded_QK, sim_QK.dtype.type(-np.inf), sim_QK)
+        rows_QK = np.where(excluded_QK, -1, rows_QK)
+        order_Qk = np.argsort(excluded_QK, axis=1, kind="stable")[:, :k]
+        rows_Qk = np.take_along_axis(rows_QK, order_Qk, axis=1)
+        return np.take_along_axis(sim_QK, order_Qk, axis=1), rows_Qk
 
     def count_of_class(self, labels_Q: Labels, labels_G: Labels) -> Labels:
         """Return the number of excluded rows of each query that have its class.
@@ -107,3 +129,20 @@ class Excluded:
         shared = np.isin(self.gallery_groups, self.query_groups[self.query_groups >= 0])
         _, count = np.unique(self.gallery_groups[shared], return_counts=True)
         return own + int(count.max(initial=0))
+
+
+def require_groups(images: Store, gallery_images: Store) -> Labels:
+    """Return the groups of the gallery with which the queries of a store are compared.
+
+    Raises:
+        ConfigError: The store has no groups, or the gallery is from another store, whose groups
+            have other numbers.
+    """
+    groups_G = images.groups("gallery")
+    if groups_G is None or images is not gallery_images:
+        raise ConfigError(
+            "evaluate.exclude_same_group=true needs query and gallery of one store with groups",
+            where=images.artifact.path,
+            remedy="prepare the data with a group for each image, or set it to false",
+        )
+    return groups_G

@@ -25,6 +25,7 @@ from arcloop.export.formats import TorchScript
 from arcloop.export.torchscript import export_scripted, require_scriptable
 from arcloop.retrieval import AutoIndex, FaissIndex
 from arcloop.retrieval.embed import embed_gallery
+from arcloop.retrieval.exclusion import require_groups
 from arcloop.retrieval.index import build_index
 from arcloop.training.module import EmbeddingModule
 
@@ -114,6 +115,10 @@ class Evaluate(Callback):
     run_dir: str
     embed: EmbedSettings
     settings: EvaluateSettings
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.settings.exclude_same_group:  # fails before training
+            require_groups(get_store(trainer), get_store(trainer))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run_dir = Path(self.run_dir)
