@@ -39,7 +39,7 @@ def settings(**changed):
         "rerank_k1": 20,
         "rerank_k2": 6,
         "rerank_original_weight": 0.3,
-        "gate": GateSettings(**bounds),
+        "gate": GateSettings(**bounds | {"use": "estimate", "loss_metric": "top1"}),
     }
     return EvaluateSettings(**values | changed)
 

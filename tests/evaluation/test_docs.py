@@ -20,7 +20,9 @@ def test_the_commands_of_the_page(work):
     found = set()
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL):
         for command in block.splitlines():
-            _, verb, *rest = shlex.split(command.replace("runs/mnist", "runs/synthetic"))
+            _, verb, *rest = shlex.split(re.sub("runs/(mnist|new)", "runs/synthetic", command))
+            if verb != "evaluate":
+                continue
             assert main([verb, *rest]) == 0
             metrics = read_metrics(Path("runs/synthetic/evaluation"))
             assert metrics.keys() >= read_intervals(Path("runs/synthetic/evaluation")).keys()

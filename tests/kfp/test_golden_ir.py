@@ -215,6 +215,7 @@ def test_gke_uses_spot_nodes(compiled):
     assert gke.tasks["train"].retry_policy.max_retry_count == 5
     assert not gke.kubernetes["train"].pvc_mount
     assert len(gke.kubernetes["deploy"].pvc_mount) == 1
+    assert len(gke.kubernetes["evaluate"].pvc_mount) == 1  # for evaluate.gate.versus
 
 
 def test_compiling_twice_gives_equal_bytes(compiled):

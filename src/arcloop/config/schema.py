@@ -153,7 +153,34 @@ class GateSettings(_Checked):
     """Bounds on the metrics of a model that may be deployed; null means no bound.
 
     `min_` is a lower and `max_` an upper bound. A missing or non-finite metric does not pass.
+
+    Attributes:
+        use: "estimate" compares the metrics with their bounds; "interval" compares the lower ends
+            of their 95% confidence intervals with `min_` bounds and the upper ends with `max_`
+            bounds. A metric without an interval is compared itself.
+        versus: Folder of a run with an evaluation, archive, or folder of a model store, whose live
+            version is taken: the incumbent, with which the model is compared on the same queries;
+            null compares with nothing.
+        loss_metric: Metric of `max_loss`.
+        max_loss: The model must not be worse than the incumbent by more than this, with 95%
+            confidence: the lower end of the interval of the difference is not below `-max_loss`.
+        max_negative_flips: Upper bound on the share of queries that the incumbent answers
+            correctly and the model does not.
+        max_class_loss: Upper bound on the decrease of the top-1 accuracy of any class.
     """
+
+    use: Annotated[str, one_of("estimate", "interval")] = MISSING
+    versus: str | None = MISSING
+    loss_metric: Annotated[
+        str,
+        one_of(
+            "top1", "recall_at_5", "recall_at_10", "precision_at_5", "precision_at_10", "map_at_r",
+            "r_precision", "mrr", "ndcg_at_10", "mean_class_accuracy",
+        ),
+    ] = MISSING  # fmt: skip
+    max_loss: Fraction | None = MISSING
+    max_negative_flips: Fraction | None = MISSING
+    max_class_loss: Fraction | None = MISSING
 
     min_top1: Fraction | None = MISSING
     min_recall_at_5: Fraction | None = MISSING
@@ -162,6 +189,16 @@ class GateSettings(_Checked):
     min_class_accuracy: Fraction | None = MISSING
     min_pair_accuracy: Fraction | None = MISSING
     min_index_recall_at_10: Fraction | None = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_loss", "max_negative_flips", "max_class_loss"):
+            if getattr(self, name) is not None and self.versus is None:
+                raise ConfigError(
+                    f"{name} is a bound on the change against another model",
+                    where=f"evaluate.gate.{name}",
+                    remedy="set evaluate.gate.versus to a run or a model store",
+                )
 
 
 @dataclass(kw_only=True)

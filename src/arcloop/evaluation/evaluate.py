@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,32 +19,30 @@ from arcloop.artifacts.timings import describe_stages
 from arcloop.artifacts.writer import ArtifactWriter, git_revision, write_artifact
 from arcloop.config.schema import EmbedSettings, EvaluateSettings
 from arcloop.data import Store
-from arcloop.display.terminal import track
 from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ArtifactError
 from arcloop.evaluation import (
     EvaluationResult,
     EvaluationSetup,
-    EvaluationState,
     check_gate,
     compute_evaluation,
-    update_evaluation,
     write_report,
 )
+from arcloop.evaluation.compare import compare
 from arcloop.evaluation.evaluator import Search
+from arcloop.evaluation.incumbent import answers_of_incumbent, check_incumbent
+from arcloop.evaluation.query_results import QueryResults
+from arcloop.evaluation.setup import evaluate_part, make_setup
 from arcloop.retrieval import (
     AutoIndex,
     FaissIndex,
     Gallery,
-    embed,
     load_model,
     open_index,
     require_same_model,
 )
 from arcloop.retrieval.calibration import describe_calibration
-from arcloop.retrieval.embed import counted
-from arcloop.retrieval.exclusion import require_groups
-from arcloop.runtime.searcher import Model, search
+from arcloop.runtime.searcher import search
 
 _LEAVE_ONE_OUT = "the images of the gallery, each compared with all others (leave-one-out)"
 _TIMED_QUERIES, _TIMED_SECONDS, _TIMED_NEIGHBOURS = 200, 2.0, 10
@@ -85,7 +82,11 @@ def evaluate(
         reuse: Return the artifact at `output` if it has the same parents and settings.
         group: Processes that share the queries. Rank 0 computes the metrics and the report.
 
+    If `settings.gate.versus` is set, the model is compared with that of another run or of a model
+    store on the same queries, and versus.json is written.
+
     Raises:
+        ConfigError: There is nothing to compare with, or it takes images of another shape.
         ArtifactError: A parent is missing, damaged, or belongs to another model or store.
     """
     group.barrier()  # wait until rank 0 has built the index
@@ -94,30 +95,38 @@ def evaluate(
     model = load_model(run_dir / "model.pt", embed_settings.device)
     require_same_model(embeddings, model.sha256)
     _require_same_store(embeddings, gallery_images)
-    index_artifact, faiss_index, index_labels = open_index(
-        index, model.sha256, memory_map=group.world_size > 1
-    )
-    threshold = float(index_labels["threshold"])
-    del index_labels  # frees a list with one Python number per gallery row
+    index_artifact = artifacts.load(index, "index")
     parents = {
         "model": model.sha256,
         "store": images.artifact.sha256,
         "gallery": embeddings.artifact.sha256,
         "index": index_artifact.sha256,
     }
+    versus, incumbent, before = settings.gate.versus, None, None
+    if versus is not None:
+        incumbent = check_incumbent(versus, images.image_shape)
+        parents["versus"] = incumbent.sha256
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.load_if_current(output, "evaluation", config, parents)):
         return current
+    if incumbent is not None:  # before the index of the candidate is in memory
+        before = answers_of_incumbent(
+            incumbent, images, gallery_images, output,
+            settings=settings, embed_settings=embed_settings, group=group,
+        )  # fmt: skip
+    _, faiss_index, index_labels = open_index(index, model.sha256, memory_map=group.world_size > 1)
+    threshold = float(index_labels["threshold"])
+    del index_labels  # frees a list with one Python number per gallery row
     facts = _describe_index(index_artifact, embeddings)
     if index_builder:
         faiss_index, choice = index_builder.build(embeddings)
         facts = [choice["factory"], facts[1], "built for this evaluation, like that of the run"]
     held_out = frozenset(index_artifact.info.get("held_out_classes", ()))
-    setup, label_C = _setup(
+    setup, label_C = make_setup(
         images, gallery_images, embeddings, partial(search, faiss_index), settings, threshold,
         held_out,
     )  # fmt: skip
-    update_part = partial(_evaluate_part, model, images, label_C, setup, embed_settings, group)
+    update_part = partial(evaluate_part, model, images, label_C, setup, embed_settings, group)
     if group.rank:
         group.gather(update_part)
     else:
@@ -132,7 +141,7 @@ def evaluate(
             stores = {"query": images, "gallery": gallery_images}
             calibration = index_artifact.info.get("calibration", {})
             writer.info["calibration"] = calibration
-            _write_files(writer, result, setup, stores, folders, facts, parents)
+            _write_files(writer, result, before, setup, stores, folders, facts, parents)
             if gallery_store or index_builder:  # where `arcloop lineage` finds the other data
                 writer.info["store_dir"] = str(store)
     group.barrier()  # wait until rank 0 has written the artifact
@@ -148,60 +157,10 @@ def _describe_index(index: Artifact, embeddings: Gallery) -> list[str]:
     ]
 
 
-def _setup(
-    images: Store,
-    gallery_images: Store,
-    embeddings: Gallery,
-    search_index: Search,
-    settings: EvaluateSettings,
-    threshold: float,
-    held_out: frozenset[str],
-) -> tuple[EvaluationSetup, npt.NDArray[np.int64]]:
-    """Return the setup of the evaluation, and the label of each class of `images` in it."""
-    # Classes that only the queries have get the last labels.
-    classes = list(dict.fromkeys([*gallery_images.classes, *images.classes]))
-    position = {name: label for label, name in enumerate(classes)}
-    num_queries = images.rows("query")
-    leave_one_out = images.leave_one_out and gallery_images is images
-    setup = EvaluationSetup(
-        gallery=embeddings.chunks,
-        gallery_labels=embeddings.labels,
-        search=search_index,
-        classes=classes,
-        settings=settings,
-        threshold=threshold,
-        num_queries=num_queries,
-        own_rows=np.arange(num_queries) if leave_one_out else None,
-        groups=images.groups("query"),
-        held_out=held_out,
-        gallery_groups=(
-            require_groups(images, gallery_images) if settings.exclude_same_group else None
-        ),
-    )
-    return setup, np.array([position[name] for name in images.classes], np.int64)
-
-
-def _evaluate_part(
-    model: Model,
-    images: Store,
-    label_C: npt.NDArray[np.int64],
-    setup: EvaluationSetup,
-    embed_settings: EmbedSettings,
-    group: ProcessGroup,
-) -> EvaluationState:
-    """Evaluate the queries of this process."""
-    # The rounding of matrix products depends on the batch. With these boundaries, every batch
-    # has the same rows for any number of processes.
-    batch_size = embed_settings.batch_size
-    part = group.shard(setup.num_queries, math.lcm(setup.settings.batch_size, batch_size))
-    with track("evaluate", len(part)) as advance:
-        embedded = counted(embed(model, images.batches("query", batch_size, part)), advance)
-        return update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
-
-
 def _write_files(
     writer: ArtifactWriter,
     result: EvaluationResult,
+    before: tuple[QueryResults, Mapping[str, float]] | None,
     setup: EvaluationSetup,
     stores: Mapping[str, Store],
     folders: Mapping[str, Path],
@@ -222,7 +181,15 @@ def _write_files(
     if result.seconds:
         costs = (f"{mode} {seconds * 1e3:.3g} ms" for mode, seconds in result.seconds.items())
         facts.append(("cost per query", ", ".join(costs)))
-    decision = check_gate(result.metrics, setup.settings.gate)
+    comparison = None
+    if before is not None:
+        comparison = compare(
+            result.per_query, before[0], result.metrics, before[1],
+            name=str(setup.settings.gate.versus), classes=setup.classes,
+            num_flips=setup.settings.num_mistakes,
+        )  # fmt: skip
+        write_json(writer.path / "versus.json", comparison.as_dict())
+    decision = check_gate(result.metrics, setup.settings.gate, result.intervals, comparison)
     writer.count = setup.num_queries
     writer.info |= {
         "metrics": result.metrics, "gate": decision, "leave_one_out": leave_one_out
@@ -243,6 +210,7 @@ def _write_files(
         config_yaml=_read_text(folders["run"] / "config.yaml"),
         lineage=[*parents.items(), ("git", str(git_revision()))],
         gate=decision,
+        comparison=comparison,
     )
 
 

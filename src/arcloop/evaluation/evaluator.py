@@ -304,7 +304,7 @@ def compute_evaluation(
         "num_gallery": len(setup.gallery_labels),
         "num_classes": int(in_gallery_C.sum()),
     }
-    per_query = _query_results(facts, values, setup.groups)
+    per_query = QueryResults.of(facts, values, setup.groups)
     return EvaluationResult(
         metrics=metrics,
         intervals=compute_intervals(per_query, metrics),
@@ -321,24 +321,5 @@ def compute_evaluation(
         seconds={
             mode: sum(state.seconds.get(mode, 0) for state in states) / len(labels_Q)
             for mode in states[0].seconds
-        },
-    )
-
-
-def _query_results(facts: PerQuery, values: PerQuery, groups_Q: Labels | None) -> QueryResults:
-    """Return the results of each query in the types of the file."""
-    return QueryResults(
-        label=facts["label"].astype(np.int32),
-        predicted=facts["predicted"].astype(np.int32),
-        nearest=facts["nearest"].astype(np.int32),
-        similarity=facts["similarity"].astype(np.float32),
-        best_same=facts["best_same"].astype(np.float32),
-        best_other=facts["best_other"].astype(np.float32),
-        best_is_right=facts["best_is_right"],
-        known=facts["relevant"] > 0,
-        group=groups_Q,
-        metrics={
-            name: values_Q if values_Q.dtype == bool else values_Q.astype(np.float32)
-            for name, values_Q in values.items()
         },
     )

@@ -8,6 +8,12 @@ from dataclasses import asdict
 from typing import TypedDict
 
 from arcloop.config.schema import GateSettings
+from arcloop.evaluation.compare import Comparison
+from arcloop.evaluation.intervals import Interval
+
+_OF_COMPARISON = (
+    "use", "versus", "loss_metric", "max_loss", "max_negative_flips", "max_class_loss"
+)  # fmt: skip
 
 
 class GateDecision(TypedDict):
@@ -17,7 +23,12 @@ class GateDecision(TypedDict):
     reasons: list[str]
 
 
-def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDecision:
+def check_gate(
+    metrics: Mapping[str, float],
+    settings: GateSettings,
+    intervals: Mapping[str, Interval] | None = None,
+    comparison: Comparison | None = None,
+) -> GateDecision:
     """Decide whether a model may be deployed.
 
     The gate passes if every bound is met and every metric, bounded or not, is finite. It does not
@@ -28,10 +39,11 @@ def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDeci
         settings: Bounds; None: no bound. `min_top1` is a lower bound of the metric `top1`,
             `max_eer` an upper bound of `eer`. `min_class_accuracy` is a lower bound of
             the metric of the same name, the accuracy of the worst class.
+        intervals: Name -> 95% confidence interval, for `settings.use` "interval".
+        comparison: Comparison with `settings.versus`.
 
-    >>> check_gate({"top1": 0.9}, GateSettings(
-    ...     min_top1=0.8, min_recall_at_5=None, min_map_at_r=None, max_eer=None,
-    ...     min_class_accuracy=None, min_pair_accuracy=None, min_index_recall_at_10=None))
+    >>> bounds = dict.fromkeys(GateSettings.__dataclass_fields__) | {"loss_metric": "top1"}
+    >>> check_gate({"top1": 0.9}, GateSettings(**bounds | {"use": "estimate", "min_top1": 0.8}))
     {'passed': True, 'reasons': ['top1 is 0.9, at least 0.8 as required.']}
     """
     reasons = [
@@ -42,25 +54,82 @@ def check_gate(metrics: Mapping[str, float], settings: GateSettings) -> GateDeci
     if metrics.get("num_classes") == 1:
         reasons.append("The gallery has one class, so every answer is right; add other classes.")
     passed = not reasons
-    for name, bound in asdict(settings).items():
-        if bound is None:
-            continue
-        side, _, metric = name.partition("_")
-        metric = name if name == "min_class_accuracy" else metric
-        met, reason = _compare(metric, metrics.get(metric), side, bound)
-        passed = passed and met
-        reasons.append(reason)
+    found = [
+        _compare(name, bound, metrics, (intervals or {}) if settings.use == "interval" else None)
+        for name, bound in asdict(settings).items()
+        if name not in _OF_COMPARISON and bound is not None
+    ]
+    if comparison is not None:
+        found += _check_comparison(comparison, settings)
+    passed = passed and all(met for met, _ in found)
+    reasons += [reason for _, reason in found]
     return {"passed": passed, "reasons": reasons or ["No bound is set."]}
 
 
-def _compare(metric: str, value: float | None, side: str, bound: float) -> tuple[bool, str]:
+def _compare(
+    name: str,
+    bound: float,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, Interval] | None,
+) -> tuple[bool, str]:
     """Return whether a metric meets its bound, and a sentence that says so."""
+    side, _, metric = name.partition("_")
+    metric = name if name == "min_class_accuracy" else metric
     words = "at least" if side == "min" else "at most"
-    if value is None:
+    if metric not in metrics:
         return False, f"{metric} was not measured, but {words} {bound:g} is required."
+    value, subject = metrics[metric], metric
+    if intervals is not None and metric in intervals:
+        value = intervals[metric][0 if side == "min" else 1]
+        end = "lower" if side == "min" else "upper"
+        subject = f"the {end} end of the 95% interval of {metric}"
+    elif intervals is not None:
+        subject = f"{metric} (which has no interval)"
     met = value >= bound if side == "min" else value <= bound
     return met, (
-        f"{metric} is {value:.6g}, {words} {bound:g} as required."
+        f"{subject} is {value:.6g}, {words} {bound:g} as required."
         if met
-        else f"{metric} is {value:.6g}, but {words} {bound:g} is required."
+        else f"{subject} is {value:.6g}, but {words} {bound:g} is required."
     )
+
+
+def _check_comparison(comparison: Comparison, settings: GateSettings) -> list[tuple[bool, str]]:
+    """Return whether each bound on the change is met, and sentences that describe the change."""
+    lost, worst = comparison.negative_flips, comparison.worst_class
+    summary = (
+        f"Compared with {comparison.incumbent}: {_describe('top1', comparison)}; {lost} of"
+        f" {comparison.queries} queries became wrong and {comparison.positive_flips} became right"
+        f" (McNemar's exact test: p = {comparison.p_value:.2g})."
+    )
+    found = [(True, summary)]
+    if settings.max_loss is not None:
+        metric = settings.loss_metric
+        change = comparison.metrics.get(metric)
+        low = -math.inf if change is None or change.interval is None else change.interval[0]
+        met = low >= -settings.max_loss
+        excluded = "is excluded as required" if met else "must be excluded, but is not"
+        text = _describe(metric, comparison)
+        found.append((met, f"{text}: a loss of more than {settings.max_loss:g} {excluded}."))
+    of_worst = f"the accuracy of the class {worst.name} ({worst.queries} queries)"
+    for text, value, bound in (
+        ("The share of queries that became wrong", lost / comparison.queries,
+         settings.max_negative_flips),
+        (f"The decrease of {of_worst}", max(0.0, -worst.difference), settings.max_class_loss),
+    ):  # fmt: skip
+        if bound is not None:
+            met = value <= bound
+            required = (
+                f"at most {bound:g} as required" if met else f"but at most {bound:g} is required"
+            )
+            found.append((met, f"{text} is {value:.6g}, {required}."))
+    return found
+
+
+def _describe(metric: str, comparison: Comparison) -> str:
+    change = comparison.metrics.get(metric)
+    if change is None:
+        return f"{metric} was not measured for both models"
+    if change.interval is None:
+        return f"{metric} changed by {change.difference:+.6g}"
+    low, high = change.interval
+    return f"{metric} changed by {change.difference:+.6g} (95% interval {low:+.6g} to {high:+.6g})"

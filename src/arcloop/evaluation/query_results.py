@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from arcloop.evaluation.metrics.retrieval import Bools, PerQuery
 
 FILE = "queries.npz"
 _METRIC = "metric/"
+_INTS, _FLOATS = ("label", "predicted", "nearest"), ("similarity", "best_same", "best_other")
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
@@ -62,6 +64,25 @@ class QueryResults:
         with np.errstate(invalid="ignore"):
             margin_Q = self.best_same - self.best_other
         return np.where(np.isfinite(margin_Q), margin_Q, np.float32(np.nan))
+
+    @classmethod
+    def of(
+        cls, facts: PerQuery, metrics: PerQuery, group_Q: npt.NDArray[np.int64] | None
+    ) -> QueryResults:
+        """Convert arrays of any precision; `facts` also has "relevant", the R of each query."""
+        ints: dict[str, Any] = {n: facts[n].astype(np.int32) for n in _INTS}
+        floats: dict[str, Any] = {n: facts[n].astype(np.float32) for n in _FLOATS}
+        return cls(
+            **ints,
+            **floats,
+            best_is_right=facts["best_is_right"],
+            known=facts["relevant"] > 0,
+            group=group_Q,
+            metrics={
+                name: values_Q if values_Q.dtype == bool else values_Q.astype(np.float32)
+                for name, values_Q in metrics.items()
+            },
+        )
 
     def save(self, folder: Path) -> None:
         """Write queries.npz, including `correct` and `margin`; equal results give equal bytes."""

@@ -293,8 +293,9 @@ def _set_resources(task: Any, step: StepSettings) -> None:
 def _mount_volumes(task: Any, name: str, settings: ClusterSettings) -> None:
     if settings.storage == "pvc":
         task.set_env_variable(VOLUME, settings.volume.mount)
-    # The model store, which deploy writes, outlives the pod.
-    if settings.storage == "pvc" or (name == "deploy" and not settings.is_local):
+    # The model store, which deploy writes, outlives the pod. `evaluate` can compare with it.
+    uses_store = name in ("evaluate", "deploy") and not settings.is_local
+    if settings.storage == "pvc" or uses_store:
         kubernetes.mount_pvc(task, settings.volume.claim, settings.volume.mount)
     if name in ("compute_fingerprint", "prepare"):
         for claim, path in settings.data_volumes.items():

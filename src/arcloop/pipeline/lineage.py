@@ -126,13 +126,15 @@ def _parents(artifact: Artifact) -> list[Link]:
         parents = [_store(artifact)]
         return parents + ([_weights(artifact)] if "backbone_weights" in artifact.parents else [])
     return [
-        _unknown(artifact) if role == "unknown" else _parent(role, sha256, artifact.path)
+        _unknown(artifact) if role == "unknown" else _parent(role, sha256, artifact)
         for role, sha256 in sorted(artifact.parents.items())
     ]
 
 
-def _parent(role: str, sha256: str, child: Path) -> Link:
-    run_dir = child.parent
+def _parent(role: str, sha256: str, child: Artifact) -> Link:
+    if role == "versus":  # the model that was compared; it is no ancestor, and may be removed
+        return Link(f"compared with {child.config['evaluate']['gate']['versus']}", sha256)
+    run_dir = child.path.parent
     if run_dir.parent.name == OTHER_DATA:
         if role == "store":
             return _other_store(run_dir / "evaluation", sha256)

@@ -179,6 +179,10 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
         else:
             for node in ALL_STEPS[name].reads:
                 build(config, node)
+        if name in ("train", "evaluate") and (versus := config.evaluate.gate.versus) is not None:
+            from arcloop.evaluation.incumbent import find_incumbent
+
+            find_incumbent(versus)
 
 
 def _prepare(call: _Call) -> Artifact:

@@ -106,6 +106,7 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
             "run": run.sha256,
             "store": run.parents["store"],
         },
+        "index": index.config["index"],
         "gate": gate,
         "forced": not gate["passed"],
     }

@@ -15,11 +15,12 @@ from PIL import Image
 
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import drawable_names, encode_png
+from arcloop.evaluation.compare import Comparison, Flip
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
 from arcloop.evaluation.intervals import Interval
 from arcloop.evaluation.metrics.verification import Roc
-from arcloop.evaluation.mistakes import ReadImage
+from arcloop.evaluation.mistakes import Mistake, ReadImage
 from arcloop.evaluation.report import plots
 from arcloop.evaluation.report.projection import MIN_ROWS, project, projection_map
 
@@ -40,6 +41,7 @@ def write_report(
     config_yaml: str,
     lineage: Sequence[tuple[str, str]],
     gate: GateDecision,
+    comparison: Comparison | None = None,
 ) -> None:
     """Write confusion_matrix.csv, roc.csv, *.png and report.html.
 
@@ -54,6 +56,7 @@ def write_report(
         config_yaml: The resolved config.
         lineage: (role, hash) of the artifacts from which the evaluation was made.
         gate: Decision of the gate.
+        comparison: Comparison with another model.
     """
     drawn_names = drawable_names(classes)
     _write_confusion(folder / "confusion_matrix.csv", result, classes)
@@ -64,7 +67,8 @@ def write_report(
         content = encode_png(drawn)
         (folder / f"{name}.png").write_bytes(content)
         images[name] = data_uri(content, "png")
-    some = [image("query", mistake.query_row) for mistake in result.mistakes[:1]]
+    shown: list[Mistake | Flip] = [*result.mistakes, *(comparison.flips if comparison else [])]
+    some = [image("query", first.query_row) for first in shown[:1]]
     page = render_template(
         Path(__file__).with_name("page.html.j2"),
         title=title,
@@ -81,6 +85,8 @@ def write_report(
         config_yaml=config_yaml,
         lineage=lineage,
         gate=gate,
+        comparison=comparison,
+        changes=_describe_changes(comparison),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
 
@@ -96,6 +102,21 @@ def _describe_metrics(
             ends = [f"{100 * end:.2f}" for end in intervals.get(name, ())]
             described[name] = {**entry, "value": value, "interval": "-".join(ends)}
     return described
+
+
+def _describe_changes(comparison: Comparison | None) -> list[tuple[str, ...]]:
+    """Return title, both values, difference and interval of each metric, as text."""
+    if comparison is None:
+        return []
+    glossary, rows = read_glossary(), []
+    for name, change in comparison.metrics.items():
+        if entry := glossary.get(name):
+            style = entry.get("format", ".2%")
+            values = (format(value, style) for value in (change.incumbent, change.candidate))
+            ends = [f"{100 * end:+.2f}" for end in change.interval or ()]
+            difference = f"{100 * change.difference:+.2f}"
+            rows.append((entry["title"], *values, difference, " to ".join(ends)))
+    return rows
 
 
 def read_glossary() -> dict[str, dict[str, str]]:

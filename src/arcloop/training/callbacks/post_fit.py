@@ -21,6 +21,7 @@ from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ConfigError
 from arcloop.evaluation.evaluate import evaluate
+from arcloop.evaluation.incumbent import check_incumbent
 from arcloop.export.formats import TorchScript
 from arcloop.export.torchscript import export_scripted, require_scriptable
 from arcloop.retrieval import AutoIndex, FaissIndex
@@ -119,6 +120,8 @@ class Evaluate(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.settings.exclude_same_group:  # fails before training
             require_groups(get_store(trainer), get_store(trainer))
+        if self.settings.gate.versus is not None:
+            check_incumbent(self.settings.gate.versus, get_store(trainer).image_shape)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         run_dir = Path(self.run_dir)
