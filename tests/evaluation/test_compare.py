@@ -152,7 +152,7 @@ def test_ends_of_intervals_are_compared_with_bounds():
     decision = check_gate(metrics, bounds(use="interval", min_top1=0.89), ends)
     assert not decision["passed"]
     assert decision["reasons"] == [
-        "the lower end of the 95% interval of top1 is 0.88, but at least 0.89 is required."
+        "The lower end of the 95% interval of top1 is 0.88, but at least 0.89 is required."
     ]
     assert check_gate(metrics, bounds(use="interval", min_top1=0.88), ends)["passed"]
     ends["eer"] = (0.01, 0.03)

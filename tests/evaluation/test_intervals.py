@@ -12,6 +12,7 @@ from tests.evaluation.test_evaluator import evaluated, sizes
 from arcloop.errors import ArtifactError
 from arcloop.evaluation import intervals
 from arcloop.evaluation.intervals import Units, compute_intervals, resample, wilson_interval
+from arcloop.evaluation.metrics.verification import dir_at_far
 from arcloop.evaluation.query_results import QueryResults, load_query_results
 
 
@@ -126,6 +127,14 @@ def identification_rate(best, right, known, far):
         for threshold in [*best, 2]
         if np.mean(unknown >= threshold) <= far
     )
+
+
+def test_the_false_accept_rate_may_be_reached_exactly():
+    """At a rate of 10%, 2 of 20 unknown queries are accepted, and the 3 best known ones."""
+    other = np.arange(20) / 20
+    values = results([True] * 20, [0] * 20, best=other + 0.01, other=other)
+    (rate,) = intervals._statistics(values, np.arange(20))(np.ones((1, 20)))["dir_at_far_1e-1"]
+    assert rate == dir_at_far(other + 0.01, values.correct, other, values.known, 0.1) == 0.15
 
 
 @effort(max_examples=30)

@@ -82,7 +82,7 @@ def _compare(
     if intervals is not None and metric in intervals:
         value = intervals[metric][0 if side == "min" else 1]
         end = "lower" if side == "min" else "upper"
-        subject = f"the {end} end of the 95% interval of {metric}"
+        subject = f"The {end} end of the 95% interval of {metric}"
     elif intervals is not None:
         subject = f"{metric} (which has no interval)"
     met = value >= bound if side == "min" else value <= bound
