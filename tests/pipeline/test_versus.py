@@ -108,6 +108,11 @@ def test_the_live_version_of_a_model_store_is_compared(both):
     assert reasons[-1].startswith("The share of queries that became wrong is 0.")
 
 
+def test_a_run_is_reproduced_without_the_model_that_it_was_compared_with(both):
+    shutil.rmtree(OLD)
+    assert main(["reproduce", str(NEW)]) == 0
+
+
 def test_the_command_of_the_documentation(both):
     page = (Path(__file__).parents[2] / "docs/metrics.md").read_text("utf-8")
     (command,) = re.findall(r"arcloop (evaluate .*versus.*)", page)

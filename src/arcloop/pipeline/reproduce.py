@@ -24,6 +24,7 @@ from arcloop.errors import ConfigError, Terminated
 from arcloop.pipeline import steps
 from arcloop.pipeline.chains import find_store
 
+_NO_COMPARISON = dict.fromkeys(("versus", "max_loss", "max_negative_flips", "max_class_loss"))
 _COMPOSED = {"logger", "callbacks"}
 """Config groups that are composed for the second run, because they refer to its folder."""
 _COMPARED = (
@@ -118,7 +119,13 @@ def _config(overrides: Sequence[str], recorded: Mapping[str, Any], second: Path)
 
 
 def _replace_group(config: DictConfig, name: str, value: Any) -> None:
-    """Replace a config group; typed settings keep their dataclass type."""
+    """Replace a config group; typed settings keep their dataclass type.
+
+    The comparison with another model is left out: no compared file depends on it, and the other
+    model may have been removed.
+    """
+    if name == "evaluate":
+        value = {**value, "gate": {**value["gate"], **_NO_COMPARISON}}
     if OmegaConf.is_config(config[name]) and OmegaConf.get_type(config[name]) is not dict:
         value = OmegaConf.merge(config[name], value)
     config[name] = value
