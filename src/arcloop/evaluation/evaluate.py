@@ -121,7 +121,8 @@ def evaluate(
     if index_builder:
         faiss_index, choice = index_builder.build(embeddings)
         facts = [choice["factory"], facts[1], "built for this evaluation, like that of the run"]
-    held_out = frozenset(index_artifact.info.get("held_out_classes", ()))
+    is_own = gallery_store is None and index_builder is None  # the store of the run
+    held_out = frozenset(index_artifact.info.get("held_out_classes", ()) if is_own else ())
     setup, label_C = make_setup(
         images, gallery_images, embeddings, partial(search, faiss_index), settings, threshold,
         held_out,

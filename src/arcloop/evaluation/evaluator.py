@@ -285,12 +285,13 @@ def compute_evaluation(
     in_gallery_C = np.bincount(setup.gallery_labels, minlength=len(setup.classes)) > 0
     in_queries_C = np.bincount(labels_Q, minlength=len(setup.classes)) > 0
     evaluated_C = in_gallery_C | in_queries_C
+    is_held_out_C = np.array([name in setup.held_out for name in setup.classes], bool)
     table = confusion(labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C)
     accuracies = table.accuracy[in_queries_C]
     best_Q, right_Q, other_Q = (facts[n] for n in ("best", "best_is_right", "best_other"))
     metrics = {
         "top1": int(table.right.sum()) / len(labels_Q),
-        **top1_by_training(table, np.array([n in setup.held_out for n in setup.classes])),
+        **top1_by_training(table, is_held_out_C, in_gallery_C),
         **mean_metrics(values, relevant_Q),
         **open_set_metrics(best_Q, right_Q, other_Q, relevant_Q > 0),
         **pairs.compute(),

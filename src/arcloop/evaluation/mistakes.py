@@ -173,21 +173,27 @@ def confusion(
     )
 
 
-def top1_by_training(table: Confusion, is_held_out_C: Bools) -> dict[str, float]:
+def top1_by_training(
+    table: Confusion, is_held_out_C: Bools, in_gallery_C: Bools
+) -> dict[str, float]:
     """Compute top-1 of the classes that were trained on, and of those held out from training.
 
     Args:
         table: Counts of answers.
         is_held_out_C: bool [C].
+        in_gallery_C: bool [C]; the other classes cannot be answered and are excluded.
 
     Returns:
         Both metrics in [0, 1]; empty if one of the two kinds of classes has no query.
 
     >>> table = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
-    >>> top1_by_training(table, np.array([False, True]))
+    >>> top1_by_training(table, np.array([False, True]), np.array([True, True]))
     {'top1_trained_classes': 0.5, 'top1_held_out_classes': 1.0}
     """
-    kinds = {"top1_trained_classes": ~is_held_out_C, "top1_held_out_classes": is_held_out_C}
+    kinds = {
+        "top1_trained_classes": in_gallery_C & ~is_held_out_C,
+        "top1_held_out_classes": in_gallery_C & is_held_out_C,
+    }
     if not all(table.total[of_kind_C].any() for of_kind_C in kinds.values()):
         return {}
     return {name: float(table.right[c].sum() / table.total[c].sum()) for name, c in kinds.items()}
