@@ -97,7 +97,7 @@ def test_shards_contain_all_rows_in_order_for_any_sizes(
 )
 def test_every_index_agrees_with_brute_force(model, tmp_path, factory, search_parameters, recall):
     found = gallery(model, tmp_path / "g", images(3000))
-    builder = FaissIndex(factory=factory, search=search_parameters, train_rows=10_000)
+    builder = FaissIndex(factory=factory, search=search_parameters, train_rows=10_000, dim=None)
     index, _ = builder.build(found)
     queries = model.embed(images(200, seed=1))
     similarities, rows = search(index, queries, 1)
@@ -110,7 +110,9 @@ def test_every_index_agrees_with_brute_force(model, tmp_path, factory, search_pa
 
 def test_search_parameters_are_stored_in_the_file(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
-    settings = FaissIndex(factory="IVF{nlist},Flat", search={"nprobe": 7}, train_rows=3000)
+    settings = FaissIndex(
+        factory="IVF{nlist},Flat", search={"nprobe": 7}, train_rows=3000, dim=None
+    )
     write_index(settings.build(found)[0], found, tmp_path, list("abcde"), CALIBRATION)
     assert faiss.extract_index_ivf(faiss.read_index(str(tmp_path / "faiss_index.bin"))).nprobe == 7
 
@@ -119,7 +121,9 @@ def test_same_gallery_gives_the_same_bytes(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
     for factory in ("Flat", "IVF{nlist},Flat", "IVF{nlist},PQ32np"):
         for name in "ab":
-            index = FaissIndex(factory=factory, search={}, train_rows=2000).build(found)[0]
+            index = FaissIndex(factory=factory, search={}, train_rows=2000, dim=None).build(found)[
+                0
+            ]
             faiss.write_index(index, str(tmp_path / name))
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -134,18 +138,18 @@ def test_same_gallery_gives_the_same_bytes(model, tmp_path):
 )
 def test_a_misspelt_index_is_refused_at_construction(factory, parameters, message):
     with pytest.raises(ConfigError, match=message):
-        FaissIndex(factory=factory, search=parameters, train_rows=100)
+        FaissIndex(factory=factory, search=parameters, train_rows=100, dim=None)
 
 
 def test_a_gallery_too_small_for_training_is_reported(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(50))
     with pytest.raises(ConfigError, match="gallery of 50 images is too small to train"):
-        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100).build(found)[0]
+        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100, dim=None).build(found)[0]
 
 
 def test_index_of_another_model_is_refused(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(10))
-    index = FaissIndex(factory="Flat", search={}, train_rows=1).build(found)[0]
+    index = FaissIndex(factory="Flat", search={}, train_rows=1, dim=None).build(found)[0]
     with write_artifact(tmp_path / "i", "index", config={}) as writer:
         write_index(index, found, writer.path, list("abcde"), CALIBRATION)
     open_index(tmp_path / "i", model.sha256)

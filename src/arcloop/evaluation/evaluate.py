@@ -42,6 +42,7 @@ from arcloop.retrieval import (
     require_same_model,
 )
 from arcloop.retrieval.calibration import describe_calibration
+from arcloop.retrieval.shortened import dim_of, search_shortened, shorten_both
 from arcloop.runtime.searcher import search
 
 _LEAVE_ONE_OUT = "the images of the gallery, each compared with all others (leave-one-out)"
@@ -121,12 +122,15 @@ def evaluate(
     if index_builder:
         faiss_index, choice = index_builder.build(embeddings)
         facts = [choice["factory"], facts[1], "built for this evaluation, like that of the run"]
+    # All metrics describe the shortened embeddings, by which such an index answers.
+    dim = dim_of(index_artifact)
+    model, embeddings = shorten_both(model, embeddings, dim)
+    search_index = partial(search_shortened if dim else search, faiss_index)
     is_own = gallery_store is None and index_builder is None  # the store of the run
     held_out = frozenset(index_artifact.info.get("held_out_classes", ()) if is_own else ())
     setup, label_C = make_setup(
-        images, gallery_images, embeddings, partial(search, faiss_index), settings, threshold,
-        held_out,
-    )  # fmt: skip
+        images, gallery_images, embeddings, search_index, settings, threshold, held_out
+    )
     update_part = partial(evaluate_part, model, images, label_C, setup, embed_settings, group)
     if group.rank:
         group.gather(update_part)
@@ -155,6 +159,7 @@ def _describe_index(index: Artifact, embeddings: Gallery) -> list[str]:
         choice["factory"],
         f"{embeddings.rows:,} rows",
         f"{index.info['bytes'] / 2**20:.1f} MiB",
+        *([f"the first {choice['dim']} coordinates"] if choice.get("dim") else []),
     ]
 
 

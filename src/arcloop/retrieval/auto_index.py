@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import faiss
 import numpy as np
+from pydantic import Field
 
 from arcloop.config.value_types import Fraction, PositiveFloat, PositiveInt, check_fields
 from arcloop.display.terminal import print_line, track
@@ -18,6 +19,7 @@ from arcloop.retrieval.duplicates import find_equal_rows
 from arcloop.retrieval.embed import Gallery, counted
 from arcloop.retrieval.exact_search import exact_neighbours
 from arcloop.retrieval.index import FaissIndex, sample_rows
+from arcloop.retrieval.shortened import build_shortened, require_shorter
 
 _TUNE_SHARE = 10  # at most 1/10 of the rows is excluded from training and used to measure recall
 _MAX_REFINED = 64  # maximum number of candidates per answer that are compared exactly
@@ -42,6 +44,7 @@ class AutoIndex:
         flat_rows: Maximum rows of a gallery that is searched exactly, within `memory_mb`.
         train_rows: Number of evenly spaced gallery rows for training.
         tune_queries: Number of evenly spaced gallery rows for measuring recall.
+        dim: Number of coordinates that are compared, the first ones of the embeddings; None: all.
     """
 
     recall: Fraction
@@ -49,20 +52,32 @@ class AutoIndex:
     flat_rows: PositiveInt
     train_rows: PositiveInt
     tune_queries: PositiveInt
+    dim: Annotated[int, Field(ge=2)] | None
 
     def __post_init__(self) -> None:
         check_fields(self, "index")
+
+    def check(self, dim: int, rows: int | None = None) -> None:
+        """Check that `self.dim` is possible for embeddings of size `dim`; see `FaissIndex.check`.
+
+        Raises:
+            ConfigError: The embeddings are too short.
+        """
+        if self.dim is not None:
+            require_shorter(self.dim, dim)
 
     def build(self, gallery: Gallery) -> tuple[Any, dict[str, Any]]:
         """Select, build and tune an index.
 
         Returns:
             The faiss index and its description: "factory", "search", "why" and "recall_at_1", and
-            "tune_queries" if the recall was measured.
+            "tune_queries" if the recall was measured, "dim" if embeddings are shortened.
 
         Raises:
             ConfigError: The gallery is too small to train the only index that fits in `memory_mb`.
         """
+        if self.dim is not None:
+            return build_shortened(self, gallery, self.dim)
         exact = 4.0 * gallery.embedding_dim
         if gallery.rows <= self.flat_rows and self._fits(gallery, exact):
             return self._flat(gallery, f"an exact search of {gallery.rows:,} rows is fast enough")
@@ -70,7 +85,9 @@ class AutoIndex:
         tuning = _TuningQueries(
             gallery, min(self.tune_queries, max(1, gallery.rows // _TUNE_SHARE))
         )
-        builder = FaissIndex(factory=self._factory(gallery), search={}, train_rows=self.train_rows)
+        builder = FaissIndex(
+            factory=self._factory(gallery), search={}, train_rows=self.train_rows, dim=None
+        )
         index, description = builder.build(gallery, not_trained=tuning.rows)
         search, recall, reached = tuning.tune(index, self.recall)
         if not reached and self._fits(gallery, exact):
@@ -85,7 +102,7 @@ class AutoIndex:
         return index, description
 
     def _flat(self, gallery: Gallery, why: str) -> tuple[Any, dict[str, Any]]:
-        builder = FaissIndex(factory="Flat", search={}, train_rows=self.train_rows)
+        builder = FaissIndex(factory="Flat", search={}, train_rows=self.train_rows, dim=None)
         index, description = builder.build(gallery)
         print_line(f"index: Flat: {why}")
         return index, description | {"recall_at_1": 1.0, "why": why}

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
@@ -24,6 +25,7 @@ from arcloop.errors import ArtifactError, ConfigError
 from arcloop.retrieval.calibration import Calibration, calibrate
 from arcloop.retrieval.duplicates import find_equal_rows
 from arcloop.retrieval.embed import Embeddings, Gallery, load_model, require_same_model
+from arcloop.retrieval.shortened import build_shortened, require_shorter, shorten_both
 from arcloop.retrieval.unknown_images import UnknownImages
 from arcloop.runtime.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
 
@@ -47,6 +49,7 @@ class FaissIndex:
             gallery: 4 sqrt(rows), with at least 39 training rows per cell.
         search: faiss search parameters stored in the index file, e.g. {"nprobe": 16}.
         train_rows: Number of evenly spaced gallery rows for training, if the index needs training.
+        dim: Number of coordinates that are compared, the first ones of the embeddings; None: all.
 
     Source:
         https://github.com/facebookresearch/faiss/wiki/The-index-factory
@@ -55,6 +58,7 @@ class FaissIndex:
     factory: str
     search: dict[str, int]
     train_rows: PositiveInt
+    dim: Annotated[int, Field(ge=2)] | None
 
     def __post_init__(self) -> None:
         check_fields(self, "index")
@@ -76,6 +80,9 @@ class FaissIndex:
         Raises:
             ConfigError: faiss rejects the size, or the gallery is too small to train the index.
         """
+        if self.dim is not None:
+            require_shorter(self.dim, dim)
+            dim = self.dim
         index = self._empty(dim, rows or _ANY_ROWS)
         if rows is None or index.is_trained:
             return
@@ -107,12 +114,14 @@ class FaissIndex:
 
         Returns:
             A faiss index of inner product with `gallery.rows` rows, and its description: "factory",
-            with the numbers for this gallery, and "search".
+            with the numbers for this gallery, "search", and "dim" if embeddings are shortened.
 
         Raises:
             ConfigError: The gallery is too small for this index.
         """
         self.check(gallery.embedding_dim, gallery.rows)
+        if self.dim is not None:
+            return build_shortened(self, gallery, self.dim)
         index = self._empty(gallery.embedding_dim, gallery.rows)
         with track("build index", gallery.rows, "vectors") as advance:
             if not index.is_trained:
@@ -202,6 +211,8 @@ def build_index(
         return current
     with write_artifact(output, "index", config=config, parents=parents) as writer:
         faiss_index, choice = index.build(embeddings)
+        # The threshold applies to the similarities of the index.
+        embedder, embeddings = shorten_both(embedder, embeddings, index.dim)
         found = calibrate(
             embedder, images, embeddings, calibration, embed_settings.batch_size, held_out
         )

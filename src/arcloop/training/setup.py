@@ -26,7 +26,6 @@ from arcloop.export.formats import Exports, extra_formats, ignore_warnings
 from arcloop.models import Embedder, Head, load_weights, read_weights
 from arcloop.models.checkpoints import AtomicCheckpointIO
 from arcloop.models.embedder import construct, make_backbone, make_embedder
-from arcloop.retrieval import FaissIndex
 from arcloop.retrieval.unknown_images import UnknownImages
 from arcloop.training.augmentation import Augmentation
 from arcloop.training.callbacks.post_fit import BuildIndex
@@ -161,9 +160,8 @@ class TrainingSetup:
             ConfigError: The index does not fit these embeddings.
         """
         for callback in self.callbacks.values():
-            index = callback.index if isinstance(callback, BuildIndex) else None
-            if isinstance(index, FaissIndex) and dim is not None:
-                index.check(dim, gallery_rows)
+            if isinstance(callback, BuildIndex) and dim is not None:
+                callback.index.check(dim, gallery_rows)
 
     def _check_unknown_images(self) -> None:
         """Check that the callback that builds the index has enough images of unknown things."""
