@@ -8,9 +8,17 @@ import torch
 from torch import nn
 
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.export import OnnxFormat, TorchExportFormat
+from arcloop.export import (
+    CompiledFormat,
+    OnnxFormat,
+    OnnxFp16Format,
+    OnnxInt8Format,
+    TorchExportFormat,
+)
 from arcloop.export.run import dry_run_formats, export_run
 from arcloop.models import ConvNet, Embedder, IResNet
+from arcloop.runtime.runtimes import CompiledModel, OnnxModel, compiled_for
+from arcloop.runtime.searcher import SearcherError
 
 FORMATS = {
     "onnx": OnnxFormat(opset=17, max_abs_diff=1e-5),
@@ -18,6 +26,7 @@ FORMATS = {
     "onnx of the oldest opset": OnnxFormat(opset=11, max_abs_diff=1e-5),
     "torch_export": TorchExportFormat(max_abs_diff=1e-5),
 }
+BOUNDS = {"max_top1_loss": 0.0, "max_recall_loss": 0.0}
 BACKBONES = {
     "convnet": lambda channels: ConvNet(in_channels=channels, widths=[4, 8], depth=2),
     "iresnet": lambda channels: IResNet(in_channels=channels, layers=[1, 2], widths=[4, 8]),
@@ -147,3 +156,71 @@ def test_bounds_of_the_opset_are_those_of_torch_and_onnx():
 
     assert _constants.ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET == 20
     assert onnx.defs.onnx_opset_version() >= 20
+
+
+COMPACT = {
+    "fp16": (OnnxFp16Format(opset=17, max_abs_diff=1e-2, **BOUNDS), 2e-3),
+    "int8": (OnnxInt8Format(opset=17, max_abs_diff=0.2, calibration_images=64, **BOUNDS), 0.1),
+}
+
+
+@pytest.mark.parametrize(("backbone", "channels"), [("convnet", 1), ("iresnet", 3)])
+@pytest.mark.parametrize("name", COMPACT)
+def test_compact_file_is_close_for_batches_of_any_size(tmp_path, name, backbone, channels):
+    (chosen, bound), model = COMPACT[name], embedder(BACKBONES[backbone](channels), channels)
+    path = tmp_path / chosen.file
+    chosen.write(model, path, images(64, channels).transpose(0, 3, 1, 2))
+    served = OnnxModel(path, {"image_shape": (16, 20, channels), "embedding_dim": 8}, "", 1)
+    for rows in (1, 2, 7):
+        batch = images(rows, channels)
+        found = served.embed(batch)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, chosen.embed(path, batch.transpose(0, 3, 1, 2)))
+        difference = np.abs(found - eager(model, batch)).max()
+        assert 1e-6 < difference < bound
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", COMPACT)
+def test_compact_file_is_smaller_and_has_the_same_bytes_again(tmp_path, name):
+    chosen = COMPACT[name][0]
+    model = embedder(ConvNet(in_channels=1, widths=[32, 64], depth=2), 1)
+    FORMATS["onnx"].write(model, tmp_path / "onnx")
+    for again in "ab":
+        chosen.write(model, tmp_path / again, images(32, 1).transpose(0, 3, 1, 2))
+    content = (tmp_path / "a").read_bytes()
+    assert content == (tmp_path / "b").read_bytes()
+    assert str(tmp_path).encode() not in content
+    share = {"fp16": 0.6, "int8": 0.45}[name]
+    assert len(content) < share * (tmp_path / "onnx").stat().st_size
+
+
+def test_weight_too_large_for_float16_is_an_error(tmp_path):
+    model = embedder(BACKBONES["convnet"](3))
+    with torch.no_grad():
+        model.neck[3].weight[0, 0] = 1e6
+    with pytest.raises(ConfigError, match="values above 65,504"):
+        COMPACT["fp16"][0].write(model, tmp_path / "x")
+
+
+def test_compiled_file_embeds_like_the_eager_model_on_this_machine_only(tmp_path, monkeypatch):
+    model = embedder(ConvNet(in_channels=3, widths=[2], depth=1))
+    chosen, path = CompiledFormat(max_abs_diff=1e-5), tmp_path / "model.aoti.pt2"
+    chosen.require()
+    chosen.write(model, path)
+    facts = {"image_shape": (16, 20, 3), "embedding_dim": 8, "requires": compiled_for()}
+    served = CompiledModel(path, facts, "")
+    for rows in (1, 2, 7):
+        np.testing.assert_allclose(
+            served.embed(images(rows)), eager(model, images(rows)), atol=1e-5
+        )
+    requires = compiled_for()
+    for other in (requires | {"torch": "2.0"}, requires | {"cpu": [*requires["cpu"], "avx99"]}):
+        with pytest.raises(SearcherError, match=r"2\.0, this is torch|lacks avx99"):
+            CompiledModel(path, facts | {"requires": other}, "")
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(SearcherError, match=r"torch cannot load model\.aoti\.pt2"):
+        CompiledModel(path, facts, "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="no-such-compiler is not installed"):
+        chosen.require()

@@ -1,5 +1,7 @@
-"""Export of a trained model to TorchScript, ONNX and torch.export."""
+"""Export of a trained model to TorchScript, ONNX, torch.export and AOTInductor."""
 
+from arcloop.export.compact import OnnxFp16Format, OnnxInt8Format
+from arcloop.export.compiled import CompiledFormat
 from arcloop.export.formats import (
     Format,
     OnnxFormat,
@@ -10,5 +12,6 @@ from arcloop.export.formats import (
 from arcloop.export.run import export_run
 
 __all__ = [
-    "Format", "OnnxFormat", "TorchExportFormat", "TorchScript", "export_run", "extra_formats",
+    "CompiledFormat", "Format", "OnnxFormat", "OnnxFp16Format", "OnnxInt8Format",
+    "TorchExportFormat", "TorchScript", "export_run", "extra_formats",
 ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 Every format takes uint8 [B, C, H, W] with any B and returns float32 [B, D] of norm 1, like
 model.pt. model.onnx is for ONNX Runtime, TensorRT, OpenVINO and other ONNX runtimes; model.pt2, a
-torch.export program, for AOTInductor, ExecuTorch and torch.
+torch.export program, for ExecuTorch and torch; model.aoti.pt2 is compiled for one kind of CPU. The
+smaller, less exact ONNX files are in `arcloop.export.compact`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +38,7 @@ _ONNX_WARNINGS = (
     "You are using the legacy TorchScript-based ONNX export",
     "The feature will be removed. Please remove usage of this function",
 )
-_TORCH_EXPORT_WARNINGS = (
+TORCH_EXPORT_WARNINGS = (
     "No complete tensor found in the group",  # does not apply to weights on the CPU
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call within torch
 )
@@ -80,9 +81,23 @@ class Format(ABC):
     def __post_init__(self) -> None:
         check_fields(self, f"export.{self.name}")
 
+    def require(self) -> None:
+        """Check that the packages and programs that the format needs are installed.
+
+        Raises:
+            ConfigError: One is missing.
+        """
+        require_extra("onnx", *self.packages, where=f"export={self.name}")
+
     @abstractmethod
-    def write(self, embedder: Embedder, path: Path) -> None:
+    def write(self, embedder: Embedder, path: Path, calibration_NCHW: Images | None = None) -> None:
         """Export an embedder in evaluation mode on the CPU.
+
+        Args:
+            embedder: The embedder.
+            path: The file to write.
+            calibration_NCHW: Images of the val split, for formats that measure value ranges; None:
+                black images.
 
         Raises:
             ConfigError: The format cannot express the computation.
@@ -111,7 +126,11 @@ class OnnxFormat(Format):
     file: ClassVar[str] = "model.onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
 
-    def write(self, embedder: Embedder, path: Path) -> None:
+    def write(self, embedder: Embedder, path: Path, calibration_NCHW: Images | None = None) -> None:
+        self.save(self.to_onnx(embedder), embedder, path)
+
+    def to_onnx(self, embedder: Embedder) -> Any:
+        """Return the embedder as an onnx.ModelProto."""
         import onnx
 
         content = io.BytesIO()
@@ -129,15 +148,20 @@ class OnnxFormat(Format):
                 )
             model = onnx.load_from_string(content.getvalue())
             onnx.checker.check_model(model, full_check=True)
+            return model
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, onnx.checker.ValidationError,
                 onnx.shape_inference.InferenceError) as cause:  # fmt: skip
             first_sentence = re.split(r"(?<=[^0-9])\. |\n", str(cause).strip(), maxsplit=1)[0]
             raise ConfigError(
                 f"the network cannot be exported to ONNX opset {self.opset}: {first_sentence}",
-                where="export=onnx",
-                remedy="choose a higher export.onnx.opset, up to 20, another backbone, or"
+                where=f"export={self.name}",
+                remedy=f"choose a higher export.{self.name}.opset, up to 20, another backbone, or"
                 " export=torch_export",
             ) from cause
+
+    @staticmethod
+    def save(model: Any, embedder: Embedder, path: Path) -> None:
+        """Write an onnx.ModelProto with the sizes of images and embeddings as metadata."""
         sizes = {"image_shape": embedder.image_shape, "embedding_dim": embedder.embedding_dim}
         model.metadata_props.add(key=_METADATA_KEY, value=json.dumps(sizes))
         write_bytes(path, model.SerializeToString(deterministic=True))
@@ -159,17 +183,11 @@ class TorchExportFormat(Format):
     file: ClassVar[str] = "model.pt2"
     packages: ClassVar[tuple[str, ...]] = ("torch",)
 
-    def write(self, embedder: Embedder, path: Path) -> None:
-        batch = torch.export.Dim("batch", min=1)
+    def write(self, embedder: Embedder, path: Path, calibration_NCHW: Images | None = None) -> None:
         content = io.BytesIO()
         try:
-            with ignore_warnings(_TORCH_EXPORT_WARNINGS):
-                program = torch.export.export(
-                    embedder,
-                    (example_images(embedder),),
-                    dynamic_shapes=({0: batch},),
-                    strict=False,
-                )
+            with ignore_warnings(TORCH_EXPORT_WARNINGS):
+                program = torch_program(embedder)
                 for module in program.graph_module.modules():
                     for node in getattr(getattr(module, "graph", None), "nodes", ()):
                         for key in _LOCAL_METADATA:
@@ -185,10 +203,17 @@ class TorchExportFormat(Format):
         write_bytes(path, content.getvalue())
 
     def embed(self, path: Path, images_NCHW: Images) -> Embeddings:
-        with ignore_warnings(_TORCH_EXPORT_WARNINGS), torch.inference_mode():
+        with ignore_warnings(TORCH_EXPORT_WARNINGS), torch.inference_mode():
             module = torch.export.load(path).module()
             embeddings: Embeddings = module(torch.from_numpy(images_NCHW)).numpy()
         return embeddings
+
+
+def torch_program(embedder: Embedder) -> torch.export.ExportedProgram:
+    """Return the embedder as a torch.export program with a dynamic batch size."""
+    batch = torch.export.Dim("batch", min=1)
+    images = (example_images(embedder),)
+    return torch.export.export(embedder, images, dynamic_shapes=({0: batch},), strict=False)
 
 
 Exports = Mapping[str, TorchScript | Format | None]
@@ -203,7 +228,7 @@ def extra_formats(exports: Exports, *, at_least_one: bool = False) -> dict[str, 
         at_least_one: Raise an error if there is no additional format.
 
     Raises:
-        ConfigError: A package is missing, or there is no format.
+        ConfigError: A package or program is missing, or there is no format.
     """
     formats = {name: f for name, f in exports.items() if isinstance(f, Format)}
     if at_least_one and not formats:
@@ -212,8 +237,8 @@ def extra_formats(exports: Exports, *, at_least_one: bool = False) -> dict[str, 
             where="export",
             remedy="choose a format, e.g. export=onnx or export=torch_export",
         )
-    for name, chosen in formats.items():  # torch_export needs no extra
-        require_extra("onnx", *chosen.packages, where=f"export={name}")
+    for chosen in formats.values():
+        chosen.require()
     return formats
 
 

@@ -88,6 +88,9 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
         other, extra = _other_data(config, run_dir, overrides)
         folders |= other
         names = ("embed", "evaluate") if "gallery" in other else names
+    elif verb == "export":  # only some formats need the store
+        with contextlib.suppress(ArtifactError):
+            extra = {"store": find_store(run_dir)}
     outputs: dict[str, Artifact] = {}
     for name in names:
         step = steps.ALL_STEPS[name]

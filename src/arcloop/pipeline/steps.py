@@ -109,7 +109,7 @@ def apply(
         config: The config.
         inputs: Role -> folder of each artifact that the step takes. For `evaluate` with other data
             than those of the run also "index_of_run", or with the gallery of the run
-            "gallery_store".
+            "gallery_store"; for `export` the "store" of the run, if it was found.
         output: Folder to write; for `train`, the run directory.
         overrides: Overrides that the config was composed from; a run records them.
         reuse: Return the artifact at `output` if it was made from the same inputs with the same
@@ -304,6 +304,7 @@ def _export(call: _Call) -> Artifact:
         call.output,
         backbone=build_node(recorded["backbone"]),
         embedder=build_node(recorded["embedder"]),
+        store=call.inputs.get("store"),
         reuse=call.reuse,
     )
 

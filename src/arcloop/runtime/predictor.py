@@ -22,7 +22,8 @@ import torch
 
 from .golden_batch import GOLDEN, GoldenBatch
 from .images import ImageError
-from .searcher import INDEX, LABELS, MODEL, Model, Searcher, read_index, read_labels
+from .runtimes import load_runtime, runtime_of
+from .searcher import INDEX, LABELS, Searcher, read_index, read_labels
 
 MANIFEST = "manifest.json"
 K_HEADER = "x-arcloop-k"
@@ -99,12 +100,16 @@ class Predictor:
         # Serving frameworks may lower the precision, which would change the embeddings.
         torch.set_float32_matmul_precision("highest")
         self._searcher = Searcher(
-            Model(folder / MODEL, device),
+            load_runtime(folder, self.manifest, device, threads),
             read_index(folder / INDEX, memory_map=bool(settings["memory_map"])),
             read_labels(folder / LABELS),
         )
         self._identity = {
-            "model": {"name": self.manifest["name"], "version": self.manifest["version"]},
+            "model": {
+                "name": self.manifest["name"],
+                "version": self.manifest["version"],
+                "runtime": runtime_of(self.manifest),
+            },
             "lineage": self.manifest["parents"],
             "threshold": self._searcher.threshold_facts,
         }

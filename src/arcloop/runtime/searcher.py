@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Prediction:
 class Model:
     """A scripted embedder on a device, frozen for inference.
 
+    The models of other runtimes are subclasses with the same methods; see `runtimes`.
+
     Args:
         path: model.pt, as written by `save_model`.
         device: A torch device, e.g. "cpu" or "cuda".
@@ -90,14 +92,24 @@ class Model:
             module = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location=self.device, _extra_files=extra_files
             )
-            metadata = json.loads(extra_files[_METADATA_FILE])
-            height, width, channels = metadata["image_shape"]
-            self.embedding_dim = int(metadata["embedding_dim"])
+            self._read_sizes(json.loads(extra_files[_METADATA_FILE]))
         except (RuntimeError, ValueError, KeyError, TypeError) as cause:
             raise SearcherError(f"{path} is not a scripted arcloop model: {cause}") from None
-        self.max_value = int(metadata.get("max_value", images.MAX_VALUE))
-        self.image_shape = (int(height), int(width), int(channels))
         self._module = torch.jit.freeze(module.eval())
+
+    def _read_sizes(self, sizes: Mapping[str, Any]) -> None:
+        height, width, channels = sizes["image_shape"]
+        self.image_shape = (int(height), int(width), int(channels))
+        self.embedding_dim = int(sizes["embedding_dim"])
+        self.max_value = int(sizes.get("max_value", images.MAX_VALUE))
+
+    def sizes(self) -> dict[str, Any]:
+        """Return image_shape, embedding_dim and max_value as plain JSON types."""
+        return {
+            "image_shape": list(self.image_shape),
+            "embedding_dim": self.embedding_dim,
+            "max_value": self.max_value,
+        }
 
     @torch.inference_mode()
     def embed(self, batch_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

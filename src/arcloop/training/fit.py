@@ -80,7 +80,7 @@ def train(
             setup, store, run_dir, resume=resume, overwrite=overwrite, config=config,
             overrides=overrides,
         )  # fmt: skip
-        return _with_exports(run, setup)
+        return _with_exports(run, setup, store)
 
 
 def _train(
@@ -174,7 +174,7 @@ def _fit(
         raise
 
 
-def _with_exports(run: Artifact, setup: TrainingSetup) -> Artifact:
+def _with_exports(run: Artifact, setup: TrainingSetup, store: Path) -> Artifact:
     """Export the finished run to the extra formats; errors state that the run is complete."""
     formats = extra_formats(setup.export)
     if not formats or launched_rank() != 0:
@@ -186,6 +186,7 @@ def _with_exports(run: Artifact, setup: TrainingSetup) -> Artifact:
             run.path / "export",
             backbone=setup.backbone,
             embedder=setup.embedder,
+            store=store,
             reuse=True,
         )
     except ArcloopError as cause:
