@@ -56,7 +56,9 @@ def test_rollback_list_and_prune(arguments, store, capsys):
     assert made[0].version in (store.path / "config.properties").read_text()
     capsys.readouterr()
     assert versions(["list", *arguments]) == 0
-    listed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    listed = {version: state for version, state, _ in lines}
+    assert {runtime for *_, runtime in lines} == {"torchscript"}
     assert listed == {v.version: v.state for v in store.versions()}
     assert listed[made[2].version] == "previous"
     assert versions(["prune", *arguments, "deploy.keep=2"]) == 0

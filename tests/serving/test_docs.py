@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from arcloop.config.composition import compose_config
 from arcloop.serving.deploy import main as deploy
 from arcloop.serving.deploy import parse_arguments
 from arcloop.serving.model_store import ModelStore
@@ -28,7 +29,9 @@ def test_the_documented_commands_run(small_run, tmp_path):
         if program == "arcloop":
             verb, *given = rest
             arguments = [a.replace("runs/mnist", str(small_run)) for a in given] + store
-            if verb in mains:
+            if verb == "export":  # tests/serving/test_runtimes.py deploys exported runs
+                compose_config(given)
+            elif verb in mains:
                 assert mains[verb](arguments) == 0
             else:
                 assert verb in ("serve", "roll")

@@ -72,7 +72,11 @@ def test_answers_agree_with_the_stored_embeddings(running, golden, small_run):
 def test_an_answer_names_its_model(running, golden, unpacked):
     (response,) = running.predict([PredictRequest(encode_png(golden[0]))])
     manifest = json.loads((unpacked / "manifest.json").read_text())
-    assert body(response)["model"] == {"name": "synthetic", "version": manifest["version"]}
+    assert body(response)["model"] == {
+        "name": "synthetic",
+        "version": manifest["version"],
+        "runtime": "torchscript",
+    }
     assert body(response)["lineage"] == manifest["parents"]
     labels = json.loads((unpacked / "faiss_label.json").read_text())
     assert body(response)["threshold"] == {

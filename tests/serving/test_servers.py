@@ -262,7 +262,11 @@ def test_serve_prints_a_working_request_and_leaves_no_process(
     assert output in (tmp_path / "output.txt").read_text()
     assert psutil.wait_procs(children, timeout=20)[1] == []
     live = ModelStore(tmp_path / "store", settings.name).live()
-    assert answer["model"] == {"name": "synthetic", "version": live.version}
+    assert answer["model"] == {
+        "name": "synthetic",
+        "version": live.version,
+        "runtime": "torchscript",
+    }
 
 
 def arguments(run_dir, settings, kind):

@@ -20,8 +20,8 @@ from arcloop import artifacts, runtime
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.errors import ArtifactError
-from arcloop.runtime import ARCHIVED_PACKAGE, predictor, searcher
-from arcloop.runtime.golden_batch import GOLDEN
+from arcloop.runtime import ARCHIVED_PACKAGE, predictor, runtimes, searcher
+from arcloop.serving.model_file import find_model
 from arcloop.serving.model_store import archive_file_name, make_version
 from arcloop.serving.servers.config_files import model_config
 from arcloop.serving.settings import DeploySettings
@@ -45,8 +45,9 @@ class ArchiveContents:
     Attributes:
         name: Name of the model.
         files: Name in the archive -> source file, or content.
-        manifest: Hashes of all files, the artifacts they were made from, and the result of the
-            gate. It does not contain the version, so that it depends only on the files.
+        manifest: Hashes of all files, the artifacts they were made from, the runtime of the model,
+            and the result of the gate. It does not contain the version, so that it depends only on
+            the files.
     """
 
     name: str
@@ -74,20 +75,22 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
 
     Raises:
         ArtifactError: A part is missing, damaged or from another model, or the gate did not pass.
+        ConfigError: The run was not exported to the format of `deploy.runtime`.
     """
     run = artifacts.load(run_dir, "run")
     index = artifacts.load(run_dir / "index", "index")
     _require_parent(index, "model", run.file_sha256(searcher.MODEL))
+    model = find_model(run, settings)
     gate = _gate_result(run_dir / "evaluation", index, force=force)
     files: dict[str, Path | bytes] = {
-        searcher.MODEL: run_dir / searcher.MODEL,
-        GOLDEN: run_dir / GOLDEN,
+        **{name: path for name, (path, _) in model.files.items()},
         searcher.INDEX: index.path / searcher.INDEX,
         searcher.LABELS: index.path / searcher.LABELS,
         MODEL_CONFIG: model_config(settings).encode(),
         **runtime_files(),
     }
-    recorded = {**run.files, **index.files}
+    recorded = {name: sha256 for name, (_, sha256) in model.files.items()}
+    recorded |= {name: index.file_sha256(name) for name in index.files}
     manifest = {
         "schema": SCHEMA,
         "kind": "archive",
@@ -96,7 +99,7 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
             name: {
                 "sha256": hashlib.sha256(source).hexdigest()
                 if isinstance(source, bytes)
-                else recorded[name]["sha256"]
+                else recorded[name]
             }
             for name, source in sorted(files.items())
         },
@@ -107,6 +110,7 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
             "store": run.parents["store"],
         },
         "index": index.config["index"],
+        "runtime": dict(model.facts),
         "gate": gate,
         "forced": not gate["passed"],
     }
@@ -145,7 +149,7 @@ def write_archive(contents: ArchiveContents, folder: Path, version: str) -> Path
                 model_name=contents.name,
                 handler="handler.py",
                 version=version,
-                serialized_file=searcher.MODEL,
+                serialized_file=runtimes.FILES[runtimes.runtime_of(contents.manifest)],
                 config_file=MODEL_CONFIG,
             )
         )

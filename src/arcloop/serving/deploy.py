@@ -22,6 +22,7 @@ from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, report_errors
 from arcloop.runtime.golden_batch import GoldenBatch
 from arcloop.runtime.predictor import ArchiveError, Predictor
+from arcloop.runtime.runtimes import runtime_of
 from arcloop.runtime.searcher import SearcherError
 from arcloop.serving.archive import (
     MODEL_CONFIG,
@@ -99,7 +100,8 @@ def _deploy(arguments: DeployArguments) -> int:
         version = stored.version if stored else contents.new_version()
         print_objects({**contents.manifest, "version": version}, settings)
     else:
-        print_line(f"live: {deploy(run_dir, settings, force=force).path}")
+        live = deploy(run_dir, settings, force=force)
+        print_line(f"live: {live.path}, runtime {runtime_of(read_manifest(live.path))}")
     return 0
 
 

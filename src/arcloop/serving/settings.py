@@ -37,6 +37,9 @@ class DeploySettings:
         model_store: Folder with the versions of this model.
         keep: Number of versions that stay loadable, including the live and the previous one.
         server: The server program.
+        runtime: What executes the model. "torchscript": model.pt, on a GPU if there is one.
+            "onnxruntime", with "_fp16" or "_int8" for the smaller files, and "aoti": the file of
+            that format in the run's `export`, on the CPU. "auto": see `find_model`.
         host: IP address that the inference port listens on.
         inference_port: Port for predictions.
         management_port: TorchServe's management API, on loopback only.
@@ -71,6 +74,9 @@ class DeploySettings:
     model_store: str
     keep: Annotated[int, Field(ge=2)]
     server: Literal["torchserve", "fastapi"]
+    runtime: Literal[
+        "auto", "torchscript", "onnxruntime", "onnxruntime_fp16", "onnxruntime_int8", "aoti"
+    ]
     host: str
     inference_port: Port
     management_port: Port

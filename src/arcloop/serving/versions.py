@@ -1,6 +1,6 @@
 """`arcloop versions VERB [VERSION] run_dir=runs/mnist`: manage the versions of a model store.
 
-    list                 print every version and its state, oldest first
+    list                 print every version, its state and its runtime, oldest first
     rollback [VERSION]   make a version live, by default the previous one; also from backup/
     prune                move all but deploy.keep versions to backup/
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, report_errors
+from arcloop.runtime.runtimes import runtime_of
 from arcloop.serving.archive import read_manifest
 from arcloop.serving.deploy import parse_arguments, print_objects, publish, unpack_and_check
 from arcloop.serving.kubernetes.settings import KubernetesSettings
@@ -46,7 +47,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         )
     if words[0] == "list":
         for found in store.versions():
-            print(f"{found.version}  {found.state}")
+            print(f"{found.version}  {found.state}  {runtime_of(read_manifest(found.path))}")
     elif words[0] == "prune":
         with store.locked():
             for moved in store.prune(settings.keep):
