@@ -12,7 +12,7 @@ from typing import Any
 import joblib
 
 _PACKAGES = (
-    "torch", "pytorch-lightning", "hydra-core", "faiss-cpu", "numpy", "pillow",
+    "torch", "onnxruntime", "pytorch-lightning", "hydra-core", "faiss-cpu", "numpy", "pillow",
     "opencv-python-headless", "pytorch-metric-learning", "open-metric-learning",
 )  # fmt: skip
 
