@@ -70,7 +70,8 @@ def test_auto_serves_the_exported_file_with_the_same_answers(
     assert found["torch"][1]["name"] == "torchscript"
     assert found["onnx"][1]["image_shape"] == found["torch"][1]["image_shape"] == [16, 16, 1]
     assert (tmp_path / "onnx/model.onnx").is_file()
-    assert not (tmp_path / "onnx/model.pt").exists()
+    assert found["onnx"][1]["bytes"] == (tmp_path / "onnx/model.onnx").stat().st_size
+    assert not (tmp_path / "torch/model.onnx").exists()
     images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 1), dtype=np.uint8)
     for rows in (1, 7):
         ours, theirs = (answers(found[name][0], images[:rows]) for name in ("onnx", "torch"))

@@ -29,13 +29,15 @@ from arcloop.evaluation.query_results import FILE, QueryResults, load_query_resu
 from arcloop.evaluation.setup import evaluate_part, make_setup
 from arcloop.retrieval import Gallery, load_model
 from arcloop.retrieval.embed import embed_gallery
+from arcloop.retrieval.shortened import search_shortened, shorten_both
 from arcloop.runtime.golden_batch import GOLDEN
 from arcloop.runtime.searcher import LABELS, MODEL, search
 
 _KEY = "evaluate.gate.versus"
 _LIVE = "live.json"  # of a model store, see arcloop.serving.model_store
 _FLAT = {
-    "_target_": "arcloop.retrieval.FaissIndex", "factory": "Flat", "search": {}, "train_rows": 1
+    "_target_": "arcloop.retrieval.FaissIndex", "factory": "Flat", "search": {}, "train_rows": 1,
+    "dim": None,
 }  # fmt: skip
 
 
@@ -159,9 +161,13 @@ def answers_of_incumbent(
         )  # fmt: skip
         model = load_model(folder / MODEL, embed_settings.device)
         embeddings = Gallery(folder / "gallery")
-        index, _ = instantiate(incumbent.index, _convert_="object").build(embeddings)
+        builder = {"dim": None, **incumbent.index}  # an older archive has no dim
+        index, _ = instantiate(builder, _convert_="object").build(embeddings)
+        dim = incumbent.index.get("dim")
+        model, embeddings = shorten_both(model, embeddings, dim)
+        search_index = partial(search_shortened if dim else search, index)
         setup, label_C = make_setup(
-            images, gallery_images, embeddings, partial(search, index), settings,
+            images, gallery_images, embeddings, search_index, settings,
             float(json.loads(incumbent.read_file(LABELS))["threshold"]),
         )  # fmt: skip
         states = group.gather(

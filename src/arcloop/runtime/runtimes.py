@@ -1,7 +1,7 @@
 """The runtimes that can execute the model of an archive: torch, ONNX Runtime, AOTInductor.
 
-An archive contains the model file of one runtime, and names the runtime in its manifest. Every
-runtime takes the images and returns the embeddings of `Model`.
+An archive contains model.pt and the file of the runtime that its manifest names. Every runtime
+takes the images and returns the embeddings of `Model`.
 
 Shapes: N images, H height, W width, C channels, D embedding.
 """

@@ -37,8 +37,8 @@ class ModelFile:
     Attributes:
         facts: Section "runtime" of the archive's manifest: name of the runtime, sizes of the model,
             and for an exported file the properties that were recorded at its export.
-        files: Name in the archive -> (file, sha256): the model, and the golden batch with the
-            embeddings that the model must give.
+        files: Name in the archive -> (file, sha256): model.pt, the file that is executed, and the
+            golden batch with the embeddings that it must give.
     """
 
     facts: Mapping[str, Any]
@@ -103,7 +103,9 @@ def _exported(run: Artifact, runtime: str, sizes: Mapping[str, Any]) -> ModelFil
     export = artifacts.load(folder, "export")
     if export.parents["model"] != run.file_sha256(MODEL):
         raise ArtifactError(f"{name} was made from another model", where=folder, remedy=remedy)
-    files = {name: (folder / name, export.file_sha256(name))}
+    # `evaluate.gate.versus` compares with model.pt of the archive.
+    files = {MODEL: (run.path / MODEL, run.file_sha256(MODEL))}
+    files[name] = (folder / name, export.file_sha256(name))
     golden = golden_file(name)
     if golden in export.files:  # a compact file has its own embeddings
         files[GOLDEN] = (folder / golden, export.file_sha256(golden))
