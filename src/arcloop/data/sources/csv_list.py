@@ -223,7 +223,7 @@ def _check_columns(header: list[str], file: Path, delimiter: str) -> None:
     remedy = "name the columns in the first line: path,label and optionally split and group"
     from arcloop.config.composition import quote_override  # imports Hydra
 
-    for other in {",", ";", "\t", "|"} - {delimiter}:
+    for other in sorted({",", ";", "\t", "|"} - {delimiter}):
         if {"path", "label"} <= {name.strip() for name in other.join(header).split(other)}:
             value = _TAB if other == "\t" else other
             remedy = f"pass {quote_override('data.delimiter', value)}"
