@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from arcloop.evaluation.metrics.retrieval import Bools, Floats, Labels
 from arcloop.retrieval.duplicates import rounded
@@ -85,7 +86,8 @@ def rerank(
                 [queries_QD[some, None], rows_BKD[start : start + step]], axis=1
             )
             valid_BN = np.insert(rows_QK[some] >= 0, 0, True, axis=1)
-            distances_BK = _k_reciprocal_distances(items_BND, valid_BN, k1, k2, original_weight)
+            with threadpool_limits(1, user_api="blas"):  # the products are too small for more
+                distances_BK = _k_reciprocal_distances(items_BND, valid_BN, k1, k2, original_weight)
             order_BK = np.argsort(distances_BK, axis=1, kind="stable")
             reranked_QK[some] = np.take_along_axis(rows_QK[some], order_BK, axis=1)
     return reranked_QK
@@ -108,7 +110,7 @@ def _k_reciprocal_distances(
 
     wide_BNN, narrow_BNN = reciprocal(k1), reciprocal(round(k1 / 2))
     # The neighbourhood of a member is added if two thirds of it are already in the neighbourhood.
-    shared_BNN = wide_BNN @ narrow_BNN.swapaxes(1, 2)
+    shared_BNN = wide_BNN @ narrow_BNN  # which is symmetric
     added_BNN = wide_BNN * (3 * shared_BNN > 2 * narrow_BNN.sum(axis=2)[:, None])
     members_BNN = (wide_BNN > 0) | (added_BNN @ narrow_BNN > 0)
     encoding_BNN = np.where(members_BNN, np.exp(-distance_BNN), 0)
