@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from arcloop.pipeline.steps import apply, build
 from arcloop.retrieval.embed import embed_gallery
 from arcloop.retrieval.index import build_index
 from arcloop.runtime.searcher import save_model
-from arcloop.training.module import leave_one_out_top1
+from arcloop.training.val_metrics import val_metrics
 
 STORE, RUN = Path("store"), Path("run")
 SETTINGS = [
@@ -31,7 +32,7 @@ SETTINGS = [
     "data.num_classes=5", "data.image_size=16", "data.noise=1.0", "backbone.widths=[8,8]",
     "embedder.embedding_dim=16", "embed.batch_size=8", "embed.shard_rows=20",
     "evaluate.batch_size=12", "evaluate.num_projected=40", "evaluate.max_pairs=4000",
-    "evaluate.max_clustered=60",
+    "evaluate.max_clustered=60", "evaluate.gate.versus=old.mar",
 ]  # fmt: skip
 NAN = np.float32("nan")
 
@@ -94,7 +95,7 @@ def compare_val(parts):
     def work(group):
         start = sum(parts[: group.rank])
         own = slice(start, start + parts[group.rank])
-        return leave_one_out_top1(rows[own], labels[own])
+        return val_metrics(rows[own], labels[own])["val_top1"]
 
     return work
 
@@ -124,13 +125,18 @@ def main():
     torch.set_num_threads(1)
     config = compose_config(SETTINGS)
     apply("prepare", config, {}, STORE)
-    torch.manual_seed(0)
-    embedder = build(config, "embedder")(build(config, "backbone")(in_channels=1),
-                                         image_shape=(16, 16, 1)).eval()  # fmt: skip
     RUN.mkdir()
-    save_model(
-        torch.jit.script(embedder), RUN / "model.pt", image_shape=(16, 16, 1), embedding_dim=16
-    )
+    for seed, path in enumerate((RUN / "model.pt", Path("old.pt"))):
+        torch.manual_seed(seed)
+        embedder = build(config, "embedder")(build(config, "backbone")(in_channels=1),
+                                             image_shape=(16, 16, 1)).eval()  # fmt: skip
+        save_model(torch.jit.script(embedder), path, image_shape=(16, 16, 1), embedding_dim=16)
+    np.savez("golden.npz", images=np.zeros((1, 16, 16, 1), np.uint8))
+    with zipfile.ZipFile("old.mar", "w") as archive:  # all ranks evaluate it, and compare with it
+        archive.write("old.pt", "model.pt")
+        archive.write("golden.npz")
+        archive.writestr("faiss_label.json", '{"threshold": 0.5}')
+        archive.writestr("manifest.json", "{}")
     codes = {}
     for world in (1, 2, 3):
         codes[f"evaluated-{world}"] = fork(

@@ -54,7 +54,9 @@ def test_results_equal_those_of_one_process(evaluated, world):
         assert len(rows) == 97
         assert np.array_equal(gallery_rows(evaluated / str(world), stem), rows)
     assert len(list((evaluated / "1/gallery").glob("embeddings-*.npy"))) == 5
-    assert "evaluation/metrics.json" in one
+    assert {"evaluation/metrics.json", "evaluation/queries.npz", "evaluation/versus.json"} < set(
+        one
+    )
     for kind in ("gallery", "index", "evaluation"):
         artifacts.load(evaluated / str(world) / kind, kind, trust=False)
 
