@@ -1,10 +1,13 @@
 """Optional answer modes through the evaluator and the command line."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
+from PIL import Image
 from tests.conftest import SMALL
 from tests.evaluation.conftest import exact, labelled_corners
 from tests.evaluation.metrics.test_ranking import drawn
@@ -13,8 +16,13 @@ from tests.evaluation.test_leave_one_out import pairs_by_definition
 
 from arcloop.artifacts.metrics import read_metrics
 from arcloop.cli.main import main
+from arcloop.data import Store
 from arcloop.evaluation.metrics.answers import vote
 from arcloop.evaluation.metrics.reranking import expand_queries, rerank
+from arcloop.pipeline.chains import OTHER_DATA, find_store
+from arcloop.retrieval import load_model
+
+RUN = Path("runs/synthetic")
 
 
 @effort(max_examples=60)
@@ -118,3 +126,26 @@ def test_groups_that_a_store_lacks_are_reported_before_training(work, capsys):
     assert "store with groups" in capsys.readouterr().err
     assert main(["evaluate", "run_dir=runs/synthetic", excluded, "evaluate.prototypes=true"]) == 2
     assert "evaluate.prototypes=true and" in capsys.readouterr().err
+
+
+def test_rows_of_a_group_of_a_store_are_no_answers(work):
+    """Each image occurs twice, in a group of its own, so that its copy would be its answer."""
+    store = Store.open(find_store(RUN))
+    images_NHWC, labels = store.gather("query", np.arange(30))
+    for row, label in enumerate(labels.tolist()):
+        for copy in "ab":
+            file = Path(f"pics/class-{label}/{row:02d}_{copy}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images_NHWC[row, ..., 0]).save(file)
+    data = ["data=image_folder", "data.root=pics", 'data.group="/(.+)_"']
+    excluded = ["evaluate.exclude_same_group=true", "evaluate.gate.min_top1=0"]
+    assert main(["evaluate", f"run_dir={RUN}", *data, *excluded]) == 0
+    (folder,) = (RUN / OTHER_DATA).iterdir()
+    metrics = read_metrics(folder / "evaluation")
+    embeddings = load_model(RUN / "model.pt", "cpu").embed(images_NHWC)
+    similarities = embeddings @ embeddings.T
+    np.fill_diagonal(similarities, -2)
+    assert metrics["top1"] == np.mean(labels[similarities.argmax(axis=1)] == labels)
+    assert metrics["top1"] == metrics["recall_at_1"] < 1
+    assert metrics["index_recall_at_10"] == 1
+    assert main(["evaluate", f"run_dir={RUN}", *data, *excluded, "evaluate.gallery=run"]) == 2
