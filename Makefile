@@ -8,7 +8,7 @@ BENCH_INSTALLED := $(VENV)/.bench
 WORKERS ?= 2
 
 # The runs of docs/results.md; override them as in `make results HEADS=arcface,cosface`.
-HEADS ?= softmax,cosface,arcface,adacos
+HEADS ?= softmax,cosface,arcface,combined,sub_center_arcface,adacos,curricularface,magface,adaface,elastic_arcface
 SEEDS ?= 0,1,2
 RESULTS ?= experiment=mnist
 RESULTS_PAGE ?= docs/results.md

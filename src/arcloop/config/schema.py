@@ -20,6 +20,7 @@ from arcloop.config.value_types import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Threads,
     check_fields,
@@ -285,6 +286,8 @@ class Config:
         resume: "auto" continues an interrupted run of the same config; "true" continues from
             last.ckpt with any config; "false" starts from the beginning.
         overwrite: Replace a finished run of another config in `run_dir`.
+        head_scale: Default of head.scale, for every head that has a scale. An experiment can set it
+            whatever the head.
         compile: Train the backbone through torch.compile. The exported model is not compiled.
         force: Deploy a run that did not pass the gate; the manifest of the archive records this.
         monitor: Metric on `val` that selects the checkpoint and is the objective of a sweep.
@@ -301,6 +304,7 @@ class Config:
     check: Annotated[str, one_of("auto", "full")] = MISSING
     resume: Annotated[str, one_of("auto", "true", "false")] = MISSING
     overwrite: bool = MISSING
+    head_scale: PositiveFloat = MISSING
     compile: bool = MISSING
     force: bool = MISSING
     monitor: str = MISSING

@@ -55,6 +55,7 @@ def train(
     threads_overrides: list[str],
     monitor_overrides: list[str],
     monitor_mode_overrides: list[str],
+    head_scale_overrides: list[str],
     compile_overrides: list[str],
     loader_overrides: list[str],
     sampler_overrides: list[str],

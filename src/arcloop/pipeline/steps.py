@@ -48,9 +48,9 @@ STEPS: Mapping[str, Step] = {
         Step(
             "train",
             (
-                "seed", "threads", "monitor", "monitor_mode", "compile", "loader", "sampler",
-                "augmentation", "backbone", "backbone_weights", "embedder", "head", "optimizer",
-                "scheduler", "trainer", "logger", "callbacks", "export", "calibration",
+                "seed", "threads", "monitor", "monitor_mode", "head_scale", "compile", "loader",
+                "sampler", "augmentation", "backbone", "backbone_weights", "embedder", "head",
+                "optimizer", "scheduler", "trainer", "logger", "callbacks", "export", "calibration",
             ),
             ("store",),
             "run",
