@@ -114,6 +114,8 @@ class TrainingSetup:
         embedder = make_embedder(self.backbone, self.embedder, image_shape)
         head = construct("head", self.head, embedding_dim=embedder.embedding_dim,
                      num_classes=num_classes)  # fmt: skip
+        for caution in head.cautions():
+            print_line(f"train: {caution}")
         if self.backbone_weights.file is not None:
             file, strict = Path(self.backbone_weights.file), self.backbone_weights.strict
             report = load_weights(embedder.backbone, read_weights(file), file=file, strict=strict)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from arcloop.errors import ConfigError
 from arcloop.models.heads.arcface import ArcFace, cos_with_margin
+from arcloop.models.heads.cosine_classifier import change_targets, scaled_cosine
 
 B, D, C = 12, 5, 7
 
@@ -135,6 +136,33 @@ def test_target_and_gradient_at_the_corners(
     assert gradient.isfinite().all()
     assert (gradient >= min(0.0, math.cos(margin))).all()
     assert gradient.max() < 1 / torch.finfo(dtype).eps ** 0.5
+
+
+def test_insightface_has_the_same_loss_and_another_gradient() -> None:
+    """It adds the margin without a gradient, so the target logit has the gradient of s·cos θ."""
+    head = make_head().double()
+    features_BD, labels_B = make_batch(3)
+    rows_B = torch.arange(B)
+    cos_BC = (scaled_cosine(features_BD.double(), head.weight, 1.0)).detach()
+    angle_B = cos_BC[rows_B, labels_B].acos()
+    assert (angle_B < math.pi - head.margin).all()  # where both define the same target
+
+    ours_BC = cos_BC.clone().requires_grad_()
+    logits_BC = head.scale * ours_BC
+    change_targets(logits_BC, head.scale, labels_B, head.with_margin)
+    ours = F.cross_entropy(logits_BC, labels_B)
+    theirs_BC = cos_BC.clone().requires_grad_()
+    offset_BC = torch.zeros_like(cos_BC)
+    offset_BC[rows_B, labels_B] = (angle_B + head.margin).cos() - angle_B.cos()
+    theirs = F.cross_entropy(head.scale * (theirs_BC + offset_BC), labels_B)
+    assert ours.item() == pytest.approx(head(features_BD.double(), labels_B).item(), rel=1e-12)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+
+    (gradient_BC,) = torch.autograd.grad(ours, ours_BC)
+    (expected_BC,) = torch.autograd.grad(theirs, theirs_BC)
+    # docs/heads.md states this factor.
+    expected_BC[rows_B, labels_B] *= (angle_B + head.margin).sin() / angle_B.sin()
+    torch.testing.assert_close(gradient_BC, expected_BC, rtol=1e-12, atol=1e-15)
 
 
 def corner_batch(head: ArcFace) -> tuple[Tensor, Tensor]:

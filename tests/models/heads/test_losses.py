@@ -9,6 +9,7 @@ import torch
 from tests.models.heads import oracle
 from torch import Tensor
 
+from arcloop.config.composition import compose_config
 from arcloop.errors import ConfigError
 from arcloop.models import (
     AdaCos,
@@ -24,6 +25,7 @@ from arcloop.models import (
 )
 from arcloop.models.heads.adaptive_margins import _cos_with_adaptive_margin
 from arcloop.models.heads.cosine_classifier import scaled_cosine
+from arcloop.pipeline.steps import build_node
 
 B, D, C = 12, 5, 7
 MAG = {
@@ -330,6 +332,47 @@ def test_errors_name_values_out_of_range(case: str, values, message: str) -> Non
     kind, good, _ = CASES[case]
     with pytest.raises(ConfigError, match=message):
         kind(embedding_dim=D, num_classes=C, **good | values)
+
+
+@pytest.mark.parametrize("excess", [0.99, 1.01])
+def test_lower_bound_of_magface_keeps_the_optimal_norm_of_hard_images_off_the_lower_limit(excess):
+    """Section on convergence of the paper: at a = l_a the loss still decreases with the norm.
+
+    The gradient is largest where sin(θ + m) = 1 and the target has no probability.
+    """
+    values = {"low_margin": 0.45, "high_margin": 0.8, "low_length": 10.0, "high_length": 110.0}
+    head = MagFace(embedding_dim=400, num_classes=3, length_weight=35.0, scale=64.0,
+                   easy_margin=False, **values).double()  # fmt: skip
+    assert head.min_length_weight == pytest.approx(22.586666666666673)  # authors' run/trainer.py
+    head.length_weight = excess * head.min_length_weight
+    angle = math.pi / 2 - values["low_margin"]
+    weight_CD = torch.zeros(3, 400, dtype=torch.float64)
+    weight_CD[0, 0] = 1.0
+    weight_CD[1:, 0], weight_CD[1:, 1] = math.cos(angle), math.sin(angle)  # θ = 0 to classes 1, 2
+    head.weight.data = weight_CD
+    direction_D = weight_CD[1]
+    length = torch.tensor(10.0001, dtype=torch.float64, requires_grad=True)
+    head(length * direction_D[None], torch.tensor([0])).backward()
+    assert (length.grad < 0) == (excess > 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, []),
+        ({"length_weight": 13.0}, ["head.length_weight=13 is below 13.7, the lower bound"]),
+        (
+            {"low_length": 9.0, "length_weight": 163.0},
+            ["near √embedding_dim = 8.0, outside of head.low_length=9"],
+        ),
+    ],
+)
+def test_magface_cautions(values, found) -> None:
+    node = compose_config(["head=magface", *(f"head.{n}={v}" for n, v in values.items())]).head
+    head = build_node(node)(embedding_dim=64, num_classes=5)
+    cautions = head.cautions()
+    assert len(cautions) == len(found)
+    assert all(part in caution for part, caution in zip(found, cautions, strict=True))
 
 
 def test_autocast_does_not_change_cosines() -> None:

@@ -105,6 +105,7 @@ class AdaFace(CosineClassifier):
         length_std: σ, a buffer; 0 before the first batch.
     """
 
+    norm_is_quality = True
     length_mean: Tensor
     length_std: Tensor
 
@@ -173,7 +174,7 @@ class MagFace(CosineClassifier):
         high_margin: u_m, additive angle in radians, at least `low_margin`.
         low_length: l_a, lower limit of the norm, above 0.
         high_length: u_a, upper limit of the norm, above `low_length`.
-        length_weight: λ_g, weight of g, at least 0.
+        length_weight: λ_g, weight of g, at least 0; see `min_length_weight`.
         easy_margin: Apply no margin to targets with θ above π/2, see `cos_with_margin`; the
             authors' code does so.
         **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
@@ -181,6 +182,8 @@ class MagFace(CosineClassifier):
     Raises:
         ConfigError: A lower limit exceeds its upper limit.
     """
+
+    norm_is_quality = True
 
     @checked("head")
     def __init__(
@@ -205,6 +208,35 @@ class MagFace(CosineClassifier):
         self.low_length, self.high_length = float(low_length), float(high_length)
         self.length_weight, self.easy_margin = float(length_weight), easy_margin
 
+    @property
+    def slope(self) -> float:
+        """K, increase of the margin per unit of the norm."""
+        return (self.high_margin - self.low_margin) / (self.high_length - self.low_length)
+
+    @property
+    def min_length_weight(self) -> float:
+        """Lower bound of the authors on λ_g: s·K·u_a²·l_a² / (u_a² - l_a²).
+
+        With a smaller weight, the gradient at a = l_a can point to smaller norms. The norms of
+        hard images then end at l_a, where they no longer order the images by quality.
+        """
+        return self.full_scale * self.slope / (self.low_length**-2 - self.high_length**-2)
+
+    def cautions(self) -> list[str]:
+        """Compare λ_g with its lower bound, and the expected norm with [l_a, u_a]."""
+        found, norm = [], math.sqrt(self.weight.shape[1])
+        if self.length_weight < self.min_length_weight:
+            found.append(
+                f"head.length_weight={self.length_weight:g} is below {self.min_length_weight:.1f},"
+                " the lower bound of MagFace for these margins, lengths and scale"
+            )
+        if not self.low_length <= norm <= self.high_length:
+            found.append(
+                f"the norms of features are near √embedding_dim = {norm:.1f}, outside of"
+                f" head.low_length={self.low_length:g} to head.high_length={self.high_length:g}"
+            )
+        return found
+
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         loss = super().forward(features_BD, labels_B)
         if not self.training:
@@ -215,8 +247,9 @@ class MagFace(CosineClassifier):
 
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Logits with margin, [B, C]."""
-        slope = (self.high_margin - self.low_margin) / (self.high_length - self.low_length)
-        margin_B = self.low_margin + slope * (self._clamped_norms(features_BD) - self.low_length)
+        margin_B = self.low_margin + self.slope * (
+            self._clamped_norms(features_BD) - self.low_length
+        )
         margin_B = self.margin_factor * margin_B
         logits_BC = self.scaled_cosine(features_BD)
         change_targets(

@@ -35,9 +35,12 @@ class Head(nn.Module, ABC):
 
     Attributes:
         warmable: Names of the values that `set_warmup` can change: "margin", "scale".
+        norm_is_quality: Whether the loss makes the norm of a feature a measure of the quality of
+            its image.
     """
 
     warmable: ClassVar[frozenset[str]] = frozenset()
+    norm_is_quality: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
@@ -50,6 +53,10 @@ class Head(nn.Module, ABC):
         Returns:
             Scalar, float32 (float64 for float64 features).
         """
+
+    def cautions(self) -> list[str]:
+        """Sentences on values that are possible, but not advised by the authors of the loss."""
+        return []
 
 
 class CosineClassifier(Head):

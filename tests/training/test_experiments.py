@@ -1,0 +1,40 @@
+"""Every choice of every group composes and dry-starts with every experiment."""
+
+import pytest
+from tests.config.test_composition import REQUIRED
+
+from arcloop.config.composition import bundled, compose_config, to_plain
+from arcloop.models import Head
+from arcloop.pipeline.steps import STEPS, build, dry_run
+
+GROUPS = sorted(path for path in bundled("conf").iterdir() if path.is_dir())
+EXPERIMENTS = sorted(file.stem for file in (bundled("conf") / "experiment").glob("*.yaml"))
+CHOICES = [f"{group.name}={file.stem}" for group in GROUPS for file in sorted(group.glob("*.yaml"))]
+NEEDS_GPU = ("trainer=ddp", "trainer=gpu")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_starts_with_every_experiment(in_tmp, experiment, choice):
+    config = compose_config([f"experiment={experiment}", choice, *REQUIRED.get(choice, [])])
+    group = choice.partition("=")[0]
+    assert group in to_plain(config)
+    if group in STEPS["train"].reads and choice not in NEEDS_GPU:
+        dry_run(config, ["train"])
+    elif any(group in step.reads for step in STEPS.values()):
+        build(config, group)
+
+
+@pytest.mark.parametrize("head", [choice for choice in CHOICES if choice.startswith("head=")])
+def test_a_head_takes_the_scale_of_an_experiment_unless_it_has_that_of_a_paper(head):
+    is_paper = head.endswith("_paper")
+    config = compose_config(["experiment=mnist", head])
+    built = build(config, "head")(embedding_dim=512 if is_paper else 64, num_classes=10)
+    assert isinstance(built, Head)
+    assert not built.cautions()
+    if "scale" in config.head:
+        assert built.full_scale == (64.0 if is_paper else 16.0)
+
+
+def test_a_scale_given_for_the_head_comes_first():
+    assert compose_config(["experiment=mnist", "head.scale=20.0"]).head.scale == 20.0
