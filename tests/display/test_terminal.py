@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from arcloop.cli.main import main
+from arcloop.cli.query import print_table
 from arcloop.runtime.images import encode_png
+from arcloop.runtime.searcher import Neighbour, Prediction
 
 NAMES = ["[bold]cat", ":apple:", "a[/b]", "[/]", "back\\"]
 RUN = "runs/[/a]x:apple:"
@@ -63,6 +65,26 @@ def test_query_prints_the_names_of_classes(odd, monkeypatch, capsys, label):
     assert f": {answer['class_name']}  (similarity" in printed
     assert f"│ {answer['class_name']} " in printed
     assert f"{RUN}-thumbnails/gallery-" in printed
+
+
+@pytest.mark.parametrize(
+    ("similarity", "threshold", "shown"),
+    [
+        (0.99996, 0.99998, "0.99996 < 0.99998"),  # of saturated embeddings
+        (1 - 2.0**-24, 1.0, "0.9999999 < 1.0000000"),
+        (0.9, 0.5, "0.900 >= 0.500"),
+        (0.5, 0.5, "0.500 >= 0.500"),
+    ],
+)
+def test_query_shows_on_which_side_of_the_threshold_an_answer_is(
+    capsys, similarity, threshold, shown
+):
+    nearest = Neighbour(0, 0, "a", similarity)
+    answer = Prediction(0, "a", similarity, similarity < threshold, (nearest,))
+    print_table("x.png", answer, [], threshold)
+    printed = capsys.readouterr().out
+    assert f"(similarity {shown})" in printed
+    assert f"{shown.split()[0]} │" in printed
 
 
 def test_lineage_and_messages(odd, monkeypatch, capsys):

@@ -28,12 +28,13 @@ def test_the_commands_of_the_page(work):
             assert metrics.keys() >= read_intervals(Path("runs/synthetic/evaluation")).keys()
             found |= metrics.keys()
     assert found <= read_glossary().keys()
-    assert {"map_at_r", "mrr", "dir_at_far_1e-1", "ami", "pair_accuracy", "minp"} <= found
+    assert {"map_at_r", "mrr", "fnir", "ami", "pair_accuracy", "minp"} <= found
     timing = json.loads(Path("runs/synthetic/evaluation/.timing.json").read_bytes())
     assert 0 < timing["search_p50_ms"] <= timing["search_p99_ms"]
     report = Path("runs/synthetic/evaluation/report.html").read_text()
     assert "ms per search of one query" in report
     assert "DIR at FAR 10%" in report
+    assert "are needed to expect 30 errors" in report
 
 
 def test_the_python_of_the_page(work):

@@ -23,8 +23,8 @@ from arcloop.runtime.searcher import search as search_faiss
 
 CLASSES = ["a", "b", "c"]
 ELSEWHERE = {  # tested in the tests of their modules
-    "eer", "tar_at_far_1e-2", "tar_at_far_1e-3", "tar_at_far_1e-4", "nmi", "ami", "pair_accuracy",
-    "pair_accuracy_std",
+    "eer", *(f"tar_at_far_1e-{digits}" for digits in range(2, 7)), "nmi", "ami", "pair_accuracy",
+    "pair_accuracy_std", "pair_accuracy_balanced", "pair_accuracy_hard",
 }  # fmt: skip
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
 
@@ -92,7 +92,7 @@ def oracle(queries, gallery, threshold, own=None, left=None):
         **{f"recall_at_{k}": np.mean(hits) for k, hits in recalls.items()},
         **{f"precision_at_{k}": np.mean(shares) for k, shares in precisions.items()},
         **{name: np.mean(values) for name, values in by_rank.items() if matched},
-        **identification(known),
+        **identification(known, threshold),
         "unknown_rate": np.mean(unknown),
         "index_recall_at_1": 1.0,
         "index_recall_at_10": 1.0,
@@ -106,20 +106,50 @@ def oracle(queries, gallery, threshold, own=None, left=None):
     }
 
 
-def identification(queries):
-    """DIR at FAR of (class is in the gallery, right, best similarity, those to other classes)."""
+def identification(queries, deployed):
+    """Open-set rates of (class is in the gallery, right, best similarity, those to other classes).
+
+    A rate needs 30 expected errors, FPIR, FNIR and AUROC 30 queries.
+    """
     absent = [best for known, _, best, _ in queries if not known]
     unknown = absent or [max(others) for *_, others in queries if others]
     known = [(right, best) for is_known, right, best, _ in queries if is_known]
     rates = {}
     for name, far in (("1e-1", 0.1), ("1e-2", 0.01)):
-        if known and len(unknown) * far >= 1:
+        if known and len(unknown) * far >= 30:
             rates[f"dir_at_far_{name}"] = max(
                 np.mean([right and best >= threshold for right, best in known])
                 for threshold in [best for _, best in known] + [2]
                 if np.mean([score >= threshold for score in unknown]) <= far
             )
+    if len(absent) >= 30:
+        rates["fpir"] = np.mean([best >= deployed for best in absent])
+    if len(known) >= 30:
+        rates["fnir"] = np.mean([not (right and best >= deployed) for right, best in known])
+    if min(len(absent), len(known)) >= 30:
+        rates["unknown_auroc"] = np.mean(
+            [(best > other) + (best == other) / 2 for _, best in known for other in absent]
+        )
     return rates
+
+
+@pytest.mark.parametrize("num_absent", [0, 320])
+def test_open_set_metrics_equal_their_definitions(num_absent):
+    """Queries of a class outside the gallery are unknown; without any, DIR simulates them."""
+    random = np.random.default_rng(0)
+    labels = np.where(np.arange(400) < num_absent, 3, random.integers(3, size=400))
+    corners = random.integers(0, 12, 400)
+    gallery = (CORNERS[random.integers(0, 16, 30)], random.integers(3, size=30))
+    classes = [*CLASSES, "absent"]
+    result = evaluated((CORNERS[corners], labels), gallery, classes=classes, batch_size=64)
+    expected = oracle((CORNERS[corners], labels), gallery, 0.5)
+    for name, value in expected.items():
+        assert result.metrics[name] == pytest.approx(value, abs=1e-12), name
+    measured = {"dir_at_far_1e-1", "fnir", *(["fpir", "unknown_auroc"] if num_absent else [])}
+    assert measured <= expected.keys()
+    assert {"fpir", "unknown_auroc", "dir_at_far_1e-2"} - measured <= result.not_measurable.keys()
+    assert not result.metrics.keys() & result.not_measurable.keys()
+    assert result.metrics["num_queries_not_in_gallery"] == num_absent
 
 
 @effort(max_examples=40)
@@ -243,6 +273,7 @@ def test_one_class_only_has_no_verification():
     rows = (CORNERS, np.zeros(16, np.int64))
     result = evaluated(rows, rows, classes=["a"])
     assert not {"eer", "tar_at_far_1e-2"} & result.metrics.keys()
+    assert {"eer", "tar_at_far_1e-2"} <= result.not_measurable.keys()
     assert result.metrics["map_at_r"] == result.metrics["min_class_accuracy"] == 1
     assert result.mistakes == []
     assert result.confusion.counts.tolist() == [[16]]

@@ -9,7 +9,7 @@ from tests.evaluation.conftest import CORNERS, exact, labelled_corners
 from tests.evaluation.test_evaluator import ELSEWHERE, evaluated, oracle, sizes
 
 from arcloop.errors import DataError
-from arcloop.evaluation.metrics.verification import NUM_BINS, SimilarityHistogram
+from arcloop.evaluation.metrics.verification import SimilarityHistogram, least_similarities
 
 
 @st.composite
@@ -31,7 +31,7 @@ def pairs_by_definition(queries, gallery, left):
     expected = SimilarityHistogram()
     for query, label, rows in zip(*queries, left, strict=True):
         for row in rows:
-            place = min(int((float(query @ gallery[0][row]) + 1) * NUM_BINS / 2), NUM_BINS - 1)
+            place = np.flatnonzero(least_similarities() <= float(query @ gallery[0][row]))[0]
             counts = expected.same if label == gallery[1][row] else expected.different
             counts[place] += 1
     return expected

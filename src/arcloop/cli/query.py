@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from arcloop import artifacts
-from arcloop.display.terminal import print_line, result_console
+from arcloop.display.terminal import decimals, print_line, result_console
 from arcloop.errors import ArcloopError, DataError
 from arcloop.pipeline.chains import find_store
 
@@ -73,7 +73,7 @@ def query(arguments: Sequence[str]) -> int:
             facts = {"threshold": searcher.threshold_facts, "thumbnails": thumbnails}
             print(json.dumps({"image": name, **answer.as_dict(), **facts}))
         else:
-            _print_table(name, answer, thumbnails, searcher.threshold)
+            print_table(name, answer, thumbnails, searcher.threshold)
     print_line(f"threshold: {describe_calibration(labels.get('calibration', {}))}")
     if faults:
         count = f"{len(faults)} of {len(options.images)} files"
@@ -114,12 +114,12 @@ def _write_thumbnails(store: Store, answer: Prediction, folder: Path) -> list[st
     return paths
 
 
-def _print_table(
-    name: str, answer: Prediction, thumbnails: Sequence[str], threshold: float
-) -> None:
+def print_table(name: str, answer: Prediction, thumbnails: Sequence[str], threshold: float) -> None:
+    """Print an answer with its neighbours, with the decimals that the decision needs."""
     decision = "unknown" if answer.unknown else answer.class_name
     sign = "<" if answer.unknown else ">="
-    similarity = f"{answer.similarity:.3f} {sign} {threshold:.3f}"
+    digits = decimals(answer.similarity, threshold)
+    similarity = f"{answer.similarity:.{digits}f} {sign} {threshold:.{digits}f}"
     table = Table(
         title=f"{name}: {decision}  (similarity {similarity})",
         title_justify="left",
@@ -131,7 +131,7 @@ def _print_table(
     for number, neighbour in enumerate(answer.neighbours):
         table.add_row(
             neighbour.class_name,
-            f"{neighbour.similarity:.3f}",
+            f"{neighbour.similarity:.{digits}f}",
             str(neighbour.row),
             thumbnails[number] if thumbnails else "",
         )

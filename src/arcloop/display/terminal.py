@@ -109,3 +109,15 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Callable[
 def print_line(line: str) -> None:
     """Print one line of plain text to the progress console."""
     console().print(line, soft_wrap=True)
+
+
+def decimals(similarity: float, bound: float) -> int:
+    """Return the number of decimals, 3 to 8, from which two similarities differ in print.
+
+    Equal similarities need 3. float32 similarities near 1 differ by 6e-8 or more.
+
+    >>> decimals(0.99997, 1.0), decimals(0.7, 0.8), decimals(0.5, 0.5)
+    (5, 3, 3)
+    """
+    different = (n for n in range(3, 9) if f"{similarity:.{n}f}" != f"{bound:.{n}f}")
+    return next(different, 3)

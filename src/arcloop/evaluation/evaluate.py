@@ -201,7 +201,8 @@ def _write_files(
         "metrics": result.metrics, "gate": decision, "leave_one_out": leave_one_out
     }  # fmt: skip
     intervals = {"intervals": result.intervals} if result.intervals else {}
-    write_json(writer.path / "metrics.json", {**result.metrics, **intervals})
+    not_measurable = {"not_measurable": result.not_measurable} if result.not_measurable else {}
+    write_json(writer.path / "metrics.json", {**result.metrics, **intervals, **not_measurable})
     result.per_query.save(writer.path)
     write_json(writer.path / "gate.json", decision)
     write_json(writer.path / "mistakes.json", [asdict(mistake) for mistake in result.mistakes])

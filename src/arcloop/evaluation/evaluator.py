@@ -14,6 +14,7 @@ import numpy as np
 from arcloop.config.schema import EvaluateSettings
 from arcloop.errors import DataError
 from arcloop.evaluation.intervals import Interval, compute_intervals
+from arcloop.evaluation.metrics.open_set import error_rates_of_answers, open_set_metrics
 from arcloop.evaluation.metrics.ranking import GalleryRanker
 from arcloop.evaluation.metrics.retrieval import (
     Bools,
@@ -30,11 +31,7 @@ from arcloop.evaluation.metrics.sample import (
     rows_in,
     sampled_rows,
 )
-from arcloop.evaluation.metrics.verification import (
-    SimilarityHistogram,
-    open_set_metrics,
-    pair_counter,
-)
+from arcloop.evaluation.metrics.verification import SimilarityHistogram, pair_counter
 from arcloop.evaluation.mistakes import (
     Confusion,
     Mistake,
@@ -68,6 +65,7 @@ class EvaluationResult:
         metrics: Name -> finite number, without metrics that are undefined for these data.
         intervals: Name -> ends of the 95% confidence interval, of the metrics that have one.
         per_query: The answer to each query and the values of the metrics that are means.
+        not_measurable: Name of a metric for which these data are too few -> the reason, a sentence.
         confusion: Counts of answers by true class.
         pairs: Similarities of query-gallery pairs of the same class and of different classes.
         mistakes: The wrong answers with the highest similarity, most similar first.
@@ -80,6 +78,7 @@ class EvaluationResult:
     metrics: dict[str, float]
     intervals: dict[str, Interval]
     per_query: QueryResults
+    not_measurable: dict[str, str]
     confusion: Confusion
     pairs: SimilarityHistogram
     mistakes: list[Mistake]
@@ -95,15 +94,14 @@ class EvaluationState:
 
     Attributes:
         per_query: Metrics, class, answer and best matches of each query, by batch.
-        pairs: Similarities of query-gallery pairs; the key is the position, in its batch, of the
-            first query of a block.
+        pairs: Similarities of query-gallery pairs.
         mistakes: The wrong answers with the highest similarity.
         sampled: Embeddings of the rows of `EvaluationSetup.sampled_queries`, by batch.
         seconds: Optional answer mode -> time of all queries of the part.
     """
 
     per_query: list[PerQuery] = field(default_factory=list)
-    pairs: dict[int, SimilarityHistogram] = field(default_factory=dict)
+    pairs: SimilarityHistogram = field(default_factory=SimilarityHistogram)
     mistakes: list[Mistake] = field(default_factory=list)
     sampled: list[Embeddings] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -275,8 +273,8 @@ def compute_evaluation(
     facts = {name: values.pop(name) for name in _FACTS}
     labels_Q, predicted_Q, relevant_Q = (facts[n] for n in ("label", "predicted", "relevant"))
     pairs = SimilarityHistogram()
-    for histogram in (histogram for state in states for histogram in state.pairs.values()):
-        pairs.merge(histogram)
+    for state in states:
+        pairs.merge(state.pairs)
     rows = setup.sampled_queries
     embeddings_ND = np.concatenate([batch for state in states for batch in state.sampled])
     sample = Sample(rows, embeddings_ND, labels_Q[rows])
@@ -289,25 +287,31 @@ def compute_evaluation(
     table = confusion(labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C)
     accuracies = table.accuracy[in_queries_C]
     best_Q, right_Q, other_Q = (facts[n] for n in ("best", "best_is_right", "best_other"))
+    known_Q, answered_Q = relevant_Q > 0, ~values["unknown_rate"]
+    rates = {
+        **open_set_metrics(best_Q, right_Q, other_Q, known_Q),
+        **error_rates_of_answers(answered_Q, labels_Q == predicted_Q, known_Q),
+        **pairs.compute(),
+        **pair_metrics(clustered.embeddings, clustered.labels),
+        **clustering_metrics(clustered.embeddings, clustered.labels),
+    }
     metrics = {
         "top1": int(table.right.sum()) / len(labels_Q),
         **top1_by_training(table, is_held_out_C, in_gallery_C),
         **mean_metrics(values, relevant_Q),
-        **open_set_metrics(best_Q, right_Q, other_Q, relevant_Q > 0),
-        **pairs.compute(),
-        **pair_metrics(clustered.embeddings, clustered.labels),
-        **clustering_metrics(clustered.embeddings, clustered.labels),
+        **{name: rate for name, rate in rates.items() if not isinstance(rate, str)},
         "mean_class_accuracy": float(accuracies.mean()),
         "min_class_accuracy": float(accuracies.min()),
         "threshold": setup.threshold,
         "num_queries": len(labels_Q),
-        "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
+        "num_queries_not_in_gallery": int((~known_Q).sum()),
         "num_gallery": len(setup.gallery_labels),
         "num_classes": int(in_gallery_C.sum()),
     }
     per_query = QueryResults.of(facts, values, setup.groups)
     return EvaluationResult(
         metrics=metrics,
+        not_measurable={name: rate for name, rate in rates.items() if isinstance(rate, str)},
         intervals=compute_intervals(per_query, metrics),
         per_query=per_query,
         confusion=table,

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.special import ndtr, stdtrit
 
+from arcloop.evaluation.metrics.open_set import DIR_FARS
 from arcloop.evaluation.metrics.retrieval import Bools, is_of_matched
-from arcloop.evaluation.metrics.verification import DIR_FARS
 from arcloop.evaluation.query_results import QueryResults
 
 Floats = npt.NDArray[np.float64]

@@ -132,7 +132,7 @@ def _pair_metrics(rows_ND: Embeddings, labels_N: Labels, queries: Labels) -> dic
     """Compare queries with all other rows."""
     labels_Q, own = labels_N[queries], Excluded(queries)
     same_Q, other_Q = np.full((2, len(queries)), -1, np.float32)
-    pairs: dict[int, SimilarityHistogram] = {}
+    pairs = SimilarityHistogram()
     count_pairs = pair_counter(pairs, labels_Q, own, np.ones(len(queries), bool))
 
     def visit(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
@@ -144,10 +144,7 @@ def _pair_metrics(rows_ND: Embeddings, labels_N: Labels, queries: Labels) -> dic
 
     shape = block_shape(_MEMORY_MB, batch=len(queries))
     scan_gallery(visit, rows_ND[queries], lambda: iter([(rows_ND, labels_N)]), shape)
-    total = SimilarityHistogram()
-    for histogram in pairs.values():
-        total.merge(histogram)
-    eer = total.eer()
+    eer = pairs.eer()
     return {
         "val_eer": _WORST["val_eer"] if eer is None else eer,
         "val_margin": float((same_Q - other_Q).mean(dtype=np.float64)),

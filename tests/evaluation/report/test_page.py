@@ -14,6 +14,7 @@ from PIL import Image
 from tests.evaluation.conftest import CORNERS, cut, exact, settings
 
 from arcloop.evaluation import EvaluationSetup, check_gate, evaluate_embeddings, write_report
+from arcloop.evaluation.report.page import read_glossary
 
 MNIST = Path(__file__).parents[3] / "data" / "mnist"
 EVIL = "<script>alert(1)</script>"
@@ -140,6 +141,20 @@ def test_headline_and_decision(report):
     assert "Passed the gate" in page.text
     assert "No bound is set." in page.text
     assert "ab" * 32 in page.text
+
+
+def test_metrics_that_are_not_measurable_have_a_reason(report):
+    _, result, _, _, text = report
+    page = Page(text)
+    assert "It is not measurable with 200 unknown queries; 300 are needed" in page.text
+    assert "30,000,000 are needed to expect 30 errors." in page.text
+    assert "It is not measurable without queries of unknown classes." in page.text
+    glossary = read_glossary()
+    assert result.metrics.keys() | result.not_measurable.keys() <= glossary.keys()
+    assert all(glossary[name]["title"] in page.text for name in result.not_measurable)
+    number = re.search(r'<section class="numbers">.*?</section>', text, re.DOTALL).group()
+    assert "not measurable" not in number
+    assert "<b>-</b>" not in number
 
 
 def test_large_colour_images_are_shown_small(tmp_path):

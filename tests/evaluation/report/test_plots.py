@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from arcloop.display.plotting import DPI, encode_png
-from arcloop.evaluation.metrics.verification import NUM_BINS, SimilarityHistogram
+from arcloop.evaluation.metrics.verification import SimilarityHistogram
 from arcloop.evaluation.report import plots
 from arcloop.evaluation.report.plots import confusion_matrix
 from arcloop.evaluation.report.projection import projection_map
@@ -49,25 +49,45 @@ def test_without_curves_nothing_is_drawn():
     drawn(plots.training_curves([{"step": 1.0, "train_loss": 2.0}]))
 
 
-@pytest.mark.parametrize("separated", [True, False])
-def test_roc_marks_the_equal_error_rate(separated):
+def pairs_of(same, different):
     pairs = SimilarityHistogram()
+    values = np.concatenate([same, different]).astype(np.float32)
+    labels = np.arange(len(values)) >= len(same)
+    pairs.update(values[None], np.zeros(1, np.int64), labels.astype(np.int64))
+    return pairs
+
+
+@pytest.mark.parametrize("low", [0.2, -0.5])
+def test_roc_marks_the_equal_error_rate_and_measurable_rates(low):
     random = np.random.default_rng(0)
-    pairs.different += np.bincount(random.integers(0, 10_000, 5000), minlength=NUM_BINS)
-    low = 12_000 if separated else 5000
-    pairs.same += np.bincount(random.integers(low, low + 5000, 500), minlength=NUM_BINS)
-    figure = plots.roc_curve(pairs.roc(), pairs.eer())
+    pairs = pairs_of(random.uniform(low, low + 0.5, 500), random.uniform(-1, 0, 5000))
+    rate = pairs.tar_at_far(1e-2)
+    figure = plots.roc_curve(pairs.roc(), pairs.eer(), {1e-2: rate})
     drawn(figure)
-    assert f"EER {pairs.eer():.2%}" in texts(figure.axes[0])
+    assert texts(figure.axes[0]) == [f"{rate:.2%}", f"EER {pairs.eer():.2%}"]
 
 
-@pytest.mark.parametrize("threshold", [-1.0, 0.25, 1.0000001])
-def test_histogram_shows_the_threshold(threshold):
-    counts = np.zeros(NUM_BINS, np.int64)
-    counts[15_000] = 7
-    figure = plots.similarity_histogram(counts, np.zeros_like(counts), threshold)
+@pytest.mark.parametrize(
+    ("threshold", "text"),
+    [(-1.0, None), (0.25, "0.250"), (0.99997, "0.99997"), (1.0000001, "1.0000001")],
+)
+def test_histogram_shows_the_threshold(threshold, text):
+    pairs = pairs_of(np.full(7, 0.5), [])
+    figure = plots.similarity_histogram(pairs.same, pairs.different, threshold)
     drawn(figure)
-    assert any("unknown" in text for text in texts(figure.axes[0])) == (threshold > -1)
+    assert texts(figure.axes[0]) == ([f"unknown below {text} "] if text else [])
+
+
+def test_histogram_has_equal_bins():
+    pairs = pairs_of([0.993, 0.999, 1], [-1, -0.99, 0.005])
+    same, different = pairs.same, pairs.different
+    figure = plots.similarity_histogram(same, np.zeros_like(same), -1)
+    values, edges, _ = figure.axes[0].patches[0].get_data()
+    assert edges == pytest.approx(np.linspace(-1, 1, 101))
+    assert np.flatnonzero(values).tolist() == [99]
+    figure = plots.similarity_histogram(np.zeros_like(same), different, -1)
+    values, _, _ = figure.axes[0].patches[0].get_data()
+    assert values[[0, 50]].tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
 def test_class_accuracy_puts_the_worst_first_and_leaves_the_empty_out():

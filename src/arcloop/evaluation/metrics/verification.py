@@ -1,16 +1,21 @@
-"""Verification of pairs (ROC, EER, TAR at FAR) and open-set identification (DIR at FAR).
+"""Verification of pairs of images: ROC, EER and TAR at FAR.
 
-Pairs are counted in bins of similarity of 1e-4, so that memory is constant.
+Pairs are counted in bins of d = 1 - cosine, so that memory is constant. With o = 2**-12, a bin is a
+range of float32 values of d + o that differ in the last 11 bits of the mantissa only. Its width is
+2**-24 up to d = 2**-12 and at most 2**-12 times d + o above it. So similarities near 1, of
+saturated embeddings, are counted exactly: float32 cosines from 0.5 to 1 are multiples of 2**-24,
+6e-8. Smaller differences are lost in the rounding of float32 products, also in a search.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.retrieval.calibration import smallest_threshold
+from arcloop.retrieval.calibration import MIN_ERRORS, min_trials
 from arcloop.retrieval.embed import Embeddings, Labels
 from arcloop.retrieval.exact_search import Visitor
 from arcloop.retrieval.exclusion import Excluded
@@ -18,11 +23,21 @@ from arcloop.retrieval.exclusion import Excluded
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Rates = dict[str, float | str]
+"""Name -> value, or the sentence that says why it is not measurable."""
 
-NUM_BINS = 20_000
-_TAR_FARS = {"1e-2": 1e-2, "1e-3": 1e-3, "1e-4": 1e-4}
-DIR_FARS = {"1e-1": 1e-1, "1e-2": 1e-2}
-_ROWS = 8  # queries counted at a time; temporary arrays then fit in the cache
+_OFFSET = np.float32(2.0**-12)
+_LOST_BITS = 11  # of the 23 bits of a float32 mantissa
+_FIRST_KEY = int(_OFFSET.view(np.int32)) >> _LOST_BITS
+NUM_BINS = (int((2 + _OFFSET).view(np.int32)) >> _LOST_BITS) + 2 - _FIRST_KEY
+FARS = {f"1e-{digits}": 10.0**-digits for digits in range(2, 7)}
+_ROWS = 16  # queries counted at a time; temporary arrays then fit in the cache
+
+
+def least_similarities() -> Floats:
+    """Return the least cosine of each bin, float64 [NUM_BINS], descending from 1 to -1."""
+    edges = np.arange(_FIRST_KEY, _FIRST_KEY + NUM_BINS, dtype=np.int32) << _LOST_BITS
+    return np.maximum(1.0 + float(_OFFSET) - edges.view(np.float32).astype(np.float64), -1.0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class Roc:
     Attributes:
         far: False accept rate: accepted share of the pairs of different classes, ascending.
         tar: True accept rate: accepted share of the pairs of the same class, ascending.
-        threshold: Similarity, descending from 1 to -1.
+        threshold: Similarity, descending from the first float32 above 1 to -1; exact to 2**-23.
     """
 
     far: Floats
@@ -41,12 +56,10 @@ class Roc:
 
 
 class SimilarityHistogram:
-    """Counts pairs by similarity in bins of 1e-4 over [-1, 1].
-
-    All rates and thresholds are exact up to the width of a bin.
+    """Counts pairs by similarity; see the module for the bins.
 
     Attributes:
-        same: int64 [NUM_BINS], pairs of the same class.
+        same: int64 [NUM_BINS], pairs of the same class, most similar first.
         different: int64 [NUM_BINS], pairs of different classes.
     """
 
@@ -71,7 +84,7 @@ class SimilarityHistogram:
 
         >>> pairs = SimilarityHistogram()
         >>> pairs.update(np.array([[1.0, -1.0]], np.float32), np.array([7]), np.array([7, 8]))
-        >>> int(pairs.same[-1]), int(pairs.different[0])
+        >>> int(pairs.same[0]), int(pairs.different[-1])
         (1, 1)
         """
         queries = np.arange(len(sim_QG)) if queries is None else queries
@@ -96,7 +109,9 @@ class SimilarityHistogram:
         """Return the curve at the edges of the bins; there must be pairs of both kinds."""
         far = _accepted(self.different)
         tar = _accepted(self.same)
-        return Roc(far / far[-1], tar / tar[-1], np.linspace(1, -1, NUM_BINS + 1))
+        above_1 = np.nextafter(np.float32(1), np.float32(2))
+        threshold = np.concatenate([[above_1], least_similarities()])
+        return Roc(far / far[-1], tar / tar[-1], threshold)
 
     def eer(self) -> float | None:
         """Return the equal error rate, where the false accept and false reject rates are equal.
@@ -116,107 +131,97 @@ class SimilarityHistogram:
         share = gap_before / (gap_before + gap_after)
         return float(far[after - 1] + share * (far[after] - far[after - 1]))
 
-    def tar_at_far(self, far: float) -> float | None:
+    def tar_at_far(self, far: float) -> float | str:
         """Return the true accept rate at the lowest threshold with a false accept rate up to `far`.
 
         Returns:
-            A rate in [0, 1]; None if there are no pairs of the same class, or fewer than 1 / far
-            pairs of different classes, too few to measure this rate.
+            A rate in [0, 1]; a sentence if there are no pairs of the same class, or too few pairs
+            of different classes.
+
+        >>> SimilarityHistogram().tar_at_far(0.01)
+        'not measurable without pairs of the same class'
         """
         wrong, right = _accepted(self.different), _accepted(self.same)
-        if wrong[-1] * far < 1 or not right[-1]:
-            return None
+        if not right[-1]:
+            return "not measurable without pairs of the same class"
+        if reason := too_few(int(wrong[-1]), "pairs of different classes", far):
+            return reason
         edge = int(np.searchsorted(wrong, wrong[-1] * far, side="right")) - 1
         return float(right[edge] / right[-1])
 
-    def compute(self) -> dict[str, float]:
-        """Return EER and TAR at several FAR, without metrics for which there are too few pairs."""
-        rates = {"eer": self.eer()}
-        rates |= {f"tar_at_far_{name}": self.tar_at_far(far) for name, far in _TAR_FARS.items()}
-        return {name: value for name, value in rates.items() if value is not None}
+    def compute(self) -> Rates:
+        """Return the EER and the TAR at several FAR."""
+        eer = self.eer()
+        rates: Rates = {"eer": "not measurable without pairs of both kinds" if eer is None else eer}
+        return rates | {f"tar_at_far_{name}": self.tar_at_far(far) for name, far in FARS.items()}
 
 
-def dir_at_far(
-    best_Q: Floats, right_Q: Bools, best_other_Q: Floats, known_Q: Bools, far: float
-) -> float | None:
-    """Return the detection and identification rate at a false accept rate (DIR@FAR, rank 1).
-
-    It is the share of known queries whose nearest gallery row has their class and a similarity of
-    at least the threshold. The threshold is the lowest one at which at most a share FAR of the
-    unknown queries has a gallery row with at least this similarity. Source: Phillips et al.,
-    "Evaluation Methods in Face Recognition", Handbook of Face Recognition, 2011.
-
-    A query is known if its class is in the gallery, else unknown. If there are no unknown queries,
-    every query is also used as an unknown one, compared with the gallery without its own class.
+def too_few(trials: int, kind: str, rate: float = 1.0) -> str:
+    """Return why an error rate is not measurable with a number of trials; "": it is.
 
     Args:
-        best_Q: Similarity of the nearest gallery row.
-        right_Q: Whether that row has the query's class.
-        best_other_Q: Similarity of the nearest row of another class; -inf: none.
-        known_Q: Whether the query's class is in the gallery.
-        far: A share in (0, 1].
+        trials: Number of trials.
+        kind: What they are, in the plural.
+        rate: The error rate; 1 if it is not known in advance.
 
-    Returns:
-        A rate in [0, 1]; None if there are no known queries, or fewer than 1 / far unknown ones.
-
-    >>> best, other = np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.2, 0.7])
-    >>> right = known = np.array([True, True, False])
-    >>> dir_at_far(best, right, other, known, far=1.0)
-    1.0
+    >>> too_few(150, "pairs", 0.01)
+    'not measurable with 150 pairs; 3,000 are needed to expect 30 errors'
+    >>> too_few(3000, "pairs", 0.01)
+    ''
     """
-    unknown = best_other_Q[best_other_Q > -np.inf] if known_Q.all() else best_Q[~known_Q]
-    if len(unknown) * far < 1 or not known_Q.any():
-        return None
-    accepted_Q = best_Q >= smallest_threshold(unknown, far)
-    return int((right_Q & accepted_Q).sum()) / int(known_Q.sum())
-
-
-def open_set_metrics(
-    best_Q: Floats, right_Q: Bools, best_other_Q: Floats, known_Q: Bools
-) -> dict[str, float]:
-    """Return DIR at several FAR, without rates for which there are too few queries."""
-    rates = {
-        f"dir_at_far_{name}": dir_at_far(best_Q, right_Q, best_other_Q, known_Q, far)
-        for name, far in DIR_FARS.items()
-    }
-    return {name: value for name, value in rates.items() if value is not None}
+    needed = min_trials(rate)
+    if trials >= needed:
+        return ""
+    return (
+        f"not measurable with {trials:,} {kind}; {needed:,} are needed to expect "
+        f"{MIN_ERRORS} errors"
+    )
 
 
 def pair_counter(
-    pairs: dict[int, SimilarityHistogram], labels_B: Labels, excluded: Excluded, compared_B: Bools
+    pairs: SimilarityHistogram, labels_B: Labels, excluded: Excluded, compared_B: Bools
 ) -> Visitor:
-    """Return a function that adds blocks of similarities to the histogram of their first query.
+    """Return a function that adds blocks of similarities to a histogram, from several threads.
 
-    Different threads visit blocks of different queries, so each block has its own histogram.
+    Args:
+        pairs: The histogram.
+        labels_B: Class of each query of the batch.
+        excluded: Gallery rows that make no pair with a query.
+        compared_B: Whether the pairs of each query are counted.
     """
+    lock = threading.Lock()
 
     def visit(block: slice, first_row: int, sim_BN: Embeddings, labels_N: Labels) -> None:
         if not compared_B[block].any():
             return
-        histogram = pairs.setdefault(block.start, SimilarityHistogram())
-        histogram.update(sim_BN, labels_B[block], labels_N, np.flatnonzero(compared_B[block]))
+        counted = SimilarityHistogram()
+        counted.update(sim_BN, labels_B[block], labels_N, np.flatnonzero(compared_B[block]))
         queries, columns = excluded.cells(block, first_row, len(labels_N))
-        counted = compared_B[block][queries]
-        queries, columns = queries[counted], columns[counted]
+        compared = compared_B[block][queries]
+        queries, columns = queries[compared], columns[compared]
         same = labels_B[block][queries] == labels_N[columns]
-        histogram.remove(sim_BN[queries, columns], same)
+        counted.remove(sim_BN[queries, columns], same)
+        with lock:
+            pairs.merge(counted)
 
     return visit
 
 
-def _bins(similarities: npt.NDArray[np.floating]) -> Counts:
-    """Return the bin of each cosine; 1 and above give NUM_BINS, which `_count` adds to the last."""
-    scaled = similarities * similarities.dtype.type(NUM_BINS / 2)
-    scaled += similarities.dtype.type(NUM_BINS / 2)
-    return np.asarray(scaled.astype(np.int64))  # truncation gives values just below -1 bin 0
+def _bins(similarities: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
+    """Return the bin of each cosine."""
+    shifted = 1 + _OFFSET - similarities.astype(np.float32, copy=False)
+    np.clip(shifted, _OFFSET, 2 + _OFFSET, out=shifted)
+    keys = shifted.view(np.int32)  # non-negative floats and their bit patterns have one order
+    keys += (1 << _LOST_BITS) - 1  # round up, so that a bin contains its least similarity
+    keys >>= _LOST_BITS
+    keys -= _FIRST_KEY
+    return keys
 
 
-def _count(bins: Counts) -> Counts:
-    counts = np.bincount(bins, minlength=NUM_BINS + 1)
-    counts[-2] += counts[-1]
-    return counts[:-1]
+def _count(bins: npt.NDArray[np.int32]) -> Counts:
+    return np.bincount(bins, minlength=NUM_BINS)
 
 
 def _accepted(counts: Counts) -> Counts:
-    """Return the accepted count at each bin edge, from threshold 1 (none) to -1 (all)."""
-    return np.concatenate([[0], counts[::-1].cumsum()])
+    """Return the accepted count at each edge of a bin, from none to all."""
+    return np.concatenate([[0], counts.cumsum()])

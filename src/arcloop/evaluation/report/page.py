@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from arcloop.evaluation.compare import Comparison, Flip
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
 from arcloop.evaluation.intervals import Interval
-from arcloop.evaluation.metrics.verification import Roc
+from arcloop.evaluation.metrics.verification import FARS, Roc
 from arcloop.evaluation.mistakes import Mistake, ReadImage
 from arcloop.evaluation.report import plots
 from arcloop.evaluation.report.projection import MIN_ROWS, project, projection_map
@@ -77,7 +77,7 @@ def write_report(
         numbered=[
             (drawn, name) for drawn, name in zip(drawn_names, classes, strict=True) if drawn != name
         ],
-        metrics=_describe_metrics(result.metrics, result.intervals),
+        metrics=_describe_metrics(result),
         figures=images,
         thumbnail=lambda split, row: _thumbnail(image(split, row)),
         pixelated=any(max(image_HWC.shape) <= _PIXELATED for image_HWC in some),
@@ -91,16 +91,20 @@ def write_report(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _describe_metrics(
-    metrics: Mapping[str, float], intervals: Mapping[str, Interval]
-) -> dict[str, dict[str, str]]:
-    """Return name -> title, meaning, value and interval of the metrics that were measured."""
+def _describe_metrics(result: EvaluationResult) -> dict[str, dict[str, str]]:
+    """Return name -> title, meaning, value and interval of all metrics.
+
+    The value of a metric that is not measurable is a dash, and its meaning has the reason.
+    """
     described = {}
     for name, entry in read_glossary().items():
-        if name in metrics:
-            value = format(metrics[name], entry.get("format", ".2%"))
-            ends = [f"{100 * end:.2f}" for end in intervals.get(name, ())]
+        if name in result.metrics:
+            value = format(result.metrics[name], entry.get("format", ".2%"))
+            ends = [f"{100 * end:.2f}" for end in result.intervals.get(name, ())]
             described[name] = {**entry, "value": value, "interval": "-".join(ends)}
+        elif reason := result.not_measurable.get(name):
+            meaning = f"{entry['meaning']} It is {reason}."
+            described[name] = {**entry, "meaning": meaning, "value": "-", "interval": ""}
     return described
 
 
@@ -135,7 +139,9 @@ def _figures(
     yield "confusion_matrix", plots.confusion_matrix(table.counts, names)
     yield "class_accuracy", plots.class_accuracy(table.right, table.total, classes)
     if (eer := pairs.eer()) is not None:
-        yield "roc", plots.roc_curve(pairs.roc(), eer)
+        rates = {far: pairs.tar_at_far(far) for far in FARS.values()}
+        marks = {far: rate for far, rate in rates.items() if not isinstance(rate, str)}
+        yield "roc", plots.roc_curve(pairs.roc(), eer, marks)
     yield (
         "similarity_histogram",
         plots.similarity_histogram(pairs.same, pairs.different, result.metrics["threshold"]),

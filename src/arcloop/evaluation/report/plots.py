@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,12 @@ from arcloop.display.plotting import (
     short_name,
     styled,
 )
-from arcloop.evaluation.metrics.verification import NUM_BINS, Roc
+from arcloop.display.terminal import decimals
+from arcloop.evaluation.metrics.verification import Roc, least_similarities
 
 Ints = npt.NDArray[np.int64]
 
 _MAX_BARS = 40
-_FARS = (1e-4, 1e-3, 1e-2)
 _MISTAKE_COLOURS = LinearSegmentedColormap.from_list("mistakes", ["#fbe1d2", WRONG])
 _DIAGONAL, _DARK = "#cfe0fa", "#3a4250"
 _MAX_NUMBERED_CLASSES, _MAX_NAMED_CLASSES, _MAX_CELLS = 16, 40, 200
@@ -70,23 +70,23 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
 
 
 @styled
-def roc_curve(roc: Roc, eer: float) -> Figure:
+def roc_curve(roc: Roc, eer: float, tar_at_far: Mapping[float, float]) -> Figure:
     """Draw the true accept rate over the false accept rate, which has a logarithmic axis.
 
     Args:
         roc: The curve.
         eer: Equal error rate, marked on the curve.
+        tar_at_far: False accept rate -> true accept rate of the points to mark.
     """
     drawn, (axis,) = figure()
     shown = roc.far > 0
     far, tar = roc.far[shown], roc.tar[shown]
-    least = max(1e-5, float(far[0]))
+    least = max(1e-6, float(far[0]))
     axis.fill_between(far, tar, step="post", color=RIGHT, alpha=0.1, linewidth=0)
     axis.step(far, tar, where="post", color=RIGHT)
     bottom = float(tar[np.searchsorted(far, least)])
-    for mark in _FARS:
+    for mark, value in tar_at_far.items():
         if mark >= least:
-            value = float(tar[np.searchsorted(far, mark, side="right") - 1])
             axis.plot(mark, value, "o", color=RIGHT, markersize=4)
             _note(axis, f"{value:.2%}", (mark, value), (6, -12))
     axis.plot(eer, 1 - eer, "o", color=WRONG, markersize=4)
@@ -103,8 +103,8 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
     """Draw the similarities of pairs of the same class and of different classes.
 
     Args:
-        same: Pairs of the same class, in equal bins over [-1, 1].
-        different: Pairs of different classes, in the same bins.
+        same: Pairs of the same class in each bin of a SimilarityHistogram.
+        different: Pairs of different classes in the same bins.
         threshold: Similarity below which the answer is "unknown".
     """
     drawn, (axis,) = figure()
@@ -113,7 +113,7 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
         (different, WRONG, "different classes"),
         (same, RIGHT, "same class"),
     ):
-        coarse = counts.reshape(100, NUM_BINS // 100).sum(axis=1)
+        coarse, _ = np.histogram(least_similarities(), edges, weights=counts)
         if coarse.any():
             share = coarse / coarse.sum()
             axis.stairs(share, edges, fill=True, color=colour, alpha=0.25)
@@ -125,7 +125,7 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
     if threshold > -1:
         axis.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         axis.annotate(
-            f"unknown below {threshold:.3f} ",
+            f"unknown below {threshold:.{decimals(threshold, 1.0)}f} ",
             (threshold, axis.get_ylim()[1]),
             xytext=(0, -9),
             textcoords="offset points",
