@@ -16,6 +16,7 @@ from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.artifacts import atomic
+from arcloop.artifacts.metrics import read_metrics
 from arcloop.cli.main import EXTRA_PACKAGES, VERBS, main
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.pipeline.chains import FROM_RUN
@@ -43,7 +44,7 @@ def test_run_makes_every_artifact_and_each_is_complete(finished):
                  "evaluation/metrics.json", "evaluation/gate.json", "evaluation/report.html",
                  "evaluation/confusion_matrix.csv", "gallery/embeddings-00000.npy"):  # fmt: skip
         assert (run / name).stat().st_size > 0
-    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    metrics = read_metrics(run / "evaluation")
     assert metrics["top1"] > 0.8
     assert all(np.isfinite(value) for value in metrics.values())
     assert json.loads((run / "evaluation/gate.json").read_text())["passed"] is True

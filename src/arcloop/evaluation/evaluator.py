@@ -14,6 +14,7 @@ import numpy as np
 from arcloop.config.schema import EvaluateSettings
 from arcloop.errors import DataError
 from arcloop.evaluation.intervals import Interval, compute_intervals
+from arcloop.evaluation.metrics.clustering import clustering_metrics
 from arcloop.evaluation.metrics.open_set import error_rates_of_answers, open_set_metrics
 from arcloop.evaluation.metrics.ranking import GalleryRanker
 from arcloop.evaluation.metrics.retrieval import (
@@ -24,14 +25,8 @@ from arcloop.evaluation.metrics.retrieval import (
     neighbour_overlap,
     recall_and_precision,
 )
-from arcloop.evaluation.metrics.sample import (
-    Sample,
-    clustering_metrics,
-    pair_metrics,
-    rows_in,
-    sampled_rows,
-)
-from arcloop.evaluation.metrics.verification import SimilarityHistogram, pair_counter
+from arcloop.evaluation.metrics.sample import Sample, pair_metrics, rows_in, sampled_rows
+from arcloop.evaluation.metrics.verification import Rates, SimilarityHistogram, pair_counter
 from arcloop.evaluation.mistakes import (
     Confusion,
     Mistake,
@@ -286,11 +281,8 @@ def compute_evaluation(
     is_held_out_C = np.array([name in setup.held_out for name in setup.classes], bool)
     table = confusion(labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C)
     accuracies = table.accuracy[in_queries_C]
-    best_Q, right_Q, other_Q = (facts[n] for n in ("best", "best_is_right", "best_other"))
-    known_Q, answered_Q = relevant_Q > 0, ~values["unknown_rate"]
     rates = {
-        **open_set_metrics(best_Q, right_Q, other_Q, known_Q),
-        **error_rates_of_answers(answered_Q, labels_Q == predicted_Q, known_Q),
+        **_open_set_rates(facts, values["unknown_rate"]),
         **pairs.compute(),
         **pair_metrics(clustered.embeddings, clustered.labels),
         **clustering_metrics(clustered.embeddings, clustered.labels),
@@ -304,7 +296,7 @@ def compute_evaluation(
         "min_class_accuracy": float(accuracies.min()),
         "threshold": setup.threshold,
         "num_queries": len(labels_Q),
-        "num_queries_not_in_gallery": int((~known_Q).sum()),
+        "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
         "num_gallery": len(setup.gallery_labels),
         "num_classes": int(in_gallery_C.sum()),
     }
@@ -328,3 +320,12 @@ def compute_evaluation(
             for mode in states[0].seconds
         },
     )
+
+
+def _open_set_rates(facts: PerQuery, unknown_Q: Bools) -> Rates:
+    best_Q, right_Q, other_Q = (facts[n] for n in ("best", "best_is_right", "best_other"))
+    known_Q, correct_Q = facts["relevant"] > 0, facts["label"] == facts["predicted"]
+    return {
+        **open_set_metrics(best_Q, right_Q, other_Q, known_Q),
+        **error_rates_of_answers(~unknown_Q, correct_Q, known_Q),
+    }

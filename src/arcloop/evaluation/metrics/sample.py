@@ -1,22 +1,27 @@
-"""Random samples of embeddings, and the metrics of a sample: pair accuracy and clustering."""
+"""Random samples of embeddings, and the accuracy of pairs in a sample.
+
+Shapes: N images, P pairs, M pairs of different classes, D dimensions.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
+from arcloop.evaluation.metrics.verification import Rates
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 _FOLDS = 10
-_MAX_PAIRS_PER_KIND = 3000  # as on LFW
-_ITERATIONS, _SEED = 20, 0  # of k-means
+_MAX_PAIRS_PER_KIND = 300  # of a fold, as on LFW
+_MAX_IMAGES = 1000  # of a fold; all of its pairs are compared for the hardest ones
+_HARDEST = 0.01
+_SEED = 0
 
 
 class Sample(NamedTuple):
@@ -72,63 +77,91 @@ def rows_in(rows: Labels, first_row: int, count: int) -> Labels:
     return rows[first:last] - first_row
 
 
-def draw_pairs(labels_N: Labels) -> tuple[Labels, Labels, Bools]:
-    """Draw random pairs with a fixed seed, alternately of the same and of different classes.
+def deal_images(labels_N: Labels, random: np.random.Generator) -> list[tuple[Labels, Labels]]:
+    """Divide images into ten folds, so that an image is in one fold only.
 
-    An image is in at most one pair of the same class and in at most two of different classes.
-    Unlike on LFW, folds share classes, because a store may have fewer classes than folds.
+    Images of a class are paired at random, and a pair stays together. Pairs and single images are
+    dealt to the folds at random. Unlike on LFW, folds share classes, because a store may have fewer
+    classes than folds.
 
     Args:
         labels_N: Class of each image.
+        random: Source of the random order.
 
     Returns:
-        int64 [P], row of the first image; int64 [P], row of the second image; bool [P], whether
-        both have the same class.
-
-    >>> draw_pairs(np.array([0, 0, 1, 1]))[2]
-    array([ True, False,  True, False])
+        For each fold, rows of its images, int64, at most 1,000; and its pairs of the same class,
+        int64 [P, 2].
     """
-    random = np.random.default_rng(0)
     order = random.permutation(len(labels_N))
     order = order[np.argsort(labels_N[order], kind="stable")]  # by class, random within a class
-    same = _pairs_within_classes(order, labels_N)
-    # The row half the length away has another class, unless one class has half of all images.
-    across = np.stack([order, np.roll(order, len(order) // 2)], axis=1)
-    across = across[labels_N[across[:, 0]] != labels_N[across[:, 1]]]
-    count = min(len(same), len(across), _MAX_PAIRS_PER_KIND)
-    kinds = [random.permutation(kind)[:count] for kind in (same, across)]
-    pairs_P2 = np.stack(kinds, axis=1).reshape(-1, 2)
-    return pairs_P2[:, 0], pairs_P2[:, 1], np.arange(2 * count) % 2 == 0
-
-
-def _pairs_within_classes(order: Labels, labels_N: Labels) -> Labels:
-    """Return disjoint pairs of consecutive images of each class, [P, 2]."""
-    labels = labels_N[order]
-    starts = np.flatnonzero(np.diff(labels, prepend=-1))
+    starts = np.flatnonzero(np.diff(labels_N[order], prepend=-1))
     position = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    first = np.flatnonzero((position[:-1] % 2 == 0) & (labels[:-1] == labels[1:]))
-    return np.stack([order[first], order[first + 1]], axis=1)
+    firsts = np.flatnonzero(position % 2 == 0)  # each starts a pair, or is the last of its class
+    folds = []
+    for units in np.array_split(random.permutation(firsts), _FOLDS):
+        units = units[: _MAX_IMAGES // 2]
+        seconds = np.minimum(units + 1, len(order) - 1)
+        paired = position[seconds] % 2 == 1
+        same_P2 = np.stack([order[units[paired]], order[seconds[paired]]], axis=1)
+        folds.append((np.concatenate([same_P2.ravel(), order[units[~paired]]]), same_P2))
+    return folds
 
 
-def fold_accuracies(similarities_P: Floats, same_P: Bools, folds: int = _FOLDS) -> Floats:
+def draw_negatives(
+    embeddings_ND: Embeddings, labels_N: Labels, count: int, random: np.random.Generator
+) -> dict[str, Labels]:
+    """Draw pairs of images of different classes in three ways.
+
+    Args:
+        embeddings_ND: float32, rows of norm 1, the images of one fold.
+        labels_N: Class of each image.
+        count: Maximum number of pairs of each kind.
+        random: Source of the draws.
+
+    Returns:
+        Kind -> pairs of rows, int64 [P, 2], where P is `count`, or the number of all pairs of
+        different classes if that is less. "": all pairs are equally likely. "_balanced": all pairs
+        of classes are equally likely, and so are the pairs of images of two classes; drawn with
+        replacement. "_hard": all of the 1% most similar pairs are equally likely; if these are
+        fewer than P, the P most similar pairs.
+    """
+    first_M, second_M = np.nonzero(np.triu(labels_N[:, None] != labels_N))
+    count = min(count, len(first_M))
+    if not count:
+        return dict.fromkeys(("", "_balanced", "_hard"), np.empty((0, 2), np.int64))
+    _, class_N, size_C = np.unique(labels_N, return_inverse=True, return_counts=True)
+    weight_N = 1 / size_C[class_N]
+    weight_M = weight_N[first_M] * weight_N[second_M]
+    cosine_M = (embeddings_ND @ embeddings_ND.T)[first_M, second_M]
+    hardest = max(count, math.ceil(_HARDEST * len(cosine_M)))
+    hard_H = np.flatnonzero(cosine_M >= np.partition(cosine_M, -hardest)[-hardest])
+    chosen = {
+        "": random.choice(len(first_M), count, replace=False),
+        "_balanced": random.choice(len(first_M), count, p=weight_M / weight_M.sum()),
+        "_hard": random.choice(hard_H, count, replace=False),
+    }
+    return {kind: np.stack([first_M[at], second_M[at]], axis=1) for kind, at in chosen.items()}
+
+
+def fold_accuracies(similarities_P: Floats, same_P: Bools, fold_P: Labels) -> Floats:
     """Return the accuracy on each fold at the threshold that is best on the other folds.
 
     Huang et al., "Labeled Faces in the Wild", UMass Amherst 07-49, 2007, view 2.
 
     Args:
         similarities_P: Cosines.
-        same_P: Whether both have the same class. Pairs 2i and 2i + 1 belong to fold i modulo folds.
-        folds: Number of folds.
+        same_P: Whether both have the same class.
+        fold_P: Fold of each pair, from 0; at least two folds, none of them empty.
 
     Returns:
         float64 [folds] in [0, 1].
 
-    >>> fold_accuracies(np.array([0.9, 0.1, 0.8, 0.85]), np.array([True, False] * 2), folds=2)
+    >>> cosines, same = np.array([0.9, 0.1, 0.8, 0.85]), np.array([True, False] * 2)
+    >>> fold_accuracies(cosines, same, np.array([0, 0, 1, 1]))
     array([1. , 0.5])
     """
-    fold_P = np.arange(len(same_P)) // 2 % folds
     accuracies = []
-    for fold in range(folds):
+    for fold in range(fold_P.max() + 1):
         test_P = fold_P == fold
         threshold = best_threshold(similarities_P[~test_P], same_P[~test_P])
         accuracies.append(np.mean((similarities_P[test_P] >= threshold) == same_P[test_P]))
@@ -157,75 +190,44 @@ def best_threshold(similarities_P: Floats, same_P: Bools) -> float:
     return float((values[max(best - 1, 0)] + values[best]) / 2)
 
 
-def pair_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> dict[str, float]:
-    """Return mean and standard deviation of the verification accuracy over ten folds.
+def pair_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> Rates:
+    """Return the verification accuracy over ten folds, for three kinds of negative pairs.
+
+    Every fold has as many pairs of the same class as of different classes, at most 300. See
+    `deal_images` and `draw_negatives`. The seed of the draws is fixed.
 
     Args:
         embeddings_ND: float32, rows of norm 1, from which pairs are drawn.
         labels_N: Class of each row.
 
     Returns:
-        An empty dict if there are too few images for one pair of each kind per fold.
+        Means over the folds for uniformly drawn, balanced and hard negatives, and the standard
+        deviation for the first.
     """
-    first_P, second_P, same_P = draw_pairs(labels_N)
-    if len(same_P) < 2 * _FOLDS:
-        return {}
-    rows_PD, others_PD = embeddings_ND[first_P], embeddings_ND[second_P]
-    cosines_P = np.einsum("pd,pd->p", rows_PD, others_PD, dtype=np.float64)
-    accuracies = fold_accuracies(cosines_P, same_P)
-    return {"pair_accuracy": float(accuracies.mean()), "pair_accuracy_std": float(accuracies.std())}
-
-
-def kmeans(embeddings_ND: Embeddings, clusters: int) -> Labels:
-    """Assign rows to clusters by k-means.
-
-    Centroids are initialised by k-means++ (Arthur and Vassilvitskii, SODA 2007), because random
-    initial rows often merge two classes. One thread is used, so that the rounding of sums is the
-    same in every run.
-
-    Args:
-        embeddings_ND: float32, rows of norm 1; N >= `clusters`.
-        clusters: k.
-
-    Returns:
-        int64 [N], cluster of each row.
-    """
-    with threadpool_limits(1):
-        model = faiss.Kmeans(
-            embeddings_ND.shape[1],
-            clusters,
-            niter=_ITERATIONS,
-            seed=_SEED,
-            init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-            min_points_per_centroid=1,
-            max_points_per_centroid=len(embeddings_ND),
+    random = np.random.default_rng(_SEED)
+    pairs: dict[str, list[Labels]] = {}
+    counts = []
+    for rows, same_P2 in deal_images(labels_N, random):
+        most = min(len(same_P2), _MAX_PAIRS_PER_KIND)
+        drawn = draw_negatives(embeddings_ND[rows], labels_N[rows], most, random)
+        counts.append(len(drawn[""]))
+        for kind, negatives_P2 in drawn.items():
+            pairs.setdefault(kind, []).extend((same_P2[: counts[-1]], rows[negatives_P2]))
+    if not all(counts):
+        reason = (
+            f"not measurable with {len(labels_N):,} images; each of the {_FOLDS} folds needs a "
+            "pair of the same class and one of different classes"
         )
-        model.train(embeddings_ND)
-        _, nearest_N1 = model.index.search(embeddings_ND, 1)
-    return np.asarray(nearest_N1[:, 0], dtype=np.int64)
-
-
-def clustering_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> dict[str, float]:
-    """Return NMI and AMI of k-means with as many clusters as there are classes.
-
-    NMI is the mutual information divided by the mean of the entropies of classes and clusters. AMI
-    is adjusted for chance: 0 is the expected value of a random assignment. Source: Vinh et al.,
-    JMLR 11 (2010), NMI_sum and AMI_sum.
-
-    Args:
-        embeddings_ND: float32, rows of norm 1.
-        labels_N: Class of each row.
-
-    Returns:
-        An empty dict if there are fewer than two classes, or no class has two rows.
-    """
-    from sklearn import metrics  # imported here because evaluate_retrieval does not need it
-
-    classes = len(np.unique(labels_N))
-    if not 2 <= classes < len(labels_N):
-        return {}
-    clusters_N = kmeans(embeddings_ND, classes)
-    return {
-        "nmi": float(metrics.normalized_mutual_info_score(labels_N, clusters_N)),
-        "ami": float(metrics.adjusted_mutual_info_score(labels_N, clusters_N)),
-    }
+        return dict.fromkeys(("pair_accuracy", "pair_accuracy_std", "pair_accuracy_balanced",
+                              "pair_accuracy_hard"), reason)  # fmt: skip
+    fold_P = np.repeat(np.arange(_FOLDS), 2 * np.array(counts))
+    same_P = np.repeat(np.arange(2 * _FOLDS) % 2 == 0, np.repeat(counts, 2))
+    rates: Rates = {}
+    for kind, parts in pairs.items():
+        rows_PD, others_PD = (embeddings_ND[column] for column in np.concatenate(parts).T)
+        cosines_P = np.einsum("pd,pd->p", rows_PD, others_PD, dtype=np.float64)
+        accuracies = fold_accuracies(cosines_P, same_P, fold_P)
+        rates[f"pair_accuracy{kind}"] = float(accuracies.mean())
+        if not kind:
+            rates["pair_accuracy_std"] = float(accuracies.std())
+    return rates

@@ -18,7 +18,6 @@ from arcloop.display.plotting import drawable_names, encode_png
 from arcloop.evaluation.compare import Comparison, Flip
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
-from arcloop.evaluation.intervals import Interval
 from arcloop.evaluation.metrics.verification import FARS, Roc
 from arcloop.evaluation.mistakes import Mistake, ReadImage
 from arcloop.evaluation.report import plots
