@@ -97,6 +97,8 @@ def test_commands(page, tmp_path, monkeypatch):
     Image.new("L", (28, 28), 30).save("some/digit.png")
     for command in commands(page):
         assert main(scaled_down(command)) in (0, 3), command
+    for snippet in re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL):
+        exec(snippet, {})
 
 
 def test_the_error_that_the_readme_shows(capsys):

@@ -120,8 +120,9 @@ def print_table(name: str, answer: Prediction, thumbnails: Sequence[str], thresh
     sign = "<" if answer.unknown else ">="
     digits = decimals(answer.similarity, threshold)
     similarity = f"{answer.similarity:.{digits}f} {sign} {threshold:.{digits}f}"
+    quality = "" if answer.quality is None else f", quality {answer.quality:.2f}"
     table = Table(
-        title=f"{name}: {decision}  (similarity {similarity})",
+        title=f"{name}: {decision}  (similarity {similarity}{quality})",
         title_justify="left",
     )
     table.add_column("label", overflow="fold")

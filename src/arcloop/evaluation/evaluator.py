@@ -16,6 +16,7 @@ from arcloop.errors import DataError
 from arcloop.evaluation.intervals import Interval, compute_intervals
 from arcloop.evaluation.metrics.clustering import clustering_metrics
 from arcloop.evaluation.metrics.open_set import error_rates_of_answers, open_set_metrics
+from arcloop.evaluation.metrics.quality import reject_metrics
 from arcloop.evaluation.metrics.ranking import GalleryRanker
 from arcloop.evaluation.metrics.retrieval import (
     Bools,
@@ -93,6 +94,7 @@ class EvaluationState:
         mistakes: The wrong answers with the highest similarity.
         sampled: Embeddings of the rows of `EvaluationSetup.sampled_queries`, by batch.
         seconds: Optional answer mode -> time of all queries of the part.
+        quality: Quality of each query, float32, by batch; empty for a model without quality.
     """
 
     per_query: list[PerQuery] = field(default_factory=list)
@@ -100,6 +102,7 @@ class EvaluationState:
     mistakes: list[Mistake] = field(default_factory=list)
     sampled: list[Embeddings] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    quality: list[Embeddings] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +303,9 @@ def compute_evaluation(
         "num_gallery": len(setup.gallery_labels),
         "num_classes": int(in_gallery_C.sum()),
     }
-    per_query = QueryResults.of(facts, values, setup.groups)
+    quality = [batch for state in states for batch in state.quality]
+    per_query = QueryResults.of(facts, values, setup.groups, quality)
+    metrics |= reject_metrics(~per_query.correct, per_query.quality)
     return EvaluationResult(
         metrics=metrics,
         not_measurable={name: rate for name, rate in rates.items() if isinstance(rate, str)},

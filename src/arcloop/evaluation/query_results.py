@@ -6,6 +6,7 @@ Shapes: Q queries.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class QueryResults:
         known: bool [Q], whether the query's class is in the gallery, not counting the query itself.
         group: int64 [Q], group of the query, e.g. the video that it is from; negative: a group of
             its own. None: the store has no groups.
+        quality: float32 [Q], quality of the query's image. None: the model has no quality.
         metrics: Metric -> bool or float32 [Q], its value for each query.
     """
 
@@ -52,6 +54,7 @@ class QueryResults:
     known: Bools
     group: npt.NDArray[np.int64] | None
     metrics: PerQuery
+    quality: Floats | None = None
 
     @property
     def correct(self) -> Bools:
@@ -67,9 +70,16 @@ class QueryResults:
 
     @classmethod
     def of(
-        cls, facts: PerQuery, metrics: PerQuery, group_Q: npt.NDArray[np.int64] | None
+        cls,
+        facts: PerQuery,
+        metrics: PerQuery,
+        group_Q: npt.NDArray[np.int64] | None,
+        quality: Sequence[Floats],
     ) -> QueryResults:
-        """Convert arrays of any precision; `facts` also has "relevant", the R of each query."""
+        """Convert arrays of any precision; `facts` also has "relevant", the R of each query.
+
+        `quality` is given by batch.
+        """
         ints: dict[str, Any] = {n: facts[n].astype(np.int32) for n in _INTS}
         floats: dict[str, Any] = {n: facts[n].astype(np.float32) for n in _FLOATS}
         return cls(
@@ -78,6 +88,7 @@ class QueryResults:
             best_is_right=facts["best_is_right"],
             known=facts["relevant"] > 0,
             group=group_Q,
+            quality=np.concatenate(quality) if quality else None,
             metrics={
                 name: values_Q if values_Q.dtype == bool else values_Q.astype(np.float32)
                 for name, values_Q in metrics.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,5 +71,8 @@ def evaluate_part(
     batch_size = embed_settings.batch_size
     part = group.shard(setup.num_queries, math.lcm(setup.settings.batch_size, batch_size))
     with track("evaluate", len(part)) as advance:
-        embedded = counted(embed(model, images.batches("query", batch_size, part)), advance)
-        return update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
+        quality: list[npt.NDArray[np.float32]] = []
+        batches = images.batches("query", batch_size, part)
+        embedded = counted(embed(model, batches, quality), advance)
+        state = update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
+        return replace(state, quality=quality)

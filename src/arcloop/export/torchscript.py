@@ -30,6 +30,7 @@ def export_scripted(
     *,
     max_abs_diff: float,
     max_value: int = MAX_VALUE,
+    quality: bool = False,
 ) -> float:
     """Script an embedder with the weights of a checkpoint, and check it on a batch of images.
 
@@ -44,6 +45,7 @@ def export_scripted(
         max_abs_diff: Largest allowed difference between eager and scripted embeddings, in any
             coordinate.
         max_value: Value of a grey image of more than 8 bits that becomes 255, for `Model.decode`.
+        quality: The norms of the features are a measure of quality, see `Head.norm_is_quality`.
 
     Returns:
         The largest difference.
@@ -64,6 +66,7 @@ def export_scripted(
         image_shape=eager.image_shape,
         embedding_dim=eager.embedding_dim,
         max_value=max_value,
+        quality=quality,
     )
     with torch.inference_mode():
         expected_ND = eager(torch.from_numpy(golden_NHWC).permute(0, 3, 1, 2)).numpy()

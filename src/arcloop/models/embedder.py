@@ -88,6 +88,16 @@ class Embedder(nn.Module):
         """
         return F.normalize(self.features(images_BCHW))
 
+    @torch.jit.export
+    def embed_with_norm(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed images, and return the norms before normalisation; arguments as in `forward`.
+
+        Returns:
+            float32 [B, D], the same as `forward`, and the norms, float32 [B].
+        """
+        features_BD = self.features(images_BCHW)
+        return F.normalize(features_BD), torch.linalg.vector_norm(features_BD, dim=1)
+
     def features(self, images_BCHW: Tensor) -> Tensor:
         """Embeddings before L2 normalisation, float32 [B, D]; arguments as in `forward`."""
         return self.project(self.feature_map(images_BCHW))

@@ -56,19 +56,25 @@ def load_model(path: Path, device: str) -> Model:
 
 
 def embed(
-    model: Model, batches: Iterable[tuple[Images, Labels]]
+    model: Model,
+    batches: Iterable[tuple[Images, Labels]],
+    quality: list[npt.NDArray[np.float32]] | None = None,
 ) -> Iterator[tuple[Embeddings, Labels]]:
     """Embed a stream of batches of images.
 
     Args:
         model: The scripted embedder.
         batches: uint8 [N, H, W, C] images with int64 [N] labels.
+        quality: If the model has quality, that of each batch is appended to this list, float32 [N].
 
     Yields:
         float32 [N, D] embeddings of norm 1, with their labels.
     """
     for images_NHWC, labels in batches:
-        yield model.embed(images_NHWC), labels
+        embeddings, quality_N = model.embed_with_quality(images_NHWC)
+        if quality is not None and quality_N is not None:
+            quality.append(quality_N)
+        yield embeddings, labels
 
 
 def rebatch(

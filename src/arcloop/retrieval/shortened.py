@@ -48,7 +48,13 @@ class ShortModel(Model):
         self._whole = model
 
     def embed(self, batch_NHWC: npt.NDArray[np.uint8]) -> Embeddings:
-        return shorten(self._whole.embed(batch_NHWC), self.embedding_dim)
+        return self.embed_with_quality(batch_NHWC)[0]
+
+    def embed_with_quality(
+        self, batch_NHWC: npt.NDArray[np.uint8]
+    ) -> tuple[Embeddings, Embeddings | None]:
+        embeddings, quality = self._whole.embed_with_quality(batch_NHWC)
+        return shorten(embeddings, self.embedding_dim), quality
 
 
 class ShortGallery(Gallery):

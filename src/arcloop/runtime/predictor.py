@@ -128,8 +128,9 @@ class Predictor:
 
         Returns:
             A response for each request, in order. Status 200 has the fields label, class_name,
-            similarity, unknown, neighbours, model, lineage and threshold. Other statuses have the
-            fields error and model; `error` says what is wrong with this request.
+            similarity, unknown, neighbours, model, lineage and threshold, and quality if the model
+            has it. Other statuses have the fields error and model; `error` says what is wrong with
+            this request.
         """
         responses: list[PredictResponse | None] = [None] * len(requests)
         accepted = []
@@ -151,6 +152,8 @@ class Predictor:
                 # vars() instead of dataclasses.asdict(), which copies every value recursively.
                 neighbours = [vars(neighbour) for neighbour in prediction.neighbours[:k]]
                 content = vars(prediction) | {"neighbours": neighbours} | self._identity
+                if prediction.quality is None:
+                    del content["quality"]
                 responses[position] = _json_response(HTTPStatus.OK, content)
         return [response for response in responses if response is not None]
 

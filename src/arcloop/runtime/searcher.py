@@ -51,6 +51,8 @@ class Prediction:
         unknown: Whether the similarity is below the calibrated threshold, so that the image
             probably belongs to no class of the gallery.
         neighbours: The k nearest gallery rows, nearest first.
+        quality: Norm of the features before normalisation, for a model whose head makes it a
+            measure of quality; None for other models.
     """
 
     label: int
@@ -58,10 +60,26 @@ class Prediction:
     similarity: float
     unknown: bool
     neighbours: tuple[Neighbour, ...]
+    quality: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the prediction as plain JSON types."""
-        return asdict(self)
+        """Return the prediction as plain JSON types, without `quality` if it is None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class _WithNorm(torch.nn.Module):
+    """Has the method `embed_with_norm` of a scripted embedder as its only method.
+
+    Freezing copies the weights for each method of a module.
+    """
+
+    def __init__(self, embedder: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found: tuple[torch.Tensor, torch.Tensor] = self.embedder.embed_with_norm(images_BCHW)
+        return found
 
 
 class Model:
@@ -77,11 +95,14 @@ class Model:
         image_shape: (height, width, channels) of the input images.
         max_value: Value of a grey image of more than 8 bits that becomes 255.
         embedding_dim: Length of an embedding.
+        has_quality: Whether the norms of the features are a measure of quality.
         sha256: Hash of the file.
 
     Raises:
         SearcherError: The file is not a scripted arcloop model.
     """
+
+    has_quality = False  # of the models of other runtimes
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         content = Path(path).read_bytes()
@@ -92,9 +113,13 @@ class Model:
             module = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location=self.device, _extra_files=extra_files
             )
-            self._read_sizes(json.loads(extra_files[_METADATA_FILE]))
+            metadata = json.loads(extra_files[_METADATA_FILE])
+            self._read_sizes(metadata)
+            self.has_quality = bool(metadata.get("quality", False))
         except (RuntimeError, ValueError, KeyError, TypeError) as cause:
             raise SearcherError(f"{path} is not a scripted arcloop model: {cause}") from None
+        if self.has_quality:
+            module = torch.jit.script(_WithNorm(module))
         self._module = torch.jit.freeze(module.eval())
 
     def _read_sizes(self, sizes: Mapping[str, Any]) -> None:
@@ -121,9 +146,22 @@ class Model:
         Returns:
             float32 [N, embedding_dim]; each row has norm 1.
         """
-        batch = torch.from_numpy(batch_NHWC).permute(0, 3, 1, 2).to(self.device)
-        embeddings: torch.Tensor = self._module(batch)
+        output = self._module(self._to_device(batch_NHWC))
+        embeddings: torch.Tensor = output[0] if self.has_quality else output
         return embeddings.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_with_quality(
+        self, batch_NHWC: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        """Embed a batch of images, and return their quality, float32 [N], if the model has it."""
+        if not self.has_quality:
+            return self.embed(batch_NHWC), None
+        embeddings, norms = self._module(self._to_device(batch_NHWC))
+        return embeddings.float().cpu().numpy(), norms.float().cpu().numpy()
+
+    def _to_device(self, batch_NHWC: npt.NDArray[np.uint8]) -> torch.Tensor:
+        return torch.from_numpy(batch_NHWC).permute(0, 3, 1, 2).to(self.device)
 
     def decode(
         self, source: bytes | Path, max_pixels: int = images.MAX_PIXELS
@@ -147,6 +185,7 @@ def save_model(
     image_shape: Sequence[int],
     embedding_dim: int,
     max_value: int = images.MAX_VALUE,
+    quality: bool = False,
 ) -> None:
     """Write a scripted embedder together with the input and output shapes that `Model` reads.
 
@@ -156,9 +195,10 @@ def save_model(
         image_shape: (height, width, channels).
         embedding_dim: D.
         max_value: See `images.decode`.
+        quality: The method `embed_with_norm` returns a measure of quality.
     """
     sizes = {"image_shape": list(image_shape), "embedding_dim": embedding_dim}
-    metadata = sizes | {"max_value": max_value}
+    metadata = sizes | {"max_value": max_value} | ({"quality": True} if quality else {})
     torch.jit.save(module, str(path), _extra_files={_METADATA_FILE: json.dumps(metadata)})
 
 
@@ -213,13 +253,18 @@ class Searcher:
             A prediction for each image. Of gallery rows with equal embeddings, the lowest ones are
             returned.
         """
-        embeddings = self.model.embed(batch_NHWC)
+        embeddings, quality = self.model.embed_with_quality(batch_NHWC)
         similarities, rows = search(self.index, embeddings, min(k, len(self.labels)))
         rows = self._equal_rows.prefer_lowest(rows)
-        return [self._prediction(s, r) for s, r in zip(similarities, rows, strict=True)]
+        norms = [None] * len(rows) if quality is None else quality.tolist()
+        found = zip(similarities, rows, norms, strict=True)
+        return [self._prediction(*one) for one in found]
 
     def _prediction(
-        self, similarities: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+        self,
+        similarities: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int64],
+        quality: float | None,
     ) -> Prediction:
         found = [
             Neighbour(int(row), int(label), self.classes[label], float(similarity))
@@ -227,10 +272,12 @@ class Searcher:
             if row >= 0
         ]
         if not found:  # an approximate index may probe only empty cells
-            return Prediction(-1, "unknown", -1.0, unknown=True, neighbours=())
+            return Prediction(-1, "unknown", -1.0, unknown=True, neighbours=(), quality=quality)
         best = found[0]
         unknown = best.similarity < self.threshold
-        return Prediction(best.label, best.class_name, best.similarity, unknown, tuple(found))
+        return Prediction(
+            best.label, best.class_name, best.similarity, unknown, tuple(found), quality
+        )
 
 
 def search(

@@ -18,6 +18,7 @@ from arcloop.display.plotting import drawable_names, encode_png
 from arcloop.evaluation.compare import Comparison, Flip
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
+from arcloop.evaluation.metrics.quality import error_versus_reject
 from arcloop.evaluation.metrics.verification import FARS, Roc
 from arcloop.evaluation.mistakes import Mistake, ReadImage
 from arcloop.evaluation.report import plots
@@ -145,6 +146,10 @@ def _figures(
         "similarity_histogram",
         plots.similarity_histogram(pairs.same, pairs.different, result.metrics["threshold"]),
     )
+    answers = result.per_query
+    if answers.quality is not None:
+        error_Q = error_versus_reject(~answers.correct, answers.quality)
+        yield "error_versus_reject", plots.error_versus_reject(error_Q)
     gallery, queries = result.gallery, result.queries
     if len(gallery.rows) >= MIN_ROWS:
         gallery_N2, queries_Q2 = project(gallery.embeddings, queries.embeddings)

@@ -29,6 +29,7 @@ from arcloop.evaluation.metrics.verification import Roc, least_similarities
 Ints = npt.NDArray[np.int64]
 
 _MAX_BARS = 40
+_MAX_REJECTED, _MAX_POINTS = 0.5, 1000
 _MISTAKE_COLOURS = LinearSegmentedColormap.from_list("mistakes", ["#fbe1d2", WRONG])
 _DIAGONAL, _DARK = "#cfe0fa", "#3a4250"
 _MAX_NUMBERED_CLASSES, _MAX_NAMED_CLASSES, _MAX_CELLS = 16, 40, 200
@@ -95,6 +96,29 @@ def roc_curve(roc: Roc, eer: float, tar_at_far: Mapping[float, float]) -> Figure
     axis.set(xscale="log", xlim=(least, 1), ylim=(bottom - 0.15 * (1.001 - bottom), 1.002))
     axis.set(xlabel="false accept rate", ylabel="true accept rate")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    return drawn
+
+
+@styled
+def error_versus_reject(error_Q: npt.NDArray[np.floating]) -> Figure:
+    """Draw the error of the remaining queries over the share that was rejected.
+
+    Args:
+        error_Q: Error without the n queries of lowest quality.
+    """
+    drawn, (axis,) = figure()
+    drawn_P = np.unique(np.linspace(0, len(error_Q) - 1, _MAX_POINTS).astype(np.int64))
+    share_P = drawn_P / len(error_Q)
+    axis.plot(share_P, error_Q[drawn_P], color=RIGHT, label="lowest quality first")
+    # With a perfect quality, all wrong answers are rejected first.
+    ideal_P = np.maximum(0, error_Q[0] - share_P) / (1 - share_P)
+    axis.plot(share_P, ideal_P, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="ideal")
+    axis.axhline(error_Q[0], color=WRONG, linewidth=1, label="at random")
+    axis.set(xlim=(0, _MAX_REJECTED), xlabel="rejected queries", ylabel="error of the others")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
     return drawn
 
 

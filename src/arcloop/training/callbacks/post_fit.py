@@ -65,6 +65,7 @@ class ExportScripted(Callback):
             Path(self.run_dir),
             max_abs_diff=self.torchscript.max_abs_diff,
             max_value=store.max_value,
+            quality=pl_module.head.norm_is_quality,
         )
         print_line(f"model.pt: scripted, within {difference:.1e} of the eager model")
 
