@@ -40,6 +40,8 @@ def test_training_curves_hold_what_was_logged():
     assert loss.lines[0].get_xydata().tolist() == [[0, 9], [9, 3]]
     legend = [text.get_text() for text in validation.get_legend().get_texts()]
     assert legend == ["val_eer, lowest 0.2500", "val_top1, highest 0.7500"]
+    top1 = validation.lines[-1].get_ydata()
+    assert min(top1) == 0.25  # the error of the highest value
     assert len(rates.lines) == 2
 
 

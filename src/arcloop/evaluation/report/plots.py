@@ -29,6 +29,7 @@ from arcloop.evaluation.metrics.verification import Roc, least_similarities
 Ints = npt.NDArray[np.int64]
 
 _MAX_BARS = 40
+_LEAST_ERROR, _LINES = 1e-4, ("-", "--", ":", "-.")
 _MAX_REJECTED, _MAX_POINTS = 0.5, 1000
 _MISTAKE_COLOURS = LinearSegmentedColormap.from_list("mistakes", ["#fbe1d2", WRONG])
 _DIAGONAL, _DARK = "#cfe0fa", "#3a4250"
@@ -37,7 +38,10 @@ _MAX_NUMBERED_CLASSES, _MAX_NAMED_CLASSES, _MAX_CELLS = 16, 40, 200
 
 @styled
 def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
-    """Draw loss, validation metrics and learning rates over training steps.
+    """Draw loss, validation errors and learning rates over training steps.
+
+    The error of a metric in [0, 1] is 1 - its value. The axis is logarithmic, and an error below
+    1e-4 is drawn at 1e-4.
 
     Args:
         curves: Rows of metrics.csv: "step" and the values logged at that step.
@@ -45,27 +49,34 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
     Returns:
         None if nothing was logged.
     """
-    panels = (("loss", "_loss", WRONG), ("validation", "val_", RIGHT), ("learning rate", "lr", INK))
     columns = sorted({name for row in curves for name in row} - {"step", "epoch"})
     if not columns:
         return None
     drawn, axes = figure(3, width=2 * WIDTH, height=2.9, margins=(0.6, 0.2, 0.5, 0.32))
+    panels = (("loss", "_loss", WRONG), ("validation error", "val_", RIGHT),
+              ("learning rate", "lr", INK))  # fmt: skip
     for axis, (title, key, colour) in zip(axes, panels, strict=True):
         axis.set(title=title, xlabel="step")
-        for number, name in enumerate(name for name in columns if key in name):
+        names = [name for name in columns if key in name and name != "val_margin"]
+        for number, name in enumerate(names):
             logged = [(row["step"], row[name]) for row in curves if name in row]
             steps, values = np.array(logged).T
             label = name
             if key == "val_":
-                kind, best = "highest", int(values.argmax())
-                if name == "val_eer":
-                    kind, best = "lowest", int(values.argmin())
+                is_error = name == "val_eer"
+                best = int(values.argmin() if is_error else values.argmax())
+                label += f", {'lowest' if is_error else 'highest'} {values[best]:.4f}"
+                values = np.maximum(values if is_error else 1 - values, _LEAST_ERROR)
                 axis.plot(steps[best], values[best], "o", color=colour, markersize=4)
-                label += f", {kind} {values[best]:.4f}"
-            axis.plot(steps, values, color=colour, alpha=1 / (1 + number), label=label)
+                axis.set(yscale="log", ylabel="EER, or 1 - value")
+            style = {"alpha": 1 / (1 + number / 2), "linestyle": _LINES[number % len(_LINES)]}
+            axis.plot(steps, values, color=colour, label=label, **style)
         if axis.lines:
             axis.set_xlim(left=0)
             axis.margins(y=0.14)
+            if axis.get_yscale() == "log":  # leaves room for the legend above the lines
+                low, high = axis.get_ylim()
+                axis.set_ylim(low, high * (high / low) ** 0.7)
             axis.legend(loc="best")
     return drawn
 
