@@ -69,8 +69,8 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
                 values = np.maximum(values if is_error else 1 - values, _LEAST_ERROR)
                 axis.plot(steps[best], values[best], "o", color=colour, markersize=4)
                 axis.set(yscale="log", ylabel="EER, or 1 - value")
-            style = {"alpha": 1 / (1 + number / 2), "linestyle": _LINES[number % len(_LINES)]}
-            axis.plot(steps, values, color=colour, label=label, **style)
+            line, alpha = _LINES[number % len(_LINES)], 1 / (1 + number / 2)
+            axis.plot(steps, values, line, color=colour, alpha=alpha, label=label)
         if axis.lines:
             axis.set_xlim(left=0)
             axis.margins(y=0.14)
