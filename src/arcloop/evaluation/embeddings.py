@@ -122,6 +122,7 @@ def evaluate_retrieval(
         parts.append({**hits, **scores, "relevant": facts["relevant"]})
     if not num_queries:
         raise DataError("there are no queries", remedy="give at least one row")
+    _require_length(query_groups, num_queries, "queries")
     values = concatenate(parts)
     relevant_Q = values.pop("relevant")
     return {
@@ -133,7 +134,7 @@ def evaluate_retrieval(
 
 
 def _require_length(groups: npt.NDArray[np.int64] | None, rows: int, where: str) -> None:
-    if groups is not None and len(groups) < rows:
+    if groups is not None and len(groups) != rows:
         raise DataError(
             f"{len(groups)} groups for {rows} rows",
             where=where,

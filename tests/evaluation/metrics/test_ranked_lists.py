@@ -75,7 +75,8 @@ def test_all_protocols_equal_the_code_of_the_authors(data, queries, rows):
     ("rankings", "truth", "message"),
     [
         ([[0, 1]], [{"easy": [2]}], r"0 of 1 relevant rows(.|\n)*query 0, protocol easy"),
-        ([[0, 1, 1]], [{"hard": [1]}], "2 of 1 relevant rows"),
+        ([[0, 1, 1]], [{"hard": [1]}], "1 of 1 relevant rows, in 2 places"),
+        ([[0, 1, 1]], [{"hard": [1, 2]}], "1 of 2 relevant rows, in 2 places"),
         ([[0, 1]], [{"easy": [1]}, {"easy": [0]}], "1 rankings for 2 queries"),
         ([[0, 1], [1, 0]], [{"easy": [1]}], "2 rankings for 1 queries"),
     ],

@@ -247,6 +247,8 @@ ALL = CORNERS, np.arange(16)
         ((CORNERS[:1], ALL[1][:1]), (CORNERS[:1], ALL[1][:1]), {"leave_one_out": True}, "one row"),
         (ALL, ALL, {"groups": (ALL[1][:9], ALL[1])}, "9 groups for 16 rows(.|\n)*queries"),
         (ALL, ALL, {"groups": (ALL[1], ALL[1][:9])}, "9 groups for 16 rows(.|\n)*gallery"),
+        ((ALL[0][:9], ALL[1][:9]), ALL, {"groups": (ALL[1], ALL[1])}, "16 groups for 9 rows"),
+        (ALL, ALL, {"groups": (ALL[1], np.arange(17))}, "17 groups for 16 rows"),
     ],
 )  # fmt: skip
 def test_invalid_input_is_reported(queries, gallery, options, message):

@@ -63,9 +63,10 @@ def evaluate_ranked_lists(
             same_G = np.any([kinds[kind] for kind in relevant], axis=0)
             kept_G = same_G | ~np.any([kinds[kind] for kind in junk], axis=0)
             wanted = len({int(row) for kind in relevant for row in np.ravel(truth.get(kind, ()))})
-            if same_G.sum() != wanted:
+            found = len(np.unique(rows_G[same_G]))
+            if not found == wanted == same_G.sum():
                 raise DataError(
-                    f"a ranking has {same_G.sum()} of {wanted} relevant rows",
+                    f"a ranking has {found} of {wanted} relevant rows, in {same_G.sum()} places",
                     where=f"ranking of query {number - 1}, protocol {protocol}",
                     remedy="rank the whole gallery, each row once",
                 )
