@@ -105,6 +105,17 @@ def test_equal_answers_do_not_exclude_a_difference():
         assert decision["passed"] is (count == 5000)
 
 
+def test_one_video_does_not_make_a_difference_certain():
+    """All resamples of a single group are equal."""
+    pair = [
+        results(np.arange(100) < right, [0] * 100, groups=np.zeros(100, int)) for right in (90, 80)
+    ]
+    values = [{"top1": float(r.correct.mean())} for r in pair]
+    found = compare(*pair, *values, name="runs/old", classes=CLASSES, num_flips=9)
+    unseen = wilson_interval(0, 1)[1]
+    assert found.metrics["top1"].interval == pytest.approx((0.1 - unseen, 0.1 + unseen))
+
+
 def test_metrics_without_values_of_queries_have_no_interval(answers):
     found = compared(*answers).metrics
     assert set(found) == {"top1", "eer"}

@@ -171,6 +171,14 @@ def test_a_perfect_score_is_not_certain():
     assert found["top1"] == wilson_interval(1, 40)
 
 
+def test_trials_are_counted_among_the_queries_of_the_mean():
+    """MAP@R is a mean over the known queries, which are 60 of 1,000."""
+    known = np.arange(1000) < 60
+    perfect = results(known, [0] * 1000, known=known, map_at_r=known)
+    found = compute_intervals(perfect, {"map_at_r": 1.0, "dir_at_far_1e-1": 1.0, "top1": 0.06})
+    assert found["map_at_r"] == found["dir_at_far_1e-1"] == wilson_interval(1, 60)
+
+
 def test_a_metric_that_is_the_same_for_all_queries_has_no_interval():
     fifth = np.full(100, 0.2, np.float32)
     found = compute_intervals(

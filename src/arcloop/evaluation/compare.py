@@ -148,7 +148,9 @@ def compare(
             values = float(metrics[metric]), float(incumbent_metrics[metric])
             difference, interval = values[0] - values[1], None
             if metric in after and metric in before:
-                low, high = _difference_interval(after[metric] - before[metric], units)
+                low, high = _difference_interval(
+                    after[metric] - before[metric], units.trials(metric)
+                )
                 interval = min(low, difference), max(high, difference)
             changes[metric] = Change(*values, difference, interval)
     lost_Q = incumbent.correct & ~candidate.correct
@@ -182,14 +184,17 @@ def mcnemar_p_value(lost: int, won: int) -> float:
     return min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5)))
 
 
-def _difference_interval(differences_R: Floats, units: Units) -> Interval:
+def _difference_interval(differences_R: Floats, num_units: int) -> Interval:
     """Return the interval of a difference.
 
     An end of exactly 0 means that the change in this direction was not observed, not that it is
-    impossible. It is replaced by the end of Wilson's interval for 0 of the independent units.
+    impossible. It is replaced by the end of Wilson's interval for 0 of the independent units. If
+    all resamples are equal, as with a single unit, both ends are moved by as much.
     """
-    low, high = percentile_interval(differences_R, units.independent)
-    unseen = wilson_interval(0, units.independent)[1]
+    low, high = percentile_interval(differences_R, num_units)
+    unseen = wilson_interval(0, num_units)[1]
+    if low == high:
+        return low - unseen, high + unseen
     return (low if low != 0 else -unseen), (high if high != 0 else unseen)
 
 

@@ -45,11 +45,13 @@ class Units:
         rows: int64 [Q], unit of each query, in [0, U).
         independent: Number of independent units. If there are more than 10,000, several of them,
             chosen at random, are resampled together, and U is 10,000.
+        known: Number of independent units that have a query of a known class.
     """
 
     kind: str
     rows: Rows
     independent: int
+    known: int
 
     @classmethod
     def of(cls, results: QueryResults) -> Units:
@@ -67,9 +69,15 @@ class Units:
         else:
             kind, ids_Q = "queries", np.arange(len(label_Q))
         ids, unit_Q = np.unique(ids_Q, return_inverse=True)
+        known = len(np.unique(unit_Q[results.known]))
         if len(ids) > _MAX_UNITS:  # the variance of the sums stays that of independent units
             unit_Q = np.random.default_rng(0).permutation(len(ids))[unit_Q] % _MAX_UNITS
-        return cls(kind, unit_Q, len(ids))
+        return cls(kind, unit_Q, len(ids), known)
+
+    def trials(self, metric: str) -> int:
+        """Return the number of independent units over which a metric is measured."""
+        of_known = is_of_matched(metric) or metric.startswith("dir_at_far_")
+        return self.known if of_known else self.independent
 
 
 def resample(results: QueryResults, units: Units) -> dict[str, Floats]:
@@ -94,8 +102,9 @@ def resample(results: QueryResults, units: Units) -> dict[str, Floats]:
 def compute_intervals(results: QueryResults, metrics: Mapping[str, float]) -> dict[str, Interval]:
     """Return the 95% confidence interval of each metric that is computed from per-query values.
 
-    A metric that is exactly 0 or 1 gets Wilson's interval with one trial per unit, because all its
-    resamples are equal. A metric of another value that is equal in all resamples gets none.
+    A metric that is exactly 0 or 1 gets Wilson's interval with one trial per unit over which it is
+    measured, because all its resamples are equal. A metric of another value that is equal in all
+    resamples gets none.
 
     Args:
         results: Per-query results.
@@ -106,9 +115,9 @@ def compute_intervals(results: QueryResults, metrics: Mapping[str, float]) -> di
     for name, values_R in resample(results, units).items():
         value = metrics.get(name)
         if value in (0, 1):
-            intervals[name] = wilson_interval(value, units.independent)
+            intervals[name] = wilson_interval(value, units.trials(name))
         elif value is not None and values_R.min() < values_R.max():
-            low, high = percentile_interval(values_R, units.independent)
+            low, high = percentile_interval(values_R, units.trials(name))
             intervals[name] = min(low, value), max(high, value)
     return intervals
 
