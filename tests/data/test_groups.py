@@ -238,3 +238,16 @@ def test_with_disjoint_splits_a_new_image_cannot_join_classes_of_two_splits(tmp_
     write_list(root, lambda file: joined if file.name == "v0_4.png" else video(file))
     with pytest.raises(DataError, match=f"join classes of several splits: group '{joined}'"):
         append(tmp_path, source)
+
+
+def test_images_can_be_added_to_disjoint_splits_if_no_image_has_a_group(tmp_path, root):
+    for name in ("dog", "elk", "fox"):
+        draw(root, name, videos())
+    source = csv_source(write_list(root, lambda file: ""), split="disjoint")
+    first = prepare(source, place(tmp_path, source), workers=1)
+    last = Store(first).classes[-1]
+    draw(root, last, ["v0"], [3])
+    write_list(root, lambda file: "")
+    group_of, split_of = groups_by_path(append(tmp_path, source))
+    assert set(group_of.values()) == {None}
+    assert split_of[f"{last}/v0_3.png"] == "gallery"

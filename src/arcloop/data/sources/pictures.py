@@ -169,10 +169,12 @@ class PictureSource(Source):
                 groups=numbers, split_G=split_G,
             )  # fmt: skip
         split_N: Ints = stored.class_counts.argmax(axis=1)[labels]  # that of the class
-        if groups is not None and numbers is not None and split_G is not None:
-            is_new = (numbers >= 0) & (split_G[numbers] < 0)
-            split_G[numbers[is_new]] = split_N[is_new]
-            if len(joined := np.unique(numbers[(numbers >= 0) & (split_G[numbers] != split_N)])):
+        if groups is not None and split_G is not None:
+            in_group = groups.numbers >= 0
+            group_n, split_n = groups.numbers[in_group], split_N[in_group]
+            is_new = split_G[group_n] < 0
+            split_G[group_n[is_new]] = split_n[is_new]
+            if len(joined := np.unique(group_n[split_G[group_n] != split_n])):
                 raise DataError(
                     "classes that share a group are in one split with data.split=disjoint, but new"
                     " images join classes of several splits:"
