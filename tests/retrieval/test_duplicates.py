@@ -126,6 +126,21 @@ def test_an_index_returns_the_lowest_of_equal_rows(data):
     assert equal.prefer_lowest(np.array([found, found])).tolist() == [expected, expected]
 
 
+def test_each_row_of_a_large_group_is_read_a_few_times_only():
+    reads = 0
+
+    class Group(list):
+        def __iter__(self):
+            nonlocal reads
+            for row in super().__iter__():
+                reads += 1
+                yield row
+
+    equal = EqualRows.from_groups([Group(range(100))])
+    assert reads <= 300
+    assert equal.lowest.tolist() == [0] * 100
+
+
 def test_recall_of_copies_of_other_classes_is_that_of_the_lower_row():
     """Each row occurs twice, of the query's class first: every answer is right."""
     rows = unit_rows(0, 300, 64)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,8 @@ class EqualRows:
     @classmethod
     def from_groups(cls, groups: Sequence[Sequence[int]]) -> EqualRows:
         """Return the inverse of `groups`."""
-        pairs = sorted((row, min(group)) for group in groups for row in group)
+        lowest = [(min(group), group) for group in groups]
+        pairs = sorted((row, first) for first, group in lowest for row in group)
         rows_M2 = np.array(pairs, np.int64).reshape(-1, 2)
         return cls(rows_M2[:, 0], rows_M2[:, 1])
 
@@ -39,9 +41,15 @@ class EqualRows:
         >>> EqualRows(np.array([2, 5, 7, 9]), np.array([2, 5, 2, 5])).groups()
         [[2, 7], [5, 9]]
         """
+        lowest, rows = self._by_group
+        starts = np.flatnonzero(np.diff(lowest)) + 1
+        return [part.tolist() for part in np.split(rows, starts) if len(part)]
+
+    @cached_property
+    def _by_group(self) -> tuple[Rows, Rows]:
+        """`lowest` and `rows`, sorted by group; computed once, because each answer needs it."""
         order = np.argsort(self.lowest, kind="stable")
-        starts = np.flatnonzero(np.diff(self.lowest[order])) + 1
-        return [part.tolist() for part in np.split(self.rows[order], starts) if len(part)]
+        return self.lowest[order], self.rows[order]
 
     def prefer_lowest(self, rows_QK: Rows) -> Rows:
         """Replace the rows of each group that were found by the lowest rows of the group.
@@ -61,7 +69,6 @@ class EqualRows:
         """
         if not len(self.rows):
             return rows_QK
-        order = np.argsort(self.lowest, kind="stable")
         at_QK = np.minimum(np.searchsorted(self.rows, rows_QK), len(self.rows) - 1)
         equal_QK = self.rows[at_QK] == rows_QK
         group_QK = np.where(equal_QK, self.lowest[at_QK], -1)
@@ -73,7 +80,7 @@ class EqualRows:
         place_QK = np.empty_like(rows_QK)
         places_QK = number_QK - np.maximum.accumulate(first_QK, axis=1)
         np.put_along_axis(place_QK, sorting_QK, places_QK, axis=1)
-        start_QK = np.searchsorted(self.lowest[order], group_QK)
-        members = self.rows[order]
+        lowest, members = self._by_group
+        start_QK = np.searchsorted(lowest, group_QK)
         chosen_QK = members[np.minimum(start_QK + place_QK, len(members) - 1)]
         return np.where(equal_QK, chosen_QK, rows_QK)
