@@ -66,10 +66,12 @@ def test_the_smallest_threshold_that_lets_no_more_than_far_pass(
 
 def test_a_gallery_of_one_class_accepts_every_query():
     rows, labels = CORNERS, np.zeros(16, np.int64)
-    assert (
-        calibrate_threshold([(rows, labels)], lambda: [(rows, labels)], 0.01, TRAINED).threshold
-        == -1
-    )
+    found = calibrate_threshold([(rows, labels)], lambda: [(rows, labels)], 0.01, TRAINED)
+    assert (found.threshold, found.measured_far) == (-1, 1)
+    assert found.class_far["median"] == 1
+    warnings = list(find_warnings(found))
+    assert "accepts every image" in warnings[0]
+    assert not any("accepts none" in warning for warning in warnings)
 
 
 def test_far_zero_accepts_no_val_image():
@@ -200,12 +202,17 @@ def pictures(tmp_path):
     (folder / "a/broken.png").write_bytes(b"no image")
     (folder / "a/.hidden.png").write_bytes(b"not looked at")
     (folder / "notes.txt").write_text("not looked at")
+    for name in (".thumbnails", "__MACOSX"):
+        (folder / name).mkdir()
+        (folder / name / "copy.png").write_bytes(b"not looked at")
     return folder
 
 
 def test_images_of_unknown_things_are_the_queries(model, store, pictures, capsys):
     found = calibrate(model, store, gallery_of(store), settings(unknown=str(pictures)), 5)
-    files = sorted(set(pictures.rglob("*.png")) - set(pictures.glob("a/*en.png")))
+    files = sorted(
+        {*pictures.glob("a/*.png"), *pictures.glob("b/c/*.png")} - {*pictures.glob("a/*en.png")}
+    )
     rows = unit(np.stack([decode(f, height=8, width=8, channels=1) for f in files]))
     assert found.protocol == UNKNOWN
     assert_accepts(found, best_matches(rows, np.full(12, -1), store), 0.1)

@@ -32,6 +32,8 @@ HELD_OUT, UNSEEN, TRAINED, UNKNOWN = PROTOCOLS = (
 - unknown images: images of `calibration.unknown`, which belong to no class
 """
 MIN_ERRORS = 30
+ACCEPT_ALL = -1.0
+"""Threshold that accepts every image, because no cosine similarity is lower."""
 _BATCH_ROWS, _MEMORY_MB = 2048, 64
 
 
@@ -144,7 +146,7 @@ def calibrate_threshold(
         protocol: Which images the queries are, one of `PROTOCOLS`.
 
     Returns:
-        The threshold is -1 (every query is accepted) if the gallery has no other class.
+        The threshold is `ACCEPT_ALL` if the gallery has no other class.
 
     Raises:
         DataError: An embedding is not finite.
@@ -156,7 +158,7 @@ def calibrate_threshold(
         labels.append(labels_Q)
     best_Q, labels_Q = np.concatenate(best), np.concatenate(labels)
     threshold = smallest_threshold(best_Q, far)
-    accepted_Q = best_Q >= threshold
+    accepted_Q = (best_Q >= threshold) | (threshold == ACCEPT_ALL)
     found = Calibration(
         threshold=threshold,
         protocol=protocol,
@@ -176,7 +178,13 @@ def calibrate_threshold(
 def find_warnings(calibration: Calibration) -> Iterator[str]:
     """Yield the reasons why the real false accept rate may differ from the nominal one."""
     far, count = calibration.far, calibration.num_queries
-    if far * count < 1:
+    if calibration.threshold == ACCEPT_ALL and far < 1:
+        yield (
+            "the gallery has no images of a class other than that of the unknown queries, so the"
+            " threshold accepts every image. Add classes to the gallery, or pass"
+            " calibration.unknown=FOLDER with images of unknown things"
+        )
+    elif far * count < 1:
         limit = 1 - 0.05 ** (1 / count)  # of the rate at which `count` trials have no error
         yield (
             f"{count:,} unknown queries cannot measure a false accept rate of {far:.4g}; the"
@@ -274,5 +282,5 @@ def smallest_threshold(best_Q: npt.NDArray[np.floating], far: float) -> float:
     falling = np.sort(best_Q)[::-1]
     allowed = int(far * len(falling))
     if allowed >= len(falling) or falling[allowed] == -np.inf:
-        return -1.0
+        return ACCEPT_ALL
     return float(np.nextafter(falling[allowed], falling.dtype.type(np.inf)))

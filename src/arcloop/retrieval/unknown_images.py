@@ -13,6 +13,7 @@ import numpy as np
 
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.config.schema import CalibrationSettings
+from arcloop.data.sources.image_folder import is_visible
 from arcloop.errors import ConfigError, list_some
 from arcloop.retrieval.embed import Images, Labels
 from arcloop.runtime.images import EXTENSIONS, ImageError, decode
@@ -23,7 +24,9 @@ UNKNOWN_LABEL = -1
 
 
 class UnknownImages:
-    """The image files in a folder and its subfolders; hidden files are ignored.
+    """The image files in a folder and its subfolders.
+
+    Hidden files and folders, and those of the operating system, are ignored.
 
     Args:
         settings: `unknown`, the folder, and `max_queries`, the number of files that are drawn.
@@ -43,12 +46,12 @@ class UnknownImages:
                 "there is no such folder", where=f"calibration.unknown={settings.unknown}",
                 remedy="pass a folder with images of unknown things",
             )  # fmt: skip
-        found = sorted(
-            Path(root, name)
-            for root, _, names in os.walk(self._folder)
-            for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        )
+        found: list[Path] = []
+        for root, folders, names in os.walk(self._folder):
+            folders[:] = filter(is_visible, folders)
+            images = (name for name in names if name.lower().endswith(EXTENSIONS))
+            found += [Path(root, name) for name in filter(is_visible, images)]
+        found.sort()
         drawn = np.random.default_rng(0).permutation(len(found))[: settings.max_queries]
         self.files = [found[position] for position in np.sort(drawn)]
         self.unreadable: list[str] = []

@@ -127,8 +127,8 @@ class ImageFolderSource(PictureSource):
         for top in [str(root), *sorted(classes)]:  # a class folder may be a link
             for folder, subfolders, names in os.walk(top) if top not in walked else ():
                 walked.add(folder)
-                subfolders[:] = sorted(filter(_is_visible, subfolders))
-                for name in sorted(filter(_is_visible, names)):
+                subfolders[:] = sorted(filter(is_visible, subfolders))
+                for name in sorted(filter(is_visible, names)):
                     extension = os.path.splitext(name)[1].lower()  # noqa: PTH122 - speed
                     if extension not in EXTENSIONS:
                         reason = f"not one of {', '.join(FORMATS)}"
@@ -194,7 +194,7 @@ def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
     """Return the entries of a folder, sorted by name, without hidden ones and `SYSTEM_NAMES`."""
     try:
         with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if _is_visible(entry.name)]
+            visible = [entry for entry in entries if is_visible(entry.name)]
     except OSError as cause:
         raise DataError(
             f"cannot be read: {cause.strerror}", where=folder, remedy="make the folder readable"
@@ -202,7 +202,8 @@ def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(visible, key=lambda entry: entry.name)
 
 
-def _is_visible(name: str) -> bool:
+def is_visible(name: str) -> bool:
+    """Return whether a file or folder is neither hidden nor one of `SYSTEM_NAMES`."""
     return not name.startswith(".") and name not in SYSTEM_NAMES
 
 
