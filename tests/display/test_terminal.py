@@ -14,7 +14,7 @@ import pytest
 from arcloop.cli.main import main
 from arcloop.cli.query import print_table
 from arcloop.runtime.images import encode_png
-from arcloop.runtime.searcher import Neighbour, Prediction
+from arcloop.runtime.prediction import Neighbour, Prediction
 
 NAMES = ["[bold]cat", ":apple:", "a[/b]", "[/]", "back\\"]
 RUN = "runs/[/a]x:apple:"

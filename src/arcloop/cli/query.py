@@ -18,7 +18,7 @@ from arcloop.pipeline.chains import find_store
 
 if TYPE_CHECKING:
     from arcloop.data import Store
-    from arcloop.runtime.searcher import Prediction
+    from arcloop.runtime.prediction import Prediction
 
 
 def query(arguments: Sequence[str]) -> int:

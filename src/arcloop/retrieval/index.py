@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from arcloop import artifacts
@@ -27,12 +26,11 @@ from arcloop.retrieval.duplicates import find_equal_rows
 from arcloop.retrieval.embed import Embeddings, Gallery, load_model, require_same_model
 from arcloop.retrieval.shortened import build_shortened, require_shorter, shorten_both
 from arcloop.retrieval.unknown_images import UnknownImages
+from arcloop.runtime.equal_rows import Rows
 from arcloop.runtime.searcher import INDEX, LABELS, SearcherError, read_index, read_labels
 
 if TYPE_CHECKING:
     from arcloop.retrieval.auto_index import AutoIndex
-
-Rows = npt.NDArray[np.int64]
 
 _ANY_ROWS = 100_000
 _DIVISIBLE = 60_060  # by 1 to 7, and by 10 to 15
@@ -217,14 +215,15 @@ def build_index(
             embedder, images, embeddings, calibration, embed_settings.batch_size, held_out
         )
         writer.info |= write_index(faiss_index, embeddings, writer.path, images.classes, found)
-        writer.info |= {"choice": choice, "held_out_classes": list(held_out)}
+        writer.info |= {"choice": choice, "calibration": found.record()}
+        writer.info["held_out_classes"] = list(held_out)
         writer.count = embeddings.rows
     return artifacts.load(output, "index")
 
 
 def write_index(
     index: Any, gallery: Gallery, folder: Path, classes: Sequence[str], calibration: Calibration
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """Write faiss_index.bin and faiss_label.json.
 
     Args:
@@ -235,8 +234,7 @@ def write_index(
         calibration: The threshold, and how it was made.
 
     Returns:
-        {"rows": number of rows, "bytes": size of the index file, "calibration": how the threshold
-        was made}, for the manifest.
+        {"rows": number of rows, "bytes": size of the index file}, for the manifest.
     """
     faiss.write_index(index, str(folder / INDEX))
     labels = {
@@ -248,8 +246,7 @@ def write_index(
         "equal_rows": find_equal_rows(gallery.chunks).groups(),
     }
     write_json(folder / LABELS, labels, indent=None)
-    size = (folder / INDEX).stat().st_size
-    return {"rows": index.ntotal, "bytes": size, "calibration": calibration.record()}
+    return {"rows": index.ntotal, "bytes": (folder / INDEX).stat().st_size}
 
 
 def open_index(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 
 from . import images
 from .equal_rows import EqualRows
+from .prediction import Neighbour, Prediction
 
 MODEL, INDEX, LABELS = "model.pt", "faiss_index.bin", "faiss_label.json"
 _METADATA_FILE = "arcloop.json"
@@ -28,43 +28,6 @@ _MIN_BLAS_QUERIES = 6
 
 class SearcherError(RuntimeError):
     """A file is damaged, or model, index and labels do not belong together."""
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A gallery row and its cosine similarity to the query, in [-1, 1]."""
-
-    row: int
-    label: int
-    class_name: str
-    similarity: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The predicted class of an image: the class of its nearest gallery row.
-
-    Attributes:
-        label: Label of the nearest neighbour.
-        class_name: Name of that class.
-        similarity: Cosine similarity to the nearest neighbour, in [-1, 1].
-        unknown: Whether the similarity is below the calibrated threshold, so that the image
-            probably belongs to no class of the gallery.
-        neighbours: The k nearest gallery rows, nearest first.
-        quality: Norm of the features before normalisation, for a model whose head makes it a
-            measure of quality; None for other models.
-    """
-
-    label: int
-    class_name: str
-    similarity: float
-    unknown: bool
-    neighbours: tuple[Neighbour, ...]
-    quality: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the prediction as plain JSON types, without `quality` if it is None."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class _WithNorm(torch.nn.Module):

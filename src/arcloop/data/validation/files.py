@@ -18,14 +18,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.data.splits import SPLITS
 from arcloop.data.store import CLASSES, GROUPS
-from arcloop.data.store.shards import (
-    NO_GROUP,
-    Images,
-    Labels,
-    npy_header,
-    rows_per_block,
-    shard_file,
-)
+from arcloop.data.store.shards import Images, Labels, npy_header, rows_per_block, shard_file
 from arcloop.runtime.images import ImageError, decode, size_of
 
 Ints = npt.NDArray[np.int64]
@@ -100,7 +93,7 @@ class ShardFiles:
         offsets: Path, within the store, of the file with the start of each encoded image; None for
             raw images.
         origins: Path of the table of image files within the store.
-        groups: Path of its groups within the store; None if the store has no groups.
+        groups: Path of its groups within the store, if the store has groups.
     """
 
     split: str
@@ -110,7 +103,7 @@ class ShardFiles:
     labels: str
     offsets: str | None
     origins: str
-    groups: str | None
+    groups: str
 
 
 class StoreFiles:
@@ -139,9 +132,7 @@ class StoreFiles:
                     f"{split}/{shard_file('labels', number)}",
                     f"{split}/{shard_file('offsets', number)}" if encoded else None,
                     f"{split}/{shard_file('origins', number)}",
-                    f"{split}/{shard_file('groups', number)}"
-                    if GROUPS in self._store.files
-                    else None,
+                    f"{split}/{shard_file('groups', number)}",
                 )
                 first_row += rows
 
@@ -184,11 +175,11 @@ class StoreFiles:
         return labels
 
     def read_groups(self, shard: ShardFiles) -> Ints:
-        """Return the groups of a shard, int64 [N]; all `NO_GROUP` if there are none."""
+        """Return the groups of a shard, int64 [N]; empty if there are none or they are damaged."""
         groups = None
-        if shard.groups is not None:
+        if GROUPS in self._store.files:
             groups = self._read_array(shard.split, shard.groups, shard.rows)
-        return np.full(shard.rows, NO_GROUP) if groups is None else groups
+        return np.empty(0, np.int64) if groups is None else groups
 
     def read_group_names(self) -> list[str]:
         """Return the names of the groups; empty if there are none, or if their file was changed."""
