@@ -64,21 +64,24 @@ def _bits(rows_ND: Embeddings) -> npt.NDArray[np.uint32]:
 
 
 def set_equal_products(
-    sim_BN: Embeddings, queries_BD: Floats, rows_ND: Embeddings, first_row: int, equal: Rows
+    sim_BN: Embeddings, queries_BD: Embeddings, rows_ND: Embeddings, first_row: int, equal: Rows
 ) -> None:
     """Replace the products of equal rows by values that depend on query and row only.
 
     Args:
         sim_BN: float32 products, changed in place.
-        queries_BD: Queries after `rounded`.
+        queries_BD: float32, rows of norm 1.
         rows_ND: float32, rows of norm 1.
         first_row: Gallery row of the first row.
         equal: Gallery rows that have an equal row, ascending.
     """
     first, last = np.searchsorted(equal, [first_row, first_row + len(rows_ND)])
+    if first == last:
+        return
+    rounded_BD = rounded(queries_BD)
     for start in range(first, last, _COLUMNS):
         columns = equal[start : min(start + _COLUMNS, last)] - first_row
-        sim_BN[:, columns] = queries_BD @ rounded(rows_ND[columns]).T
+        sim_BN[:, columns] = rounded_BD @ rounded(rows_ND[columns]).T
 
 
 def rounded(rows_ND: Embeddings) -> Floats:

@@ -19,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from arcloop.errors import DataError
-from arcloop.retrieval.duplicates import find_equal_rows, rounded, set_equal_products
+from arcloop.retrieval.duplicates import find_equal_rows, set_equal_products
 from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
 from arcloop.retrieval.exclusion import Excluded
 
@@ -103,17 +103,15 @@ def scan_gallery(
         DataError: An embedding is not finite.
     """
     read_rows = max(1, _READ_ROWS // shape.columns) * shape.columns
-    has_equal = equal_rows is not None and len(equal_rows) > 0
-    rounded_QD = rounded(queries_QD) if has_equal else None
 
     def visit_chunk(first_row: int, rows_ND: Embeddings, labels_N: Labels, block: slice) -> None:
         for start in range(0, len(rows_ND), shape.columns):
             columns = slice(start, start + shape.columns)
             sim_BN = queries_QD[block] @ rows_ND[columns].T
             _require_finite(sim_BN, queries_QD[block], first_row + start)
-            if rounded_QD is not None and equal_rows is not None:
+            if equal_rows is not None:
                 set_equal_products(
-                    sim_BN, rounded_QD[block], rows_ND[columns], first_row + start, equal_rows
+                    sim_BN, queries_QD[block], rows_ND[columns], first_row + start, equal_rows
                 )
             visit(block, first_row + start, sim_BN, labels_N[columns])
 
