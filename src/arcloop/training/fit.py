@@ -75,26 +75,7 @@ def train(
         ResourceError: The folder cannot be written, or memory ran out.
         KeyboardInterrupt: The user interrupted training; `resume` continues from last.ckpt.
     """
-    with lock_run(run_dir):
-        run = _train(
-            setup, store, run_dir, resume=resume, overwrite=overwrite, config=config,
-            overrides=overrides,
-        )  # fmt: skip
-        return _with_exports(run, setup, store)
-
-
-def _train(
-    setup: TrainingSetup,
-    store: Path,
-    run_dir: Path,
-    *,
-    resume: str,
-    overwrite: bool,
-    config: Mapping[str, Any],
-    overrides: Sequence[str],
-) -> Artifact:
-    """Implement `train`, except for the lock of the folder and the export to extra formats."""
-    with silence_lightning():
+    with lock_run(run_dir), silence_lightning():
         datamodule = setup.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
         if setup.backbone_weights.file is not None:
@@ -106,7 +87,7 @@ def _train(
         )
         if isinstance(start, Artifact):
             print_line(f"train: {run_dir} was already trained with this config")
-            return start
+            return _with_exports(start, setup, store)
         parts = start.with_part(identity, overrides, config)
         module = setup.make_module(datamodule.store.image_shape, datamodule.num_classes)
         if start.checkpoint is not None:
@@ -126,19 +107,19 @@ def _train(
                     logger.begin(config, start.step)
             _print_mode(trainer, setup, datamodule)
         _fit(trainer, module, datamodule, start.checkpoint, setup)
-    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-    objective = None if score is None else float(score)  # of a sweep
-    info: dict[str, Any] = {"identity": identity, "overrides": list(overrides)}
-    info |= {"objective": objective, "held_out_classes": held_out}
-    if len(parts) > 1:
-        info["parts"] = parts  # `reproduce` repeats them
-    group = current_process_group()
-    if group.rank == 0:
-        write_manifest(
-            run_dir, "run", config=config, parents=parents, info=info, exclude=_LOGGER_FOLDERS
-        )
-    group.barrier()
-    return artifacts.read(run_dir, "run")
+        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        objective = None if score is None else float(score)  # of a sweep
+        info: dict[str, Any] = {"identity": identity, "overrides": list(overrides)}
+        info |= {"objective": objective, "held_out_classes": held_out}
+        if len(parts) > 1:
+            info["parts"] = parts  # `reproduce` repeats them
+        group = current_process_group()
+        if group.rank == 0:
+            write_manifest(
+                run_dir, "run", config=config, parents=parents, info=info, exclude=_LOGGER_FOLDERS
+            )
+        group.barrier()
+        return _with_exports(artifacts.read(run_dir, "run"), setup, store)
 
 
 def _fit(
