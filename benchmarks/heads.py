@@ -24,9 +24,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import build, compose_config
 from arcloop.models import ShardedArcFace
-from arcloop.pipeline.steps import build
 from arcloop.training.sharded import HEAD_WEIGHT
 from benchmarks.measure import Section, Size
 

@@ -18,8 +18,7 @@ import faiss
 import numpy as np
 
 from arcloop.artifacts.writer import write_artifact
-from arcloop.config.composition import compose_config
-from arcloop.pipeline.steps import build
+from arcloop.config.composition import build, compose_config
 from arcloop.retrieval import Gallery
 from benchmarks.measure import Comparison, Section, Size, alternate
 

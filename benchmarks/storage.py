@@ -18,12 +18,11 @@ from PIL import Image
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import build, compose_config
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import Store, prepare
 from arcloop.data.loading.datamodule import BatchDataset, BatchLoader
 from arcloop.display.terminal import print_line
-from arcloop.pipeline import steps
 from benchmarks.machine import describe, in_words
 from benchmarks.measure import console
 
@@ -85,7 +84,7 @@ def _prepare(folder: Path, side: int, label: str) -> float:
         "data.shard_rows=500", f"data.encoding={encoding}", f"data.jpeg_quality={quality}",
         "data.val=0.02", "data.gallery=0.02", "data.query=0.02",
     ]  # fmt: skip
-    source = steps.build(compose_config(overrides), "data")
+    source = build(compose_config(overrides), "data")
     store = prepare(source, folder / label, workers=1)
     rows = sum(facts["rows"] for facts in store.info["splits"].values())
     return sum(entry["size"] for entry in store.files.values()) / rows

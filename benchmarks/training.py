@@ -19,10 +19,9 @@ import torch
 from omegaconf import open_dict
 from pytorch_lightning.callbacks import Callback
 
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import build, compose_config
 from arcloop.data import EmbeddingDataModule, Store
 from arcloop.pipeline import steps
-from arcloop.pipeline.steps import build
 from arcloop.training import NODES, TrainingSetup
 from arcloop.training.fit import cpu_has_bf16
 from arcloop.training.setup import silence_lightning

@@ -126,9 +126,8 @@ def _ours(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], f
 def _evaluate(queries: Any, truth: Any, gallery: Any, labels: Any) -> Callable[[], float]:
     import faiss
 
-    from arcloop.config.composition import compose_config
+    from arcloop.config.composition import build, compose_config
     from arcloop.evaluation import EvaluationSetup, evaluate_embeddings
-    from arcloop.pipeline.steps import build
     from arcloop.runtime.searcher import search
 
     settings = build(compose_config(), "evaluate")

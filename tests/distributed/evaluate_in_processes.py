@@ -15,12 +15,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import build, compose_config
 from arcloop.data import Store
 from arcloop.distributed.process_group import current_process_group
 from arcloop.errors import ArcloopError, DataError
 from arcloop.evaluation.evaluate import evaluate
-from arcloop.pipeline.steps import apply, build
+from arcloop.pipeline.steps import apply
 from arcloop.retrieval.embed import embed_gallery
 from arcloop.retrieval.index import build_index
 from arcloop.runtime.searcher import save_model

@@ -139,7 +139,7 @@ class Blurred(OnnxFormat):
 
 def test_format_with_different_embeddings_is_an_error(work):
     from arcloop import artifacts
-    from arcloop.pipeline.steps import build_node
+    from arcloop.config.composition import build_node
 
     run = work / "runs/synthetic"
     recorded = artifacts.read(run, "run").config

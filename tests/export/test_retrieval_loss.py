@@ -9,13 +9,13 @@ import torch
 
 from arcloop import artifacts
 from arcloop.cli.main import main
+from arcloop.config.composition import build_node
 from arcloop.data import Store
 from arcloop.errors import ArtifactError
 from arcloop.export import OnnxFp16Format
 from arcloop.export.retrieval_loss import measure_retrieval
 from arcloop.export.run import export_run
 from arcloop.pipeline.chains import find_store
-from arcloop.pipeline.steps import build_node
 from arcloop.retrieval import Gallery
 from arcloop.runtime.runtimes import OnnxModel
 from arcloop.runtime.searcher import Model

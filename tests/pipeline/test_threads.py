@@ -1,5 +1,6 @@
 """The number of threads is recorded in a run, and used again by every step on it."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,11 @@ from pytorch_lightning.callbacks import Callback
 from tests.conftest import SMALL
 
 from arcloop import artifacts
+from arcloop.artifacts.atomic import write_json
 from arcloop.cli.main import main
+from arcloop.config.composition import compose_config
+from arcloop.distributed.launcher import worker_job
+from arcloop.pipeline import train_worker
 
 TRAIN = ["train", *SMALL, "callbacks=export_only", "logger=csv"]
 
@@ -81,3 +86,19 @@ def test_a_wrong_number_is_refused(in_tmp, capsys, value):
     assert main([*TRAIN, f"threads={value}"]) == 2
     assert "threads" in capsys.readouterr().err
     assert not list(in_tmp.iterdir())
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("auto", 3), (2, 2)])
+def test_a_worker_of_a_trainjob_counts_its_threads(tmp_path, monkeypatch, threads, expected):
+    """The pod that writes the job is another machine than the nodes that train."""
+    config, job = compose_config([f"threads={threads}"]), tmp_path / "job.json"
+    write_json(job, worker_job(config, tmp_path, tmp_path / "run", [], pipeline_task=True))
+    found = []
+    monkeypatch.setattr(
+        train_worker, "train_here",
+        lambda config, *_, **__: found.append((config.threads, torch.get_num_threads())),
+    )  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["train_worker", str(job)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert train_worker.main() == 0
+    assert found == [(expected, expected)]

@@ -6,9 +6,8 @@ import pytest
 
 from arcloop import artifacts
 from arcloop.artifacts.writer import write_artifact
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import build, compose_config
 from arcloop.errors import ConfigError
-from arcloop.pipeline.steps import build
 from arcloop.retrieval import Gallery
 from arcloop.runtime.searcher import search
 

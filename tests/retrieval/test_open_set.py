@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from arcloop.artifacts.writer import write_artifact
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import build, compose_config
 from arcloop.config.schema import CalibrationSettings
 from arcloop.data import EmbeddingDataModule, Store, prepare
-from arcloop.pipeline.steps import build
 from arcloop.retrieval import Gallery, load_model
 from arcloop.retrieval.calibration import HELD_OUT, TRAINED, calibrate, calibrate_threshold
 from arcloop.retrieval.embed import write_shards

@@ -7,8 +7,7 @@ import torch
 from tests.conftest import SMALL
 
 from arcloop.cli.main import main
-from arcloop.config.composition import compose_config
-from arcloop.pipeline.steps import build
+from arcloop.config.composition import build, compose_config
 from arcloop.training import NODES, TrainingSetup
 from arcloop.training.fit import cpu_has_bf16
 

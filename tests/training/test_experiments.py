@@ -3,9 +3,9 @@
 import pytest
 from tests.config.test_composition import REQUIRED
 
-from arcloop.config.composition import bundled, compose_config, to_plain
+from arcloop.config.composition import build, bundled, compose_config, to_plain
 from arcloop.models import Head
-from arcloop.pipeline.steps import STEPS, build, dry_run
+from arcloop.pipeline.steps import STEPS, dry_run
 
 GROUPS = sorted(path for path in bundled("conf").iterdir() if path.is_dir())
 EXPERIMENTS = sorted(file.stem for file in (bundled("conf") / "experiment").glob("*.yaml"))

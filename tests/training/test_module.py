@@ -6,9 +6,8 @@ import torch
 from tests.config.test_composition import REQUIRED
 
 from arcloop.cli.main import main
-from arcloop.config.composition import bundled, compose_config
+from arcloop.config.composition import build, bundled, compose_config
 from arcloop.errors import ConfigError
-from arcloop.pipeline.steps import build
 from arcloop.training import NODES, TrainingSetup
 from arcloop.training.module import batch_seed, seed_generators
 

@@ -184,6 +184,30 @@ def as_config_error(cause: BaseException) -> ArcloopError:
     )
 
 
+def build(config: DictConfig, name: str) -> Any:
+    """Build the object of a config group: a `_target_` node, or typed settings.
+
+    Raises:
+        ConfigError: The constructor rejects the values.
+    """
+    node = config[name]
+    return {} if node is None else build_node(node)
+
+
+def build_node(node: Any) -> Any:
+    """Build the object that a node of a config or a manifest describes.
+
+    Raises:
+        ConfigError: The constructor rejects the values.
+    """
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(node, _convert_="object")
+    except Exception as cause:  # constructors raise various types on wrong values
+        raise as_config_error(cause) from cause
+
+
 def _split(override: str) -> tuple[str, str]:
     key, _, value = override.partition("=")
     return key, value

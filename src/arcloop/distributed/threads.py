@@ -5,8 +5,38 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig
+
+from arcloop.distributed.launcher import count_processes_to_start
 
 VARIABLE = "OMP_NUM_THREADS"
+
+
+def count_threads(config: DictConfig, run_dir: Path | None, *, is_training: bool) -> int:
+    """Return the number of threads of a step: the configured one, or with "auto" that of its run.
+
+    A new run, and a step without a run, use the number of threads for this machine.
+
+    Args:
+        config: The config.
+        run_dir: Folder of the run; None if the step takes no run.
+        is_training: The step trains the run.
+    """
+    if config.threads != "auto":
+        return int(config.threads)
+    is_new = is_training and (config.overwrite or str(config.resume).lower() == "false")
+    if run_dir is not None and not is_new:
+        with contextlib.suppress(OSError, yaml.YAMLError):  # `train` reports a damaged run
+            recorded = yaml.safe_load((run_dir / "config.yaml").read_bytes())
+            if isinstance(recorded, dict) and isinstance(recorded.get("threads"), int):
+                return int(recorded["threads"])
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if is_training:
+        processes = max(processes, count_processes_to_start(config))
+    return default_threads(processes)
 
 
 def default_threads(processes: int = 1) -> int:

@@ -137,9 +137,8 @@ def compute_fingerprint(data_overrides: Sequence[str]) -> str:
     Raises:
         DataError: The source does not exist.
     """
-    from arcloop.config.composition import compose_config
+    from arcloop.config.composition import build, compose_config
     from arcloop.data import store_key
-    from arcloop.pipeline.steps import build
 
     return store_key(build(compose_config(data_overrides), "data"))
 

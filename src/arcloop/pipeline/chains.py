@@ -18,7 +18,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.metrics import read_intervals, read_metrics
 from arcloop.artifacts.timings import describe_stages
-from arcloop.config.composition import parse_overrides
+from arcloop.config.composition import build, parse_overrides
 from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import ArtifactError, ConfigError, DataError, write_error
 from arcloop.pipeline import steps
@@ -186,7 +186,7 @@ def _other_store(config: DictConfig, run_dir: Path, given: Collection[str]) -> A
         store = artifacts.load(store_dir, "store")
         _require_shape(store.info["image_shape"], image_shape, given)
         return store
-    source = steps.build(config, "data")
+    source = build(config, "data")
     # The store of the run was moved, or the data cannot be split like those of the run.
     with contextlib.suppress(ArtifactError, DataError):
         own = artifacts.load(find_store(run_dir), "store")
@@ -226,7 +226,7 @@ def store_path(config: DictConfig) -> Path:
     """
     if config.store_dir is not None:
         return Path(config.store_dir)
-    return _default_store(config, steps.build(config, "data"))
+    return _default_store(config, build(config, "data"))
 
 
 def _default_store(config: DictConfig, source: Source) -> Path:

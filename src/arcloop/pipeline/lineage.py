@@ -16,12 +16,12 @@ from rich.tree import Tree
 from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.artifacts.atomic import sha256_file
+from arcloop.config.composition import build_node
 from arcloop.config.schema import CalibrationSettings
 from arcloop.data import changes_since
 from arcloop.display.terminal import result_console
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
 from arcloop.pipeline.chains import OTHER_DATA, find_store
-from arcloop.pipeline.steps import build_node
 
 _MAX_NAMED_FILES = 3
 _MAX_LINE = 100_000  # characters; rich would cut off longer lines, and the terminal wraps them
@@ -172,10 +172,9 @@ def _other_store(evaluation: Path, sha256: str) -> Link:
 
 def _store(run: Artifact) -> Link:
     try:
-        store = find_store(run.path)
+        link, artifact = _verified(find_store(run.path), "store")
     except ArcloopError as cause:
         return Link(f"store {run.parents['store'][:12]}...", fault=cause.what)
-    link, artifact = _verified(store, "store")
     if artifact is not None and "data" in run.config:
         _compare_source(link.parents[0], run, artifact)
     return link
@@ -247,8 +246,8 @@ def _compare_source(link: Link, run: Artifact, store: Artifact) -> None:
 
 
 def _facts(artifact: Artifact) -> dict[str, str]:
-    packages = artifact.code["packages"]
-    facts = {"git": str(artifact.code["git"]), "torch": packages.get("torch", "?")}
+    code = artifact.code
+    facts = {"git": str(code["git"]), "torch": code["packages"].get("torch", "?")}
     if "threads" in artifact.config:
         facts["threads"] = str(artifact.config["threads"])
     if artifact.info.get("overrides"):

@@ -6,21 +6,18 @@ that are slow to import are imported in the functions of the steps that need the
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.config.composition import as_config_error, compose_config, to_plain
+from arcloop.config.composition import build, build_node, compose_config, to_plain
 from arcloop.distributed.launcher import count_processes_to_start, launch_training, worker_job
-from arcloop.distributed.threads import default_threads, use_threads
+from arcloop.distributed.threads import count_threads, use_threads
 
 
 @dataclass(frozen=True)
@@ -122,30 +119,14 @@ def apply(
         "prepare": _prepare, "validate": _validate, "train": _train,
         "embed": _embed, "index": _index, "evaluate": _evaluate, "export": _export,
     }  # fmt: skip
-    threads = _count_threads(name, config, output if name == "train" else inputs.get("run"))
-    if name == "train":
+    is_training = name == "train"
+    threads = count_threads(
+        config, output if is_training else inputs.get("run"), is_training=is_training
+    )
+    if is_training:
         config.threads = threads  # recorded in the run
     with use_threads(threads):
         return functions[name](_Call(config, inputs, output, overrides, reuse, pipeline_task))
-
-
-def _count_threads(name: str, config: DictConfig, run_dir: Path | None) -> int:
-    """Return the number of threads of a step: the configured one, or with "auto" that of its run.
-
-    A new run, and a step without a run, use the number of threads for this machine.
-    """
-    if config.threads != "auto":
-        return int(config.threads)
-    is_new = name == "train" and (config.overwrite or str(config.resume).lower() == "false")
-    if run_dir is not None and not is_new:
-        with contextlib.suppress(OSError, yaml.YAMLError):  # `train` reports a damaged run
-            recorded = yaml.safe_load((run_dir / "config.yaml").read_bytes())
-            if isinstance(recorded, dict) and isinstance(recorded.get("threads"), int):
-                return int(recorded["threads"])
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if name == "train":
-        processes = max(processes, count_processes_to_start(config))
-    return default_threads(processes)
 
 
 @dataclass(frozen=True)
@@ -277,7 +258,8 @@ def _evaluate(call: _Call) -> Artifact:
 
     builder = None
     if index := call.inputs.get("index_of_run"):  # evaluate other data with an index of its kind
-        builder = build_node(artifacts.read(index, "index").config["index"])
+        recorded = artifacts.read(index, "index").config["index"]
+        builder = build_node({"dim": None, **recorded})  # older versions record no `dim`
     return evaluate(
         call.inputs["run"],
         call.inputs["store"],
@@ -307,27 +289,3 @@ def _export(call: _Call) -> Artifact:
         store=call.inputs.get("store"),
         reuse=call.reuse,
     )
-
-
-def build(config: DictConfig, name: str) -> Any:
-    """Build the object of a config group: a `_target_` node, or typed settings.
-
-    Raises:
-        ConfigError: The constructor rejects the values.
-    """
-    node = config[name]
-    return {} if node is None else build_node(node)
-
-
-def build_node(node: Any) -> Any:
-    """Build the object that a node of a config or a manifest describes.
-
-    Raises:
-        ConfigError: The constructor rejects the values.
-    """
-    from hydra.utils import instantiate
-
-    try:
-        return instantiate(node, _convert_="object")
-    except Exception as cause:  # constructors raise various types on wrong values
-        raise as_config_error(cause) from cause

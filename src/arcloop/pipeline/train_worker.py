@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from arcloop.config.composition import register_schema
 from arcloop.config.schema import Config
 from arcloop.distributed.process_group import leave_process_group
-from arcloop.distributed.threads import use_threads
+from arcloop.distributed.threads import count_threads, use_threads
 from arcloop.errors import report_errors
 from arcloop.pipeline.steps import train_here
 
@@ -26,6 +26,8 @@ def main() -> int:
     def work() -> int:
         store, run_dir = Path(job["store"]), Path(job["run_dir"])
         overrides, is_task = job["overrides"], job["pipeline_task"]
+        # The job of a TrainJob has `threads=auto`, because another pod writes it.
+        config.threads = count_threads(config, run_dir, is_training=True)
         with use_threads(config.threads):
             train_here(config, store, run_dir, overrides, pipeline_task=is_task)
         leave_process_group()

@@ -9,7 +9,7 @@ import torch
 from tests.models.heads import oracle
 from torch import Tensor
 
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import build_node, compose_config
 from arcloop.errors import ConfigError
 from arcloop.models import (
     AdaCos,
@@ -25,7 +25,6 @@ from arcloop.models import (
 )
 from arcloop.models.heads.adaptive_margins import _cos_with_adaptive_margin
 from arcloop.models.heads.cosine_classifier import scaled_cosine
-from arcloop.pipeline.steps import build_node
 
 B, D, C = 12, 5, 7
 MAG = {
