@@ -74,6 +74,16 @@ def test_other_data_are_evaluated_on_their_own_gallery(own_evaluation, capsys):
     assert main(["lineage", str(evaluation.path)]) == 1
 
 
+def test_other_data_are_evaluated_with_an_index_of_an_older_version(own_evaluation):
+    manifest = RUN / "index/manifest.json"
+    content = json.loads(manifest.read_bytes())
+    del content["config"]["index"]["dim"]
+    manifest.write_text(json.dumps(content))
+    _, metrics = evaluate("data.noise=0.9", "data.gallery=33", "data.query=20")
+    assert metrics["num_gallery"] == 33
+    assert main(["reproduce", str(RUN)]) == 0
+
+
 def test_queries_are_compared_with_the_gallery_of_the_run_by_class_name(own_evaluation):
     zero, one, two = rows_by_class()
     write_pictures(Path("pics"), {"query/class-2": two, "query/class-1": one, "query/new": zero})

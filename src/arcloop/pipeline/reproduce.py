@@ -126,6 +126,8 @@ def _replace_group(config: DictConfig, name: str, value: Any) -> None:
     """
     if name == "evaluate":
         value = {**value, "gate": {**value["gate"], **_NO_COMPARISON}}
+    if name == "index":
+        value = {"dim": None, **value}  # an index of an older version has no `dim`
     if OmegaConf.is_config(config[name]) and OmegaConf.get_type(config[name]) is not dict:
         value = OmegaConf.merge(config[name], value)
     config[name] = value
