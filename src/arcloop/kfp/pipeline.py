@@ -199,9 +199,8 @@ def compile_pipeline(settings: ClusterSettings, notify: NotifySettings, path: Pa
         return_annotation=inspect.Signature.empty if notify.webhook_env else dsl.Artifact,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    description = __doc__.partition("\n")[0]
-    pipeline = dsl.pipeline(name="arcloop", description=description)(arcloop)
-    compiler.Compiler().compile(pipeline, str(path))
+    decorate = dsl.pipeline(name="arcloop", description=__doc__.partition("\n")[0])
+    compiler.Compiler().compile(decorate(arcloop), str(path))
 
 
 def _add_tasks(settings: ClusterSettings, notify: NotifySettings, values: Mapping[str, Any]) -> Any:
@@ -220,8 +219,7 @@ def _add_tasks(settings: ClusterSettings, notify: NotifySettings, values: Mappin
         if not notify.webhook_env:
             return None
         more |= {"webhook_env": notify.webhook_env, "timeout_s": float(notify.timeout_s)}
-        step = Step(name, (), inputs, "")
-        return add(step, run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, **more)
+        return add(Step(name, (), inputs, ""), run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, **more)
 
     exit_task = add_notify("notify_failure")
     with dsl.ExitHandler(exit_task, name="run") if exit_task else contextlib.nullcontext():
@@ -266,9 +264,8 @@ def _configure(task: Any, name: str, settings: ClusterSettings, notify: NotifySe
     _mount_volumes(task, name, settings)
     for variable, setting in settings.env.items():
         task.set_env_variable(variable, str(setting))
-    secrets: Mapping[str, Any] = settings.secrets
-    if name.startswith("notify"):
-        secrets = {notify.secret: {notify.key: notify.webhook_env}} if notify.secret else {}
+    webhook = {notify.secret: {notify.key: notify.webhook_env}} if notify.secret else {}
+    secrets: Mapping[str, Any] = webhook if name.startswith("notify") else settings.secrets
     for secret, keys in secrets.items():
         kubernetes.use_secret_as_env(task, secret, keys)
     if settings.retries.count:
