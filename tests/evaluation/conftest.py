@@ -6,7 +6,7 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from arcloop.config.schema import EvaluateSettings, GateSettings
+from arcloop.config.evaluation import EvaluateSettings, GateSettings
 
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile("unhurried", deadline=None)

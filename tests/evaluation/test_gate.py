@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from arcloop.config.schema import GateSettings
+from arcloop.config.evaluation import GateSettings
 from arcloop.evaluation import check_gate
 
 METRICS = {

@@ -14,8 +14,10 @@ from typing import Annotated, Any
 from omegaconf import MISSING
 from pydantic import Field
 
+from arcloop.config.evaluation import EvaluateSettings
 from arcloop.config.value_types import (
     AutoCountOrShare,
+    CheckedSettings,
     FolderName,
     Fraction,
     NonNegativeFloat,
@@ -23,25 +25,13 @@ from arcloop.config.value_types import (
     PositiveFloat,
     PositiveInt,
     Threads,
-    check_fields,
     one_of,
 )
 from arcloop.errors import ConfigError
 
 
-class _Checked:
-    """Checks every field against its annotation on construction.
-
-    Raises:
-        ConfigError: A value does not fit its annotation; the message lists every such value.
-    """
-
-    def __post_init__(self) -> None:
-        check_fields(self, type(self).__name__)
-
-
 @dataclass(kw_only=True)
-class LoaderSettings(_Checked):
+class LoaderSettings(CheckedSettings):
     """Settings for loading batches in training and validation.
 
     Attributes:
@@ -62,7 +52,7 @@ class LoaderSettings(_Checked):
 
 
 @dataclass(kw_only=True)
-class BackboneWeightsSettings(_Checked):
+class BackboneWeightsSettings(CheckedSettings):
     """Initial weights of the backbone.
 
     Attributes:
@@ -77,7 +67,7 @@ class BackboneWeightsSettings(_Checked):
 
 
 @dataclass(kw_only=True)
-class ValidationSettings(_Checked):
+class ValidationSettings(CheckedSettings):
     """Conditions that a store must satisfy before a model is trained on it.
 
     Attributes:
@@ -102,7 +92,7 @@ class ValidationSettings(_Checked):
 
 
 @dataclass(kw_only=True)
-class EmbedSettings(_Checked):
+class EmbedSettings(CheckedSettings):
     """Settings for embedding images with model.pt.
 
     Attributes:
@@ -117,7 +107,7 @@ class EmbedSettings(_Checked):
 
 
 @dataclass(kw_only=True)
-class CalibrationSettings(_Checked):
+class CalibrationSettings(CheckedSettings):
     """Settings for calibrating the open-set threshold, without `query`.
 
     Attributes:
@@ -146,122 +136,6 @@ class CalibrationSettings(_Checked):
                 f" rate of calibration.far={self.far:g}",
                 remedy=f"set calibration.max_queries={math.ceil(1 / self.far)} or more, or a larger"
                 " calibration.far",
-            )
-
-
-@dataclass(kw_only=True)
-class GateSettings(_Checked):
-    """Bounds on the metrics of a model that may be deployed; null means no bound.
-
-    `min_` is a lower and `max_` an upper bound. A missing or non-finite metric does not pass.
-
-    Attributes:
-        use: "estimate" compares the metrics with their bounds; "interval" compares the lower ends
-            of their 95% confidence intervals with `min_` bounds and the upper ends with `max_`
-            bounds. A metric without an interval is compared itself.
-        versus: Folder of a run with an evaluation, archive, or folder of a model store, whose live
-            version is taken: the incumbent, with which the model is compared on the same queries;
-            null compares with nothing.
-        loss_metric: Metric of `max_loss`.
-        max_loss: The model must not be worse than the incumbent by more than this, with 95%
-            confidence: the lower end of the interval of the difference is not below `-max_loss`.
-        max_negative_flips: Upper bound on the share of queries that the incumbent answers
-            correctly and the model does not.
-        max_class_loss: Upper bound on the decrease of the top-1 accuracy of any class.
-    """
-
-    use: Annotated[str, one_of("estimate", "interval")] = MISSING
-    versus: str | None = MISSING
-    loss_metric: Annotated[
-        str,
-        one_of(
-            "top1", "recall_at_5", "recall_at_10", "precision_at_5", "precision_at_10", "map_at_r",
-            "r_precision", "mrr", "ndcg_at_10", "mean_class_accuracy",
-        ),
-    ] = MISSING  # fmt: skip
-    max_loss: Fraction | None = MISSING
-    max_negative_flips: Fraction | None = MISSING
-    max_class_loss: Fraction | None = MISSING
-
-    min_top1: Fraction | None = MISSING
-    min_recall_at_5: Fraction | None = MISSING
-    min_map_at_r: Fraction | None = MISSING
-    max_eer: Fraction | None = MISSING
-    min_class_accuracy: Fraction | None = MISSING
-    min_pair_accuracy: Fraction | None = MISSING
-    min_index_recall_at_10: Fraction | None = MISSING
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("max_loss", "max_negative_flips", "max_class_loss"):
-            if getattr(self, name) is not None and self.versus is None:
-                raise ConfigError(
-                    f"{name} is a bound on the change against another model",
-                    where=f"evaluate.gate.{name}",
-                    remedy="set evaluate.gate.versus to a run or a model store",
-                )
-
-
-@dataclass(kw_only=True)
-class EvaluateSettings(_Checked):
-    """Settings for evaluating the model and its index.
-
-    Attributes:
-        batch_size: Queries per search.
-        memory_mb: Upper bound in MiB on the working memory of the comparison, in addition to the
-            embeddings of queries and gallery.
-        max_pairs: Maximum number of pairs for the ROC curve and the histogram. If there are more,
-            queries are sampled.
-        max_clustered: Maximum number of queries for k-means clustering and for the ten folds of
-            pairs. A larger split is sampled.
-        num_mistakes: Number of the worst mistakes shown in the report.
-        num_projected: Points of the 2-D projection.
-        gallery: If `arcloop evaluate` is given data other than those of the run: "data" compares
-            their queries with their gallery, "run" with the gallery of the run.
-        full_ranking: Also compute mAP and mINP, which need the rank of every row of a class.
-        exclude_same_group: Gallery rows of the query's group are no neighbours and no pairs.
-        vote_k: Also measure answers by a vote of this many neighbours; null: off.
-        prototypes: Also measure answers by the mean embedding of each class.
-        query_expansion: Also rank with the weighted sum of a query and its neighbours: "average"
-            gives all the weight 1, "alpha" the power `expansion_alpha` of the cosine; null: off.
-        expansion_k: Number of neighbours in the sum.
-        expansion_alpha: Exponent of the weights.
-        rerank: Also measure the first neighbours re-ranked by "k_reciprocal" encoding; null: off.
-        rerank_depth: Number of neighbours that are re-ranked.
-        rerank_k1: Size of the k-reciprocal neighbourhoods.
-        rerank_k2: Number of nearest encodings that are averaged.
-        rerank_original_weight: Weight of the original distance, lambda in the paper.
-        gate: Bounds that decide whether the model may be deployed.
-    """
-
-    batch_size: PositiveInt = MISSING
-    memory_mb: PositiveInt = MISSING
-    max_pairs: PositiveInt = MISSING
-    max_clustered: NonNegativeInt = MISSING
-    num_mistakes: NonNegativeInt = MISSING
-    num_projected: NonNegativeInt = MISSING
-    gallery: Annotated[str, one_of("data", "run")] = MISSING
-    full_ranking: bool = MISSING
-    exclude_same_group: bool = MISSING
-    vote_k: PositiveInt | None = MISSING
-    prototypes: bool = MISSING
-    query_expansion: Annotated[str, one_of("average", "alpha")] | None = MISSING
-    expansion_k: PositiveInt = MISSING
-    expansion_alpha: NonNegativeFloat = MISSING
-    rerank: Annotated[str, one_of("k_reciprocal")] | None = MISSING
-    rerank_depth: PositiveInt = MISSING
-    rerank_k1: PositiveInt = MISSING
-    rerank_k2: PositiveInt = MISSING
-    rerank_original_weight: Fraction = MISSING
-    gate: GateSettings = MISSING
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prototypes is True and self.exclude_same_group is True:
-            raise ConfigError(
-                "evaluate.prototypes=true and evaluate.exclude_same_group=true: the mean of a class"
-                " cannot leave out the rows of each query's group",
-                remedy="set one of them to false",
             )
 
 

@@ -192,6 +192,17 @@ def check_fields(settings: object, key: str) -> None:
     _raise_if_any(find_mismatches(vars(settings), field_types(type(settings)), key))
 
 
+class CheckedSettings:
+    """Base of dataclasses that check every field against its annotation on construction.
+
+    Raises:
+        ConfigError: A value does not fit its annotation; the message lists every such value.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields(self, type(self).__name__)
+
+
 def checked(key: str) -> Callable[[_Callable], _Callable]:
     """Decorate a constructor or function so that it checks its arguments.
 

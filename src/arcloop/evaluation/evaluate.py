@@ -17,7 +17,8 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import write_json
 from arcloop.artifacts.timings import describe_stages
 from arcloop.artifacts.writer import ArtifactWriter, git_revision, write_artifact
-from arcloop.config.schema import EmbedSettings, EvaluateSettings
+from arcloop.config.evaluation import EvaluateSettings
+from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
 from arcloop.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from arcloop.errors import ArtifactError

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from arcloop.config.schema import EvaluateSettings
+from arcloop.config.evaluation import EvaluateSettings
 from arcloop.errors import DataError
 from arcloop.evaluation.intervals import Interval, compute_intervals
 from arcloop.evaluation.metrics.clustering import clustering_metrics

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TypedDict
 
-from arcloop.config.schema import GateSettings
+from arcloop.config.evaluation import GateSettings
 from arcloop.evaluation.compare import Comparison
 from arcloop.evaluation.intervals import Interval
 

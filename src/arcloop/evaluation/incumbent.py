@@ -20,7 +20,8 @@ from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.artifacts.atomic import remove_abandoned, temporary_sibling
 from arcloop.artifacts.metrics import read_metrics
-from arcloop.config.schema import EmbedSettings, EvaluateSettings
+from arcloop.config.evaluation import EvaluateSettings
+from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
 from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import ArtifactError, ConfigError

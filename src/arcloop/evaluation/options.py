@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config.schema import EvaluateSettings
+from arcloop.config.evaluation import EvaluateSettings
 from arcloop.evaluation.metrics.answers import Prototypes, vote
 from arcloop.evaluation.metrics.ranking import GalleryRanker
 from arcloop.evaluation.metrics.reranking import expand_queries, rerank

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config.schema import EmbedSettings, EvaluateSettings
+from arcloop.config.evaluation import EvaluateSettings
+from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
 from arcloop.display.terminal import track
 from arcloop.distributed.process_group import ProcessGroup

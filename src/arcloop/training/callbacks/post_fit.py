@@ -15,7 +15,8 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
-from arcloop.config.schema import CalibrationSettings, EmbedSettings, EvaluateSettings
+from arcloop.config.evaluation import EvaluateSettings
+from arcloop.config.schema import CalibrationSettings, EmbedSettings
 from arcloop.data import Store
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import current_process_group
