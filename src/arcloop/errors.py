@@ -142,6 +142,15 @@ def report_errors(work: Callable[[], int]) -> int:
         return error.exit_code
 
 
+def first_line(cause: BaseException) -> str:
+    r"""Return the first line of the message of an exception, or its type if there is no message.
+
+    >>> first_line(ValueError("no such file\n  in line 3")), first_line(TimeoutError())
+    ('no such file', 'TimeoutError')
+    """
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
+
+
 def list_some(names: Sequence[str], limit: int = 10, separator: str = ", ") -> str:
     """Join the first names for a message, and count the rest.
 

@@ -203,6 +203,16 @@ def test_weight_too_large_for_float16_is_an_error(tmp_path):
         COMPACT["fp16"][0].write(model, tmp_path / "x")
 
 
+def test_compiler_error_without_a_message_is_named_by_its_type(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fail)
+    model = embedder(ConvNet(in_channels=3, widths=[2], depth=1))
+    with pytest.raises(ConfigError, match="cannot be compiled: NotImplementedError"):
+        CompiledFormat(max_abs_diff=1e-5).write(model, tmp_path / "x")
+
+
 def test_compiled_file_embeds_like_the_eager_model_on_this_machine_only(tmp_path, monkeypatch):
     model = embedder(ConvNet(in_channels=3, widths=[2], depth=1))
     chosen, path = CompiledFormat(max_abs_diff=1e-5), tmp_path / "model.aoti.pt2"

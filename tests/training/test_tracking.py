@@ -242,3 +242,12 @@ def test_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         WandbLogger(run_dir=str(tmp_path), project="p", mode="offline")
     assert "wandb is not installed" in str(caught.value)
     assert "arcloop[wandb]" in str(caught.value)
+
+
+def test_a_service_that_fails_without_a_message_does_not_stop_the_training(tmp_path, capsys):
+    def fail():
+        raise TimeoutError
+
+    logger = mlflow_logger(tmp_path, "http://localhost", "name")
+    assert not logger._try(fail)
+    assert ": TimeoutError" in capsys.readouterr().err

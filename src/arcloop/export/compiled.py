@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from arcloop.errors import ConfigError
+from arcloop.errors import ConfigError, first_line
 from arcloop.export.formats import (
     TORCH_EXPORT_WARNINGS,
     Embeddings,
@@ -51,7 +51,7 @@ class CompiledFormat(Format):
                 aoti_compile_and_package(torch_program(embedder), package_path=str(path))
         except Exception as cause:  # torch.export and the compiler raise many types
             raise ConfigError(
-                f"the network cannot be compiled: {str(cause).strip().splitlines()[0]}",
+                f"the network cannot be compiled: {first_line(cause)}",
                 where="export=aoti",
                 remedy="choose another backbone, or export=onnx",
             ) from cause

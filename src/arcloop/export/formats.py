@@ -27,7 +27,7 @@ from pydantic import Field
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.config.targets import require_extra
 from arcloop.config.value_types import PositiveFloat, check_fields
-from arcloop.errors import ConfigError
+from arcloop.errors import ConfigError, first_line
 from arcloop.models import Embedder
 
 Images = npt.NDArray[np.uint8]
@@ -195,8 +195,7 @@ class TorchExportFormat(Format):
                 torch.export.save(program, content)
         except Exception as cause:  # torch.export raises many types without a common base
             raise ConfigError(
-                "the network cannot be exported with torch.export:"
-                f" {str(cause).strip().splitlines()[0]}",
+                f"the network cannot be exported with torch.export: {first_line(cause)}",
                 where="export=torch_export",
                 remedy="choose another backbone, or export=onnx",
             ) from cause

@@ -93,7 +93,7 @@ class OnnxModel(Model):
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as cause:  # noqa: BLE001 - its exceptions have no common base
-            reason = str(cause).splitlines()[0]
+            reason = str(cause).partition("\n")[0]
             raise SearcherError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path.name}: {reason}"
             ) from None
@@ -136,7 +136,7 @@ class CompiledModel(Model):
         try:
             self._compiled = aoti_load_package(str(path))
         except Exception as cause:  # noqa: BLE001 - a C++ loader raises many types
-            reason = str(cause).splitlines()[0]
+            reason = str(cause).partition("\n")[0]
             raise SearcherError(f"torch cannot load {path.name}: {reason}") from None
 
     @torch.inference_mode()

@@ -20,7 +20,7 @@ from arcloop.config.composition import quote_override
 from arcloop.data import EmbeddingDataModule
 from arcloop.display.terminal import console, print_line
 from arcloop.distributed.process_group import current_process_group, launched_rank
-from arcloop.errors import ArcloopError, ResourceError, write_error
+from arcloop.errors import ArcloopError, ResourceError, first_line, write_error
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_run
 from arcloop.training.callbacks.progress import EpochTimer
@@ -144,7 +144,7 @@ def _fit(
         if "DataLoader worker" not in str(cause) and not isinstance(cause, ConnectionError):
             raise
         raise ResourceError(
-            f"a process that loads batches ended: {str(cause).splitlines()[0]}",
+            f"a process that loads batches ended: {first_line(cause)}",
             where="loader.num_workers",
             remedy="set loader.num_workers=0, or give /dev/shm more memory, for example with"
             " `docker run --shm-size=1g`",

@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from arcloop.artifacts.atomic import write_bytes, write_json
 from arcloop.artifacts.metrics import FILE, read_metrics
 from arcloop.display.terminal import print_line
-from arcloop.errors import ArcloopError, ResourceError
+from arcloop.errors import ArcloopError, ResourceError, first_line
 
 Row = dict[str, float]
 
@@ -155,7 +155,7 @@ class TrackingLogger(RunLogger):
             raise
         except Exception as cause:  # clients raise many types without a common base
             raise ResourceError(
-                f"{self.service} cannot be used: {str(cause).strip().splitlines()[0]}",
+                f"{self.service} cannot be used: {first_line(cause)}",
                 where=f"logger.{self.service}",
                 remedy="correct its address or login, or choose logger=default",
             ) from cause
@@ -193,7 +193,7 @@ class TrackingLogger(RunLogger):
         try:
             request(*args)
         except Exception as cause:  # noqa: BLE001 - a failing service must not stop the training
-            print_line(f"warning: {self.service}: {str(cause).strip().splitlines()[0]}")
+            print_line(f"warning: {self.service}: {first_line(cause)}")
             return False
         return True
 
