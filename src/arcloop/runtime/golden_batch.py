@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import images, searcher
+from .equal_rows import EqualRows
 
 GOLDEN = "golden.npz"
 _NEIGHBOURS = 5
@@ -26,17 +27,22 @@ class GoldenBatch:
         file: golden.npz.
         index: The faiss index.
         tolerance: Largest allowed absolute difference of a cosine similarity.
+        equal_rows: Rows with equal embeddings, of which an approximate index may find only some.
 
     Attributes:
         images_NHWC: The images, uint8.
         k: Number of neighbours to request.
     """
 
-    def __init__(self, file: Path, index: Any, *, tolerance: float) -> None:
+    def __init__(
+        self, file: Path, index: Any, *, tolerance: float, equal_rows: EqualRows | None = None
+    ) -> None:
         with np.load(file, allow_pickle=False) as stored:
             self.images_NHWC, embeddings_ND = stored["images"], stored["embeddings"]
         self.k = min(_NEIGHBOURS, index.ntotal)
         self._similarities_NK, self._rows_NK = searcher.search(index, embeddings_ND, self.k)
+        if equal_rows is not None:
+            self._rows_NK = equal_rows.prefer_lowest(self._rows_NK)
         self._tolerance = tolerance
 
     def encoded_images(self) -> list[bytes]:

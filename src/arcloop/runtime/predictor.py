@@ -114,7 +114,10 @@ class Predictor:
             "threshold": self._searcher.threshold_facts,
         }
         tolerance = float(settings["parity_tolerance"])
-        self.golden = GoldenBatch(folder / GOLDEN, self._searcher.index, tolerance=tolerance)
+        self.golden = GoldenBatch(
+            folder / GOLDEN, self._searcher.index, tolerance=tolerance,
+            equal_rows=self._searcher.equal_rows,
+        )  # fmt: skip
         predictions = self._searcher.predict(self.golden.images_NHWC, self.golden.k)
         if mismatch := self.golden.find_mismatch([one.as_dict() for one in predictions]):
             raise ArchiveError(f"the archive fails the parity check: {mismatch}")

@@ -176,6 +176,7 @@ class Searcher:
             file lacks.
 
     Attributes:
+        equal_rows: The gallery rows with equal embeddings.
         threshold_facts: The threshold, and the false accept rate and the protocol of its
             calibration, which are null if an older version made the index.
 
@@ -197,7 +198,7 @@ class Searcher:
         self.classes: list[str] = labels["classes"]
         self.labels = np.asarray(labels["labels"], dtype=np.int64)
         self.threshold = float(labels["threshold"])
-        self._equal_rows = EqualRows.from_groups(labels.get("equal_rows", []))
+        self.equal_rows = EqualRows.from_groups(labels.get("equal_rows", []))
         calibration = labels.get("calibration", {})
         self.threshold_facts: dict[str, Any] = {
             "similarity": self.threshold,
@@ -218,7 +219,7 @@ class Searcher:
         """
         embeddings, quality = self.model.embed_with_quality(batch_NHWC)
         similarities, rows = search(self.index, embeddings, min(k, len(self.labels)))
-        rows = self._equal_rows.prefer_lowest(rows)
+        rows = self.equal_rows.prefer_lowest(rows)
         norms = [None] * len(rows) if quality is None else quality.tolist()
         found = zip(similarities, rows, norms, strict=True)
         return [self._prediction(*one) for one in found]
