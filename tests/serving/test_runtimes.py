@@ -234,3 +234,9 @@ def test_both_servers_serve_by_onnx_runtime(kind, exported, make_settings, tmp_p
 def test_settings_list_the_runtimes(settings):
     with pytest.raises(ConfigError, match=r"deploy\.runtime='onnx'"):
         dataclasses.replace(settings, runtime="onnx")
+
+
+def test_auto_uses_torchscript_if_the_manifest_of_the_export_is_damaged(onnx_run, settings, capsys):
+    (onnx_run / "export/manifest.json").write_text("{")
+    assert collect(onnx_run, settings, force=False).manifest["runtime"]["name"] == "torchscript"
+    assert "model.onnx cannot be used" in capsys.readouterr().err

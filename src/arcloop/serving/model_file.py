@@ -75,9 +75,11 @@ def _torchscript(run: Artifact, sizes: Mapping[str, Any]) -> ModelFile:
 
 def _find_fastest(run: Artifact, settings: DeploySettings, sizes: Mapping[str, Any]) -> ModelFile:
     on_gpu = settings.target == "local" and torch.cuda.is_available()
-    if getattr(settings, "gpus", 0) or on_gpu or not _is_exported(run, _FASTEST):
+    if getattr(settings, "gpus", 0) or on_gpu:
         return _torchscript(run, sizes)
     try:
+        if not _is_exported(run, _FASTEST):
+            return _torchscript(run, sizes)
         found = _exported(run, _FASTEST, sizes)
         _require_parity(run, found, settings.parity_tolerance)
     except (SearcherError, ArtifactError) as cause:
