@@ -18,7 +18,7 @@ from arcloop.errors import ArtifactError
 from arcloop.evaluation.metrics.retrieval import Bools, PerQuery
 
 FILE = "queries.npz"
-_METRIC = "metric/"
+_METRIC, _OPTIONAL = "metric/", ("group", "quality")
 _INTS, _FLOATS = ("label", "predicted", "nearest"), ("similarity", "best_same", "best_other")
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -114,16 +114,16 @@ def load_query_results(evaluation: Path) -> QueryResults:
     """
     try:
         with np.load(evaluation / FILE, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as cause:
+            arrays: dict[str, Any] = dict.fromkeys(_OPTIONAL) | dict(stored)
+        facts = {f.name: arrays[f.name] for f in fields(QueryResults) if f.name != "metrics"}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
         raise ArtifactError(
             f"the results of the queries cannot be read: {cause}",
             where=evaluation / FILE,
             remedy="evaluate the run again: `arcloop evaluate`",
         ) from None
-    names = {f.name for f in fields(QueryResults)} - {"metrics"}
     return QueryResults(
-        **{"group": None, **{name: arrays[name] for name in names & arrays.keys()}},
+        **facts,
         metrics={
             name.removeprefix(_METRIC): values_Q
             for name, values_Q in arrays.items()
