@@ -3,7 +3,6 @@
 from arcloop.evaluation.embeddings import evaluate_retrieval
 from arcloop.evaluation.evaluator import (
     EvaluationResult,
-    EvaluationSetup,
     EvaluationState,
     compute_evaluation,
     evaluate_embeddings,
@@ -14,6 +13,7 @@ from arcloop.evaluation.metrics.ranked_lists import evaluate_ranked_lists
 from arcloop.evaluation.mistakes import Mistake, mistake_sheet
 from arcloop.evaluation.query_results import QueryResults, load_query_results
 from arcloop.evaluation.report.page import write_report
+from arcloop.evaluation.setup import EvaluationSetup
 
 __all__ = [
     "EvaluationResult", "EvaluationSetup", "EvaluationState", "Mistake", "QueryResults",

@@ -103,12 +103,8 @@ def evaluate_retrieval(
     for embeddings_QD, labels_Q in rebatch(_checked(queries, "queries"), _BATCH_ROWS):
         rows_Q = np.arange(num_queries, num_queries + len(labels_Q))
         num_queries += len(labels_Q)
-        if leave_one_out and (num_queries > num_gallery or num_gallery < 2):
-            raise DataError(
-                f"leave_one_out=True, but query {rows_Q[-1]} is not in a gallery of {num_gallery} "
-                "rows, or the gallery has one row",
-                remedy="give a gallery of at least two rows that starts with the queries",
-            )
+        if leave_one_out:
+            _require_in_gallery(num_queries, num_gallery)
         position_Q = np.minimum(np.searchsorted(classes, labels_Q), len(classes) - 1)
         class_Q = np.where(classes[position_Q] == labels_Q, position_Q, len(classes))
         own_rows_Q = rows_Q if leave_one_out else np.full(len(rows_Q), -1)
@@ -131,6 +127,15 @@ def evaluate_retrieval(
         "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
         "num_gallery": num_gallery,
     }
+
+
+def _require_in_gallery(num_queries: int, num_gallery: int) -> None:
+    if num_queries > num_gallery or num_gallery < 2:
+        raise DataError(
+            f"leave_one_out=True, but query {num_queries - 1} is not in a gallery of {num_gallery} "
+            "rows, or the gallery has one row",
+            remedy="give a gallery of at least two rows that starts with the queries",
+        )
 
 
 def _require_length(groups: npt.NDArray[np.int64] | None, rows: int, where: str) -> None:

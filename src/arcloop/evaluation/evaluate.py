@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +31,10 @@ from arcloop.evaluation import (
     write_report,
 )
 from arcloop.evaluation.compare import compare
-from arcloop.evaluation.evaluator import Search
+from arcloop.evaluation.evaluator import evaluate_part
 from arcloop.evaluation.incumbent import answers_of_incumbent, check_incumbent
 from arcloop.evaluation.query_results import QueryResults
-from arcloop.evaluation.setup import evaluate_part, make_setup
+from arcloop.evaluation.setup import Search, make_setup
 from arcloop.retrieval import (
     AutoIndex,
     FaissIndex,
@@ -43,8 +44,7 @@ from arcloop.retrieval import (
     require_same_model,
 )
 from arcloop.retrieval.calibration import describe_calibration
-from arcloop.retrieval.shortened import dim_of, search_shortened, shorten_both
-from arcloop.runtime.searcher import search
+from arcloop.retrieval.shortened import dim_of
 
 _LEAVE_ONE_OUT = "the images of the gallery, each compared with all others (leave-one-out)"
 _TIMED_QUERIES, _TIMED_SECONDS, _TIMED_NEIGHBOURS = 200, 2.0, 10
@@ -116,22 +116,14 @@ def evaluate(
             incumbent, images, gallery_images, output,
             settings=settings, embed_settings=embed_settings, group=group,
         )  # fmt: skip
-    _, faiss_index, index_labels = open_index(index, model.sha256, memory_map=group.world_size > 1)
-    threshold = float(index_labels["threshold"])
-    del index_labels  # frees a list with one Python number per gallery row
-    facts = _describe_index(index_artifact, embeddings)
-    if index_builder:
-        faiss_index, choice = index_builder.build(embeddings)
-        facts = [choice["factory"], facts[1], "built for this evaluation, like that of the run"]
-    # All metrics describe the shortened embeddings, by which such an index answers.
-    dim = dim_of(index_artifact)
-    model, embeddings = shorten_both(model, embeddings, dim)
-    search_index = partial(search_shortened if dim else search, faiss_index)
+    faiss_index, threshold, facts = _open_index(index_artifact, embeddings, index_builder, group)
     is_own = gallery_store is None and index_builder is None  # the store of the run
     held_out = frozenset(index_artifact.info.get("held_out_classes", ()) if is_own else ())
-    setup, label_C = make_setup(
-        images, gallery_images, embeddings, search_index, settings, threshold, held_out
-    )
+    # All metrics describe the shortened embeddings, by which such an index answers.
+    model, setup, label_C = make_setup(
+        images, gallery_images, embeddings, model, faiss_index, dim_of(index_artifact), settings,
+        threshold, held_out,
+    )  # fmt: skip
     update_part = partial(evaluate_part, model, images, label_C, setup, embed_settings, group)
     if group.rank:
         group.gather(update_part)
@@ -145,13 +137,29 @@ def evaluate(
                 "gallery": gallery, "index": index,
             }  # fmt: skip
             stores = {"query": images, "gallery": gallery_images}
-            calibration = index_artifact.info.get("calibration", {})
-            writer.info["calibration"] = calibration
+            writer.info["calibration"] = index_artifact.info.get("calibration", {})
             _write_files(writer, result, before, setup, stores, folders, facts, parents)
             if gallery_store or index_builder:  # where `arcloop lineage` finds the other data
                 writer.info["store_dir"] = str(store)
     group.barrier()  # wait until rank 0 has written the artifact
     return artifacts.load(output, "evaluation")
+
+
+def _open_index(
+    artifact: Artifact,
+    embeddings: Gallery,
+    builder: FaissIndex | AutoIndex | None,
+    group: ProcessGroup,
+) -> tuple[Any, float, list[str]]:
+    """Return a faiss index of the gallery, the threshold of the artifact, and facts to report."""
+    _, faiss_index, labels = open_index(
+        artifact.path, embeddings.model_sha256, memory_map=group.world_size > 1
+    )
+    facts = _describe_index(artifact, embeddings)
+    if builder:
+        faiss_index, choice = builder.build(embeddings)
+        facts = [choice["factory"], facts[1], "built for this evaluation, like that of the run"]
+    return faiss_index, float(labels["threshold"]), facts
 
 
 def _describe_index(index: Artifact, embeddings: Gallery) -> list[str]:

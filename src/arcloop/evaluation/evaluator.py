@@ -1,18 +1,21 @@
 """Evaluation of a model and its index on query embeddings, without keeping all of them in memory.
 
-Each process calls `update_evaluation` on its part of the queries; `compute_evaluation` merges the
+Each process calls `evaluate_part` on its part of the queries; `compute_evaluation` merges the
 states. `evaluate_embeddings` does both in a single process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from arcloop.config.evaluation import EvaluateSettings
-from arcloop.errors import DataError
+from arcloop.config.schema import EmbedSettings
+from arcloop.data import Store
+from arcloop.display.terminal import track
+from arcloop.distributed.process_group import ProcessGroup
 from arcloop.evaluation.intervals import Interval, compute_intervals
 from arcloop.evaluation.metrics.clustering import clustering_metrics
 from arcloop.evaluation.metrics.open_set import error_rates_of_answers, open_set_metrics
@@ -38,11 +41,10 @@ from arcloop.evaluation.mistakes import (
 )
 from arcloop.evaluation.options import AnswerOptions
 from arcloop.evaluation.query_results import QueryResults
-from arcloop.retrieval.embed import Chunks, Embeddings, Labels, rebatch
-from arcloop.retrieval.exclusion import Excluded
-
-Search = Callable[[Embeddings, int], tuple[Embeddings, Labels]]
-"""Embeddings [B, D] and k -> similarities and gallery rows [B, k], nearest first; row -1: none."""
+from arcloop.evaluation.setup import EvaluationSetup
+from arcloop.retrieval import embed
+from arcloop.retrieval.embed import Embeddings, Labels, counted, rebatch
+from arcloop.runtime.searcher import Model
 
 _NEIGHBOURS = 10
 _RECALL_AT, _PRECISION_AT, _NDCG_AT = (1, 5, 10), (5, 10), (10,)
@@ -50,7 +52,6 @@ _FACTS = (
     "label", "predicted", "nearest", "similarity", "relevant", "best", "best_is_right",
     "best_other", "best_same",
 )  # fmt: skip
-_GALLERY_POINTS = 6  # 1 in 6 points of the projection is a gallery row
 
 
 @dataclass(frozen=True)
@@ -103,70 +104,6 @@ class EvaluationState:
     sampled: list[Embeddings] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     quality: list[Embeddings] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSetup:
-    """The gallery, the index and the settings of an evaluation.
-
-    Attributes:
-        gallery: Returns an iterator over (float32 [N, D], int64 [N]) in row order.
-        gallery_labels: Class of every gallery row, int64 [G]; at least one row.
-        search: The index.
-        classes: Class names; a label is a position in the list.
-        settings: Batch size, and limits on memory, pairs, mistakes and points.
-        threshold: Similarity below which the answer is "unknown".
-        num_queries: Rows of the query split, Q.
-        own_rows: Leave-one-out, int64 [Q]: row of each query in the gallery, which is excluded from
-            its answers and pairs; -1: none. None: no query is in the gallery.
-        groups: int64 [Q], group of each query, see `QueryResults`. None: there are no groups.
-        held_out: Names of the classes that were left out of training.
-        gallery_groups: int64 [G], group of each gallery row. Rows of the query's group are excluded
-            from its answers and pairs; -1: no group. None: they are not excluded.
-
-    Raises:
-        DataError: There are no queries, or no gallery rows to compare them with.
-    """
-
-    gallery: Chunks
-    gallery_labels: Labels
-    search: Search
-    classes: list[str]
-    settings: EvaluateSettings
-    threshold: float
-    num_queries: int
-    own_rows: Labels | None = None
-    groups: Labels | None = None
-    held_out: frozenset[str] = frozenset()
-    gallery_groups: Labels | None = None
-
-    def __post_init__(self) -> None:
-        if not self.num_queries:
-            raise DataError("there are no queries", remedy="prepare a query split with images")
-        if self.own_rows is not None and len(self.gallery_labels) < 2:
-            raise DataError(
-                "leave-one-out evaluation needs a gallery of at least 2 images, this one has 1",
-                remedy="prepare a gallery split with more images",
-            )
-
-    def excluded(self, queries: slice) -> Excluded:
-        """Return the gallery rows that are no neighbours of some of the queries."""
-        none = np.full(self.num_queries, -1)
-        own_rows_Q = none if self.own_rows is None else self.own_rows
-        groups_Q = None if self.gallery_groups is None else self.groups
-        return Excluded(own_rows_Q, groups_Q, self.gallery_groups).take(queries)
-
-    @property
-    def num_projected(self) -> tuple[int, int]:
-        """Number of gallery rows and of queries in the projection, if there are that many."""
-        of_gallery = self.settings.num_projected // _GALLERY_POINTS
-        return of_gallery, self.settings.num_projected - of_gallery
-
-    @property
-    def sampled_queries(self) -> Labels:
-        """Rows of the queries for the projection, clustering and pair accuracy."""
-        count = max(self.num_projected[1], self.settings.max_clustered)
-        return sampled_rows(self.num_queries, count)
 
 
 def evaluate_embeddings(
@@ -233,7 +170,6 @@ def update_evaluation(
         optional = options.measure(
             ranker, embeddings_BD, labels_B, excluded, answers_BK, exact_BK, scores | facts
         )
-        exact_BK = exact_BK[:, :k]
         state.per_query.append(
             {
                 "label": labels_B,
@@ -243,7 +179,7 @@ def update_evaluation(
                 **recall_and_precision(classes_BK, labels_B, _RECALL_AT, _PRECISION_AT),
                 "unknown_rate": (rows_BK[:, 0] < 0) | (sim_BK[:, 0] < setup.threshold),
                 "index_recall_at_1": neighbour_overlap(rows_BK[:, :1], exact_BK[:, :1]),
-                "index_recall_at_10": neighbour_overlap(rows_BK, exact_BK),
+                "index_recall_at_10": neighbour_overlap(rows_BK, exact_BK[:, :k]),
                 **scores,
                 **facts,
                 **optional,
@@ -258,6 +194,27 @@ def update_evaluation(
     return state
 
 
+def evaluate_part(
+    model: Model,
+    images: Store,
+    label_C: Labels,
+    setup: EvaluationSetup,
+    embed_settings: EmbedSettings,
+    group: ProcessGroup,
+) -> EvaluationState:
+    """Evaluate the queries of this process."""
+    # The rounding of matrix products depends on the batch. With these boundaries, every batch
+    # has the same rows for any number of processes.
+    batch_size = embed_settings.batch_size
+    part = group.shard(setup.num_queries, math.lcm(setup.settings.batch_size, batch_size))
+    with track("evaluate", len(part)) as advance:
+        quality: list[Embeddings] = []
+        batches = images.batches("query", batch_size, part)
+        embedded = counted(embed(model, batches, quality), advance)
+        state = update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
+        return replace(state, quality=quality)
+
+
 def compute_evaluation(
     states: Sequence[EvaluationState], setup: EvaluationSetup
 ) -> EvaluationResult:
@@ -269,27 +226,24 @@ def compute_evaluation(
     """
     values = concatenate([batch for state in states for batch in state.per_query])
     facts = {name: values.pop(name) for name in _FACTS}
-    labels_Q, predicted_Q, relevant_Q = (facts[n] for n in ("label", "predicted", "relevant"))
+    labels_Q, predicted_Q, relevant_Q = facts["label"], facts["predicted"], facts["relevant"]
     pairs = SimilarityHistogram()
     for state in states:
         pairs.merge(state.pairs)
-    rows = setup.sampled_queries
-    embeddings_ND = np.concatenate([batch for state in states for batch in state.sampled])
-    sample = Sample(rows, embeddings_ND, labels_Q[rows])
-    clustered = sample.subset(sampled_rows(len(labels_Q), setup.settings.max_clustered))
-    projected = sample.subset(sampled_rows(len(labels_Q), setup.num_projected[1]))
+    clustered, projected = _sampled(states, setup, labels_Q)
     in_gallery_C = np.bincount(setup.gallery_labels, minlength=len(setup.classes)) > 0
-    in_queries_C = np.bincount(labels_Q, minlength=len(setup.classes)) > 0
-    evaluated_C = in_gallery_C | in_queries_C
+    evaluated_C = in_gallery_C | (np.bincount(labels_Q, minlength=len(setup.classes)) > 0)
     is_held_out_C = np.array([name in setup.held_out for name in setup.classes], bool)
     table = confusion(labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C)
-    accuracies = table.accuracy[in_queries_C]
+    accuracies = table.accuracy[table.total > 0]
     rates = {
         **_open_set_rates(facts, values["unknown_rate"]),
         **pairs.compute(),
         **pair_metrics(clustered.embeddings, clustered.labels),
         **clustering_metrics(clustered.embeddings, clustered.labels),
     }
+    quality = [batch for state in states for batch in state.quality]
+    per_query = QueryResults.of(facts, values, setup.groups, quality)
     metrics = {
         "top1": int(table.right.sum()) / len(labels_Q),
         **top1_by_training(table, is_held_out_C, in_gallery_C),
@@ -302,10 +256,8 @@ def compute_evaluation(
         "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
         "num_gallery": len(setup.gallery_labels),
         "num_classes": int(in_gallery_C.sum()),
+        **reject_metrics(~per_query.correct, per_query.quality),
     }
-    quality = [batch for state in states for batch in state.quality]
-    per_query = QueryResults.of(facts, values, setup.groups, quality)
-    metrics |= reject_metrics(~per_query.correct, per_query.quality)
     return EvaluationResult(
         metrics=metrics,
         not_measurable={name: rate for name, rate in rates.items() if isinstance(rate, str)},
@@ -318,13 +270,25 @@ def compute_evaluation(
             setup.settings.num_mistakes,
         ),
         queries=projected,
-        queries_right=(labels_Q == predicted_Q)[projected.rows],
+        queries_right=per_query.correct[projected.rows],
         gallery=Sample.draw(setup.gallery, setup.gallery_labels, setup.num_projected[0]),
         seconds={
             mode: sum(state.seconds.get(mode, 0) for state in states) / len(labels_Q)
             for mode in states[0].seconds
         },
     )
+
+
+def _sampled(
+    states: Sequence[EvaluationState], setup: EvaluationSetup, labels_Q: Labels
+) -> tuple[Sample, Sample]:
+    """Return the samples of queries for clustering and for the projection."""
+    rows = setup.sampled_queries
+    embeddings_ND = np.concatenate([batch for state in states for batch in state.sampled])
+    sample = Sample(rows, embeddings_ND, labels_Q[rows])
+    counts = setup.settings.max_clustered, setup.num_projected[1]
+    clustered, projected = (sample.subset(sampled_rows(len(labels_Q), count)) for count in counts)
+    return clustered, projected
 
 
 def _open_set_rates(facts: PerQuery, unknown_Q: Bools) -> Rates:

@@ -25,14 +25,13 @@ from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
 from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.evaluation.evaluator import compute_evaluation
+from arcloop.evaluation.evaluator import compute_evaluation, evaluate_part
 from arcloop.evaluation.query_results import FILE, QueryResults, load_query_results
-from arcloop.evaluation.setup import evaluate_part, make_setup
+from arcloop.evaluation.setup import make_setup
 from arcloop.retrieval import Gallery, load_model
 from arcloop.retrieval.embed import embed_gallery
-from arcloop.retrieval.shortened import search_shortened, shorten_both
 from arcloop.runtime.golden_batch import GOLDEN
-from arcloop.runtime.searcher import LABELS, MODEL, search
+from arcloop.runtime.searcher import LABELS, MODEL
 
 _KEY = "evaluate.gate.versus"
 _LIVE = "live.json"  # of a model store, see arcloop.serving.model_store
@@ -164,13 +163,10 @@ def answers_of_incumbent(
         embeddings = Gallery(folder / "gallery")
         builder = {"dim": None, **incumbent.index}  # an older archive has no dim
         index, _ = instantiate(builder, _convert_="object").build(embeddings)
-        dim = incumbent.index.get("dim")
-        model, embeddings = shorten_both(model, embeddings, dim)
-        search_index = partial(search_shortened if dim else search, index)
-        setup, label_C = make_setup(
-            images, gallery_images, embeddings, search_index, settings,
-            float(json.loads(incumbent.read_file(LABELS))["threshold"]),
-        )  # fmt: skip
+        threshold = float(json.loads(incumbent.read_file(LABELS))["threshold"])
+        model, setup, label_C = make_setup(
+            images, gallery_images, embeddings, model, index, builder["dim"], settings, threshold
+        )
         states = group.gather(
             partial(evaluate_part, model, images, label_C, setup, embed_settings, group)
         )
