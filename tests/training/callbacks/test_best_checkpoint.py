@@ -39,17 +39,22 @@ class Logged(pl.LightningModule):
         ("min", [0.0, 0.0, 1e-9], 1),
     ],
 )
-def test_the_later_one_of_equal_values_is_the_best(tmp_path, mode, values, best):
+@pytest.mark.parametrize("kept", [1, 2, -1])
+def test_the_later_one_of_equal_values_is_the_best(tmp_path, mode, values, best, kept):
     callback = BestCheckpoint(
-        tmp_path, filename="best", monitor="value", mode=mode, enable_version_counter=False
-    )
+        tmp_path, filename="best" if kept == 1 else "{epoch}", monitor="value", mode=mode,
+        save_top_k=kept, enable_version_counter=False,
+    )  # fmt: skip
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         max_epochs=len(values), callbacks=[callback],
     )  # fmt: skip
     trainer.fit(Logged(values), torch.utils.data.DataLoader(torch.zeros(1)))
-    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]
-    assert torch.load(tmp_path / "best.ckpt")["epoch"] == best
+    assert len([*tmp_path.iterdir()]) == (kept if kept > 0 else len(values))
+    saved = torch.load(callback.best_model_path)
+    assert saved["epoch"] == best
+    (state,) = saved["callbacks"].values()
+    assert state["best_model_path"] == callback.best_model_path
     assert float(callback.best_model_score) == pytest.approx(values[best])
 
 

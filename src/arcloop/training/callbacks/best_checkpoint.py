@@ -22,3 +22,10 @@ class BestCheckpoint(ModelCheckpoint):
             best = float("inf" if self.mode == "max" else "-inf")
             current = torch.nextafter(current, torch.full_like(current, best))
         return super().check_monitor_top_k(trainer, current)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        # ModelCheckpoint selects the first of several kept equal values. They are in saving order.
+        for path, value in self.best_k_models.items():
+            if value == self.best_model_score:
+                self.best_model_path = path
+        super()._save_checkpoint(trainer, filepath)
