@@ -273,9 +273,10 @@ def test_a_file_has_about_70_bytes_a_query(tmp_path):
 def test_a_missing_or_damaged_file_is_an_error(tmp_path):
     with pytest.raises(ArtifactError, match="arcloop evaluate"):
         load_query_results(tmp_path)
-    (tmp_path / "queries.npz").write_bytes(b"no zip")
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        load_query_results(tmp_path)
+    for content in (b"", b"no zip"):
+        (tmp_path / "queries.npz").write_bytes(content)
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            load_query_results(tmp_path)
     np.savez(tmp_path / "queries.npz", label=np.zeros(3, np.int32))
     with pytest.raises(ArtifactError, match="cannot be read: 'predicted'"):
         load_query_results(tmp_path)

@@ -116,7 +116,7 @@ def load_query_results(evaluation: Path) -> QueryResults:
         with np.load(evaluation / FILE, allow_pickle=False) as stored:
             arrays: dict[str, Any] = dict.fromkeys(_OPTIONAL) | dict(stored)
         facts = {f.name: arrays[f.name] for f in fields(QueryResults) if f.name != "metrics"}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as cause:
         raise ArtifactError(
             f"the results of the queries cannot be read: {cause}",
             where=evaluation / FILE,
