@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from tests.conftest import SMALL
 from arcloop import artifacts
 from arcloop.cli.main import main
 from arcloop.data import Store
+from arcloop.errors import ConfigError
 from arcloop.evaluation import load_query_results
+from arcloop.evaluation.incumbent import check_incumbent
 from arcloop.pipeline.chains import OTHER_DATA, find_store
 from arcloop.retrieval import load_model
 
@@ -135,3 +138,43 @@ def test_a_run_without_an_evaluation_is_refused(work, capsys):
     shutil.rmtree(OLD / "evaluation")
     assert main(["evaluate", f"run_dir={OLD}", VERSUS]) == 2
     assert "there is no evaluation here" in capsys.readouterr().err
+
+
+def store_with(live):
+    Path("store").mkdir()
+    Path("store/live.json").write_text(live)
+    return "store"
+
+
+def archive(name, content):
+    with zipfile.ZipFile("some.mar", "w") as file:
+        file.writestr(name, content)
+    return "some.mar"
+
+
+def damaged_run(change):
+    shutil.copytree(OLD, "runs/damaged")
+    change(Path("runs/damaged/golden.npz"))
+    return "runs/damaged"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: store_with("[]"),
+        lambda: store_with("{}"),
+        lambda: store_with("2"),
+        lambda: archive("other.txt", ""),
+        lambda: archive("manifest.json", "[]"),
+        lambda: archive("manifest.json", "{}"),  # and no golden batch
+        lambda: damaged_run(lambda golden: golden.unlink()),
+        lambda: damaged_run(lambda golden: golden.write_bytes(b"")),
+        lambda: damaged_run(lambda golden: golden.write_bytes(b"no zip")),
+        lambda: damaged_run(lambda golden: np.savez(golden, other=np.zeros(3))),
+    ],
+)
+def test_an_incumbent_that_cannot_be_read_is_reported(work, make):
+    versus = make()
+    with pytest.raises(ConfigError, match="nothing to compare with") as error:
+        check_incumbent(versus, (16, 16, 1))
+    assert f"evaluate.gate.versus={versus}" in str(error.value)

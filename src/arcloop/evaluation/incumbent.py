@@ -7,24 +7,25 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 
 from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.artifacts.atomic import remove_abandoned, temporary_sibling
 from arcloop.artifacts.metrics import read_metrics
+from arcloop.config.composition import build_node
 from arcloop.config.evaluation import EvaluateSettings
 from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
 from arcloop.distributed.process_group import ProcessGroup
-from arcloop.errors import ArtifactError, ConfigError
+from arcloop.errors import ArtifactError, ConfigError, first_line
 from arcloop.evaluation.evaluator import compute_evaluation, evaluate_part
 from arcloop.evaluation.query_results import FILE, QueryResults, load_query_results
 from arcloop.evaluation.setup import make_setup
@@ -37,8 +38,11 @@ _KEY = "evaluate.gate.versus"
 _LIVE = "live.json"  # of a model store, see arcloop.serving.model_store
 _FLAT = {
     "_target_": "arcloop.retrieval.FaissIndex", "factory": "Flat", "search": {}, "train_rows": 1,
-    "dim": None,
 }  # fmt: skip
+_UNREADABLE = (
+    ArtifactError, OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError,
+    AttributeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def find_incumbent(versus: str) -> Incumbent:
         ConfigError: It is none of these.
     """
     path = Path(versus)
-    try:
+    with _readable(versus):
         if (path / _LIVE).is_file():
             live = json.loads((path / _LIVE).read_bytes())
             path = path / f"{live['name']}-{live['live']}.mar"
@@ -91,14 +95,6 @@ def find_incumbent(versus: str) -> Incumbent:
         artifacts.read(path, "run")
         evaluation = artifacts.read(path / "evaluation", "evaluation")
         index = artifacts.read(path / "index", "index").config["index"]
-    except (ArtifactError, OSError, ValueError, KeyError, zipfile.BadZipFile) as cause:
-        reason = cause.what if isinstance(cause, ArtifactError) else str(cause)
-        raise ConfigError(
-            f"there is nothing to compare with: {reason}",
-            where=f"{_KEY}={versus}",
-            remedy="pass a run that was evaluated, an archive, or a model store with a live"
-            f" version; {_KEY}=null compares with nothing",
-        ) from None
     return Incumbent(versus, path, evaluation.sha256, index, evaluation)
 
 
@@ -110,10 +106,11 @@ def check_incumbent(versus: str, image_shape: Sequence[int]) -> Incumbent:
         image_shape: (height, width, channels) of the images on which it is compared.
 
     Raises:
-        ConfigError: There is no incumbent, or it takes images of another shape.
+        ConfigError: There is no incumbent, its golden batch cannot be read, or it takes images of
+            another shape.
     """
     incumbent = find_incumbent(versus)
-    with np.load(io.BytesIO(incumbent.read_file(GOLDEN))) as golden:
+    with _readable(versus), np.load(io.BytesIO(incumbent.read_file(GOLDEN))) as golden:
         shape = golden["images"].shape[1:]
     if tuple(shape) != tuple(image_shape):
         raise ConfigError(
@@ -123,6 +120,21 @@ def check_incumbent(versus: str, image_shape: Sequence[int]) -> Incumbent:
             remedy=f"prepare the images in its size, or set {_KEY}=null",
         )
     return incumbent
+
+
+@contextmanager
+def _readable(versus: str) -> Iterator[None]:
+    """Raise a ConfigError if a file of the incumbent is missing or damaged."""
+    try:
+        yield
+    except _UNREADABLE as cause:
+        reason = cause.what if isinstance(cause, ArtifactError) else first_line(cause)
+        raise ConfigError(
+            f"there is nothing to compare with: {reason}",
+            where=f"{_KEY}={versus}",
+            remedy="pass a run that was evaluated, an archive, or a model store with a live"
+            f" version; {_KEY}=null compares with nothing",
+        ) from None
 
 
 def answers_of_incumbent(
@@ -161,11 +173,11 @@ def answers_of_incumbent(
         )  # fmt: skip
         model = load_model(folder / MODEL, embed_settings.device)
         embeddings = Gallery(folder / "gallery")
-        builder = {"dim": None, **incumbent.index}  # an older archive has no dim
-        index, _ = instantiate(builder, _convert_="object").build(embeddings)
+        builder = build_node({"dim": None, **incumbent.index})  # older versions record no `dim`
+        index, _ = builder.build(embeddings)
         threshold = float(json.loads(incumbent.read_file(LABELS))["threshold"])
         model, setup, label_C = make_setup(
-            images, gallery_images, embeddings, model, index, builder["dim"], settings, threshold
+            images, gallery_images, embeddings, model, index, builder.dim, settings, threshold
         )
         states = group.gather(
             partial(evaluate_part, model, images, label_C, setup, embed_settings, group)
