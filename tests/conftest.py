@@ -1,5 +1,6 @@
 """What every test shares: one thread for torch, so that two workers do not fight over two cores."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -19,20 +20,27 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A folder in which `arcloop run` ended well; tests that change it copy it first."""
+def arcloop_in(folder, *arguments):
+    """Run a command that succeeds in a folder, and return the folder."""
     from arcloop.cli.main import main
 
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["run", *SMALL]) == 0
+    with contextlib.chdir(folder):
+        assert main([*arguments]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder in which `arcloop run` ended well; tests that change it use `work`.
+
+    A module whose tests need another run overrides this fixture.
+    """
+    return arcloop_in(tmp_path_factory.mktemp("finished"), "run", *SMALL)
 
 
 @pytest.fixture
 def work(finished, tmp_path, monkeypatch):
+    """Work in a copy of the folder `finished`."""
     shutil.copytree(finished, tmp_path / "w")
     monkeypatch.chdir(tmp_path / "w")
     return tmp_path / "w"

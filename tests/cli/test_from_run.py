@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from tests.conftest import SMALL
+from tests.conftest import SMALL, arcloop_in
 
 from arcloop import artifacts
 from arcloop.cli.main import main
@@ -16,10 +16,8 @@ ODD = "sweeps/head.margin=0.2,[a] b"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train", *SMALL, *RECORDED, "name=foo", "evaluate.gate.min_top1=0.2"]) == 0
+    arguments = [*SMALL, *RECORDED, "name=foo", "evaluate.gate.min_top1=0.2"]
+    folder = arcloop_in(tmp_path_factory.mktemp("trained"), "train", *arguments)
     shutil.copytree(folder / "runs/foo", folder / ODD)
     return folder
 

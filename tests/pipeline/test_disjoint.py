@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tests.conftest import arcloop_in
 
 from arcloop import artifacts
 from arcloop.cli.main import main
@@ -27,11 +28,7 @@ NEAR_TIE = 2 * 16 * 2**-24
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("disjoint")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["run", *RUN]) == 0
-    return folder / "runs/synthetic"
+    return arcloop_in(tmp_path_factory.mktemp("disjoint"), "run", *RUN) / "runs/synthetic"
 
 
 @pytest.fixture(scope="module")

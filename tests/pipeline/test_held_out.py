@@ -2,12 +2,11 @@
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from tests.conftest import SMALL
+from tests.conftest import SMALL, arcloop_in
 
 from arcloop import artifacts
 from arcloop.cli.main import main
@@ -23,19 +22,13 @@ RUN = [
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("held_out")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["run", *RUN]) == 0
-    return folder
+def finished(tmp_path_factory):
+    return arcloop_in(tmp_path_factory.mktemp("held_out"), "run", *RUN)
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained, tmp_path / "w")
-    monkeypatch.chdir(tmp_path / "w")
-    return tmp_path / "w/runs/synthetic"
+def run(work):
+    return work / "runs/synthetic"
 
 
 def read(path):

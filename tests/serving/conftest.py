@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from tests.conftest import arcloop_in
 
-from arcloop.cli.main import main
 from arcloop.errors import ResourceError
 from arcloop.runtime import ARCHIVED_PACKAGE
 from arcloop.serving import archive
@@ -39,11 +39,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
     """A finished run. Tests that change it use `run_dir`."""
-    folder = tmp_path_factory.mktemp("small")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["run", *SMALL]) == 0
-    return folder / "runs/synthetic"
+    return arcloop_in(tmp_path_factory.mktemp("small"), "run", *SMALL) / "runs/synthetic"
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tests.conftest import arcloop_in
 
 from arcloop.artifacts import load
 from arcloop.cli.main import main
@@ -156,11 +157,8 @@ def test_unscriptable_backbone_is_an_error_before_training(in_tmp, capsys, monke
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main([*TRAIN, "run_dir=run", "callbacks.export=null"]) == 0
-    return folder
+    arguments = [*TRAIN, "run_dir=run", "callbacks.export=null"]
+    return arcloop_in(tmp_path_factory.mktemp("trained"), *arguments)
 
 
 @pytest.fixture
