@@ -74,6 +74,12 @@ def test_reranking_the_whole_gallery_equals_the_paper(seed, rows, k1, k2, weight
         assert (np.diff(expected[place]) >= -1e-12).all()
 
 
+def test_a_query_and_its_opposite_have_a_sum_of_zero():
+    rows = np.array([[-1, 0], [0, 1]], np.float32)
+    found = expand_queries(-rows, np.array([[0], [0]]), lambda: [(rows, np.arange(2))], 0.0, 1)
+    assert found.tolist() == [[0, 0], pytest.approx([-(0.5**0.5), -(0.5**0.5)])]
+
+
 def test_only_the_given_rows_are_compared():
     """Rows that are left out, and missing rows at the end, change nothing."""
     gallery, queries = clustered(5, 60), clustered(6, 4)

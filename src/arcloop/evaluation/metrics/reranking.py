@@ -25,7 +25,8 @@ def expand_queries(
 
     A neighbour has the weight max(cosine, 0)**alpha: Radenović et al., "Fine-tuning CNN Image
     Retrieval with No Human Annotation", TPAMI 2018, section 3.3. With alpha = 0 this is average
-    query expansion: Chum et al., "Total Recall", ICCV 2007.
+    query expansion: Chum et al., "Total Recall", ICCV 2007. A sum of zero, as of a query and its
+    opposite, stays zero.
 
     Args:
         queries_QD: float32, rows of norm 1.
@@ -33,6 +34,9 @@ def expand_queries(
         gallery: Returns an iterator over the gallery in row order.
         alpha: Exponent, at least 0.
         memory_mb: Memory limit in MiB.
+
+    Returns:
+        float32 [Q, D], rows of norm 1 or 0.
 
     >>> rows = np.array([[1, 0], [0, 1]], np.float32)
     >>> gallery = lambda: [(rows, np.arange(2))]
@@ -45,7 +49,7 @@ def expand_queries(
         weights_BK = np.maximum(cosines_BK, 0) ** alpha * (rows_QK[part] >= 0)
         expanded_QD[part] += np.einsum("bk,bkd->bd", weights_BK, rows_BKD)
     norms_Q1 = np.linalg.norm(expanded_QD, axis=1, keepdims=True)
-    return np.asarray(expanded_QD / norms_Q1, dtype=np.float32)
+    return np.asarray(expanded_QD / np.maximum(norms_Q1, 1e-12), dtype=np.float32)
 
 
 def rerank(
