@@ -201,7 +201,7 @@ def _difference_interval(differences_R: Floats, num_units: int) -> Interval:
 def _worst_class(
     candidate: QueryResults, incumbent: QueryResults, classes: Sequence[str]
 ) -> ClassChange:
-    total_C = np.bincount(candidate.label)
+    total_C = np.bincount(candidate.label[candidate.known])
     right_C, before_C = (
         np.bincount(results.label[results.correct], minlength=len(total_C))
         for results in (candidate, incumbent)

@@ -63,9 +63,9 @@ def evaluate_retrieval(
 
     Returns:
         Metric -> value. `recall_at_1` is top-1 accuracy, which pytorch-metric-learning calls
-        precision_at_1. Recall@k and Precision@k are means over all queries. The others are means
-        over the queries that are compared with a row of their class, and are missing if there are
-        none; `num_queries_not_in_gallery` counts the other queries. See
+        precision_at_1. All metrics are means over the queries that are compared with a row of
+        their class, as in that library, and are missing if there are none;
+        `num_queries_not_in_gallery` counts the other queries. See
         `arcloop.evaluation.metrics.retrieval` for the definitions.
 
     Raises:

@@ -34,9 +34,9 @@ from arcloop.evaluation.metrics.verification import Rates, SimilarityHistogram, 
 from arcloop.evaluation.mistakes import (
     Confusion,
     Mistake,
+    accuracy_metrics,
     confusion,
     find_mistakes,
-    top1_by_training,
     worst_mistakes,
 )
 from arcloop.evaluation.options import AnswerOptions
@@ -234,8 +234,10 @@ def compute_evaluation(
     in_gallery_C = np.bincount(setup.gallery_labels, minlength=len(setup.classes)) > 0
     evaluated_C = in_gallery_C | (np.bincount(labels_Q, minlength=len(setup.classes)) > 0)
     is_held_out_C = np.array([name in setup.held_out for name in setup.classes], bool)
-    table = confusion(labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C)
-    accuracies = table.accuracy[table.total > 0]
+    known_Q = relevant_Q > 0
+    table = confusion(
+        labels_Q, predicted_Q, len(setup.classes), evaluated_C=evaluated_C, known_Q=known_Q
+    )
     rates = {
         **_open_set_rates(facts, values["unknown_rate"]),
         **pairs.compute(),
@@ -245,18 +247,15 @@ def compute_evaluation(
     quality = [batch for state in states for batch in state.quality]
     per_query = QueryResults.of(facts, values, setup.groups, quality)
     metrics = {
-        "top1": int(table.right.sum()) / len(labels_Q),
-        **top1_by_training(table, is_held_out_C, in_gallery_C),
+        **accuracy_metrics(table, is_held_out_C),
         **mean_metrics(values, relevant_Q),
         **{name: rate for name, rate in rates.items() if not isinstance(rate, str)},
-        "mean_class_accuracy": float(accuracies.mean()),
-        "min_class_accuracy": float(accuracies.min()),
         "threshold": setup.threshold,
         "num_queries": len(labels_Q),
-        "num_queries_not_in_gallery": int((relevant_Q == 0).sum()),
+        "num_queries_not_in_gallery": int((~known_Q).sum()),
         "num_gallery": len(setup.gallery_labels),
         "num_classes": int(in_gallery_C.sum()),
-        **reject_metrics(~per_query.correct, per_query.quality),
+        **reject_metrics(~per_query.correct, per_query.quality, known_Q),
     }
     return EvaluationResult(
         metrics=metrics,

@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.special import ndtr, stdtrit
 
 from arcloop.evaluation.metrics.open_set import DIR_FARS
-from arcloop.evaluation.metrics.retrieval import Bools, is_of_matched
+from arcloop.evaluation.metrics.retrieval import Bools, is_of_known
 from arcloop.evaluation.query_results import QueryResults
 
 Floats = npt.NDArray[np.float64]
@@ -76,8 +76,7 @@ class Units:
 
     def trials(self, metric: str) -> int:
         """Return the number of independent units over which a metric is measured."""
-        of_known = is_of_matched(metric) or metric.startswith("dir_at_far_")
-        return self.known if of_known else self.independent
+        return self.known if is_of_known(metric) else self.independent
 
 
 def resample(results: QueryResults, units: Units) -> dict[str, Floats]:
@@ -175,9 +174,11 @@ def _resampled_counts(num_units: int) -> Iterator[Floats]:
 def _statistics(results: QueryResults, unit_Q: Rows) -> Callable[[Floats], dict[str, Floats]]:
     """Return the function that computes all metrics [B] for counts of the units [B, U]."""
     all_Q = np.ones(len(unit_Q))
-    weight_Q = 1 / np.bincount(results.label)[results.label]  # the sum of each class is 1
+    known_Q = results.known
+    # The sum of the weights of each class is 1.
+    weight_Q = known_Q / np.bincount(results.label, weights=known_Q).clip(min=1)[results.label]
     values = {"top1": results.correct, **results.metrics, "mean_class_accuracy": results.correct}
-    counted = {name: results.known if is_of_matched(name) else all_Q for name in values}
+    counted = {name: known_Q if is_of_known(name) else all_Q for name in values}
     counted["mean_class_accuracy"] = weight_Q
 
     def sum_by_unit(columns: Iterable[npt.NDArray[Any]]) -> Floats:

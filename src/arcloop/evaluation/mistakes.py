@@ -100,7 +100,7 @@ class Confusion:
     """Counts of answers by true class.
 
     Attributes:
-        total: int64 [C], queries of each class.
+        total: int64 [C], queries of each class that can be answered correctly.
         right: int64 [C], queries of each class that were answered correctly.
         labels: Classes of the table, ascending: all evaluated classes, or the thousand classes with
             the most mistakes if there are more.
@@ -131,6 +131,7 @@ def confusion(
     *,
     max_classes: int = _MAX_TABLE_CLASSES,
     evaluated_C: Bools | None = None,
+    known_Q: Bools | None = None,
 ) -> Confusion:
     """Count answers by true class.
 
@@ -141,6 +142,8 @@ def confusion(
         max_classes: Maximum number of classes in the table; its size is quadratic in this number.
         evaluated_C: Classes that the table may contain; None: all. With class-disjoint splits, the
             classes of train are not evaluated.
+        known_Q: Whether the gallery has another row of the query's class, so that it can be
+            answered correctly; None: it has for all.
 
     >>> table = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
     >>> table.counts.tolist(), table.accuracy.tolist(), table.pairs
@@ -164,7 +167,9 @@ def confusion(
     most = np.argsort(-counts, kind="stable")[:_MAX_PAIRS]
     pairs = (*np.divmod(codes[most], num_classes), counts[most])
     return Confusion(
-        total=np.bincount(labels_Q, minlength=num_classes),
+        total=np.bincount(
+            labels_Q if known_Q is None else labels_Q[known_Q], minlength=num_classes
+        ),
         right=np.bincount(labels_Q[right_Q], minlength=num_classes),
         labels=labels,
         counts=np.bincount(cells, minlength=size**2).reshape(size, size),
@@ -173,30 +178,38 @@ def confusion(
     )
 
 
-def top1_by_training(
-    table: Confusion, is_held_out_C: Bools, in_gallery_C: Bools
-) -> dict[str, float]:
-    """Compute top-1 of the classes that were trained on, and of those held out from training.
+def accuracy_metrics(table: Confusion, is_held_out_C: Bools) -> dict[str, float]:
+    """Compute the top-1 accuracy of all queries, by class, and by the training of the class.
 
     Args:
         table: Counts of answers.
-        is_held_out_C: bool [C].
-        in_gallery_C: bool [C]; the other classes cannot be answered and are excluded.
+        is_held_out_C: bool [C], classes that were held out from training.
 
     Returns:
-        Both metrics in [0, 1]; empty if one of the two kinds of classes has no query.
+        "top1", "mean_class_accuracy" and "min_class_accuracy" in [0, 1], over the queries that can
+        be answered correctly; empty if there are none. If there are such queries both of trained
+        and of held-out classes, also "top1_trained_classes" and "top1_held_out_classes".
 
     >>> table = confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=2)
-    >>> top1_by_training(table, np.array([False, True]), np.array([True, True]))
-    {'top1_trained_classes': 0.5, 'top1_held_out_classes': 1.0}
+    >>> metrics = accuracy_metrics(table, np.array([False, True]))
+    >>> metrics["mean_class_accuracy"], metrics["top1_trained_classes"]
+    (0.75, 0.5)
     """
-    kinds = {
-        "top1_trained_classes": in_gallery_C & ~is_held_out_C,
-        "top1_held_out_classes": in_gallery_C & is_held_out_C,
-    }
-    if not all(table.total[of_kind_C].any() for of_kind_C in kinds.values()):
+    if not table.total.any():
         return {}
-    return {name: float(table.right[c].sum() / table.total[c].sum()) for name, c in kinds.items()}
+    accuracies = table.accuracy[table.total > 0]
+    kinds = {
+        "top1_trained_classes": ~is_held_out_C, "top1_held_out_classes": is_held_out_C
+    }  # fmt: skip
+    if not all(table.total[of_kind_C].any() for of_kind_C in kinds.values()):
+        kinds = {}
+    return {
+        name: float(table.right[of_kind_C].sum() / table.total[of_kind_C].sum())
+        for name, of_kind_C in {"top1": np.ones_like(is_held_out_C), **kinds}.items()
+    } | {
+        "mean_class_accuracy": float(accuracies.mean()),
+        "min_class_accuracy": float(accuracies.min()),
+    }
 
 
 @styled

@@ -76,6 +76,9 @@ def measure_retrieval(model: Model, gallery: Gallery, store: Store) -> dict[str,
 
     Returns:
         "top1" and "recall_at_5", in [0, 1].
+
+    Raises:
+        ArtifactError: The gallery has the class of no query.
     """
     found = evaluate_retrieval(
         embed(model, store.batches("query", _EMBED.batch_size)),
@@ -83,6 +86,12 @@ def measure_retrieval(model: Model, gallery: Gallery, store: Store) -> dict[str,
         leave_one_out=store.leave_one_out,
         recall_at=(1, _RECALL_AT),
     )
+    if "recall_at_1" not in found:
+        raise ArtifactError(
+            "no query has its class in the gallery, so the loss of a file cannot be measured",
+            where=store.artifact.path,
+            remedy="prepare a query split with classes of the gallery, or choose export=onnx",
+        )
     return {"top1": found["recall_at_1"], "recall_at_5": found[f"recall_at_{_RECALL_AT}"]}
 
 

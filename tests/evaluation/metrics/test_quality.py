@@ -24,5 +24,5 @@ def test_a_perfect_quality_removes_all_mistakes_first():
     wrong = np.arange(1000) % 10 == 0
     quality = np.where(wrong, 0.0, 1.0)
     expected = {"error_at_reject_10pct": 0.0, "error_at_reject_20pct": 0.0}
-    assert reject_metrics(wrong, quality) == expected
+    assert reject_metrics(wrong, quality, np.full(len(wrong), True)) == expected
     assert error_versus_reject(wrong, quality)[50] == pytest.approx(50 / 950)

@@ -34,11 +34,11 @@ def by_definition(
         order = sorted(range(len(similarity)), key=lambda row: (-similarity[row], row))
         left = [row for row in order if row != own[query] and of_rows[row] != of_queries[query]]
         same = [bool(gallery[1][row] == label) for row in left]
-        for k in recall_at:
-            note(f"recall_at_{k}", any(same[:k]))
-        for k in precision_at:
-            note(f"precision_at_{k}", sum(same[:k]) / k)
         if r := sum(same):
+            for k in recall_at:
+                note(f"recall_at_{k}", any(same[:k]))
+            for k in precision_at:
+                note(f"precision_at_{k}", sum(same[:k]) / k)
             note("r_precision", sum(same[:r]) / r)
             note("map_at_r", sum(sum(same[: i + 1]) / (i + 1) for i in range(r) if same[i]) / r)
             note("mrr", 1 / (1 + same.index(True)))

@@ -37,17 +37,20 @@ def error_versus_reject(wrong_Q: npt.NDArray[np.bool_], quality_Q: Floats) -> Fl
     return errors_Q
 
 
-def reject_metrics(wrong_Q: npt.NDArray[np.bool_], quality_Q: Floats | None) -> dict[str, float]:
+def reject_metrics(
+    wrong_Q: npt.NDArray[np.bool_], quality_Q: Floats | None, known_Q: npt.NDArray[np.bool_]
+) -> dict[str, float]:
     """Return the error with 10% and with 20% of the queries rejected.
 
     Args:
         wrong_Q: Whether the answer to each query is wrong.
         quality_Q: Quality of each query; None for a model without quality, which has no metrics.
+        known_Q: Whether each query can be answered correctly; the others are left out.
 
-    >>> reject_metrics(np.arange(10) < 2, np.arange(10.0))
+    >>> reject_metrics(np.arange(10) < 2, np.arange(10.0), np.full(10, True))
     {'error_at_reject_10pct': 0.1111111111111111, 'error_at_reject_20pct': 0.0}
     """
-    if quality_Q is None:
+    if quality_Q is None or not known_Q.any():
         return {}
-    error_Q = error_versus_reject(wrong_Q, quality_Q)
+    error_Q = error_versus_reject(wrong_Q[known_Q], quality_Q[known_Q])
     return {f"error_at_reject_{p}pct": float(error_Q[p * len(error_Q) // 100]) for p in _REJECTED}

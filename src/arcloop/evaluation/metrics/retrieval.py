@@ -241,10 +241,10 @@ def concatenate(parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> PerQuery:
 
 
 def mean_metrics(values: Mapping[str, npt.NDArray[Any]], relevant_Q: Labels) -> dict[str, float]:
-    """Return the mean of each metric over all queries.
+    """Return the mean of each metric over the known queries, which are those with R > 0.
 
-    The metrics that divide by R or by a rank are means over the queries with R > 0, and are left
-    out if there are none.
+    They are left out if there are no known queries. `unknown_rate` and the recall of the index are
+    means over all queries.
 
     Args:
         values: Metric -> its value for each query; at least one query.
@@ -252,16 +252,16 @@ def mean_metrics(values: Mapping[str, npt.NDArray[Any]], relevant_Q: Labels) -> 
 
     >>> hits = {"recall_at_1": np.array([True, False]), "mrr": np.array([1.0, 0.0])}
     >>> mean_metrics(hits, np.array([3, 0]))
-    {'recall_at_1': 0.5, 'mrr': 1.0}
+    {'recall_at_1': 1.0, 'mrr': 1.0}
     """
-    matched_Q = relevant_Q > 0
+    known_Q = relevant_Q > 0
     return {
-        name: float(values_Q[matched_Q].mean() if is_of_matched(name) else values_Q.mean())
+        name: float(values_Q[known_Q].mean() if is_of_known(name) else values_Q.mean())
         for name, values_Q in values.items()
-        if matched_Q.any() or not is_of_matched(name)
+        if known_Q.any() or not is_of_known(name)
     }
 
 
-def is_of_matched(name: str) -> bool:
-    """Return whether a metric is a mean over the queries with R > 0."""
-    return name.startswith(("map", "minp", "r_precision", "mrr", "ndcg_at_"))
+def is_of_known(name: str) -> bool:
+    """Return whether a metric is measured on the known queries, which are those with R > 0."""
+    return name != "unknown_rate" and not name.startswith("index_recall_at_")

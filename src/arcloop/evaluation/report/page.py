@@ -137,7 +137,8 @@ def _figures(
         yield "training_curves", training
     names = [classes[label] for label in table.labels]
     yield "confusion_matrix", plots.confusion_matrix(table.counts, names)
-    yield "class_accuracy", plots.class_accuracy(table.right, table.total, classes)
+    if table.total.any():
+        yield "class_accuracy", plots.class_accuracy(table.right, table.total, classes)
     if (eer := pairs.eer()) is not None:
         rates = {far: pairs.tar_at_far(far) for far in FARS.values()}
         marks = {far: rate for far, rate in rates.items() if not isinstance(rate, str)}
@@ -147,8 +148,8 @@ def _figures(
         plots.similarity_histogram(pairs.same, pairs.different, result.metrics["threshold"]),
     )
     answers = result.per_query
-    if answers.quality is not None:
-        error_Q = error_versus_reject(~answers.correct, answers.quality)
+    if answers.quality is not None and (known_Q := answers.known).any():
+        error_Q = error_versus_reject(~answers.correct[known_Q], answers.quality[known_Q])
         yield "error_versus_reject", plots.error_versus_reject(error_Q)
     gallery, queries = result.gallery, result.queries
     if len(gallery.rows) >= MIN_ROWS:
