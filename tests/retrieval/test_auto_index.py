@@ -3,12 +3,11 @@ import json
 import faiss
 import numpy as np
 import pytest
+from tests.retrieval.conftest import write_gallery
 
 from arcloop import artifacts
-from arcloop.artifacts.writer import write_artifact
 from arcloop.config.composition import build, compose_config
 from arcloop.errors import ConfigError
-from arcloop.retrieval import Gallery
 from arcloop.runtime.searcher import search
 
 DIM = 16
@@ -22,15 +21,8 @@ def clustered(rows, seed):
 
 
 def write(folder, rows_ND):
-    """A gallery in shards of 1,000 rows."""
-    with write_artifact(folder, "gallery", config={}, parents={"model": "0" * 64}) as writer:
-        for number, start in enumerate(range(0, len(rows_ND), 1000)):
-            shard = rows_ND[start : start + 1000]
-            np.save(writer.path / f"embeddings-{number:05d}.npy", shard)
-            np.save(writer.path / f"labels-{number:05d}.npy", np.zeros(len(shard), np.int64))
-        writer.count = len(rows_ND)
-        writer.info |= {"rows": len(rows_ND), "embedding_dim": DIM}
-    return Gallery(folder)
+    labels_N = np.zeros(len(rows_ND), np.int64)
+    return write_gallery(folder, [(rows_ND, labels_N)], *rows_ND.shape)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tests.data.conftest import synthetic_source
 from tests.evaluation.conftest import CORNERS, cut, labelled_corners
+from tests.retrieval.conftest import pixel_model
 
 from arcloop.config.schema import CalibrationSettings
 from arcloop.data import Store, prepare
@@ -27,7 +27,6 @@ from arcloop.retrieval.calibration import (
 )
 from arcloop.retrieval.unknown_images import UnknownImages
 from arcloop.runtime.images import decode
-from arcloop.runtime.searcher import Model, save_model
 
 fars = st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5, 0.99, 1.0])
 sizes = st.lists(st.integers(1, 7), min_size=1, max_size=3)
@@ -85,16 +84,9 @@ def test_embeddings_that_are_not_finite_are_refused():
         calibrate_threshold([(rows, labels)], lambda: [(CORNERS, labels)], 0.01, TRAINED)
 
 
-class Pixels(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(x.float().flatten(1) + 1)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_model(torch.jit.script(Pixels().eval()), path, image_shape=(8, 8, 1), embedding_dim=64)
-    return Model(path)
+    return pixel_model(tmp_path_factory.mktemp("model") / "model.pt", 8, 8)
 
 
 def make_store(folder, **changed):
@@ -181,8 +173,8 @@ def test_without_held_out_classes_val_images_are_the_queries(
 def test_the_drawn_queries_are_the_same_every_time_and_from_train_and_val(model, store):
     names = ["class-2", "class-5"]
     one, two = (
-        calibrate(model, store, gallery_of(store), settings(max_queries=n), 7, names)
-        for n in (15, 15)
+        calibrate(model, store, gallery_of(store), settings(max_queries=15), 7, names)
+        for _ in range(2)
     )
     assert one == two
     assert one.num_queries == 15

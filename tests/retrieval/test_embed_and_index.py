@@ -6,58 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.retrieval.conftest import gallery, images
 
 from arcloop.artifacts.writer import write_artifact
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.retrieval import (
     FaissIndex,
-    Gallery,
-    embed,
     load_model,
     open_index,
     write_index,
 )
 from arcloop.retrieval.calibration import TRAINED, Calibration
-from arcloop.retrieval.embed import write_shards
-from arcloop.runtime.searcher import save_model, search
+from arcloop.runtime.searcher import search
 
 CALIBRATION = Calibration(
     threshold=0.5, protocol=TRAINED, far=0.01, measured_far=0.01, num_queries=100
 )
-
-
-class Pixels(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(x.float().flatten(1) + 1)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("m") / "model.pt"
-    save_model(torch.jit.script(Pixels().eval()), path, image_shape=(4, 8, 1), embedding_dim=32)
-    return load_model(path, "cpu")
-
-
-def images(rows, seed=0):
-    """Sixty clusters, the same for every seed."""
-    centres = np.random.default_rng(99).integers(0, 216, (60, 4, 8, 1))
-    random = np.random.default_rng(seed)
-    noise = random.integers(0, 40, (rows, 4, 8, 1))
-    return (centres[random.integers(0, 60, rows)] + noise).astype(np.uint8)
-
-
-def batches(array, size):
-    labels = np.arange(len(array)) % 5
-    for start in range(0, len(array), size):
-        yield array[start : start + size], labels[start : start + size]
-
-
-def gallery(model, folder, array, *, batch=64, shard_rows=100):
-    with write_artifact(folder, "gallery", config={}, parents={"model": model.sha256}) as writer:
-        write_shards(writer.path, embed(model, batches(array, batch)), shard_rows)
-        writer.count = len(array)
-        writer.info |= {"rows": len(array), "embedding_dim": 32}
-    return Gallery(folder)
 
 
 @given(
@@ -121,9 +85,8 @@ def test_same_gallery_gives_the_same_bytes(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(3000))
     for factory in ("Flat", "IVF{nlist},Flat", "IVF{nlist},PQ32np"):
         for name in "ab":
-            index = FaissIndex(factory=factory, search={}, train_rows=2000, dim=None).build(found)[
-                0
-            ]
+            builder = FaissIndex(factory=factory, search={}, train_rows=2000, dim=None)
+            index, _ = builder.build(found)
             faiss.write_index(index, str(tmp_path / name))
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -144,12 +107,12 @@ def test_a_misspelt_index_is_refused_at_construction(factory, parameters, messag
 def test_a_gallery_too_small_for_training_is_reported(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(50))
     with pytest.raises(ConfigError, match="gallery of 50 images is too small to train"):
-        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100, dim=None).build(found)[0]
+        FaissIndex(factory="IVF4096,Flat", search={}, train_rows=100, dim=None).build(found)
 
 
 def test_index_of_another_model_is_refused(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(10))
-    index = FaissIndex(factory="Flat", search={}, train_rows=1, dim=None).build(found)[0]
+    index, _ = FaissIndex(factory="Flat", search={}, train_rows=1, dim=None).build(found)
     with write_artifact(tmp_path / "i", "index", config={}) as writer:
         write_index(index, found, writer.path, list("abcde"), CALIBRATION)
     open_index(tmp_path / "i", model.sha256)

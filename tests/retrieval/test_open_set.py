@@ -5,14 +5,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from tests.retrieval.conftest import write_gallery
 
-from arcloop.artifacts.writer import write_artifact
 from arcloop.config.composition import build, compose_config
 from arcloop.config.schema import CalibrationSettings
 from arcloop.data import EmbeddingDataModule, Store, prepare
-from arcloop.retrieval import Gallery, load_model
+from arcloop.retrieval import load_model
 from arcloop.retrieval.calibration import HELD_OUT, TRAINED, calibrate, calibrate_threshold
-from arcloop.retrieval.embed import write_shards
 from arcloop.runtime.searcher import save_model
 from arcloop.training import NODES, TrainingSetup
 from arcloop.training.setup import silence_lightning
@@ -66,14 +65,6 @@ def embedded(model, store, split, per_digit):
     return model.embed(images), labels
 
 
-def gallery_of(model, folder, rows, labels):
-    with write_artifact(folder, "gallery", config={}, parents={"model": model.sha256}) as writer:
-        write_shards(writer.path, [(rows, labels)], 100_000)
-        writer.count = len(rows)
-        writer.info |= {"rows": len(rows), "embedding_dim": rows.shape[1]}
-    return Gallery(folder)
-
-
 def real_rates(store, folder):
     """By protocol, the share of accepted images of each pair of unknown digits."""
     settings = CalibrationSettings(far=FAR, max_queries=2000, held_out_classes=2, unknown=None)
@@ -87,8 +78,9 @@ def real_rates(store, folder):
         for pair in sorted(set(combinations(block, 2)) - seen):
             seen.add(pair)
             known = ~np.isin(labels, pair)
-            best = (queries[np.isin(query_labels, pair)] @ gallery[known].T).max(axis=1)
-            of_pair = gallery_of(model, folder / str(pair), gallery[known], labels[known])
+            kept = gallery[known]
+            best = (queries[np.isin(query_labels, pair)] @ kept.T).max(axis=1)
+            of_pair = write_gallery(folder / str(pair), [(kept, labels[known])], *kept.shape)
             others = [store.classes[digit] for digit in block if digit not in pair]
             rows = [(val[trained], val_labels[trained])]
             for found in (

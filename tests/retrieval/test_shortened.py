@@ -1,19 +1,20 @@
 """Indexes of shortened embeddings, compared with brute force in float64."""
 
 import json
-import shutil
 
 import faiss
 import numpy as np
 import pytest
 from tests.conftest import SMALL
-from tests.retrieval.test_embed_and_index import gallery, images, model  # noqa: F401
+from tests.retrieval.conftest import gallery, images
 
 from arcloop import artifacts
 from arcloop.cli.main import main
+from arcloop.data import Store
 from arcloop.errors import ConfigError
+from arcloop.pipeline.chains import find_store
 from arcloop.retrieval import AutoIndex, FaissIndex
-from arcloop.runtime.searcher import read_index, search
+from arcloop.runtime.searcher import Model, read_index, search
 
 RUN = "runs/synthetic"
 DIM = 5
@@ -35,8 +36,8 @@ def exact(embeddings, dim):
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("memory_map", [False, True])
 def test_stored_index_takes_full_embeddings_and_compares_shortened_ones(
-    model, tmp_path, name, memory_map  # noqa: F811
-):  # fmt: skip
+    model, tmp_path, name, memory_map
+):
     found = gallery(model, tmp_path / "g", images(2000))
     built, description = BUILDERS[name].build(found)
     assert description["dim"] == DIM
@@ -54,7 +55,7 @@ def test_stored_index_takes_full_embeddings_and_compares_shortened_ones(
     assert np.abs(best - whole).max() > 1e-3  # so that the comparison finds a missing truncation
 
 
-def test_shortened_index_is_smaller(model, tmp_path):  # noqa: F811
+def test_shortened_index_is_smaller(model, tmp_path):
     found = gallery(model, tmp_path / "g", images(2000))
     sizes = {
         dim: len(
@@ -68,7 +69,7 @@ def test_shortened_index_is_smaller(model, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["flat", "auto"])
-def test_embeddings_that_are_not_longer_are_refused(model, tmp_path, name):  # noqa: F811
+def test_embeddings_that_are_not_longer_are_refused(model, tmp_path, name):
     found = gallery(model, tmp_path / "g", images(300))
     longer = type(BUILDERS[name])(**{**vars(BUILDERS[name]), "dim": 32})
     with pytest.raises(ConfigError, match=r"index\.dim=32 must be less than .*dim=32"):
@@ -95,10 +96,6 @@ def test_threshold_metrics_and_answers_are_of_the_shortened_embeddings(work, cap
     assert metrics["eer"] != full["eer"]
     assert labels["threshold"] != full_labels["threshold"]
     rows = exact(np.load(work / RUN / "gallery/embeddings-00000.npy"), DIM)
-    from arcloop.data import Store
-    from arcloop.pipeline.chains import find_store
-    from arcloop.runtime.searcher import Model
-
     store, embedder = Store.open(find_store(work / RUN)), Model(work / RUN / "model.pt")
     ((queries_NHWC, truth),) = store.batches("query", 1000)
     similarities = exact(embedder.embed(queries_NHWC), DIM) @ rows.T
@@ -107,4 +104,3 @@ def test_threshold_metrics_and_answers_are_of_the_shortened_embeddings(work, cap
     assert metrics["top1"] == pytest.approx(right.mean())
     unknown = similarities.max(axis=1) < labels["threshold"]
     assert metrics["unknown_rate"] == pytest.approx(unknown.mean(), abs=1.5 / len(unknown))
-    shutil.rmtree(work / RUN / "evaluation")
