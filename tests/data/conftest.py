@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,15 @@ def write_pictures(folder: Path, number: int, *, seed: int = 0) -> None:
     for row in range(number):
         image = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
         Image.fromarray(image).save(folder / f"{row:03d}.png")
+
+
+def write_list(root: Path, pattern: str = "*/*.png", **columns: Callable[[Path], object]) -> Path:
+    """List the pictures in a CSV file; the label is the folder, other columns are computed."""
+    cell_of = {"path": lambda p: p.relative_to(root), "label": lambda p: p.parent.name, **columns}
+    files = sorted(root.glob(pattern))
+    rows = [",".join(str(cell(file)) for cell in cell_of.values()) for file in files]
+    (root / "list.csv").write_text("\n".join([",".join(cell_of), *rows]))
+    return root / "list.csv"
 
 
 @pytest.fixture

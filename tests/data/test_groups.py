@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.conftest import csv_source, folder_source
+from tests.data.conftest import csv_source, folder_source, write_list
 
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.errors import ConfigError, DataError
@@ -34,16 +34,6 @@ def root(tmp_path):
     for name in ("ant", "bee", "cow"):
         draw(tmp_path / "root", name, videos())
     return tmp_path / "root"
-
-
-def write_list(root, group_of, split_of=None):
-    """List the pictures with their groups, and with their splits if `split_of` is given."""
-    rows = ["path,label,group" + (",split" if split_of else "")]
-    for file in sorted(root.glob("*/*.png")):
-        row = f"{file.relative_to(root)},{file.parent.name},{group_of(file)}"
-        rows.append(f"{row},{split_of(file)}" if split_of else row)
-    (root / "list.csv").write_text("\n".join(rows))
-    return root / "list.csv"
 
 
 def video(file):
@@ -78,7 +68,7 @@ def test_the_store_has_the_group_of_every_image_and_splits_keep_groups(
     if kind == "folders":
         source = folder_source(root, group=r"^(\w+/v\d+)_", **changed)
     else:
-        source = csv_source(write_list(root, video), **changed)
+        source = csv_source(write_list(root, group=video), **changed)
     artifact = prepare(source, tmp_path / "store", workers=1)
     group_of, split_of = groups_by_path(artifact)
     assert group_of == {str(f.relative_to(root)): video(f) for f in root.glob("*/*.png")}
@@ -99,7 +89,7 @@ def test_a_group_may_contain_several_classes(tmp_path, root):
 
 
 def test_images_without_a_group(tmp_path, root, settings):
-    file = write_list(root, lambda file: "" if "/v0" in video(file) else video(file))
+    file = write_list(root, group=lambda file: "" if "/v0" in video(file) else video(file))
     artifact = prepare(csv_source(file), tmp_path / "store", workers=1)
     group_of, _ = groups_by_path(artifact)
     assert sum(group is None for group in group_of.values()) == 9
@@ -150,7 +140,8 @@ def test_given_splits_that_divide_a_group_are_a_warning(tmp_path, root, settings
     def group(file):
         return "" if file in (root / "bee/v0_3.png", root / "bee/v3_3.png") else video(file)
 
-    artifact = prepare(csv_source(write_list(root, group, split)), tmp_path / "store", workers=1)
+    file = write_list(root, group=group, split=split)
+    artifact = prepare(csv_source(file), tmp_path / "store", workers=1)
     assert groups_by_path(artifact)[0]["cow/v7_3.png"] == "cow/v7"
     validate(tmp_path / "store", tmp_path / "validation", settings)
     report = json.loads((tmp_path / "validation/report.json").read_bytes())
@@ -204,16 +195,16 @@ def test_appended_images_go_to_the_split_of_their_group(tmp_path, root):
 
 
 def test_a_stored_image_in_another_group_is_refused(tmp_path, root):
-    prepare(source := csv_source(write_list(root, video)), place(tmp_path, source), workers=1)
+    prepare(source := csv_source(write_list(root, group=video)), place(tmp_path, source), workers=1)
     draw(root, "ape", videos())
-    write_list(root, lambda f: "bee/v1" if f == root / "bee/v0_1.png" else video(f))
+    write_list(root, group=lambda f: "bee/v1" if f == root / "bee/v0_1.png" else video(f))
     with pytest.raises(DataError, match=r"1 of its images were changed since:\n *bee/v0_1\.png"):
         append(tmp_path, source)
 
 
 @pytest.mark.parametrize("has_groups", [True, False])
 def test_groups_in_only_one_of_source_and_store_are_refused(tmp_path, root, has_groups):
-    with_groups = write_list(root, video).read_text()
+    with_groups = write_list(root, group=video).read_text()
     without = with_groups.replace("group", "other")
     (root / "list.csv").write_text(with_groups if has_groups else without)
     prepare(source := csv_source(root / "list.csv"), place(tmp_path, source), workers=1)
@@ -226,16 +217,16 @@ def test_groups_in_only_one_of_source_and_store_are_refused(tmp_path, root, has_
 def test_with_disjoint_splits_a_new_image_cannot_join_classes_of_two_splits(tmp_path, root):
     for name in ("dog", "elk", "fox"):
         draw(root, name, videos())
-    source = csv_source(write_list(root, video), split="disjoint")
+    source = csv_source(write_list(root, group=video), split="disjoint")
     first = prepare(source, place(tmp_path, source), workers=1)
     classes = Store(first).classes  # those of train are first
     draw(root, classes[0], ["v0"], [3])
-    write_list(root, video)
+    write_list(root, group=video)
     grown = append(tmp_path, source)
     assert groups_by_path(grown)[1][f"{classes[0]}/v0_3.png"] == "train"
     draw(root, classes[0], ["v0"], [4])
     joined = f"{classes[-1]}/v0"
-    write_list(root, lambda file: joined if file.name == "v0_4.png" else video(file))
+    write_list(root, group=lambda file: joined if file.name == "v0_4.png" else video(file))
     with pytest.raises(DataError, match=f"join classes of several splits: group '{joined}'"):
         append(tmp_path, source)
 
@@ -243,11 +234,11 @@ def test_with_disjoint_splits_a_new_image_cannot_join_classes_of_two_splits(tmp_
 def test_images_can_be_added_to_disjoint_splits_if_no_image_has_a_group(tmp_path, root):
     for name in ("dog", "elk", "fox"):
         draw(root, name, videos())
-    source = csv_source(write_list(root, lambda file: ""), split="disjoint")
+    source = csv_source(write_list(root, group=lambda file: ""), split="disjoint")
     first = prepare(source, place(tmp_path, source), workers=1)
     last = Store(first).classes[-1]
     draw(root, last, ["v0"], [3])
-    write_list(root, lambda file: "")
+    write_list(root, group=lambda file: "")
     group_of, split_of = groups_by_path(append(tmp_path, source))
     assert set(group_of.values()) == {None}
     assert split_of[f"{last}/v0_3.png"] == "gallery"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.data.conftest import csv_source, folder_source, write_pictures
+from tests.data.conftest import csv_source, folder_source, write_list, write_pictures
 
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.errors import DataError
@@ -18,12 +18,6 @@ def tailed(pictures):
     return pictures
 
 
-def listed(root):
-    rows = [f"{p.relative_to(root)},{p.parent.name}" for p in sorted(root.glob("*/*.png"))]
-    (root / "list.csv").write_text("\n".join(["path,label", *rows]))
-    return csv_source(root / "list.csv", min_images=5)
-
-
 def test_without_it_the_error_names_the_classes_and_offers_it(tailed):
     with pytest.raises(DataError, match=r"'aaa' \(1\), 'cat' \(4\), 'none' \(0\)") as caught:
         folder_source(tailed).open()
@@ -33,7 +27,10 @@ def test_without_it_the_error_names_the_classes_and_offers_it(tailed):
 
 @pytest.mark.parametrize("kind", ["folders", "list"])
 def test_small_classes_are_left_out_and_reported(tmp_path, tailed, settings, capsys, kind):
-    source = listed(tailed) if kind == "list" else folder_source(tailed, min_images=5)
+    if kind == "list":
+        source = csv_source(write_list(tailed), min_images=5)
+    else:
+        source = folder_source(tailed, min_images=5)
     artifact = prepare(source, tmp_path / "store", workers=1)
     store = Store(artifact)
     assert store.classes == ["ant", "bee", "ölkäfer"]

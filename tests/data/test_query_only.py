@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.data.conftest import csv_source, folder_source, write_pictures
+from tests.data.conftest import csv_source, folder_source, write_list, write_pictures
 
 from arcloop.data import SPLITS, Store, prepare, store_key, validate
 from arcloop.errors import DataError
@@ -29,16 +29,6 @@ def write(root, counts, first=0):
             for file in sorted((root / "new").iterdir()):
                 file.rename(root / split / name / f"{first}-{file.name}")
             (root / "new").rmdir()
-
-
-def as_list(root):
-    """Write a list of the pictures with their splits."""
-    rows = [
-        f"{file.relative_to(root)},{file.parent.name},{file.parent.parent.name}"
-        for file in sorted(root.glob("*/*/*.png"))
-    ]
-    (root / "list.csv").write_text("\n".join(["path,label,split", *rows]))
-    return root / "list.csv"
 
 
 def stored_counts(store):
@@ -65,8 +55,11 @@ def test_they_have_the_last_labels_and_are_reported_by_validation(
 ):
     root = tmp_path / "root"
     write(root, counts)
-    source = folder_source if kind == "folders" else csv_source
-    source = source(root if kind == "folders" else as_list(root), split=split)
+    if kind == "folders":
+        source = folder_source(root, split=split)
+    else:
+        file = write_list(root, "*/*/*.png", split=lambda file: file.parent.parent.name)
+        source = csv_source(file, split=split)
     store = Store(prepare(source, tmp_path / "store", workers=1))
     assert store.classes == classes
     assert store.num_train_classes == trained

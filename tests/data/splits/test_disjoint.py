@@ -14,6 +14,7 @@ from tests.data.conftest import (
     idx_source,
     synthetic_source,
     write_idx_set,
+    write_list,
     write_pictures,
 )
 
@@ -174,10 +175,8 @@ def test_all_classes_in_two_splits_are_named(tmp_path):
 
 
 def test_listed_pictures(tmp_path, five):
-    rows = [f"{p.relative_to(five)},{p.parent.name}" for p in sorted(five.glob("*/*.png"))]
-    (five / "l.csv").write_text("\n".join(["path,label", *rows]))
     settings = {"split": "disjoint", "split_seed": 4}
-    prepare(csv_source(five / "l.csv", **settings), tmp_path / "listed", workers=1)
+    prepare(csv_source(write_list(five), **settings), tmp_path / "listed", workers=1)
     prepare(folder_source(five, **settings), tmp_path / "folder", workers=1)
     one, two = Store.open(tmp_path / "listed"), Store.open(tmp_path / "folder")
     assert one.classes == two.classes
@@ -190,12 +189,8 @@ def test_listed_pictures(tmp_path, five):
 
 def test_listed_splits_without_query(tmp_path, five):
     split_of = dict(zip("abcdefgh", [*["train"] * 3, *["gallery"] * 3, *["val"] * 2], strict=True))
-    rows = [
-        f"{p.relative_to(five)},{p.parent.name},{split_of[p.parent.name]}"
-        for p in sorted(five.glob("*/*.png"))
-    ]
-    (five / "l.csv").write_text("\n".join(["path,label,split", *rows]))
-    prepare(csv_source(five / "l.csv", split="disjoint"), tmp_path / "store", workers=1)
+    file = write_list(five, split=lambda file: split_of[file.parent.name])
+    prepare(csv_source(file, split="disjoint"), tmp_path / "store", workers=1)
     store = Store.open(tmp_path / "store")
     assert store.leave_one_out
     assert store.classes == list("abcghdef")
