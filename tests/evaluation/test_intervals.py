@@ -32,7 +32,7 @@ def results(correct, labels, *, groups=None, best=None, other=None, known=None, 
         best_is_right=correct,
         known=np.ones(count, bool) if known is None else np.asarray(known),
         group=groups,
-        metrics=metrics,
+        metrics={"unknown_rate": np.zeros(count, bool), **metrics},
     )
 
 
@@ -95,9 +95,10 @@ def test_cluster_sums_equal_copied_rows():
     labels = random.integers(40, size=300)
     scores = random.random((2, 300)).astype(np.float32)
     right, known = random.random(300) < 0.8, random.random(300) < 0.7
+    unknown = random.random(300) < 0.3
     values = results(
         right, labels, best=scores[0], other=scores[1], known=known, map_at_r=scores[0],
-        unknown_rate=right,
+        unknown_rate=unknown,
     )  # fmt: skip
     units = Units.of(values)
     assert (units.kind, units.independent) == ("classes", 40)
@@ -106,10 +107,13 @@ def test_cluster_sums_equal_copied_rows():
     weights = counts[:, units.rows]
     assert counts.sum(axis=1).tolist() == [40] * len(counts)
     assert found["top1"].shape == (intervals.RESAMPLES,)
-    expected = (weights @ right) / weights.sum(axis=1)
+    expected = (weights @ unknown) / weights.sum(axis=1)
     assert np.allclose(found["unknown_rate"][:50], expected, atol=1e-9)
     of_known = weights * known
     assert np.allclose(found["top1"][:50], (of_known @ right) / of_known.sum(axis=1), atol=1e-9)
+    missed, other = ~right | unknown, weights * ~known
+    assert np.allclose(found["fnir"][:50], (of_known @ missed) / of_known.sum(axis=1), atol=1e-9)
+    assert np.allclose(found["fpir"][:50], (other @ ~unknown) / other.sum(axis=1), atol=1e-9)
     assert np.allclose(
         found["map_at_r"][:50], (of_known @ scores[0]) / of_known.sum(axis=1), atol=1e-6
     )
@@ -173,11 +177,13 @@ def test_a_perfect_score_is_not_certain():
 
 
 def test_trials_are_counted_among_the_queries_of_the_mean():
-    """MAP@R is a mean over the known queries, which are 60 of 1,000."""
+    """MAP@R and top-1 are means over the known queries, which are 60 of 1,000; FPIR is not."""
     known = np.arange(1000) < 60
     perfect = results(known, [0] * 1000, known=known, map_at_r=known)
-    found = compute_intervals(perfect, {"map_at_r": 1.0, "dir_at_far_1e-1": 1.0, "top1": 0.06})
-    assert found["map_at_r"] == found["dir_at_far_1e-1"] == wilson_interval(1, 60)
+    of_known = ("map_at_r", "dir_at_far_1e-1", "top1")
+    found = compute_intervals(perfect, dict.fromkeys((*of_known, "fpir"), 1.0))
+    assert {found[name] for name in of_known} == {wilson_interval(1, 60)}
+    assert found["fpir"] == wilson_interval(1, 940)
 
 
 def test_a_metric_that_is_the_same_for_all_queries_has_no_interval():

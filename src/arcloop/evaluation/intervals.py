@@ -46,12 +46,14 @@ class Units:
         independent: Number of independent units. If there are more than 10,000, several of them,
             chosen at random, are resampled together, and U is 10,000.
         known: Number of independent units that have a query of a known class.
+        unknown: Number of independent units that have a query of an unknown class.
     """
 
     kind: str
     rows: Rows
     independent: int
     known: int
+    unknown: int
 
     @classmethod
     def of(cls, results: QueryResults) -> Units:
@@ -69,13 +71,15 @@ class Units:
         else:
             kind, ids_Q = "queries", np.arange(len(label_Q))
         ids, unit_Q = np.unique(ids_Q, return_inverse=True)
-        known = len(np.unique(unit_Q[results.known]))
+        known, unknown = (len(np.unique(unit_Q[of])) for of in (results.known, ~results.known))
         if len(ids) > _MAX_UNITS:  # the variance of the sums stays that of independent units
             unit_Q = np.random.default_rng(0).permutation(len(ids))[unit_Q] % _MAX_UNITS
-        return cls(kind, unit_Q, len(ids), known)
+        return cls(kind, unit_Q, len(ids), known, unknown)
 
     def trials(self, metric: str) -> int:
         """Return the number of independent units over which a metric is measured."""
+        if metric == "fpir":
+            return self.unknown
         return self.known if is_of_known(metric) else self.independent
 
 
@@ -177,9 +181,16 @@ def _statistics(results: QueryResults, unit_Q: Rows) -> Callable[[Floats], dict[
     known_Q = results.known
     # The sum of the weights of each class is 1.
     weight_Q = known_Q / np.bincount(results.label, weights=known_Q).clip(min=1)[results.label]
-    values = {"top1": results.correct, **results.metrics, "mean_class_accuracy": results.correct}
+    answered_Q = ~results.metrics["unknown_rate"]
+    values = {
+        "top1": results.correct,
+        **results.metrics,
+        "fpir": answered_Q,
+        "fnir": ~(answered_Q & results.correct),
+        "mean_class_accuracy": results.correct,
+    }
     counted = {name: known_Q if is_of_known(name) else all_Q for name in values}
-    counted["mean_class_accuracy"] = weight_Q
+    counted |= {"fpir": ~known_Q, "mean_class_accuracy": weight_Q}
 
     def sum_by_unit(columns: Iterable[npt.NDArray[Any]]) -> Floats:
         sums = [np.bincount(unit_Q, weights=column_Q) for column_Q in columns]
