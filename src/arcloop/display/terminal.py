@@ -121,3 +121,12 @@ def decimals(similarity: float, bound: float) -> int:
     """
     different = (n for n in range(3, 9) if f"{similarity:.{n}f}" != f"{bound:.{n}f}")
     return next(different, 3)
+
+
+def format_similarity(similarity: float) -> str:
+    """Return a similarity with 3 to 8 decimals, as many as distinguish it from 1.
+
+    >>> format_similarity(0.7), format_similarity(0.99997), format_similarity(1.0)
+    ('0.700', '0.99997', '1.000')
+    """
+    return f"{similarity:.{decimals(similarity, 1.0)}f}"

@@ -23,6 +23,7 @@ from arcloop.display.plotting import (
     short_name,
     styled,
 )
+from arcloop.display.terminal import format_similarity
 from arcloop.evaluation.metrics.retrieval import Bools
 from arcloop.retrieval.embed import Embeddings, Labels
 
@@ -243,7 +244,8 @@ def mistake_sheet(
             -0.02,
             1 - (number + 0.5) / len(mistakes),
             f"{short_name(names[mistake.label])}\n"
-            f"answered {short_name(names[mistake.predicted])}, {mistake.similarity:.3f}",
+            f"predicted at {format_similarity(mistake.similarity)}:\n"
+            f"{short_name(names[mistake.predicted])}",
             transform=axis.transAxes,
             ha="right",
             va="center",

@@ -167,6 +167,16 @@ def test_large_colour_images_are_shown_small(tmp_path):
     assert 'class="mistakes pixels"' not in text
 
 
+def test_similarities_near_1_are_not_shown_as_1(tmp_path):
+    near = CORNERS + 0.02 * np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    labels, pixels = np.arange(16) % 2, np.zeros((8, 8, 1), np.uint8)
+    text = write_small(tmp_path, labels, 1 - labels, image=lambda *_: pixels, gallery=near)
+    shown = re.findall(r">(?:at )?(\d\.\d+)</span>", text)
+    assert "0.9999" in {similarity[:6] for similarity in shown}
+    assert not any(similarity.startswith("1") for similarity in shown)
+
+
 def test_a_page_without_mistakes_curves_pairs_and_points(tmp_path):
     labels = np.zeros(16, np.int64)
     text = write_small(tmp_path, labels, labels, num_projected=0)
@@ -190,11 +200,13 @@ def test_names_that_no_font_can_draw_are_numbered_in_figures(tmp_path):
     )
 
 
-def write_small(folder, query_labels, gallery_labels, image=None, classes=("a", "b"), **changed):
+def write_small(
+    folder, query_labels, gallery_labels, image=None, classes=("a", "b"), gallery=CORNERS, **changed
+):
     classes = list(classes)
     setup = EvaluationSetup(
-        gallery=lambda: [(CORNERS, gallery_labels)], gallery_labels=gallery_labels,
-        search=exact(CORNERS), classes=classes, settings=settings(**changed), threshold=-1.0,
+        gallery=lambda: [(gallery, gallery_labels)], gallery_labels=gallery_labels,
+        search=exact(gallery), classes=classes, settings=settings(**changed), threshold=-1.0,
         num_queries=16,
     )  # fmt: skip
     result = evaluate_embeddings([(CORNERS, query_labels)], setup)

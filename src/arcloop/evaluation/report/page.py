@@ -15,6 +15,7 @@ from PIL import Image
 
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import drawable_names, encode_png
+from arcloop.display.terminal import format_similarity
 from arcloop.evaluation.compare import Comparison, Flip
 from arcloop.evaluation.evaluator import EvaluationResult
 from arcloop.evaluation.gate import GateDecision
@@ -79,6 +80,7 @@ def write_report(
         ],
         metrics=_describe_metrics(result),
         figures=images,
+        format_similarity=format_similarity,
         thumbnail=lambda split, row: _thumbnail(image(split, row)),
         pixelated=any(max(image_HWC.shape) <= _PIXELATED for image_HWC in some),
         facts=facts,

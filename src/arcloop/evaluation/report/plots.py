@@ -23,7 +23,7 @@ from arcloop.display.plotting import (
     short_name,
     styled,
 )
-from arcloop.display.terminal import decimals
+from arcloop.display.terminal import format_similarity
 from arcloop.evaluation.metrics.verification import Roc, least_similarities
 
 Ints = npt.NDArray[np.int64]
@@ -160,7 +160,7 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
     if threshold > -1:
         axis.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
         axis.annotate(
-            f"unknown below {threshold:.{decimals(threshold, 1.0)}f} ",
+            f"unknown below {format_similarity(threshold)} ",
             (threshold, axis.get_ylim()[1]),
             xytext=(0, -9),
             textcoords="offset points",
