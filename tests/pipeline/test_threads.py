@@ -69,18 +69,6 @@ def test_lightning_does_not_change_the_number_of_threads(in_tmp, monkeypatch, ca
     assert {line.rpartition(" ")[2] for line in printed} == {"3"}
 
 
-def test_serial_and_parallel_sweeps_give_the_same_weights(in_tmp, monkeypatch):
-    """joblib sets `OMP_NUM_THREADS` in its processes."""
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    for launcher in ([], ["launcher=joblib"]):
-        sweep = f"hydra.sweep.dir={'parallel' if launcher else 'serial'}"
-        assert main([*TRAIN, "trainer.max_epochs=1", "-m", "seed=0,1", *launcher, sweep]) == 0
-    for seed in range(2):
-        serial, parallel = Path(f"serial/seed-{seed}"), Path(f"parallel/seed-{seed}")
-        assert (serial / "model.pt").read_bytes() == (parallel / "model.pt").read_bytes()
-        assert recorded(parallel) == recorded(serial)
-
-
 @pytest.mark.parametrize("value", ["0", "two", "1.5"])
 def test_a_wrong_number_is_refused(in_tmp, capsys, value):
     assert main([*TRAIN, f"threads={value}"]) == 2

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -119,6 +120,10 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
                 where=planned.folder,
                 remedy="reduce launcher.jobs if memory ran out, and repeat the command",
             ) from None
+        finally:
+            # joblib keeps its processes for the next sweep of this process, which may have another
+            # current directory and environment.
+            get_reusable_executor(reuse=True).shutdown(wait=True)
         found = [JobRecord.read(file) for file in sorted(Path(results).iterdir())]
     records = [record for record in found if record is not None]
     if failed := sweep_error(records, planned.folder):

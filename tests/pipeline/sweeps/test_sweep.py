@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +87,9 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
         assert "job 0" not in capsys.readouterr().err
 
 
-def test_a_failed_job_in_another_process_is_recorded_and_not_repeated(in_tmp, capfd):
+def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
+    """A failed job is recorded and not repeated; the others give the same weights as in series."""
+    monkeypatch.delenv("OMP_NUM_THREADS")  # joblib sets it in its processes
     arguments = ["train", "-m", *QUICK, "launcher=joblib", "optimizer.lr=0.1,1e30"]
     assert main(arguments) == 1
     output = capfd.readouterr().err
@@ -100,6 +103,11 @@ def test_a_failed_job_in_another_process_is_recorded_and_not_repeated(in_tmp, ca
     assert len(recorded["config_sha256"]) == 64
     assert recorded["ended"] >= recorded["started"]
     assert not list(SWEEP.glob(".results-*"))
+    # A later sweep must not use processes that have the current directory of this one.
+    children = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    assert not [command for command in children if "LokyProcess" in command]
+    run = SWEEP / "optimizer.lr-0.1"
+    weights, threads = (run / "model.pt").read_bytes(), artifacts.load(run, "run").code["threads"]
 
     serial = [argument for argument in arguments if not argument.startswith("launcher")]
     assert main(serial) == 1
@@ -108,6 +116,8 @@ def test_a_failed_job_in_another_process_is_recorded_and_not_repeated(in_tmp, ca
     assert "epoch 1/2" not in output
     assert main([*serial, "overwrite=true"]) == 1
     assert "epoch 1/2" in capfd.readouterr().err
+    assert (run / "model.pt").read_bytes() == weights
+    assert artifacts.load(run, "run").code["threads"] == threads
 
 
 def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):
