@@ -18,6 +18,7 @@ from arcloop.config.value_types import Fraction, PositiveInt
 from arcloop.errors import ConfigError
 from arcloop.export.formats import Images, OnnxFormat, example_images
 from arcloop.models import Embedder
+from arcloop.runtime.runtimes import FILES
 
 _QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "Relu")
 _CALIBRATION_BATCH = 64
@@ -47,7 +48,7 @@ class OnnxFp16Format(CompactFormat):
     """
 
     name: ClassVar[str] = "onnx_fp16"
-    file: ClassVar[str] = "model.fp16.onnx"
+    file: ClassVar[str] = FILES["onnxruntime_fp16"]
 
     def write(self, embedder: Embedder, path: Path, calibration_NCHW: Images | None = None) -> None:
         import onnx
@@ -89,7 +90,7 @@ class OnnxInt8Format(CompactFormat):
 
     calibration_images: PositiveInt
     name: ClassVar[str] = "onnx_int8"
-    file: ClassVar[str] = "model.int8.onnx"
+    file: ClassVar[str] = FILES["onnxruntime_int8"]
 
     def write(self, embedder: Embedder, path: Path, calibration_NCHW: Images | None = None) -> None:
         import onnx

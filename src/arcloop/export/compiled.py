@@ -20,6 +20,7 @@ from arcloop.export.formats import (
     torch_program,
 )
 from arcloop.models import Embedder
+from arcloop.runtime.runtimes import FILES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class CompiledFormat(Format):
     """
 
     name: ClassVar[str] = "aoti"
-    file: ClassVar[str] = "model.aoti.pt2"
+    file: ClassVar[str] = FILES["aoti"]
     packages: ClassVar[tuple[str, ...]] = ("torch",)
 
     def require(self) -> None:

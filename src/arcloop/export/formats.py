@@ -29,6 +29,7 @@ from arcloop.config.targets import require_extra
 from arcloop.config.value_types import PositiveFloat, check_fields
 from arcloop.errors import ConfigError, first_line
 from arcloop.models import Embedder
+from arcloop.runtime.runtimes import FILES
 
 Images = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -123,7 +124,7 @@ class OnnxFormat(Format):
     # TorchScript-based exporter.
     opset: Annotated[int, Field(ge=11, le=20)]
     name: ClassVar[str] = "onnx"
-    file: ClassVar[str] = "model.onnx"
+    file: ClassVar[str] = FILES["onnxruntime"]
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime")
 
     def write(self, embedder: Embedder, path: Path, calibration_NCHW: Images | None = None) -> None:

@@ -14,6 +14,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError
+from arcloop.export import CompiledFormat, OnnxFormat, OnnxFp16Format, OnnxInt8Format
 from arcloop.export.run import golden_file
 from arcloop.runtime.golden_batch import GOLDEN
 from arcloop.runtime.runtimes import FILES, TORCHSCRIPT, load_runtime
@@ -22,12 +23,10 @@ from arcloop.serving.settings import DeploySettings
 
 _FASTEST = "onnxruntime"
 _EXPORTS = {
-    "onnxruntime": "onnx",
-    "onnxruntime_fp16": "onnx_fp16",
-    "onnxruntime_int8": "onnx_int8",
-    "aoti": "aoti",
+    chosen.file: chosen.name
+    for chosen in (OnnxFormat, OnnxFp16Format, OnnxInt8Format, CompiledFormat)
 }
-"""Runtime -> choice of the config group `export` that writes its file."""
+"""File -> choice of the config group `export` that writes it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _is_exported(run: Artifact, runtime: str) -> bool:
 
 def _exported(run: Artifact, runtime: str, sizes: Mapping[str, Any]) -> ModelFile:
     folder, name = run.path / "export", FILES[runtime]
-    remedy = f"run `arcloop export run_dir={run.path} export={_EXPORTS[runtime]}`"
+    remedy = f"run `arcloop export run_dir={run.path} export={_EXPORTS[name]}`"
     if not _is_exported(run, runtime):
         raise ConfigError(
             f"deploy.runtime={runtime} needs {name}, which the run does not have",
