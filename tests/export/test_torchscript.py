@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -65,28 +61,3 @@ def test_unreadable_checkpoint_is_an_error(tmp_path, content):
         export_scripted(
             embedder(2), tmp_path / "best.ckpt", GOLDEN_IMAGES, tmp_path, max_abs_diff=1
         )
-
-
-SCRIPT = """
-import sys, torch, numpy as np
-from pathlib import Path
-from arcloop.export.torchscript import export_scripted, require_scriptable
-from arcloop.models import ConvNet, Embedder
-
-embedder = Embedder(ConvNet(in_channels=1, widths=[4, 8], depth=1), image_shape=(12, 12, 1),
-                    embedding_dim=8, dropout=0.1, mean=[0.5], std=[0.5])
-images = np.zeros((2, 12, 12, 1), np.uint8)
-require_scriptable(embedder)  # as before training
-export_scripted(embedder, Path("best.ckpt"), images, Path(sys.argv[1]), max_abs_diff=1e-5)
-"""
-
-
-def test_bytes_do_not_depend_on_the_hash_seed(tmp_path, checkpoint):
-    """Fails if torch.jit no longer uses the global `set` that `_sorted_constants` replaces."""
-    for seed in ("1", "2"):
-        (tmp_path / seed).mkdir()
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", SCRIPT, seed], cwd=tmp_path, check=True,
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )  # fmt: skip
-    assert (tmp_path / "1/model.pt").read_bytes() == (tmp_path / "2/model.pt").read_bytes()

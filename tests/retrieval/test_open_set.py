@@ -39,12 +39,7 @@ def store(tmp_path_factory):
     return Store.open(folder)
 
 
-def train_without(digits, store, path):
-    config = compose_config(CONFIG)
-    config.callbacks, config.logger = {}, {}
-    setup = TrainingSetup(
-        **{name: build(config, name) for name in NODES}, seed=0, monitor="val_top1"
-    )
+def train_without(digits, setup, store, path):
     names = [store.classes[digit] for digit in digits]
     datamodule = EmbeddingDataModule(
         store.artifact.path, setup.loader, setup.sampler, 0, lambda _: names
@@ -69,8 +64,11 @@ def real_rates(store, folder):
     """By protocol, the share of accepted images of each pair of unknown digits."""
     settings = CalibrationSettings(far=FAR, max_queries=2000, held_out_classes=2, unknown=None)
     rates, seen = {HELD_OUT: [], TRAINED: []}, set()
+    config = compose_config([*CONFIG, "callbacks={}", "logger={}"])
+    nodes = {name: build(config, name) for name in NODES}
+    setup = TrainingSetup(**nodes, seed=0, monitor="val_top1")
     for number, block in enumerate(BLOCKS):
-        model = train_without(block, store, folder / f"{number}.pt")
+        model = train_without(block, setup, store, folder / f"{number}.pt")
         gallery, labels = embedded(model, store, "gallery", 200)
         queries, query_labels = embedded(model, store, "query", 300)
         val, val_labels = embedded(model, store, "val", 100)

@@ -17,6 +17,9 @@ from arcloop.config.value_types import (
 )
 from arcloop.errors import ConfigError
 
+BOUNDS_ON_CHANGE = ("max_loss", "max_negative_flips", "max_class_loss")
+"""Bounds of the gate on the change against the incumbent; the other bounds are on metrics."""
+
 
 @dataclass(kw_only=True)
 class GateSettings(CheckedSettings):
@@ -62,7 +65,7 @@ class GateSettings(CheckedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_loss", "max_negative_flips", "max_class_loss"):
+        for name in BOUNDS_ON_CHANGE:
             if getattr(self, name) is not None and self.versus is None:
                 raise ConfigError(
                     f"{name} is a bound on the change against another model",

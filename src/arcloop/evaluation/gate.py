@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TypedDict
 
-from arcloop.config.evaluation import GateSettings
+from arcloop.config.evaluation import BOUNDS_ON_CHANGE, GateSettings
 from arcloop.evaluation.compare import Comparison
 from arcloop.evaluation.intervals import Interval
 
-_OF_COMPARISON = (
-    "use", "versus", "loss_metric", "max_loss", "max_negative_flips", "max_class_loss"
-)  # fmt: skip
+_SIDES = {"min": "at least", "max": "at most"}
 
 
 class GateDecision(TypedDict):
@@ -57,7 +55,7 @@ def check_gate(
     found = [
         _compare(name, bound, metrics, (intervals or {}) if settings.use == "interval" else None)
         for name, bound in asdict(settings).items()
-        if name not in _OF_COMPARISON and bound is not None
+        if name.startswith(("min_", "max_")) and name not in BOUNDS_ON_CHANGE and bound is not None
     ]
     if comparison is not None:
         found += _check_comparison(comparison, settings)
@@ -75,9 +73,8 @@ def _compare(
     """Return whether a metric meets its bound, and a sentence that says so."""
     side, _, metric = name.partition("_")
     metric = name if name == "min_class_accuracy" else metric
-    words = "at least" if side == "min" else "at most"
     if metric not in metrics:
-        return False, f"{metric} was not measured, but {words} {bound:g} is required."
+        return False, f"{metric} was not measured, but {_SIDES[side]} {bound:g} is required."
     value, subject = metrics[metric], metric
     if intervals is not None and metric in intervals:
         value = intervals[metric][0 if side == "min" else 1]
@@ -85,12 +82,15 @@ def _compare(
         subject = f"The {end} end of the 95% interval of {metric}"
     elif intervals is not None:
         subject = f"{metric} (which has no interval)"
+    return _check_bound(subject, value, side, bound)
+
+
+def _check_bound(subject: str, value: float, side: str, bound: float) -> tuple[bool, str]:
+    """Return whether a value meets a bound of the side "min" or "max", and a sentence."""
     met = value >= bound if side == "min" else value <= bound
-    return met, (
-        f"{subject} is {value:.6g}, {words} {bound:g} as required."
-        if met
-        else f"{subject} is {value:.6g}, but {words} {bound:g} is required."
-    )
+    words = f"{_SIDES[side]} {bound:g}"
+    required = f"{words} as required" if met else f"but {words} is required"
+    return met, f"{subject} is {value:.6g}, {required}."
 
 
 def _check_comparison(comparison: Comparison, settings: GateSettings) -> list[tuple[bool, str]]:
@@ -111,17 +111,13 @@ def _check_comparison(comparison: Comparison, settings: GateSettings) -> list[tu
         text = _describe(metric, comparison)
         found.append((met, f"{text}: a loss of more than {settings.max_loss:g} {excluded}."))
     of_worst = f"the accuracy of the class {worst.name} ({worst.queries} queries)"
-    for text, value, bound in (
+    for subject, value, bound in (
         ("The share of queries that became wrong", lost / comparison.queries,
          settings.max_negative_flips),
         (f"The decrease of {of_worst}", max(0.0, -worst.difference), settings.max_class_loss),
     ):  # fmt: skip
         if bound is not None:
-            met = value <= bound
-            required = (
-                f"at most {bound:g} as required" if met else f"but at most {bound:g} is required"
-            )
-            found.append((met, f"{text} is {value:.6g}, {required}."))
+            found.append(_check_bound(subject, value, "max", bound))
     return found
 
 

@@ -146,6 +146,6 @@ def _pair_metrics(rows_ND: Embeddings, labels_N: Labels, queries: Labels) -> dic
     scan_gallery(visit, rows_ND[queries], lambda: iter([(rows_ND, labels_N)]), shape)
     eer = pairs.eer()
     return {
-        "val_eer": _WORST["val_eer"] if eer is None else eer,
+        "val_eer": _WORST["val_eer"] if isinstance(eer, str) else eer,
         "val_margin": float((same_Q - other_Q).mean(dtype=np.float64)),
     }

@@ -113,16 +113,16 @@ class SimilarityHistogram:
         threshold = np.concatenate([[above_1], least_similarities()])
         return Roc(far / far[-1], tar / tar[-1], threshold)
 
-    def eer(self) -> float | None:
+    def eer(self) -> float | str:
         """Return the equal error rate, where the false accept and false reject rates are equal.
 
         Both rates are interpolated linearly between adjacent thresholds.
 
         Returns:
-            A rate in [0, 1]; None if there are no pairs of one of the two kinds.
+            A rate in [0, 1]; a sentence if there are no pairs of one of the two kinds.
         """
         if not (self.same.any() and self.different.any()):
-            return None
+            return "not measurable without pairs of both kinds"
         roc = self.roc()
         far, frr = roc.far, 1 - roc.tar
         after = int(np.argmax(far >= frr))  # at the first threshold, 1, far = 0 and frr = 1
@@ -151,9 +151,8 @@ class SimilarityHistogram:
 
     def compute(self) -> Rates:
         """Return the EER and the TAR at several FAR."""
-        eer = self.eer()
-        rates: Rates = {"eer": "not measurable without pairs of both kinds" if eer is None else eer}
-        return rates | {f"tar_at_far_{name}": self.tar_at_far(far) for name, far in FARS.items()}
+        tars = {f"tar_at_far_{name}": self.tar_at_far(far) for name, far in FARS.items()}
+        return {"eer": self.eer(), **tars}
 
 
 def too_few(trials: int, kind: str, rate: float = 1.0) -> str:

@@ -61,7 +61,7 @@ def write_report(
     """
     drawn_names = drawable_names(classes)
     _write_confusion(folder / "confusion_matrix.csv", result, classes)
-    if result.pairs.eer() is not None:
+    if "eer" in result.metrics:
         _write_roc(folder / "roc.csv", result.pairs.roc())
     images = {}
     for name, drawn in _figures(result, drawn_names, curves):
@@ -134,20 +134,20 @@ def _figures(
     result: EvaluationResult, classes: list[str], curves: Sequence[dict[str, float]]
 ) -> Iterator[tuple[str, Figure]]:
     """Yield (name, figure), without figures that have no data."""
-    table, pairs = result.confusion, result.pairs
+    table, pairs, metrics = result.confusion, result.pairs, result.metrics
     if (training := plots.training_curves(curves)) is not None:
         yield "training_curves", training
     names = [classes[label] for label in table.labels]
     yield "confusion_matrix", plots.confusion_matrix(table.counts, names)
     if table.total.any():
         yield "class_accuracy", plots.class_accuracy(table.right, table.total, classes)
-    if (eer := pairs.eer()) is not None:
-        rates = {far: pairs.tar_at_far(far) for far in FARS.values()}
-        marks = {far: rate for far, rate in rates.items() if not isinstance(rate, str)}
-        yield "roc", plots.roc_curve(pairs.roc(), eer, marks)
+    if "eer" in metrics:
+        fars = {f"tar_at_far_{name}": far for name, far in FARS.items()}
+        marks = {far: metrics[name] for name, far in fars.items() if name in metrics}
+        yield "roc", plots.roc_curve(pairs.roc(), metrics["eer"], marks)
     yield (
         "similarity_histogram",
-        plots.similarity_histogram(pairs.same, pairs.different, result.metrics["threshold"]),
+        plots.similarity_histogram(pairs.same, pairs.different, metrics["threshold"]),
     )
     answers = result.per_query
     if answers.quality is not None and (known_Q := answers.known).any():
