@@ -116,9 +116,8 @@ class CalibrationSettings(CheckedSettings):
             are sampled at random, with a fixed seed.
         held_out_classes: Classes that are left out of training, as a number or a share (0 to 1);
             their images of train and val are the unknown queries. "auto": a tenth if there are at
-            least 100 classes and no `unknown`, else none; null or 0: none. A store whose val
-            classes are not in train holds out none. A finished run keeps the classes that it was
-            trained without.
+            least 100 classes, no `unknown`, and val has no class that train does not have, else
+            none; null or 0: none. A finished run keeps the classes that it was trained without.
         unknown: Folder with images of unknown things, in any subfolders, that replace the images of
             classes as unknown queries; null for none.
     """

@@ -57,9 +57,12 @@ def test_the_seed_changes_the_choice_and_a_new_class_changes_at_most_one(store, 
 
 
 def test_unseen_val_classes_make_held_out_classes_unnecessary(tmp_path):
-    rows = {"train": 40, "val": 40, "gallery": 40}
-    disjoint = make_store(tmp_path / "store", num_classes=10, split="disjoint", **rows)
-    assert choose(disjoint, 2) == []
+    rows = {"train": 600, "val": 600, "gallery": 600}
+    disjoint = make_store(tmp_path / "store", num_classes=300, split="disjoint", **rows)
+    assert disjoint.num_train_classes >= 100
+    assert choose(disjoint, "auto") == choose(disjoint, 0) == []
+    with pytest.raises(ConfigError, match="held_out_classes=2 holds out classes, but val already"):
+        choose(disjoint, 2)
 
 
 @pytest.mark.parametrize("held_out", [99, 100, 1.0, 0.99])

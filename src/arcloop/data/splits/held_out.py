@@ -31,8 +31,8 @@ def choose_held_out_classes(store: Store, settings: CalibrationSettings, seed: i
     change few of them.
 
     Args:
-        store: The store. If val has classes that train does not have, nothing is held out, because
-            these classes are not trained on anyway.
+        store: The store. If val has classes that train does not have, these are not trained on, and
+            "auto" holds out no others.
         settings: `held_out_classes` and `unknown`.
         seed: Seed of the hashes.
 
@@ -40,12 +40,20 @@ def choose_held_out_classes(store: Store, settings: CalibrationSettings, seed: i
         Names, in the order of their labels.
 
     Raises:
-        ConfigError: Fewer than 2 classes would remain.
+        ConfigError: Fewer than 2 classes would remain, or a number is given although val has
+            classes that train does not have.
     """
-    if (store.labels("val") >= store.num_train_classes).any():
-        return []
     num_classes = store.num_train_classes
     count = _count(settings, num_classes)
+    if (store.labels("val") >= num_classes).any():
+        if count and settings.held_out_classes != "auto":
+            raise ConfigError(
+                f"calibration.held_out_classes={settings.held_out_classes} holds out classes, but"
+                " val already has classes that train does not have",
+                where=store.artifact.path,
+                remedy="set it to auto or 0: the images of val calibrate the threshold",
+            )
+        return []
     if count and num_classes - count < _MIN_TRAINED:
         raise ConfigError(
             f"calibration.held_out_classes={settings.held_out_classes} leaves"
