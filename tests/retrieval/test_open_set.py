@@ -64,7 +64,8 @@ def real_rates(store, folder):
     """By protocol, the share of accepted images of each pair of unknown digits."""
     settings = CalibrationSettings(far=FAR, max_queries=2000, held_out_classes=2, unknown=None)
     rates, seen = {HELD_OUT: [], TRAINED: []}, set()
-    config = compose_config([*CONFIG, "callbacks={}", "logger={}"])
+    config = compose_config(CONFIG)
+    config.callbacks, config.logger = {}, {}
     nodes = {name: build(config, name) for name in NODES}
     setup = TrainingSetup(**nodes, seed=0, monitor="val_top1")
     for number, block in enumerate(BLOCKS):

@@ -13,13 +13,14 @@ from arcloop.errors import TERMINATED
 from arcloop.models.checkpoints import read_checkpoint
 
 TRAIN = [
-    sys.executable, "-m", "arcloop", "train", "data=synthetic", "data.train=1600", "data.val=40",
+    sys.executable, "-m", "arcloop", "train", "data=synthetic", "data.train=800", "data.val=40",
     "data.gallery=40", "data.query=20", "data.num_classes=4", "data.image_size=16",
     "backbone.widths=[4,4]", "embedder.embedding_dim=8", "embedder.dropout=0.2",
     "trainer.max_epochs=1", "trainer.log_every_n_steps=7", "loader.batch_size=4",
-    "callbacks=export_only", "callbacks.last.every_n_steps=40", "evaluate.gate.min_top1=null",
+    "callbacks=export_only", "callbacks.last.every_n_steps=20", "evaluate.gate.min_top1=null",
 ]  # fmt: skip
-STEPS = 400
+STEPS = 200
+IN_ONE_PROCESS = [*TRAIN, "loader.num_workers=1", "trainer.accumulate_grad_batches=2"]
 
 
 def wait_for(path, process):
@@ -43,24 +44,26 @@ def terminate_in_training(folder, command, target):
     return read_checkpoint(checkpoint)["global_step"]
 
 
-def check_equal_to_uninterrupted(folder, command):
-    for run in ("stopped", "whole"):
-        subprocess.run([*command, f"run_dir={run}"], cwd=folder, check=True)
-    for file in ("model.pt", "metrics.csv"):
-        assert (folder / "stopped" / file).read_bytes() == (folder / "whole" / file).read_bytes()
+def results(folder, command, run):
+    subprocess.run([*command, f"run_dir={run}"], cwd=folder, check=True)
+    return [(folder / run / file).read_bytes() for file in ("model.pt", "metrics.csv")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("whole"), IN_ONE_PROCESS, "whole")
 
 
 @pytest.mark.parametrize("target", ["parent", "all processes"])
-def test_a_terminated_training_continues_exactly(tmp_path, target):
-    command = [*TRAIN, "loader.num_workers=1", "trainer.accumulate_grad_batches=2"]
-    step = terminate_in_training(tmp_path, command, target)
-    assert 40 < step < STEPS // 2  # a step after the regular checkpoint
-    check_equal_to_uninterrupted(tmp_path, command)
+def test_a_terminated_training_continues_exactly(tmp_path, target, uninterrupted):
+    step = terminate_in_training(tmp_path, IN_ONE_PROCESS, target)
+    assert 20 < step < STEPS // 2  # a step after the regular checkpoint
+    assert results(tmp_path, IN_ONE_PROCESS, "stopped") == uninterrupted
 
 
 @pytest.mark.parametrize("target", ["parent", "all processes", "one rank"])
 def test_all_ranks_stop_at_the_same_step(tmp_path, target):
     command = [*TRAIN, "trainer=ddp_cpu", "loader.batch_size=2"]
-    assert 40 < terminate_in_training(tmp_path, command, target) < STEPS
+    assert 20 < terminate_in_training(tmp_path, command, target) < STEPS
     if target == "one rank":
-        check_equal_to_uninterrupted(tmp_path, command)
+        assert results(tmp_path, command, "stopped") == results(tmp_path, command, "whole")
