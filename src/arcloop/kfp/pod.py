@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import tempfile
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Client
 from pathlib import Path
@@ -29,7 +28,6 @@ TASK_SERVER = "ARCLOOP_TASK_SERVER"
 VOLUME = "ARCLOOP_VOLUME"
 """Environment variable with the mount path of the shared volume, if outputs are written there."""
 _ROLES = ("store", "run", "gallery", "index", "evaluation")
-_NOTIFIED_METRICS = ("top1", "map_at_r", "eer")
 
 
 def call(task: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -185,29 +183,3 @@ def read_result(evaluation: Path) -> tuple[dict[str, float], dict[str, Any]]:
 def _read_csv(path: Path) -> list[list[str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
-
-
-def post_result(webhook_env: str, timeout_s: float, outcome: str, evaluation: str) -> None:
-    """Post the outcome of a run with its metrics and the gate decision; see `post`."""
-    metrics, gate = read_result(Path(evaluation))
-    shown = [f"{name} {metrics[name]:.4f}" for name in _NOTIFIED_METRICS if name in metrics]
-    post(webhook_env, timeout_s, "\n".join([outcome, ", ".join(shown), *gate["reasons"]]))
-
-
-def post(webhook_env: str, timeout_s: float, text: str) -> None:
-    """Post a message; if this fails, print the type of the error and continue.
-
-    Args:
-        webhook_env: Environment variable that contains the URL.
-        timeout_s: Time-out of the request, in seconds.
-        text: The message.
-    """
-    try:
-        request = urllib.request.Request(  # noqa: S310 - an administrator configures the URL
-            os.environ[webhook_env],
-            json.dumps({"text": text}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        urllib.request.urlopen(request, timeout=timeout_s).close()  # noqa: S310
-    except Exception as cause:  # noqa: BLE001 - some messages contain the URL, which is a secret
-        print(f"the notification was not delivered: {type(cause).__name__}")

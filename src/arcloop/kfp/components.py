@@ -1,0 +1,157 @@
+"""The components of the pipeline: one function for each task.
+
+KFP copies the source of the function of each component into the compiled pipeline. Such a function
+therefore only declares the inputs and outputs of its task and calls `arcloop.kfp.pod`, which the
+image contains. The parameters `*_overrides` are the config groups that the step reads (see
+`STEPS`), so the cache key of a step contains exactly the groups that determine its result.
+"""
+
+from kfp import dsl
+
+
+def compute_fingerprint(data_overrides: list[str]) -> str:
+    """Return a hash of the content and the settings of the data source."""
+    from arcloop.kfp import pod
+
+    return str(pod.call("compute_fingerprint", pod.compute_fingerprint, data_overrides))
+
+
+def prepare(
+    data_overrides: list[str], fingerprint: str, store_out: dsl.Output[dsl.Dataset]
+) -> None:
+    """Convert the images of the data source to a store; the fingerprint is in the cache key."""
+    from arcloop.kfp import pod
+
+    pod.run_step("prepare", locals())
+
+
+def validate(
+    validation_overrides: list[str],
+    store: dsl.Input[dsl.Dataset],
+    validation_out: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+) -> None:
+    """Check the images and labels of the store."""
+    from arcloop.kfp import pod
+
+    pod.run_step("validate", locals())
+
+
+def train(
+    seed_overrides: list[str],
+    threads_overrides: list[str],
+    monitor_overrides: list[str],
+    monitor_mode_overrides: list[str],
+    head_scale_overrides: list[str],
+    compile_overrides: list[str],
+    loader_overrides: list[str],
+    sampler_overrides: list[str],
+    augmentation_overrides: list[str],
+    backbone_overrides: list[str],
+    backbone_weights_overrides: list[str],
+    embedder_overrides: list[str],
+    head_overrides: list[str],
+    optimizer_overrides: list[str],
+    scheduler_overrides: list[str],
+    trainer_overrides: list[str],
+    logger_overrides: list[str],
+    callbacks_overrides: list[str],
+    export_overrides: list[str],
+    calibration_overrides: list[str],
+    store: dsl.Input[dsl.Dataset],
+    run_out: dsl.Output[dsl.Model],
+    trainjob: str = "",
+) -> None:
+    """Train in this pod, or on the nodes of a TrainJob if one is given as JSON."""
+    from arcloop.kfp import pod
+
+    pod.run_step("train", locals())
+
+
+def embed(
+    embed_overrides: list[str],
+    run: dsl.Input[dsl.Model],
+    store: dsl.Input[dsl.Dataset],
+    gallery_out: dsl.Output[dsl.Dataset],
+) -> None:
+    """Compute the embeddings of the gallery."""
+    from arcloop.kfp import pod
+
+    pod.run_step("embed", locals())
+
+
+def index(
+    index_overrides: list[str],
+    calibration_overrides: list[str],
+    embed_overrides: list[str],
+    run: dsl.Input[dsl.Model],
+    store: dsl.Input[dsl.Dataset],
+    gallery: dsl.Input[dsl.Dataset],
+    index_out: dsl.Output[dsl.Model],
+) -> None:
+    """Build the faiss index of the gallery and calibrate its threshold."""
+    from arcloop.kfp import pod
+
+    pod.run_step("index", locals())
+
+
+def evaluate(
+    evaluate_overrides: list[str],
+    embed_overrides: list[str],
+    run: dsl.Input[dsl.Model],
+    store: dsl.Input[dsl.Dataset],
+    gallery: dsl.Input[dsl.Dataset],
+    index: dsl.Input[dsl.Model],
+    evaluation_out: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    roc: dsl.Output[dsl.ClassificationMetrics],
+    summary: dsl.Output[dsl.Markdown],
+) -> bool:
+    """Compute the metrics of the query split and return whether the gate passed."""
+    from arcloop.kfp import pod
+
+    pod.run_step("evaluate", locals())
+    return pod.show_evaluation(evaluation_out, metrics, confusion, roc, summary)
+
+
+def deploy(
+    name_overrides: list[str],
+    force_overrides: list[str],
+    deploy_overrides: list[str],
+    run: dsl.Input[dsl.Model],
+    gallery: dsl.Input[dsl.Dataset],
+    index: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+) -> None:
+    """Deploy the run as the live version of its model store."""
+    from arcloop.kfp import pod
+
+    pod.deploy(locals())
+
+
+def notify(
+    webhook_env: str,
+    timeout_s: float,
+    run_name: str,
+    outcome: str,
+    evaluation: dsl.Input[dsl.Artifact],
+) -> None:
+    """Post the metrics and the gate decision of a run to the webhook."""
+    from arcloop.kfp import notification, pod
+
+    text = f"{run_name}: {outcome}"
+    pod.call("notify", notification.post_result, webhook_env, timeout_s, text, evaluation.path)
+
+
+def notify_failure(
+    webhook_env: str, timeout_s: float, run_name: str, status: dsl.PipelineTaskFinalStatus
+) -> None:
+    """Post the error message of a failed run to the webhook."""
+    from arcloop.kfp import notification, pod
+
+    if status.state != "SUCCEEDED":
+        cause = status.error_message or "see its log"
+        text = f"{run_name}: failed, nothing was deployed\n{cause}"
+        pod.call("notify_failure", notification.post, webhook_env, timeout_s, text)
