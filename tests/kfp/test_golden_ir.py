@@ -10,8 +10,8 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
 from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 
-from arcloop.kfp.config import PARAMETERS
 from arcloop.kfp.local import source_hash
+from arcloop.kfp.parameters import PARAMETERS
 from arcloop.kfp.pipeline import compile_pipeline
 from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.steps import STEPS

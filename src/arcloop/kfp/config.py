@@ -1,23 +1,12 @@
-"""The cluster settings and the parameters of a pipeline, which are derived from the config.
-
-The parameters are lists of overrides, one list for each config group. A list has a canonical form:
-the choice of the group, then the values that differ from that choice. The cache key therefore
-depends on the config and not on how the command line specifies it. `experiment=` sets values in
-several groups; each value is added to the list of its group.
-"""
+"""The settings of the cluster and of the webhook, validated with the names of their config keys."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from arcloop.config.composition import compose_config, compose_unchecked, to_plain
 from arcloop.config.value_types import (
     FolderName,
     NonNegativeFloat,
@@ -26,7 +15,7 @@ from arcloop.config.value_types import (
     PositiveInt,
 )
 from arcloop.errors import ConfigError
-from arcloop.pipeline.steps import STEPS, Step
+from arcloop.pipeline.steps import STEPS
 from arcloop.serving.kubernetes.settings import (
     LabelKey,
     LabelValue,
@@ -35,13 +24,6 @@ from arcloop.serving.kubernetes.settings import (
     matching,
 )
 
-DEPLOY = Step("deploy", ("name", "force", "deploy"), ("run", "gallery", "index", "evaluation"), "")
-"""The deploy step, which exists only in pipelines and has no output artifact."""
-PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for name in step.reads))
-"""The pipeline's parameters: all groups and settings that the steps read, in order."""
-_PIPELINE_GROUPS = ("cluster", "notify", "experiment")
-_DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
-"""Choices that are defaults only in pipelines, where embed, index and evaluate are tasks."""
 _Model = TypeVar("_Model", bound=BaseModel)
 MountPath = Annotated[str, matching(r"/.*", "a path that begins with /")]
 Variable = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable")]
@@ -188,100 +170,3 @@ def _describe(details: Any, key: str) -> str:
             return f"{path} is unknown"
         case _:
             return f"{path}={details['input']!r} {message}"
-
-
-def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Compose and check the config, and divide the overrides by group.
-
-    Args:
-        overrides: Hydra overrides, as on the command line.
-
-    Returns:
-        The resolved config, and the pipeline parameters: group -> overrides of that group.
-
-    Raises:
-        ConfigError: An override is invalid, or a pipeline does not support it.
-    """
-    chosen = {override.partition("=")[0] for override in overrides}
-    base = [f"{group}={name}" for group, name in _DEFAULT_CHOICES.items() if group not in chosen]
-    config = compose_config([*base, *overrides])
-    choices, defaults = _choices([*base, *overrides]), _choices([])
-    start = compose_unchecked([f"{group}={name}" for group, name in choices.items()], hydra=False)
-    plain = to_plain(config)
-    parameters: dict[str, list[str]] = {name: [] for name in PARAMETERS}
-    for group, choice in choices.items():
-        if group in parameters and defaults.get(group) != choice:
-            parameters[group].append(f"{group}={choice}")
-    unused = []
-    for change in _changes(_unresolved(start), _unresolved(config), plain):
-        group = re.split(r"[.=]", change.lstrip("+~"), maxsplit=1)[0]
-        if group in parameters:
-            parameters[group].append(change)
-        elif group not in _PIPELINE_GROUPS:
-            unused.append(f"{group} has no effect in a pipeline, which chooses its own folders")
-    # The default of `name` depends on the data, which the deploy step does not read.
-    parameters["name"] = [f"name={_format(plain['name'])}"]
-    unused += [
-        f"{change} contains '{{{{$', which begins a placeholder of KFP"
-        for changes in parameters.values()
-        for change in changes
-        if "{{$" in change
-    ]
-    if unused:
-        raise ConfigError(
-            "\n".join(dict.fromkeys(unused)), remedy="remove the override; nothing was started"
-        )
-    return plain, parameters
-
-
-def _choices(overrides: Sequence[str]) -> dict[str, str]:
-    """Return group -> name of the chosen file; `experiment` is divided into its values instead."""
-    choices = compose_unchecked(overrides).hydra.runtime.choices
-    return {
-        group: choice
-        for group, choice in choices.items()
-        if not group.startswith(("hydra/", "experiment")) and choice not in (None, "null")
-    }
-
-
-def _unresolved(config: DictConfig) -> Any:
-    return OmegaConf.to_container(config, resolve=False)
-
-
-def _changes(
-    start: Mapping[str, Any], given: Mapping[str, Any], plain: Any, prefix: str = ""
-) -> Iterator[str]:
-    """Yield the overrides that change `start` to `given`."""
-    for name, value in given.items():
-        key = f"{prefix}{name}"
-        if name not in start:
-            yield f"+{key}={_format(_resolve(value, plain[name]))}"
-        elif isinstance(value, dict) and isinstance(start[name], dict):
-            yield from _changes(start[name], value, plain[name], f"{key}.")
-        elif value != start[name] or type(value) is not type(start[name]):
-            yield f"{key}={_format(_resolve(value, plain[name]))}"
-    yield from (f"~{prefix}{name}" for name in start if name not in given)
-
-
-def _resolve(value: Any, resolved: Any) -> Any:
-    """Return the value to pass to a step.
-
-    Values are resolved here, because a step does not know the values of all groups. Only values
-    that depend on `run_dir` stay unresolved, because a step has another run directory.
-    """
-    return value if "${run_dir}" in json.dumps(value) else resolved
-
-
-def _format(value: Any) -> str:
-    """Format a value in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_format, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_format(item)}" for key, item in value.items()) + "}"
-    return repr(value)

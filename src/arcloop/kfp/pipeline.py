@@ -9,7 +9,8 @@ from typing import Any
 from kfp import compiler, dsl
 
 from arcloop.kfp import components
-from arcloop.kfp.config import DEPLOY, PARAMETERS, ClusterSettings, NotifySettings
+from arcloop.kfp.config import ClusterSettings, NotifySettings
+from arcloop.kfp.parameters import DEPLOY, PARAMETERS
 from arcloop.kfp.placement import configure
 from arcloop.pipeline.steps import STEPS, Step
 

@@ -21,8 +21,9 @@ from arcloop.artifacts.atomic import sha256_json, try_lock, write_bytes
 from arcloop.config.value_types import PositiveFloat, describe_mismatch
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, as_user_error, report_errors
-from arcloop.kfp.config import ClusterSettings, NotifySettings, divide_overrides, read_settings
+from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
 from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
+from arcloop.kfp.parameters import divide_overrides
 from arcloop.kfp.pod import compute_fingerprint
 
 _HELP = """\

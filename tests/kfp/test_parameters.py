@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from arcloop.config.composition import bundled, compose_config, to_plain
 from arcloop.errors import ConfigError
-from arcloop.kfp.config import _format, divide_overrides
+from arcloop.kfp.parameters import _format, divide_overrides
 from arcloop.pipeline.steps import STEPS
 
 CASES = {
