@@ -118,9 +118,10 @@ def test_the_ui_shows_metrics_matrix_and_reports(first):
         assert text.lower().startswith(start)
 
 
-def test_outputs_are_written_to_the_volume(first, run_local, in_folder, image):
+def test_outputs_are_written_to_the_volume(first, run_local, in_folder, image, monkeypatch):
     """The very file for a cluster, with its volume in a folder of this machine."""
     volume = in_folder / "volume"
+    monkeypatch.setenv("ARCLOOP_VOLUME", str(volume))
     done = run_local(
         "cluster=onprem", f"cluster.image={image}", f"cluster.volume.mount={volume}",
         f"deploy.model_store={in_folder}/model_store/synthetic",

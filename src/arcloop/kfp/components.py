@@ -139,10 +139,11 @@ def notify(
     evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
     """Post the metrics and the gate decision of a run to the webhook."""
-    from arcloop.kfp import notification, pod
+    from arcloop.kfp import notification, pod, storage
 
     text = f"{run_name}: {outcome}"
-    pod.call("notify", notification.post_result, webhook_env, timeout_s, text, evaluation.path)
+    folder = str(storage.input_folder(evaluation))
+    pod.call("notify", notification.post_result, webhook_env, timeout_s, text, folder)
 
 
 def notify_failure(

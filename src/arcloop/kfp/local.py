@@ -31,6 +31,7 @@ from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.pod import TASK_SERVER, read_result
+from arcloop.kfp.storage import input_folder
 from arcloop.pipeline.steps import STEPS
 
 _PRELOADED = [
@@ -119,7 +120,7 @@ def run_pipeline(
                 raise ArcloopError(f"{message}\n  log: {log}") from None
         server.report_cached(STEPS)
     # KFP does not support outputs of a pipeline with an exit handler.
-    evaluation = task.output.path if task.outputs else server.evaluation
+    evaluation = input_folder(task.output) if task.outputs else server.evaluation
     assert evaluation
     metrics, gate = read_result(Path(evaluation))
     for name in _REPORTED_METRICS:

@@ -6,7 +6,7 @@ from typing import Any
 from kfp import kubernetes
 
 from arcloop.kfp.config import ClusterSettings, NotifySettings, StepSettings
-from arcloop.kfp.pod import VOLUME
+from arcloop.kfp.storage import VOLUME
 from arcloop.pipeline.steps import STEPS
 
 _SMALL = StepSettings(title="", cpu="500m", memory="1Gi")

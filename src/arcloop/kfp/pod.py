@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from arcloop.artifacts.metrics import read_metrics
 from arcloop.errors import ArcloopError
+from arcloop.kfp.storage import input_folder, output_folder, publish
 
 if TYPE_CHECKING:
     from kfp.dsl import Artifact, ClassificationMetrics, Markdown, Metrics
 
 TASK_SERVER = "ARCLOOP_TASK_SERVER"
-VOLUME = "ARCLOOP_VOLUME"
-"""Environment variable with the mount path of the shared volume, if outputs are written there."""
 _ROLES = ("store", "run", "gallery", "index", "evaluation")
 
 
@@ -63,14 +62,14 @@ def run_step(name: str, arguments: Mapping[str, Any]) -> None:
     """
     output = next(value for key, value in arguments.items() if key.endswith("_out"))
     overrides, inputs = _overrides(arguments), _inputs(arguments)
-    folder = _output_folder(output)
+    folder = output_folder(output)
     if arguments.get("trainjob"):
         from arcloop.kfp.trainjob import train
 
         sha256 = train(overrides, inputs["store"], folder, arguments["trainjob"])
     else:
         sha256 = call(name, _run_step, name, overrides, inputs, folder)
-    output.metadata["sha256"] = sha256
+    publish(output, folder, sha256)
     if "report" in arguments:
         shutil.copyfile(folder / "report.html", arguments["report"].path)
 
@@ -87,19 +86,7 @@ def _overrides(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _inputs(arguments: Mapping[str, Any]) -> dict[str, Path]:
-    return {role: Path(arguments[role].path) for role in _ROLES if role in arguments}
-
-
-def _output_folder(artifact: Artifact) -> Path:
-    """Return the folder of an output artifact, on the shared volume if there is one.
-
-    KFP does not upload or download an artifact whose URI is not that of an object store.
-    """
-    volume = os.environ.get(VOLUME)
-    if volume:
-        inside = artifact.uri.partition("://")[2] or artifact.uri.strip("/")
-        artifact.uri = f"{volume}/{inside}"
-    return Path(artifact.path)
+    return {role: input_folder(arguments[role]) for role in _ROLES if role in arguments}
 
 
 def deploy(arguments: Mapping[str, Any]) -> None:
@@ -153,7 +140,7 @@ def show_evaluation(
     Returns:
         Whether the gate passed.
     """
-    folder = Path(evaluation.path)
+    folder = output_folder(evaluation)
     values, gate = read_result(folder)
     for name, value in values.items():
         metrics.log_metric(name, value)

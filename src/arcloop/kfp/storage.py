@@ -1,0 +1,94 @@
+"""Folders of a pipeline's artifacts: in the pod of the step, or on the shared volume.
+
+KFP downloads the input artifacts of a step to `artifact.path` and uploads what the step wrote
+there. With `cluster.storage=pvc`, the data of an artifact are on the volume instead:
+
+    MOUNT/pipelines/RUN/TASK/SALT/OUTPUT
+
+`artifact.path` is then a small JSON file, the pointer, with that folder and its hash. KFP uploads,
+downloads and caches only the pointer. The URI stays that of the object store, because KFP refuses
+to start a step with an input artifact of any other URI. RUN, TASK, SALT and OUTPUT are the end of
+the URI, which is the same in every attempt of a task.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arcloop import artifacts
+from arcloop.artifacts.atomic import write_json
+from arcloop.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from kfp.dsl import Artifact
+
+VOLUME = "ARCLOOP_VOLUME"
+"""Environment variable with the mount path of the shared volume, if outputs are written there."""
+PIPELINES = "pipelines"
+"""Folder on the volume that contains one folder for each run."""
+_HASH = "sha256"
+"""Key of the metadata of an artifact in KFP with the hash of its manifest."""
+
+
+def output_folder(artifact: Artifact) -> Path:
+    """Return the folder that the data of an output artifact are written to.
+
+    It is the same in every attempt of a task. Its parent exists.
+    """
+    if VOLUME not in os.environ:
+        return Path(artifact.path)
+    scheme, _, rest = artifact.uri.rpartition("://")
+    # A server appends RUN/TASK/SALT/OUTPUT to the pipeline root, kfp.local RUN/TASK/OUTPUT.
+    parts = rest.split("/")[-4 if scheme else -3 :]
+    folder = Path(os.environ[VOLUME], PIPELINES, *parts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def publish(artifact: Artifact, folder: Path, sha256: str) -> None:
+    """Record the hash of an output artifact, and write its pointer if it is on the volume.
+
+    Args:
+        artifact: The output artifact.
+        folder: Its `output_folder`, completely written.
+        sha256: Hash of its manifest.
+    """
+    artifact.metadata[_HASH] = sha256
+    if folder != Path(artifact.path):
+        place = str(folder.relative_to(os.environ[VOLUME]))
+        write_json(Path(artifact.path), {"folder": place, _HASH: sha256})
+
+
+def input_folder(artifact: Artifact) -> Path:
+    """Return the folder with the data of an input artifact, made in this run or in an earlier one.
+
+    Raises:
+        ArtifactError: The data were removed or replaced, or are on a volume that is not mounted.
+    """
+    folder = Path(artifact.path)
+    if folder.is_file():
+        pointer = json.loads(folder.read_bytes())
+        if VOLUME not in os.environ:
+            raise ArtifactError(
+                f"the data of {artifact.name} are on a volume, which this step does not mount",
+                where=pointer["folder"],
+                remedy="set cluster.storage=pvc as in the earlier run, or cluster.cache=false",
+            )
+        folder = Path(os.environ[VOLUME], pointer["folder"])
+    if not artifacts.exists(folder):
+        raise _outdated(artifact, folder, "no longer exist")
+    found, recorded = artifacts.read(folder, None).sha256, artifact.metadata.get(_HASH)
+    if recorded not in (None, found):
+        raise _outdated(artifact, folder, f"have the hash {found[:12]}, not {recorded[:12]}")
+    return folder
+
+
+def _outdated(artifact: Artifact, folder: Path, fault: str) -> ArtifactError:
+    return ArtifactError(
+        f"the data of {artifact.name}, which KFP refers to, {fault}",
+        where=folder,
+        remedy="submit the run again with cluster.cache=false, which makes them again",
+    )
