@@ -124,6 +124,7 @@ def test_outputs_are_written_to_the_volume(first, run_local, in_folder, image, m
     monkeypatch.setenv("ARCLOOP_VOLUME", str(volume))
     done = run_local(
         "cluster=onprem", f"cluster.image={image}", f"cluster.volume.mount={volume}",
+        "cluster.steps.train.gpus=0", "cluster.steps.embed.gpus=0",
         f"deploy.model_store={in_folder}/model_store/synthetic",
     )  # fmt: skip
     assert ran(done) == ["compute_fingerprint", *STEPS, "deploy"]

@@ -180,7 +180,9 @@ WRONG = {
     "trainjob without volume": (
         ["cluster.train=trainjob", "cluster.storage=artifacts"], "needs cluster.storage=pvc",
     ),
-    "trainjob of other size": (["cluster.train=trainjob"], "trainer.num_nodes, trainer.devices"),
+    "trainjob of other size": (
+        ["cluster.train=trainjob", "trainer=gpu"], "trainer.num_nodes, trainer.devices",
+    ),
     "schedule": (["schedule=every tuesday"], "is not a cron schedule"),
     "relative data": (["data=idx", "data.root=my/data"], "must be an absolute path"),
     "folders of its own": (["run_dir=x"], "run_dir has no effect in a pipeline"),

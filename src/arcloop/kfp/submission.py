@@ -22,6 +22,7 @@ from arcloop.config.value_types import PositiveFloat, describe_mismatch
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, as_user_error, report_errors
 from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
+from arcloop.kfp.devices import derive_trainer, device_faults
 from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
 from arcloop.kfp.parameters import divide_overrides
 from arcloop.kfp.pod import compute_fingerprint
@@ -118,6 +119,9 @@ def read_submission(argv: Sequence[str]) -> Submission:
     except ConfigError as cause:
         raise _suggest_option(cause, overrides) from None
     cluster = read_settings(ClusterSettings, config["cluster"], "cluster")
+    if derived := derive_trainer(cluster, overrides):
+        config, parameters = divide_overrides([*overrides, *derived])
+        print_line(f"{' '.join(derived)}: derived from cluster.train and cluster.steps.train.gpus")
     if cluster.is_local:
         # In a local run, the image name is only the code's version in the cache key.
         cluster = cluster.model_copy(update={"image": f"{cluster.image}-{source_hash()}"})
@@ -173,16 +177,9 @@ def _faults(submission: Submission) -> Iterator[str]:
             f"cluster.image={cluster.image} must contain its digest, which is the version of the "
             "code in the cache key: set cluster.image=registry/arcloop@sha256:... or ARCLOOP_IMAGE"
         )
-    if cluster.train == "trainjob":
-        if not cluster.is_local and cluster.storage != "pvc":
-            yield "cluster.train=trainjob needs cluster.storage=pvc: its nodes share a volume"
-        trainer = (config["trainer"]["num_nodes"], config["trainer"]["devices"])
-        job = (cluster.trainjob.nodes, cluster.trainjob.processes)
-        if trainer != job:
-            yield (
-                f"trainer.num_nodes, trainer.devices are {trainer[0]}, {trainer[1]}, but "
-                f"cluster.trainjob.nodes, processes are {job[0]}, {job[1]}: make them equal"
-            )
+    if cluster.train == "trainjob" and not cluster.is_local and cluster.storage != "pvc":
+        yield "cluster.train=trainjob needs cluster.storage=pvc: its nodes share a volume"
+    yield from device_faults(config, cluster)
 
 
 def submit(submission: Submission, started: Callable[[], None] = lambda: None) -> bool | None:
