@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from arcloop.kfp.submission import main as submit
-from arcloop.kfp.submission import trigger
+from arcloop.kfp.trigger import trigger
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_the_trigger_repeats_its_check(arguments, recorder, pictures, capsys, mo
         elif len(sleeps) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("arcloop.kfp.submission.sleep", then)
+    monkeypatch.setattr("arcloop.kfp.trigger.sleep", then)
     assert trigger([*looked, "every=600"]) == 130
     assert sleeps == [600.0] * 4
     assert len(recorder.runs) == 2
@@ -278,7 +278,7 @@ def test_two_triggers_of_one_source_exclude_each_other(arguments, recorder, caps
         codes.append(trigger(arguments))
         return "fingerprint"
 
-    monkeypatch.setattr("arcloop.kfp.submission.compute_fingerprint", start_another)
+    monkeypatch.setattr("arcloop.kfp.trigger.compute_fingerprint", start_another)
     assert trigger(arguments) == 0
     assert codes == [1]
     assert "another trigger is running for this source" in capsys.readouterr().err

@@ -113,7 +113,7 @@ VERBS = {
     ),
     "trigger": Verb(
         "start a pipeline whenever the data change",
-        function="arcloop.kfp.submission.trigger",
+        function="arcloop.kfp.trigger.trigger",
         extra="kubeflow",
     ),
     "query": Verb(

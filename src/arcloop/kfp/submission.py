@@ -1,6 +1,6 @@
-"""Submit the pipeline: `arcloop pipeline` at once, `arcloop trigger` when the data have changed.
+"""Submit the pipeline: `arcloop pipeline`.
 
-Both check the command line, compile the pipeline for a cluster and run it there: through kfp.local
+It checks the command line, compiles the pipeline for a cluster and runs it there: through kfp.local
 for cluster=local, otherwise on a KFP server, as a new version with a run or a recurring run.
 """
 
@@ -12,15 +12,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
 from typing import Any
 
-import yaml
-
-from arcloop.artifacts.atomic import sha256_json, try_lock, write_bytes
-from arcloop.config.value_types import PositiveFloat, describe_mismatch
 from arcloop.display.terminal import print_line
-from arcloop.errors import ArcloopError, ConfigError, as_user_error, report_errors
+from arcloop.errors import ConfigError, report_errors
 from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
 from arcloop.kfp.devices import derive_trainer, device_faults
 from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
@@ -46,7 +41,7 @@ GATE_NOT_PASSED = 3
 _MODES = ("run", "compile")
 _OPTIONS = ("mode", "schedule")
 _IMAGE_DIGEST = r"[\w.:/-]+@sha256:[0-9a-f]{64}"
-_COMPILED = Path("runs/pipelines")
+COMPILED = Path("runs/pipelines")
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ class Submission:
     def path(self) -> Path:
         """Path of the IR YAML."""
         choice = "local" if self.cluster.is_local else "cluster"
-        return Path(self.cluster.folder or _COMPILED) / f"{self.cluster.pipeline}-{choice}.yaml"
+        return Path(self.cluster.folder or COMPILED) / f"{self.cluster.pipeline}-{choice}.yaml"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,22 +80,11 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code, see `arcloop pipeline --help`.
     """
-    return _run(argv, lambda: GATE_NOT_PASSED if submit(read_submission(argv)) is False else 0)
+    return run_verb(argv, lambda: GATE_NOT_PASSED if submit(read_submission(argv)) is False else 0)
 
 
-def trigger(argv: Sequence[str]) -> int:
-    """Submit the pipeline if the data have changed: once, or repeatedly.
-
-    Args:
-        argv: Overrides, and `every=`, the seconds between two checks.
-
-    Returns:
-        The exit code, see `arcloop trigger --help`.
-    """
-    return _run(argv, lambda: _trigger(argv))
-
-
-def _run(argv: Sequence[str], work: Callable[[], int]) -> int:
+def run_verb(argv: Sequence[str], work: Callable[[], int]) -> int:
+    """Print the help, or call `work` and report its error; return the exit code."""
     if any(word in ("-h", "--help") for word in argv):
         print(_HELP)
         return 0
@@ -217,54 +201,3 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
     server.submit(submission.path, parameters, submission.config["name"], submission.cron)
     started()
     return None
-
-
-def _trigger(argv: Sequence[str]) -> int:
-    every = [word for word in argv if word.startswith("every=")]
-    submission = read_submission([word for word in argv if word not in every])
-    if submission.compile_only or submission.cron:
-        raise ConfigError(
-            "`arcloop trigger` does not support mode=compile and schedule=", remedy="remove them"
-        )
-    if not every:
-        submit_if_changed(submission)
-        return 0
-    seconds = yaml.safe_load(every[-1].partition("=")[2])
-    if fault := describe_mismatch(seconds, PositiveFloat):
-        raise ConfigError(f"{every[-1]} {fault}", remedy="give seconds, e.g. every=600")
-    while True:
-        try:
-            submit_if_changed(submission)
-        except Exception as error:  # continue after a failed run or while a server is down
-            if (reported := as_user_error(error)) is None:
-                raise
-            print_line(f"error: {reported}")
-        sleep(seconds)
-
-
-def submit_if_changed(submission: Submission) -> None:
-    """Submit if the source has changed since the last run that was started.
-
-    If the server refuses a run, the next check submits it again. A run that failed is not submitted
-    again, because the same data would fail again.
-
-    Raises:
-        ArcloopError: The source cannot be read, or the submission or the run failed.
-    """
-    # One file, with the last fingerprint, for each run name, source and server.
-    key = sha256_json([submission.config["data"], submission.cluster.host])[:12]
-    state = _COMPILED / "triggers" / f"{submission.config['name']}-{key}.txt"
-    lock = try_lock(state)  # only one trigger may start a run for the same data
-    if lock is None:
-        raise ArcloopError(
-            "another trigger is running for this source",
-            where=state,
-            remedy="wait for it, or stop it",
-        )
-    with lock:
-        fingerprint = compute_fingerprint(submission.parameters["data"])
-        if state.exists() and state.read_text(encoding="utf-8") == fingerprint:
-            print_line("no new data")
-            return
-        print_line(f"new data: {fingerprint}")
-        submit(submission, started=lambda: write_bytes(state, fingerprint.encode()))
