@@ -163,7 +163,7 @@ def test_a_failed_step_notifies_and_reports_its_error(first, run_local, webhook)
     log = Path(text.rpartition("log: ")[2])
     assert "Traceback (most recent call last)" in log.read_text()
     (message,) = webhook
-    assert "failed, nothing was deployed" in message
+    assert ": failed\nstep validate failed: the store has 3 error(s):" in message
 
 
 def test_a_webhook_that_is_down_does_not_fail_the_run(first, run_local, monkeypatch):

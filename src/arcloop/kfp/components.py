@@ -149,10 +149,9 @@ def notify(
 def notify_failure(
     webhook_env: str, timeout_s: float, run_name: str, status: dsl.PipelineTaskFinalStatus
 ) -> None:
-    """Post the error message of a failed run to the webhook."""
+    """Post the errors of a failed run to the webhook."""
     from arcloop.kfp import notification, pod
 
-    if status.state != "SUCCEEDED":
-        cause = status.error_message or "see its log"
-        text = f"{run_name}: failed, nothing was deployed\n{cause}"
-        pod.call("notify_failure", notification.post, webhook_env, timeout_s, text)
+    if status.state not in notification.SUCCEEDED:
+        run = (run_name, status.state, status.pipeline_job_resource_name)
+        pod.call("notify_failure", notification.post_failure, webhook_env, timeout_s, *run)

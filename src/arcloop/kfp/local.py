@@ -30,6 +30,7 @@ from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
+from arcloop.kfp.notification import LOCAL_ERROR
 from arcloop.kfp.pod import TASK_SERVER, read_result
 from arcloop.kfp.storage import input_folder
 from arcloop.pipeline.steps import STEPS
@@ -184,6 +185,7 @@ class TaskServer:
         started = time.perf_counter()
         context = get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
+        environment = {**environment, LOCAL_ERROR: self.error}
         call = (function, arguments, Path.cwd(), environment, self._log, sender)
         self._process = context.Process(target=_execute, args=call)
         self._process.start()

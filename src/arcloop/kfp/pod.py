@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from kfp.dsl import Artifact, ClassificationMetrics, Markdown, Metrics
 
 TASK_SERVER = "ARCLOOP_TASK_SERVER"
+_TERMINATION_MESSAGE = Path("/dev/termination-log")
+"""Kubernetes' default of `terminationMessagePath`; it exists only in a pod."""
+_MAX_MESSAGE_BYTES = 4096
 _ROLES = ("store", "run", "gallery", "index", "evaluation")
 
 
@@ -42,13 +45,25 @@ def call(task: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """
     address = os.environ.get(TASK_SERVER)
     if address is None:
-        return function(*arguments)
+        try:
+            return function(*arguments)
+        except BaseException as cause:
+            _record_error(task, cause)
+            raise
     with Client(address) as server:
         server.send((task, dict(os.environ), function, arguments))
         result, error = server.recv()
     if error:
         raise ArcloopError(error)
     return result
+
+
+def _record_error(task: str, error: BaseException) -> None:
+    """Write an error as the termination message of the pod, for KFP's UI and notify_failure."""
+    what = str(error) if isinstance(error, ArcloopError) else f"{type(error).__name__}: {error}"
+    if _TERMINATION_MESSAGE.exists():
+        text = f"{task}: {what}".encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
+        _TERMINATION_MESSAGE.write_text(text, encoding="utf-8")
 
 
 def run_step(name: str, arguments: Mapping[str, Any]) -> None:
