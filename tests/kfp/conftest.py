@@ -60,7 +60,10 @@ class LocalResult(NamedTuple):
 
 @pytest.fixture
 def run_local(in_folder, capsys):
-    """A function: overrides -> the `LocalResult` of the pipeline."""
+    """A function: overrides -> the `LocalResult` of the pipeline.
+
+    The compiled file is run without parameters, as from KFP's UI.
+    """
     from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
 
     start_fork_server()
@@ -68,12 +71,12 @@ def run_local(in_folder, capsys):
     def run(*overrides, without="-"):
         small = [override for override in SMALL if not override.startswith(without)]
         submission = read_submission([*small, *overrides])
-        compile_pipeline(submission.cluster, submission.notify, submission.path)
-        arguments = dict(submission.parameters)
+        defaults = dict(submission.parameters)
         if submission.cluster.fingerprint == "client":
-            arguments[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+            defaults[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+        compile_pipeline(submission.cluster, submission.notify, submission.path, defaults)
         capsys.readouterr()
-        passed = run_pipeline(submission.path, arguments, Path("runs/pipelines"), cache=True)
+        passed = run_pipeline(submission.path, {}, Path("runs/pipelines"), cache=True)
         lines = [line.partition(": ") for line in capsys.readouterr().err.splitlines()]
         printed = {name: value.partition(",")[0] for name, _, value in lines}
         (verdict,) = (name for name in printed if name.startswith("the gate"))

@@ -1,11 +1,15 @@
 """Submissions to a fake KFP server, which accepts only valid requests of the v2beta1 API."""
 
+import json
 import socket
 
 import pytest
+from google.protobuf import json_format
 
 from arcloop.kfp.submission import main as submit
 from arcloop.kfp.trigger import trigger
+
+from .conftest import parsed
 
 
 @pytest.fixture
@@ -33,19 +37,51 @@ def test_the_first_submission_uploads_and_starts_a_run(arguments, recorder, caps
     assert f"{recorder.url}/#/runs/details/{run['run_id']}" in capsys.readouterr().err
 
 
-def test_only_a_changed_pipeline_is_a_new_version(arguments, recorder):
-    assert submit(arguments) == 0
-    assert submit([*arguments, "head.margin=0.4"]) == 0
-    assert recorder.count("POST", "pipelines/upload_version") == 1
-    assert submit([*arguments, "cluster.retries.count=1"]) == 0
-    assert submit([*arguments, "cluster.retries.count=1", "seed=7"]) == 0
+def test_a_version_is_an_experiment(arguments, recorder):
+    """Another config or another cluster setting is a new version, the same command is not."""
+    for more in ([], ["head.margin=0.30"], ["head.margin=0.4"], ["cluster.retries.count=1"]):
+        assert submit([*arguments, *more]) == 0
     assert recorder.count("POST", "pipelines") == 1
-    assert recorder.count("POST", "pipelines/upload_version") == 2
-    named = [run["pipeline_version_reference"] for run in recorder.runs]
-    assert named[1] != named[2]
-    assert named[2] == named[3]
-    assert recorder.runs[3]["runtime_config"]["parameters"]["seed"] == ["seed=7"]
+    assert recorder.count("POST", "pipelines/upload_version") == 3
+    named = [run["pipeline_version_reference"]["pipeline_version_id"] for run in recorder.runs]
+    assert named[0] == named[1]
+    assert len(set(named)) == 3
+    assert recorder.runs[2]["runtime_config"]["parameters"]["head"] == ["head.margin=0.4"]
     assert len(recorder.experiments) == 1
+
+
+def on_the_server(spec, given):
+    """apiserver: backend/src/v2/compiler/argocompiler/argo.go, Compile: the root's parameters.
+
+    The cache key of a task has the resolved values of its inputs only (cacheutils/cache.go,
+    GenerateCacheKey), so equal parameters give equal keys.
+    """
+    values = dict(given)
+    for name, parameter in spec.root.input_definitions.parameters.items():
+        if name not in values:
+            assert parameter.HasField("default_value")  # else null, which a task refuses
+            values[name] = json_format.MessageToDict(parameter.default_value)
+    return values
+
+
+def test_a_run_from_the_ui_is_the_run_of_the_command(arguments, recorder):
+    assert submit([*arguments, "head.margin=0.4", "index=hnsw", "name='it\\'s'"]) == 0
+    given = recorder.runs[0]["runtime_config"]["parameters"]
+    assert given["callbacks"] == ["callbacks=export_only"]
+    assert on_the_server(recorder.versions[0]["spec"], {}) == given
+
+
+def test_the_compiled_file_is_the_experiment(arguments, recorder, in_folder):
+    path, specs = in_folder / "runs/pipelines/arcloop-cluster.yaml", []
+    for margin in ("0.1", "0.7"):
+        assert submit([*arguments, f"head.margin={margin}", "mode=compile"]) == 0
+        specs.append(parsed(path.read_bytes()))
+        values = json.loads(path.with_suffix(".params.json").read_text())
+        assert values["head"] == [f"head.margin={margin}"]
+        assert on_the_server(specs[-1], {}) == values
+    assert specs[0] != specs[1]
+    assert submit([*arguments, "head.margin=0.7"]) == 0
+    assert recorder.versions[0]["spec"] == specs[1]
 
 
 def test_a_recurring_run_replaces_the_one_of_its_name(arguments, recorder, capsys):

@@ -2,12 +2,14 @@
 
 import contextlib
 import inspect
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kfp import compiler, dsl
 
+from arcloop.artifacts.atomic import write_bytes
 from arcloop.kfp import components
 from arcloop.kfp.config import ClusterSettings, NotifySettings
 from arcloop.kfp.parameters import DEPLOY, PARAMETERS
@@ -17,8 +19,13 @@ from arcloop.pipeline.steps import STEPS, Step
 FINGERPRINT = "fingerprint"
 
 
-def compile_pipeline(settings: ClusterSettings, notify: NotifySettings, path: Path) -> None:
-    """Write the pipeline's IR YAML; the same settings give the same bytes.
+def compile_pipeline(
+    settings: ClusterSettings,
+    notify: NotifySettings,
+    path: Path,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the pipeline's IR YAML; the same arguments give the same bytes.
 
     Its parameters are lists of overrides, one for each config group.
 
@@ -26,7 +33,10 @@ def compile_pipeline(settings: ClusterSettings, notify: NotifySettings, path: Pa
         settings: The cluster.
         notify: The webhook.
         path: The YAML file.
+        defaults: Parameter -> default value, so that a run without parameters, e.g. one that is
+            started in KFP's UI, has this config. By default, no overrides.
     """
+    defaults = defaults or {}
     names = [*([FINGERPRINT] if settings.fingerprint == "client" else []), *PARAMETERS]
 
     def arcloop(*values: Any) -> Any:
@@ -38,7 +48,7 @@ def compile_pipeline(settings: ClusterSettings, notify: NotifySettings, path: Pa
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
                 annotation=str if name == FINGERPRINT else list[str],
-                default=inspect.Parameter.empty if name == FINGERPRINT else [],
+                default=defaults.get(name, inspect.Parameter.empty if name == FINGERPRINT else []),
             )
             for name in names
         ],
@@ -47,7 +57,10 @@ def compile_pipeline(settings: ClusterSettings, notify: NotifySettings, path: Pa
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     decorate = dsl.pipeline(name="arcloop", description=__doc__.partition("\n")[0])
-    compiler.Compiler().compile(decorate(arcloop), str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder, "pipeline.yaml")
+        compiler.Compiler().compile(decorate(arcloop), str(compiled))
+        write_bytes(path, compiled.read_bytes())
 
 
 def _add_tasks(settings: ClusterSettings, notify: NotifySettings, values: Mapping[str, Any]) -> Any:

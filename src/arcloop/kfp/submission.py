@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arcloop.artifacts.atomic import write_json
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, report_errors
 from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
@@ -186,13 +187,15 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
     from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
 
     server = KfpClient(cluster) if runs and not cluster.is_local else None
-    compile_pipeline(cluster, submission.notify, submission.path)
-    if not runs:
-        print_line(f"compiled: {submission.path}")
-        return None
     parameters: dict[str, Any] = dict(submission.parameters)
     if cluster.fingerprint == "client":
         parameters[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+    compile_pipeline(cluster, submission.notify, submission.path, parameters)
+    if not runs:
+        values = submission.path.with_suffix(".params.json")
+        write_json(values, parameters)
+        print_line(f"compiled: {submission.path}, its parameters: {values}")
+        return None
     if server is None:
         started()
         assert cluster.folder
