@@ -94,7 +94,9 @@ class Server:
     def _run_dag(self, dag, parameters, artifacts):
         waiting, done = dict(dag["tasks"]), {}
         while waiting:
-            name = next(n for n, t in waiting.items() if not {*t.get("dependentTasks", ())} - {*done})
+            name = next(
+                n for n, t in waiting.items() if not {*t.get("dependentTasks", ())} - {*done}
+            )
             task = waiting.pop(name)
             if "strategy" in task.get("triggerPolicy", {}):
                 continue  # an exit task
@@ -187,7 +189,10 @@ class Server:
         text = json.dumps(executor_input)
         command = [word.replace("{{$}}", text) for word in container["command"] + container["args"]]
         environment = os.environ | {v["name"]: v["value"] for v in container.get("env", ())}
-        environment |= {"POD": str(pod), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment |= {
+            "POD": str(pod),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
         paths = [str(self.folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = ":".join(paths)
         pod.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,8 @@ def compiled(tmp_path_factory, image):
 def onprem(compiled):
     return compiled(
         "cluster=onprem", "notify=slack", "+cluster.secrets={bucket: {key: BUCKET_KEY}}",
-        "+cluster.env.TZ=UTC", "+cluster.node_selector.pool=ml",
+        "+cluster.env.TZ=UTC", "+cluster.node_selector.pool=ml", "cluster.pull_secrets=[registry]",
+        "+cluster.data_volumes.arcloop-data=/mnt/data",
     )  # fmt: skip
 
 

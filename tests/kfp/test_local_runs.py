@@ -125,10 +125,11 @@ def test_outputs_are_written_to_the_volume(first, run_local, in_folder, image, m
     done = run_local(
         "cluster=onprem", f"cluster.image={image}", f"cluster.volume.mount={volume}",
         "cluster.steps.train.gpus=0", "cluster.steps.embed.gpus=0",
-        f"deploy.model_store={in_folder}/model_store/synthetic",
     )  # fmt: skip
     assert ran(done) == ["compute_fingerprint", *STEPS, "deploy"]
     assert done.evaluation.is_relative_to(volume)
+    # The default of deploy.model_store is relative, so it is below the mount.
+    assert ModelStore(volume / "model_store/synthetic", "synthetic").live() is not None
     made = {path.parent.name for path in volume.rglob("manifest.json")}
     assert made == {f"{kind}_out" for kind in
                     ("store", "validation", "run", "gallery", "index", "evaluation")}  # fmt: skip

@@ -76,16 +76,41 @@ class Toleration(_Settings):
     )
 
 
+class NodeRequirement(_Settings):
+    """A requirement on the labels of a node, as in a node affinity of Kubernetes.
+
+    Attributes:
+        weight: 1 to 100: prefer such nodes; null: require them.
+    """
+
+    key: LabelKey
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    values: list[LabelValue] = []
+    weight: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class Security(_Settings):
+    """Identity of the process in a task's container; null: that of the image."""
+
+    run_as_user: NonNegativeInt | None = None
+    run_as_group: NonNegativeInt | None = None
+    run_as_non_root: bool | None = None
+
+
 class StepSettings(_Settings):
     """Resources and scheduling of a task, in addition to those of `ClusterSettings`."""
 
     title: str
+    timeout_s: PositiveInt | None = None
     cpu: Quantity | None = None
     memory: Quantity | None = None
     gpus: NonNegativeInt = 0
     gpu_type: LabelKey = "nvidia.com/gpu"
     shm: Quantity | None = None
+    labels: dict[LabelKey, LabelValue] = {}
+    annotations: dict[LabelKey, str] = {}
     node_selector: dict[LabelKey, LabelValue] = {}
+    node_affinity: list[NodeRequirement] = []
     tolerations: list[Toleration] = []
 
 
@@ -109,7 +134,11 @@ class ClusterSettings(_Settings):
     data_volumes: dict[ObjectName, MountPath]
     secrets: dict[ObjectName, dict[str, Variable]]
     env: dict[Variable, str | int | float | bool]
+    labels: dict[LabelKey, LabelValue]
+    annotations: dict[LabelKey, str]
+    security: Security
     node_selector: dict[LabelKey, LabelValue]
+    node_affinity: list[NodeRequirement]
     tolerations: list[Toleration]
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
     pull_secrets: list[ObjectName]

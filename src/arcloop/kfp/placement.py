@@ -6,6 +6,8 @@ from typing import Any
 from kfp import kubernetes
 
 from arcloop.kfp.config import ClusterSettings, NotifySettings, StepSettings
+from arcloop.kfp.mounts import mounts
+from arcloop.kfp.pod import STORES
 from arcloop.kfp.storage import VOLUME
 from arcloop.pipeline.steps import STEPS
 
@@ -16,14 +18,12 @@ def configure(task: Any, name: str, settings: ClusterSettings, notify: NotifySet
     """Set resources, volumes, selectors, retries, cache and title of a task."""
     step = settings.steps.get(name, _SMALL)
     if name == "train" and settings.train == "trainjob":  # the nodes get the resources instead
-        step = _SMALL.model_copy(update={"title": step.title})
+        step = _SMALL.model_copy(update={"title": step.title, "timeout_s": step.timeout_s})
     task.set_display_name(step.title or name)
     task.set_caching_options(settings.cache and name in STEPS)
     _set_resources(task, step)
-    for label, value in {**settings.node_selector, **step.node_selector}.items():
-        kubernetes.add_node_selector(task, label, value)
-    for toleration in [*settings.tolerations, *step.tolerations]:
-        kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+    _schedule(task, step, settings)
+    _describe_pod(task, step, settings)
     kubernetes.set_image_pull_policy(task, settings.pull_policy)
     if settings.pull_secrets:
         kubernetes.set_image_pull_secrets(task, settings.pull_secrets)
@@ -54,13 +54,38 @@ def _set_resources(task: Any, step: StepSettings) -> None:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=step.shm)  # noqa: S108
 
 
+def _schedule(task: Any, step: StepSettings, settings: ClusterSettings) -> None:
+    """Set node selectors, node affinity and tolerations."""
+    for label, value in {**settings.node_selector, **step.node_selector}.items():
+        kubernetes.add_node_selector(task, label, value)
+    requirements = [r.model_dump() for r in [*settings.node_affinity, *step.node_affinity]]
+    required = [r for r in requirements if r["weight"] is None]
+    if required:  # a pod needs to fulfil one of several terms, but all expressions of a term
+        kubernetes.add_node_affinity(task, match_expressions=required)
+    for preferred in (r for r in requirements if r["weight"] is not None):
+        kubernetes.add_node_affinity(
+            task, match_expressions=[preferred], weight=preferred["weight"]
+        )
+    for toleration in [*settings.tolerations, *step.tolerations]:
+        kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+
+
+def _describe_pod(task: Any, step: StepSettings, settings: ClusterSettings) -> None:
+    """Set labels, annotations, identity and the time limit of the pod."""
+    for label, value in sorted({**settings.labels, **step.labels}.items()):
+        kubernetes.add_pod_label(task, label, value)
+    for annotation, value in sorted({**settings.annotations, **step.annotations}.items()):
+        kubernetes.add_pod_annotation(task, annotation, value)
+    if identity := settings.security.model_dump(exclude_none=True):
+        kubernetes.set_security_context(task, **identity)
+    if step.timeout_s:
+        kubernetes.set_timeout(task, step.timeout_s)
+
+
 def _mount_volumes(task: Any, name: str, settings: ClusterSettings) -> None:
     if settings.storage == "pvc":
         task.set_env_variable(VOLUME, settings.volume.mount)
-    # The model store, which deploy writes, outlives the pod. `evaluate` can compare with it.
-    uses_store = name in ("evaluate", "deploy") and not settings.is_local
-    if settings.storage == "pvc" or uses_store:
-        kubernetes.mount_pvc(task, settings.volume.claim, settings.volume.mount)
-    if name in ("compute_fingerprint", "prepare"):
-        for claim, path in settings.data_volumes.items():
-            kubernetes.mount_pvc(task, claim, path)
+    if name == "deploy" and not settings.is_local:
+        task.set_env_variable(STORES, settings.volume.mount)
+    for claim, path in mounts(name, settings).items():
+        kubernetes.mount_pvc(task, claim, path)

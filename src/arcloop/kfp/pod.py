@@ -8,6 +8,7 @@ torch, so that the process of a task starts fast.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -29,6 +30,8 @@ TASK_SERVER = "ARCLOOP_TASK_SERVER"
 _TERMINATION_MESSAGE = Path("/dev/termination-log")
 """Kubernetes' default of `terminationMessagePath`; it exists only in a pod."""
 _MAX_MESSAGE_BYTES = 4096
+STORES = "ARCLOOP_STORES"
+"""Environment variable with the folder that a relative `deploy.model_store` is in."""
 _ROLES = ("store", "run", "gallery", "index", "evaluation")
 
 
@@ -123,7 +126,8 @@ def _deploy(overrides: list[str], inputs: Mapping[str, Path]) -> None:
         for name, target in links.items():
             if name != "run":
                 Path(run, name).symlink_to(target)
-        code = main([f"run_dir={run}", *overrides])
+        with contextlib.chdir(os.environ.get(STORES, ".")):
+            code = main([f"run_dir={run}", *overrides])
     if code:
         raise SystemExit(code)
 

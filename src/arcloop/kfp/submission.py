@@ -20,6 +20,7 @@ from arcloop.errors import ConfigError, report_errors
 from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
 from arcloop.kfp.devices import derive_trainer, device_faults
 from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
+from arcloop.kfp.mounts import path_faults
 from arcloop.kfp.parameters import divide_overrides
 from arcloop.kfp.pod import compute_fingerprint
 
@@ -153,10 +154,8 @@ def _faults(submission: Submission) -> Iterator[str]:
     runs_here = cluster.is_local and not submission.compile_only
     if variable and runs_here and not os.environ.get(variable):
         yield f"notify needs the webhook's URL in the environment variable {variable}"
-    for key in ("root", "file"):
-        path = config["data"].get(key)
-        if path and not cluster.is_local and not path.startswith("/"):
-            yield f"data.{key}={path} must be an absolute path in the pods of the steps"
+    if not cluster.is_local:
+        yield from path_faults(config, submission.parameters, cluster)
     if not cluster.is_local and not re.fullmatch(_IMAGE_DIGEST, cluster.image or ""):
         yield (
             f"cluster.image={cluster.image} must contain its digest, which is the version of the "

@@ -1,0 +1,73 @@
+"""The volumes of each task, and the check that the paths in the config are on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from posixpath import normpath
+from typing import Any
+
+from arcloop.kfp.config import ClusterSettings
+
+_IN_IMAGE = PurePosixPath("/opt/arcloop")
+"""Folder of the image with the code and the bundled data."""
+_PATHS = {
+    "data.root": "prepare", "data.file": "prepare", "backbone_weights.file": "train",
+    "calibration.unknown": "index", "evaluate.gate.versus": "evaluate",
+}  # fmt: skip
+"""Key with a path that must exist -> the step that reads it."""
+
+
+def mounts(name: str, settings: ClusterSettings) -> dict[str, str]:
+    """Return claim -> mount path of the volumes of a task.
+
+    Args:
+        name: Name of the task.
+        settings: The cluster.
+    """
+    volumes: dict[str, str] = {}
+    if name in ("compute_fingerprint", "prepare"):
+        volumes |= settings.data_volumes
+    # The model store, which deploy writes, outlives the pod. `evaluate` can compare with it.
+    uses_store = name in ("evaluate", "deploy") and not settings.is_local
+    if settings.storage == "pvc" or uses_store:
+        volumes[settings.volume.claim] = settings.volume.mount
+    return volumes
+
+
+def path_faults(
+    config: Mapping[str, Any], parameters: Mapping[str, Sequence[str]], settings: ClusterSettings
+) -> Iterator[str]:
+    """Yield the paths in the config that do not exist in the pods of the steps.
+
+    Args:
+        config: The resolved config.
+        parameters: Pipeline parameter -> overrides; a path that is not among them is the default.
+        settings: The cluster.
+    """
+    for key, step in _PATHS.items():
+        path = _find(config, key)
+        # The default of data.root is the path of the bundled data, which is another in the image.
+        is_given = any(o.lstrip("+").startswith(f"{key}=") for o in parameters[key.split(".")[0]])
+        if path and is_given and (fault := _fault(str(path), mounts(step, settings))):
+            yield f"{key}={path} {fault} (step {step})"
+    store = str(config["deploy"]["model_store"])
+    if store.startswith("/") and (fault := _fault(store, mounts("deploy", settings))):
+        yield f"deploy.model_store={store} {fault}; a relative path is below the mount"
+
+
+def _find(config: Mapping[str, Any], key: str) -> Any:
+    node: Any = config
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _fault(path: str, volumes: Mapping[str, str]) -> str | None:
+    if not path.startswith("/"):
+        return "must be an absolute path in the pods of the steps"
+    places = [*map(PurePosixPath, volumes.values()), _IN_IMAGE]
+    if any(PurePosixPath(normpath(path)).is_relative_to(place) for place in places):
+        return None
+    named = ", ".join(volumes.values()) or "nothing"
+    return f"is outside every mount: {named}; set cluster.data_volumes or cluster.volume"
