@@ -117,7 +117,7 @@ def test_data_paths_must_be_absolute(arguments, recorder, capsys):
     assert submit([*kept, "data=csv", "data.file=my/list.csv", "data.root=my/images"]) == 2
     error = capsys.readouterr().err
     assert "data.file=my/list.csv must be an absolute path in the pods of the steps" in error
-    assert "data.root=my/images must be" in error
+    assert "data.root=my/images must be an absolute path" in error
     assert not recorder.calls
 
 
@@ -262,7 +262,10 @@ def pictures(tmp_path):
 def test_the_trigger_starts_a_run_when_the_data_are_new(arguments, recorder, pictures, capsys):
     folder, add = pictures
     kept = [a for a in arguments if not a.startswith("data=")]
-    looked = [*kept, "data=image_folder", f"data.root={folder}", "data.image_size=8"]
+    looked = [
+        *kept, "data=image_folder", f"data.root={folder}", "data.image_size=8",
+        f"+cluster.data_volumes.images={folder}",
+    ]  # fmt: skip
     assert trigger(looked) == 0
     assert len(recorder.runs) == 1
     assert trigger(looked) == 0
@@ -280,7 +283,10 @@ def test_the_trigger_starts_a_run_when_the_data_are_new(arguments, recorder, pic
 def test_the_trigger_repeats_its_check(arguments, recorder, pictures, capsys, monkeypatch):
     folder, add = pictures
     kept = [a for a in arguments if not a.startswith("data=")]
-    looked = [*kept, "data=image_folder", f"data.root={folder}", "data.image_size=8"]
+    looked = [
+        *kept, "data=image_folder", f"data.root={folder}", "data.image_size=8",
+        f"+cluster.data_volumes.images={folder}",
+    ]  # fmt: skip
     sleeps = []
 
     def then(seconds):
