@@ -102,11 +102,19 @@ def test_the_ui_shows_metrics_matrix_and_reports(first):
     output = folder_of("evaluate", "executor_output.json")
     shown = {
         name: made["artifacts"][0]["metadata"]
-        for name, made in json.loads(output.read_text())["artifacts"].items()
+        # The launcher of KFP reads it with protojson, which has no NaN and no Infinity.
+        for name, made in json.loads(output.read_text(), parse_constant=pytest.fail)[
+            "artifacts"
+        ].items()
     }
     folder = folder_of("evaluate", "evaluation_out")
     metrics = read_metrics(folder)
     assert shown["metrics"] == metrics
+    recorded = shown["evaluation_out"]
+    assert recorded["metric.top1"] == metrics["top1"]
+    assert (
+        recorded["data"] == artifacts.read(folder_of("prepare", "store_out"), "store").info["key"]
+    )
     rows = [row["row"] for row in shown["confusion"]["confusionMatrix"]["rows"]]
     assert sum(map(sum, rows)) == metrics["num_queries"]
     assert len(rows) == 3

@@ -37,6 +37,8 @@ from arcloop.artifacts.atomic import (
 from arcloop.artifacts.timings import record_timing
 from arcloop.errors import ArtifactError, write_error
 
+REVISION = "ARCLOOP_REVISION"
+"""Environment variable with the commit of the code in an image."""
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 _RECORDED_PACKAGES = (
     "arcloop", "faiss-cpu", "faiss-gpu", "hydra-core", "numpy", "omegaconf", "pillow",
@@ -211,7 +213,10 @@ def _list_files(path: Path) -> list[str]:
 
 @functools.cache
 def git_revision() -> str | None:
-    """Return the commit of the code, with "-dirty" for local changes; None outside git."""
+    """Return the commit of the code, with "-dirty" for local changes; None if it is not known.
+
+    An image contains no repository; its build records the commit in ARCLOOP_REVISION.
+    """
     here = Path(__file__).parent
     try:
         revision = subprocess.run(
@@ -219,7 +224,7 @@ def git_revision() -> str | None:
             cwd=here, capture_output=True, text=True, timeout=5, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get(REVISION) or None
     return revision.stdout.strip() or None
 
 

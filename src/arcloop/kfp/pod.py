@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from arcloop.artifacts.metrics import read_metrics
 from arcloop.errors import ArcloopError
+from arcloop.kfp.lineage import properties
 from arcloop.kfp.storage import input_folder, output_folder, publish
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _record_error(task: str, error: BaseException) -> None:
 
 
 def run_step(name: str, arguments: Mapping[str, Any]) -> None:
-    """Run a step, and record the hash of its artifact in KFP's metadata.
+    """Run a step, and record the hash and the properties of its artifact in KFP's metadata.
 
     Args:
         name: A key of `STEPS`.
@@ -88,6 +89,7 @@ def run_step(name: str, arguments: Mapping[str, Any]) -> None:
     else:
         sha256 = call(name, _run_step, name, overrides, inputs, folder)
     publish(output, folder, sha256)
+    output.metadata.update(properties(folder, inputs))
     if "report" in arguments:
         shutil.copyfile(folder / "report.html", arguments["report"].path)
 
