@@ -121,8 +121,7 @@ def run_pipeline(
                 raise ArcloopError(f"{message}\n  log: {log}") from None
         server.report_cached(STEPS)
     # KFP does not support outputs of a pipeline with an exit handler.
-    evaluation = input_folder(task.output) if task.outputs else server.evaluation
-    assert evaluation
+    evaluation = input_folder(task.output) if task.outputs else server.results["notify"]
     metrics, gate = read_result(Path(evaluation))
     for name in _REPORTED_METRICS:
         if name in metrics:
@@ -141,13 +140,13 @@ class TaskServer:
     Attributes:
         states: Task -> "ran", "from the cache" or "failed".
         error: Name and error message of the last task that failed.
-        evaluation: Folder of the evaluation, if it was an argument of the task `notify`.
+        results: Task -> return value of its call.
     """
 
     def __init__(self, log: Path) -> None:
         self.states: dict[str, str] = {}
         self.error = ""
-        self.evaluation: str | None = None
+        self.results: dict[str, Any] = {}
         self._log = log
         self._process: BaseProcess | None = None
 
@@ -180,8 +179,6 @@ class TaskServer:
     ) -> tuple[Any, str]:
         """Execute a call in a forked process; return its result and its error message."""
         self.report_cached(_STEPS_BEFORE.get(task, ()))
-        if task == "notify":
-            self.evaluation = arguments[-1]
         started = time.perf_counter()
         context = get_context("forkserver")
         receiver, sender = context.Pipe(duplex=False)
@@ -197,6 +194,7 @@ class TaskServer:
             result, error = None, f"its process ended with exit code {self._process.exitcode}"
         self._process.join()
         self._process = None
+        self.results[task] = result
         self.states[task] = "failed" if error else "ran"
         self.error = f"step {task} failed: {error}" if error else self.error
         print_line(f"{task}: {self.states[task]}, {time.perf_counter() - started:.1f} s")

@@ -23,11 +23,16 @@ _NODE = "workflows.argoproj.io/node-name"
 _MAX_REASONS = 5
 
 
-def post_result(webhook_env: str, timeout_s: float, outcome: str, evaluation: str) -> None:
-    """Post the outcome of a run with its metrics and the gate decision; see `post`."""
+def post_result(webhook_env: str, timeout_s: float, outcome: str, evaluation: str) -> str:
+    """Post the outcome of a run with its metrics and the gate decision; see `post`.
+
+    Returns:
+        `evaluation`: a local run learns the folder from it.
+    """
     metrics, gate = read_result(Path(evaluation))
     shown = [f"{name} {metrics[name]:.4f}" for name in _NOTIFIED_METRICS if name in metrics]
     post(webhook_env, timeout_s, "\n".join([outcome, ", ".join(shown), *gate["reasons"]]))
+    return evaluation
 
 
 def post_failure(
