@@ -16,7 +16,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-INTERRUPTED, TERMINATED = 130, 143
+GATE_NOT_PASSED, INTERRUPTED, TERMINATED = 3, 130, 143
+"""Exit codes of runs without an error."""
 
 
 class ArcloopError(Exception):

@@ -26,11 +26,10 @@ from arcloop.config.composition import (
 from arcloop.config.recorded import find_run_dir, recorded_overrides
 from arcloop.config.schema import Config
 from arcloop.distributed import threads
-from arcloop.errors import ConfigError, ResourceError
+from arcloop.errors import GATE_NOT_PASSED, ConfigError, ResourceError
 from arcloop.pipeline.chains import FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import ALL_STEPS
 
-GATE_NOT_PASSED = 3
 _NOT_IN_STEPS = ("threads", "run_dir", "name", "experiment", "sweep", "launcher")
 """Keys that are allowed although no step reads them: they find run and jobs, or apply to all."""
 

@@ -1,16 +1,13 @@
 """Client of a KFP server's v2beta1 API; converts each error to one message.
 
-It uses the generated API client, because `kfp.Client` has no time-outs, prints messages of its own,
-and retries refused connections.
+It uses the generated API client, because `kfp.Client` 2.17 has no time-outs, reads and writes
+~/.config/kfp/context.json, and warns and prints for every call.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,22 @@ import kfp_server_api as api
 import urllib3
 
 from arcloop.artifacts.atomic import sha256_file
+from arcloop.artifacts.writer import git_revision
 from arcloop.display.terminal import print_line
-from arcloop.errors import ArcloopError, ConfigError
+from arcloop.errors import ArcloopError
 from arcloop.kfp.config import ClusterSettings
+from arcloop.kfp.credentials import connect
+from arcloop.kfp.origin import version_name
 
-_WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+_LOG_IN = (
+    "the KFP API asks for a log in",
+    "set cluster.cookie_env, cluster.token_env, cluster.token_file or cluster.iap_client_id",
+)
 _REFUSALS = {
+    302: _LOG_IN,
     401: (
         "the KFP API does not accept the credentials",
-        "set cluster.token_env to a variable with a valid token",
+        "renew the token or cookie, which may have expired",
     ),
     403: (
         "the KFP API forbids this in namespace {namespace}",
@@ -43,153 +47,201 @@ _REFUSALS = {
 }
 
 
+class UnavailableError(ArcloopError):
+    """The server cannot be reached, or cannot answer now. The same request can succeed later."""
+
+
 class KfpClient:
     """Client of one server and one namespace.
 
     Args:
         settings: Host, namespace, credentials and time-out.
 
+    Attributes:
+        settings: As given.
+        runs, pipelines, recurring: The generated clients of the services.
+
     Raises:
-        ConfigError: The host is missing, or the environment variable with the token is empty.
+        ConfigError: The host or the credentials are missing.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
-        if not settings.host:
-            raise ConfigError(
-                "cluster.host is required",
-                remedy="pass cluster.host=http://HOST:PORT of the KFP API",
-            )
-        self._settings = settings
+        self.settings = settings
         self._namespace = {"namespace": settings.namespace} if settings.namespace else {}
-        configuration = api.Configuration(host=settings.host.rstrip("/"))
-        configuration.retries = False  # report a refused connection immediately
-        configuration.ssl_ca_cert = settings.ca_cert
-        if settings.token_env:
-            token = os.environ.get(settings.token_env)
-            if not token:
-                raise ConfigError(
-                    f"the environment variable {settings.token_env} contains no token",
-                    where="cluster.token_env",
-                    remedy="export it, or set cluster.token_env=null",
-                )
-            configuration.api_key = {"authorization": token}
-            configuration.api_key_prefix = {"authorization": "Bearer"}
-        client = api.ApiClient(configuration)
-        self._experiments = api.ExperimentServiceApi(client)
-        self._pipelines = api.PipelineServiceApi(client)
-        self._uploads = api.PipelineUploadServiceApi(client)
-        self._runs = api.RunServiceApi(client)
-        self._recurring = api.RecurringRunServiceApi(client)
+        self._client = connect(settings)
+        self._experiments = api.ExperimentServiceApi(self._client)
+        self._uploads = api.PipelineUploadServiceApi(self._client)
+        self.pipelines = api.PipelineServiceApi(self._client)
+        self.runs = api.RunServiceApi(self._client)
+        self.recurring = api.RecurringRunServiceApi(self._client)
 
-    def submit(
-        self, compiled: Path, parameters: Mapping[str, Any], name: str, cron: str | None
-    ) -> None:
-        """Upload the pipeline, start a run or a recurring run, and print what was made.
-
-        A version with the same content is not uploaded again. A recurring run replaces earlier ones
-        of the same name.
+    def start_run(self, fields: Mapping[str, Any]) -> str:
+        """Start a run, print its address and return its ID.
 
         Args:
-            compiled: The IR YAML; its hash is part of the name of the version.
-            parameters: Parameter -> value.
-            name: Name of the run in the UI.
-            cron: Six fields of the schedule of a recurring run, or None for one run at once.
+            fields: Fields of a run, see `run_fields`.
 
         Raises:
-            ArcloopError: The server refuses or does not answer. No run was started, unless deleting
-                an earlier recurring run failed.
+            ArcloopError: The server refuses or does not answer.
         """
-        version = self._upload(compiled)
-        fields = {
-            "experiment_id": self._experiment().experiment_id,
+        run = self.call(self.runs.run_service_create_run, api.V2beta1Run(**fields))
+        print_line(f"run: {self.address(run.run_id)}")
+        return str(run.run_id)
+
+    def address(self, run_id: str) -> str:
+        """Return the address of a run in KFP's UI."""
+        return f"{self.settings.host}/#/runs/details/{run_id}"
+
+    def run_fields(
+        self, version: Any, parameters: Mapping[str, Any], name: str, description: str
+    ) -> dict[str, Any]:
+        """Return the fields that a run and a recurring run have in common.
+
+        Args:
+            version: The pipeline version.
+            parameters: Parameter -> value.
+            name: Name in the UI.
+            description: Description in the UI.
+        """
+        experiment = self.experiment()
+        if experiment is None:
+            made = api.V2beta1Experiment(display_name=self.settings.experiment, **self._namespace)
+            experiment = self.call(self._experiments.experiment_service_create_experiment, made)
+        return {
+            "experiment_id": experiment.experiment_id,
             "display_name": name,
+            "description": description,
             "pipeline_version_reference": api.V2beta1PipelineVersionReference(
                 pipeline_id=version.pipeline_id, pipeline_version_id=version.pipeline_version_id
             ),
             "runtime_config": api.V2beta1RuntimeConfig(
-                parameters=dict(parameters), pipeline_root=self._settings.pipeline_root
+                parameters=dict(parameters), pipeline_root=self.settings.pipeline_root
             ),
-            "service_account": self._settings.service_account,
+            "service_account": self.settings.service_account,
         }
-        if not cron:
-            run = self._call(self._runs.run_service_create_run, api.V2beta1Run(**fields))
-            print_line(f"run: {self._settings.host}/#/runs/details/{run.run_id}")
-            return
-        service, experiment = self._recurring, fields["experiment_id"]
-        earlier = self._find(
-            service.recurring_run_service_list_recurring_runs, name, experiment_id=experiment
-        ).recurring_runs
-        recurring = api.V2beta1RecurringRun(
-            **fields,
-            mode=api.RecurringRunMode.ENABLE,
-            max_concurrency=1,
-            no_catchup=True,
-            trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=cron)),
-        )
-        made = self._call(service.recurring_run_service_create_recurring_run, recurring)
-        print_line(f"recurring run: {made.recurring_run_id}, {cron}")
-        for run in earlier or []:
-            delete = service.recurring_run_service_delete_recurring_run
-            self._call(delete, run.recurring_run_id)
-            print_line(f"replaces the recurring run {run.recurring_run_id}")
 
-    def _upload(self, compiled: Path) -> Any:
-        """Return the version of the pipeline, which is uploaded if it does not exist."""
-        service, name = self._pipelines, self._settings.pipeline
-        found = self._find(service.pipeline_service_list_pipelines, name, **self._namespace)
-        if found.pipelines:
-            pipeline = found.pipelines[0]
-        else:
-            made = api.V2beta1Pipeline(display_name=name, **self._namespace)
-            pipeline = self._call(service.pipeline_service_create_pipeline, made)
-        name = f"{name}-{sha256_file(compiled)[:16]}"
+    def upload(self, compiled: Path, description: str) -> Any:
+        """Return the version of the pipeline, which is uploaded if it does not exist.
+
+        Args:
+            compiled: The IR YAML; its hash is part of the name of the version.
+            description: Description of a new version.
+
+        Raises:
+            ArcloopError: The server refuses or does not answer.
+        """
+        service, pipeline = self.pipelines, self.pipeline()
+        if pipeline is None:
+            made = api.V2beta1Pipeline(display_name=self.settings.pipeline, **self._namespace)
+            pipeline = self.call(service.pipeline_service_create_pipeline, made)
+        name = version_name(self.settings.pipeline, sha256_file(compiled), git_revision())
         print_line(f"pipeline version: {name}")
-        versions = self._find(
+        versions = self.find(
             service.pipeline_service_list_pipeline_versions, name, pipeline_id=pipeline.pipeline_id
         ).pipeline_versions
         if versions:
             return versions[0]
-        upload = self._uploads.upload_pipeline_version
-        return self._call(upload, str(compiled), name=name, pipelineid=pipeline.pipeline_id)
+        fields = {"name": name, "pipelineid": pipeline.pipeline_id, "description": description}
+        return self.call(self._uploads.upload_pipeline_version, str(compiled), **fields)
 
-    def _experiment(self) -> Any:
-        """Return the experiment, which is created if it does not exist."""
-        service, name = self._experiments, self._settings.experiment
-        find = service.experiment_service_list_experiments
-        if found := self._find(find, name, **self._namespace).experiments:
-            return found[0]
-        made = api.V2beta1Experiment(display_name=name, **self._namespace)
-        return self._call(service.experiment_service_create_experiment, made)
+    def pipeline(self) -> Any | None:
+        """Return the pipeline named in the settings, or None."""
+        find = self.pipelines.pipeline_service_list_pipelines
+        found = self.find(find, self.settings.pipeline, **self._namespace).pipelines
+        return found[0] if found else None
 
-    def _find(self, method: Callable[..., Any], name: str, **kwargs: Any) -> Any:
+    def experiment(self) -> Any | None:
+        """Return the experiment named in the settings, or None."""
+        find = self._experiments.experiment_service_list_experiments
+        found = self.find(find, self.settings.experiment, **self._namespace).experiments
+        return found[0] if found else None
+
+    def find(self, method: Callable[..., Any], name: str, **kwargs: Any) -> Any:
         """Call a method that lists objects, with a filter for this display name."""
         predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-        return self._call(method, **kwargs, filter=json.dumps({"predicates": [predicate]}))
+        return self.call(method, **kwargs, filter=json.dumps({"predicates": [predicate]}))
 
-    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the API; convert its errors to an `ArcloopError`."""
-        seconds = self._settings.timeout_s
+    def pages(self, method: Callable[..., Any], **kwargs: Any) -> Iterator[Any]:
+        """Yield the pages of a method that lists objects."""
+        token = ""
+        while True:
+            page = self.call(method, **kwargs, page_size=100, page_token=token)
+            yield page
+            if not (token := page.next_page_token):
+                return
+
+    def read(self, path: str, limit: int = 2**30, **query: str) -> bytes:
+        """Return the end of the answer to a GET request that the generated client does not have.
+
+        Args:
+            path: Path of the request.
+            limit: Maximum number of bytes that are returned.
+            **query: Query of the request.
+
+        Raises:
+            ArcloopError: The server refuses or does not answer.
+        """
+
+        def get(**timeout: int) -> bytes:
+            response = self._client.call_api(
+                path, "GET", query_params=list(query.items()), auth_settings=["Bearer"],
+                _return_http_data_only=True, _preload_content=False, **timeout,
+            )  # fmt: skip
+            end = b""
+            for part in response.stream():
+                end = (end + part)[-limit:]
+            return end
+
+        return bytes(self._request(get))
+
+    def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the API; convert its errors to an `ArcloopError`.
+
+        Raises:
+            UnavailableError: The server cannot be reached, or cannot answer now.
+            ArcloopError: The server refuses, or is not a KFP server.
+        """
+        result = self._request(method, *args, **kwargs)
+        # A gateway answers with a page for the log in, which the generated client takes for an
+        # object without values.
+        kind = self._client.last_response.getheader("content-type", "")
+        if not kind.startswith("application/json"):
+            message, remedy = _LOG_IN
+            raise ArcloopError(
+                f"{message}: it answered with {kind or 'no content'}",
+                where=self.settings.host,
+                remedy=f"{remedy}, and check cluster.host",
+            )
+        return result
+
+    def _request(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        seconds = self.settings.timeout_s
         try:
             return method(*args, **kwargs, _request_timeout=seconds)
         except api.ApiException as cause:
             raise self._refusal(cause) from None
-        except (urllib3.exceptions.HTTPError, ValueError) as cause:
+        except (urllib3.exceptions.HTTPError, ValueError, AttributeError) as cause:
+            tls = cause.__context__  # the generated client fails on an ApiException without a body
+            if isinstance(cause, AttributeError) and not isinstance(tls, api.ApiException):
+                raise
             # In urllib3, NewConnectionError is a subclass of TimeoutError.
             is_timeout = isinstance(cause, urllib3.exceptions.TimeoutError)
             if is_timeout and not isinstance(cause, urllib3.exceptions.NewConnectionError):
                 message = f"the KFP API did not answer within {seconds} s"
                 remedy = "check the state of the server, or increase cluster.timeout_s"
             else:
-                message = f"the KFP API cannot be reached: {cause}"
+                reason = tls.reason if isinstance(tls, api.ApiException) else cause
+                message = f"the KFP API cannot be reached: {reason}"
                 remedy = "check cluster.host, and that the port-forward is running"
-            raise ArcloopError(message, where=self._settings.host, remedy=remedy) from None
+            raise UnavailableError(message, where=self.settings.host, remedy=remedy) from None
 
     def _refusal(self, cause: api.ApiException) -> ArcloopError:
         """Return an error for a response with an error status, with the message of the server."""
-        retry = "try again later, and " if cause.status >= 500 else ""
-        default = (f"the KFP API answered {cause.status}", f"{retry}see the server's log")
-        message, remedy = _REFUSALS.get(cause.status, default)
-        message = f"{message.format(namespace=self._settings.namespace)} ({cause.status})"
+        later = cause.status >= 500 or cause.status == 429
+        default = f"the KFP API answered {cause.status}"
+        remedy = f"{'try again later, and ' if later else ''}see the server's log"
+        message, remedy = _REFUSALS.get(cause.status, (default, remedy))
+        message = f"{message.format(namespace=self.settings.namespace)} ({cause.status})"
         try:
             body = json.loads(cause.body)
             details = body.get("message") or body.get("error_message") or body.get("error")
@@ -197,40 +249,5 @@ class KfpClient:
             details = cause.reason
         if details:
             message = f"{message}: {' '.join(str(details).split())[:500]}"
-        return ArcloopError(message, where=self._settings.host, remedy=remedy)
-
-
-def kfp_schedule(schedule: str) -> str:
-    """Convert a cron schedule to the six fields of KFP: seconds first, weekdays by name.
-
-    KFP numbers the weekdays from 0 to 6 and has no 7, so numbers and ranges become names.
-
-    Args:
-        schedule: Minute, hour, day of month, month and day of week, in UTC.
-
-    >>> kfp_schedule("0 0 * * 2")
-    '0 0 0 * * TUE'
-    >>> kfp_schedule("*/15 6-18 * * SAT-SUN")
-    '0 */15 6-18 * * SUN,SAT'
-
-    Raises:
-        ConfigError: It is not a cron schedule.
-    """
-    from cronsim import CronSim, CronSimError
-
-    fields = re.sub(r"-SUN\b", "-7", schedule.upper()).split()  # at the end of a range, SUN is 7
-    try:
-        if len(fields) != 5:
-            raise CronSimError("it needs five fields: minute hour day month weekday")
-        if found := re.search(r"[L#]", " ".join([fields[2], fields[4]]).replace("JUL", "")):
-            raise CronSimError(f"KFP does not support {found[0]}")
-        days = CronSim(" ".join(fields), datetime.now(UTC)).weekdays
-    except CronSimError as cause:
-        raise ConfigError(
-            f"schedule={schedule!r} is not a cron schedule: {cause}",
-            remedy="write it as in crontab, e.g. schedule='0 0 * * 2' for Tuesday at midnight, UTC",
-        ) from None
-    if not fields[4].startswith("*"):
-        numbers = sorted({day % 7 for day in days if isinstance(day, int)})
-        fields[4] = ",".join(_WEEKDAYS[number] for number in numbers)
-    return " ".join(["0", *fields])
+        kind = UnavailableError if later else ArcloopError
+        return kind(message, where=self.settings.host, remedy=remedy)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from arcloop.config.value_types import (
     FolderName,
@@ -24,9 +25,20 @@ from arcloop.serving.kubernetes.settings import (
     matching,
 )
 
+
+def _check_time_zone(value: str) -> str:
+    try:
+        if value != "UTC":  # which needs no database of time zones
+            ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("must be a time zone, e.g. Europe/Berlin") from None
+    return value
+
+
 _Model = TypeVar("_Model", bound=BaseModel)
 MountPath = Annotated[str, matching(r"/.*", "a path that begins with /")]
 Variable = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of a variable")]
+TimeZone = Annotated[str, AfterValidator(_check_time_zone)]
 StepName = Annotated[
     str, matching("|".join([*STEPS, "deploy"]), f"one of {', '.join(STEPS)}, deploy")
 ]
@@ -124,8 +136,13 @@ class ClusterSettings(_Settings):
     service_account: str | None
     pipeline_root: str | None
     token_env: Variable | None
+    token_file: str | None
+    cookie_env: Variable | None
+    iap_client_id: str | None
     ca_cert: str | None
     timeout_s: PositiveInt
+    poll_s: PositiveFloat
+    timezone: TimeZone
     image: str | None
     fingerprint: Literal["step", "client"]
     cache: bool

@@ -30,13 +30,12 @@ def trigger(argv: Sequence[str]) -> int:
 def _trigger(argv: Sequence[str]) -> int:
     every = [word for word in argv if word.startswith("every=")]
     submission = read_submission([word for word in argv if word not in every])
-    if submission.compile_only or submission.cron:
+    if submission.options.mode != "run" or submission.cron:
         raise ConfigError(
-            "`arcloop trigger` does not support mode=compile and schedule=", remedy="remove them"
+            "`arcloop trigger` does not support mode= and schedule=", remedy="remove them"
         )
     if not every:
-        submit_if_changed(submission)
-        return 0
+        return submit_if_changed(submission)
     seconds = yaml.safe_load(every[-1].partition("=")[2])
     if fault := describe_mismatch(seconds, PositiveFloat):
         raise ConfigError(f"{every[-1]} {fault}", remedy="give seconds, e.g. every=600")
@@ -50,11 +49,14 @@ def _trigger(argv: Sequence[str]) -> int:
         sleep(seconds)
 
 
-def submit_if_changed(submission: Submission) -> None:
+def submit_if_changed(submission: Submission) -> int:
     """Submit if the source has changed since the last run that was started.
 
     If the server refuses a run, the next check submits it again. A run that failed is not submitted
     again, because the same data would fail again.
+
+    Returns:
+        The exit code of `submit`, or 0 if nothing has changed.
 
     Raises:
         ArcloopError: The source cannot be read, or the submission or the run failed.
@@ -73,6 +75,6 @@ def submit_if_changed(submission: Submission) -> None:
         fingerprint = compute_fingerprint(submission.parameters["data"])
         if state.exists() and state.read_text(encoding="utf-8") == fingerprint:
             print_line("no new data")
-            return
+            return 0
         print_line(f"new data: {fingerprint}")
-        submit(submission, started=lambda: write_bytes(state, fingerprint.encode()))
+        return submit(submission, started=lambda: write_bytes(state, fingerprint.encode()))
