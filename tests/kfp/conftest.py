@@ -32,6 +32,12 @@ def image():
     return IMAGE
 
 
+@pytest.fixture(scope="session")
+def cluster_settings():
+    """The settings of a cluster with a KFP server."""
+    return read_submission(["cluster=onprem", f"cluster.image={IMAGE}"]).cluster
+
+
 @pytest.fixture
 def in_folder(tmp_path_factory, monkeypatch, request):
     """The folder that local runs of a module share, and with it their cache."""

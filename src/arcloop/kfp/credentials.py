@@ -1,4 +1,4 @@
-"""Credentials for the KFP API, through the classes of the kfp client.
+"""Credentials for the KFP API.
 
 An error names the config key and never contains a part of the secret.
 """
@@ -61,13 +61,9 @@ def connect(settings: ClusterSettings) -> api.ApiClient:
 
 
 def _variable(name: str, key: str, kind: str) -> str:
-    """Return the secret in an environment variable.
-
-    Characters that HTTP does not allow in a header are refused here, because the error of
-    http.client would contain the secret.
-    """
+    """Return the secret in an environment variable."""
     secret = os.environ.get(name, "").strip()
-    if not secret or not secret.isascii() or not secret.isprintable():
+    if not _fits_header(secret):
         fault = "which is not one line of ASCII" if secret else "or is not set"
         raise ConfigError(
             f"the environment variable {name} contains no {kind}, {fault}",
@@ -77,6 +73,11 @@ def _variable(name: str, key: str, kind: str) -> str:
     return secret
 
 
+def _fits_header(secret: str) -> bool:
+    """Whether HTTP allows the secret; the error of http.client would contain it."""
+    return bool(secret) and secret.isascii() and secret.isprintable()
+
+
 _Hook = Callable[[api.Configuration], None]
 
 
@@ -84,24 +85,27 @@ def _add_hook(configuration: api.Configuration, hook: _Hook) -> None:
     """Call `hook` before each request. The generated client does so only if there is a key."""
     configuration.api_key = {"authorization": "-"}
     configuration.refresh_api_key_hook = hook
+    hook(configuration)  # report a missing secret before any work
 
 
 def _file_hook(path: str) -> _Hook:
     """Return a hook that reads the token from its file, where Kubernetes renews it."""
-    from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
-    try:
-        if Path(path).read_text(encoding="ascii").split():
-            hook: _Hook = ServiceAccountTokenVolumeCredentials(path).refresh_api_key_hook
-            return hook
-        fault = "is empty"
-    except (OSError, ValueError) as cause:
-        fault = f"cannot be read: {cause.strerror}" if isinstance(cause, OSError) else "is not text"
-    raise ConfigError(
-        f"the file of the service account token {fault}",
-        where=f"cluster.token_file={path}",
-        remedy="mount a projected token with the audience pipelines.kubeflow.org",
-    )
+    def read(configuration: api.Configuration) -> None:
+        try:
+            token, fault = Path(path).read_text(encoding="utf-8").strip(), "contains no token"
+        except (OSError, ValueError) as cause:
+            reason = getattr(cause, "strerror", None) or "it is not text"
+            token, fault = "", f"cannot be read: {reason}"
+        if not _fits_header(token):
+            raise ConfigError(
+                f"the file of the service account token {fault}",
+                where=f"cluster.token_file={path}",
+                remedy="mount a projected token with the audience pipelines.kubeflow.org",
+            )
+        configuration.api_key = {"authorization": token}
+
+    return read
 
 
 def _iap_hook(client_id: str) -> _Hook:

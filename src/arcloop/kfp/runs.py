@@ -171,9 +171,10 @@ def _display() -> Iterator[Callable[[Sequence[Task]], None]]:
     """Yield a function that shows tasks: a table on a terminal, otherwise a line per change."""
     if console().is_terminal:
         from rich.live import Live
+        from rich.text import Text
 
         with Live(console=console(), auto_refresh=False) as live:
-            yield lambda shown: live.update("\n".join(map(str, shown)), refresh=True)
+            yield lambda shown: live.update(Text("\n".join(map(str, shown))), refresh=True)
         return
     states: dict[int, str] = {}
 
