@@ -3,8 +3,8 @@
 Each rule names its file and function in kubeflow/pipelines, release-2.17, backend/src/apiserver.
 """
 
-import itertools
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 
 import kfp_server_api
@@ -12,11 +12,11 @@ import yaml
 from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2 as kubernetes_pb
 from kfp.pipeline_spec import pipeline_spec_pb2 as pb
-from tests.kfp.argo import STATES, task_detail, time_of
+
+from .argo import STATES, task_detail, time_of
 
 TERMINABLE = ("PAUSED", "PENDING", "RUNNING", None)
 """storage/run_store.go, TerminateRun"""
-_IDS = itertools.count(1)
 
 
 @dataclass
@@ -55,9 +55,17 @@ class Recorder:
     versions: list = field(default_factory=list)
     runs: list = field(default_factory=list)
     recurring: list = field(default_factory=list)
+    made: Counter = field(default_factory=Counter)
 
     def count(self, method, path):
         return self.calls.count((method, path))
+
+    def keep(self, things, key, body):
+        """Store an object under a new ID, which is never used again."""
+        self.made[key] += 1
+        body[key] = f"{key}-{self.made[key]}"
+        things.append(body)
+        return body
 
     # The methods below answer requests; `query` and `body` are parsed.
 
@@ -66,14 +74,14 @@ class Recorder:
 
     def post_experiments(self, query, body):
         strictly(body, kfp_server_api.V2beta1Experiment)
-        return keep(self.experiments, "experiment_id", body)
+        return self.keep(self.experiments, "experiment_id", body)
 
     def get_pipelines(self, query, body):
         return {"pipelines": matching(self.pipelines, query)}
 
     def post_pipelines(self, query, body):
         strictly(body, kfp_server_api.V2beta1Pipeline)
-        return keep(self.pipelines, "pipeline_id", body)
+        return self.keep(self.pipelines, "pipeline_id", body)
 
     def post_pipelines_upload_version(self, query, content):
         version = {
@@ -82,7 +90,7 @@ class Recorder:
             "description": query.get("description", ""),
             "spec": parsed(content),
         }
-        keep(self.versions, "pipeline_version_id", version)
+        self.keep(self.versions, "pipeline_version_id", version)
         return {key: value for key, value in version.items() if key != "spec"}
 
     def get_version(self, query, pipeline_id, version_id):
@@ -101,7 +109,7 @@ class Recorder:
     def post_runs(self, query, body):
         strictly(body, kfp_server_api.V2beta1Run)
         self._check_runtime(body)
-        return keep(self.runs, "run_id", body)
+        return self.keep(self.runs, "run_id", body)
 
     def get_run(self, query, run_id):
         """server/api_converter.go, toApiRun and toApiPipelineTaskDetail"""
@@ -159,7 +167,7 @@ class Recorder:
         # server/api_converter.go, toModelJob: cron.Parse of robfig/cron v1.2.0, without time zones
         assert 5 <= len(body["trigger"]["cron_schedule"]["cron"].split()) <= 6
         assert 1 <= int(body["max_concurrency"]) <= 10
-        return keep(self.recurring, "recurring_run_id", body)
+        return self.keep(self.recurring, "recurring_run_id", body)
 
     def get_recurringruns(self, query, body):
         found = matching(self.recurring, query)
@@ -193,12 +201,6 @@ class Recorder:
 def strictly(body, model):
     """Refuse keys that the API's model does not have."""
     assert body.keys() <= set(model.attribute_map.values()), body.keys()
-
-
-def keep(things, key, body):
-    body[key] = f"{key}-{next(_IDS)}"
-    things.append(body)
-    return body
 
 
 def matching(things, query):

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.kfp.api_server import Recorder
-from tests.kfp.loopback import ApiHandler, serving
 
 from arcloop.kfp.local import run_pipeline, start_fork_server
 from arcloop.kfp.pod import compute_fingerprint
 from arcloop.kfp.submission import read_submission
+
+from .api_server import Recorder
+from .loopback import ApiHandler, serving
 
 SMALL = [
     "data=synthetic", "data.train=240", "data.val=60", "data.gallery=90", "data.query=60",

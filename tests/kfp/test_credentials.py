@@ -5,10 +5,11 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 from kfp.client import auth
-from tests.kfp.loopback import serving
 
 from arcloop.errors import ArcloopError, ConfigError
 from arcloop.kfp.client import KfpClient
+
+from .loopback import serving
 
 
 @pytest.fixture

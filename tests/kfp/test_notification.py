@@ -18,7 +18,7 @@ from kfp.dsl.executor import Executor
 from arcloop.errors import DataError
 from arcloop.kfp import components, notification, pod
 
-from .conftest import serving
+from .loopback import serving
 
 WORKFLOW = "arcloop-x7k2p"
 

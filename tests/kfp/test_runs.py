@@ -8,13 +8,14 @@ import sys
 import threading
 
 import pytest
-from tests.kfp.argo import NAME, workflow
 
 from arcloop.display.terminal import console
 from arcloop.errors import ArcloopError
 from arcloop.kfp.client import KfpClient
 from arcloop.kfp.runs import pod_name, show_status, tasks, terminate, wait
 from arcloop.kfp.submission import main as submit
+
+from .argo import NAME, workflow
 
 TASKS = ("compute_fingerprint", "prepare", "validate", "train", "embed", "index", "evaluate")
 AGAIN = "arcloop pipeline mode=status run=r wait=true"
@@ -197,7 +198,7 @@ def test_interrupting_the_command_leaves_the_run(recorder, image, tmp_path):
 
 
 def test_submitting_with_wait(recorder, image, in_folder, capsys):
-    recorder.workflows = {f"run_id-{number}": [HALF, NOT_PASSED] for number in range(1, 500)}
+    recorder.workflows["run_id-1"] = [HALF, NOT_PASSED]
     arguments = ["cluster=onprem", f"cluster.host={recorder.url}", f"cluster.image={image}"]
     assert submit([*arguments, "cluster.poll_s=0.001", "data=synthetic", "wait=true"]) == 3
     printed = capsys.readouterr().err

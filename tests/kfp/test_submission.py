@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from arcloop.kfp.submission import main as submit
 from arcloop.kfp.trigger import trigger
 
-from .conftest import parsed
+from .api_server import parsed
 
 
 @pytest.fixture
