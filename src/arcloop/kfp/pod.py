@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from arcloop.artifacts.metrics import read_metrics
 from arcloop.errors import ArcloopError
 from arcloop.kfp.lineage import properties
-from arcloop.kfp.storage import input_folder, output_folder, publish
+from arcloop.kfp.storage import in_use, input_folder, output_folder, publish
 
 if TYPE_CHECKING:
     from kfp.dsl import Artifact, ClassificationMetrics, Markdown, Metrics
@@ -82,12 +82,13 @@ def run_step(name: str, arguments: Mapping[str, Any]) -> None:
     output = next(value for key, value in arguments.items() if key.endswith("_out"))
     overrides, inputs = _overrides(arguments), _inputs(arguments)
     folder = output_folder(output)
-    if arguments.get("trainjob"):
-        from arcloop.kfp.trainjob import train
+    with in_use([folder, *inputs.values()]):
+        if arguments.get("trainjob"):
+            from arcloop.kfp.trainjob import train
 
-        sha256 = train(overrides, inputs["store"], folder, arguments["trainjob"])
-    else:
-        sha256 = call(name, _run_step, name, overrides, inputs, folder)
+            sha256 = train(overrides, inputs["store"], folder, arguments["trainjob"])
+        else:
+            sha256 = call(name, _run_step, name, overrides, inputs, folder)
     publish(output, folder, sha256)
     output.metadata.update(properties(folder, inputs))
     if "report" in arguments:

@@ -8,13 +8,17 @@ there. With `cluster.storage=pvc`, the data of an artifact are on the volume ins
 `artifact.path` is then a small JSON file, the pointer, with that folder and its hash. KFP uploads,
 downloads and caches only the pointer. The URI stays that of the object store, because KFP refuses
 to start a step with an input artifact of any other URI. RUN, TASK, SALT and OUTPUT are the end of
-the URI, which is the same in every attempt of a task.
+the URI, which is the same in every attempt of a task. The modification time of RUN/.used is the
+last time that a step used the run, see `arcloop.kfp.retention`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +33,9 @@ VOLUME = "ARCLOOP_VOLUME"
 """Environment variable with the mount path of the shared volume, if outputs are written there."""
 PIPELINES = "pipelines"
 """Folder on the volume that contains one folder for each run."""
+USED = ".used"
+"""File in the folder of a run that is touched when one of its artifacts is written or read."""
+_TOUCH_EVERY_S = 600
 _HASH = "sha256"
 """Key of the metadata of an artifact in KFP with the hash of its manifest."""
 
@@ -45,6 +52,7 @@ def output_folder(artifact: Artifact) -> Path:
     parts = rest.split("/")[-4 if scheme else -3 :]
     folder = Path(os.environ[VOLUME], PIPELINES, *parts)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _touch([folder])
     return folder
 
 
@@ -78,12 +86,49 @@ def input_folder(artifact: Artifact) -> Path:
                 remedy="set cluster.storage=pvc as in the earlier run, or cluster.cache=false",
             )
         folder = Path(os.environ[VOLUME], pointer["folder"])
+        _touch([folder])  # before the check, so that a run is not removed after it
     if not artifacts.exists(folder):
         raise _outdated(artifact, folder, "no longer exist")
     found, recorded = artifacts.read(folder, None).sha256, artifact.metadata.get(_HASH)
     if recorded not in (None, found):
         raise _outdated(artifact, folder, f"have the hash {found[:12]}, not {recorded[:12]}")
     return folder
+
+
+@contextlib.contextmanager
+def in_use(folders: Iterable[Path]) -> Iterator[None]:
+    """Mark the runs of some folders as used, now and every ten minutes until the block ends.
+
+    Args:
+        folders: Results of `output_folder` and `input_folder`. Folders that are not on the volume
+            are ignored.
+    """
+    volume = os.environ.get(VOLUME)
+    folders = [folder for folder in folders if volume and folder.is_relative_to(volume)]
+    if not folders:
+        yield
+        return
+    ended = threading.Event()
+
+    def touch_until_ended() -> None:
+        _touch(folders)
+        while not ended.wait(_TOUCH_EVERY_S):
+            _touch(folders)
+
+    thread = threading.Thread(target=touch_until_ended, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _touch(folders: Iterable[Path]) -> None:
+    root = Path(os.environ[VOLUME], PIPELINES)
+    for run in {root / folder.relative_to(root).parts[0] for folder in folders}:
+        with contextlib.suppress(OSError):  # the run was removed, or the volume is read-only
+            (run / USED).touch()
 
 
 def _outdated(artifact: Artifact, folder: Path, fault: str) -> ArtifactError:
