@@ -104,32 +104,39 @@ class Server:
         return done
 
     def _run_task(self, name, task, done, parameters, artifacts):
-        values, inputs = {}, {}
-        for key, source in task.get("inputs", {}).get("parameters", {}).items():
-            match source:  # driver/resolve.go, resolveInputParameter
-                case {"componentInputParameter": of}:
-                    values[key] = parameters[of]
-                case {"taskOutputParameter": {"producerTask": of, "outputParameterKey": output}}:
-                    values[key] = done[of][0][output]
-                case {"runtimeValue": {"constant": constant}}:
-                    values[key] = constant
-        for key, source in task.get("inputs", {}).get("artifacts", {}).items():
-            match source:  # driver/resolve.go, resolveInputArtifact
-                case {"componentInputArtifact": of}:
-                    inputs[key] = artifacts[of]
-                case {"taskOutputArtifact": {"producerTask": of, "outputArtifactKey": output}}:
-                    inputs[key] = done[of][1][output]
+        inputs = task.get("inputs", {})
+        given = {
+            key: self._resolve(source, done, parameters)
+            for key, source in inputs.get("parameters", {}).items()
+        }
+        taken = {
+            key: self._resolve(source, done, artifacts)
+            for key, source in inputs.get("artifacts", {}).items()
+        }
         condition = task.get("triggerPolicy", {}).get("condition")
         if condition is not None:  # of dsl.If and dsl.Else on a Boolean
             (channel,) = re.findall(r"parameter_values\['(.+?)'\]", condition)
-            if values[channel] is condition.startswith("!"):
+            if given[channel] is condition.startswith("!"):
                 self.states[name] = "skipped"
                 return {}, {}
         component = self.spec["components"][task["componentRef"]["name"]]
         if "dag" in component:
-            self._run_dag(component["dag"], values, inputs)
+            self._run_dag(component["dag"], given, taken)
             return {}, {}
-        return self._run_container(name, task, component, values, inputs)
+        return self._run_container(name, task, component, given, taken)
+
+    def _resolve(self, source, done, of_parent):
+        """driver/resolve.go, resolveInputParameter and resolveInputArtifact"""
+        match source:
+            case {"componentInputParameter": key} | {"componentInputArtifact": key}:
+                return of_parent[key]
+            case {"taskOutputParameter": {"producerTask": task, "outputParameterKey": key}}:
+                return done[task][0][key]
+            case {"taskOutputArtifact": {"producerTask": task, "outputArtifactKey": key}}:
+                return done[task][1][key]
+            case {"runtimeValue": {"constant": constant}}:
+                return constant
+        raise StepError(f"unknown source {source}")
 
     def _run_container(self, name, task, component, values, inputs):
         label = component["executorLabel"]
@@ -157,7 +164,7 @@ class Server:
             "outputs": {
                 "artifacts": {key: {"artifacts": [a]} for key, a in made.items()},
                 "parameters": {
-                    key: {"outputFile": f"/tmp/kfp/outputs/{key}"}  # noqa: S108 - as provisionOutputs
+                    key: {"outputFile": f"/tmp/kfp/outputs/{key}"}
                     for key in outputs.get("parameters", {})
                 },
                 "outputFile": f"{local_path(task_root)}/output_metadata.json",

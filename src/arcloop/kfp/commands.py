@@ -8,13 +8,14 @@ from typing import Any
 
 from arcloop.kfp.client import KfpClient
 from arcloop.kfp.origin import describe_origin
+from arcloop.kfp.pipeline import compile_cleaning
 from arcloop.kfp.runs import show_status, terminate, wait
 from arcloop.kfp.schedules import list_schedules, refresh_schedules, remove_schedule, start_schedule
 from arcloop.kfp.submission import Submission
 
 
 def manage(client: KfpClient, submission: Submission) -> int:
-    """Do the work of a mode that needs no pipeline.
+    """Do the work of a mode that does not compile the steps.
 
     Args:
         client: The server.
@@ -38,6 +39,10 @@ def manage(client: KfpClient, submission: Submission) -> int:
             list_schedules(client)
         case "unschedule":
             remove_schedule(client, submission.config["name"])
+        case "clean":
+            settings, days = submission.cluster, options.keep_days
+            compile_cleaning(settings, submission.path, keep_days=days, dry_run=options.dry_run)
+            return start(client, submission, {}, lambda: None)
     return 0
 
 

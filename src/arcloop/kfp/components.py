@@ -142,7 +142,7 @@ def notify(
     from arcloop.kfp import notification, pod, storage
 
     text = f"{run_name}: {outcome}"
-    folder = str(storage.input_folder(evaluation))
+    folder = str(storage.input_folder(evaluation, "evaluation"))
     pod.call("notify", notification.post_result, webhook_env, timeout_s, text, folder)
 
 
@@ -155,3 +155,14 @@ def notify_failure(
     if status.state not in notification.SUCCEEDED:
         run = (run_name, status.state, status.pipeline_job_resource_name)
         pod.call("notify_failure", notification.post_failure, webhook_env, timeout_s, *run)
+
+
+def clean(keep_days: float, dry_run: bool) -> int:
+    """Remove old runs from the shared volume and return the number of bytes."""
+    import os
+    from pathlib import Path
+
+    from arcloop.kfp import retention, storage
+
+    volume = Path(os.environ[storage.VOLUME])
+    return retention.remove_old_runs(volume, keep_days, dry_run=dry_run)

@@ -121,7 +121,9 @@ def run_pipeline(
                 raise ArcloopError(f"{message}\n  log: {log}") from None
         server.report_cached(STEPS)
     # KFP does not support outputs of a pipeline with an exit handler.
-    evaluation = input_folder(task.output) if task.outputs else server.results["notify"]
+    evaluation = (
+        input_folder(task.output, "evaluation") if task.outputs else server.results["notify"]
+    )
     metrics, gate = read_result(Path(evaluation))
     for name in _REPORTED_METRICS:
         if name in metrics:

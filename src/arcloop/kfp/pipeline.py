@@ -63,6 +63,30 @@ def compile_pipeline(
         write_bytes(path, compiled.read_bytes())
 
 
+def compile_cleaning(
+    settings: ClusterSettings, path: Path, *, keep_days: float, dry_run: bool
+) -> None:
+    """Write the IR YAML of the pipeline whose only task removes old runs from the volume.
+
+    Args:
+        settings: The cluster.
+        path: The YAML file.
+        keep_days: Default of a parameter, see `arcloop.kfp.retention.remove_old_runs`.
+        dry_run: Default of a parameter.
+    """
+    component = dsl.component(
+        components.clean, base_image=settings.image or "", install_kfp_package=False
+    )
+
+    def clean(keep_days: float = keep_days, dry_run: bool = dry_run) -> None:
+        task = component(keep_days=keep_days, dry_run=dry_run)
+        configure(task, "clean", settings, NotifySettings(webhook_env=None))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    decorate = dsl.pipeline(name="arcloop-clean", description=components.clean.__doc__)
+    compiler.Compiler().compile(decorate(clean), str(path))
+
+
 def _add_tasks(settings: ClusterSettings, notify: NotifySettings, values: Mapping[str, Any]) -> Any:
     """Create the tasks; return the evaluation, unless there is an exit handler."""
     artifacts: dict[str, Any] = {}

@@ -107,7 +107,7 @@ def _overrides(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _inputs(arguments: Mapping[str, Any]) -> dict[str, Path]:
-    return {role: input_folder(arguments[role]) for role in _ROLES if role in arguments}
+    return {role: input_folder(arguments[role], role) for role in _ROLES if role in arguments}
 
 
 def deploy(arguments: Mapping[str, Any]) -> None:

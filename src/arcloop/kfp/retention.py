@@ -123,7 +123,7 @@ def _deployed(volume: Path) -> list[tuple[str, list[str]]]:
             raise ArtifactError(
                 f"the live version of a model store cannot be read: {cause!r}",
                 where=store,
-                remedy="restore it with `arcloop versions`, or remove the store; nothing was removed",
+                remedy="restore it, or remove the model store; nothing was removed",
             ) from None
         place = store.relative_to(volume)
         found.append((f"the live deployment in {place}", [*parents.values()]))

@@ -70,8 +70,12 @@ def publish(artifact: Artifact, folder: Path, sha256: str) -> None:
         write_json(Path(artifact.path), {"folder": place, _HASH: sha256})
 
 
-def input_folder(artifact: Artifact) -> Path:
+def input_folder(artifact: Artifact, name: str) -> Path:
     """Return the folder with the data of an input artifact, made in this run or in an earlier one.
+
+    Args:
+        artifact: The input artifact.
+        name: Name of the input, for messages; KFP sets `artifact.name` to a number.
 
     Raises:
         ArtifactError: The data were removed or replaced, or are on a volume that is not mounted.
@@ -81,17 +85,17 @@ def input_folder(artifact: Artifact) -> Path:
         pointer = json.loads(folder.read_bytes())
         if VOLUME not in os.environ:
             raise ArtifactError(
-                f"the data of {artifact.name} are on a volume, which this step does not mount",
+                f"the data of the input {name} are on a volume, which this step does not mount",
                 where=pointer["folder"],
                 remedy="set cluster.storage=pvc as in the earlier run, or cluster.cache=false",
             )
         folder = Path(os.environ[VOLUME], pointer["folder"])
         _touch([folder])  # before the check, so that a run is not removed after it
     if not artifacts.exists(folder):
-        raise _outdated(artifact, folder, "no longer exist")
+        raise _outdated(name, folder, "no longer exist")
     found, recorded = artifacts.read(folder, None).sha256, artifact.metadata.get(_HASH)
     if recorded not in (None, found):
-        raise _outdated(artifact, folder, f"have the hash {found[:12]}, not {recorded[:12]}")
+        raise _outdated(name, folder, f"have the hash {found[:12]}, not {recorded[:12]}")
     return folder
 
 
@@ -131,9 +135,9 @@ def _touch(folders: Iterable[Path]) -> None:
             (run / USED).touch()
 
 
-def _outdated(artifact: Artifact, folder: Path, fault: str) -> ArtifactError:
+def _outdated(name: str, folder: Path, fault: str) -> ArtifactError:
     return ArtifactError(
-        f"the data of {artifact.name}, which KFP refers to, {fault}",
+        f"the data of the input {name} {fault}",
         where=folder,
-        remedy="submit the run again with cluster.cache=false, which makes them again",
+        remedy="submit the run again with cluster.cache=false; KFP still has them in its cache",
     )

@@ -37,6 +37,8 @@ arcloop trigger data.root=... [every=SECONDS] [the overrides of `arcloop pipelin
   schedule="0 0 * * 2"    a recurring run, here every Tuesday at midnight (cluster.timezone)
   mode=schedules          list the recurring runs; mode=unschedule name=NAME removes one,
                           mode=refresh moves all of them to this code and image
+  mode=clean keep_days=30 remove runs that were not used for 30 days from the volume of the
+                          cluster; with dry_run=true, only print them; with schedule=, repeatedly
   notify=none | slack     the webhook that a message is posted to at the end of a run
 
 `arcloop trigger` starts a run if the content of the data source differs from that of the last run
@@ -120,6 +122,9 @@ def read_submission(argv: Sequence[str]) -> Submission:
     if cluster.is_local:
         # In a local run, the image name is only the code's version in the cache key.
         cluster = cluster.model_copy(update={"image": f"{cluster.image}-{source_hash()}"})
+    if options.mode == "clean":  # a pipeline of its own, with its own versions and schedules
+        cluster = cluster.model_copy(update={"pipeline": f"{cluster.pipeline}-clean"})
+        config = {**config, "name": cluster.pipeline}
     notify = read_settings(NotifySettings, config["notify"], "notify")
     cron = None
     if options.schedule is not None:
@@ -138,6 +143,17 @@ def _faults(submission: Submission) -> Iterator[str]:
     cluster, config, mode = submission.cluster, submission.config, submission.options.mode
     if cluster.is_local and mode not in ("run", "compile"):
         yield f"mode={mode} needs a KFP server, e.g. cluster=onprem"
+    if mode == "clean" and cluster.storage != "pvc":
+        yield (
+            f"mode=clean removes runs from a volume, but cluster.storage={cluster.storage}: "
+            "set cluster.storage=pvc, or add a lifecycle rule to the object store"
+        )
+    uses_image = (submission.options.needs_pipeline or mode == "clean") and not cluster.is_local
+    if uses_image and not re.fullmatch(_IMAGE_DIGEST, cluster.image or ""):
+        yield (
+            f"cluster.image={cluster.image} must contain its digest, which is the version of the "
+            "code in the cache key: set cluster.image=registry/arcloop@sha256:... or ARCLOOP_IMAGE"
+        )
     if not submission.options.needs_pipeline:
         return
     if submission.cron and cluster.is_local:
@@ -148,11 +164,6 @@ def _faults(submission: Submission) -> Iterator[str]:
         yield f"notify needs the webhook's URL in the environment variable {variable}"
     if not cluster.is_local:
         yield from path_faults(config, submission.parameters, cluster)
-    if not cluster.is_local and not re.fullmatch(_IMAGE_DIGEST, cluster.image or ""):
-        yield (
-            f"cluster.image={cluster.image} must contain its digest, which is the version of the "
-            "code in the cache key: set cluster.image=registry/arcloop@sha256:... or ARCLOOP_IMAGE"
-        )
     if cluster.train == "trainjob" and not cluster.is_local and cluster.storage != "pvc":
         yield "cluster.train=trainjob needs cluster.storage=pvc: its nodes share a volume"
     yield from device_faults(config, cluster)
