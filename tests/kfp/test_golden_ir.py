@@ -1,6 +1,9 @@
 """The content of the compiled YAML, parsed into the protobufs of KFP."""
 
+import json
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 from arcloop.kfp.local import source_hash
 from arcloop.kfp.parameters import PARAMETERS
 from arcloop.kfp.pipeline import compile_pipeline
+from arcloop.kfp.placement import SCRATCH
 from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.steps import STEPS
 
@@ -233,3 +237,41 @@ def test_the_ir_contains_no_path_of_this_machine(onprem, local):
         text = made.path.read_text()
         for ours in (Path(__file__).parents[2], Path.home(), Path(sys.prefix)):
             assert str(ours) not in text
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl merges the patch")
+def test_the_size_limit_is_merged_into_the_volumes_of_the_pod(compiled, tmp_path):
+    """The driver adds the mount to the pod's patch (driver/k8s.go, extendPodSpecPatch).
+
+    Argo merges the patch into the pod of compiler/argocompiler/container.go, addContainerExecutor
+    Template, which has volumes of these names, as a strategic merge patch, like `kubectl patch`.
+    """
+    config = compiled("cluster=gke", "+cluster.steps.embed.ephemeral=50Gi").kubernetes["embed"]
+    pod = {
+        "containers": [
+            {"name": "main", "image": "x",
+             "volumeMounts": [{"name": n, "mountPath": p} for n, p in SCRATCH.items()]},
+        ],
+        "volumes": [{"name": name, "emptyDir": {}} for name in SCRATCH],
+    }  # fmt: skip
+    added = config.empty_dir_mounts
+    patch = {
+        "containers": [
+            {"name": "main",
+             "volumeMounts": [{"name": a.volume_name, "mountPath": a.mount_path} for a in added]},
+        ],
+        "volumes": [
+            {"name": a.volume_name, "emptyDir": {"sizeLimit": a.size_limit}} for a in added
+        ],
+    }  # fmt: skip
+    head = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}}
+    (tmp_path / "pod.json").write_text(json.dumps({**head, "spec": pod}))
+    command = ["kubectl", "patch", "--local", "--type=strategic", "--output=json"]
+    command += [f"--filename={tmp_path}/pod.json", f"--patch={json.dumps({'spec': patch})}"]
+    merged = json.loads(subprocess.check_output(command))["spec"]
+    assert {v["name"]: v["emptyDir"] for v in merged["volumes"]} == {
+        name: {"sizeLimit": "50Gi"} for name in SCRATCH
+    }
+    mounts = merged["containers"][0]["volumeMounts"]
+    assert {m["name"]: m["mountPath"] for m in mounts} == SCRATCH
+    assert len(mounts) == len(merged["volumes"]) == 3

@@ -213,6 +213,9 @@ WRONG = {
     "variable": (["+cluster.secrets.a={key: 1a}"], "must be the name of a variable"),
     "retries": (["cluster.retries.count=-1"], "cluster.retries.count=-1 must be"),
     "storage": (["cluster.storage=disk"], "must be 'artifacts' or 'pvc'"),
+    "disk of a node with a volume": (
+        ["+cluster.steps.embed.ephemeral=50Gi"], "steps.embed.ephemeral limits artifacts",
+    ),
     "trainjob without volume": (
         ["cluster.train=trainjob", "cluster.storage=artifacts"], "needs cluster.storage=pvc",
     ),

@@ -119,6 +119,7 @@ class StepSettings(_Settings):
     gpus: NonNegativeInt = 0
     gpu_type: LabelKey = "nvidia.com/gpu"
     shm: Quantity | None = None
+    ephemeral: Quantity | None = None
     labels: dict[LabelKey, LabelValue] = {}
     annotations: dict[LabelKey, str] = {}
     node_selector: dict[LabelKey, LabelValue] = {}

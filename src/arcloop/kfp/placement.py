@@ -11,6 +11,8 @@ from arcloop.kfp.pod import STORES
 from arcloop.kfp.storage import VOLUME
 from arcloop.pipeline.steps import STEPS
 
+SCRATCH = {"gcs-scratch": "/gcs", "s3-scratch": "/s3", "minio-scratch": "/minio"}
+"""Volume of KFP's pods -> mount path: the artifacts, by the scheme of the pipeline root."""
 _SMALL = StepSettings(title="", cpu="500m", memory="1Gi")
 
 
@@ -52,6 +54,10 @@ def _set_resources(task: Any, step: StepSettings) -> None:
         task.set_accelerator_type(step.gpu_type).set_accelerator_limit(step.gpus)
     if step.shm:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=step.shm)  # noqa: S108
+    if step.ephemeral:
+        # The pod has these volumes already. A volume of the same name is merged into it.
+        for volume, path in SCRATCH.items():
+            kubernetes.empty_dir_mount(task, volume, path, size_limit=step.ephemeral)
 
 
 def _schedule(task: Any, step: StepSettings, settings: ClusterSettings) -> None:

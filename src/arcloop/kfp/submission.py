@@ -164,6 +164,12 @@ def _faults(submission: Submission) -> Iterator[str]:
         yield f"notify needs the webhook's URL in the environment variable {variable}"
     if not cluster.is_local:
         yield from path_faults(config, submission.parameters, cluster)
+    limited = [name for name, step in cluster.steps.items() if step.ephemeral]
+    if limited and cluster.storage == "pvc":
+        yield (
+            f"cluster.steps.{limited[0]}.ephemeral limits artifacts on the disk of a node, but "
+            "cluster.storage=pvc stores them on the volume: remove it"
+        )
     if cluster.train == "trainjob" and not cluster.is_local and cluster.storage != "pvc":
         yield "cluster.train=trainjob needs cluster.storage=pvc: its nodes share a volume"
     yield from device_faults(config, cluster)
