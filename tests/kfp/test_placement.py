@@ -148,3 +148,17 @@ def test_mounted_paths_are_accepted(image, overrides):
 def test_the_tasks_without_a_model_do_not_import_torch(work):
     code = f"import sys; {work}; assert not {{'torch', 'faiss'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_served_pods_mount_the_volume_of_the_run(image):
+    overrides = [f"cluster.image={image}", "cluster=onprem", "deploy=kserve"]
+    with pytest.raises(ConfigError, match=r"deploy\.namespace must be the namespace of the run"):
+        read_submission(overrides)
+    served = read_submission([*overrides, "cluster.namespace=team"]).config["deploy"]
+    assert served["namespace"] == "team"
+    assert served["model_claim"] == "arcloop"
+    assert served["model_claim_path"] == served["model_store"] == "model_store/mnist"
+    own = [*overrides, "deploy.namespace=serving", "deploy.model_claim=models"]
+    served = read_submission([*own, "deploy.model_store=/mnt/arcloop/a"]).config["deploy"]
+    assert (served["namespace"], served["model_claim"]) == ("serving", "models")
+    assert served["model_claim_path"] == "a"

@@ -86,7 +86,7 @@ def settings(image):
     submission = read_submission(
         [
             "cluster=onprem", f"cluster.image={image}", "cluster.train=trainjob", "mode=compile",
-            "cluster.namespace=team", "trainer=ddp_cpu", "trainer.num_nodes=2", "trainer.devices=1",
+            "cluster.namespace=team",
             "+cluster.secrets={bucket: {key: BUCKET_KEY}}", "cluster.trainjob.poll_s=0.01",
         ]
     )  # fmt: skip

@@ -51,9 +51,37 @@ def path_faults(
         is_given = any(o.lstrip("+").startswith(f"{key}=") for o in parameters[key.split(".")[0]])
         if path and is_given and (fault := _fault(str(path), mounts(step, settings))):
             yield f"{key}={path} {fault} (step {step})"
+    if config["deploy"]["target"] != "local" and config["deploy"]["namespace"] == "default":
+        yield "deploy.namespace must be the namespace of the run: set cluster.namespace or it"
     store = str(config["deploy"]["model_store"])
     if store.startswith("/") and (fault := _fault(store, mounts("deploy", settings))):
         yield f"deploy.model_store={store} {fault}; a relative path is below the mount"
+
+
+def derive_serving(
+    config: Mapping[str, Any], settings: ClusterSettings, overrides: Sequence[str]
+) -> list[str]:
+    """Return the overrides with which the pods of `deploy=kserve` find the archive.
+
+    They mount the volume that the deploy step writes to, so they are in the namespace of the run.
+
+    Args:
+        config: The resolved config.
+        settings: The cluster.
+        overrides: The user's overrides; those of `deploy` among them are kept.
+    """
+    deploy, mount = config["deploy"], PurePosixPath(settings.volume.mount)
+    given = {override.partition("=")[0] for override in overrides}
+    store = mount / deploy["model_store"]
+    wanted = {
+        "namespace": settings.namespace,
+        "model_claim": settings.volume.claim,
+        "model_claim_path": str(store.relative_to(mount)) if store.is_relative_to(mount) else None,
+    }
+    if settings.is_local or deploy["target"] == "local":
+        return []
+    derived = {f"deploy.{key}": value for key, value in wanted.items() if value}
+    return [f"{key}={value}" for key, value in derived.items() if key not in given]
 
 
 def _find(config: Mapping[str, Any], key: str) -> Any:

@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Client
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcloop.artifacts.metrics import read_metrics
-from arcloop.errors import ArcloopError
+from arcloop.errors import ArcloopError, raise_terminated
 from arcloop.kfp.lineage import properties
 from arcloop.kfp.storage import in_use, input_folder, output_folder, publish
 
@@ -123,6 +124,8 @@ def _deploy(overrides: list[str], inputs: Mapping[str, Path]) -> None:
     """Run `arcloop deploy` on a temporary folder that links all inputs into one run."""
     from arcloop.serving.deploy import main
 
+    # KFP terminates a run by SIGTERM; a rollout that is not complete is then rolled back.
+    signal.signal(signal.SIGTERM, raise_terminated)
     os.environ["ARCLOOP_TRACEBACK"] = "1"  # makes `main` raise its errors
     with tempfile.TemporaryDirectory() as run:
         links = {entry.name: entry for entry in inputs["run"].iterdir()} | dict(inputs)

@@ -19,7 +19,7 @@ from arcloop.errors import GATE_NOT_PASSED, ConfigError, report_errors
 from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
 from arcloop.kfp.devices import derive_trainer, device_faults
 from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
-from arcloop.kfp.mounts import path_faults
+from arcloop.kfp.mounts import derive_serving, path_faults
 from arcloop.kfp.options import Options, split_options, suggest_option
 from arcloop.kfp.parameters import divide_overrides
 from arcloop.kfp.pod import compute_fingerprint
@@ -116,9 +116,10 @@ def read_submission(argv: Sequence[str]) -> Submission:
     except ConfigError as cause:
         raise suggest_option(cause, overrides) from None
     cluster = read_settings(ClusterSettings, config["cluster"], "cluster")
-    if options.needs_pipeline and (derived := derive_trainer(cluster, overrides)):
+    derived = derive_trainer(cluster, overrides) + derive_serving(config, cluster, overrides)
+    if derived and options.needs_pipeline:
         config, parameters = divide_overrides([*overrides, *derived])
-        print_line(f"{' '.join(derived)}: derived from cluster.train and cluster.steps.train.gpus")
+        print_line(f"{' '.join(derived)}: derived from the settings of the cluster")
     if cluster.is_local:
         # In a local run, the image name is only the code's version in the cache key.
         cluster = cluster.model_copy(update={"image": f"{cluster.image}-{source_hash()}"})
