@@ -125,7 +125,7 @@ def test_a_run_that_a_step_begins_to_use_is_kept(volume, monkeypatch, capsys):
     monkeypatch.setattr(retention, "_size", use_and_measure)
     assert clean(volume) == 0
     assert volume.runs() == {"recent", "old"}
-    assert "kept old: it is used again" in capsys.readouterr().out
+    assert "kept old: a step uses it again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("days", [0, 40])
@@ -145,6 +145,18 @@ retention.remove_old_runs(Path({str(volume.path)!r}), 30, dry_run=False)
     volume.use(".removed-old", days)
     clean(volume)
     assert volume.runs() == ({"recent", "old"} if days == 0 else {"recent"})
+
+
+def test_files_that_cannot_be_removed_are_reported(volume, monkeypatch, capsys):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", f"{folder}/file")
+
+    monkeypatch.setattr(retention.shutil, "rmtree", refuse)
+    assert clean(volume) == 0
+    assert "file cannot be removed (Permission denied)" in capsys.readouterr().out
+    monkeypatch.undo()
+    clean(volume)
+    assert volume.runs() == {"recent"}
 
 
 def test_a_step_marks_the_runs_that_it_uses(volume, monkeypatch):

@@ -57,8 +57,8 @@ def remove_old_runs(volume: Path, keep_days: float, *, dry_run: bool) -> int:
     freed = 0
     for name in runs.keys() - kept.keys():
         size = _size(runs[name])
-        if not dry_run and not _remove(runs[name], oldest):
-            print(f"kept {name}: it is used again")
+        if not dry_run and (reason := _remove(runs[name], oldest)):
+            print(f"kept {name}: {reason}")
             continue
         freed += size
         print(f"{'would remove' if dry_run else 'removed'} {name}: {size:,} bytes")
@@ -135,21 +135,25 @@ def _last_used(run: Path) -> float:
     return (marker if marker.exists() else run).stat().st_mtime
 
 
-def _remove(run: Path, oldest: float) -> bool:
-    """Remove a run; return False if a step has used it since it was chosen."""
+def _remove(run: Path, oldest: float) -> str:
+    """Remove a run; return why it was not removed, or an empty string."""
     removed = run.with_name(f"{_REMOVED}{run.name}")
     run.rename(removed)
     return _complete_removal(removed, oldest)
 
 
-def _complete_removal(removed: Path, oldest: float) -> bool:
+def _complete_removal(removed: Path, oldest: float) -> str:
     """Delete a renamed run, or restore its name if a step used it just before it was renamed."""
     marker = removed / USED
     if marker.exists() and marker.stat().st_mtime > oldest:
         removed.rename(removed.with_name(removed.name.removeprefix(_REMOVED)))
-        return False
-    shutil.rmtree(removed, ignore_errors=True)  # what stays is removed by the next call
-    return True
+        return "a step uses it again"
+    with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+        try:
+            shutil.rmtree(removed)
+        except PermissionError as cause:  # the next call tries again
+            return f"{cause.filename} cannot be removed ({cause.strerror})"
+    return ""
 
 
 def _size(folder: Path) -> int:
