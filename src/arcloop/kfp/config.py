@@ -58,12 +58,11 @@ class Volume(_Settings):
 
 
 class Retries(_Settings):
-    """Retries of a failed task."""
+    """Retries of a failed task. Argo, which runs the tasks, only accepts an integer as factor."""
 
     count: NonNegativeInt
     wait_s: NonNegativeInt
-    factor: PositiveFloat
-    longest_s: NonNegativeInt
+    factor: PositiveInt
 
 
 class TrainJobSettings(_Settings):
@@ -149,6 +148,7 @@ class ClusterSettings(_Settings):
     cache: bool
     storage: Literal["artifacts", "pvc"]
     volume: Volume
+    checkpoints: Volume | None
     data_volumes: dict[ObjectName, MountPath]
     secrets: dict[ObjectName, dict[str, Variable]]
     env: dict[Variable, str | int | float | bool]

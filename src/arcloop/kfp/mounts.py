@@ -32,6 +32,8 @@ def mounts(name: str, settings: ClusterSettings) -> dict[str, str]:
     uses_store = name in ("evaluate", "deploy") and not settings.is_local
     if settings.storage == "pvc" or uses_store:
         volumes[settings.volume.claim] = settings.volume.mount
+    if name in ("train", "clean") and settings.checkpoints and settings.storage == "artifacts":
+        volumes[settings.checkpoints.claim] = settings.checkpoints.mount
     return volumes
 
 

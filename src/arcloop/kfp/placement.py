@@ -8,9 +8,12 @@ from kfp import kubernetes
 from arcloop.kfp.config import ClusterSettings, NotifySettings, StepSettings
 from arcloop.kfp.mounts import mounts
 from arcloop.kfp.pod import STORES
-from arcloop.kfp.storage import VOLUME
+from arcloop.kfp.storage import CHECKPOINTS, VOLUME
 from arcloop.pipeline.steps import STEPS
 
+_RETRY_PERIOD = f"{10 * 365 * 24 * 3600}s"
+"""Ten years. Argo counts this time from the start of the first attempt, and then neither starts a
+retry nor lets one run. Without a value, kfp writes one hour."""
 SCRATCH = {"gcs-scratch": "/gcs", "s3-scratch": "/s3", "minio-scratch": "/minio"}
 """Volume of KFP's pods -> mount path: the artifacts, by the scheme of the pipeline root."""
 _SMALL = StepSettings(title="", cpu="500m", memory="1Gi")
@@ -41,7 +44,7 @@ def configure(task: Any, name: str, settings: ClusterSettings, notify: NotifySet
             settings.retries.count,
             backoff_duration=f"{settings.retries.wait_s}s",
             backoff_factor=settings.retries.factor,
-            backoff_max_duration=f"{settings.retries.longest_s}s",
+            backoff_max_duration=_RETRY_PERIOD,
         )
 
 
@@ -91,6 +94,9 @@ def _describe_pod(task: Any, step: StepSettings, settings: ClusterSettings) -> N
 def _mount_volumes(task: Any, name: str, settings: ClusterSettings) -> None:
     if settings.storage == "pvc":
         task.set_env_variable(VOLUME, settings.volume.mount)
+    elif settings.checkpoints and name in ("train", "clean"):
+        variable = CHECKPOINTS if name == "train" else VOLUME
+        task.set_env_variable(variable, settings.checkpoints.mount)
     if name == "deploy" and not settings.is_local:
         task.set_env_variable(STORES, settings.volume.mount)
     for claim, path in mounts(name, settings).items():

@@ -87,7 +87,7 @@ def run_step(name: str, arguments: Mapping[str, Any]) -> None:
         if arguments.get("trainjob"):
             from arcloop.kfp.trainjob import train
 
-            sha256 = train(overrides, inputs["store"], folder, arguments["trainjob"])
+            sha256 = call(name, train, overrides, inputs["store"], folder, arguments["trainjob"])
         else:
             sha256 = call(name, _run_step, name, overrides, inputs, folder)
     publish(output, folder, sha256)
@@ -97,9 +97,11 @@ def run_step(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _run_step(name: str, overrides: list[str], inputs: Mapping[str, Path], output: Path) -> str:
+    from arcloop.pipeline.attempts import end_retries
     from arcloop.pipeline.steps import run_step
 
-    return run_step(name, overrides, inputs, output).sha256
+    with end_retries(output):
+        return run_step(name, overrides, inputs, output).sha256
 
 
 def _overrides(arguments: Mapping[str, Any]) -> list[str]:

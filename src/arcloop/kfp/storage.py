@@ -10,6 +10,9 @@ downloads and caches only the pointer. The URI stays that of the object store, b
 to start a step with an input artifact of any other URI. RUN, TASK, SALT and OUTPUT are the end of
 the URI, which is the same in every attempt of a task. The modification time of RUN/.used is the
 last time that a step used the run, see `arcloop.kfp.retention`.
+
+With `cluster.storage=artifacts`, only the train step can use a volume, `cluster.checkpoints`: it
+trains in such a folder, from which a retry resumes, and copies the finished run to `artifact.path`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 VOLUME = "ARCLOOP_VOLUME"
 """Environment variable with the mount path of the shared volume, if outputs are written there."""
+CHECKPOINTS = "ARCLOOP_CHECKPOINTS"
+"""Environment variable with the mount path of the volume that only the train step writes to."""
 PIPELINES = "pipelines"
 """Folder on the volume that contains one folder for each run."""
 USED = ".used"
@@ -45,19 +51,19 @@ def output_folder(artifact: Artifact) -> Path:
 
     It is the same in every attempt of a task. Its parent exists.
     """
-    if VOLUME not in os.environ:
+    if not (mount := _mount()):
         return Path(artifact.path)
     scheme, _, rest = artifact.uri.rpartition("://")
     # A server appends RUN/TASK/SALT/OUTPUT to the pipeline root, kfp.local RUN/TASK/OUTPUT.
     parts = rest.split("/")[-4 if scheme else -3 :]
-    folder = Path(os.environ[VOLUME], PIPELINES, *parts)
+    folder = Path(mount, PIPELINES, *parts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _touch([folder])
     return folder
 
 
 def publish(artifact: Artifact, folder: Path, sha256: str) -> None:
-    """Record the hash of an output artifact, and write its pointer if it is on the volume.
+    """Record the hash of an output artifact, and write its pointer or data to `artifact.path`.
 
     Args:
         artifact: The output artifact.
@@ -65,9 +71,13 @@ def publish(artifact: Artifact, folder: Path, sha256: str) -> None:
         sha256: Hash of its manifest.
     """
     artifact.metadata[_HASH] = sha256
-    if folder != Path(artifact.path):
+    if folder == Path(artifact.path):
+        return
+    if VOLUME in os.environ:
         place = str(folder.relative_to(os.environ[VOLUME]))
         write_json(Path(artifact.path), {"folder": place, _HASH: sha256})
+    else:
+        shutil.copytree(folder, artifact.path, dirs_exist_ok=True)
 
 
 def input_folder(artifact: Artifact, name: str) -> Path:
@@ -107,7 +117,7 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
         folders: Results of `output_folder` and `input_folder`. Folders that are not on the volume
             are ignored.
     """
-    volume = os.environ.get(VOLUME)
+    volume = _mount()
     folders = [folder for folder in folders if volume and folder.is_relative_to(volume)]
     if not folders:
         yield
@@ -128,8 +138,12 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
         thread.join()
 
 
+def _mount() -> str | None:
+    return os.environ.get(VOLUME) or os.environ.get(CHECKPOINTS)
+
+
 def _touch(folders: Iterable[Path]) -> None:
-    root = Path(os.environ[VOLUME], PIPELINES)
+    root = Path(_mount() or "", PIPELINES)
     for run in {root / folder.relative_to(root).parts[0] for folder in folders}:
         with contextlib.suppress(OSError):  # the run was removed, or the volume is read-only
             (run / USED).touch()

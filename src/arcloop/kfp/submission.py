@@ -144,7 +144,7 @@ def _faults(submission: Submission) -> Iterator[str]:
     cluster, config, mode = submission.cluster, submission.config, submission.options.mode
     if cluster.is_local and mode not in ("run", "compile"):
         yield f"mode={mode} needs a KFP server, e.g. cluster=onprem"
-    if mode == "clean" and cluster.storage != "pvc":
+    if mode == "clean" and cluster.storage != "pvc" and not cluster.checkpoints:
         yield (
             f"mode=clean removes runs from a volume, but cluster.storage={cluster.storage}: "
             "set cluster.storage=pvc, or add a lifecycle rule to the object store"
@@ -171,9 +171,20 @@ def _faults(submission: Submission) -> Iterator[str]:
             f"cluster.steps.{limited[0]}.ephemeral limits artifacts on the disk of a node, but "
             "cluster.storage=pvc stores them on the volume: remove it"
         )
+    yield from _training_faults(cluster)
+    yield from device_faults(config, cluster)
+
+
+def _training_faults(cluster: ClusterSettings) -> Iterator[str]:
     if cluster.train == "trainjob" and not cluster.is_local and cluster.storage != "pvc":
         yield "cluster.train=trainjob needs cluster.storage=pvc: its nodes share a volume"
-    yield from device_faults(config, cluster)
+    if cluster.train == "trainjob" and cluster.pull_policy != "IfNotPresent":
+        yield (
+            f"cluster.pull_policy={cluster.pull_policy} has no effect on the nodes of a TrainJob, "
+            "whose API has no pull policy: use IfNotPresent; the digest names the image"
+        )
+    if cluster.checkpoints and cluster.is_local:
+        yield "cluster.checkpoints has no effect with cluster=local, which mounts no volumes"
 
 
 def submit(submission: Submission, started: Callable[[], None] = lambda: None) -> int:

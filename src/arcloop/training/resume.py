@@ -22,7 +22,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import is_empty, sha256_json, try_lock, write_bytes
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import launched_rank
-from arcloop.errors import ArtifactError, ConfigError
+from arcloop.errors import ArtifactError, ConfigError, ResourceError
 from arcloop.models import compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.setup import NODES
@@ -85,8 +85,8 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     works between hosts if the shared file system supports locks, as NFS and Lustre do.
 
     Raises:
-        ConfigError: Another process is training in this folder.
-        ResourceError: The parent folder cannot be written.
+        ResourceError: Another process is training in this folder, or the parent folder cannot be
+            written.
     """
     if launched_rank() > 0:
         yield
@@ -97,7 +97,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         name = "another process"
         with contextlib.suppress(OSError):  # the process has not written it yet
             name = holder.read_text(encoding="utf-8")
-        raise ConfigError(
+        raise ResourceError(
             f"{name} is training in this folder",
             where=run_dir,
             remedy="wait until it ends, or choose another run_dir=",
