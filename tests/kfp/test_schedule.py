@@ -3,7 +3,7 @@
 import pytest
 
 from arcloop.errors import ConfigError
-from arcloop.kfp.client import kfp_schedule
+from arcloop.kfp.schedules import kfp_schedule
 
 EVERY_DAY = "SUN,MON,TUE,WED,THU,FRI,SAT"
 
@@ -49,3 +49,20 @@ def test_sunday_is_0_and_7(weekdays, expected):
 def test_other_texts_are_rejected(schedule):
     with pytest.raises(ConfigError, match="is not a cron schedule"):
         kfp_schedule(schedule)
+
+
+def test_a_schedule_can_state_the_time_zone_of_the_server():
+    assert kfp_schedule("CRON_TZ=UTC 0 0 * * 2") == "0 0 0 * * TUE"
+    assert kfp_schedule("TZ=Europe/Berlin 0 0 * * 2", "Europe/Berlin") == "0 0 0 * * TUE"
+
+
+def test_a_schedule_of_another_time_zone_is_refused():
+    """The server has one time zone for all schedules.
+
+    backend/src/crd/controller/scheduledworkflow/util/const.go, GetLocation, reads it from the
+    variable CRON_SCHEDULE_TIMEZONE. cron_schedule.go, getNextScheduledTimeImp, parses the schedule
+    with robfig/cron v1.2.0, whose parser.go, Parse, expects 5 or 6 fields and no CRON_TZ.
+    """
+    with pytest.raises(ConfigError, match="one time zone for all schedules, which is UTC") as error:
+        kfp_schedule("CRON_TZ=Europe/Berlin 0 0 * * 2")
+    assert "CRON_SCHEDULE_TIMEZONE" in str(error.value)

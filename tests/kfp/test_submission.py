@@ -189,6 +189,12 @@ WRONG = {
     "misspelt key": (["head.margn=1"], "did you mean head.margin"),
     "misspelt word": (["mod=compile"], "did you mean mode?"),
     "wrong mode": (["mode=go"], "mode=go must be one of run, compile"),
+    "no run": (["mode=terminate"], "mode=terminate needs run=ID"),
+    "a run of no mode": (["run=1"], "run= needs mode=status or mode=terminate"),
+    "wait for no run": (["wait=true", "schedule=0 0 * * 2"], "wait=true needs a run"),
+    "wait for something": (["wait=yes"], "wait=yes must be true or false"),
+    "no name": (["mode=unschedule"], "mode=unschedule needs name="),
+    "a mode of a server": (["mode=schedules", "cluster=local"], "mode=schedules needs a KFP"),
     "no override": (["compile"], "cannot read the override 'compile'"),
     "a path as the name of a file": (
         ["cluster.pipeline=a/b"], "cluster.pipeline='a/b' must be a folder name",

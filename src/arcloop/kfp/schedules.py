@@ -100,6 +100,9 @@ def refresh_schedules(client: KfpClient, version: Any, description: str) -> None
         if run.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id:
             print_line(f"{run.display_name}: up to date")
             continue
+        if not _parameters(run):  # the default values of the new version are those of this command
+            print_line(f"{run.display_name}: kept, because it has no parameters of its own")
+            continue
         try:
             fields = client.run_fields(version, _parameters(run), run.display_name, description)
             _replace(client, fields, run.trigger, run.mode, [run])
