@@ -213,8 +213,6 @@ class Server:
         for key, artifact in made.items():  # uploadOutputArtifacts, mergeRuntimeArtifacts
             written = output.get("artifacts", {}).get(key, {}).get("artifacts", [{}])[0]
             uri = artifact["uri"] = written.get("uri") or artifact["uri"]
-            if not uri.startswith(self.run_root):  # objectstore/config.go, KeyFromURI
-                raise StepError(f"URI {uri} does not have expected bucket prefix {self.run_root}")
             self.uploaded[name, key] = self._upload(uri, pod)
             # metadata/client.go, RecordArtifact; metadata/converter.go, toRuntimeArtifact
             metadata = {k: metadata_value(v) for k, v in written.get("metadata", {}).items()}
@@ -231,7 +229,11 @@ class Server:
         return _copy(self._blob(uri), pod / local_path(uri).lstrip("/"))
 
     def _upload(self, uri, pod):
-        """objectstore/object_store.go, UploadBlob; a missing file is no error."""
+        """objectstore/object_store.go, UploadBlob; a missing file or scheme is no error here."""
+        if not uri.startswith(tuple(LOCAL_PREFIXES)):
+            return 0
+        if not uri.startswith(self.run_root):  # objectstore/config.go, KeyFromURI
+            raise StepError(f"URI {uri} does not have expected bucket prefix {self.run_root}")
         return _copy(pod / local_path(uri).lstrip("/"), self._blob(uri))
 
 
