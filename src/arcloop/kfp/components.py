@@ -108,12 +108,37 @@ def evaluate(
     confusion: dsl.Output[dsl.ClassificationMetrics],
     roc: dsl.Output[dsl.ClassificationMetrics],
     summary: dsl.Output[dsl.Markdown],
+    result: dsl.OutputPath(str),
 ) -> bool:
     """Compute the metrics of the query split and return whether the gate passed."""
-    from arcloop.kfp import pod
+    from pathlib import Path
+
+    from arcloop.kfp import pod, storage, sweep_results
 
     pod.run_step("evaluate", locals())
+    folders = storage.input_folder(run), storage.output_folder(evaluation_out)
+    sweep_results.write_result(*folders, Path(result))
     return pod.show_evaluation(evaluation_out, metrics, confusion, roc, summary)
+
+
+def leaderboard(
+    points: list[dict],
+    results: list[str],
+    page: dsl.Output[dsl.HTML],
+    table: dsl.Output[dsl.Markdown],
+) -> str:
+    """Rank the combinations of a sweep and return the best one as JSON."""
+    from arcloop.kfp import pod, sweep_results
+
+    arguments = (points, results, page.path, table.path)
+    return str(pod.call("leaderboard", sweep_results.rank, *arguments))
+
+
+def choose(best: str, parameter: str) -> list[str]:
+    """Return the value of a parameter in the best combination of a sweep."""
+    import json
+
+    return list(json.loads(best)[parameter])
 
 
 def deploy(

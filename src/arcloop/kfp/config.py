@@ -161,6 +161,8 @@ class ClusterSettings(_Settings):
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
     pull_secrets: list[ObjectName]
     retries: Retries
+    sweep: Literal["runs", "pipeline"]
+    parallelism: PositiveInt | None
     train: Literal["step", "trainjob"]
     trainjob: TrainJobSettings
     steps: dict[StepName, StepSettings]

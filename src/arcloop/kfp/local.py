@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.notification import LOCAL_ERROR
+from arcloop.kfp.parameters import OVERRIDES, SWEPT
 from arcloop.kfp.pod import TASK_SERVER, read_result
 from arcloop.kfp.storage import input_folder
 from arcloop.pipeline.steps import STEPS
@@ -120,6 +122,8 @@ def run_pipeline(
                 message = server.error or str(failure)
                 raise ArcloopError(f"{message}\n  log: {log}") from None
         server.report_cached(STEPS)
+    if "leaderboard" in server.results:
+        return _report_best(json.loads(server.results["leaderboard"]))
     # KFP does not support outputs of a pipeline with an exit handler.
     evaluation = (
         input_folder(task.output, "evaluation") if task.outputs else server.results["notify"]
@@ -131,6 +135,15 @@ def run_pipeline(
     print_line("the gate passed" if gate["passed"] else "the gate did not pass; not deployed")
     print_line(f"report: {evaluation}/report.html")
     return bool(gate["passed"])
+
+
+def _report_best(best: Mapping[str, Any]) -> bool:
+    """Print the best combination of a sweep, and return whether the gate passed."""
+    values = [o for o in best[OVERRIDES] if o.partition("=")[0].lstrip("+~") in best[SWEPT]]
+    print_line(f"best: {' '.join(values)}, {best['objective']:.4f} on val")
+    print_line("the gate passed" if best["passed"] else "the gate did not pass; not deployed")
+    print_line(f"leaderboard: {best['page']}")
+    return bool(best["passed"])
 
 
 class TaskServer:

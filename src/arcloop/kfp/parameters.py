@@ -24,6 +24,9 @@ DEPLOY = Step("deploy", ("name", "force", "deploy"), ("run", "gallery", "index",
 """The deploy step, which exists only in pipelines and has no output artifact."""
 PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for name in step.reads))
 """The pipeline's parameters: all groups and settings that the steps read, in order."""
+OVERRIDES, SWEPT = "overrides", "swept"
+"""Keys of a combination of a sweep, in addition to the parameters that vary: all its overrides, and
+the keys that the sweep varies."""
 _PIPELINE_GROUPS = ("cluster", "notify", "experiment")
 _DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
 """Choices that are defaults only in pipelines, where embed, index and evaluate are tasks."""

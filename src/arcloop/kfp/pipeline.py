@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from arcloop.kfp.parameters import DEPLOY, PARAMETERS
 from arcloop.kfp.placement import configure
 from arcloop.pipeline.steps import STEPS, Step
 
-FINGERPRINT = "fingerprint"
+FINGERPRINT, POINTS = "fingerprint", "points"
+_TYPES = {FINGERPRINT: str, POINTS: list[dict]}
 
 
 def compile_pipeline(
@@ -24,6 +25,8 @@ def compile_pipeline(
     notify: NotifySettings,
     path: Path,
     defaults: Mapping[str, Any] | None = None,
+    *,
+    deploys: bool = True,
 ) -> None:
     """Write the pipeline's IR YAML; the same arguments give the same bytes.
 
@@ -34,26 +37,33 @@ def compile_pipeline(
         notify: The webhook.
         path: The YAML file.
         defaults: Parameter -> default value, so that a run without parameters, e.g. one that is
-            started in KFP's UI, has this config. By default, no overrides.
+            started in KFP's UI, has this config. By default, no overrides. With `POINTS`, the
+            combinations of a sweep, the pipeline runs and ranks all of them.
+        deploys: Whether the model is deployed if the gate passed.
     """
     defaults = defaults or {}
-    names = [*([FINGERPRINT] if settings.fingerprint == "client" else []), *PARAMETERS]
+    names = [name for name in (FINGERPRINT, POINTS) if name in defaults]
+    if settings.fingerprint == "client" and FINGERPRINT not in names:
+        names.append(FINGERPRINT)
+    names += PARAMETERS
+    graph = _Graph(settings, notify, deploys)
 
     def arcloop(*values: Any) -> Any:
-        return _add_tasks(settings, notify, dict(zip(names, values, strict=True)))
+        return graph.build(dict(zip(names, values, strict=True)), defaults.get(POINTS))
 
+    has_output = not notify.webhook_env and POINTS not in defaults
     arcloop.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                annotation=str if name == FINGERPRINT else list[str],
+                annotation=_TYPES.get(name, list[str]),
                 default=defaults.get(name, inspect.Parameter.empty if name == FINGERPRINT else []),
             )
             for name in names
         ],
         # kfp does not support outputs of an exit handler.
-        return_annotation=inspect.Signature.empty if notify.webhook_env else dsl.Artifact,
+        return_annotation=dsl.Artifact if has_output else inspect.Signature.empty,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     decorate = dsl.pipeline(name="arcloop", description=__doc__.partition("\n")[0])
@@ -87,46 +97,112 @@ def compile_cleaning(
     compiler.Compiler().compile(decorate(clean), str(path))
 
 
-def _add_tasks(settings: ClusterSettings, notify: NotifySettings, values: Mapping[str, Any]) -> Any:
-    """Create the tasks; return the evaluation, unless there is an exit handler."""
-    artifacts: dict[str, Any] = {}
+class _Graph:
+    """Creates the tasks of a pipeline.
 
-    def add(step: Step, **more: Any) -> Any:
-        image = settings.image or ""
+    Attributes:
+        values: Parameter -> value or channel, for the tasks that are created next.
+        artifacts: Role -> output of the task that made it.
+        tasks: Step -> its latest task.
+    """
+
+    def __init__(self, settings: ClusterSettings, notify: NotifySettings, deploys: bool) -> None:
+        self._settings, self._notify, self._deploys = settings, notify, deploys
+        self.values: dict[str, Any] = {}
+        self.artifacts: dict[str, Any] = {}
+        self.tasks: dict[str, Any] = {}
+
+    def build(self, values: dict[str, Any], points: Sequence[Mapping[str, Any]] | None) -> Any:
+        """Create all tasks; return the evaluation if the pipeline has an output."""
+        self.values = values
+        exit_task = self._add_notify("notify_failure")
+        with dsl.ExitHandler(exit_task, name="run") if exit_task else contextlib.nullcontext():
+            self._add_steps(list(STEPS) if points is None else self._add_sweep(points))
+            if self._deploys:
+                self._add_gate(notifies=bool(exit_task))
+        return self.artifacts["evaluation"] if points is None and not exit_task else None
+
+    def _add_sweep(self, points: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Run and rank all combinations; return the steps that the best one runs again.
+
+        All of these come from the cache. What no combination changes runs once, before the others.
+        """
+        varied = {name for name in points[0] if name in self.values}
+        steps = varied_steps(varied)
+        self._add_steps([name for name in STEPS if name not in steps])
+        values, artifacts = dict(self.values), dict(self.artifacts)
+        parallelism = self._settings.parallelism
+        with dsl.ParallelFor(values[POINTS], name="sweep", parallelism=parallelism) as point:
+            self.values |= {name: getattr(point, name) for name in varied}
+            self._add_steps(steps)
+        results = self.tasks["evaluate"].outputs["result"]
+        self.values, self.artifacts = values, artifacts
+        inputs = {"points": values[POINTS], "results": dsl.Collected(results)}
+        best = self._add(Step("leaderboard", (), (), ""), **inputs).outputs["Output"]
+        for name in sorted(varied):
+            chosen = self._add(Step("choose", (), (), ""), best=best, parameter=name)
+            self.values[name] = chosen.output
+        return steps
+
+    def _add_steps(self, names: Sequence[str]) -> None:
+        for name in names:
+            step, more = STEPS[name], {}
+            if name == "prepare":
+                read_fingerprint = Step("compute_fingerprint", step.reads, (), "")
+                fingerprint = self.values.get(FINGERPRINT) or self._add(read_fingerprint).output
+                more = {"fingerprint": fingerprint}
+            if name == "train" and self._settings.train == "trainjob":
+                from arcloop.kfp.trainjob import make_job
+
+                more = {"trainjob": make_job(self._settings)}
+            self.tasks[name] = task = self._add(step, **more)
+            self.artifacts[step.output] = task.outputs[f"{step.output}_out"]
+            if name == "train":
+                task.after(self.tasks["validate"])
+
+    def _add_gate(self, *, notifies: bool) -> None:
+        passed = self.tasks["evaluate"].outputs["Output"]
+        with dsl.If(passed == True, name="gate"):  # noqa: E712 - kfp overloads ==
+            deployed = self._add(DEPLOY)
+            outcome = "the gate passed; deployed"
+            if sent := self._add_notify("notify", "evaluation", outcome=outcome):
+                sent.after(deployed)
+        if notifies:
+            with dsl.Else(name="gate-not-passed"):
+                outcome = "the gate did not pass; not deployed"
+                self._add_notify("notify", "evaluation", outcome=outcome)
+
+    def _add(self, step: Step, **more: Any) -> Any:
         component = dsl.component(
-            getattr(components, step.name), base_image=image, install_kfp_package=False
+            getattr(components, step.name),
+            base_image=self._settings.image or "",
+            install_kfp_package=False,
         )
-        overrides = {f"{group}_overrides": values[group] for group in step.reads}
-        task = component(**overrides, **{role: artifacts[role] for role in step.inputs}, **more)
-        configure(task, step.name, settings, notify)
+        overrides = {f"{group}_overrides": self.values[group] for group in step.reads}
+        inputs = {role: self.artifacts[role] for role in step.inputs}
+        task = component(**overrides, **inputs, **more)
+        configure(task, step.name, self._settings, self._notify)
         return task
 
-    def add_notify(name: str, *inputs: str, **more: Any) -> Any:
+    def _add_notify(self, name: str, *inputs: str, **more: Any) -> Any:
+        notify = self._notify
         if not notify.webhook_env:
             return None
         more |= {"webhook_env": notify.webhook_env, "timeout_s": float(notify.timeout_s)}
-        return add(Step(name, (), inputs, ""), run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, **more)
+        more |= {"run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
+        return self._add(Step(name, (), inputs, ""), **more)
 
-    exit_task = add_notify("notify_failure")
-    with dsl.ExitHandler(exit_task, name="run") if exit_task else contextlib.nullcontext():
-        read_fingerprint = Step("compute_fingerprint", STEPS["prepare"].reads, (), "")
-        fingerprint = values.get(FINGERPRINT) or add(read_fingerprint).output
-        more: dict[str, Any] = {"prepare": {"fingerprint": fingerprint}}
-        if settings.train == "trainjob":
-            from arcloop.kfp.trainjob import make_job
 
-            more["train"] = {"trainjob": make_job(settings)}
-        tasks = {}
-        for name, step in STEPS.items():
-            tasks[name] = add(step, **more.get(name, {}))
-            artifacts[step.output] = tasks[name].outputs[f"{step.output}_out"]
-        tasks["train"].after(tasks["validate"])
-        passed = tasks["evaluate"].outputs["Output"]
-        with dsl.If(passed == True, name="gate"):  # noqa: E712 - kfp overloads ==
-            deployed = add(DEPLOY)
-            if sent := add_notify("notify", "evaluation", outcome="the gate passed; deployed"):
-                sent.after(deployed)
-        if exit_task:
-            with dsl.Else(name="gate-not-passed"):
-                add_notify("notify", "evaluation", outcome="the gate did not pass; not deployed")
-    return None if exit_task else artifacts["evaluation"]
+def varied_steps(varied: Collection[str]) -> list[str]:
+    """Return the steps whose result depends on one of these parameters, in order.
+
+    >>> varied_steps(["index"])
+    ['index', 'evaluate']
+    """
+    steps: list[str] = []
+    changed = set(varied)
+    for name, step in STEPS.items():
+        if changed & {*step.reads, *step.inputs}:
+            steps.append(name)
+            changed.add(step.output)
+    return steps

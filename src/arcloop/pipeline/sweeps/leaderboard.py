@@ -106,7 +106,7 @@ def _facts(ranking: Ranking) -> list[str]:
     """Return lines that describe data, epochs, device and versions of the finished jobs."""
     runs = [job for job in ranking.jobs if job.code]
     facts = {
-        "data": [job.config["data"]["name"] for job in runs],
+        "data": [name for job in runs if (name := job.value("data.name"))],
         "epochs": [job.config["trainer"]["max_epochs"] for job in runs],
         "device": ["{accelerator}, {precision}".format(**job.config["trainer"]) for job in runs],
         "torch": [job.code["packages"].get("torch") for job in runs],
@@ -213,5 +213,7 @@ def rerun_command(ranking: Ranking, setting: Setting) -> str:
             words.append(f"{key}={numbers}")
         else:
             words.append(f"{key}=choice({value})" if name in swept else override)
-    folder = quote_override("hydra.sweep.dir", str(ranking.folder))
-    return f"{shlex.join(['arcloop', 'train', '-m', *words])} {folder}"
+    command = shlex.join(["arcloop", ranking.verb, "-m", *words])
+    if ranking.verb == "pipeline":  # its cache finds the finished runs, in any folder
+        return command
+    return f"{command} {quote_override('hydra.sweep.dir', str(ranking.folder))}"

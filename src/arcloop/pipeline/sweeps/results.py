@@ -139,6 +139,7 @@ class Ranking:
         settings: Jobs that differ only by their seed, best objective first.
         monitor: Name of the objective, a metric of the val split.
         higher_is_better: Whether a larger objective is better.
+        verb: Verb that ran the jobs.
     """
 
     folder: Path
@@ -147,6 +148,7 @@ class Ranking:
     settings: Sequence[Setting]
     monitor: str
     higher_is_better: bool
+    verb: str = "train"
 
     @classmethod
     def of(cls, folder: Path) -> Ranking:
@@ -155,7 +157,11 @@ class Ranking:
         Raises:
             ArtifactError: The folder contains no jobs, or a run in it is damaged.
         """
-        jobs = _read_jobs(folder)
+        return cls.of_jobs(folder, _read_jobs(folder))
+
+    @classmethod
+    def of_jobs(cls, folder: Path, jobs: Sequence[JobResult], verb: str = "train") -> Ranking:
+        """Rank the jobs of a sweep."""
         keys = [key for key in _varied_keys(jobs) if key != SEED]
         groups: dict[tuple[str | None, ...], list[JobResult]] = {}
         for job in jobs:
@@ -165,7 +171,7 @@ class Ranking:
         minimised = any(job.config.get("monitor_mode") == "min" for job in jobs)
         sign = 1 if minimised else -1
         settings.sort(key=lambda s: sign * s.objective.mean if s.objective else math.inf)
-        return cls(folder, jobs, keys, settings, monitor, not minimised)
+        return cls(folder, jobs, keys, settings, monitor, not minimised, verb)
 
     @property
     def failed(self) -> list[JobResult]:

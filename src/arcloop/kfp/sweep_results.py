@@ -1,0 +1,83 @@
+"""Results of the combinations of a sweep: written by `evaluate`, ranked by the leaderboard task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcloop import artifacts
+from arcloop.kfp.parameters import OVERRIDES, SWEPT
+from arcloop.kfp.pod import read_result
+
+
+def write_result(run: Path, evaluation: Path, file: Path) -> None:
+    """Write what the leaderboard needs of a run as JSON, so that it downloads no artifacts.
+
+    Args:
+        run: Folder of the run.
+        evaluation: Folder of its evaluation.
+        file: File to write.
+    """
+    made = artifacts.read(run, "run")
+    config, packages = made.config, made.code["packages"]
+    metrics, gate = read_result(evaluation)
+    trainer = {key: config["trainer"][key] for key in ("max_epochs", "accelerator", "precision")}
+    result = {
+        "objective": made.info["objective"],
+        "metrics": metrics,
+        "passed": gate["passed"] is True,
+        "config": {
+            "monitor": config["monitor"],
+            "monitor_mode": config["monitor_mode"],
+            "trainer": trainer,
+        },
+        "code": {"git": made.code["git"], "packages": {"torch": packages.get("torch")}},
+    }
+    file.write_text(json.dumps(result), encoding="utf-8")
+
+
+def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str, table: str) -> str:
+    """Write the leaderboard and return the best combination.
+
+    The best setting has the best mean of the monitored metric over its seeds. Of its seeds, the one
+    with the best value is chosen.
+
+    Args:
+        points: The combinations, see `arcloop.kfp.sweep.read_points`.
+        results: For each of them the JSON of `write_result`.
+        page: HTML file to write.
+        table: Markdown file to write.
+
+    Returns:
+        JSON of the best point, with the additional keys `passed`, the decision of the gate,
+        `objective` and `page`.
+    """
+    from arcloop.pipeline.sweeps.job import folder_name
+    from arcloop.pipeline.sweeps.leaderboard import markdown_page, render
+    from arcloop.pipeline.sweeps.results import JobResult, Ranking
+
+    records = [json.loads(result) for result in results]
+    jobs = []
+    for point, record in zip(points, records, strict=True):
+        given, swept = list(point[OVERRIDES]), tuple(point[SWEPT])
+        values = {key: value for key, value in _pairs(given) if key in swept}
+        jobs.append(
+            JobResult(
+                Path(folder_name(values)), given, swept, None, record["config"],
+                record["objective"], record["metrics"], record["code"],
+            )  # fmt: skip
+        )
+    ranking = Ranking.of_jobs(Path("sweep"), jobs, verb="pipeline")
+    *_, content = render(ranking).values()
+    Path(page).write_bytes(content)
+    Path(table).write_text(markdown_page(ranking), encoding="utf-8")
+    sign = 1 if ranking.higher_is_better else -1
+    best = jobs.index(max(ranking.settings[0].jobs, key=lambda job: sign * (job.objective or 0)))
+    found = {key: records[best][key] for key in ("passed", "objective")}
+    return json.dumps({**points[best], **found, "page": page})
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    return [(o.partition("=")[0].lstrip("+~"), o.partition("=")[2]) for o in overrides]
