@@ -111,6 +111,12 @@ class Recorder:
         self._check_runtime(body)
         return self.keep(self.runs, "run_id", body)
 
+    def get_runs(self, query, body):
+        """storage/run_store.go, ListRuns; filter/filter.go: IS_SUBSTRING"""
+        own = [run for run in self.runs if run["experiment_id"] == query["experiment_id"]]
+        found, more = self.page_of(matching(own, query), query)
+        return {"runs": found, **more}
+
     def get_run(self, query, run_id):
         """server/api_converter.go, toApiRun and toApiPipelineTaskDetail"""
         run = next((run for run in self.runs if run["run_id"] == run_id), None)
@@ -170,12 +176,15 @@ class Recorder:
         return self.keep(self.recurring, "recurring_run_id", body)
 
     def get_recurringruns(self, query, body):
-        found = matching(self.recurring, query)
+        found, more = self.page_of(matching(self.recurring, query), query)
+        # camel case, as in recurring_run.proto
+        return {"recurringRuns": found, **more}
+
+    def page_of(self, found, query):
+        """Return a page of a list, and the token of the next one."""
         start = int(query.get("page_token") or 0)
         end = start + min(self.page_size, int(query.get("page_size") or self.page_size))
-        token = {"next_page_token": str(end)} if end < len(found) else {}
-        # camel case, as in recurring_run.proto
-        return {"recurringRuns": found[start:end], **token}
+        return found[start:end], {"next_page_token": str(end)} if end < len(found) else {}
 
     def delete_recurringrun(self, query, name):
         self.recurring = [run for run in self.recurring if run["recurring_run_id"] != name]
@@ -195,7 +204,8 @@ class Recorder:
         for name, definition in known.items():
             assert name in values or definition.is_optional
             if definition.parameter_type == pb.ParameterType.LIST and name in values:
-                assert all(isinstance(item, str) for item in values[name])
+                kind = dict if name == "points" else str
+                assert all(isinstance(item, kind) for item in values[name])
 
 
 def strictly(body, model):
@@ -207,7 +217,9 @@ def matching(things, query):
     found = list(things)
     if "filter" in query:
         (predicate,) = json.loads(query["filter"])["predicates"]
-        found = [t for t in found if t[predicate["key"]] == predicate["stringValue"]]
+        key, wanted = predicate["key"], predicate["stringValue"]
+        is_part = predicate["operation"] == "IS_SUBSTRING"
+        found = [t for t in found if (wanted in t[key] if is_part else wanted == t[key])]
     if "namespace" in query:
         found = [t for t in found if t.get("namespace") == query["namespace"]]
     return found[::-1] if query.get("sort_by", "").endswith("desc") else found

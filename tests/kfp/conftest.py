@@ -8,8 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from arcloop.kfp.local import run_pipeline, start_fork_server
-from arcloop.kfp.pod import compute_fingerprint
-from arcloop.kfp.submission import read_submission
+from arcloop.kfp.submission import read_submission, resolve_parameters
 
 from .api_server import Recorder
 from .loopback import ApiHandler, serving
@@ -63,16 +62,14 @@ def run_local(in_folder, capsys):
 
     The compiled file is run without parameters, as from KFP's UI.
     """
-    from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
+    from arcloop.kfp.pipeline import compile_pipeline
 
     start_fork_server()
 
     def run(*overrides, without="-"):
         small = [override for override in SMALL if not override.startswith(without)]
         submission = read_submission([*small, *overrides])
-        defaults = dict(submission.parameters)
-        if submission.cluster.fingerprint == "client":
-            defaults[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+        defaults = resolve_parameters(submission)
         compile_pipeline(submission.cluster, submission.notify, submission.path, defaults)
         capsys.readouterr()
         passed = run_pipeline(submission.path, {}, Path("runs/pipelines"), cache=True)

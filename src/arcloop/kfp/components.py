@@ -108,7 +108,7 @@ def evaluate(
     confusion: dsl.Output[dsl.ClassificationMetrics],
     roc: dsl.Output[dsl.ClassificationMetrics],
     summary: dsl.Output[dsl.Markdown],
-    result: dsl.OutputPath(str),
+    result: dsl.OutputPath(str),  # type: ignore[valid-type]
 ) -> bool:
     """Compute the metrics of the query split and return whether the gate passed."""
     from pathlib import Path
@@ -122,7 +122,7 @@ def evaluate(
 
 
 def leaderboard(
-    points: list[dict],
+    points: list[dict],  # type: ignore[type-arg]
     results: list[str],
     page: dsl.Output[dsl.HTML],
     table: dsl.Output[dsl.Markdown],

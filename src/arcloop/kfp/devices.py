@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from arcloop.config.composition import compose_unchecked
 from arcloop.kfp.config import ClusterSettings
+from arcloop.kfp.parameters import read_choices
 from arcloop.pipeline.steps import STEPS
 
 _GPU = ("gpu", "cuda")
@@ -29,8 +29,7 @@ def derive_trainer(settings: ClusterSettings, overrides: Sequence[str]) -> list[
     on_nodes = settings.train == "trainjob"
     if settings.is_local or not (gpus or on_nodes) or given & {"trainer", "trainer.accelerator"}:
         return []
-    default = compose_unchecked([]).hydra.runtime.choices["trainer"]
-    if compose_unchecked(overrides).hydra.runtime.choices["trainer"] != default:
+    if read_choices(tuple(overrides))["trainer"] != read_choices(())["trainer"]:
         return []  # chosen by an experiment
     if on_nodes:
         choice = "ddp" if gpus else "ddp_cpu"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from arcloop.errors import ConfigError
 
+MULTIRUN = frozenset(("-m", "--multirun"))
 _KEYS = ("mode", "schedule", "wait", "run", "keep_days", "dry_run")
 _SERVER_MODES = ("status", "terminate", "schedules", "unschedule")
 _MODES = ("run", "compile", *_SERVER_MODES, "refresh", "clean")
@@ -47,7 +48,7 @@ def split_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
     """
     pairs = [argument.partition("=") for argument in argv]
     values = {key: value for key, _, value in pairs if key in _KEYS}
-    overrides = ["".join(pair) for pair in pairs if pair[0] not in _KEYS]
+    overrides = ["".join(pair) for pair in pairs if pair[0] not in (*_KEYS, *MULTIRUN)]
     mode = values.get("mode", "run")
     if mode not in _MODES:
         raise ConfigError(f"mode={mode} must be one of {', '.join(_MODES)}", remedy="see --help")
@@ -57,7 +58,8 @@ def split_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
         raise ConfigError(f"{', '.join(sorted(unused))} needs mode=clean", remedy="see --help")
     options = Options(mode, values.get("schedule"), wait, values.get("run"), keep_days, dry_run)
     names = [override for override in overrides if override.startswith("name=")]
-    if faults := list(_faults(options, bool(names))):
+    sweeps = not MULTIRUN.isdisjoint(argv)
+    if faults := list(_faults(options, bool(names), sweeps)):
         raise ConfigError("\n".join(faults), remedy="see --help; nothing was started")
     return options, overrides
 
@@ -80,7 +82,9 @@ def _read_days(text: str) -> float:
     return days
 
 
-def _faults(options: Options, has_name: bool) -> Iterator[str]:
+def _faults(options: Options, has_name: bool, sweeps: bool) -> Iterator[str]:
+    if sweeps and options.mode not in ("run", "compile"):
+        yield f"-m has no effect with mode={options.mode}"
     of_run = options.mode in ("status", "terminate")
     if of_run and not options.run:
         yield f"mode={options.mode} needs run=ID, which is printed when a run starts"

@@ -8,9 +8,10 @@ several groups; each value is added to the list of its group.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -24,10 +25,16 @@ DEPLOY = Step("deploy", ("name", "force", "deploy"), ("run", "gallery", "index",
 """The deploy step, which exists only in pipelines and has no output artifact."""
 PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for name in step.reads))
 """The pipeline's parameters: all groups and settings that the steps read, in order."""
+FINGERPRINT, POINTS = "fingerprint", "points"
+"""Parameters of some pipelines: the hash of the data, and the combinations of a sweep."""
 OVERRIDES, SWEPT = "overrides", "swept"
 """Keys of a combination of a sweep, in addition to the parameters that vary: all its overrides, and
 the keys that the sweep varies."""
 _PIPELINE_GROUPS = ("cluster", "notify", "experiment")
+_REFUSED_GROUPS = {
+    "sweep": "is not supported by a pipeline: -m runs every combination of values",
+    "launcher": "has no effect in a pipeline: the cluster runs its steps",
+}
 _DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
 """Choices that are defaults only in pipelines, where embed, index and evaluate are tasks."""
 
@@ -47,19 +54,23 @@ def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
     chosen = {override.partition("=")[0] for override in overrides}
     base = [f"{group}={name}" for group, name in _DEFAULT_CHOICES.items() if group not in chosen]
     config = compose_config([*base, *overrides])
-    choices, defaults = _choices([*base, *overrides]), _choices([])
-    start = compose_unchecked([f"{group}={name}" for group, name in choices.items()], hydra=False)
+    choices, defaults = read_choices((*base, *overrides)), read_choices(())
+    start = _compose_choices(tuple(choices.items()))
     plain = to_plain(config)
     parameters: dict[str, list[str]] = {name: [] for name in PARAMETERS}
     for group, choice in choices.items():
         if group in parameters and defaults.get(group) != choice:
             parameters[group].append(f"{group}={choice}")
-    unused = []
-    for change in _changes(_unresolved(start), _unresolved(config), plain):
+    unused = [
+        f"{group}={choices[group]} {reason}"
+        for group, reason in _REFUSED_GROUPS.items()
+        if group in choices
+    ]
+    for change in _changes(start, _unresolved(config), plain):
         group = re.split(r"[.=]", change.lstrip("+~"), maxsplit=1)[0]
         if group in parameters:
             parameters[group].append(change)
-        elif group not in _PIPELINE_GROUPS:
+        elif group not in (*_PIPELINE_GROUPS, *_REFUSED_GROUPS):
             unused.append(f"{group} has no effect in a pipeline, which chooses its own folders")
     # The default of `name` depends on the data, which the deploy step does not read.
     parameters["name"] = [f"name={_format(plain['name'])}"]
@@ -76,7 +87,23 @@ def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
     return plain, parameters
 
 
-def _choices(overrides: Sequence[str]) -> dict[str, str]:
+def varied_steps(varied: Collection[str]) -> list[str]:
+    """Return the steps whose result depends on one of these parameters, in order.
+
+    >>> varied_steps(["index"])
+    ['index', 'evaluate']
+    """
+    steps: list[str] = []
+    changed = set(varied)
+    for name, step in STEPS.items():
+        if changed & {*step.reads, *step.inputs}:
+            steps.append(name)
+            changed.add(step.output)
+    return steps
+
+
+@functools.cache
+def read_choices(overrides: tuple[str, ...]) -> dict[str, str]:
     """Return group -> name of the chosen file; `experiment` is divided into its values instead."""
     choices = compose_unchecked(overrides).hydra.runtime.choices
     return {
@@ -84,6 +111,14 @@ def _choices(overrides: Sequence[str]) -> dict[str, str]:
         for group, choice in choices.items()
         if not group.startswith(("hydra/", "experiment")) and choice not in (None, "null")
     }
+
+
+@functools.cache
+def _compose_choices(choices: tuple[tuple[str, str], ...]) -> Any:
+    """Return the unresolved config of these choices; those of a sweep often have the same."""
+    return _unresolved(
+        compose_unchecked([f"{group}={name}" for group, name in choices], hydra=False)
+    )
 
 
 def _unresolved(config: DictConfig) -> Any:

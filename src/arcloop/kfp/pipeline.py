@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from kfp import compiler, dsl
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.kfp import components
 from arcloop.kfp.config import ClusterSettings, NotifySettings
-from arcloop.kfp.parameters import DEPLOY, PARAMETERS
+from arcloop.kfp.parameters import DEPLOY, FINGERPRINT, PARAMETERS, POINTS, varied_steps
 from arcloop.kfp.placement import configure
 from arcloop.pipeline.steps import STEPS, Step
 
-FINGERPRINT, POINTS = "fingerprint", "points"
-_TYPES = {FINGERPRINT: str, POINTS: list[dict]}
+_TYPES = {FINGERPRINT: str, POINTS: list[dict]}  # type: ignore[type-arg]
 
 
 def compile_pipeline(
@@ -191,18 +190,3 @@ class _Graph:
         more |= {"webhook_env": notify.webhook_env, "timeout_s": float(notify.timeout_s)}
         more |= {"run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
         return self._add(Step(name, (), inputs, ""), **more)
-
-
-def varied_steps(varied: Collection[str]) -> list[str]:
-    """Return the steps whose result depends on one of these parameters, in order.
-
-    >>> varied_steps(["index"])
-    ['index', 'evaluate']
-    """
-    steps: list[str] = []
-    changed = set(varied)
-    for name, step in STEPS.items():
-        if changed & {*step.reads, *step.inputs}:
-            steps.append(name)
-            changed.add(step.output)
-    return steps

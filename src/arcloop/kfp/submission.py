@@ -20,8 +20,8 @@ from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
 from arcloop.kfp.devices import derive_trainer, device_faults
 from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
 from arcloop.kfp.mounts import derive_serving, path_faults
-from arcloop.kfp.options import Options, split_options, suggest_option
-from arcloop.kfp.parameters import divide_overrides
+from arcloop.kfp.options import MULTIRUN, Options, split_options, suggest_option
+from arcloop.kfp.parameters import FINGERPRINT, divide_overrides
 from arcloop.kfp.pod import compute_fingerprint
 
 _HELP = """\
@@ -31,6 +31,8 @@ arcloop trigger data.root=... [every=SECONDS] [the overrides of `arcloop pipelin
   cluster=local           run on this machine, each step in a process (default);
                           onprem, gke: run on a KFP server
   mode=run | compile      compile only writes the IR YAML
+  -m                      every combination of comma-separated values: a leaderboard, and the best
+                          is deployed; on a server, cluster.sweep=runs needs wait=true for this
   wait=true               follow the run on the server to its end
   mode=status run=ID      show a run; with wait=true, follow it
   mode=terminate run=ID   end a run
@@ -65,7 +67,7 @@ class Submission:
     """
 
     config: Mapping[str, Any]
-    parameters: Mapping[str, list[str]]
+    parameters: Mapping[str, Any]
     cluster: ClusterSettings
     notify: NotifySettings
     options: Options
@@ -93,7 +95,15 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code, see `arcloop pipeline --help`.
     """
-    return run_verb(argv, lambda: submit(read_submission(argv)))
+
+    def work() -> int:
+        if MULTIRUN.isdisjoint(argv):
+            return submit(read_submission(argv))
+        from arcloop.kfp.sweep import run_sweep
+
+        return run_sweep(argv)
+
+    return run_verb(argv, work)
 
 
 def run_verb(argv: Sequence[str], work: Callable[[], int]) -> int:
@@ -205,14 +215,12 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
         start_fork_server()  # it imports torch while kfp compiles
     from arcloop.kfp.client import KfpClient
     from arcloop.kfp.commands import manage, start
-    from arcloop.kfp.pipeline import FINGERPRINT, compile_pipeline
+    from arcloop.kfp.pipeline import compile_pipeline
 
     server = None if cluster.is_local or compile_only else KfpClient(cluster)
     if server and not submission.options.needs_pipeline:
         return manage(server, submission)
-    parameters: dict[str, Any] = dict(submission.parameters)
-    if cluster.fingerprint == "client":
-        parameters[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+    parameters = resolve_parameters(submission)
     compile_pipeline(cluster, submission.notify, submission.path, parameters)
     if compile_only:
         values = submission.path.with_suffix(".params.json")
@@ -226,3 +234,15 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
     folder = Path(cluster.folder)
     passed = run_pipeline(submission.path, parameters, folder, cache=cluster.cache)
     return 0 if passed else GATE_NOT_PASSED
+
+
+def resolve_parameters(submission: Submission) -> dict[str, Any]:
+    """Return the values of all parameters of the pipeline, with the fingerprint if it is one.
+
+    Raises:
+        DataError: The data source does not exist.
+    """
+    parameters: dict[str, Any] = dict(submission.parameters)
+    if submission.cluster.fingerprint == "client":
+        parameters[FINGERPRINT] = compute_fingerprint(submission.parameters["data"])
+    return parameters

@@ -63,12 +63,8 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
     for point, record in zip(points, records, strict=True):
         given, swept = list(point[OVERRIDES]), tuple(point[SWEPT])
         values = {key: value for key, value in _pairs(given) if key in swept}
-        jobs.append(
-            JobResult(
-                Path(folder_name(values)), given, swept, None, record["config"],
-                record["objective"], record["metrics"], record["code"],
-            )  # fmt: skip
-        )
+        results_of_job = (record["config"], record["objective"], record["metrics"], record["code"])
+        jobs.append(JobResult(Path(folder_name(values)), given, swept, None, *results_of_job))
     ranking = Ranking.of_jobs(Path("sweep"), jobs, verb="pipeline")
     *_, content = render(ranking).values()
     Path(page).write_bytes(content)

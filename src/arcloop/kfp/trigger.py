@@ -11,6 +11,7 @@ from arcloop.artifacts.atomic import sha256_json, try_lock, write_bytes
 from arcloop.config.value_types import PositiveFloat, describe_mismatch
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, as_user_error
+from arcloop.kfp.options import MULTIRUN
 from arcloop.kfp.pod import compute_fingerprint
 from arcloop.kfp.submission import COMPILED, Submission, read_submission, run_verb, submit
 
@@ -28,6 +29,8 @@ def trigger(argv: Sequence[str]) -> int:
 
 
 def _trigger(argv: Sequence[str]) -> int:
+    if not MULTIRUN.isdisjoint(argv):
+        raise ConfigError("`arcloop trigger` does not support -m", remedy="use `arcloop pipeline`")
     every = [word for word in argv if word.startswith("every=")]
     submission = read_submission([word for word in argv if word not in every])
     if submission.options.mode != "run" or submission.cron:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         o for o in parse_overrides([f"{k}={v}" for k, v in params.items()]) if o.is_sweep_override()
     ]
     if not swept:
-        raise ConfigError(
-            "-m is given, but no key has several values",
-            remedy="give a key several values, for example head.margin=0.2,0.3, or omit -m",
-        )
+        raise _nothing_swept()
     _check_compatibility(verb, config, given, swept)
     _check_values(verb, fixed, swept)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
@@ -102,6 +100,39 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         folder=Path(config.hydra.sweep.dir),
         gpus=tuple(gpus),
         extra=(*recorded, *([f"launcher.jobs={jobs}"] if gpus else [])),
+    )
+
+
+def combinations(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Return the keys that a sweep varies, and the overrides of each combination of their values.
+
+    Args:
+        arguments: Overrides as given, including the swept ones.
+
+    >>> combinations(["seed=0,1", "head=arcface"])
+    (('seed',), [['seed=0', 'head=arcface'], ['seed=1', 'head=arcface']])
+
+    Raises:
+        ConfigError: No key is swept, or one is an interval.
+    """
+    given = parse_overrides(arguments)
+    swept = [o for o in given if o.is_sweep_override()]
+    if not swept:
+        raise _nothing_swept()
+    if intervals := [o.get_key_element() for o in swept if o.is_interval_sweep()]:
+        raise ConfigError(
+            f"{intervals[0]} is an interval, which cannot be enumerated",
+            remedy="list its values, for example head.margin=0.2,0.3",
+        )
+    lists = [_values(o) if o in swept else [str(o.input_line)] for o in given]
+    keys = tuple(o.get_key_element().lstrip("+") for o in swept)
+    return keys, [list(values) for values in product(*lists)]
+
+
+def _nothing_swept() -> ConfigError:
+    return ConfigError(
+        "-m is given, but no key has several values",
+        remedy="give a key several values, for example head.margin=0.2,0.3, or omit -m",
     )
 
 
