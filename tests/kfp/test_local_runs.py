@@ -184,6 +184,20 @@ def test_a_webhook_that_is_down_does_not_fail_the_run(first, run_local, monkeypa
     assert "/secret" not in log
 
 
+def test_a_sweep_is_ranked_and_its_best_combination_deployed(first, in_folder, small, capsys):
+    assert submit([*small, "-m", "index=flat,hnsw"]) == 0
+    printed = capsys.readouterr()
+    assert [name for name in STEPS if f"{name}: ran" in printed.err] in ([], ["index", "evaluate"])
+    last = printed.err[printed.err.index("leaderboard: ran") :]
+    assert "index: from the cache" in last
+    assert "deploy: ran" in last
+    assert "best: index=flat" in last
+    assert printed.out.count("the gate passed") == 2
+    page = Path(last.rpartition("leaderboard: ")[2].strip())
+    assert "hnsw" in page.read_text()
+    assert "arcloop pipeline -m" in page.with_name("table").read_text()
+
+
 def write_idx(path, array):
     head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
     path.write_bytes(head + array.astype(np.uint8).tobytes())

@@ -116,7 +116,7 @@ def evaluate(
     from arcloop.kfp import pod, storage, sweep_results
 
     pod.run_step("evaluate", locals())
-    folders = storage.input_folder(run), storage.output_folder(evaluation_out)
+    folders = storage.input_folder(run, "run"), storage.output_folder(evaluation_out)
     sweep_results.write_result(*folders, Path(result))
     return pod.show_evaluation(evaluation_out, metrics, confusion, roc, summary)
 

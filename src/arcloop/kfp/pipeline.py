@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import compiler, dsl
 
 from arcloop.artifacts.atomic import write_bytes
@@ -69,7 +70,32 @@ def compile_pipeline(
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, "pipeline.yaml")
         compiler.Compiler().compile(decorate(arcloop), str(compiled))
-        write_bytes(path, compiled.read_bytes())
+        content = compiled.read_text(encoding="utf-8")
+    write_bytes(path, (_merge_components(content) if POINTS in defaults else content).encode())
+
+
+def _merge_components(content: str) -> str:
+    """Give the two tasks of a step the same component, as its name is in kfp.local's cache key."""
+    spec, *platform = yaml.safe_load_all(content)
+    places = [spec["deploymentSpec"]["executors"]]
+    places += [doc["platforms"]["kubernetes"]["deploymentSpec"]["executors"] for doc in platform]
+    components_of = spec["components"]
+    merged: dict[str, str] = {}
+    for name, component in components_of.items():
+        first = components_of.get(name.rpartition("-")[0], {})
+        labels = [one.get("executorLabel") for one in (first, component)]
+        equal = [place.get(labels[0]) == place.get(labels[1]) for place in places]
+        if None not in labels and all(equal) and {**component, "executorLabel": labels[0]} == first:
+            merged[name] = name.rpartition("-")[0]
+    for name in merged:
+        label = components_of.pop(name)["executorLabel"]
+        for place in places:
+            place.pop(label, None)
+    for component in (spec["root"], *components_of.values()):
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            name = task["componentRef"]["name"]
+            task["componentRef"]["name"] = merged.get(name, name)
+    return str(yaml.safe_dump_all([spec, *platform], width=1000))
 
 
 def compile_cleaning(

@@ -114,8 +114,12 @@ def run_verb(argv: Sequence[str], work: Callable[[], int]) -> int:
     return report_errors(work)
 
 
-def read_submission(argv: Sequence[str]) -> Submission:
+def read_submission(argv: Sequence[str], *, announce: bool = True) -> Submission:
     """Read and check a command line.
+
+    Args:
+        argv: Overrides and options.
+        announce: Print the overrides that are derived from the cluster.
 
     Raises:
         ConfigError: The command line is invalid; the message lists every fault.
@@ -129,7 +133,8 @@ def read_submission(argv: Sequence[str]) -> Submission:
     derived = derive_trainer(cluster, overrides) + derive_serving(config, cluster, overrides)
     if derived and options.needs_pipeline:
         config, parameters = divide_overrides([*overrides, *derived])
-        print_line(f"{' '.join(derived)}: derived from the settings of the cluster")
+        if announce:
+            print_line(f"{' '.join(derived)}: derived from the settings of the cluster")
     if cluster.is_local:
         # In a local run, the image name is only the code's version in the cache key.
         cluster = cluster.model_copy(update={"image": f"{cluster.image}-{source_hash()}"})

@@ -14,7 +14,6 @@ from arcloop.artifacts.atomic import sha256_json
 from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import INTERRUPTED, ArcloopError, ConfigError
 from arcloop.kfp.config import NotifySettings
-from arcloop.kfp.devices import derive_trainer
 from arcloop.kfp.local import run_pipeline, start_fork_server
 from arcloop.kfp.options import split_options
 from arcloop.kfp.parameters import OVERRIDES, POINTS, SWEPT, varied_steps
@@ -119,9 +118,9 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
     chosen = [word for word in argv if word not in overrides and not word.startswith("-")]
     swept, lists = combinations(overrides)
     first = read_submission([*chosen, *lists[0]])
-    derived = derive_trainer(first.cluster, lists[0])
-    submissions = [first, *(read_submission([*chosen, *more, *derived]) for more in lists[1:])]
-    submissions = [replace(s, command=("arcloop", "pipeline", *argv)) for s in submissions]
+    others = [read_submission([*chosen, *more], announce=False) for more in lists[1:]]
+    command = ("arcloop", "pipeline", *argv)
+    submissions = [replace(submission, command=command) for submission in (first, *others)]
     varied = [
         name
         for name in first.parameters
