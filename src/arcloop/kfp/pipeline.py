@@ -71,11 +71,16 @@ def compile_pipeline(
         compiled = Path(folder, "pipeline.yaml")
         compiler.Compiler().compile(decorate(arcloop), str(compiled))
         content = compiled.read_text(encoding="utf-8")
-    write_bytes(path, (_merge_components(content) if POINTS in defaults else content).encode())
+    if settings.is_local and POINTS in defaults:
+        content = _merge_components(content)
+    write_bytes(path, content.encode())
 
 
 def _merge_components(content: str) -> str:
-    """Give the two tasks of a step the same component, as its name is in kfp.local's cache key."""
+    """Give both tasks of a step the same component.
+
+    Its name is part of the cache key of kfp.local, unlike that of a server.
+    """
     spec, *platform = yaml.safe_load_all(content)
     places = [spec["deploymentSpec"]["executors"]]
     places += [doc["platforms"]["kubernetes"]["deploymentSpec"]["executors"] for doc in platform]
