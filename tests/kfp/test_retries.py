@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from kfp import dsl
 
 from arcloop import artifacts
 from arcloop.errors import ConfigError, DataError, ResourceError
-from arcloop.kfp.pipeline import compile_pipeline
-from arcloop.kfp.storage import CHECKPOINTS, PIPELINES
+from arcloop.kfp.pipeline import compile_cleaning, compile_pipeline
+from arcloop.kfp.storage import CHECKPOINTS, PIPELINES, VOLUME, output_folder
 from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.attempts import RETRY_INDEX, end_retries, record_error
 from arcloop.pipeline.steps import STEPS, run_step
@@ -100,6 +101,29 @@ def test_a_factor_that_argo_cannot_read_is_refused(image):
     """Int of util/intstr/parametrizable.go: "value '1.5' cannot be resolved to an int"."""
     with pytest.raises(ConfigError, match=r"cluster\.retries\.factor=1\.5 must be a valid integer"):
         read_submission([*GKE, f"cluster.image={image}", "cluster.retries.factor=1.5"])
+
+
+@pytest.mark.parametrize("variable", [VOLUME, CHECKPOINTS])
+def test_every_attempt_has_the_same_folder_on_the_volume(tmp_path, monkeypatch, variable):
+    """provisionOutputs of backend/src/v2/driver/driver.go appends task, salt and output to the
+    root, which ends with the run (keyPipelineRoot of backend/src/v2/metadata/client.go)."""
+    monkeypatch.setenv(variable, str(tmp_path))
+    for _ in range(2):
+        run = dsl.Model(uri="gs://bucket/root/arcloop/a-run/train/salt/run_out")
+        assert output_folder(run) == tmp_path / PIPELINES / "a-run/train/salt/run_out"
+
+
+def test_old_trainings_are_removed_from_the_volume_of_the_checkpoints(tmp_path, image):
+    changes = ["cluster.checkpoints.claim=spot", "cluster.checkpoints.mount=/mnt/spot"]
+    arguments = ["cluster=gke", f"cluster.image={image}", "mode=clean", "cluster.host=http://h"]
+    settings = read_submission([*arguments, *changes]).cluster
+    compile_cleaning(settings, tmp_path / "clean.yaml", keep_days=30, dry_run=True)
+    spec, platform = yaml.safe_load_all((tmp_path / "clean.yaml").read_text())
+    environment = spec["deploymentSpec"]["executors"]["exec-clean"]["container"]["env"]
+    assert environment == [{"name": VOLUME, "value": "/mnt/spot"}]
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    (mount,) = executors["exec-clean"]["pvcMount"]
+    assert (mount["constant"], mount["mountPath"]) == ("spot", "/mnt/spot")
 
 
 def attempt(output, index, error=None):
