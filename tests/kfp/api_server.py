@@ -148,7 +148,8 @@ class Recorder:
         """server/api_converter.go, toApiRunDetailV1"""
         workflow = self.workflows[run_id][-1]
         metadata = {"name": workflow["name"], "namespace": "team"}
-        manifest = {"metadata": metadata, "status": {"nodes": workflow["nodes"]}}
+        status = {"nodes": workflow["nodes"], "message": workflow.get("message")}
+        manifest = {"metadata": metadata, "status": status}
         return {"run": {}, "pipeline_runtime": {"workflow_manifest": json.dumps(manifest)}}
 
     def get_log(self, query, pod):

@@ -8,11 +8,14 @@ import sys
 import threading
 
 import pytest
+import yaml
 
 from arcloop.display.terminal import console
 from arcloop.errors import ArcloopError
 from arcloop.kfp.client import KfpClient
-from arcloop.kfp.runs import pod_name, show_status, tasks, terminate, wait
+from arcloop.kfp.config import NotifySettings
+from arcloop.kfp.pipeline import compile_pipeline
+from arcloop.kfp.runs import _GROUPS, pod_name, show_status, tasks, terminate, wait
 from arcloop.kfp.submission import main as submit
 
 from .argo import NAME, workflow
@@ -46,6 +49,8 @@ def client(recorder, cluster_settings):
         # v2/compiler/argocompiler/dag.go, task: dsl.If is a DAG with `when`; Argo skips it and
         # creates no node for the tasks in it.
         (NOT_PASSED, 3, "the gate did not pass; not deployed"),
+        # A pipeline without a gate, such as that of mode=clean.
+        (workflow("Succeeded", clean="Succeeded", prepare="Cached"), 0, "the run succeeded"),
         (FAILED, 1, "the run failed"),
     ],
 )
@@ -68,6 +73,20 @@ def test_states_and_times_are_those_of_the_tasks(client, recorder):
     recorder.workflows["r"] = [FAILED]
     *_, last = tasks(client.call(client.runs.run_service_get_run, "r"))
     assert (last.name, last.state, last.seconds) == ("embed", "not run", None)
+
+
+def test_groups_of_tasks_are_not_shown(cluster_settings, tmp_path):
+    notify = NotifySettings(webhook_env="WEBHOOK", secret="webhook", key="url")
+    compile_pipeline(cluster_settings, notify, tmp_path / "pipeline.yaml", {})
+    spec, _ = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    dags = [part["dag"] for part in (spec["root"], *spec["components"].values()) if "dag" in part]
+    groups = {
+        name: "dag" in spec["components"][task["componentRef"]["name"]]
+        for dag in dags
+        for name, task in dag["tasks"].items()
+    }
+    assert sum(groups.values()) == 4
+    assert groups == {name: bool(re.fullmatch(_GROUPS, name)) for name in groups}
 
 
 def test_a_line_is_printed_for_every_change_only(client, recorder, capsys):
@@ -105,6 +124,12 @@ def test_a_log_that_is_gone_becomes_a_command(client, recorder, capsys):
     printed = capsys.readouterr().err
     assert re.search(rf"kubectl logs {NAME}-retry-\S+ --container main --namespace team", printed)
     assert "Failed to read logs" not in printed
+
+
+def test_a_workflow_that_fails_without_a_task(client, recorder, capsys):
+    recorder.workflows["r"] = [{**workflow("Failed"), "message": "invalid spec"}]
+    assert wait(client, "r", AGAIN) == 1
+    assert "no task failed: invalid spec" in capsys.readouterr().err
 
 
 def test_a_retried_task_that_succeeded_has_not_failed(client, recorder, capsys):

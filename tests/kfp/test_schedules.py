@@ -130,7 +130,7 @@ def test_a_refresh_moves_every_schedule_to_the_new_version(
     assert [name for name, _ in recorder.deleted] == ["recurring_run_id-1", "recurring_run_id-2"]
     old, new = (version["display_name"] for version in recorder.versions)
     assert f"  version: {old} -> {new}" in capsys.readouterr().err
-    del nightly["runtime_config"]["parameters"]  # e.g. a schedule of mode=clean
+    del nightly["runtime_config"]["parameters"]  # e.g. made in the UI
     weekly["pipeline_version_reference"]["pipeline_version_id"] = "older"
     nightly["pipeline_version_reference"]["pipeline_version_id"] = "older"
     refresh_schedules(client, version, "image: new")
@@ -167,6 +167,8 @@ def test_the_command_refreshes_lists_and_removes(recorder, image, in_folder, cap
     assert submit([*submitted, "schedule=0 0 * * 1", "name=nightly"]) == 0
     assert submit([*submitted, "mode=refresh", "cluster.cache=false"]) == 0
     assert len(recorder.versions) == 2
+    assert recorder.deleted == [("recurring_run_id-1", "ORPHAN")]
+    assert not recorder.runs
     capsys.readouterr()
     assert submit([*server, "cluster.image=null", "mode=schedules"]) == 0
     assert f"  image: {image}\n" in capsys.readouterr().out

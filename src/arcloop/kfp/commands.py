@@ -72,10 +72,7 @@ def start(
     if submission.options.mode == "refresh":
         refresh_schedules(client, version, description)
         return 0
-    # Cleaning has a name of its own, because a schedule replaces another of the same name.
-    is_cleaning = submission.options.mode == "clean"
-    name = f"{submission.cluster.pipeline}-clean" if is_cleaning else submission.config["name"]
-    fields = client.run_fields(version, parameters, name, description)
+    fields = client.run_fields(version, parameters, submission.config["name"], description)
     if submission.cron:
         start_schedule(client, fields, submission.cron)
         started()

@@ -104,7 +104,7 @@ def tasks(run: Any) -> list[Task]:
     Args:
         run: A run of the API.
     """
-    details = (run.run_details and run.run_details.task_details) or []
+    details = _nodes(run)
     names = {task.display_name for task in details}
     found = [
         task
@@ -114,6 +114,11 @@ def tasks(run: Any) -> list[Task]:
     never = datetime.max.replace(tzinfo=UTC)
     found.sort(key=lambda task: _time(task.start_time) or never)
     return [Task(task.display_name, _words(task.state), _seconds(task)) for task in found]
+
+
+def _nodes(run: Any) -> list[Any]:
+    """Return the nodes of the Argo workflow, as the API describes them."""
+    return (run.run_details and run.run_details.task_details) or []
 
 
 def _words(state: str | None) -> str:
@@ -159,9 +164,8 @@ def _follow(client: KfpClient, run_id: str) -> Any:
                 available = True
                 show(tasks(run))
                 if run.state in _FINAL:
-                    details = (run.run_details and run.run_details.task_details) or []
                     remaining -= 1
-                    if not remaining or not any(task.state in _ACTIVE for task in details):
+                    if not remaining or not any(task.state in _ACTIVE for task in _nodes(run)):
                         return run
             time.sleep(client.settings.poll_s)
 
@@ -191,16 +195,17 @@ def _report(client: KfpClient, run: Any) -> int:
     """Print the outcome of a run that has ended, and return the exit code."""
     address = client.address(run.run_id)
     if run.state in ("SUCCEEDED", "SKIPPED"):
-        names = {task.name for task in tasks(run)}
-        # Argo creates no node for a task in a branch that is not taken.
-        if "evaluate" in names and "deploy" not in names:
+        # Argo skips the group of the branch that is not taken and creates no node for its tasks.
+        states = {task.display_name: task.state for task in _nodes(run)}
+        skips = any(n.startswith("condition-") and s == "SKIPPED" for n, s in states.items())
+        if skips and "deploy" not in states:
             print_line(f"the gate did not pass; not deployed: {address}")
             return GATE_NOT_PASSED
         print_line(f"the run succeeded: {address}")
         return 0
     # KFP reports a terminated run as failed. Only its history says that it was terminated.
-    states = {run.state, *(status.state for status in run.state_history or [])}
-    if states & {"CANCELING", "CANCELED"}:
+    history = {run.state, *(status.state for status in run.state_history or [])}
+    if history & {"CANCELING", "CANCELED"}:
         print_line(f"the run was terminated: {address}")
         return 1
     print_line(f"the run failed: {address}")
@@ -228,6 +233,8 @@ def _print_failures(client: KfpClient, run_id: str) -> None:
             if driver or task.get("phase") in ("Failed", "Error"):
                 last[node["displayName"] if driver else task["displayName"]] = node
     namespace = workflow["metadata"].get("namespace", "")
+    if not last:
+        print_line(f"no task failed: {workflow['status'].get('message') or 'no message'}")
     for name, node in last.items():
         pod = pod_name(workflow, node)
         print_line(f"{name} failed: {node.get('message') or 'no message'}")
