@@ -156,6 +156,22 @@ def deploy(
     pod.deploy(locals())
 
 
+def register(
+    name_overrides: list[str],
+    deploy_overrides: list[str],
+    url: str,
+    root: str,
+    run_id: str,
+    evaluation: dsl.Input[dsl.Artifact],
+) -> None:
+    """Register the deployed version in the Model Registry."""
+    from arcloop.kfp import pod, registry, storage
+
+    overrides = [*name_overrides, *deploy_overrides]
+    source = storage.input_folder(evaluation, "evaluation"), evaluation.metadata
+    pod.call("register", registry.register, url, root, run_id, overrides, *source)
+
+
 def notify(
     webhook_env: str,
     timeout_s: float,

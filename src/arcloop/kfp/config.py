@@ -158,11 +158,13 @@ class ClusterSettings(_Settings):
     node_selector: dict[LabelKey, LabelValue]
     node_affinity: list[NodeRequirement]
     tolerations: list[Toleration]
+    model_registry: Annotated[str, matching(r"https?://[^/]+.*", "a URL")] | None
     pull_policy: Literal["Always", "IfNotPresent", "Never"]
     pull_secrets: list[ObjectName]
     retries: Retries
     sweep: Literal["runs", "pipeline"]
     parallelism: PositiveInt | None
+    platform: Literal["kubernetes", "vertex"]
     train: Literal["step", "trainjob"]
     trainjob: TrainJobSettings
     steps: dict[StepName, StepSettings]

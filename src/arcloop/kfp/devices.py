@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from arcloop.kfp.config import ClusterSettings
-from arcloop.kfp.parameters import read_choices
+from arcloop.kfp.parameters import add_default_choices, read_choices
 from arcloop.pipeline.steps import STEPS
 
 _GPU = ("gpu", "cuda")
@@ -29,7 +29,8 @@ def derive_trainer(settings: ClusterSettings, overrides: Sequence[str]) -> list[
     on_nodes = settings.train == "trainjob"
     if settings.is_local or not (gpus or on_nodes) or given & {"trainer", "trainer.accelerator"}:
         return []
-    if read_choices(tuple(overrides))["trainer"] != read_choices(())["trainer"]:
+    chosen = read_choices(tuple(add_default_choices(overrides)))["trainer"]
+    if chosen != read_choices(())["trainer"]:
         return []  # chosen by an experiment
     if on_nodes:
         choice = "ddp" if gpus else "ddp_cpu"

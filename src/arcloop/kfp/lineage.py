@@ -45,3 +45,8 @@ def properties(folder: Path, inputs: Mapping[str, Path]) -> dict[str, str | floa
         if len(name) <= _MAX_NAME
         and (isinstance(value, str) or (value is not None and math.isfinite(value)))
     }
+
+
+def is_property(name: str) -> bool:
+    """Return whether a name is that of one of the `properties`."""
+    return name in ("git", "data", "config") or name.startswith("metric.")

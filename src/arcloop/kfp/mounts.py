@@ -25,11 +25,13 @@ def mounts(name: str, settings: ClusterSettings) -> dict[str, str]:
         name: Name of the task.
         settings: The cluster.
     """
+    if settings.platform == "vertex":
+        return {"every bucket": "/gcs"}
     volumes: dict[str, str] = {}
     if name in ("compute_fingerprint", "prepare"):
         volumes |= settings.data_volumes
     # The model store, which deploy writes, outlives the pod. `evaluate` can compare with it.
-    uses_store = name in ("evaluate", "deploy") and not settings.is_local
+    uses_store = name in ("evaluate", "deploy", "register") and not settings.is_local
     if settings.storage == "pvc" or uses_store:
         volumes[settings.volume.claim] = settings.volume.mount
     if name in ("train", "clean") and settings.checkpoints and settings.storage == "artifacts":
@@ -47,17 +49,20 @@ def path_faults(
         parameters: Pipeline parameter -> overrides; a path that is not among them is the default.
         settings: The cluster.
     """
+    if settings.is_local:
+        return
     for key, step in _PATHS.items():
         path = _find(config, key)
         # The default of data.root is the path of the bundled data, which is another in the image.
         is_given = any(o.lstrip("+").startswith(f"{key}=") for o in parameters[key.split(".")[0]])
         if path and is_given and (fault := _fault(str(path), mounts(step, settings))):
-            yield f"{key}={path} {fault} (step {step})"
+            yield f"{key}={path} {fault} (step {step}); see cluster.data_volumes and cluster.volume"
     if config["deploy"]["target"] != "local" and config["deploy"]["namespace"] == "default":
         yield "deploy.namespace must be the namespace of the run: set cluster.namespace or it"
     store = str(config["deploy"]["model_store"])
-    if store.startswith("/") and (fault := _fault(store, mounts("deploy", settings))):
-        yield f"deploy.model_store={store} {fault}; a relative path is below the mount"
+    is_below_mount = not store.startswith("/") and settings.platform == "kubernetes"
+    if not is_below_mount and (fault := _fault(store, mounts("deploy", settings))):
+        yield f"deploy.model_store={store} {fault} (step deploy)"
 
 
 def derive_serving(
@@ -100,4 +105,4 @@ def _fault(path: str, volumes: Mapping[str, str]) -> str | None:
     if any(PurePosixPath(normpath(path)).is_relative_to(place) for place in places):
         return None
     named = ", ".join(volumes.values()) or "nothing"
-    return f"is outside every mount: {named}; set cluster.data_volumes or cluster.volume"
+    return f"is outside every mount: {named}"

@@ -23,6 +23,8 @@ from arcloop.pipeline.steps import STEPS, Step
 
 DEPLOY = Step("deploy", ("name", "force", "deploy"), ("run", "gallery", "index", "evaluation"), "")
 """The deploy step, which exists only in pipelines and has no output artifact."""
+REGISTER = Step("register", ("name", "deploy"), ("evaluation",), "")
+"""The step that adds the deployed version to the Model Registry, if there is one."""
 PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for name in step.reads))
 """The pipeline's parameters: all groups and settings that the steps read, in order."""
 FINGERPRINT, POINTS = "fingerprint", "points"
@@ -51,10 +53,9 @@ def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
     Raises:
         ConfigError: An override is invalid, or a pipeline does not support it.
     """
-    chosen = {override.partition("=")[0] for override in overrides}
-    base = [f"{group}={name}" for group, name in _DEFAULT_CHOICES.items() if group not in chosen]
-    config = compose_config([*base, *overrides])
-    choices, defaults = read_choices((*base, *overrides)), read_choices(())
+    overrides = add_default_choices(overrides)
+    config = compose_config(overrides)
+    choices, defaults = read_choices(tuple(overrides)), read_choices(())
     start = _compose_choices(tuple(choices.items()))
     plain = to_plain(config)
     parameters: dict[str, list[str]] = {name: [] for name in PARAMETERS}
@@ -100,6 +101,13 @@ def varied_steps(varied: Collection[str]) -> list[str]:
             steps.append(name)
             changed.add(step.output)
     return steps
+
+
+def add_default_choices(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with the choices that are defaults only in pipelines."""
+    chosen = {override.partition("=")[0] for override in overrides}
+    base = [f"{group}={name}" for group, name in _DEFAULT_CHOICES.items() if group not in chosen]
+    return [*base, *overrides]
 
 
 @functools.cache

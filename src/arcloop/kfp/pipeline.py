@@ -13,7 +13,7 @@ from kfp import compiler, dsl
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.kfp import components
 from arcloop.kfp.config import ClusterSettings, NotifySettings
-from arcloop.kfp.parameters import DEPLOY, FINGERPRINT, PARAMETERS, POINTS, varied_steps
+from arcloop.kfp.parameters import DEPLOY, FINGERPRINT, PARAMETERS, POINTS, REGISTER, varied_steps
 from arcloop.kfp.placement import configure
 from arcloop.pipeline.steps import STEPS, Step
 
@@ -194,6 +194,11 @@ class _Graph:
         passed = self.tasks["evaluate"].outputs["Output"]
         with dsl.If(passed == True, name="gate"):  # noqa: E712 - kfp overloads ==
             deployed = self._add(DEPLOY)
+            if url := self._settings.model_registry:
+                is_local, claim = self._settings.is_local, self._settings.volume.claim
+                root = "" if is_local else f"pvc://{claim}"
+                more = {"url": url, "root": root, "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+                deployed = self._add(REGISTER, **more).after(deployed)
             outcome = "the gate passed; deployed"
             if sent := self._add_notify("notify", "evaluation", outcome=outcome):
                 sent.after(deployed)

@@ -16,7 +16,7 @@ _RETRY_PERIOD = f"{10 * 365 * 24 * 3600}s"
 retry nor lets one run. Without a value, kfp writes one hour."""
 SCRATCH = {"gcs-scratch": "/gcs", "s3-scratch": "/s3", "minio-scratch": "/minio"}
 """Volume of KFP's pods -> mount path: the artifacts, by the scheme of the pipeline root."""
-_SMALL = StepSettings(title="", cpu="500m", memory="1Gi")
+_SMALL = StepSettings(title="", cpu="500m", memory="1G")
 
 
 def configure(task: Any, name: str, settings: ClusterSettings, notify: NotifySettings) -> None:
@@ -27,18 +27,8 @@ def configure(task: Any, name: str, settings: ClusterSettings, notify: NotifySet
     task.set_display_name(step.title or name)
     task.set_caching_options(settings.cache and name in STEPS)
     _set_resources(task, step)
-    _schedule(task, step, settings)
-    _describe_pod(task, step, settings)
-    kubernetes.set_image_pull_policy(task, settings.pull_policy)
-    if settings.pull_secrets:
-        kubernetes.set_image_pull_secrets(task, settings.pull_secrets)
-    _mount_volumes(task, name, settings)
     for variable, setting in settings.env.items():
         task.set_env_variable(variable, str(setting))
-    webhook = {notify.secret: {notify.key: notify.webhook_env}} if notify.secret else {}
-    secrets: Mapping[str, Any] = webhook if name.startswith("notify") else settings.secrets
-    for secret, keys in secrets.items():
-        kubernetes.use_secret_as_env(task, secret, keys)
     if settings.retries.count:
         task.set_retry(
             settings.retries.count,
@@ -46,6 +36,30 @@ def configure(task: Any, name: str, settings: ClusterSettings, notify: NotifySet
             backoff_factor=settings.retries.factor,
             backoff_max_duration=_RETRY_PERIOD,
         )
+    if settings.platform == "kubernetes":
+        _set_pod(task, name, step, settings, notify)
+
+
+def _set_pod(
+    task: Any, name: str, step: StepSettings, settings: ClusterSettings, notify: NotifySettings
+) -> None:
+    """Set what only Kubernetes has; it becomes the second document of the IR YAML."""
+    if step.shm:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=step.shm)  # noqa: S108
+    if step.ephemeral:
+        # The pod has these volumes already. A volume of the same name is merged into it.
+        for volume, path in SCRATCH.items():
+            kubernetes.empty_dir_mount(task, volume, path, size_limit=step.ephemeral)
+    _schedule(task, step, settings)
+    _describe_pod(task, step, settings)
+    kubernetes.set_image_pull_policy(task, settings.pull_policy)
+    if settings.pull_secrets:
+        kubernetes.set_image_pull_secrets(task, settings.pull_secrets)
+    _mount_volumes(task, name, settings)
+    webhook = {notify.secret: {notify.key: notify.webhook_env}} if notify.secret else {}
+    secrets: Mapping[str, Any] = webhook if name.startswith("notify") else settings.secrets
+    for secret, keys in secrets.items():
+        kubernetes.use_secret_as_env(task, secret, keys)
 
 
 def _set_resources(task: Any, step: StepSettings) -> None:
@@ -55,12 +69,6 @@ def _set_resources(task: Any, step: StepSettings) -> None:
         task.set_memory_request(step.memory).set_memory_limit(step.memory)
     if step.gpus:
         task.set_accelerator_type(step.gpu_type).set_accelerator_limit(step.gpus)
-    if step.shm:
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=step.shm)  # noqa: S108
-    if step.ephemeral:
-        # The pod has these volumes already. A volume of the same name is merged into it.
-        for volume, path in SCRATCH.items():
-            kubernetes.empty_dir_mount(task, volume, path, size_limit=step.ephemeral)
 
 
 def _schedule(task: Any, step: StepSettings, settings: ClusterSettings) -> None:
@@ -97,7 +105,7 @@ def _mount_volumes(task: Any, name: str, settings: ClusterSettings) -> None:
     elif settings.checkpoints and name in ("train", "clean"):
         variable = CHECKPOINTS if name == "train" else VOLUME
         task.set_env_variable(variable, settings.checkpoints.mount)
-    if name == "deploy" and not settings.is_local:
+    if name in ("deploy", "register") and not settings.is_local:
         task.set_env_variable(STORES, settings.volume.mount)
     for claim, path in mounts(name, settings).items():
         kubernetes.mount_pvc(task, claim, path)

@@ -23,6 +23,7 @@ from arcloop.kfp.mounts import derive_serving, path_faults
 from arcloop.kfp.options import MULTIRUN, Options, split_options, suggest_option
 from arcloop.kfp.parameters import FINGERPRINT, divide_overrides
 from arcloop.kfp.pod import compute_fingerprint
+from arcloop.kfp.vertex import vertex_faults
 
 _HELP = """\
 arcloop pipeline [GROUP=CHOICE] [KEY=VALUE] [mode=...] [wait=true] [schedule=...]
@@ -179,8 +180,9 @@ def _faults(submission: Submission) -> Iterator[str]:
     runs_here = cluster.is_local and not submission.compile_only
     if variable and runs_here and not os.environ.get(variable):
         yield f"notify needs the webhook's URL in the environment variable {variable}"
-    if not cluster.is_local:
-        yield from path_faults(config, submission.parameters, cluster)
+    yield from path_faults(config, submission.parameters, cluster)
+    submits = not submission.compile_only
+    yield from vertex_faults(config, cluster, submission.notify, submits=submits)
     limited = [name for name, step in cluster.steps.items() if step.ephemeral]
     if limited and cluster.storage == "pvc":
         yield (
