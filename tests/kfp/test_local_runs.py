@@ -191,7 +191,7 @@ def test_a_sweep_is_ranked_and_its_best_combination_deployed(first, in_folder, s
     last = printed.err[printed.err.index("leaderboard: ran") :]
     assert "index: from the cache" in last
     assert "deploy: ran" in last
-    assert "best: index=flat" in last
+    assert "best: index-flat" in last
     assert printed.out.count("the gate passed") == 2
     page = Path(last.rpartition("leaderboard: ")[2].strip())
     assert "hnsw" in page.read_text()

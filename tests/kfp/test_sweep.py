@@ -219,7 +219,8 @@ def result(objective, *, passed=True, mode="max"):
 def test_the_best_mean_over_seeds_wins(tmp_path, mode, best):
     """The largest value of a single seed belongs to the other margin."""
     points = [
-        {"overrides": ["data=synthetic", f"head.margin={margin}", f"seed={seed}"],
+        {"combination": f"{margin}-{seed}",
+         "overrides": ["data=synthetic", f"head.margin={margin}", f"seed={seed}"],
          "swept": ["head.margin", "seed"], "head": [f"head.margin={margin}"]}
         for margin in ("0.2", "0.4") for seed in (0, 1)
     ]  # fmt: skip

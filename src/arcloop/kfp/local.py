@@ -32,7 +32,7 @@ from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.notification import LOCAL_ERROR
-from arcloop.kfp.parameters import OVERRIDES, SWEPT
+from arcloop.kfp.parameters import COMBINATION
 from arcloop.kfp.pod import TASK_SERVER, read_result
 from arcloop.kfp.storage import input_folder
 from arcloop.pipeline.steps import STEPS
@@ -139,8 +139,7 @@ def run_pipeline(
 
 def _report_best(best: Mapping[str, Any]) -> bool:
     """Print the best combination of a sweep, and return whether the gate passed."""
-    values = [o for o in best[OVERRIDES] if o.partition("=")[0].lstrip("+~") in best[SWEPT]]
-    print_line(f"best: {' '.join(values)}, {best['objective']:.4f} on val")
+    print_line(f"best: {best[COMBINATION]}, {best['objective']:.4f} on val")
     print_line("the gate passed" if best["passed"] else "the gate did not pass; not deployed")
     print_line(f"leaderboard: {best['page']}")
     return bool(best["passed"])

@@ -29,9 +29,9 @@ PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for 
 """The pipeline's parameters: all groups and settings that the steps read, in order."""
 FINGERPRINT, POINTS = "fingerprint", "points"
 """Parameters of some pipelines: the hash of the data, and the combinations of a sweep."""
-OVERRIDES, SWEPT = "overrides", "swept"
-"""Keys of a combination of a sweep, in addition to the parameters that vary: all its overrides, and
-the keys that the sweep varies."""
+COMBINATION, OVERRIDES, SWEPT = "combination", "overrides", "swept"
+"""Keys of a combination of a sweep, in addition to the parameters that vary: its name, all its
+overrides, and the keys that the sweep varies."""
 _PIPELINE_GROUPS = ("cluster", "notify", "experiment")
 _REFUSED_GROUPS = {
     "sweep": "is not supported by a pipeline: -m runs every combination of values",

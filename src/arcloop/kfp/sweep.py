@@ -16,7 +16,7 @@ from arcloop.errors import INTERRUPTED, ArcloopError, ConfigError
 from arcloop.kfp.config import NotifySettings
 from arcloop.kfp.local import run_pipeline, start_fork_server
 from arcloop.kfp.options import split_options
-from arcloop.kfp.parameters import OVERRIDES, POINTS, SWEPT, varied_steps
+from arcloop.kfp.parameters import COMBINATION, OVERRIDES, POINTS, SWEPT, varied_steps
 from arcloop.kfp.submission import Submission, read_submission, resolve_parameters, submit
 from arcloop.pipeline.sweeps.job import folder_name
 from arcloop.pipeline.sweeps.plan import combinations
@@ -134,7 +134,7 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
         pairs = {_key(word): word.partition("=")[2] for word in shown}
         name = folder_name({key: pairs[key] for key in swept})
         values = {group: submission.parameters[group] for group in varied}
-        point = {OVERRIDES: shown, SWEPT: list(swept), **values}
+        point = {COMBINATION: name, OVERRIDES: shown, SWEPT: list(swept), **values}
         found.append(Combination(name, submission, point))
     fixed = sorted(word for word in found[0].point[OVERRIDES] if _key(word) not in swept)
     digest = sha256_json([fixed, sorted(swept), first.cluster.image])[:8]

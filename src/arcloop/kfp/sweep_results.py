@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arcloop import artifacts
-from arcloop.kfp.parameters import OVERRIDES, SWEPT
+from arcloop.kfp.parameters import COMBINATION, OVERRIDES, SWEPT
 from arcloop.kfp.pod import read_result
 
 
@@ -45,7 +45,7 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
     with the best value is chosen.
 
     Args:
-        points: The combinations, see `arcloop.kfp.sweep.read_points`.
+        points: The combinations, see `arcloop.kfp.sweep.read_sweep`.
         results: For each of them the JSON of `write_result`.
         page: HTML file to write.
         table: Markdown file to write.
@@ -54,7 +54,6 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
         JSON of the best point, with the additional keys `passed`, the decision of the gate,
         `objective` and `page`.
     """
-    from arcloop.pipeline.sweeps.job import folder_name
     from arcloop.pipeline.sweeps.leaderboard import markdown_page, render
     from arcloop.pipeline.sweeps.results import JobResult, Ranking
 
@@ -62,9 +61,8 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
     jobs = []
     for point, record in zip(points, records, strict=True):
         given, swept = list(point[OVERRIDES]), tuple(point[SWEPT])
-        values = {key: value for key, value in _pairs(given) if key in swept}
         results_of_job = (record["config"], record["objective"], record["metrics"], record["code"])
-        jobs.append(JobResult(Path(folder_name(values)), given, swept, None, *results_of_job))
+        jobs.append(JobResult(Path(point[COMBINATION]), given, swept, None, *results_of_job))
     ranking = Ranking.of_jobs(Path("sweep"), jobs, verb="pipeline")
     *_, content = render(ranking).values()
     Path(page).write_bytes(content)
@@ -73,7 +71,3 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
     best = jobs.index(max(ranking.settings[0].jobs, key=lambda job: sign * (job.objective or 0)))
     found = {key: records[best][key] for key in ("passed", "objective")}
     return json.dumps({**points[best], **found, "page": page})
-
-
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    return [(o.partition("=")[0].lstrip("+~"), o.partition("=")[2]) for o in overrides]
