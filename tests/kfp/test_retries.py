@@ -156,6 +156,10 @@ def test_an_error_that_would_occur_again_ends_the_retries(tmp_path):
     # that a user retries, so the numbers begin at 0.
     assert attempt(output, 0)
     assert attempt(output, 1)
+    with pytest.raises(DataError):
+        attempt(output, 0, error)
+    with end_retries(output):  # a server before 2.16, where each attempt may be the first one
+        pass
 
 
 def test_the_first_record_of_an_attempt_is_kept(tmp_path):

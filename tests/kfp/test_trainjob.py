@@ -18,7 +18,7 @@ import yaml
 from arcloop.errors import DataError, ResourceError
 from arcloop.kfp import trainjob
 from arcloop.kfp.submission import read_submission
-from arcloop.pipeline.attempts import record_error
+from arcloop.pipeline.attempts import RETRY_INDEX, record_error
 
 BASE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
 NAME = "arcloop-train-" + hashlib.sha256(b"/mnt/arcloop/job.json").hexdigest()[:16]
@@ -251,7 +251,8 @@ def test_an_error_of_a_node_that_would_occur_again_ends_the_retries(
     location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
     monkeypatch.setattr(location, str(tmp_path / "config"))
     monkeypatch.setattr(trainjob, "_NAMESPACE", tmp_path / "namespace")
-    for _ in range(2):
+    for index in "01":
+        monkeypatch.setenv(RETRY_INDEX, index)
         with pytest.raises(DataError, match="class 'a' has 1 image"):
             trainjob.train([], tmp_path / "store", run_dir, json.dumps(job))
     assert api.verbs == ["create", "get"]

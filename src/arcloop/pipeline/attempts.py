@@ -28,6 +28,7 @@ def end_retries(output: Path) -> Iterator[None]:
     """Raise the error of an earlier attempt, or make an attempt and record its error.
 
     The first attempt removes the record: a user who retries a failed run has corrected the cause.
+    So does an attempt without a number, because it may be the first one.
 
     Args:
         output: Folder that the task writes.
@@ -35,7 +36,7 @@ def end_retries(output: Path) -> Iterator[None]:
     Raises:
         ConfigError, DataError, DivergedError: An earlier attempt failed with this error.
     """
-    if os.environ.get(RETRY_INDEX) == "0":
+    if os.environ.get(RETRY_INDEX, "0") == "0":
         _record(output).unlink(missing_ok=True)
     raise_recorded(output)
     with record_error(output):
