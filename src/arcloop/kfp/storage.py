@@ -117,8 +117,8 @@ def in_use(folders: Iterable[Path]) -> Iterator[None]:
         folders: Results of `output_folder` and `input_folder`. Folders that are not on the volume
             are ignored.
     """
-    volume = _mount()
-    folders = [folder for folder in folders if volume and folder.is_relative_to(volume)]
+    root = Path(_mount() or "/dev/null", PIPELINES)
+    folders = [folder for folder in folders if folder.is_relative_to(root)]
     if not folders:
         yield
         return
