@@ -16,6 +16,7 @@ from arcloop.cli.launch import _require_read
 from arcloop.cli.main import VERBS, main
 from arcloop.config.composition import compose_config, require_single_values, to_plain
 from arcloop.kfp.submission import read_submission
+from arcloop.kfp.sweep import read_sweep
 from arcloop.pipeline import steps
 from arcloop.pipeline.chains import CHAINS, FROM_RUN
 from arcloop.pipeline.sweeps.plan import plan
@@ -85,7 +86,8 @@ def check(command: str) -> None:
     elif verb in ON_A_FOLDER:
         assert main([verb, *words]) == 1  # the arguments are valid, the folder does not exist
     elif verb in ("pipeline", "trigger"):
-        read_submission([word for word in words if not word.startswith("every=")])
+        read = read_sweep if "-m" in words else read_submission
+        read([word for word in words if not word.startswith("every=")])
     else:
         assert verb in ("deploy", "serve", "versions", "roll")
         build_settings(to_plain(compose_config([word for word in words if "=" in word]))["deploy"])

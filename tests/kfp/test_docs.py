@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from arcloop.kfp.submission import read_submission
+from arcloop.kfp.sweep import read_sweep
 from arcloop.pipeline.steps import STEPS
 
 PAGE = (Path(__file__).parents[2] / "docs/kubeflow.md").read_text()
@@ -23,7 +24,8 @@ def test_the_scripts_accept_the_commands(command, image, monkeypatch):
     program, verb, *arguments = shlex.split(command)
     assert program == "arcloop"
     assert verb in ("pipeline", "trigger")
-    read_submission([word for word in arguments if not word.startswith("every=")])
+    read = read_sweep if "-m" in arguments else read_submission
+    read([word for word in arguments if not word.startswith("every=")])
 
 
 def test_the_table_lists_every_step_and_the_page_states_the_limits():
