@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.kfp.model_registry import running_registry
 
 from arcloop import artifacts
 from arcloop.artifacts.metrics import read_metrics
@@ -150,6 +151,18 @@ def test_a_message_contains_metrics_and_outcome(first, run_local, webhook):
     assert "the gate passed; deployed" in text
     metrics = json.loads((done.evaluation / "metrics.json").read_text())
     assert f"top1 {metrics['top1']:.4f}" in text
+
+
+def test_the_deployed_version_is_registered(first, run_local, in_folder):
+    with running_registry() as registry:
+        done = run_local(f"cluster.model_registry={registry.url}")
+    assert ran(done) == ["deploy", "register"]
+    model, version, artifact = registry.made
+    live = ModelStore(in_folder / "model_store/synthetic", "synthetic").live()
+    assert (model["name"], version["name"]) == ("synthetic", live.version)
+    assert artifact["uri"] == live.path.as_uri()
+    top1 = version["customProperties"]["metric.top1"]["double_value"]
+    assert top1 == read_metrics(done.evaluation)["top1"]
 
 
 def test_a_gate_that_does_not_pass_notifies_and_deploys_nothing(first, run_local, webhook):

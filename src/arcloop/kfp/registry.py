@@ -51,14 +51,14 @@ def register(
     deploy = compose_config(overrides).deploy
     stores = Path(os.environ.get(STORES, ".")).absolute()
     live = ModelStore(stores / deploy.model_store, deploy.name).live()
-    run = artifacts.read(evaluation, "evaluation").parents["run"]
-    if live is None or read_manifest(live.path)["parents"]["run"] != run:
+    parents = read_manifest(live.path)["parents"] if live else {}
+    if not live or artifacts.read(evaluation, "evaluation").parents["index"] != parents["index"]:
         raise ResourceError(
             "another run was deployed since, so this one was not registered",
             where=deploy.model_store,
             remedy="nothing, if the other run was deployed on purpose",
         )
-    values = {"run": run, "kfp_run": run_id}
+    values = {"run": parents["run"], "kfp_run": run_id}
     values |= {key: v for key, v in metadata.items() if is_property(key)}
     registry = _Registry(url)
     model = registry.find_or_create("registered_model", {"name": deploy.name})
