@@ -77,9 +77,9 @@ def compile_pipeline(
 
 
 def _merge_components(content: str) -> str:
-    """Give both tasks of a step the same component.
+    """Give both tasks of a step in a sweep, in the loop and after it, the same component.
 
-    Its name is part of the cache key of kfp.local, unlike that of a server.
+    kfp.local, unlike a server, has the name of the component in the cache key.
     """
     spec, *platform = yaml.safe_load_all(content)
     places = [spec["deploymentSpec"]["executors"]]
@@ -155,7 +155,8 @@ class _Graph:
     def _add_sweep(self, points: Sequence[Mapping[str, Any]]) -> list[str]:
         """Run and rank all combinations; return the steps that the best one runs again.
 
-        All of these come from the cache. What no combination changes runs once, before the others.
+        The repeated steps come from the cache. Steps that no combination changes run once, before
+        the combinations.
         """
         varied = {name for name in points[0] if name in self.values}
         steps = varied_steps(varied)

@@ -49,7 +49,7 @@ _HASH = "sha256"
 def output_folder(artifact: Artifact) -> Path:
     """Return the folder that the data of an output artifact are written to.
 
-    It is the same in every attempt of a task. Its parent exists.
+    The folder is the same in every attempt of a task. Its parent exists.
     """
     if not (mount := _mount()):
         return Path(artifact.path)
