@@ -146,6 +146,7 @@ class ClusterSettings(_Settings):
     image: str | None
     fingerprint: Literal["step", "client"]
     cache: bool
+    cache_version: NonNegativeInt
     storage: Literal["artifacts", "pvc"]
     volume: Volume
     checkpoints: Volume | None

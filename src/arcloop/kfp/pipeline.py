@@ -181,7 +181,8 @@ class _Graph:
             if name == "prepare":
                 read_fingerprint = Step("compute_fingerprint", step.reads, (), "")
                 fingerprint = self.values.get(FINGERPRINT) or self._add(read_fingerprint).output
-                more = {"fingerprint": fingerprint}
+                version = self._settings.cache_version
+                more = {"fingerprint": fingerprint, "cache_version": version}
             if name == "train" and self._settings.train == "trainjob":
                 from arcloop.kfp.trainjob import make_job
 
