@@ -72,7 +72,9 @@ def test_the_package_is_imported_from_the_wheel(arcloop):
     assert Path(done.stdout.strip()).is_relative_to(arcloop.command.parents[1])
 
 
-def test_query(arcloop):
+@pytest.fixture(scope="module")
+def picture(arcloop):
+    """The first image of the gallery, as a file."""
     code = (
         "import numpy as np; from arcloop.data import Store; from pathlib import Path;"
         "from arcloop.runtime.images import encode_png;"
@@ -81,7 +83,11 @@ def test_query(arcloop):
     )
     python = arcloop.command.with_name("python")
     subprocess.run([python, "-c", code], cwd=arcloop.folder, env=arcloop.environment, check=True)
-    done = arcloop("query", "0.png", "--run", "runs/synthetic")
+    return arcloop.folder / "0.png"
+
+
+def test_query(arcloop, picture):
+    done = arcloop("query", picture, "--run", "runs/synthetic")
     assert done.returncode == 0, done.stderr
     assert "1.000" in done.stdout
 
@@ -97,7 +103,7 @@ def test_deploy_to_a_local_store_and_as_a_dry_run_to_kubernetes(arcloop):
     assert "live" in listed.stdout + listed.stderr
 
 
-def test_serve_answers(arcloop):
+def test_serve_answers(arcloop, picture):
     ports = [f"deploy.{name}_port={free_port()}" for name in ("inference", "metrics")]
     command = [arcloop.command, "serve", "run_dir=runs/synthetic", "deploy.server=fastapi", *ports]
     with open(arcloop.folder / "serve.log", "w") as log:
@@ -108,7 +114,7 @@ def test_serve_answers(arcloop):
     try:
         line = server.stdout.readline()
         url = re.search(r"http://\S+$", line.strip()).group()
-        image = (arcloop.folder / "0.png").read_bytes()
+        image = picture.read_bytes()
         request = urllib.request.Request(url, image, {"Content-Type": "image/png"})
         with urllib.request.urlopen(request, timeout=30) as response:
             answer = json.loads(response.read())
