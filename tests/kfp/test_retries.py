@@ -109,7 +109,7 @@ def test_every_attempt_has_the_same_folder_on_the_volume(tmp_path, monkeypatch, 
     root, which ends with the run (keyPipelineRoot of backend/src/v2/metadata/client.go)."""
     monkeypatch.setenv(variable, str(tmp_path))
     for _ in range(2):
-        run = dsl.Model(uri="gs://bucket/root/arcloop/a-run/train/salt/run_out")
+        run = dsl.Model(uri="gs://bucket/arcloop/a-run/train/salt/run_out")
         assert output_folder(run) == tmp_path / PIPELINES / "a-run/train/salt/run_out"
 
 

@@ -1,5 +1,7 @@
 """`load_client.py HOST PORT PATH IMAGE CLIENTS`: sends requests until its standard input ends.
 
+It continues until there are enough outcomes, so that the number does not depend on the machine.
+
 Prints one JSON object: the count of each status and exception, the versions that answered in the
 order of their first answers, the number of repeated requests, and the longest duration. A request
 that fails is repeated once after a short pause, as clients of a pool of servers do.
@@ -14,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 RETRY_SECONDS = 0.2
+ENOUGH = 120
 
 
 class Load:
@@ -38,7 +41,7 @@ class Load:
             connection.close()
 
     def client(self):
-        while not self.over.is_set():
+        while not self.over.is_set() or self.outcomes.total() < ENOUGH:
             start = time.monotonic()
             outcome, version = self.send()
             found = [outcome]
