@@ -156,6 +156,8 @@ def test_served_pods_mount_the_volume_of_the_run(image):
         read_submission(overrides)
     served = read_submission([*overrides, "cluster.namespace=team"]).config["deploy"]
     assert served["namespace"] == "team"
+    named = read_submission([*overrides, "cluster.namespace=default"]).config["deploy"]
+    assert named["namespace"] == "default"
     assert served["model_claim"] == "arcloop"
     assert served["model_claim_path"] == served["model_store"] == "model_store/mnist"
     own = [*overrides, "deploy.namespace=serving", "deploy.model_claim=models"]

@@ -57,7 +57,8 @@ def path_faults(
         is_given = any(o.lstrip("+").startswith(f"{key}=") for o in parameters[key.split(".")[0]])
         if path and is_given and (fault := _fault(str(path), mounts(step, settings))):
             yield f"{key}={path} {fault} (step {step}); see cluster.data_volumes and cluster.volume"
-    if config["deploy"]["target"] != "local" and config["deploy"]["namespace"] == "default":
+    serves = config["deploy"]["target"] != "local"
+    if serves and config["deploy"]["namespace"] == "default" != settings.namespace:
         yield "deploy.namespace must be the namespace of the run: set it or cluster.namespace"
     store = str(config["deploy"]["model_store"])
     is_below_mount = not store.startswith("/") and settings.platform == "kubernetes"

@@ -65,15 +65,20 @@ def compile_pipeline(
         # kfp does not support outputs of an exit handler.
         return_annotation=dsl.Artifact if has_output else inspect.Signature.empty,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     decorate = dsl.pipeline(name="arcloop", description=__doc__.partition("\n")[0])
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = Path(folder, "pipeline.yaml")
-        compiler.Compiler().compile(decorate(arcloop), str(compiled))
-        content = compiled.read_text(encoding="utf-8")
+    content = _compile(decorate(arcloop))
     if settings.is_local and POINTS in defaults:
         content = _merge_components(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content.encode())
+
+
+def _compile(pipeline: Any) -> str:
+    """Return the IR YAML of a pipeline; kfp can only write it to a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder, "pipeline.yaml")
+        compiler.Compiler().compile(pipeline, str(compiled))
+        return compiled.read_text(encoding="utf-8")
 
 
 def _merge_components(content: str) -> str:
@@ -122,9 +127,9 @@ def compile_cleaning(
         task = component(keep_days=keep_days, dry_run=dry_run)
         configure(task, "clean", settings, NotifySettings(webhook_env=None))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     decorate = dsl.pipeline(name="arcloop-clean", description=components.clean.__doc__)
-    compiler.Compiler().compile(decorate(clean), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, _compile(decorate(clean)).encode())
 
 
 class _Graph:

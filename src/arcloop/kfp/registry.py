@@ -76,7 +76,7 @@ def register(
         {
             "artifactType": "model-artifact",
             "name": live.path.name,
-            "uri": f"{root or stores.as_uri()}/{live.path.relative_to(stores)}",
+            "uri": f"{root}/{live.path.relative_to(stores)}" if root else live.path.as_uri(),
             "modelFormatName": "torchserve-archive",
             "modelSourceKind": "pipelines",
             "modelSourceClass": "pipelinerun",
