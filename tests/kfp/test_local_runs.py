@@ -204,11 +204,13 @@ def test_a_sweep_is_ranked_and_its_best_combination_deployed(first, in_folder, s
     last = printed.err[printed.err.index("leaderboard: ran") :]
     assert "index: from the cache" in last
     assert "deploy: ran" in last
-    assert "best: index-flat" in last
+    assert "best: index-flat, val_map_at_r 0." in last
     assert printed.out.count("the gate passed") == 2
     page = Path(last.rpartition("leaderboard: ")[2].strip())
+    assert page == Path("runs/pipelines/leaderboard.html")
     assert "hnsw" in page.read_text()
-    assert "arcloop pipeline -m" in page.with_name("table").read_text()
+    (table,) = Path("runs/pipelines").glob("*/leaderboard/table")
+    assert "arcloop pipeline -m" in table.read_text()
 
 
 def write_idx(path, array):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import arcloop
-from arcloop.artifacts.atomic import sha256_json
+from arcloop.artifacts.atomic import sha256_json, write_bytes
 from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
@@ -123,7 +123,7 @@ def run_pipeline(
                 raise ArcloopError(f"{message}\n  log: {log}") from None
         server.report_cached(STEPS)
     if "leaderboard" in server.results:
-        return _report_best(json.loads(server.results["leaderboard"]))
+        return _report_best(json.loads(server.results["leaderboard"]), folder)
     # KFP does not support outputs of a pipeline with an exit handler. Such a pipeline has the task
     # notify, which returns the folder of the evaluation.
     evaluation = (
@@ -138,11 +138,17 @@ def run_pipeline(
     return bool(gate["passed"])
 
 
-def _report_best(best: Mapping[str, Any]) -> bool:
-    """Print the best combination of a sweep, and return whether the gate passed."""
-    print_line(f"best: {best[COMBINATION]}, {best['objective']:.4f} on val")
+def _report_best(best: Mapping[str, Any], folder: Path) -> bool:
+    """Print the best combination of a sweep, and return whether the gate passed.
+
+    The leaderboard is copied to `folder`, because kfp.local gives it a name that browsers do not
+    open.
+    """
+    page = folder / "leaderboard.html"
+    write_bytes(page, Path(best["page"]).read_bytes())
+    print_line(f"best: {best[COMBINATION]}, {best['monitor']} {best['objective']:.4f}")
     print_line("the gate passed" if best["passed"] else "the gate did not pass; not deployed")
-    print_line(f"leaderboard: {best['page']}")
+    print_line(f"leaderboard: {page}")
     return bool(best["passed"])
 
 

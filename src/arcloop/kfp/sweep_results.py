@@ -52,7 +52,7 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
 
     Returns:
         JSON of the best point, with the additional keys `passed`, the decision of the gate,
-        `objective` and `page`.
+        `monitor`, the name of the metric on val, its value `objective`, and `page`.
     """
     from arcloop.pipeline.sweeps.leaderboard import markdown_page, render
     from arcloop.pipeline.sweeps.results import JobResult, Ranking
@@ -70,4 +70,5 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
     sign = 1 if ranking.higher_is_better else -1
     best = jobs.index(max(ranking.settings[0].jobs, key=lambda job: sign * (job.objective or 0)))
     found = {key: records[best][key] for key in ("passed", "objective")}
-    return json.dumps({**points[best], **found, "page": page})
+    found |= {"monitor": records[best]["config"]["monitor"], "page": page}
+    return json.dumps({**points[best], **found})
