@@ -34,7 +34,8 @@ arcloop trigger data.root=... [every=SECONDS] [the overrides of `arcloop pipelin
                           onprem, gke: run on a KFP server
   mode=run | compile      compile only writes the IR YAML
   -m                      every combination of comma-separated values: a leaderboard, and the best
-                          is deployed; on a server, cluster.sweep=runs needs wait=true for this
+                          is deployed; on a server, cluster.sweep=runs needs wait=true for this;
+                          with sweep=optuna, the values are proposed from the results so far
   wait=true               follow the run on the server to its end
   mode=status run=ID      show a run; with wait=true, follow it
   mode=terminate run=ID   end a run
