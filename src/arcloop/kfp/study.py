@@ -84,7 +84,7 @@ def _check_storage(cluster: ClusterSettings) -> None:
     elif _url(study).startswith("sqlite") and not cluster.is_local:
         fault = "cluster.study=sqlite is a file, which the steps do not share; use PostgreSQL"
     if fault:
-        raise ConfigError(fault, remedy="see the section Sweeps of docs/kubeflow.md")
+        raise ConfigError(fault, remedy="see the section Search of docs/kubeflow.md")
 
 
 def _url(study: str) -> str:
