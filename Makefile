@@ -14,7 +14,8 @@ RESULTS ?= experiment=mnist
 RESULTS_PAGE ?= docs/results.md
 
 # Rounding depends on the instruction set and on the number of threads, so the tests that compare
-# numbers run twice more: with the instructions of SSE4 and one thread, and of AVX2 and two threads.
+# numbers run again with the instructions of SSE4 and one thread, in `make check`, and with those of
+# AVX2 and two threads, in `make test-numerics`.
 NUMERICS := tests/evaluation tests/models/heads tests/retrieval tests/runtime
 SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem FAISS_SIMD_LEVEL=NONE OMP_NUM_THREADS=1
@@ -22,7 +23,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 	OPENBLAS_CORETYPE=Haswell FAISS_SIMD_LEVEL=AVX2 OMP_NUM_THREADS=2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test test-numerics check lint format bench bench-full bench-quick docs results clean
+.PHONY: help install demo serve pipeline test test-sse4 test-numerics check lint format bench bench-full bench-quick docs results clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -50,11 +51,13 @@ test: $(INSTALLED)  ## all tests; tests that start servers run one after another
 	$(BIN)/python -m pytest -n $(WORKERS) tests src --ignore=tests/serving
 	$(BIN)/python -m pytest tests/serving
 
-test-numerics: $(INSTALLED)  ## the tests that compare numbers, with SSE4 and with AVX2
+test-sse4: $(INSTALLED)  ## the tests that compare numbers, with SSE4
 	$(SSE4) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERICS)
+
+test-numerics: test-sse4  ## the tests that compare numbers, with SSE4 and with AVX2
 	$(AVX2) $(BIN)/python -m pytest -n $(WORKERS) $(NUMERICS)
 
-check: lint test test-numerics  ## lint, then tests, doctests and the code in the docs
+check: lint test test-sse4  ## lint, then tests, doctests and the code in the docs
 
 lint: $(INSTALLED)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

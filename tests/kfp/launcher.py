@@ -153,7 +153,8 @@ class Server:
         command = [*container["command"], *container["args"]]
         names = sorted(made), {key: artifact["name"] for key, artifact in inputs.items()}
         key = json.dumps([names, values, command, container["image"], claims], sort_keys=True)
-        if task.get("cachingOptions", {}).get("enableCache") and key in self.cache:
+        is_cached = task.get("cachingOptions", {}).get("enableCache")
+        if is_cached and key in self.cache:
             self.states[name] = "cached"
             return self.cache[key]  # driver/cache.go, reuseCachedOutputs: URIs of an earlier run
         executor_input = {
@@ -170,9 +171,11 @@ class Server:
                 "outputFile": f"{local_path(task_root)}/output_metadata.json",
             },
         }
-        self.cache[key] = self._launch(name, container, executor_input)
+        results = self._launch(name, container, executor_input)
         self.states[name] = "ran"
-        return self.cache[key]
+        if is_cached:  # driver/cache.go, getFingerPrintsAndID
+            self.cache[key] = results
+        return results
 
     def _defaults(self, component):
         """component/launcher_v2.go, addDefaultParams"""

@@ -102,12 +102,12 @@ def test_each_step_takes_only_the_groups_that_it_reads(local):
     for name, step in STEPS.items():
         inputs = local.tasks[name].inputs
         groups = {f"{group}_overrides" for group in step.reads}
-        assert set(inputs.parameters) - {"fingerprint"} == groups
-        assert {parameter.component_input_parameter for parameter in inputs.parameters.values()} - {
-            "fingerprint"
-        } == set(step.reads)
+        assert set(inputs.parameters) - {"fingerprint", "cache_version"} == groups
+        given = {parameter.component_input_parameter for parameter in inputs.parameters.values()}
+        assert given - {"fingerprint", ""} == set(step.reads)
         assert set(inputs.artifacts) == set(step.inputs)
-    assert set(local.tasks["prepare"].inputs.parameters) == {"data_overrides", "fingerprint"}
+    of_prepare = {"data_overrides", "fingerprint", "cache_version"}
+    assert set(local.tasks["prepare"].inputs.parameters) == of_prepare
 
 
 def test_parameters_are_lists_of_strings(local):

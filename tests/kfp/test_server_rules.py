@@ -133,7 +133,7 @@ def test_a_cache_hit_whose_data_were_removed_is_one_error(first, run, places, st
     text = str(failed.value)
     assert text.startswith("embed: exit code")
     assert "the data of the input store no longer exist" in text
-    assert "remedy: submit the run again with cluster.cache=false" in text
+    assert "remedy: submit the run again with another cluster.cache_version" in text
 
 
 @pytest.mark.parametrize("storage", ROOTS)
@@ -161,3 +161,11 @@ def test_the_cleaning_pipeline_runs(first, servers, command, places):
     assert run_folder.exists()
     done = servers["pvc"].run(made.path, {"keep_days": 30.0, "dry_run": False})
     assert done["clean"] == ({"Output": 0}, {})
+
+
+def test_another_cache_version_replaces_results_that_were_removed(first, run, places):
+    """A task without caching records nothing that later tasks could use (getFingerPrintsAndID)."""
+    delete(first("pvc"), places, "pvc", "prepare", "store_out")
+    for expected in ("ran", "cached"):
+        states = run("pvc", "cluster.cache_version=1").states
+        assert {states[name] for name in STEPS} == {expected}

@@ -121,7 +121,7 @@ class KfpClient:
         }
 
     def upload(self, compiled: Path, description: str) -> Any:
-        """Return the version of the pipeline, which is uploaded if it does not exist.
+        """Upload a version of the pipeline unless the server has it, and return it.
 
         Args:
             compiled: The IR YAML; its hash is part of the name of the version.
@@ -171,11 +171,11 @@ class KfpClient:
                 return
 
     def read(self, path: str, limit: int = 2**30, **query: str) -> bytes:
-        """Return the end of the answer to a GET request that the generated client does not have.
+        """Send a GET request that the generated client has no method for; return the answer's end.
 
         Args:
             path: Path of the request.
-            limit: Maximum number of bytes that are returned.
+            limit: Maximum number of bytes to return, counted from the end.
             **query: Query of the request.
 
         Raises:
@@ -202,8 +202,8 @@ class KfpClient:
             ArcloopError: The server refuses, or is not a KFP server.
         """
         result = self._request(method, *args, **kwargs)
-        # A gateway answers with a page for the log in, which the generated client takes for an
-        # object without values.
+        # A gateway may answer with a login page, which the generated client parses to an object
+        # without values.
         kind = self._client.last_response.getheader("content-type", "")
         if not kind.startswith("application/json"):
             message, remedy = _LOG_IN
@@ -221,7 +221,9 @@ class KfpClient:
         except api.ApiException as cause:
             raise self._refusal(cause) from None
         except (urllib3.exceptions.HTTPError, ValueError, AttributeError) as cause:
-            tls = cause.__context__  # the generated client fails on an ApiException without a body
+            # After a TLS error, the generated client fails to decode the missing body of its
+            # ApiException, and raises an AttributeError.
+            tls = cause.__context__
             if isinstance(cause, AttributeError) and not isinstance(tls, api.ApiException):
                 raise
             # In urllib3, NewConnectionError is a subclass of TimeoutError.

@@ -64,8 +64,8 @@ def start(
         The exit code.
 
     Raises:
-        ArcloopError: The server refuses or does not answer. No run was started, unless deleting
-            an earlier recurring run failed.
+        ArcloopError: The server refuses or does not answer. Nothing was started, except if only the
+            deletion of an earlier recurring run failed.
     """
     description = describe_origin(submission.cluster.image, submission.command)
     version = client.upload(submission.path, description)

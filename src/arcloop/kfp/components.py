@@ -17,9 +17,16 @@ def compute_fingerprint(data_overrides: list[str]) -> str:
 
 
 def prepare(
-    data_overrides: list[str], fingerprint: str, store_out: dsl.Output[dsl.Dataset]
+    data_overrides: list[str],
+    fingerprint: str,
+    cache_version: int,
+    store_out: dsl.Output[dsl.Dataset],
 ) -> None:
-    """Convert the images of the data source to a store; the fingerprint is in the cache key."""
+    """Convert the images of the data source to a store.
+
+    The fingerprint and the version only have to be in the cache key. The cache keys of later steps
+    contain the artifacts of earlier steps, so another version makes all steps run.
+    """
     from arcloop.kfp import pod
 
     pod.run_step("prepare", locals())

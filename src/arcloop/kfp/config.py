@@ -28,7 +28,7 @@ from arcloop.serving.kubernetes.settings import (
 
 def _check_time_zone(value: str) -> str:
     try:
-        if value != "UTC":  # which needs no database of time zones
+        if value != "UTC":  # UTC needs no database of time zones
             ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError("must be a time zone, e.g. Europe/Berlin") from None
@@ -58,7 +58,7 @@ class Volume(_Settings):
 
 
 class Retries(_Settings):
-    """Retries of a failed task. Argo, which runs the tasks, only accepts an integer as factor."""
+    """Retries of a failed task. Argo, which runs the tasks, accepts only an integer `factor`."""
 
     count: NonNegativeInt
     wait_s: NonNegativeInt
@@ -146,6 +146,7 @@ class ClusterSettings(_Settings):
     image: str | None
     fingerprint: Literal["step", "client"]
     cache: bool
+    cache_version: NonNegativeInt
     storage: Literal["artifacts", "pvc"]
     volume: Volume
     checkpoints: Volume | None

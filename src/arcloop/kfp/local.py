@@ -124,7 +124,8 @@ def run_pipeline(
         server.report_cached(STEPS)
     if "leaderboard" in server.results:
         return _report_best(json.loads(server.results["leaderboard"]))
-    # KFP does not support outputs of a pipeline with an exit handler.
+    # KFP does not support outputs of a pipeline with an exit handler. Such a pipeline has the task
+    # notify, which returns the folder of the evaluation.
     evaluation = (
         input_folder(task.output, "evaluation") if task.outputs else server.results["notify"]
     )

@@ -53,12 +53,12 @@ def path_faults(
         return
     for key, step in _PATHS.items():
         path = _find(config, key)
-        # The default of data.root is the path of the bundled data, which is another in the image.
+        # The default of data.root is the path of the bundled data, which differs in the image.
         is_given = any(o.lstrip("+").startswith(f"{key}=") for o in parameters[key.split(".")[0]])
         if path and is_given and (fault := _fault(str(path), mounts(step, settings))):
             yield f"{key}={path} {fault} (step {step}); see cluster.data_volumes and cluster.volume"
     if config["deploy"]["target"] != "local" and config["deploy"]["namespace"] == "default":
-        yield "deploy.namespace must be the namespace of the run: set cluster.namespace or it"
+        yield "deploy.namespace must be the namespace of the run: set it or cluster.namespace"
     store = str(config["deploy"]["model_store"])
     is_below_mount = not store.startswith("/") and settings.platform == "kubernetes"
     if not is_below_mount and (fault := _fault(store, mounts("deploy", settings))):

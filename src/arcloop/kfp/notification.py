@@ -27,7 +27,7 @@ def post_result(webhook_env: str, timeout_s: float, outcome: str, evaluation: st
     """Post the outcome of a run with its metrics and the gate decision; see `post`.
 
     Returns:
-        `evaluation`: a local run learns the folder from it.
+        `evaluation`, from which a local run reads the result.
     """
     metrics, gate = read_result(Path(evaluation))
     shown = [f"{name} {metrics[name]:.4f}" for name in _NOTIFIED_METRICS if name in metrics]
@@ -41,8 +41,8 @@ def post_failure(
     """Post why a run failed; post nothing if its tasks succeeded.
 
     A KFP server gives its exit task no error message. Its state is COMPLETE, FAILED or RUNNING.
-    Two cases have the state RUNNING: a task whose pod was killed, and, on servers before 2.17, a
-    run that succeeded and has a condition. The pods of the run distinguish them.
+    RUNNING has two meanings: the pod of a task was killed or, on servers before 2.17, the run
+    succeeded and has a condition. The states of the pods tell which of the two it is.
 
     Args:
         webhook_env: Environment variable that contains the URL.

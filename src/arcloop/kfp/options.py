@@ -1,4 +1,4 @@
-"""The options of `arcloop pipeline` that are no overrides of the config."""
+"""The options of `arcloop pipeline` that are not overrides of the config."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ _REFUSED_GROUPS = {
     "launcher": "has no effect in a pipeline: the cluster runs its steps",
 }
 _DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}
-"""Choices that are defaults only in pipelines, where embed, index and evaluate are tasks."""
+"""Group -> choice that is the default in pipelines only. With callbacks=export_only, training does
+not embed, index and evaluate, because these are tasks of their own."""
 
 
 def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -124,7 +125,10 @@ def read_choices(overrides: tuple[str, ...]) -> dict[str, str]:
 
 @functools.cache
 def _compose_choices(choices: tuple[tuple[str, str], ...]) -> Any:
-    """Return the unresolved config of these choices; those of a sweep often have the same."""
+    """Return the unresolved config of these choices.
+
+    The result is cached, because the combinations of a sweep often have the same choices.
+    """
     return _unresolved(
         compose_unchecked([f"{group}={name}" for group, name in choices], hydra=False)
     )

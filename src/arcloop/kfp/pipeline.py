@@ -91,9 +91,9 @@ def compile_pipeline(
 
 
 def _merge_components(content: str) -> str:
-    """Give both tasks of a step the same component.
+    """Give both tasks of a step in a sweep, in the loop and after it, the same component.
 
-    Its name is part of the cache key of kfp.local, unlike that of a server.
+    kfp.local, unlike a server, has the name of the component in the cache key.
     """
     spec, *platform = yaml.safe_load_all(content)
     places = [spec["deploymentSpec"]["executors"]]
@@ -174,7 +174,8 @@ class _Graph:
     def _add_sweep(self, varied: Collection[str]) -> list[str]:
         """Run and rank all combinations; return the steps that the best one runs again.
 
-        All of these come from the cache. What no combination changes runs once, before the others.
+        The repeated steps come from the cache. Steps that no combination changes run once, before
+        the combinations.
         """
         steps = varied_steps(varied)
         self._add_steps([name for name in STEPS if name not in steps])
@@ -222,7 +223,8 @@ class _Graph:
                 if FINGERPRINT not in self.values:
                     read_fingerprint = Step("compute_fingerprint", step.reads, (), "")
                     self.values[FINGERPRINT] = self._add(read_fingerprint).output
-                more = {"fingerprint": self.values[FINGERPRINT]}
+                version = self._settings.cache_version
+                more = {"fingerprint": self.values[FINGERPRINT], "cache_version": version}
             if name == "train" and self._settings.train == "trainjob":
                 from arcloop.kfp.trainjob import make_job
 

@@ -12,8 +12,8 @@ from arcloop.kfp.storage import CHECKPOINTS, VOLUME
 from arcloop.pipeline.steps import STEPS
 
 _RETRY_PERIOD = f"{10 * 365 * 24 * 3600}s"
-"""Ten years. Argo counts this time from the start of the first attempt, and then neither starts a
-retry nor lets one run. Without a value, kfp writes one hour."""
+"""Ten years. After this time, counted from the start of the first attempt, Argo starts no retry and
+ends a running one. Without a value, kfp writes one hour."""
 SCRATCH = {"gcs-scratch": "/gcs", "s3-scratch": "/s3", "minio-scratch": "/minio"}
 """Volume of KFP's pods -> mount path: the artifacts, by the scheme of the pipeline root."""
 _SMALL = StepSettings(title="", cpu="500m", memory="1G")
@@ -77,7 +77,7 @@ def _schedule(task: Any, step: StepSettings, settings: ClusterSettings) -> None:
         kubernetes.add_node_selector(task, label, value)
     requirements = [r.model_dump() for r in [*settings.node_affinity, *step.node_affinity]]
     required = [r for r in requirements if r["weight"] is None]
-    if required:  # a pod needs to fulfil one of several terms, but all expressions of a term
+    if required:  # of several terms, a pod needs to fulfil only one; of a term, all expressions
         kubernetes.add_node_affinity(task, match_expressions=required)
     for preferred in (r for r in requirements if r["weight"] is not None):
         kubernetes.add_node_affinity(

@@ -108,7 +108,7 @@ class _Registry:
         query = {"name": body["name"], **({"parentResourceId": parent} if parent else {})}
         find = f"{kind}?{urllib.parse.urlencode(query)}"
         found = self._call("GET", find, allowed=404)
-        # 409: another task has created it since.
+        # 409: another task has created it in the meantime.
         found = found or self._call("POST", create or f"{kind}s", body, allowed=409)
         return str((found or self._call("GET", find))["id"])
 

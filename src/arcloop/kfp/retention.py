@@ -28,7 +28,7 @@ from arcloop.kfp.storage import PIPELINES, USED
 
 _REMOVED = ".removed-"
 _DAY_S = 86400
-_COMPARED = "versus"  # the model that an evaluation compares with; it was not made from it
+_COMPARED = "versus"  # role of a model that an evaluation compares with, not was made from
 _LIVE = ("*/live.json", "*/*/live.json", "*/*/*/live.json")  # of the model stores on the volume
 
 

@@ -87,7 +87,7 @@ def terminate(client: KfpClient, run_id: str) -> int:
         ArcloopError: There is no such run, or the server refuses.
     """
     run = _get(client, run_id)
-    if run.state not in (*_FINAL, "CANCELING"):  # KFP refuses these
+    if run.state not in (*_FINAL, "CANCELING"):  # KFP refuses to terminate a run in these states
         client.call(client.runs.run_service_terminate_run, run_id)
         print_line("asked the server to terminate the run")
     run = _follow(client, run_id)
@@ -146,8 +146,8 @@ def _get(client: KfpClient, run_id: str) -> Any:
 def _follow(client: KfpClient, run_id: str) -> Any:
     """Poll a run until it has ended, show its tasks, and return it.
 
-    KFP's persistence agent reports the state of the run before those of its tasks, so that the
-    tasks are read again while one of them seems to be active.
+    KFP's persistence agent reports the state of the run before those of its tasks. After the end of
+    the run, a few more polls are therefore made while a task seems to be active.
     """
     available, remaining = True, _POLLS_AFTER_END
     with _display() as show:

@@ -38,7 +38,7 @@ def kfp_schedule(schedule: str, timezone: str = "UTC") -> str:
     '0 */15 6-18 * * SUN,SAT'
 
     Raises:
-        ConfigError: It is not a cron schedule, or in another time zone.
+        ConfigError: The schedule is not a cron schedule, or is in another time zone.
     """
     if found := re.match(r"\s*(?:CRON_)?TZ=(\S*)", schedule):
         if found[1] != timezone:
@@ -85,7 +85,9 @@ def start_schedule(client: KfpClient, fields: Mapping[str, Any], cron: str) -> N
 
 
 def refresh_schedules(client: KfpClient, version: Any, description: str) -> None:
-    """Move every recurring run of the pipeline to a pipeline version, with its own parameters.
+    """Move the recurring runs of the pipeline to a pipeline version; they keep their parameters.
+
+    A recurring run without parameters is not moved, because it would get those of this command.
 
     Args:
         client: The server.
@@ -93,7 +95,7 @@ def refresh_schedules(client: KfpClient, version: Any, description: str) -> None
         description: The new description.
 
     Raises:
-        ArcloopError: The server refuses or does not answer; the others are replaced nevertheless.
+        ArcloopError: The server refuses or does not answer for some of them; the others were moved.
     """
     faults = []
     for run in list(_recurring_runs(client)):

@@ -49,7 +49,7 @@ _HASH = "sha256"
 def output_folder(artifact: Artifact) -> Path:
     """Return the folder that the data of an output artifact are written to.
 
-    It is the same in every attempt of a task. Its parent exists.
+    The folder is the same in every attempt of a task. Its parent exists.
     """
     if not (mount := _mount()):
         return Path(artifact.path)
@@ -97,7 +97,8 @@ def input_folder(artifact: Artifact, name: str) -> Path:
             raise ArtifactError(
                 f"the data of the input {name} are on a volume, which this step does not mount",
                 where=pointer["folder"],
-                remedy="set cluster.storage=pvc as in the earlier run, or cluster.cache=false",
+                remedy="set cluster.storage=pvc as in the earlier run, or another"
+                " cluster.cache_version",
             )
         folder = Path(os.environ[VOLUME], pointer["folder"])
         _touch([folder])  # before the check, so that a run is not removed after it
@@ -153,5 +154,6 @@ def _outdated(name: str, folder: Path, fault: str) -> ArtifactError:
     return ArtifactError(
         f"the data of the input {name} {fault}",
         where=folder,
-        remedy="submit the run again with cluster.cache=false; KFP still has them in its cache",
+        remedy="submit the run again with another cluster.cache_version, because KFP still has them"
+        " in its cache",
     )

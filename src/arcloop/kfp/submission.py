@@ -145,7 +145,8 @@ def read_submission(argv: Sequence[str], *, announce: bool = True) -> Submission
         # In a local run, the image name is only the code's version in the cache key.
         cluster = cluster.model_copy(update={"image": f"{cluster.image}-{source_hash()}"})
     if options.mode == "clean":
-        # It has versions and schedules of its own; a schedule replaces another of the same name.
+        # The cleaning is a pipeline with another name. With the same name, its schedule would
+        # replace that of the steps.
         cluster = cluster.model_copy(update={"pipeline": f"{cluster.pipeline}-clean"})
         config = {**config, "name": cluster.pipeline}
     notify = read_settings(NotifySettings, config["notify"], "notify")

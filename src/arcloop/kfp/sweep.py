@@ -38,7 +38,8 @@ class Combination:
     Attributes:
         name: Its swept keys and values, as in the folders of a local sweep.
         submission: The command for this combination alone.
-        point: What a pipeline over all combinations varies, and what the leaderboard shows.
+        point: Values of the parameters that a pipeline over all combinations varies, and the name
+            and overrides that the leaderboard shows.
     """
 
     name: str
@@ -173,7 +174,7 @@ def _faults(
     """Return what is valid for a single run but not in a sweep."""
     faults = []
     if settings := [key for key in swept if key.startswith(("cluster", "notify"))]:
-        faults.append(f"{settings[0]} cannot have several values: all combinations run alike")
+        faults.append(f"{settings[0]} cannot have several values: the combinations share it")
     elif searches and "train" not in varied_steps(varied):
         faults.append(
             f"{', '.join(swept)}: sweep= compares by {first.config['monitor']}, which "
@@ -182,7 +183,7 @@ def _faults(
     elif "evaluate" not in varied_steps(varied):
         faults.append(f"{', '.join(swept)}: no metric depends on the values, which -m compares")
     if not first.cluster.cache:
-        faults.append("-m needs cluster.cache=true, because the best combination is not run again")
+        faults.append("-m needs cluster.cache=true: the best combination comes from the cache")
     if searches and (metric := [key for key in varied if key.startswith("monitor")]):
         faults.append(f"{metric[0]} cannot vary: a search compares all trials by it")
     if first.cron and first.cluster.sweep != "pipeline" and not searches:

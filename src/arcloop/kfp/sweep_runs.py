@@ -16,11 +16,11 @@ from arcloop.kfp.submission import Submission, resolve_parameters
 from arcloop.kfp.sweep import Combination, print_states
 
 _ENDED_EARLY = ("FAILED", "CANCELED", "CANCELING")
-"""States of a run that a repeated command does not take for its combination."""
+"""A repeated command starts a combination again if its run has one of these states."""
 
 
 def start_runs(sweep: str, combinations: Sequence[Combination], compiled: Path) -> dict[str, str]:
-    """Start the runs that have not finished and do not run, and print a table of all.
+    """Start a run for each combination without a finished or active one; print a table of all.
 
     Args:
         sweep: ID of the sweep, with which the name of each run begins.
@@ -53,7 +53,7 @@ def start_runs(sweep: str, combinations: Sequence[Combination], compiled: Path) 
 
 
 def _existing_runs(client: KfpClient, sweep: str) -> dict[str, tuple[str, str]]:
-    """Return the runs of a sweep that finished or run: name -> ID and state."""
+    """Return the runs of a sweep that have finished or are active: name -> ID and state."""
     experiment = client.experiment()
     if experiment is None:
         return {}

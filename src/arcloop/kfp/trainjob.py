@@ -40,10 +40,10 @@ _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _POLL = "arcloop.dev/poll-seconds"
 """Annotation of the job with the seconds between two polls of its state."""
 _LONGEST_WAIT = 6
-"""Longest wait between two requests that the API does not answer, in polls."""
+"""Longest wait between two requests while the API does not answer, in multiples of `poll_s`."""
 _TIMEOUT_S = 30
 _LAST_TIMEOUT_S = 5
-"""Time-out of the request that deletes the job of a step that is stopped."""
+"""Time-out, in seconds, of the request by which a step deletes its job after SIGTERM."""
 
 
 def make_job(settings: ClusterSettings) -> str:
@@ -248,7 +248,7 @@ class _TrainJob:
         delete(*self._place, self._name, propagation_policy="Foreground", **kwargs)
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call the API, again and again while it does not answer, for the deadline of the job."""
+        """Call the API; while it does not answer, repeat this until the deadline of the job."""
         wait_s, started = self._poll_s, monotonic()
         while True:
             try:

@@ -16,7 +16,7 @@ _ABSENT = (
     "checkpoints", "data_volumes", "secrets", "labels", "annotations", "node_selector",
     "node_affinity", "tolerations", "pull_secrets", "model_registry",
 )  # fmt: skip
-"""Settings of a cluster that have no equivalent."""
+"""Settings of a cluster that have no equivalent in Vertex AI."""
 _ABSENT_IN_STEP = (
     "shm", "ephemeral", "timeout_s", "labels", "annotations", "node_selector", "node_affinity",
     "tolerations",

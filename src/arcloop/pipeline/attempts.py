@@ -3,7 +3,7 @@
 A KFP server retries a task after every failure, whatever its cause: the launcher replaces the exit
 code of the task by 1, and the retry policy of a task has no condition. An error that would occur
 again is therefore recorded next to the output of the task. A retry that finds the record raises the
-error at once. The output is in the same folder in every attempt, if that is on a volume.
+error at once. This needs an output on a volume, where every attempt has the same folder.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _LASTING = {kind.__name__: kind for kind in (ConfigError, DataError, DivergedErr
 
 @contextlib.contextmanager
 def end_retries(output: Path) -> Iterator[None]:
-    """Raise the error of an earlier attempt, or make an attempt and record its error.
+    """Raise the error that an earlier attempt recorded; else run the block and record its error.
 
-    The first attempt removes the record: a user who retries a failed run has corrected the cause.
-    So does an attempt without a number, because it may be the first one.
+    The first attempt removes the record: if a user retries a failed run, the cause may have been
+    corrected. An attempt without a number removes it too, because it may be the first one.
 
     Args:
         output: Folder that the task writes.
@@ -47,8 +47,8 @@ def end_retries(output: Path) -> Iterator[None]:
 def record_error(output: Path) -> Iterator[None]:
     """Record an error that would occur again, next to the output, and raise it.
 
-    The first record of an attempt is kept: a process of a distributed training records its own
-    error, and the process that started it only knows the exit code.
+    An existing record is kept: in a distributed training, the process that failed records its error
+    first, and the process that started it only knows the exit code.
     """
     try:
         yield
