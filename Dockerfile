@@ -1,7 +1,7 @@
 # One image for every step: `docker run arcloop run experiment=mnist`.
 #   docker build -t arcloop .                          CPU
 #   docker build -t arcloop --build-arg EXTRAS=gpu .   GPU: needs the NVIDIA container runtime
-# A pipeline's steps want kfp and the archiver too: EXTRAS=cpu,kubeflow,serving.
+# A pipeline's steps want kfp and the archiver too: EXTRAS=cpu,kubeflow,serving; sweep=optuna: sweeps.
 # REVISION, SOURCE and CREATED become labels; manifests of artifacts record REVISION. CREATED is the
 # time of the commit, so that two builds of a commit can have the same digest:
 #   --build-arg REVISION=$(git rev-parse HEAD) --build-arg CREATED=$(git log -1 --format=%cI)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from tests.kfp.model_registry import running_registry
@@ -211,6 +212,22 @@ def test_a_sweep_is_ranked_and_its_best_combination_deployed(first, in_folder, s
     assert "hnsw" in page.read_text()
     (table,) = Path("runs/pipelines").glob("*/leaderboard/table")
     assert "arcloop pipeline -m" in table.read_text()
+
+
+def test_a_search_proposes_trains_and_ranks(first, in_folder, small, capsys):
+    words = [*small, "-m", "sweep=optuna", "sweep.trials=2", "trainer.max_epochs=1",
+             "optimizer.lr=interval(0.01,0.1)"]  # fmt: skip
+    assert submit(words) == 0
+    printed = capsys.readouterr().err
+    for task in ("suggest", "train", "evaluate", "report"):
+        assert printed.count(f"{task}: ran") == 2
+    assert "deploy: ran" in printed
+    storage = "sqlite:///runs/pipelines/optuna.db"
+    (study,) = optuna.get_all_study_summaries(storage)
+    trials = optuna.load_study(study_name=study.study_name, storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
+    best = max(trials, key=lambda trial: trial.value)
+    assert f"best: optimizer.lr-{best.params['optimizer.lr']}, {best.value:.4f} on val" in printed
 
 
 def write_idx(path, array):

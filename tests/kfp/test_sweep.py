@@ -15,6 +15,10 @@ from .api_server import parsed
 from .argo import workflow
 
 SWEPT = ["-m", "head.margin=0.2,0.4", "seed=0,1"]
+SEARCHED = [
+    "-m", "head.margin=interval(0.2,0.4)", "sweep=optuna", "sweep.trials=3", "cluster.study=STUDY",
+    "+cluster.secrets.study={url:STUDY}",
+]  # fmt: skip
 TASKS = ("prepare", "validate", "train", "embed", "index", "evaluate")
 
 
@@ -41,8 +45,34 @@ WRONG = {
     "nothing swept": (["-m", "seed=0"], "no key has several values"),
     "several values without -m": (["head.margin=0.2,0.3"], "-m runs one job for each"),
     "an interval": (["-m", "head.margin=interval(0.1,0.5)"], "cannot be enumerated"),
-    "a search": (["sweep=optuna"], "sweep=optuna is not supported by a pipeline"),
-    "a search of several values": ([*SWEPT, "sweep=random"], "sweep=random is not supported"),
+    "a search without -m": (["sweep=optuna"], "sweep=optuna needs -m"),
+    "a search without a study": ([*SWEPT, "sweep=optuna"], "sweep= needs cluster.study"),
+    "a study that is no secret": (
+        [*SWEPT, "sweep=optuna", "cluster.study=STUDY"],
+        "cluster.study=STUDY is not among the environment variables of cluster.secrets",
+    ),
+    "a password": (["cluster.study=postgresql://me:hunter2@db/s"], "contains a password"),
+    "a password of a search": (
+        [*SWEPT, "sweep=random", "cluster.study=postgresql://me:hunter2@db/s"],
+        "contains a password",
+    ),
+    "another database": (
+        [*SWEPT, "sweep=random", "cluster.study=postgres://db/s"], "contains no valid URL",
+    ),
+    "a file on a server": (
+        [*SWEPT, "sweep=random", "cluster.study=sqlite:///s.db"], "which the steps do not share",
+    ),
+    "an interval without a width": (
+        ["-m", *SEARCHED[2:], "head.margin=interval(0.4,0.2)"], "cannot choose from head.margin",
+    ),
+    "a wrong bound": (["-m", *SEARCHED[2:], "head.margin=interval(0.1,9)"], "head.margin=9"),
+    "no trials": ([*SEARCHED, "sweep.trials=0"], "sweep.trials=0 must be greater"),
+    "a search of what is not trained": (
+        ["-m", *SEARCHED[2:], "index=flat,hnsw"], "depends on the training only",
+    ),
+    "a search with several objectives": (
+        [*SEARCHED, "monitor_mode=min,max"], "monitor_mode cannot vary",
+    ),
     "a launcher": ([*SWEPT, "launcher=joblib"], "launcher=joblib has no effect in a pipeline"),
     "a setting of the cluster": (
         ["-m", "cluster.retries.count=1,2"], "cluster.retries.count cannot have several values",
@@ -66,6 +96,7 @@ def test_an_invalid_sweep_is_rejected_before_a_request(arguments, recorder, caps
     error = capsys.readouterr().err
     assert message in error
     assert error.count("error:") == 1
+    assert "hunter2" not in error
     assert recorder.calls == []
 
 
@@ -137,6 +168,51 @@ def test_a_sweep_of_the_index_trains_once(compiled):
     assert sorted(spec.components[loop.component_ref.name].dag.tasks) == ["evaluate", "index"]
     assert {"train", "embed", "index-2", "evaluate-2"} <= set(root)
     assert "train-2" not in root
+
+
+def test_a_search_proposes_each_combination_in_the_loop(compiled, in_folder):
+    spec = compiled(*SEARCHED, "seed=0,1")
+    root = spec.root.dag.tasks
+    (name,) = [name for name, task in root.items() if task.HasField("parameter_iterator")]
+    # Trials that start together are proposed without the results of each other.
+    assert root[name].iterator_policy.parallelism_limit == 1
+    inner = spec.components[root[name].component_ref.name].dag.tasks
+    assert {"suggest", "report", "train", "evaluate"} <= set(inner)
+    assert not {"prepare", "validate", "compute-fingerprint"} & set(inner)
+    for task in ("suggest", "report"):
+        assert not inner[task].caching_options.enable_cache
+    suggest, report = inner["suggest"].inputs.parameters, inner["report"].inputs.parameters
+    default = spec.root.input_definitions.parameters[POINTS].default_value
+    selector = suggest["trial"].parameter_expression_selector
+    trials = [selected(item, selector) for item in json_format.MessageToDict(default)]
+    assert trials == ["0", "1", "2"]
+    # driver/resolve.go, resolveInputParameter: the placeholder is the ID of the run.
+    assert suggest["run_id"].runtime_value.constant.string_value == "{{$.pipeline_job_uuid}}"
+    for group in ("head", "seed"):
+        producer = inner["train"].inputs.parameters[f"{group}_overrides"].task_output_parameter
+        source = inner[producer.producer_task].inputs.parameters["best"].task_output_parameter
+        assert source.producer_task == "suggest"
+    assert report["point"].task_output_parameter.producer_task == "suggest"
+    assert report["result"].task_output_parameter.producer_task == "evaluate"
+    board = root["leaderboard"].inputs.parameters
+    # driver/resolve.go, CollectInputs: both lists are in the order of the iterations.
+    assert board["points"].task_output_parameter.producer_task == name
+    assert board["results"].task_output_parameter.producer_task == name
+    search = json.loads(spec.root.input_definitions.parameters["search"].default_value.string_value)
+    assert search["storage"] == "STUDY"
+    assert search["varied"] == ["seed", "head"]
+    assert not any(word.startswith(("cluster", "sweep")) for word in search["overrides"])
+    assert "trainer=gpu" in search["derived"]
+
+
+def test_a_search_is_one_run(arguments, recorder):
+    for margins in ("0.2,0.4", "0.2,0.5"):
+        words = [*SEARCHED[2:], "-m", f"head.margin=interval({margins})"]
+        assert submit([*arguments, *words, "sweep.trials=2"]) == 0
+    searches = [json.loads(r["runtime_config"]["parameters"]["search"]) for r in recorder.runs]
+    assert len({search["study"] for search in searches}) == 2
+    points = recorder.runs[0]["runtime_config"]["parameters"][POINTS]
+    assert points == [{"trial": "0"}, {"trial": "1"}]
 
 
 def test_one_pipeline_is_one_run(arguments, recorder):
@@ -232,3 +308,19 @@ def test_the_best_mean_over_seeds_wins(tmp_path, mode, best):
     assert "0.6500" in files[0].read_text()
     command = "arcloop pipeline -m data=synthetic 'head.margin=choice(0.4)' seed=0,1"
     assert command in files[1].read_text()
+
+
+def test_equal_proposals_of_a_search_are_ranked_once(tmp_path):
+    points = [
+        json.dumps({"combination": margin, "overrides": [f"head.margin={margin}"],
+                    "swept": ["head.margin"], "head": [f"head.margin={margin}"]})
+        for margin in ("0.2", "0.4", "0.2")
+    ]  # fmt: skip
+    files = [str(tmp_path / "page.html"), str(tmp_path / "table.md")]
+    found = json.loads(rank(points, [result(v) for v in (0.5, 0.4, 0.5)], *files))
+    assert (found["combination"], found["objective"]) == ("0.2", 0.5)
+    rows = [row.split("|")[2:5] for row in (tmp_path / "table.md").read_text().splitlines()
+            if row.startswith(("| 1", "| 2"))]  # fmt: skip
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["0.2", "1", "0.5000"], ["0.4", "1", "0.4000"],
+    ]  # fmt: skip

@@ -128,6 +128,20 @@ def evaluate(
     return pod.show_evaluation(evaluation_out, metrics, confusion, roc, summary)
 
 
+def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
+    """Return a combination that the study of a search proposes, as JSON."""
+    from arcloop.kfp import pod, study
+
+    return str(pod.call("suggest", study.suggest, search, trial, fingerprint, run_id))
+
+
+def report(search: str, point: str, result: str) -> None:
+    """Record the result of a combination in the study that proposed it."""
+    from arcloop.kfp import pod, study
+
+    pod.call("report", study.report, search, point, result)
+
+
 def leaderboard(
     points: list[dict],  # type: ignore[type-arg]
     results: list[str],

@@ -165,6 +165,7 @@ class ClusterSettings(_Settings):
     retries: Retries
     sweep: Literal["runs", "pipeline"]
     parallelism: PositiveInt | None
+    study: str | None
     platform: Literal["kubernetes", "vertex"]
     train: Literal["step", "trainjob"]
     trainjob: TrainJobSettings

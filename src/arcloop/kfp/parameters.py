@@ -27,14 +27,15 @@ REGISTER = Step("register", ("name", "deploy"), ("evaluation",), "")
 """The step that adds the deployed version to the Model Registry, if there is one."""
 PARAMETERS = tuple(dict.fromkeys(name for step in (*STEPS.values(), DEPLOY) for name in step.reads))
 """The pipeline's parameters: all groups and settings that the steps read, in order."""
-FINGERPRINT, POINTS = "fingerprint", "points"
-"""Parameters of some pipelines: the hash of the data, and the combinations of a sweep."""
+FINGERPRINT, POINTS, SEARCH = "fingerprint", "points", "search"
+"""Parameters of some pipelines: the hash of the data; the combinations of a sweep, or the trials of
+a search; and the settings of a search."""
 COMBINATION, OVERRIDES, SWEPT = "combination", "overrides", "swept"
 """Keys of a combination of a sweep, in addition to the parameters that vary: its name, all its
 overrides, and the keys that the sweep varies."""
 _PIPELINE_GROUPS = ("cluster", "notify", "experiment")
 _REFUSED_GROUPS = {
-    "sweep": "is not supported by a pipeline: -m runs every combination of values",
+    "sweep": "needs -m, and keys with several values or intervals",
     "launcher": "has no effect in a pipeline: the cluster runs its steps",
 }
 _DEFAULT_CHOICES = {"callbacks": "export_only", "cluster": "local", "notify": "none"}

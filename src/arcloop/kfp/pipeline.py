@@ -2,8 +2,9 @@
 
 import contextlib
 import inspect
+import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from kfp import compiler, dsl
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.kfp import components
 from arcloop.kfp.config import ClusterSettings, NotifySettings
-from arcloop.kfp.parameters import DEPLOY, FINGERPRINT, PARAMETERS, POINTS, REGISTER, varied_steps
+from arcloop.kfp.parameters import (
+    DEPLOY,
+    FINGERPRINT,
+    PARAMETERS,
+    POINTS,
+    REGISTER,
+    SEARCH,
+    varied_steps,
+)
 from arcloop.kfp.placement import configure
 from arcloop.pipeline.steps import STEPS, Step
 
-_TYPES = {FINGERPRINT: str, POINTS: list[dict]}  # type: ignore[type-arg]
+_TYPES = {FINGERPRINT: str, POINTS: list[dict], SEARCH: str}  # type: ignore[type-arg]
 
 
 def compile_pipeline(
@@ -38,18 +47,23 @@ def compile_pipeline(
         path: The YAML file.
         defaults: Parameter -> default value, so that a run without parameters, e.g. one that is
             started in KFP's UI, has this config. By default, no overrides. With `POINTS`, the
-            combinations of a sweep, the pipeline runs and ranks all of them.
+            combinations of a sweep, the pipeline runs and ranks all of them. With `SEARCH` as well,
+            a study proposes the combinations.
         deploys: Whether the model is deployed if the gate passed.
     """
     defaults = defaults or {}
-    names = [name for name in (FINGERPRINT, POINTS) if name in defaults]
+    names = [name for name in (FINGERPRINT, POINTS, SEARCH) if name in defaults]
     if settings.fingerprint == "client" and FINGERPRINT not in names:
         names.append(FINGERPRINT)
     names += PARAMETERS
     graph = _Graph(settings, notify, deploys)
 
     def arcloop(*values: Any) -> Any:
-        return graph.build(dict(zip(names, values, strict=True)), defaults.get(POINTS))
+        given = dict(zip(names, values, strict=True))
+        if POINTS not in defaults:
+            return graph.build(given, None)
+        keys = json.loads(defaults[SEARCH])["varied"] if SEARCH in defaults else defaults[POINTS][0]
+        return graph.build(given, {key for key in keys if key in given})
 
     has_output = not notify.webhook_env and POINTS not in defaults
     arcloop.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -147,47 +161,75 @@ class _Graph:
         self.artifacts: dict[str, Any] = {}
         self.tasks: dict[str, Any] = {}
 
-    def build(self, values: dict[str, Any], points: Sequence[Mapping[str, Any]] | None) -> Any:
-        """Create all tasks; return the evaluation if the pipeline has an output."""
+    def build(self, values: dict[str, Any], varied: Collection[str] | None) -> Any:
+        """Create all tasks; return the evaluation if the pipeline has an output.
+
+        Args:
+            values: Parameter -> channel.
+            varied: Parameters that differ between the combinations; None: a single run.
+        """
         self.values = values
         exit_task = self._add_notify("notify_failure")
         with dsl.ExitHandler(exit_task, name="run") if exit_task else contextlib.nullcontext():
-            self._add_steps(list(STEPS) if points is None else self._add_sweep(points))
+            self._add_steps(list(STEPS) if varied is None else self._add_sweep(varied))
             if self._deploys:
                 self._add_gate(notifies=bool(exit_task))
-        return self.artifacts["evaluation"] if points is None and not exit_task else None
+        return self.artifacts["evaluation"] if varied is None and not exit_task else None
 
-    def _add_sweep(self, points: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _add_sweep(self, varied: Collection[str]) -> list[str]:
         """Run and rank all combinations; return the steps that the best one runs again.
 
         The repeated steps come from the cache. Steps that no combination changes run once, before
         the combinations.
         """
-        varied = {name for name in points[0] if name in self.values}
         steps = varied_steps(varied)
         self._add_steps([name for name in STEPS if name not in steps])
         values, artifacts = dict(self.values), dict(self.artifacts)
-        parallelism = self._settings.parallelism
-        with dsl.ParallelFor(values[POINTS], name="sweep", parallelism=parallelism) as point:
-            self.values |= {name: getattr(point, name) for name in varied}
+        # Trials that start together are proposed without the results of each other.
+        parallelism = self._settings.parallelism or (1 if SEARCH in values else None)
+        points = values[POINTS]
+        with dsl.ParallelFor(points, name="sweep", parallelism=parallelism) as point:
+            if SEARCH in values:
+                proposed = self._add_suggest(point.trial)
+                self._choose(proposed, varied)
+            else:
+                self.values |= {name: getattr(point, name) for name in varied}
             self._add_steps(steps)
-        results = self.tasks["evaluate"].outputs["result"]
+            result = self.tasks["evaluate"].outputs["result"]
+            if SEARCH in values:
+                told = {"search": values[SEARCH], "point": proposed, "result": result}
+                self._add(Step("report", (), (), ""), **told)
         self.values, self.artifacts = values, artifacts
-        inputs = {"points": values[POINTS], "results": dsl.Collected(results)}
-        best = self._add(Step("leaderboard", (), (), ""), **inputs).outputs["Output"]
-        for name in sorted(varied):
-            chosen = self._add(Step("choose", (), (), ""), best=best, parameter=name)
-            self.values[name] = chosen.output
+        if SEARCH in values:
+            points = dsl.Collected(proposed)
+        inputs = {"points": points, "results": dsl.Collected(result)}
+        self._choose(self._add(Step("leaderboard", (), (), ""), **inputs).outputs["Output"], varied)
         return steps
+
+    def _add_suggest(self, trial: Any) -> Any:
+        inputs = {
+            "search": self.values[SEARCH],
+            "trial": trial,
+            "fingerprint": self.values.get(FINGERPRINT, ""),
+            "run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        }
+        return self._add(Step("suggest", (), (), ""), **inputs).output
+
+    def _choose(self, point: Any, names: Collection[str]) -> None:
+        """Take the values of these parameters from a combination, which is JSON."""
+        for name in sorted(names):
+            chosen = self._add(Step("choose", (), (), ""), best=point, parameter=name)
+            self.values[name] = chosen.output
 
     def _add_steps(self, names: Sequence[str]) -> None:
         for name in names:
             step, more = STEPS[name], {}
             if name == "prepare":
-                read_fingerprint = Step("compute_fingerprint", step.reads, (), "")
-                fingerprint = self.values.get(FINGERPRINT) or self._add(read_fingerprint).output
+                if FINGERPRINT not in self.values:
+                    read_fingerprint = Step("compute_fingerprint", step.reads, (), "")
+                    self.values[FINGERPRINT] = self._add(read_fingerprint).output
                 version = self._settings.cache_version
-                more = {"fingerprint": fingerprint, "cache_version": version}
+                more = {"fingerprint": self.values[FINGERPRINT], "cache_version": version}
             if name == "train" and self._settings.train == "trainjob":
                 from arcloop.kfp.trainjob import make_job
 

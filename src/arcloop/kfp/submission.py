@@ -23,6 +23,7 @@ from arcloop.kfp.mounts import derive_serving, path_faults
 from arcloop.kfp.options import MULTIRUN, Options, split_options, suggest_option
 from arcloop.kfp.parameters import FINGERPRINT, divide_overrides
 from arcloop.kfp.pod import compute_fingerprint
+from arcloop.kfp.study import has_password
 from arcloop.kfp.vertex import vertex_faults
 
 _HELP = """\
@@ -33,7 +34,8 @@ arcloop trigger data.root=... [every=SECONDS] [the overrides of `arcloop pipelin
                           onprem, gke: run on a KFP server
   mode=run | compile      compile only writes the IR YAML
   -m                      every combination of comma-separated values: a leaderboard, and the best
-                          is deployed; on a server, cluster.sweep=runs needs wait=true for this
+                          is deployed; on a server, cluster.sweep=runs needs wait=true for this;
+                          with sweep=optuna, the values are proposed from the results so far
   wait=true               follow the run on the server to its end
   mode=status run=ID      show a run; with wait=true, follow it
   mode=terminate run=ID   end a run
@@ -65,6 +67,7 @@ class Submission:
         options: The options that are no overrides.
         cron: Six fields of the schedule of a recurring run, or None.
         command: The command line.
+        derived: Overrides that follow from the settings of the cluster.
     """
 
     config: Mapping[str, Any]
@@ -74,6 +77,7 @@ class Submission:
     options: Options
     cron: str | None
     command: Sequence[str]
+    derived: Sequence[str] = ()
 
     @property
     def compile_only(self) -> bool:
@@ -132,7 +136,8 @@ def read_submission(argv: Sequence[str], *, announce: bool = True) -> Submission
         raise suggest_option(cause, overrides) from None
     cluster = read_settings(ClusterSettings, config["cluster"], "cluster")
     derived = derive_trainer(cluster, overrides) + derive_serving(config, cluster, overrides)
-    if derived and options.needs_pipeline:
+    derived = derived if options.needs_pipeline else []
+    if derived:
         config, parameters = divide_overrides([*overrides, *derived])
         if announce:
             print_line(f"{' '.join(derived)}: derived from the settings of the cluster")
@@ -151,7 +156,7 @@ def read_submission(argv: Sequence[str], *, announce: bool = True) -> Submission
 
         cron = kfp_schedule(options.schedule, cluster.timezone)
     command = ("arcloop", "pipeline", *argv)
-    submission = Submission(config, parameters, cluster, notify, options, cron, command)
+    submission = Submission(config, parameters, cluster, notify, options, cron, command, derived)
     if faults := list(_faults(submission)):
         raise ConfigError("\n".join(faults), remedy="nothing was submitted")
     return submission
@@ -191,6 +196,11 @@ def _faults(submission: Submission) -> Iterator[str]:
             "cluster.storage=pvc stores them on the volume: remove it"
         )
     yield from _training_faults(cluster)
+    if has_password(cluster.study):
+        yield (
+            "cluster.study contains a password: set it to the name of an environment variable with "
+            "the URL, which cluster.secrets adds to the steps"
+        )
     yield from device_faults(config, cluster)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,15 @@ from arcloop.errors import INTERRUPTED, ArcloopError, ConfigError
 from arcloop.kfp.config import NotifySettings
 from arcloop.kfp.local import run_pipeline, start_fork_server
 from arcloop.kfp.options import split_options
-from arcloop.kfp.parameters import COMBINATION, OVERRIDES, POINTS, SWEPT, varied_steps
+from arcloop.kfp.parameters import (
+    COMBINATION,
+    OVERRIDES,
+    POINTS,
+    SEARCH,
+    SWEPT,
+    varied_steps,
+)
+from arcloop.kfp.study import read_search
 from arcloop.kfp.submission import Submission, read_submission, resolve_parameters, submit
 from arcloop.pipeline.sweeps.job import folder_name
 from arcloop.pipeline.sweeps.plan import combinations
@@ -44,23 +53,28 @@ class Sweep:
 
     Attributes:
         id: Identifies the sweep: the same for other values of the same keys.
-        combinations: In the order of the command line.
+        combinations: In the order of the command line; of a search, those that were checked.
+        search: Settings of a search, see `arcloop.kfp.study.suggest`, or None.
     """
 
     id: str
     combinations: Sequence[Combination]
+    search: Mapping[str, Any] | None = None
 
     def as_pipeline(self, chosen: Sequence[Combination]) -> Submission:
         """Return the submission of one pipeline that runs and ranks these combinations."""
         first = self.combinations[0].submission
-        points = [dict(combination.point) for combination in chosen]
-        cluster = first.cluster
+        points: list[dict[str, Any]] = [dict(combination.point) for combination in chosen]
+        cluster, more = first.cluster, {}
         if "data" in points[0]:  # the fingerprint of the data differs between the combinations
             cluster = cluster.model_copy(update={"fingerprint": "step"})
+        if self.search:
+            points = [{"trial": str(number)} for number in range(self.search["trials"])]
+            more = {SEARCH: json.dumps(self.search)}
         return replace(
             first,
             cluster=cluster,
-            parameters={POINTS: points, **first.parameters},
+            parameters={POINTS: points, **more, **first.parameters},
             config={**first.config, "name": self.id},
         )
 
@@ -81,8 +95,11 @@ def run_sweep(argv: Sequence[str]) -> int:
     """
     sweep = read_sweep(argv)
     first = sweep.combinations[0].submission
-    print_line(f"sweep {sweep.id}: {len(sweep.combinations)} combinations")
-    if first.compile_only or first.cluster.sweep == "pipeline":
+    count = f"{len(sweep.combinations)} combinations"
+    if sweep.search:
+        count = f"{sweep.search['trials']} trials"
+    print_line(f"sweep {sweep.id}: {count}")
+    if sweep.search or first.compile_only or first.cluster.sweep == "pipeline":
         return submit(sweep.as_pipeline(sweep.combinations))
     if first.cluster.is_local:
         failures = _run_here(sweep)
@@ -117,7 +134,9 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
     """
     _, overrides = split_options(argv)
     chosen = [word for word in argv if word not in overrides and not word.startswith("-")]
-    swept, lists = combinations(overrides)
+    settings = [word for word in overrides if _key(word).partition(".")[0] == "sweep"]
+    overrides = [word for word in overrides if word not in settings]
+    swept, lists = combinations(overrides, search=bool(settings))
     first = read_submission([*chosen, *lists[0]])
     others = [read_submission([*chosen, *more], announce=False) for more in lists[1:]]
     command = ("arcloop", "pipeline", *argv)
@@ -127,7 +146,7 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
         for name in first.parameters
         if any(s.parameters[name] != first.parameters[name] for s in submissions)
     ]
-    if faults := list(_faults(first, swept, varied)):
+    if faults := list(_faults(first, swept, varied, searches=bool(settings))):
         raise ConfigError("\n".join(faults), remedy="nothing was submitted")
     found = []
     for given, submission in zip(lists, submissions, strict=True):
@@ -138,20 +157,36 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
         point = {COMBINATION: name, OVERRIDES: shown, SWEPT: list(swept), **values}
         found.append(Combination(name, submission, point))
     fixed = sorted(word for word in found[0].point[OVERRIDES] if _key(word) not in swept)
-    digest = sha256_json([fixed, sorted(swept), first.cluster.image])[:8]
-    return Sweep(f"{first.cluster.pipeline}-{digest}", found)
+    space = sorted(word for word in overrides if _key(word) in swept)
+    chosen_from = space if settings else sorted(swept)
+    digest = sha256_json([fixed, chosen_from, first.cluster.image])[:8]
+    sweep = Sweep(f"{first.cluster.pipeline}-{digest}", found)
+    if not settings:
+        return sweep
+    search = read_search(settings, space, first.config["monitor_mode"], first.cluster)
+    more = {"study": sweep.id, "overrides": fixed, "derived": first.derived, "varied": varied}
+    return replace(sweep, search={**search, **more})
 
 
-def _faults(first: Submission, swept: Sequence[str], varied: Sequence[str]) -> list[str]:
+def _faults(
+    first: Submission, swept: Sequence[str], varied: Sequence[str], *, searches: bool
+) -> list[str]:
     """Return what is valid for a single run but not in a sweep."""
     faults = []
     if settings := [key for key in swept if key.startswith(("cluster", "notify"))]:
         faults.append(f"{settings[0]} cannot have several values: the combinations share it")
+    elif searches and "train" not in varied_steps(varied):
+        faults.append(
+            f"{', '.join(swept)}: sweep= compares by {first.config['monitor']}, which "
+            "depends on the training only"
+        )
     elif "evaluate" not in varied_steps(varied):
         faults.append(f"{', '.join(swept)}: no metric depends on the values, which -m compares")
     if not first.cluster.cache:
         faults.append("-m needs cluster.cache=true: the best combination comes from the cache")
-    if first.cron and first.cluster.sweep != "pipeline":
+    if searches and (metric := [key for key in varied if key.startswith("monitor")]):
+        faults.append(f"{metric[0]} cannot vary: a search compares all trials by it")
+    if first.cron and first.cluster.sweep != "pipeline" and not searches:
         faults.append("schedule= with -m needs cluster.sweep=pipeline, which is a single run")
     return faults
 

@@ -38,14 +38,17 @@ def write_result(run: Path, evaluation: Path, file: Path) -> None:
     file.write_text(json.dumps(result), encoding="utf-8")
 
 
-def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str, table: str) -> str:
+def rank(
+    points: Sequence[Mapping[str, Any] | str], results: Sequence[str], page: str, table: str
+) -> str:
     """Write the leaderboard and return the best combination.
 
     The best setting has the best mean of the monitored metric over its seeds. Of its seeds, the one
     with the best value is chosen.
 
     Args:
-        points: The combinations, see `arcloop.kfp.sweep.read_sweep`.
+        points: The combinations, see `arcloop.kfp.sweep.read_sweep`, or JSON of each. Of equal
+            ones, which a search may propose, the last is ranked.
         results: For each of them the JSON of `write_result`.
         page: HTML file to write.
         table: Markdown file to write.
@@ -57,9 +60,13 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
     from arcloop.pipeline.sweeps.leaderboard import markdown_page, render
     from arcloop.pipeline.sweeps.results import JobResult, Ranking
 
-    records = [json.loads(result) for result in results]
+    read = [json.loads(point) if isinstance(point, str) else point for point in points]
+    ranked = {
+        point[COMBINATION]: (point, json.loads(result))
+        for point, result in zip(read, results, strict=True)
+    }
     jobs = []
-    for point, record in zip(points, records, strict=True):
+    for point, record in ranked.values():
         given, swept = list(point[OVERRIDES]), tuple(point[SWEPT])
         results_of_job = (record["config"], record["objective"], record["metrics"], record["code"])
         jobs.append(JobResult(Path(point[COMBINATION]), given, swept, None, *results_of_job))
@@ -69,6 +76,7 @@ def rank(points: Sequence[Mapping[str, Any]], results: Sequence[str], page: str,
     Path(table).write_text(markdown_page(ranking), encoding="utf-8")
     sign = 1 if ranking.higher_is_better else -1
     best = jobs.index(max(ranking.settings[0].jobs, key=lambda job: sign * (job.objective or 0)))
-    found = {key: records[best][key] for key in ("passed", "objective")}
-    found |= {"monitor": records[best]["config"]["monitor"], "page": page}
-    return json.dumps({**points[best], **found})
+    point, record = list(ranked.values())[best]
+    found = {key: record[key] for key in ("passed", "objective")}
+    found |= {"monitor": record["config"]["monitor"], "page": page}
+    return json.dumps({**point, **found})

@@ -103,11 +103,15 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     )
 
 
-def combinations(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[list[str]]]:
+def combinations(
+    arguments: Sequence[str], *, search: bool = False
+) -> tuple[tuple[str, ...], list[list[str]]]:
     """Return the keys that a sweep varies, and the overrides of each combination of their values.
 
     Args:
         arguments: Overrides as given, including the swept ones.
+        search: Return instead what is checked of a search: each value of each key, and the bounds
+            of an interval, with the first values of the other keys.
 
     >>> combinations(["seed=0,1", "head=arcface"])
     (('seed',), [['seed=0', 'head=arcface'], ['seed=1', 'head=arcface']])
@@ -119,14 +123,24 @@ def combinations(arguments: Sequence[str]) -> tuple[tuple[str, ...], list[list[s
     swept = [o for o in given if o.is_sweep_override()]
     if not swept:
         raise _nothing_swept()
-    if intervals := [o.get_key_element() for o in swept if o.is_interval_sweep()]:
+    intervals = [o.get_key_element() for o in swept if o.is_interval_sweep()]
+    if intervals and not search:
         raise ConfigError(
             f"{intervals[0]} is an interval, which cannot be enumerated",
-            remedy="list its values, for example head.margin=0.2,0.3",
+            remedy="list its values, for example head.margin=0.2,0.3, or add sweep=optuna",
         )
     lists = [_values(o) if o in swept else [str(o.input_line)] for o in given]
     keys = tuple(o.get_key_element().lstrip("+") for o in swept)
-    return keys, [list(values) for values in product(*lists)]
+    return keys, _one_at_a_time(lists) if search else [list(values) for values in product(*lists)]
+
+
+def _one_at_a_time(lists: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return each value of each list together with the first values of the others."""
+    firsts = [values[0] for values in lists]
+    points = [firsts]
+    for number, values in enumerate(lists):
+        points += [[*firsts[:number], v, *firsts[number + 1 :]] for v in values[1:_MAX_VALUES]]
+    return points
 
 
 def _nothing_swept() -> ConfigError:
@@ -169,13 +183,8 @@ def _check_compatibility(
 
 def _check_values(verb: str, fixed: Sequence[str], swept: Sequence[Override]) -> None:
     """Check each value of each key with the first values of the others; report all faults."""
-    firsts = [_values(override)[0] for override in swept]
-    points = [firsts]
-    for number, override in enumerate(swept):
-        others = _values(override)[1:_MAX_VALUES]
-        points += [[*firsts[:number], value, *firsts[number + 1 :]] for value in others]
     faults = {}
-    for point in points:
+    for point in _one_at_a_time([_values(override) for override in swept]):
         try:
             if verb in FROM_RUN:
                 compose_for_run([*fixed, *point])

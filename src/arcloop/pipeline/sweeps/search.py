@@ -14,6 +14,7 @@ from zlib import crc32
 
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -51,6 +52,28 @@ def _distribution(override: Override) -> BaseDistribution:
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(float(low), float(high), log=log)
+
+
+def read_space(arguments: Sequence[str]) -> dict[str, BaseDistribution]:
+    """Return the distribution of each key that a sweep varies.
+
+    Args:
+        arguments: Overrides as given; those with one value are ignored.
+
+    Raises:
+        ConfigError: The values of a key have no distribution, e.g. an interval without a width.
+    """
+    space = {}
+    for override in parse_overrides(arguments):
+        if override.is_sweep_override():
+            try:
+                space[override.get_key_element()] = _distribution(override)
+            except (ValueError, HydraException) as cause:
+                raise ConfigError(
+                    f"cannot choose from {override.input_line}: {cause}",
+                    remedy="give a list of values, or an interval such as interval(0.2,0.6)",
+                ) from cause
+    return space
 
 
 class Search:
@@ -121,7 +144,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = parse_overrides(arguments)
         fixed = [str(o.input_line) for o in given if not o.is_sweep_override()]
-        space = {o.get_key_element(): _distribution(o) for o in given if o.is_sweep_override()}
+        space = read_space(arguments)
         study = self._open(folder, space)
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         broken = [t for t in running if t.params.keys() != space.keys()]
