@@ -16,7 +16,7 @@ from arcloop.cli.launch import _require_read
 from arcloop.cli.main import VERBS, main
 from arcloop.config.composition import compose_config, require_single_values, to_plain
 from arcloop.kfp.submission import read_submission
-from arcloop.kfp.sweep import read_sweep
+from arcloop.kfp.sweeps.combinations import read_sweep
 from arcloop.pipeline import steps
 from arcloop.pipeline.chains import CHAINS, FROM_RUN
 from arcloop.pipeline.sweeps.plan import plan

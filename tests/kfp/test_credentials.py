@@ -7,7 +7,7 @@ import pytest
 from kfp.client import auth
 
 from arcloop.errors import ArcloopError, ConfigError
-from arcloop.kfp.client import KfpClient
+from arcloop.kfp.server.client import KfpClient
 
 from .loopback import serving
 
@@ -85,7 +85,7 @@ def test_identity_aware_proxy(connect, recorder, token_service, monkeypatch):
     client.pipeline()
     assert sent(recorder) == ("Bearer token-1", None)
     assert len(requests) == 1
-    monkeypatch.setattr("arcloop.kfp.credentials._IAP_SECONDS", 0.0)
+    monkeypatch.setattr("arcloop.kfp.server.credentials._IAP_SECONDS", 0.0)
     client = connect(iap_client_id="client")
     client.pipeline()
     client.pipeline()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arcloop.kfp.submission import read_submission
-from arcloop.kfp.sweep import read_sweep
+from arcloop.kfp.sweeps.combinations import read_sweep
 from arcloop.pipeline.steps import STEPS
 
 PAGE = (Path(__file__).parents[2] / "docs/kubeflow.md").read_text()

@@ -16,7 +16,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2 as pb
 from arcloop.kfp.local import source_hash
 from arcloop.kfp.parameters import PARAMETERS
 from arcloop.kfp.pipeline import compile_pipeline
-from arcloop.kfp.placement import SCRATCH
+from arcloop.kfp.placement.placement import SCRATCH
 from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.steps import STEPS
 

@@ -15,7 +15,7 @@ import yaml
 
 from arcloop.artifacts import writer
 from arcloop.artifacts.writer import REVISION, git_revision, write_artifact
-from arcloop.kfp.lineage import properties
+from arcloop.kfp.pod.lineage import properties
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,7 +7,7 @@ import pytest
 
 from arcloop.errors import ArcloopError, DataError
 from arcloop.kfp.local import _PRELOADED, TaskServer
-from arcloop.kfp.pod import call
+from arcloop.kfp.pod.steps import call
 
 
 def describe_process(word):

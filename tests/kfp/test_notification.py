@@ -16,7 +16,8 @@ import pytest
 from kfp.dsl.executor import Executor
 
 from arcloop.errors import DataError
-from arcloop.kfp import components, notification, pod
+from arcloop.kfp import components
+from arcloop.kfp.pod import notification, steps
 
 from .loopback import serving
 
@@ -174,13 +175,13 @@ def fail():
 def test_the_error_of_a_step_is_the_termination_message_of_its_pod(tmp_path, monkeypatch):
     """Argo keeps it: cmd/argoexec/main.go, main, writes only errors of its own."""
     file = tmp_path / "termination-log"
-    monkeypatch.setattr(pod, "_TERMINATION_MESSAGE", file)
+    monkeypatch.setattr(steps, "_TERMINATION_MESSAGE", file)
     with pytest.raises(DataError):
-        pod.call("validate", fail)
+        steps.call("validate", fail)
     assert not file.exists()  # this process is not in a pod
     file.touch()
     with pytest.raises(DataError):
-        pod.call("validate", fail)
+        steps.call("validate", fail)
     assert file.read_text().startswith("validate: the store has 1 error\n  where: storeé")
     assert 4090 < file.stat().st_size <= 4096
 

@@ -141,7 +141,7 @@ def test_mounted_paths_are_accepted(image, overrides):
 @pytest.mark.parametrize(
     "work",
     [
-        "from arcloop.kfp.pod import compute_fingerprint as f; f([])",
+        "from arcloop.kfp.pod.steps import compute_fingerprint as f; f([])",
         "from arcloop.kfp import notification; notification.post('NONE', 1.0, 'text')",
     ],
 )

@@ -8,8 +8,8 @@ from tests.kfp.model_registry import FIND, running_registry
 
 from arcloop.artifacts.writer import write_artifact
 from arcloop.errors import ConfigError, ResourceError
-from arcloop.kfp import registry
 from arcloop.kfp.pipeline import compile_pipeline
+from arcloop.kfp.pod import registry
 from arcloop.kfp.submission import read_submission
 
 

@@ -13,9 +13,9 @@ import pytest
 from arcloop import artifacts
 from arcloop.artifacts.writer import write_manifest
 from arcloop.errors import ArtifactError, ConfigError
-from arcloop.kfp import retention, storage
 from arcloop.kfp.options import Options, split_options
-from arcloop.kfp.retention import remove_old_runs
+from arcloop.kfp.pod import retention, storage
+from arcloop.kfp.pod.retention import remove_old_runs
 from arcloop.kfp.submission import main as submit
 
 DAY_S = 86400
@@ -135,7 +135,7 @@ def test_a_removal_that_was_killed_is_completed(volume, days):
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from arcloop.kfp import retention
+from arcloop.kfp.pod import retention
 retention._complete_removal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 retention.remove_old_runs(Path({str(volume.path)!r}), 30, dry_run=False)
 """

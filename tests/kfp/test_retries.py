@@ -19,7 +19,7 @@ from kfp import dsl
 from arcloop import artifacts
 from arcloop.errors import ConfigError, DataError, ResourceError
 from arcloop.kfp.pipeline import compile_cleaning, compile_pipeline
-from arcloop.kfp.storage import CHECKPOINTS, PIPELINES, VOLUME, output_folder
+from arcloop.kfp.pod.storage import CHECKPOINTS, PIPELINES, VOLUME, output_folder
 from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.attempts import RETRY_INDEX, end_retries, record_error
 from arcloop.pipeline.steps import STEPS, run_step

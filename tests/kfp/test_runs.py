@@ -12,10 +12,10 @@ import yaml
 
 from arcloop.display.terminal import console
 from arcloop.errors import ArcloopError
-from arcloop.kfp.client import KfpClient
 from arcloop.kfp.config import NotifySettings
 from arcloop.kfp.pipeline import compile_pipeline
-from arcloop.kfp.runs import _GROUPS, pod_name, show_status, tasks, terminate, wait
+from arcloop.kfp.server.client import KfpClient
+from arcloop.kfp.server.runs import _GROUPS, pod_name, show_status, tasks, terminate, wait
 from arcloop.kfp.submission import main as submit
 
 from .argo import NAME, workflow

@@ -3,7 +3,7 @@
 import pytest
 
 from arcloop.errors import ConfigError
-from arcloop.kfp.schedules import kfp_schedule
+from arcloop.kfp.server.schedules import kfp_schedule
 
 EVERY_DAY = "SUN,MON,TUE,WED,THU,FRI,SAT"
 

@@ -6,11 +6,11 @@ import pytest
 
 from arcloop.config.composition import compose_config
 from arcloop.errors import ArcloopError
-from arcloop.kfp.client import KfpClient
 from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
-from arcloop.kfp.origin import describe_origin, version_name
 from arcloop.kfp.pipeline import compile_pipeline
-from arcloop.kfp.schedules import (
+from arcloop.kfp.server.client import KfpClient
+from arcloop.kfp.server.origin import describe_origin, version_name
+from arcloop.kfp.server.schedules import (
     list_schedules,
     refresh_schedules,
     remove_schedule,
@@ -197,7 +197,7 @@ def test_a_version_is_named_by_commit_and_content(revision, expected):
 
 
 def test_the_description_names_the_repository_without_credentials(monkeypatch):
-    monkeypatch.setattr("arcloop.kfp.origin.git_revision", lambda: "0123-dirty")
+    monkeypatch.setattr("arcloop.kfp.server.origin.git_revision", lambda: "0123-dirty")
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "remote.origin.url")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://user:s3cret@git.example/team/arcloop.git")

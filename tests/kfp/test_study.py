@@ -10,8 +10,8 @@ import pytest
 
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.kfp.parameters import divide_overrides
-from arcloop.kfp.study import report, suggest
-from arcloop.kfp.sweep import read_sweep
+from arcloop.kfp.sweeps.combinations import read_sweep
+from arcloop.kfp.sweeps.study import report, suggest
 
 FIXED = ["data=synthetic", "head=cosface"]
 SWEPT = ["head.margin=interval(0.2,0.4)", "optimizer=sgd,adamw"]

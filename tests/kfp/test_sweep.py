@@ -7,8 +7,8 @@ from google.protobuf import json_format
 
 from arcloop.kfp.parameters import POINTS
 from arcloop.kfp.submission import main as submit
-from arcloop.kfp.sweep import read_sweep
-from arcloop.kfp.sweep_results import rank
+from arcloop.kfp.sweeps.combinations import read_sweep
+from arcloop.kfp.sweeps.ranking import rank
 from arcloop.kfp.trigger import trigger
 
 from .api_server import parsed

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from arcloop.errors import DataError, ResourceError
-from arcloop.kfp import trainjob
+from arcloop.kfp.pod import trainjob
 from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.attempts import RETRY_INDEX, record_error
 
@@ -264,7 +264,7 @@ STEP = """
 import json, sys
 from pathlib import Path
 import kubernetes
-from arcloop.kfp import trainjob
+from arcloop.kfp.pod import trainjob
 
 configuration = kubernetes.client.Configuration()
 configuration.host = sys.argv[1]

@@ -6,8 +6,8 @@ import pytest
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from arcloop.errors import ConfigError
-from arcloop.kfp import trainjob
 from arcloop.kfp.config import NodeRequirement, Security, Toleration
+from arcloop.kfp.pod import trainjob
 from arcloop.kfp.submission import read_submission
 
 ADDED_IN_2_3 = ("terminationGracePeriodSeconds",)

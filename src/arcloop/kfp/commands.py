@@ -6,11 +6,16 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from arcloop.kfp.client import KfpClient
-from arcloop.kfp.origin import describe_origin
 from arcloop.kfp.pipeline import compile_cleaning
-from arcloop.kfp.runs import show_status, terminate, wait
-from arcloop.kfp.schedules import list_schedules, refresh_schedules, remove_schedule, start_schedule
+from arcloop.kfp.server.client import KfpClient
+from arcloop.kfp.server.origin import describe_origin
+from arcloop.kfp.server.runs import show_status, terminate, wait
+from arcloop.kfp.server.schedules import (
+    list_schedules,
+    refresh_schedules,
+    remove_schedule,
+    start_schedule,
+)
 from arcloop.kfp.submission import Submission
 
 

@@ -1,8 +1,8 @@
 """The components of the pipeline: one function for each task.
 
 KFP copies the source of the function of each component into the compiled pipeline. Such a function
-therefore only declares the inputs and outputs of its task and calls `arcloop.kfp.pod`, which the
-image contains. The parameters `*_overrides` are the config groups that the step reads (see
+therefore only declares the inputs and outputs of its task and calls `arcloop.kfp.pod.steps`, which
+the image contains. The parameters `*_overrides` are the config groups that the step reads (see
 `STEPS`), so the cache key of a step contains exactly the groups that determine its result.
 """
 
@@ -11,9 +11,9 @@ from kfp import dsl
 
 def compute_fingerprint(data_overrides: list[str]) -> str:
     """Return a hash of the content and the settings of the data source."""
-    from arcloop.kfp import pod
+    from arcloop.kfp.pod import steps
 
-    return str(pod.call("compute_fingerprint", pod.compute_fingerprint, data_overrides))
+    return str(steps.call("compute_fingerprint", steps.compute_fingerprint, data_overrides))
 
 
 def prepare(
@@ -27,9 +27,9 @@ def prepare(
     The fingerprint and the version only have to be in the cache key. The cache keys of later steps
     contain the artifacts of earlier steps, so another version makes all steps run.
     """
-    from arcloop.kfp import pod
+    from arcloop.kfp.pod import steps
 
-    pod.run_step("prepare", locals())
+    steps.run_step("prepare", locals())
 
 
 def validate(
@@ -39,9 +39,9 @@ def validate(
     report: dsl.Output[dsl.HTML],
 ) -> None:
     """Check the images and labels of the store."""
-    from arcloop.kfp import pod
+    from arcloop.kfp.pod import steps
 
-    pod.run_step("validate", locals())
+    steps.run_step("validate", locals())
 
 
 def train(
@@ -70,9 +70,9 @@ def train(
     trainjob: str = "",
 ) -> None:
     """Train in this pod, or on the nodes of a TrainJob if one is given as JSON."""
-    from arcloop.kfp import pod
+    from arcloop.kfp.pod import steps
 
-    pod.run_step("train", locals())
+    steps.run_step("train", locals())
 
 
 def embed(
@@ -82,9 +82,9 @@ def embed(
     gallery_out: dsl.Output[dsl.Dataset],
 ) -> None:
     """Compute the embeddings of the gallery."""
-    from arcloop.kfp import pod
+    from arcloop.kfp.pod import steps
 
-    pod.run_step("embed", locals())
+    steps.run_step("embed", locals())
 
 
 def index(
@@ -97,9 +97,9 @@ def index(
     index_out: dsl.Output[dsl.Model],
 ) -> None:
     """Build the faiss index of the gallery and calibrate its threshold."""
-    from arcloop.kfp import pod
+    from arcloop.kfp.pod import steps
 
-    pod.run_step("index", locals())
+    steps.run_step("index", locals())
 
 
 def evaluate(
@@ -120,26 +120,29 @@ def evaluate(
     """Compute the metrics of the query split and return whether the gate passed."""
     from pathlib import Path
 
-    from arcloop.kfp import pod, storage, sweep_results
+    from arcloop.kfp.pod import steps, storage
+    from arcloop.kfp.sweeps import ranking
 
-    pod.run_step("evaluate", locals())
+    steps.run_step("evaluate", locals())
     folders = storage.input_folder(run, "run"), storage.output_folder(evaluation_out)
-    sweep_results.write_result(*folders, Path(result))
-    return pod.show_evaluation(evaluation_out, metrics, confusion, roc, summary)
+    ranking.write_result(*folders, Path(result))
+    return steps.show_evaluation(evaluation_out, metrics, confusion, roc, summary)
 
 
 def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
     """Return a combination that the study of a search proposes, as JSON."""
-    from arcloop.kfp import pod, study
+    from arcloop.kfp.pod import steps
+    from arcloop.kfp.sweeps import study
 
-    return str(pod.call("suggest", study.suggest, search, trial, fingerprint, run_id))
+    return str(steps.call("suggest", study.suggest, search, trial, fingerprint, run_id))
 
 
 def report(search: str, point: str, result: str) -> None:
     """Record the result of a combination in the study that proposed it."""
-    from arcloop.kfp import pod, study
+    from arcloop.kfp.pod import steps
+    from arcloop.kfp.sweeps import study
 
-    pod.call("report", study.report, search, point, result)
+    steps.call("report", study.report, search, point, result)
 
 
 def leaderboard(
@@ -149,10 +152,11 @@ def leaderboard(
     table: dsl.Output[dsl.Markdown],
 ) -> str:
     """Rank the combinations of a sweep and return the best one as JSON."""
-    from arcloop.kfp import pod, sweep_results
+    from arcloop.kfp.pod import steps
+    from arcloop.kfp.sweeps import ranking
 
     arguments = (points, results, page.path, table.path)
-    return str(pod.call("leaderboard", sweep_results.rank, *arguments))
+    return str(steps.call("leaderboard", ranking.rank, *arguments))
 
 
 def choose(best: str, parameter: str) -> list[str]:
@@ -172,9 +176,9 @@ def deploy(
     evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
     """Deploy the run as the live version of its model store."""
-    from arcloop.kfp import pod
+    from arcloop.kfp.pod import steps
 
-    pod.deploy(locals())
+    steps.deploy(locals())
 
 
 def register(
@@ -186,11 +190,11 @@ def register(
     evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
     """Register the deployed version in the Model Registry."""
-    from arcloop.kfp import pod, registry, storage
+    from arcloop.kfp.pod import registry, steps, storage
 
     overrides = [*name_overrides, *deploy_overrides]
     source = storage.input_folder(evaluation, "evaluation"), evaluation.metadata
-    pod.call("register", registry.register, url, root, run_id, overrides, *source)
+    steps.call("register", registry.register, url, root, run_id, overrides, *source)
 
 
 def notify(
@@ -201,22 +205,22 @@ def notify(
     evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
     """Post the metrics and the gate decision of a run to the webhook."""
-    from arcloop.kfp import notification, pod, storage
+    from arcloop.kfp.pod import notification, steps, storage
 
     text = f"{run_name}: {outcome}"
     folder = str(storage.input_folder(evaluation, "evaluation"))
-    pod.call("notify", notification.post_result, webhook_env, timeout_s, text, folder)
+    steps.call("notify", notification.post_result, webhook_env, timeout_s, text, folder)
 
 
 def notify_failure(
     webhook_env: str, timeout_s: float, run_name: str, status: dsl.PipelineTaskFinalStatus
 ) -> None:
     """Post the errors of a failed run to the webhook."""
-    from arcloop.kfp import notification, pod
+    from arcloop.kfp.pod import notification, steps
 
     if status.state not in notification.SUCCEEDED:
         run = (run_name, status.state, status.pipeline_job_resource_name)
-        pod.call("notify_failure", notification.post_failure, webhook_env, timeout_s, *run)
+        steps.call("notify_failure", notification.post_failure, webhook_env, timeout_s, *run)
 
 
 def clean(keep_days: float, dry_run: bool) -> int:
@@ -224,7 +228,7 @@ def clean(keep_days: float, dry_run: bool) -> int:
     import os
     from pathlib import Path
 
-    from arcloop.kfp import retention, storage
+    from arcloop.kfp.pod import retention, storage
 
     volume = Path(os.environ[storage.VOLUME])
     return retention.remove_old_runs(volume, keep_days, dry_run=dry_run)

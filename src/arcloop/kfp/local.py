@@ -31,10 +31,10 @@ from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import bundled
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
-from arcloop.kfp.notification import LOCAL_ERROR
 from arcloop.kfp.parameters import COMBINATION
-from arcloop.kfp.pod import TASK_SERVER, read_result
-from arcloop.kfp.storage import input_folder
+from arcloop.kfp.pod.notification import LOCAL_ERROR
+from arcloop.kfp.pod.steps import TASK_SERVER, read_result
+from arcloop.kfp.pod.storage import input_folder
 from arcloop.pipeline.steps import STEPS
 
 _PRELOADED = [

@@ -24,7 +24,7 @@ class Options:
         schedule: Cron schedule of a recurring run, as the user writes it.
         wait: Follow the run to its end.
         run: ID of a run on the server.
-        keep_days, dry_run: Which runs `mode=clean` removes, see `arcloop.kfp.retention`.
+        keep_days, dry_run: Which runs `mode=clean` removes, see `arcloop.kfp.pod.retention`.
     """
 
     mode: str = "run"

@@ -23,7 +23,7 @@ from arcloop.kfp.parameters import (
     SEARCH,
     varied_steps,
 )
-from arcloop.kfp.placement import configure
+from arcloop.kfp.placement.placement import configure
 from arcloop.pipeline.steps import STEPS, Step
 
 _TYPES = {FINGERPRINT: str, POINTS: list[dict], SEARCH: str}  # type: ignore[type-arg]
@@ -130,7 +130,7 @@ def compile_cleaning(
     Args:
         settings: The cluster.
         path: The YAML file.
-        keep_days: Default of a parameter, see `arcloop.kfp.retention.remove_old_runs`.
+        keep_days: Default of a parameter, see `arcloop.kfp.pod.retention.remove_old_runs`.
         dry_run: Default of a parameter.
     """
     component = dsl.component(
@@ -231,7 +231,7 @@ class _Graph:
                 version = self._settings.cache_version
                 more = {"fingerprint": self.values[FINGERPRINT], "cache_version": version}
             if name == "train" and self._settings.train == "trainjob":
-                from arcloop.kfp.trainjob import make_job
+                from arcloop.kfp.pod.trainjob import make_job
 
                 more = {"trainjob": make_job(self._settings)}
             self.tasks[name] = task = self._add(step, **more)

@@ -17,13 +17,13 @@ from arcloop.artifacts.atomic import write_json
 from arcloop.display.terminal import print_line
 from arcloop.errors import GATE_NOT_PASSED, ConfigError, report_errors
 from arcloop.kfp.config import ClusterSettings, NotifySettings, read_settings
-from arcloop.kfp.devices import derive_trainer, device_faults
 from arcloop.kfp.local import run_pipeline, source_hash, start_fork_server
-from arcloop.kfp.mounts import derive_serving, path_faults
 from arcloop.kfp.options import MULTIRUN, Options, split_options, suggest_option
 from arcloop.kfp.parameters import FINGERPRINT, divide_overrides
-from arcloop.kfp.pod import compute_fingerprint
-from arcloop.kfp.study import has_password
+from arcloop.kfp.placement.devices import derive_trainer, device_faults
+from arcloop.kfp.placement.mounts import derive_serving, path_faults
+from arcloop.kfp.pod.steps import compute_fingerprint
+from arcloop.kfp.sweeps.study import has_password
 from arcloop.kfp.vertex import vertex_faults
 
 _HELP = """\
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     def work() -> int:
         if MULTIRUN.isdisjoint(argv):
             return submit(read_submission(argv))
-        from arcloop.kfp.sweep import run_sweep
+        from arcloop.kfp.sweeps.combinations import run_sweep
 
         return run_sweep(argv)
 
@@ -152,7 +152,7 @@ def read_submission(argv: Sequence[str], *, announce: bool = True) -> Submission
     notify = read_settings(NotifySettings, config["notify"], "notify")
     cron = None
     if options.schedule is not None:
-        from arcloop.kfp.schedules import kfp_schedule
+        from arcloop.kfp.server.schedules import kfp_schedule
 
         cron = kfp_schedule(options.schedule, cluster.timezone)
     command = ("arcloop", "pipeline", *argv)
@@ -232,9 +232,9 @@ def submit(submission: Submission, started: Callable[[], None] = lambda: None) -
     cluster, compile_only = submission.cluster, submission.compile_only
     if cluster.is_local and not compile_only:
         start_fork_server()  # it imports torch while kfp compiles
-    from arcloop.kfp.client import KfpClient
     from arcloop.kfp.commands import manage, start
     from arcloop.kfp.pipeline import compile_pipeline
+    from arcloop.kfp.server.client import KfpClient
 
     server = None if cluster.is_local or compile_only else KfpClient(cluster)
     if server and not submission.options.needs_pipeline:

@@ -12,7 +12,7 @@ from arcloop.config.value_types import PositiveFloat, describe_mismatch
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError, ConfigError, as_user_error
 from arcloop.kfp.options import MULTIRUN
-from arcloop.kfp.pod import compute_fingerprint
+from arcloop.kfp.pod.steps import compute_fingerprint
 from arcloop.kfp.submission import COMPILED, Submission, read_submission, run_verb, submit
 
 

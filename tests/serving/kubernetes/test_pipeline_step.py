@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arcloop.kfp import pod
+from arcloop.kfp.pod import steps
 
 RBAC = list(yaml.safe_load_all((Path(__file__).parents[3] / "kubeflow/rbac.yaml").read_text()))
 
@@ -54,7 +54,7 @@ def step(cluster, small_run, monkeypatch):
 
 
 def test_the_step_serves_the_run(cluster, rights, step, capsys):
-    pod._deploy(*step)
+    steps._deploy(*step)
     assert cluster.serving == {cluster.live} == {1}
     (service,) = cluster.api.all("InferenceService")
     assert service["metadata"]["namespace"] == "team"
@@ -63,8 +63,8 @@ def test_the_step_serves_the_run(cluster, rights, step, capsys):
 def test_a_terminated_step_rolls_back(cluster, rights, step):
     overrides, inputs = step
     code = (
-        "import pathlib, sys; from arcloop.kfp import pod;"
-        "pod._deploy(eval(sys.argv[1]), eval(sys.argv[2], {'PosixPath': pathlib.Path}))"
+        "import pathlib, sys; from arcloop.kfp.pod import steps;"
+        "steps._deploy(eval(sys.argv[1]), eval(sys.argv[2], {'PosixPath': pathlib.Path}))"
     )
     arguments = [repr([*overrides, "deploy.image=a:stuck"]), repr(inputs)]
     process = subprocess.Popen(

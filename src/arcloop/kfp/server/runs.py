@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from arcloop.display.terminal import console, print_line
 from arcloop.errors import GATE_NOT_PASSED, INTERRUPTED, ArcloopError
-from arcloop.kfp.client import KfpClient, UnavailableError
+from arcloop.kfp.server.client import KfpClient, UnavailableError
 
 _FINAL = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 _ACTIVE = ("PENDING", "RUNNING")

@@ -9,7 +9,7 @@ from typing import Any
 
 from arcloop import artifacts
 from arcloop.kfp.parameters import COMBINATION, OVERRIDES, SWEPT
-from arcloop.kfp.pod import read_result
+from arcloop.kfp.pod.steps import read_result
 
 
 def write_result(run: Path, evaluation: Path, file: Path) -> None:
@@ -47,8 +47,8 @@ def rank(
     with the best value is chosen.
 
     Args:
-        points: The combinations, see `arcloop.kfp.sweep.read_sweep`, or JSON of each. Of equal
-            ones, which a search may propose, the last is ranked.
+        points: The combinations, see `read_sweep`, or JSON of each. Of equal ones, which a search
+            may propose, the last is ranked.
         results: For each of them the JSON of `write_result`.
         page: HTML file to write.
         table: Markdown file to write.

@@ -9,7 +9,7 @@ there. With `cluster.storage=pvc`, the data of an artifact are on the volume ins
 downloads and caches only the pointer. The URI stays that of the object store, because KFP refuses
 to start a step with an input artifact of any other URI. RUN, TASK, SALT and OUTPUT are the end of
 the URI, which is the same in every attempt of a task. The modification time of RUN/.used is the
-last time that a step used the run, see `arcloop.kfp.retention`.
+last time that a step used the run, see `arcloop.kfp.pod.retention`.
 
 With `cluster.storage=artifacts`, only the train step can use a volume, `cluster.checkpoints`: it
 trains in such a folder, from which a retry resumes, and copies the finished run to `artifact.path`.

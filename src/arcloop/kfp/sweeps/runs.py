@@ -9,11 +9,11 @@ from pathlib import Path
 
 from arcloop.display.terminal import print_line
 from arcloop.errors import GATE_NOT_PASSED, INTERRUPTED
-from arcloop.kfp.client import KfpClient
-from arcloop.kfp.origin import describe_origin
-from arcloop.kfp.runs import wait
+from arcloop.kfp.server.client import KfpClient
+from arcloop.kfp.server.origin import describe_origin
+from arcloop.kfp.server.runs import wait
 from arcloop.kfp.submission import Submission, resolve_parameters
-from arcloop.kfp.sweep import Combination, print_states
+from arcloop.kfp.sweeps.combinations import Combination, print_states
 
 _ENDED_EARLY = ("FAILED", "CANCELED", "CANCELING")
 """A repeated command starts a combination again if its run has one of these states."""

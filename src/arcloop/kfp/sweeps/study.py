@@ -122,7 +122,7 @@ def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
         run_id: ID of the run.
 
     Returns:
-        JSON of the combination, see `arcloop.kfp.sweep.read_sweep`, with its place in the study.
+        JSON of the combination, see `read_sweep`, with its place in the study.
 
     Raises:
         ConfigError: The config with these values is invalid, so the trial is recorded as failed.
@@ -177,7 +177,7 @@ def report(search: str, point: str, result: str) -> None:
     Args:
         search: JSON of the settings.
         point: JSON of the combination, as returned by `suggest`.
-        result: JSON of its result, see `arcloop.kfp.sweep_results.write_result`.
+        result: JSON of its result, see `arcloop.kfp.sweeps.ranking.write_result`.
 
     Raises:
         ResourceError: The database cannot be used.

@@ -25,8 +25,8 @@ from arcloop.kfp.parameters import (
     SWEPT,
     varied_steps,
 )
-from arcloop.kfp.study import read_search
 from arcloop.kfp.submission import Submission, read_submission, resolve_parameters, submit
+from arcloop.kfp.sweeps.study import read_search
 from arcloop.pipeline.sweeps.job import folder_name
 from arcloop.pipeline.sweeps.plan import combinations
 
@@ -54,7 +54,7 @@ class Sweep:
     Attributes:
         id: Identifies the sweep: the same for other values of the same keys.
         combinations: In the order of the command line; of a search, those that were checked.
-        search: Settings of a search, see `arcloop.kfp.study.suggest`, or None.
+        search: Settings of a search, see `arcloop.kfp.sweeps.study.suggest`, or None.
     """
 
     id: str
@@ -104,7 +104,7 @@ def run_sweep(argv: Sequence[str]) -> int:
     if first.cluster.is_local:
         failures = _run_here(sweep)
     else:
-        from arcloop.kfp.sweep_runs import follow_runs, start_runs
+        from arcloop.kfp.sweeps.runs import follow_runs, start_runs
 
         runs = start_runs(sweep.id, sweep.combinations, _compile(first))
         if not first.options.wait:

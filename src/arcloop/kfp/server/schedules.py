@@ -17,7 +17,7 @@ from cronsim import CronSim, CronSimError
 
 from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import ArcloopError, ConfigError, first_line
-from arcloop.kfp.client import KfpClient
+from arcloop.kfp.server.client import KfpClient
 
 _WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 

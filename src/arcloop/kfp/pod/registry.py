@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from arcloop.errors import ResourceError
-from arcloop.kfp.lineage import is_property
-from arcloop.kfp.pod import STORES
+from arcloop.kfp.pod.lineage import is_property
+from arcloop.kfp.pod.steps import STORES
 
 TOKEN = "ARCLOOP_REGISTRY_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable with a bearer token for the registry, e.g. from `cluster.secrets`."""
@@ -38,7 +38,7 @@ def register(
         run_id: ID of the run in KFP.
         overrides: Hydra overrides of the groups `name` and `deploy`.
         evaluation: Folder of the evaluation.
-        metadata: Its properties in KFP, see `arcloop.kfp.lineage`.
+        metadata: Its properties in KFP, see `arcloop.kfp.pod.lineage`.
 
     Raises:
         ResourceError: Another run is live, or the registry refuses or does not answer.

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from arcloop.artifacts.metrics import read_metrics
 from arcloop.errors import ArcloopError, raise_terminated
-from arcloop.kfp.lineage import properties
-from arcloop.kfp.storage import in_use, input_folder, output_folder, publish
+from arcloop.kfp.pod.lineage import properties
+from arcloop.kfp.pod.storage import in_use, input_folder, output_folder, publish
 
 if TYPE_CHECKING:
     from kfp.dsl import Artifact, ClassificationMetrics, Markdown, Metrics
@@ -78,14 +78,14 @@ def run_step(name: str, arguments: Mapping[str, Any]) -> None:
         name: A key of `STEPS`.
         arguments: The arguments of the component: `*_overrides`, input artifacts by role, the
             artifact to write (`*_out`), and optionally `report`, which KFP's UI shows, and
-            `trainjob`, the JSON of `arcloop.kfp.trainjob.make_job`.
+            `trainjob`, the JSON of `arcloop.kfp.pod.trainjob.make_job`.
     """
     output = next(value for key, value in arguments.items() if key.endswith("_out"))
     overrides, inputs = _overrides(arguments), _inputs(arguments)
     folder = output_folder(output)
     with in_use([folder, *inputs.values()]):
         if arguments.get("trainjob"):
-            from arcloop.kfp.trainjob import train
+            from arcloop.kfp.pod.trainjob import train
 
             sha256 = call(name, train, overrides, inputs["store"], folder, arguments["trainjob"])
         else:

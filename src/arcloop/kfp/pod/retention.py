@@ -1,4 +1,4 @@
-"""Remove old runs of a pipeline from the shared volume, see `arcloop.kfp.storage` for its layout.
+"""Remove old runs of a pipeline from the shared volume (layout: `arcloop.kfp.pod.storage`).
 
 A run is removed as a whole, if no step has used it for a number of days and nothing that is kept
 was made from it. A step marks the runs that it reads and writes as used while it runs, so the runs
@@ -24,7 +24,7 @@ from typing import Any
 from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
 from arcloop.errors import ArtifactError
-from arcloop.kfp.storage import PIPELINES, USED
+from arcloop.kfp.pod.storage import PIPELINES, USED
 
 _REMOVED = ".removed-"
 _DAY_S = 86400

@@ -19,8 +19,8 @@ from arcloop.artifacts.writer import git_revision
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.config import ClusterSettings
-from arcloop.kfp.credentials import connect
-from arcloop.kfp.origin import version_name
+from arcloop.kfp.server.credentials import connect
+from arcloop.kfp.server.origin import version_name
 
 _LOG_IN = (
     "the KFP API asks for a log in",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from arcloop.kfp.pod import read_result
+from arcloop.kfp.pod.steps import read_result
 
 SUCCEEDED = ("COMPLETE", "SUCCEEDED")
 """States of a run in which every task succeeded: on a KFP server, and in a local run."""

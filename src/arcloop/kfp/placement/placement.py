@@ -6,9 +6,9 @@ from typing import Any
 from kfp import kubernetes
 
 from arcloop.kfp.config import ClusterSettings, NotifySettings, StepSettings
-from arcloop.kfp.mounts import mounts
-from arcloop.kfp.pod import STORES
-from arcloop.kfp.storage import CHECKPOINTS, VOLUME
+from arcloop.kfp.placement.mounts import mounts
+from arcloop.kfp.pod.steps import STORES
+from arcloop.kfp.pod.storage import CHECKPOINTS, VOLUME
 from arcloop.pipeline.steps import STEPS
 
 _RETRY_PERIOD = f"{10 * 365 * 24 * 3600}s"

@@ -1,0 +1,1 @@
+"""Where the pods of the steps run: nodes, volumes and GPUs."""

@@ -1,0 +1,1 @@
+"""Sweeps on a cluster: combinations, searches and their leaderboard."""
