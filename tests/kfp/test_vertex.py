@@ -56,6 +56,8 @@ def test_the_compiled_file_is_in_the_documented_subset(submission, tmp_path):
         (["notify=slack"], "notify.secret is a secret of Kubernetes"),
         (["cluster.security.run_as_non_root=true"], "cluster.security has no equivalent"),
         (["+cluster.labels={a: b}"], "cluster.labels has no equivalent"),
+        (["cluster.service_account=trainer"], "cluster.service_account has no equivalent"),
+        (["cluster.pull_policy=Always"], "cluster.pull_policy has no equivalent"),
         (["cluster.model_registry=http://a"], "cluster.model_registry has no equivalent"),
         (["cluster.steps.train.shm=1Gi"], "cluster.steps.train.shm has no equivalent"),
         (["+cluster.steps.train.timeout_s=9"], "cluster.steps.train.timeout_s has no equivalent"),

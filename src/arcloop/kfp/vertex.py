@@ -14,7 +14,7 @@ from arcloop.kfp.config import ClusterSettings, NotifySettings, StepSettings
 
 _ABSENT = (
     "checkpoints", "data_volumes", "secrets", "labels", "annotations", "node_selector",
-    "node_affinity", "tolerations", "pull_secrets", "model_registry",
+    "node_affinity", "tolerations", "pull_secrets", "model_registry", "service_account",
 )  # fmt: skip
 """Settings of a cluster that have no equivalent in Vertex AI."""
 _ABSENT_IN_STEP = (
@@ -51,9 +51,10 @@ def vertex_faults(
         yield "notify.secret is a secret of Kubernetes, which Vertex AI does not have"
     if any(value is not None for value in settings.security.model_dump().values()):
         yield "cluster.security has no equivalent in Vertex AI: set its keys to null"
-    for key in _ABSENT:
-        if getattr(settings, key):
-            yield f"cluster.{key} has no equivalent in Vertex AI: remove it"
+    absent = [key for key in _ABSENT if getattr(settings, key)]
+    absent += ["pull_policy"] if settings.pull_policy != "IfNotPresent" else []
+    for key in absent:
+        yield f"cluster.{key} has no equivalent in Vertex AI: remove it"
     for name, step in settings.steps.items():
         yield from _step_faults(name, step)
 
