@@ -142,7 +142,7 @@ def test_mounted_paths_are_accepted(image, overrides):
     "work",
     [
         "from arcloop.kfp.pod.steps import compute_fingerprint as f; f([])",
-        "from arcloop.kfp import notification; notification.post('NONE', 1.0, 'text')",
+        "from arcloop.kfp.pod import notification; notification.post('NONE', 1.0, 'text')",
     ],
 )
 def test_the_tasks_without_a_model_do_not_import_torch(work):
