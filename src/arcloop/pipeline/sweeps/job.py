@@ -50,6 +50,10 @@ class TemporaryFailure(float):
     """NaN, the objective of a job that a continued sweep runs again."""
 
 
+class PrunedObjective(float):
+    """NaN, the objective of a job that was pruned; its trial gets the state PRUNED."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a job failed.
@@ -76,6 +80,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """When a pruner ended a job.
+
+    Attributes:
+        epoch: Number of completed epochs.
+        value: Value of the monitored metric on val after them; of the first seed of the setting.
+    """
+
+    epoch: int
+    value: float
+
+
+@dataclass(frozen=True)
 class JobRecord:
     """Record of a job.
 
@@ -87,9 +104,10 @@ class JobRecord:
         started: Start time in UTC, ISO 8601.
         ended: End time in UTC, ISO 8601.
         objective: Best value of the monitored metric on val; None if nothing was trained.
-        failure: Why the job failed; None if it finished.
+        failure: Why the job failed; None if it finished or was pruned.
         run_dir: Folder of the job; older records lack it.
         gate_passed: Decision of the gate; None if nothing was evaluated.
+        pruned: When a pruner ended the job; None if it was not pruned. A pruned job has no result.
     """
 
     config_sha256: str
@@ -102,6 +120,7 @@ class JobRecord:
     failure: Failure | None
     run_dir: str = ""
     gate_passed: bool | None = None
+    pruned: Pruned | None = None
 
     def write(self, file: Path) -> None:
         """Write the record as JSON; missing folders are created."""
@@ -113,8 +132,12 @@ class JobRecord:
         """Return the record in a file, or None if there is no readable record."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             content = json.loads(file.read_bytes())
-            failure = content.pop("failure")
-            return cls(**content, failure=None if failure is None else Failure(**failure))
+            failure, pruned = content.pop("failure"), content.pop("pruned", None)
+            return cls(
+                **content,
+                failure=None if failure is None else Failure(**failure),
+                pruned=None if pruned is None else Pruned(**pruned),
+            )
         return None
 
 
