@@ -7,6 +7,7 @@ from tests.conftest import SMALL, arcloop_in
 
 from arcloop import artifacts
 from arcloop.cli.main import main
+from arcloop.config.paths import quote_paths
 from arcloop.pipeline.sweeps.plan import plan
 from arcloop.serving.deploy import parse_arguments
 
@@ -34,6 +35,7 @@ NOTATIONS = {
     "name": (["name=foo"], "runs/foo"),
     "interpolation": (["run_dir=runs/${name}", "name=foo"], "runs/foo"),
     "quotes": (["run_dir='sweeps/head.margin=0.2,[a] b'"], ODD),
+    "as it is": ([f"run_dir={ODD}"], ODD),
     "escapes": ([r"run_dir=sweeps/head.margin\=0.2\,\[a\]\ b"], ODD),
 }
 
@@ -97,6 +99,6 @@ def test_a_run_that_does_not_exist_is_refused_before_work_starts(runs, capsys, a
 @pytest.mark.parametrize("notation", NOTATIONS)
 def test_a_run_is_deployed_to_its_own_store(runs, notation):
     arguments, folder = NOTATIONS[notation]
-    parsed = parse_arguments(arguments)
+    parsed = parse_arguments(quote_paths(arguments))
     assert str(parsed.run_dir) == folder
     assert (parsed.settings.name, parsed.settings.model_store) == ("foo", "model_store/foo")

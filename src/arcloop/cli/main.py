@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arcloop.config.composition import bundled
+from arcloop.config.paths import quote_paths
 from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, report_errors
 
@@ -156,7 +157,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"there is no verb {name!r}",
             remedy=f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}",
         )
-    verb = VERBS[name]
+    verb, rest = VERBS[name], quote_paths(rest)
     wants_help = bool({"-h", "--help"} & set(rest))
     if wants_help and verb.examples:
         print(_help(f"arcloop {name}: {verb.summary}", [f"  {line}" for line in verb.examples]))
