@@ -8,8 +8,8 @@ from arcloop.config.composition import parse_overrides
 from arcloop.config.paths import quote_paths
 
 ODD = [
-    "head.margin=0.2", "head.margin=0.2,seed=0", "a [b] {c}", "it's", '"x"', "größe=é", "a,b", "x\\y",
-    "end ", "choice(1)",
+    "head.margin=0.2", "head.margin=0.2,seed=0", "a [b] {c}", "it's", '"x"', "größe=é", "a,b",
+    "x\\y", "end ", "choice(1)",
 ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from omegaconf.errors import (
 )
 
 from arcloop.config import targets
+from arcloop.config.monitors import find_monitor_faults
 from arcloop.config.schema import Config
 from arcloop.config.value_types import describe_mismatch, field_types, find_mismatches
 from arcloop.errors import ArcloopError, ConfigError
@@ -143,6 +144,7 @@ def check_config(config: DictConfig) -> None:
         faults = [f"{key} is not a key of the config" for key in plain if key not in known]
         faults += find_mismatches(plain, known, "")
         faults += targets.find_faults(plain)
+        faults += [] if faults else find_monitor_faults(plain)
     if faults:
         raise ConfigError("\n".join(faults), remedy="correct the config; nothing was started")
 

@@ -4,7 +4,7 @@ import pytest
 
 from arcloop.artifacts.atomic import write_json
 from arcloop.artifacts.writer import write_artifact, write_manifest
-from arcloop.pipeline.sweeps.job import RECORD, Failure, JobRecord, folder_name
+from arcloop.pipeline.sweeps.record import RECORD, Failure, JobRecord, folder_name
 
 WHEN = "2026-01-01T00:00:00+00:00"
 FIXED = ["data=synthetic", "loader.batch_size=50"]

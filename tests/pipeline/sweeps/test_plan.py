@@ -12,6 +12,10 @@ WRONG = {
     "a misspelt choice": (["head=arcface,arcfac"], ["no head=arcfac", "did you mean arcface"]),
     "several errors": (
         ["head.margin=0.2,7", "loader.batch_size=10,0"], ["head.margin=7", "loader.batch_size=0"]),
+    "an unknown metric": (["monitor=val_x,val_top1"], ["monitor=val_x: training logs only"]),
+    "an unknown metric of a callback": (
+        ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val_x", "seed=0,1"],
+        ["callbacks.early_stopping.monitor=val_x: training logs only"]),
     "an interval without a search": (
         ["head.margin=interval(0.2,0.3)"], ["head.margin is an interval", "sweep=optuna"]),
     "the end of an interval": (

@@ -19,7 +19,7 @@ from tests.conftest import SMALL
 from arcloop import artifacts
 from arcloop.cli.main import main
 from arcloop.config.composition import parse_overrides
-from arcloop.pipeline.sweeps.job import RECORD, JobRecord, folder_name
+from arcloop.pipeline.sweeps.record import RECORD, JobRecord, folder_name
 
 QUICK = [*SMALL, "callbacks=export_only", "logger=csv"]
 SWEEP = Path("runs/sweeps/synthetic")

@@ -27,8 +27,8 @@ from arcloop.kfp.parameters import (
 )
 from arcloop.kfp.submission import Submission, read_submission, resolve_parameters, submit
 from arcloop.kfp.sweeps.study import read_search
-from arcloop.pipeline.sweeps.job import folder_name
 from arcloop.pipeline.sweeps.plan import combinations
+from arcloop.pipeline.sweeps.record import folder_name
 
 
 @dataclass(frozen=True)

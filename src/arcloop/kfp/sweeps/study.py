@@ -20,7 +20,7 @@ from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.kfp.config import ClusterSettings
 from arcloop.kfp.parameters import COMBINATION, OVERRIDES, SWEPT, divide_overrides
-from arcloop.pipeline.sweeps.job import folder_name
+from arcloop.pipeline.sweeps.record import folder_name
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage

@@ -1,32 +1,31 @@
-"""Checks of a sweep before its first job, and the choice of a GPU for each of its processes."""
+"""Checks of a sweep before its first job."""
 
 from __future__ import annotations
 
-import os
+import shlex
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from arcloop.artifacts.atomic import try_lock
 from arcloop.config.composition import (
     bundled,
     check_config,
     compose_unchecked,
     parse_overrides,
+    quote_override,
 )
 from arcloop.config.recorded import compose_for_run, find_run_dir, names_run, recorded_overrides
 from arcloop.config.targets import require_extra
-from arcloop.errors import ConfigError, ResourceError
+from arcloop.errors import ConfigError
 from arcloop.pipeline.chains import FROM_RUN
+from arcloop.pipeline.sweeps.gpus import free_gpus
+from arcloop.pipeline.sweeps.record import folder_name
 
 TRAINING = ("train", "run")
 """Verbs whose jobs have their own folder with a record."""
@@ -39,9 +38,6 @@ _PACKAGES = {
 """Key, or choice of a group -> package that it needs."""
 _MAX_VALUES = 32
 """Values per key that are checked before the first job; each job checks the remaining ones."""
-
-_gpu_locks: list[BaseFileLock] = []
-"""Locks of the GPUs that this process has reserved until it ends."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +97,30 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         gpus=tuple(gpus),
         extra=(*recorded, *([f"launcher.jobs={jobs}"] if gpus else [])),
     )
+
+
+def first_job(verb: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the swept values of the first job of a sweep, and the overrides that run it alone.
+
+    For a search, these are the first values of the lists and the lower bounds of the intervals.
+
+    Args:
+        verb: Verb of the jobs.
+        arguments: Overrides as given, including the swept ones.
+
+    Raises:
+        ConfigError: No key is swept, or a key or a value is invalid.
+    """
+    given = parse_overrides(arguments)
+    swept = [o for o in given if o.is_sweep_override()]
+    if not swept:
+        raise _nothing_swept()
+    overrides = [_values(o)[0] if o in swept else str(o.input_line) for o in given]
+    values = {o.get_key_element().lstrip("+"): _values(o)[0].partition("=")[2] for o in swept}
+    if verb in TRAINING and not any(o.key_or_group == "run_dir" for o in given):
+        folder = Path(compose_unchecked(overrides).hydra.sweep.dir) / folder_name(values)
+        overrides += shlex.split(quote_override("run_dir", str(folder)))
+    return " ".join(f"{key}={value}" for key, value in values.items()), overrides
 
 
 def combinations(
@@ -208,64 +228,3 @@ def _values(override: Override) -> list[str]:
         names = sorted(file.stem for file in (bundled("conf") / key).glob("*.yaml"))
         return [f"{key}={name}" for name in value.filter(names)] or [f"{key}=none of these"]
     return [f"{key}={text}" for text in override.sweep_string_iterator()]
-
-
-def free_gpus() -> list[str]:
-    """Return the ids of idle GPUs among those that CUDA_VISIBLE_DEVICES allows.
-
-    Raises:
-        ConfigError: There is no GPU, or all are in use.
-    """
-    found = _query("--query-gpu=index,uuid")
-    if not found:
-        raise ConfigError(
-            "launcher=gpus needs an NVIDIA GPU, and this machine has none",
-            remedy="launcher=joblib runs several jobs on the CPU",
-        )
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        wanted = {entry.strip() for entry in allowed.split(",")}
-        found = [gpu for gpu in found if wanted & set(gpu)]
-    busy = {row[0] for row in _query("--query-compute-apps=gpu_uuid,pid")}
-    free = [uuid for _, uuid in found if uuid not in busy]
-    if not free:
-        raise ConfigError(
-            f"all {len(found)} GPUs are in use",
-            remedy="wait (see `nvidia-smi`), or set CUDA_VISIBLE_DEVICES to other GPUs",
-        )
-    return free
-
-
-def _query(what: str) -> list[list[str]]:
-    command = ["nvidia-smi", what, "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line]
-
-
-def reserve_gpu(gpus: Sequence[str]) -> None:
-    """Reserve one of these GPUs until this process ends, and make it the only visible GPU.
-
-    Call this before torch initialises CUDA. Further calls in the same process have no effect.
-
-    Args:
-        gpus: Ids of the GPUs to choose from.
-
-    Raises:
-        ResourceError: Other processes reserved all of them.
-    """
-    if _gpu_locks:
-        return
-    for gpu in gpus:
-        lock = try_lock(Path(tempfile.gettempdir()) / f"arcloop-{os.getuid()}-{gpu}")
-        if lock is None:
-            continue
-        _gpu_locks.append(lock)
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        return
-    raise ResourceError(
-        f"other jobs use all {len(gpus)} GPUs",
-        remedy="wait for the other sweep to end",
-    )
