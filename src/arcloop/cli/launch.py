@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from arcloop.config.composition import (
     register_schema,
     require_single_values,
 )
+from arcloop.config.origin import set_origin
 from arcloop.config.recorded import find_run_dir, recorded_overrides
 from arcloop.config.schema import Config
 from arcloop.display.terminal import print_line
@@ -103,6 +105,7 @@ def _show_first_job(verb: str, flags: Sequence[str], overrides: Sequence[str]) -
 def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run one job and return the exit code."""
     require_single_values(overrides)
+    command, given = shlex.join(["arcloop", verb, *flags, *overrides]), overrides
     run_dir = find_run_dir(overrides) if verb in FROM_RUN else None
     if run_dir is not None:
         overrides = [*recorded_overrides(run_dir, overrides), *overrides]
@@ -114,6 +117,7 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             if run_dir is not None:
                 config.run_dir = str(run_dir)
             check_config(config)
+            set_origin(config, command, given)
             outcomes.append(run_verb(verb, config, list(HydraConfig.get().overrides.task)))
         except Exception as error:  # noqa: BLE001 - raised again below, outside Hydra
             failures.append(error)
@@ -132,11 +136,14 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     from arcloop.pipeline.sweeps.job import Job, sweep_error
     from arcloop.pipeline.sweeps.plan import plan
     from arcloop.pipeline.sweeps.record import JobRecord
+    from arcloop.pipeline.sweeps.sweep_record import SweepRecord
 
     planned, variable = plan(verb, overrides), os.environ.get(threads.VARIABLE)
+    command = shlex.join(["arcloop", verb, *flags, *overrides])
     planned.folder.mkdir(parents=True, exist_ok=True)
+    record = SweepRecord.open(planned.folder, planned.threads)
     with TemporaryDirectory(prefix=".results-", dir=planned.folder) as results:
-        job = Job(verb, planned.swept, Path(results), planned.gpus, os.getpid(), variable)
+        job = Job(verb, planned.swept, Path(results), planned.gpus, os.getpid(), record, command)
         try:
             _run_hydra(job, verb, [*overrides, *planned.extra], flags)
         except Exception as error:
@@ -152,6 +159,7 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             # joblib keeps its processes for the next sweep of this process, which may have another
             # current directory and environment.
             get_reusable_executor(reuse=True).shutdown(wait=True)
+            threads.restore_variable(variable)
         found = [JobRecord.read(file) for file in sorted(Path(results).iterdir())]
     records = [record for record in found if record is not None]
     if failed := sweep_error(records, planned.folder):

@@ -37,6 +37,7 @@ from arcloop.training.resume import (
     run_identity,
 )  # fmt: skip
 from arcloop.training.setup import TrainingSetup, num_processes, silence_lightning
+from arcloop.training.tensorboard_logger import TensorBoardLogger
 
 _LOGGER_FOLDERS = ("tensorboard", "wandb")
 _RUN_FILES = (
@@ -103,7 +104,7 @@ def train(
             begun["held_out_classes"] = held_out
             _prepare_folder(run_dir, begun, config, keep_files=start.checkpoint is not None)
             for logger in trainer.loggers:
-                if isinstance(logger, RunLogger):
+                if isinstance(logger, RunLogger | TensorBoardLogger):
                     logger.begin(config, start.step)
             _print_mode(trainer, setup, datamodule)
         _fit(trainer, module, datamodule, start.checkpoint, setup)

@@ -29,9 +29,10 @@ from arcloop.config.composition import (
     register_schema,
     to_plain,
 )
+from arcloop.config.origin import set_origin
 from arcloop.config.recorded import compose_for_run, find_run_dir
 from arcloop.display.terminal import print_line
-from arcloop.distributed.threads import restore_variable
+from arcloop.distributed import threads
 from arcloop.errors import ArcloopError, ConfigError, as_user_error
 from arcloop.pipeline.chains import CHAINS, FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import STEPS
@@ -44,7 +45,10 @@ from arcloop.pipeline.sweeps.record import (
     folder_name,
     old_folder_name,
 )
+from arcloop.pipeline.sweeps.sweep_record import SweepRecord
 
+_OF_SWEEP = ("run_dir", "sweep", "launcher")
+"""Keys that the command of a single job leaves out or sets itself."""
 _WATCHER, _WATCH_SECONDS = "arcloop-watcher", 0.2
 
 
@@ -68,8 +72,9 @@ class Job:
         results: Folder for the records of this command's jobs.
         gpus: GPUs of which the job reserves one; if empty, the visible devices are not changed.
         parent: Process id of the command.
-        omp_num_threads: `OMP_NUM_THREADS` of the command. joblib sets another number in its
-            processes, where `threads=auto` would otherwise differ from that of other launchers.
+        record: Id of the sweep, and the threads of each job. Launchers set other numbers in their
+            processes, where `threads=auto` would otherwise differ.
+        command: The command of the sweep.
     """
 
     verb: str
@@ -77,14 +82,15 @@ class Job:
     results: Path
     gpus: tuple[str, ...]
     parent: int
-    omp_num_threads: str | None = None
+    record: SweepRecord
+    command: str
 
     def __call__(self, config: DictConfig) -> float | None:
         """Run the job and return its objective for the sweeper; NaN if the job failed."""
         register_schema()
         if os.getppid() == self.parent:
             _exit_when_parent_ends(self.parent)
-            restore_variable(self.omp_num_threads)
+        os.environ[threads.VARIABLE] = str(self.record.threads)
         settings = HydraConfig.get()
         number, overrides = settings.job.num, list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
@@ -130,6 +136,7 @@ class Job:
                     file.unlink(missing_ok=True)
             if self.gpus:
                 reserve_gpu(self.gpus)
+            self._set_origin(config, overrides, swept)
             outcome = run_verb(self.verb, config, overrides)
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
             failure = Failure.of(error)
@@ -142,6 +149,16 @@ class Job:
         if self.verb in TRAINING and not (failure and has_other_run):
             record.write(file)
         return record
+
+    def _set_origin(
+        self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
+    ) -> None:
+        """Set `Config.origin`; its command repeats the job alone."""
+        alone = [o for o in overrides if _key(o).partition(".")[0] not in _OF_SWEEP]
+        words = ["arcloop", self.verb, *alone, f"run_dir={config.run_dir}"]
+        folder = HydraConfig.get().sweep.dir
+        sweep = {"id": self.record.id, "folder": folder, "command": self.command}
+        set_origin(config, shlex.join(words), [o for o in overrides if _key(o) in swept], sweep)
 
 
 def _config_sha256(verb: str, plain: Mapping[str, Any]) -> str:

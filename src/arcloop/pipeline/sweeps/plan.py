@@ -22,10 +22,12 @@ from arcloop.config.composition import (
 )
 from arcloop.config.recorded import compose_for_run, find_run_dir, names_run, recorded_overrides
 from arcloop.config.targets import require_extra
+from arcloop.distributed.threads import default_threads
 from arcloop.errors import ConfigError
 from arcloop.pipeline.chains import FROM_RUN
 from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.record import folder_name
+from arcloop.pipeline.sweeps.sweep_record import threads_of_new_sweep
 
 TRAINING = ("train", "run")
 """Verbs whose jobs have their own folder with a record."""
@@ -48,6 +50,7 @@ class Plan:
         swept: Keys that the sweep varies.
         folder: Folder that contains the folders of the jobs.
         gpus: GPUs to distribute the jobs over; if empty, the visible devices are not changed.
+        threads: Threads of each job, if the sweep is new.
         extra: Overrides to add to those of the command: the recorded overrides of the run, if all
             jobs work on the same run, and the number of parallel jobs for the free GPUs.
     """
@@ -55,6 +58,7 @@ class Plan:
     swept: tuple[str, ...]
     folder: Path
     gpus: tuple[str, ...]
+    threads: int
     extra: tuple[str, ...]
 
 
@@ -95,6 +99,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         swept=tuple(o.get_key_element().lstrip("+") for o in swept),
         folder=Path(config.hydra.sweep.dir),
         gpus=tuple(gpus),
+        threads=threads_of_new_sweep(config) if verb in TRAINING else default_threads(),
         extra=(*recorded, *([f"launcher.jobs={jobs}"] if gpus else [])),
     )
 
