@@ -95,6 +95,16 @@ def test_a_wrong_override_is_one_clear_error(override, messages):
         assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("order", [["ema", "export_only"], ["export_only", "default", "ema"]])
+def test_choices_of_callbacks_are_combined_in_any_order(order):
+    every = list(compose_config().callbacks)
+    callbacks = compose_config([f"callbacks=[{','.join(order)}]"]).callbacks
+    assert list(callbacks) == [*every, "ema"]
+    assert [name for name in every if callbacks[name] is None] == [
+        "build_index", "evaluate", "tensorboard",
+    ]  # fmt: skip
+
+
 def test_all_faults_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         compose_config(["loader.batch_size=0", "head.margin=7", "trainer.max_epochs=x", "seed=-1"])
