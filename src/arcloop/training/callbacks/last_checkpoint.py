@@ -18,6 +18,8 @@ from arcloop.errors import Terminated, raise_terminated
 from arcloop.models.checkpoints import LAST
 from arcloop.training.loggers import RunLogger
 
+_ENDED_EARLY = "ended_early"
+
 
 class LastCheckpoint(Callback):
     """Writes last.ckpt at the start of every epoch, at the end of the fit, and every few steps.
@@ -113,3 +115,30 @@ class LastCheckpoint(Callback):
             return True
         self._any_received = start_any(self._received)
         return False
+
+
+class EarlyEnd(Callback):
+    """Keeps a training ended that a callback has ended early, such as early stopping.
+
+    A run that is killed between its last step and its end resumes from the checkpoint of the last
+    step, and would otherwise train another epoch.
+
+    Args:
+        keep: False lets `resume=true` continue the training.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep, self._ended = keep, False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_ENDED_EARLY] = trainer.should_stop
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._ended = self._keep and checkpoint.get(_ENDED_EARLY, False)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self._ended
