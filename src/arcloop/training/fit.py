@@ -23,7 +23,9 @@ from arcloop.distributed.process_group import current_process_group, launched_ra
 from arcloop.errors import ArcloopError, ResourceError, first_line, write_error
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_run
+from arcloop.training.callbacks.last_checkpoint import EarlyEnd
 from arcloop.training.callbacks.progress import EpochTimer
+from arcloop.training.callbacks.pruning import Report, ReportEpochs
 from arcloop.training.loggers import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.preconditions import check_first_validation
@@ -56,6 +58,7 @@ def train(
     overwrite: bool,
     config: Mapping[str, Any],
     overrides: Sequence[str],
+    report: Report | None = None,
 ) -> Artifact:
     """Train a model, run the post-fit callbacks, and write the manifest of the run.
 
@@ -69,8 +72,10 @@ def train(
         overwrite: Replace a run with another setup.
         config: The resolved config, recorded in the run.
         overrides: The Hydra overrides of the config, recorded in the run.
+        report: Takes the monitored metric of each epoch and decides whether to end the training.
 
     Raises:
+        TrainingPruned: `report` decided to end the training. The run is not finished.
         ConfigError: `run_dir` contains another run, or there is no checkpoint to resume from.
         DivergedError: The loss is not finite.
         ResourceError: The folder cannot be written, or memory ran out.
@@ -95,7 +100,11 @@ def train(
             check_checkpoint_fits(start.checkpoint, module)
         if launched_rank() == 0:
             dry_run_formats(module.embedder, extra_formats(setup.export))
-        trainer = setup.make_trainer(EpochTimer(run_dir, print_epochs=not console().is_terminal))
+        trainer = setup.make_trainer(
+            EpochTimer(run_dir, print_epochs=not console().is_terminal),
+            EarlyEnd(keep=resume == "auto"),
+            *([] if report is None else [ReportEpochs(setup.monitor, report)]),
+        )
         # These raise errors before the run is created.
         setup.check_index(module.embedder.embedding_dim, datamodule.store.rows("gallery"))
         check_first_validation(trainer, len(datamodule.make_batches(num_processes(trainer))))

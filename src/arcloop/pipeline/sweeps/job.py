@@ -33,15 +33,17 @@ from arcloop.config.origin import set_origin
 from arcloop.config.recorded import compose_for_run, find_run_dir
 from arcloop.display.terminal import print_line
 from arcloop.distributed import threads
-from arcloop.errors import ArcloopError, ConfigError, as_user_error
+from arcloop.errors import ArcloopError, ConfigError, TrainingPruned, as_user_error
 from arcloop.pipeline.chains import CHAINS, FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import STEPS
 from arcloop.pipeline.sweeps.gpus import reserve_gpu
 from arcloop.pipeline.sweeps.plan import TRAINING
+from arcloop.pipeline.sweeps.pruning import STORAGE, assign_job, require_not_pruned
 from arcloop.pipeline.sweeps.record import (
     RECORD,
     Failure,
     JobRecord,
+    Pruned,
     folder_name,
     old_folder_name,
 )
@@ -99,10 +101,17 @@ class Job:
         elif not any(_key(o) == "run_dir" for o in overrides):
             old = Path(settings.sweep.dir) / old_folder_name(swept)
             config.run_dir = str(old if old.is_dir() else old.with_name(folder_name(swept)))
+        assign_job(config, Path(settings.sweep.dir) / STORAGE, number)
         point = " ".join(f"{key}={value}" for key, value in swept.items())
         print_line(f"job {number}: {point} -> {config.run_dir}")
         record = self._attempt(config, overrides, swept)
         record.write(self.results / f"{number:09d}.json")
+        if record.pruned is not None:
+            print_line(
+                f"job {number} pruned: its setting had {config.monitor}"
+                f" {record.pruned.value:.4f} after epoch {record.pruned.epoch}"
+            )
+            return PrunedObjective(math.nan)
         if record.failure is None:
             return record.objective
         print_line(f"job {number} failed: {record.failure.what}")
@@ -114,7 +123,7 @@ class Job:
         """Run the verb and record the result; skip a job that has failed permanently."""
         file = Path(config.run_dir) / RECORD
         sha256, started = "", _now()
-        outcome, failure = VerbResult(), None
+        outcome, failure, pruned = VerbResult(), None, None
         has_other_run = False  # a finished job of another config, whose record is kept
         try:
             if self.verb in FROM_RUN:
@@ -130,21 +139,25 @@ class Job:
                         "skipped: it failed before with this config; overwrite=true runs it again"
                     )
                     return before
-                finished = failed is None if before else artifacts.exists(file.parent)
-                has_other_run = finished and not same and not config.overwrite
+                has_other_run = (
+                    _is_finished(file.parent, before) and not same and not config.overwrite
+                )
                 if not has_other_run:
                     file.unlink(missing_ok=True)
             if self.gpus:
                 reserve_gpu(self.gpus)
+            require_not_pruned(config)
             self._set_origin(config, overrides, swept)
             outcome = run_verb(self.verb, config, overrides)
+        except TrainingPruned as decision:
+            pruned = Pruned(decision.epoch, decision.value)
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
             failure = Failure.of(error)
             if as_user_error(error) is None:
                 print_line(traceback.format_exc())
         record = JobRecord(
             sha256, self.verb, list(overrides), dict(swept), started, _now(),
-            outcome.objective, failure, config.run_dir, outcome.gate_passed,
+            outcome.objective, failure, config.run_dir, outcome.gate_passed, pruned,
         )  # fmt: skip
         if self.verb in TRAINING and not (failure and has_other_run):
             record.write(file)
@@ -159,6 +172,12 @@ class Job:
         folder = HydraConfig.get().sweep.dir
         sweep = {"id": self.record.id, "folder": folder, "command": self.command}
         set_origin(config, shlex.join(words), [o for o in overrides if _key(o) in swept], sweep)
+
+
+def _is_finished(run_dir: Path, record: JobRecord | None) -> bool:
+    if record is None:
+        return artifacts.exists(run_dir)
+    return record.failure is None and record.pruned is None
 
 
 def _config_sha256(verb: str, plain: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from arcloop.distributed.threads import default_threads
 from arcloop.errors import ConfigError
 from arcloop.pipeline.chains import FROM_RUN
 from arcloop.pipeline.sweeps.gpus import free_gpus
+from arcloop.pipeline.sweeps.pruning import check_pruner
 from arcloop.pipeline.sweeps.record import folder_name
 from arcloop.pipeline.sweeps.sweep_record import threads_of_new_sweep
 
@@ -190,6 +191,7 @@ def _check_compatibility(
             f"`arcloop {verb}` has no objective, so sweep= cannot choose values",
             remedy="omit sweep=, to run every combination",
         )
+    check_pruner(config)
     launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise ConfigError(
