@@ -59,6 +59,12 @@ def read_search(
     from arcloop.pipeline.sweeps.search import Search, read_space
 
     node = to_plain(compose_unchecked(words))["sweep"]
+    if node.pop("pruner", None) is not None:
+        raise ConfigError(
+            "a pipeline cannot prune its trials, because their steps run on the cluster",
+            where="sweep/pruner",
+            remedy="omit sweep/pruner, or run `arcloop train -m`",
+        )
     Search(**{**node, "sampler": build_node(node["sampler"])}, direction=monitor_mode, at_once=1)
     read_space(swept)
     _check_storage(cluster)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import re
 import shlex
 import signal
 import threading
@@ -167,7 +168,7 @@ class Job:
         self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
     ) -> None:
         """Set `Config.origin`; its command repeats the job alone."""
-        alone = [o for o in overrides if _key(o).partition(".")[0] not in _OF_SWEEP]
+        alone = [o for o in overrides if re.split(r"[./]", _key(o))[0] not in _OF_SWEEP]
         words = ["arcloop", self.verb, *alone, f"run_dir={config.run_dir}"]
         folder = HydraConfig.get().sweep.dir
         sweep = {"id": self.record.id, "folder": folder, "command": self.command}
