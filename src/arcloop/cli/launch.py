@@ -143,7 +143,10 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     planned.folder.mkdir(parents=True, exist_ok=True)
     record = SweepRecord.open(planned.folder, planned.threads)
     with TemporaryDirectory(prefix=".results-", dir=planned.folder) as results:
-        job = Job(verb, planned.swept, Path(results), planned.gpus, os.getpid(), record, command)
+        job = Job(
+            verb, planned.swept, Path(results), planned.gpus, os.getpid(), record, command,
+            planned.objectives,
+        )  # fmt: skip
         try:
             _run_hydra(job, verb, [*overrides, *planned.extra], flags)
         except Exception as error:

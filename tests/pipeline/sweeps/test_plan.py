@@ -9,6 +9,20 @@ from arcloop.pipeline.sweeps.plan import plan
 WRONG = {
     "nothing to sweep": ([], ["no key has several values", "head.margin=0.2,0.3"]),
     "a misspelt key": (["head.margn=0.2,0.3"], ["no key head.margn", "did you mean head.margin"]),
+    "a key that no choice has": (
+        ["head=arcface,softmax", "head.margn=0.2,0.3"], ["no key head.margn"]),
+    "a wrong value of a conditional key": (
+        ["head=softmax,arcface", "head.margin=0.2,7"], ["head.margin=7"]),
+    "lists of unequal length": (
+        ["head.margin=0.2,0.3", "seed=0,1,2", "sweep.zip=[head.margin,seed]"],
+        ["head.margin has 2, seed has 3", "same number"]),
+    "a fixed key that varies with another": (
+        ["head.margin=0.2,0.3", "sweep.zip=[head.margin,seed]"], ["seed is not a key with a list"]),
+    "an objective that is not measured": (
+        ["sweep=random", "head.margin=0.2,0.3", "callbacks=export_only",
+         "sweep.objectives=[val_top1,index_bytes]"], ["index_bytes needs callbacks.build_index"]),
+    "an interval in a grid": (
+        ["sweep=grid", "head.margin=interval(0.2,0.3)"], ["head.margin is an interval"]),
     "a misspelt choice": (["head=arcface,arcfac"], ["no head=arcfac", "did you mean arcface"]),
     "several errors": (
         ["head.margin=0.2,7", "loader.batch_size=10,0"], ["head.margin=7", "loader.batch_size=0"]),
@@ -63,4 +77,5 @@ def test_plan_has_the_swept_keys_and_the_folder():
     )
     assert planned.swept == ("head", "trainer.max_time", "seed")
     assert str(planned.folder) == "runs/sweeps/mine"
-    assert planned.gpus == planned.extra == ()
+    assert planned.gpus == ()
+    assert planned.extra == ("hydra.sweeper._target_=hydra_plugins.arcloop_search.GridSweeper",)

@@ -1,20 +1,30 @@
-"""Search with Optuna: proposals, retries, and continuing after a kill."""
+"""Search with Optuna: proposals, seeds, retries, and continuing after a kill."""
 
 import contextlib
+import json
 import math
 import sqlite3
+import statistics
 from types import SimpleNamespace
 
 import optuna
 import pytest
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
+from scipy import stats
 
 from arcloop.errors import ConfigError, ResourceError
-from arcloop.pipeline.sweeps.job import TemporaryFailure
-from arcloop.pipeline.sweeps.search import STORAGE, Search
+from arcloop.pipeline.sweeps.job import PrunedObjective, TemporaryFailure
+from arcloop.pipeline.sweeps.proposals import Proposals
+from arcloop.pipeline.sweeps.search import Search
+from arcloop.pipeline.sweeps.space import Space
+from arcloop.pipeline.sweeps.study import STORAGE
 
-SPACE = ["name=x", "head.margin=interval(0.2,0.6)", "head.scale=16,32", "seed=int(interval(1,9))"]
+SPACE = [
+    "name=x", "head.margin=interval(0.2,0.6)", "head.scale=16,32",
+    "loader.batch_size=int(interval(1,9))",
+]  # fmt: skip
+CONDITIONAL = ["data=synthetic", "head.margin=interval(0.2,0.6)", "head=arcface,softmax"]
 
 
 class Killed(BaseException):
@@ -22,27 +32,31 @@ class Killed(BaseException):
 
 
 class Jobs:
-    """A launcher whose jobs compute a formula; records the overrides of each job."""
+    """A launcher whose jobs compute a formula; records the overrides and the number of each job."""
 
     def __init__(self, kill_at=None, result=None):
-        self.proposed, self.kill_at, self.result = [], kill_at, result
+        self.proposed, self.numbers, self.kill_at, self.result = [], [], kill_at, result
 
     def __call__(self, batch, initial_job_idx):
         returned = []
-        for job in batch:
+        for number, job in enumerate(batch, start=initial_job_idx):
             if len(self.proposed) == self.kill_at:
                 raise Killed
-            self.proposed.append(job)
+            self.proposed.append(tuple(job))
+            self.numbers.append(number)
             values = dict(override.split("=") for override in job)
-            score = -((float(values["head.margin"]) - 0.4) ** 2)
+            score = -((float(values.get("head.margin", 0.1)) - 0.4) ** 2)
             value = score if self.result is None else self.result(len(self.proposed), score)
             returned.append(SimpleNamespace(return_value=value))
         return returned
 
 
-def search(folder, jobs, trials=6, space=SPACE, sampler=TPESampler, at_once=1, direction="max"):
-    Search(sampler, trials=trials, seed=0, direction=direction, at_once=at_once).run(
-        space, str(folder), jobs
+def search(
+    folder, jobs, space=SPACE, sampler=TPESampler, verb="train", *, trials=6, at_once=1, **more
+):
+    settings = {"monitor": "val_top1", "direction": "max", **more}
+    Search(sampler, trials=trials, seed=0, at_once=at_once, **settings).run(
+        verb, space, str(folder), jobs
     )
     return jobs.proposed
 
@@ -51,17 +65,21 @@ def study(folder):
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / STORAGE}")
 
 
+def states(folder):
+    return [trial.state.name for trial in study(folder).trials]
+
+
 def startup(seed):
-    return TPESampler(seed=seed, n_startup_trials=3)
+    return TPESampler(seed=seed, n_startup_trials=3, multivariate=True, group=True)
 
 
 def test_values_are_in_the_given_space(tmp_path):
     for job in search(tmp_path, Jobs(), sampler=RandomSampler, trials=10):
         values = dict(override.split("=") for override in job)
-        assert list(values) == ["name", "head.margin", "head.scale", "seed"]
+        assert list(values) == ["name", "head.margin", "head.scale", "loader.batch_size"]
         assert 0.2 <= float(values["head.margin"]) <= 0.6
         assert values["head.scale"] in ("16", "32")
-        assert int(values["seed"]) in range(1, 10)
+        assert int(values["loader.batch_size"]) in range(1, 10)
 
 
 def test_all_proposals_differ(tmp_path):
@@ -69,13 +87,14 @@ def test_all_proposals_differ(tmp_path):
     assert len(set(proposed)) == 6
 
 
+@pytest.mark.parametrize("space", [SPACE, CONDITIONAL], ids=["all keys", "conditional"])
 @pytest.mark.parametrize("kill_at", [0, 4])
-def test_continuing_after_a_kill_does_not_change_the_proposals(tmp_path, kill_at):
-    whole = search(tmp_path / "whole", Jobs(), sampler=startup)
+def test_continuing_after_a_kill_does_not_change_the_proposals(tmp_path, kill_at, space):
+    whole = search(tmp_path / "whole", Jobs(), space, startup)
     killed = Jobs(kill_at)
     with pytest.raises(Killed):
-        search(tmp_path / "killed", killed, sampler=startup)
-    rest = search(tmp_path / "killed", Jobs(), sampler=startup)
+        search(tmp_path / "killed", killed, space, startup)
+    rest = search(tmp_path / "killed", Jobs(), space, startup)
     assert killed.proposed + rest == whole
     assert [t.state for t in study(tmp_path / "killed").trials] == [TrialState.COMPLETE] * 6
 
@@ -103,8 +122,7 @@ def test_only_temporary_failures_are_retried(tmp_path):
         return math.nan if number == 4 else score
 
     proposed = search(tmp_path, Jobs(result=result), trials=5)
-    states = [trial.state for trial in study(tmp_path).trials]
-    assert states.count(TrialState.RUNNING) == states.count(TrialState.FAIL) == 1
+    assert states(tmp_path) == ["COMPLETE", "RUNNING", "COMPLETE", "FAIL", "COMPLETE"]
     assert search(tmp_path, Jobs(), trials=5) == [proposed[1]]
     assert study(tmp_path).trials[3].state == TrialState.FAIL
 
@@ -115,10 +133,164 @@ def test_direction_min_minimizes_the_objective(tmp_path):
     assert best.best_value == min(trial.value for trial in best.trials)
 
 
-def test_another_space_in_the_same_folder_is_an_error(tmp_path):
-    search(tmp_path, Jobs(), trials=1)
-    with pytest.raises(ConfigError, match="over a different space"):
-        search(tmp_path, Jobs(), space=["head.margin=interval(0.2,0.7)"])
+OTHER = {
+    "monitor": ({"monitor": "val_eer"}, "monitor (there val_top1, here val_eer)"),
+    "direction": ({"direction": "min"}, "direction (there max, here min)"),
+    "verb": ({"verb": "run"}, "verb (there train, here run)"),
+    "summary": ({"objective": "lower"}, "objective (there mean, here lower)"),
+    "objectives": ({"objectives": ["val_top1", "model_bytes"]}, "model_bytes"),
+    "seeds": ({"space": [*SPACE, "seed=0,1,2"]}, "seeds (there seed=0"),
+    "values": ({"space": [*SPACE[:2], "head.scale=8", SPACE[3]]}, "the values of head.scale"),
+    "a fixed key": (
+        {"space": [*SPACE, "data.num_classes=4"]},
+        "data.num_classes (there the default, here 4)",
+    ),
+}
+
+
+def test_a_search_with_other_settings_in_the_same_folder_is_an_error(tmp_path):
+    space = [*SPACE, "seed=0,1"]
+    search(tmp_path, Jobs(), space, trials=1)
+    for more, difference in OTHER.values():
+        given = {"space": space, **more}
+        with pytest.raises(ConfigError, match="contains a search that differs in") as caught:
+            search(tmp_path, Jobs(), **given)
+        assert difference.replace("seed=0", "0, 1") in str(caught.value)
+        assert "hydra.sweep.dir" in str(caught.value)
+    same = ["threads=2", "launcher=joblib", "hydra.sweep.dir=x", *reversed(space)]
+    assert search(tmp_path, Jobs(), same, trials=1) == []
+
+
+def test_a_search_of_an_earlier_version_is_continued(tmp_path):
+    search(tmp_path, Jobs(), trials=2)
+    with contextlib.closing(sqlite3.connect(tmp_path / STORAGE)) as file, file:
+        space = json.dumps(Proposals(Space.of(SPACE)).describe())
+        file.execute("UPDATE study_user_attributes SET key = 'space', value_json = ?", [space])
+    with pytest.raises(ConfigError, match="direction"):
+        search(tmp_path, Jobs(), direction="min")
+    assert len(search(tmp_path, Jobs(), trials=3)) == 1
+
+
+def test_a_trial_runs_all_seeds(tmp_path):
+    values = {0: [0.5, 0.7, 0.9], 1: [0.2, 0.2, 0.5]}
+    jobs = Jobs(result=lambda number, _: values[(number - 1) // 3][(number - 1) % 3])
+    space = ["seed=0,1,5", *SPACE]
+    for how, direction in (("mean", "max"), ("lower", "max"), ("lower", "min")):
+        folder, jobs.proposed, jobs.numbers = tmp_path / f"{how}-{direction}", [], []
+        search(folder, jobs, space, trials=2, at_once=2, objective=how, direction=direction)
+        assert jobs.numbers == [0, 1, 2, 3, 4, 5]
+        assert [job[0] for job in jobs.proposed] == ["seed=0", "seed=1", "seed=5"] * 2
+        assert len({job[1:] for job in jobs.proposed}) == 2
+        for trial in study(folder).trials:
+            of_trial = values[trial.number]
+            expected = statistics.fmean(of_trial)
+            if how == "lower":
+                low, high = stats.t.interval(0.95, 2, expected, stats.sem(of_trial))
+                expected = low if direction == "max" else high
+            assert trial.value == pytest.approx(expected)
+
+
+def test_the_seeds_of_a_trial_decide_on_its_state(tmp_path):
+    """Number of the job -> outcome: permanent and temporary failures, and a pruned trial."""
+    outcomes = {
+        1: math.nan, 2: TemporaryFailure(math.nan), 5: TemporaryFailure(math.nan),
+        8: PrunedObjective(math.nan), 9: PrunedObjective(math.nan),
+        10: TemporaryFailure(math.nan),
+    }  # fmt: skip
+    jobs = Jobs(result=lambda number, score: outcomes.get(number - 1, score))
+    space = [*SPACE, "seed=0,1"]
+    search(tmp_path, jobs, space, trials=7)
+    first = ["COMPLETE", "RUNNING", "RUNNING", "COMPLETE", "PRUNED", "RUNNING", "COMPLETE"]
+    first[0] = "FAIL"
+    assert states(tmp_path) == first
+    again = Jobs()
+    repeated = search(tmp_path, again, space, trials=7, at_once=12)
+    assert again.numbers == [2, 3, 4, 5, 10, 11]  # of consecutive trials, and of another one
+    assert repeated == [jobs.proposed[number] for number in again.numbers]
+    assert set(states(tmp_path)) == {"FAIL", "PRUNED", "COMPLETE"}
+
+
+WRONG = {
+    "an interval of seeds": ([*SPACE, "seed=int(interval(0,9))"], {}, "seed is not searched"),
+    "only seeds": (["seed=0,1"], {}, "only seed varies"),
+    "an interval of one seed": (SPACE, {"objective": "lower"}, "needs at least 2 seeds"),
+    "a wrong interval": (["head.margin=interval(0.4,0.2)"], {}, "cannot choose from head.margin"),
+    "one objective": (SPACE, {"objectives": ["val_top1"]}, "contains one objective"),
+    "an unknown objective": (SPACE, {"objectives": ["val_top1", "top1"]}, "top1 is not known"),
+    "no direction": (SPACE, {"objectives": ["val_top1", "val_mine"]}, "val_mine is not known"),
+    "another direction": (SPACE, {"objectives": ["val_top1", {"val_x": "up"}]}, "val_x is not"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_invalid_search_is_an_error(tmp_path, case):
+    space, settings, message = WRONG[case]
+    with pytest.raises(ConfigError, match=message):
+        search(tmp_path, Jobs(), space, **settings)
+    assert not (tmp_path / STORAGE).exists()
+
+
+def test_a_key_that_a_choice_lacks_is_not_a_parameter_of_its_trials(tmp_path):
+    heads = set()
+    for job in search(tmp_path, Jobs(), CONDITIONAL, startup, trials=12):
+        values = dict(override.split("=") for override in job)
+        heads.add(values["head"])
+        assert ("head.margin" in values) == (values["head"] == "arcface")
+    assert heads == {"arcface", "softmax"}
+    for trial in study(tmp_path).trials:
+        assert ("head.margin" in trial.params) == (trial.params["head"] == "arcface")
+
+
+def test_keys_that_vary_together_are_one_parameter(tmp_path):
+    space = ["head.margin=0.2,0.3,0.4", "optimizer.lr=interval(0.1,0.2)", "head.scale=8,16,32"]
+    jobs = search(tmp_path, Jobs(), space, RandomSampler, zip=["head.scale", "head.margin"])
+    pairs = {(job[0].partition("=")[2], job[2].partition("=")[2]) for job in jobs}
+    assert 1 < len(pairs) <= 3
+    assert pairs <= {("0.2", "8"), ("0.3", "16"), ("0.4", "32")}
+
+
+def test_a_grid_runs_every_combination_once(tmp_path):
+    space = [
+        "head.margin=0.2,0.4", "head=arcface,softmax", "optimizer.lr=0.1,0.2", "seed=0,1",
+    ]  # fmt: skip
+    killed = Jobs(kill_at=5)
+    with pytest.raises(Killed):
+        search(tmp_path, killed, space, sampler=None, trials=None)
+    assert states(tmp_path) == ["COMPLETE", "COMPLETE", "RUNNING"]
+    rest = search(tmp_path, Jobs(), space, sampler=None, trials=None, at_once=4)
+    assert killed.proposed[4:] == rest[:1]
+    found = killed.proposed[:4] + rest
+    assert len(found) == 12
+    assert sorted(found) == sorted(map(tuple, Space.of(space).jobs()))
+    assert search(tmp_path, Jobs(), space, sampler=None, trials=None) == []
+
+
+@pytest.mark.parametrize("sampler", [startup, NSGAIISampler], ids=["tpe", "nsga2"])
+def test_several_objectives_have_pareto_optimal_trials(tmp_path, sampler, capsys):
+    def result(number, _):
+        return [round(math.sin(number), 3), float(number * 7 % 5)]
+
+    space, names = [*SPACE, "seed=0,1"], ["val_top1", "index_bytes"]
+    killed = Jobs(11, result)
+    with pytest.raises(Killed):
+        search(tmp_path, killed, space, sampler, trials=9, objectives=names)
+    rest = search(tmp_path, Jobs(result=result), space, sampler, trials=9, objectives=names)
+    assert rest[0] == killed.proposed[10]
+    trials = study(tmp_path).trials
+    assert states(tmp_path) == ["COMPLETE"] * 9
+    expected = [(a + b) / 2 for a, b in zip(result(1, 0), result(2, 0), strict=True)]
+    assert trials[0].values == pytest.approx(expected)
+    best = [
+        one.number for one in trials
+        if not any(
+            other.values != one.values
+            and other.values[0] >= one.values[0] and other.values[1] <= one.values[1]
+            for other in trials
+        )
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if "head.margin=" in line]
+    assert sorted(int(line.split()[1]) for line in rows) == best
 
 
 def test_a_log_interval_is_sampled_on_a_log_scale(tmp_path):

@@ -38,6 +38,7 @@ from arcloop.errors import ArcloopError, ConfigError, TrainingPruned, as_user_er
 from arcloop.pipeline.chains import CHAINS, FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import STEPS
 from arcloop.pipeline.sweeps.gpus import reserve_gpu
+from arcloop.pipeline.sweeps.objectives import Objective, measure
 from arcloop.pipeline.sweeps.plan import TRAINING
 from arcloop.pipeline.sweeps.pruning import STORAGE, assign_job, require_not_pruned
 from arcloop.pipeline.sweeps.record import (
@@ -78,6 +79,7 @@ class Job:
         record: Id of the sweep, and the threads of each job. Launchers set other numbers in their
             processes, where `threads=auto` would otherwise differ.
         command: The command of the sweep.
+        objectives: Objectives of a search with several, which the job measures.
     """
 
     verb: str
@@ -87,9 +89,10 @@ class Job:
     parent: int
     record: SweepRecord
     command: str
+    objectives: tuple[Objective, ...] = ()
 
-    def __call__(self, config: DictConfig) -> float | None:
-        """Run the job and return its objective for the sweeper; NaN if the job failed."""
+    def __call__(self, config: DictConfig) -> float | list[float] | None:
+        """Run the job and return its objectives for the sweeper; NaN if the job failed."""
         register_schema()
         if os.getppid() == self.parent:
             _exit_when_parent_ends(self.parent)
@@ -114,7 +117,8 @@ class Job:
             )
             return PrunedObjective(math.nan)
         if record.failure is None:
-            return record.objective
+            several = [value for _, value in record.objectives.values()]
+            return several or record.objective
         print_line(f"job {number} failed: {record.failure.what}")
         return TemporaryFailure(math.nan) if record.failure.retry else math.nan
 
@@ -125,6 +129,7 @@ class Job:
         file = Path(config.run_dir) / RECORD
         sha256, started = "", _now()
         outcome, failure, pruned = VerbResult(), None, None
+        objectives: dict[str, tuple[str, float]] = {}
         has_other_run = False  # a finished job of another config, whose record is kept
         try:
             if self.verb in FROM_RUN:
@@ -150,6 +155,9 @@ class Job:
             require_not_pruned(config)
             self._set_origin(config, overrides, swept)
             outcome = run_verb(self.verb, config, overrides)
+            objectives = measure(
+                Path(config.run_dir), self.objectives, config.monitor, config.monitor_mode
+            )
         except TrainingPruned as decision:
             pruned = Pruned(decision.epoch, decision.value)
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
@@ -158,7 +166,7 @@ class Job:
                 print_line(traceback.format_exc())
         record = JobRecord(
             sha256, self.verb, list(overrides), dict(swept), started, _now(),
-            outcome.objective, failure, config.run_dir, outcome.gate_passed, pruned,
+            outcome.objective, failure, config.run_dir, outcome.gate_passed, pruned, objectives,
         )  # fmt: skip
         if self.verb in TRAINING and not (failure and has_other_run):
             record.write(file)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from zlib import crc32
 
@@ -71,6 +71,7 @@ class JobRecord:
         run_dir: Folder of the job; older records lack it.
         gate_passed: Decision of the gate; None if nothing was evaluated.
         pruned: When a pruner ended the job; None if it was not pruned. A pruned job has no result.
+        objectives: Name -> direction ("max" or "min") and value, of a search with several.
     """
 
     config_sha256: str
@@ -84,6 +85,7 @@ class JobRecord:
     run_dir: str = ""
     gate_passed: bool | None = None
     pruned: Pruned | None = None
+    objectives: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     def write(self, file: Path) -> None:
         """Write the record as JSON; missing folders are created."""
