@@ -215,8 +215,9 @@ class Search:
             return
         table = Table("trial", *(one.name for one in self._several), "values", title_justify="left")
         table.title = "Pareto-optimal trials: no other is better in one objective and worse in none"
-        for trial in sorted(study.best_trials, key=lambda trial: trial.values):
-            table.add_row(str(trial.number), *(f"{v:.6g}" for v in trial.values), _text(trial))
+        best_trials = {_text(trial): trial for trial in reversed(study.best_trials)}
+        for text, trial in sorted(best_trials.items(), key=lambda item: item[1].values):
+            table.add_row(str(trial.number), *(f"{v:.6g}" for v in trial.values), text)
         result_console().print(table)
 
 
