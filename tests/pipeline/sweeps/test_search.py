@@ -16,9 +16,9 @@ from scipy import stats
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.sweeps.job import PrunedObjective, TemporaryFailure
 from arcloop.pipeline.sweeps.proposals import Proposals
+from arcloop.pipeline.sweeps.pruning import STORAGE
 from arcloop.pipeline.sweeps.search import Search
 from arcloop.pipeline.sweeps.space import Space
-from arcloop.pipeline.sweeps.study import STORAGE
 
 SPACE = [
     "name=x", "head.margin=interval(0.2,0.6)", "head.scale=16,32",

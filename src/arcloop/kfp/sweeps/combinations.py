@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
     """
     _, overrides = split_options(argv)
     chosen = [word for word in argv if word not in overrides and not word.startswith("-")]
-    settings = [word for word in overrides if _key(word).partition(".")[0] == "sweep"]
+    settings = [word for word in overrides if re.split(r"[./]", _key(word))[0] == "sweep"]
     overrides = [word for word in overrides if word not in settings]
     space, node = Space.of(overrides), to_plain(compose_unchecked(settings))["sweep"]
     space, searches = space.zipped(node["zip"]), "objective" in node

@@ -26,8 +26,9 @@ from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.sweeps.job import PrunedObjective, TemporaryFailure
 from arcloop.pipeline.sweeps.objectives import Objective, read_objectives, summarize
 from arcloop.pipeline.sweeps.proposals import Proposals, make_sampler
+from arcloop.pipeline.sweeps.pruning import STORAGE
 from arcloop.pipeline.sweeps.space import Space
-from arcloop.pipeline.sweeps.study import STORAGE, fixed_values, open_study
+from arcloop.pipeline.sweeps.study import fixed_values, open_study
 
 Launch = Callable[..., Sequence[Any]]
 """`launch` of a Hydra launcher: overrides of each job, number of the first -> result of each."""

@@ -10,9 +10,8 @@ import optuna
 from optuna.study import Study, StudyDirection
 
 from arcloop.errors import ConfigError
+from arcloop.pipeline.sweeps.pruning import STORAGE, STUDY
 
-STORAGE = "optuna.db"
-STUDY = "sweep"
 _SETTINGS, _SPACE = "settings", "space"
 _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 _WITHOUT_EFFECT = (
@@ -27,13 +26,13 @@ compared by their values."""
 def fixed_values(overrides: Sequence[str]) -> dict[str, str]:
     """Return key -> value of the overrides with one value that may change the objective.
 
-    >>> fixed_values(["data=synthetic", "threads=2", "loader.num_workers=1", "~callbacks.last"])
-    {'data': 'synthetic', '~callbacks.last': ''}
+    >>> fixed_values(["data=synthetic", "threads=2", "loader.num_workers=1", "sweep/pruner=asha"])
+    {'data': 'synthetic'}
     """
     found = {}
     for override in overrides:
         key, _, value = override.partition("=")
-        name = f"{key.lstrip('+~')}."
+        name = f"{key.lstrip('+~').replace('/', '.')}."
         if not any(name.startswith(f"{prefix}.") for prefix in _WITHOUT_EFFECT):
             found[key.lstrip("+")] = value
     return dict(sorted(found.items()))
