@@ -134,7 +134,7 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
 def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run a job for each combination. A job that fails is recorded and the sweep continues."""
     from arcloop.pipeline.sweeps.job import Job, sweep_error
-    from arcloop.pipeline.sweeps.plan import plan
+    from arcloop.pipeline.sweeps.plan import TRAINING, plan
     from arcloop.pipeline.sweeps.record import JobRecord
     from arcloop.pipeline.sweeps.sweep_record import SweepRecord
 
@@ -164,6 +164,10 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             get_reusable_executor(reuse=True).shutdown(wait=True)
             threads.restore_variable(variable)
         found = [JobRecord.read(file) for file in sorted(Path(results).iterdir())]
+    if verb in TRAINING:
+        from arcloop.pipeline.leaderboard.command import finish_sweep
+
+        finish_sweep(planned.folder)
     records = [record for record in found if record is not None]
     if failed := sweep_error(records, planned.folder):
         raise failed

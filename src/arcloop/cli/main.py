@@ -77,7 +77,15 @@ VERBS = {
     ),
     "leaderboard": Verb(
         "folder of a sweep -> ranking of its runs: table, CSV, page and plots",
-        function="arcloop.pipeline.sweeps.leaderboard.leaderboard",
+        function="arcloop.pipeline.leaderboard.command.leaderboard",
+    ),
+    "clean": Verb(
+        "folder of a sweep -> removes models and checkpoints of all but the best jobs",
+        function="arcloop.pipeline.leaderboard.clean.clean",
+    ),
+    "diff": Verb(
+        "two runs -> differences of config, data, code and metrics; one run -> its command",
+        function="arcloop.pipeline.diff.diff",
     ),
     "serve": Verb(
         "run -> a server on this machine, whose answers are compared with the run",

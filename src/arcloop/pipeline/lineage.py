@@ -61,7 +61,8 @@ def lineage(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--run", metavar="RUN_DIR", help="the run that an archive was made from")
     options = parser.parse_args(arguments)
-    chain = trace(Path(options.path), Path(options.run) if options.run else None)
+    run_dir = artifacts.without_link(Path(options.run)) if options.run else None
+    chain = trace(artifacts.without_link(Path(options.path)), run_dir)
     console = result_console(_MAX_LINE)
     console.print(_tree(chain, set()))
     faults = list(chain.faults())

@@ -43,8 +43,9 @@ from arcloop.training.tensorboard_logger import TensorBoardLogger
 
 _LOGGER_FOLDERS = ("tensorboard", "wandb")
 _RUN_FILES = (
-    artifacts.MANIFEST, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
-    "gallery", "index", "evaluation", "export", "other_data", *_LOGGER_FOLDERS, *RUN_ID_FILES
+    artifacts.MANIFEST, artifacts.CLEANED, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz",
+    "metrics.csv", "gallery", "index", "evaluation", "export", "other_data", *_LOGGER_FOLDERS,
+    *RUN_ID_FILES
 )  # fmt: skip
 _BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 

@@ -9,12 +9,17 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+<<<<<<< HEAD
 from arcloop.artifacts.atomic import file_lock, write_json
 from arcloop.artifacts.writer import git_revision
+=======
+from arcloop.artifacts.atomic import file_lock
+from arcloop.config.recorded import flatten
+>>>>>>> 1eb13fb (leaderboard: rank honestly, name the best job, clean, diff, load_sweep)
 from arcloop.config.targets import require_extra
 from arcloop.config.value_types import checked
 from arcloop.display.terminal import print_line
@@ -257,6 +262,7 @@ class WandbLogger(TrackingLogger):
             sent.add_file(file, name=name, policy="immutable", skip_cache=True)
         self._run.log_artifact(sent)
 
+<<<<<<< HEAD
     def _close(self, outcome: Outcome) -> None:
         self._run.summary["outcome"] = outcome.value
         self._run.finish(exit_code=1 if outcome is Outcome.FAILED else 0)
@@ -284,3 +290,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+=======
+    def _close(self, succeeded: bool) -> None:
+        self._run.finish(exit_code=0 if succeeded else 1)
+>>>>>>> 1eb13fb (leaderboard: rank honestly, name the best job, clean, diff, load_sweep)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from arcloop.cli.main import main
-from arcloop.pipeline.sweeps.leaderboard import markdown_page, render, rerun_command
-from arcloop.pipeline.sweeps.plots import draw
-from arcloop.pipeline.sweeps.results import Ranking
+from arcloop.pipeline.leaderboard.page import markdown_page, render, rerun_command
+from arcloop.pipeline.leaderboard.plots import draw
+from arcloop.pipeline.leaderboard.ranking import Ranking
 
 METRICS = {"top1": 0.9, "map_at_r": 0.7, "eer": 0.02, "num_queries": 70}
 

@@ -34,7 +34,8 @@ def wait_for(condition, process):
 
 
 def finished():
-    return sorted(path.parent for path in SWEEP.glob("*/manifest.json"))
+    folders = (path.parent for path in SWEEP.glob("*/manifest.json"))
+    return sorted(folder for folder in folders if not folder.is_symlink())
 
 
 def started():

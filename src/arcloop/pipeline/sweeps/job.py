@@ -145,9 +145,17 @@ class Job:
                         "skipped: it failed before with this config; overwrite=true runs it again"
                     )
                     return before
+<<<<<<< HEAD
                 has_other_run = (
                     _is_finished(file.parent, before) and not same and not config.overwrite
                 )
+=======
+                if before and same and artifacts.is_cleaned(file.parent) and not config.overwrite:
+                    print_line("skipped: it finished, and `arcloop clean` removed its model")
+                    return before
+                finished = failed is None if before else artifacts.exists(file.parent)
+                has_other_run = finished and not same and not config.overwrite
+>>>>>>> 1eb13fb (leaderboard: rank honestly, name the best job, clean, diff, load_sweep)
                 if not has_other_run:
                     file.unlink(missing_ok=True)
             if self.gpus:
