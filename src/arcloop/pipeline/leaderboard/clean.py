@@ -21,7 +21,7 @@ from arcloop.errors import ConfigError, ResourceError, write_error
 from arcloop.pipeline.leaderboard.best import BEST
 from arcloop.pipeline.leaderboard.ranking import Ranking
 from arcloop.pipeline.leaderboard.results import FAILED, INTERRUPTED, RUNNING, JobResult
-from arcloop.pipeline.sweeps.job import RECORD, JobRecord
+from arcloop.pipeline.sweeps.record import RECORD, JobRecord
 
 _REMOVED = ("model.pt", "golden.npz", "checkpoints", "gallery", "index", "export", "other_data")
 

@@ -14,7 +14,9 @@ from arcloop.errors import ArcloopError, write_error
 from arcloop.pipeline.leaderboard.best import best_line, write_best
 from arcloop.pipeline.leaderboard.page import markdown_page, render
 from arcloop.pipeline.leaderboard.ranking import Ranking
+from arcloop.pipeline.leaderboard.results import job_folders
 from arcloop.pipeline.leaderboard.tables import notes, terminal_table
+from arcloop.pipeline.sweeps.record import RECORD
 
 _MAX_LISTED = 10  # jobs of each state, on the terminal
 
@@ -93,8 +95,11 @@ def write_leaderboard(ranking: Ranking) -> list[Path]:
 def finish_sweep(folder: Path) -> None:
     """Write the leaderboard of a sweep that ended, and print its best setting.
 
-    Errors are printed, because the jobs are complete.
+    Errors are printed, because the jobs are complete. Jobs that chose another folder by `run_dir`
+    are not compared.
     """
+    if not any((job / RECORD).is_file() for job in job_folders(folder)):
+        return
     try:
         ranking = Ranking.of(folder)
         if ranking.best is None:

@@ -21,7 +21,7 @@ from arcloop import artifacts
 from arcloop.artifacts.metrics import read_metrics
 from arcloop.config.composition import quote_override
 from arcloop.errors import ArtifactError
-from arcloop.pipeline.sweeps.job import RECORD, JobRecord, Pruned
+from arcloop.pipeline.sweeps.record import RECORD, JobRecord, Pruned
 
 SEED = "seed"
 SWEEP_KEYS = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
