@@ -13,13 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-<<<<<<< HEAD
 from arcloop.artifacts.atomic import file_lock, write_json
 from arcloop.artifacts.writer import git_revision
-=======
-from arcloop.artifacts.atomic import file_lock
 from arcloop.config.recorded import flatten
->>>>>>> 1eb13fb (leaderboard: rank honestly, name the best job, clean, diff, load_sweep)
 from arcloop.config.targets import require_extra
 from arcloop.config.value_types import checked
 from arcloop.display.terminal import print_line
@@ -262,7 +258,6 @@ class WandbLogger(TrackingLogger):
             sent.add_file(file, name=name, policy="immutable", skip_cache=True)
         self._run.log_artifact(sent)
 
-<<<<<<< HEAD
     def _close(self, outcome: Outcome) -> None:
         self._run.summary["outcome"] = outcome.value
         self._run.finish(exit_code=1 if outcome is Outcome.FAILED else 0)
@@ -277,20 +272,3 @@ def _tags(origin: Mapping[str, Any]) -> dict[str, str]:
     if sweep := origin.get("sweep"):
         tags |= {"arcloop.sweep": sweep["id"], "arcloop.swept": ", ".join(origin["values"])}
     return tags
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of all leaves of a config.
-
-    >>> dict(flatten({"head": {"margin": 0.3}, "seed": 0}))
-    {'head.margin': 0.3, 'seed': 0}
-    """
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-=======
-    def _close(self, succeeded: bool) -> None:
-        self._run.finish(exit_code=0 if succeeded else 1)
->>>>>>> 1eb13fb (leaderboard: rank honestly, name the best job, clean, diff, load_sweep)

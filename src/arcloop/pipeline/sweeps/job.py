@@ -139,23 +139,17 @@ class Job:
             if self.verb in TRAINING:
                 before = JobRecord.read(file)
                 same = before is not None and before.config_sha256 == sha256
-                failed = before.failure if before else None
-                if before and failed and not failed.retry and same and not config.overwrite:
-                    print_line(
-                        "skipped: it failed before with this config; overwrite=true runs it again"
-                    )
+                if (
+                    before
+                    and same
+                    and not config.overwrite
+                    and (reason := _skips(before, file.parent))
+                ):
+                    print_line(f"skipped: {reason}; overwrite=true runs it again")
                     return before
-<<<<<<< HEAD
                 has_other_run = (
                     _is_finished(file.parent, before) and not same and not config.overwrite
                 )
-=======
-                if before and same and artifacts.is_cleaned(file.parent) and not config.overwrite:
-                    print_line("skipped: it finished, and `arcloop clean` removed its model")
-                    return before
-                finished = failed is None if before else artifacts.exists(file.parent)
-                has_other_run = finished and not same and not config.overwrite
->>>>>>> 1eb13fb (leaderboard: rank honestly, name the best job, clean, diff, load_sweep)
                 if not has_other_run:
                     file.unlink(missing_ok=True)
             if self.gpus:
@@ -195,6 +189,15 @@ def _is_finished(run_dir: Path, record: JobRecord | None) -> bool:
     if record is None:
         return artifacts.exists(run_dir)
     return record.failure is None and record.pruned is None
+
+
+def _skips(before: JobRecord, folder: Path) -> str | None:
+    """Return why a job with this record of the same config does not run again; None if it does."""
+    if before.failure and not before.failure.retry:
+        return "it failed before with this config"
+    if artifacts.is_cleaned(folder):
+        return "it finished, and `arcloop clean` removed its model"
+    return None
 
 
 def _config_sha256(verb: str, plain: Mapping[str, Any]) -> str:
