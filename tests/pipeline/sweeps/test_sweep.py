@@ -89,11 +89,20 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
 
 
 def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
-    """A failed job is recorded and not repeated; the others give the same weights as in series."""
-    monkeypatch.delenv("OMP_NUM_THREADS")  # joblib sets it in its processes
+    """A failed job is recorded and not repeated; the others give the same weights as in series.
+
+    The sweep is started in series, continued in other processes by a command that would use another
+    number of threads, and repeated in series.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     arguments = ["train", "-m", *QUICK, "launcher=joblib", "optimizer.lr=0.1,1e30"]
+    serial = [argument for argument in arguments if not argument.startswith("launcher")]
+    assert main([*serial, "+callbacks.last.stop_at_step=4"]) == 143
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(arguments) == 1
     output = capfd.readouterr().err
+    assert output.count("deterministic, 2 threads") == 3  # of torch
     assert "1 of 2 jobs failed; the first error: training diverged" in output
     assert "Traceback" not in output
     assert [folder.name for folder in finished()] == ["optimizer.lr-0.1"]
@@ -108,9 +117,8 @@ def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
     children = [" ".join(process.cmdline()) for process in psutil.Process().children()]
     assert not [command for command in children if "LokyProcess" in command]
     run = SWEEP / "optimizer.lr-0.1"
-    weights, threads = (run / "model.pt").read_bytes(), artifacts.load(run, "run").code["threads"]
+    weights = (run / "model.pt").read_bytes()
 
-    serial = [argument for argument in arguments if not argument.startswith("launcher")]
     assert main(serial) == 1
     output = capfd.readouterr().err
     assert "skipped: it failed before" in output
@@ -118,7 +126,7 @@ def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
     assert main([*serial, "overwrite=true"]) == 1
     assert "epoch 1/2" in capfd.readouterr().err
     assert (run / "model.pt").read_bytes() == weights
-    assert artifacts.load(run, "run").code["threads"] == threads
+    assert artifacts.load(run, "run").code["threads"] == "2"
 
 
 def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):
