@@ -95,7 +95,8 @@ def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
     number of threads, and repeated in series.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    arguments = ["train", "-m", *QUICK, "launcher=joblib", "optimizer.lr=0.1,1e30"]
+    values = ["optimizer.lr=0.1,1e30", "loader.num_workers=1"]
+    arguments = ["train", "-m", *QUICK, "launcher=joblib", *values]
     serial = [argument for argument in arguments if not argument.startswith("launcher")]
     assert main([*serial, "+callbacks.last.stop_at_step=4"]) == 143
     assert os.environ["OMP_NUM_THREADS"] == "2"
