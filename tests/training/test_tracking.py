@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.util.tensor_util import make_ndarray
 from tests.conftest import SMALL
 
 from arcloop import artifacts
@@ -244,8 +245,10 @@ def test_tensorboard_compares_the_jobs_of_a_sweep(swept):
         }
         end = metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG])
         assert end.status == status
-    final = jobs.Scalars("optimizer.lr-0.1/tensorboard", "val_top1")[-1].value
-    assert final == pytest.approx(in_csv(sweep / "optimizer.lr-0.1", "val_top1")[-1][1])
+    last = jobs.Tensors("optimizer.lr-0.1/tensorboard", "val_top1")[-1].tensor_proto
+    assert make_ndarray(last).item() == pytest.approx(
+        in_csv(sweep / "optimizer.lr-0.1", "val_top1")[-1][1]
+    )
 
 
 def of_sweep(folder):

@@ -88,11 +88,11 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
         assert "job 0" not in capsys.readouterr().err
 
 
-def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
+def test_launchers_train_equal_models(in_tmp, monkeypatch, capfd):
     """A failed job is recorded and not repeated; the others give the same weights as in series.
 
     The sweep is started in series, continued in other processes by a command that would use another
-    number of threads, and repeated in series.
+    number of threads, and repeated in series, and by submitit in another folder.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     values = ["optimizer.lr=0.1,1e30", "loader.num_workers=1"]
@@ -128,6 +128,11 @@ def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
     assert "epoch 1/2" in capfd.readouterr().err
     assert (run / "model.pt").read_bytes() == weights
     assert artifacts.load(run, "run").code["threads"] == "2"
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    one = ["optimizer.lr=choice(0.1)", "loader.num_workers=1", "hydra.sweep.dir=other"]
+    assert main(["train", "-m", *QUICK, *one, "hydra/launcher=submitit_local"]) == 0
+    assert Path("other/optimizer.lr-0.1/model.pt").read_bytes() == weights
 
 
 def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):
