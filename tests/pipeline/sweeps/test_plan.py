@@ -23,6 +23,7 @@ WRONG = {
          "sweep.objectives=[val_top1,index_bytes]"], ["index_bytes needs callbacks.build_index"]),
     "an interval in a grid": (
         ["sweep=grid", "head.margin=interval(0.2,0.3)"], ["head.margin is an interval"]),
+    "several monitors": (["monitor=val_top1,val_map_at_r"], ["monitor cannot vary"]),
     "a misspelt choice": (["head=arcface,arcfac"], ["no head=arcfac", "did you mean arcface"]),
     "several errors": (
         ["head.margin=0.2,7", "loader.batch_size=10,0"], ["head.margin=7", "loader.batch_size=0"]),
@@ -68,6 +69,16 @@ def test_several_values_without_m_are_explained(in_tmp, capsys):
     error = capsys.readouterr().err
     assert "head.margin=0.2,0.3 has several values" in error
     assert "-m runs one job for each" in error
+
+
+def test_a_folder_with_jobs_of_another_monitor_is_refused(sweep):
+    folder = sweep.job({"head.margin": 0.2}, 0.9)
+    (folder / "config.yaml").write_text("monitor: val_top1\nmonitor_mode: max\n")
+    given = ["data=synthetic", "head.margin=0.3,0.4", f"hydra.sweep.dir={sweep.path}"]
+    with pytest.raises(ConfigError, match="have val_top1 max, so that they cannot be ranked"):
+        plan("train", given)
+    assert plan("train", [*given, "overwrite=true"]).folder == sweep.path
+    assert plan("train", [*given, "monitor=val_top1"]).folder == sweep.path
 
 
 def test_plan_has_the_swept_keys_and_the_folder():

@@ -288,9 +288,8 @@ def test_several_objectives_have_pareto_optimal_trials(tmp_path, sampler, capsys
             for other in trials
         )
     ]  # fmt: skip
-    printed = capsys.readouterr().out
-    rows = [line for line in printed.splitlines() if "head.margin=" in line]
-    assert sorted(int(line.split()[1]) for line in rows) == best
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trial ")]
+    assert sorted(int(line.split()[1].rstrip(":")) for line in lines) == best
 
 
 def test_a_log_interval_is_sampled_on_a_log_scale(tmp_path):

@@ -1,5 +1,6 @@
 """Sweeps from the command line: killed and continued, in several processes, with failing jobs."""
 
+import csv
 import json
 import os
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import SMALL
@@ -57,7 +59,7 @@ def states(folder):
     "chosen",
     [
         ["head.margin=0.2,0.4"],
-        ["sweep=optuna", "sweep.trials=2", "head.margin=interval(0.2,0.6)"],
+        ["sweep=optuna", "sweep.trials=1", "head.margin=interval(0.2,0.6)", "seed=0,1"],
     ],
     ids=["grid", "optuna"],
 )
@@ -81,11 +83,47 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
         assert record(folder).objective == objective
     if "sweep=optuna" in chosen:
         study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{SWEEP}/optuna.db")
-        assert sorted(trial.value for trial in study.trials) == sorted(
-            record(folder).objective for folder in finished()
-        )
+        (trial,) = study.trials
+        objectives = [record(folder).objective for folder in finished()]
+        assert trial.value == pytest.approx(sum(objectives) / 2)
         assert main(arguments) == 0
         assert "job 0" not in capsys.readouterr().err
+
+
+MEASURED = ["val_map_at_r", "val_top1", "index_bytes", "model_bytes", "parameters"]
+
+
+def test_several_objectives_are_measured(in_tmp, capsys):
+    """Also a conditional key, and two jobs of each trial."""
+    chosen = ["sweep=grid", "embedder.embedding_dim=8,32", "head=softmax,arcface",
+              "head.margin=choice(0.2)", "sweep.zip=[embedder.embedding_dim,head]",
+              f"sweep.objectives=[{','.join(MEASURED)}]"]  # fmt: skip
+    quick = [
+        *SMALL,
+        "trainer.max_epochs=1",
+        "callbacks.evaluate=null",
+        "callbacks.tensorboard=null",
+    ]
+    assert main(["train", "-m", *quick, *chosen]) == 0
+    printed = capsys.readouterr().err
+    names = ["embedder.embedding_dim-8_head-softmax",
+             "embedder.embedding_dim-32_head-arcface_head.margin-0.2"]  # fmt: skip
+    assert {folder.name for folder in finished()} == set(names)
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{SWEEP}/optuna.db")
+    for name, trial in zip(names, study.trials, strict=True):
+        folder = SWEEP / name
+        (row,) = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        model = torch.jit.load(folder / "model.pt")
+        assert trial.values == [
+            pytest.approx(float(row["val_map_at_r"])), pytest.approx(float(row["val_top1"])),
+            artifacts.read(folder / "index", "index").info["bytes"],
+            os.path.getsize(folder / "model.pt"),
+            sum(weights.numel() for weights in model.parameters()),
+        ]  # fmt: skip
+        values = [value for _, value in record(folder).objectives.values()]
+        assert values == trial.values
+    for trial in study.best_trials:
+        assert f"trial {trial.number}: val_map_at_r {trial.values[0]:.6g}, val_top1 " in printed
 
 
 def test_launchers_train_equal_models(in_tmp, monkeypatch, capfd):

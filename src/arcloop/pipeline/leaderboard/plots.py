@@ -23,6 +23,7 @@ from arcloop.display.plotting import (
     styled,
 )
 from arcloop.pipeline.leaderboard.comparison import Estimate
+from arcloop.pipeline.leaderboard.pareto import draw_pareto
 from arcloop.pipeline.leaderboard.ranking import Ranking
 from arcloop.pipeline.leaderboard.results import as_number
 
@@ -72,6 +73,8 @@ def draw(ranking: Ranking) -> dict[str, Figure]:
     }
     name = ranking.monitor
     figures = {"settings": _compare_settings(ranking, estimates)}
+    if ranking.tradeoff is not None:
+        figures["pareto"] = draw_pareto(ranking.tradeoff, ranking.ranks)
     if len(texts) == 1 and numeric:
         figures["curve"] = _curve(*numeric.popitem(), estimates, name)
     scores = np.array([estimate.mean for estimate in estimates])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from arcloop.errors import ConfigError
 from arcloop.pipeline.leaderboard.comparison import SIGNIFICANCE, holm, paired_p_value
+from arcloop.pipeline.leaderboard.pareto import Tradeoff
 from arcloop.pipeline.leaderboard.results import (
     FAILED,
     FINISHED,
@@ -105,6 +106,12 @@ class Ranking:
         """The first setting; None if no job finished."""
         found = next(iter(self.settings), None)
         return found if found is not None and found.objective is not None else None
+
+    @cached_property
+    def tradeoff(self) -> Tradeoff | None:
+        """The objectives of a search with several; None of another sweep."""
+        finished = [[j for j in s.jobs if j.state == FINISHED] for s in self.settings]
+        return Tradeoff.of([[job.objectives for job in jobs] for jobs in finished])
 
     @property
     def best_job(self) -> JobResult | None:

@@ -10,7 +10,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class JobResult:
         started: Start time in UTC, ISO 8601; empty if unknown.
         ended: End time in UTC, ISO 8601; empty if unknown.
         pruned: When a pruner ended the job; None if it was not pruned.
+        objectives: Name -> direction and value, of a search with several objectives.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class JobResult:
     started: str = ""
     ended: str = ""
     pruned: Pruned | None = None
+    objectives: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def duration_s(self) -> float | None:
@@ -185,7 +187,10 @@ def read_job(folder: Path) -> JobResult | None:
     state = FAILED if failure else PRUNED if recorded.pruned else FINISHED
     times = recorded.started, recorded.ended
     swept = tuple(recorded.swept)
-    return JobResult(folder, given, swept, failure, *results, state, *times, recorded.pruned)
+    return JobResult(
+        folder, given, swept, failure, *results, state, *times, recorded.pruned,
+        recorded.objectives,
+    )  # fmt: skip
 
 
 def _read_unfinished(folder: Path) -> JobResult:

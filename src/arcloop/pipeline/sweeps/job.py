@@ -160,9 +160,7 @@ class Job:
             require_not_pruned(config)
             self._set_origin(config, overrides, swept)
             outcome = run_verb(self.verb, config, overrides)
-            objectives = measure(
-                Path(config.run_dir), self.objectives, config.monitor, config.monitor_mode
-            )
+            objectives = measure(Path(config.run_dir), self.objectives)
         except TrainingPruned as decision:
             pruned = Pruned(decision.epoch, decision.value)
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import statistics
@@ -15,6 +14,7 @@ from typing import Any
 from arcloop import artifacts
 from arcloop.config.monitors import VAL_METRICS
 from arcloop.errors import ConfigError
+from arcloop.pipeline.leaderboard.results import read_job
 
 _TIMING = ".timing.json"  # not in the manifest, because times differ between equal runs
 
@@ -86,24 +86,20 @@ def require_measured(
             )
 
 
-def measure(
-    run_dir: Path, objectives: Sequence[Objective], monitor: str, mode: str
-) -> dict[str, tuple[str, float]]:
+def measure(run_dir: Path, objectives: Sequence[Objective]) -> dict[str, tuple[str, float]]:
     """Return name -> direction and value of the objectives of a finished run.
 
     Args:
         run_dir: The run.
         objectives: The objectives.
-        monitor: The metric that selected the checkpoint.
-        mode: "max" or "min" of the monitor.
 
     Raises:
         ConfigError: The run does not record one of them.
     """
     if not objectives:
         return {}
-    of_val = _metrics_of_best_epoch(run_dir, monitor, mode)
-    of_val[monitor] = artifacts.read(run_dir, "run").info["objective"]
+    job = read_job(run_dir)
+    of_val = job.val if job else {}
     values: dict[str, tuple[str, float]] = {}
     for objective in objectives:
         reader = _READERS.get(objective.name)
@@ -144,19 +140,6 @@ def summarize(values: Sequence[float], how: str, direction: str) -> float:
     count = len(values)
     half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
     return mean - half if direction == "max" else mean + half
-
-
-def _metrics_of_best_epoch(run_dir: Path, monitor: str, mode: str) -> dict[str, float]:
-    """Return the metrics of val in the epoch of the best checkpoint; empty without metrics.csv."""
-    rows: list[dict[str, float]] = []
-    with contextlib.suppress(OSError), (run_dir / "metrics.csv").open(encoding="utf-8") as file:
-        rows = [{n: float(text) for n, text in row.items() if text} for row in csv.DictReader(file)]
-    sign = 1 if mode == "max" else -1
-    # Of equal epochs, the later one is the best checkpoint.
-    found = [row for row in reversed(rows) if monitor in row]
-    best = max(found, key=lambda row: sign * row[monitor], default=dict[str, float]())
-    of_epoch = [row for row in rows if row.get("epoch") == best.get("epoch")]
-    return {name: value for row in of_epoch for name, value in row.items()}
 
 
 def _count_parameters(run_dir: Path) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -95,6 +96,9 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         raise nothing_varies()
     _check_compatibility(verb, config, given, space)
     _check_values(verb, space)
+    folder = Path(config.hydra.sweep.dir)
+    if verb in TRAINING and not config.overwrite:
+        _check_monitor(config, folder)
     objectives = read_objectives(config.sweep.get("objectives"))
     require_measured(objectives, verb, config.callbacks)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
@@ -104,7 +108,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         extra.append("hydra.sweeper._target_=hydra_plugins.arcloop_search.GridSweeper")
     return Plan(
         swept=space.keys,
-        folder=Path(config.hydra.sweep.dir),
+        folder=folder,
         gpus=tuple(gpus),
         threads=threads_of_new_sweep(config) if verb in TRAINING else default_threads(),
         extra=tuple(extra),
@@ -147,6 +151,11 @@ def _check_compatibility(
             f"`arcloop {verb}` has no objective, so sweep= cannot choose values",
             remedy="omit sweep=, to run every combination",
         )
+    if metric := [key for key in space.keys if key in ("monitor", "monitor_mode")]:
+        raise ConfigError(
+            f"{metric[0]} cannot vary: the jobs of a sweep are compared by it",
+            remedy="run a sweep for each, with hydra.sweep.dir=...",
+        )
     check_pruner(config)
     launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
@@ -162,6 +171,26 @@ def _check_compatibility(
                 f"several jobs of the sweep would write to {line}",
                 remedy="set hydra.sweep.dir=, which contains one folder per job",
             )
+
+
+def _check_monitor(config: DictConfig, folder: Path) -> None:
+    """Check that the jobs in the folder of a sweep have the same monitor.
+
+    Raises:
+        ConfigError: They cannot be ranked together with those of this sweep.
+    """
+    jobs = (file for file in sorted(folder.glob("*/config.yaml")) if not file.parent.is_symlink())
+    for file in jobs:
+        recorded = yaml.safe_load(file.read_bytes())
+        there = recorded.get("monitor"), recorded.get("monitor_mode")
+        if there != (config.monitor, config.monitor_mode):
+            raise ConfigError(
+                f"monitor={config.monitor} monitor_mode={config.monitor_mode}: the jobs in this"
+                f" folder have {' '.join(map(str, there))}, so that they cannot be ranked together",
+                where=folder,
+                remedy="use another folder: hydra.sweep.dir=..., or overwrite=true",
+            )
+        return  # a sweep with another monitor was refused before
 
 
 def _check_values(verb: str, space: Space) -> None:

@@ -65,15 +65,19 @@ class Proposals:
                 chosen += self._point(name, _suggest(trial, name, self.distributions[name]))
         return trial
 
+    def overrides(self, params: Params) -> list[str]:
+        """Return the overrides with the values of a trial, without the seed."""
+        return [text for name, value in params.items() for text in self._point(name, value)]
+
     def jobs(self, params: Params) -> list[list[str]]:
         """Return the overrides of the jobs of a trial, one for each seed."""
-        chosen = [text for name, value in params.items() for text in self._point(name, value)]
+        chosen = self.overrides(params)
         seeds = [[seed] if seed else [] for seed in self.seeds]
         return [self._space.overrides([*chosen, *seed]) for seed in seeds]
 
     def is_complete(self, params: Params) -> bool:
         """Return whether all parameters were proposed."""
-        chosen = [text for name, value in params.items() for text in self._point(name, value)]
+        chosen = self.overrides(params)
         needed = {name for name, axis in self._axes.items() if self._is_active(axis, chosen)}
         return params.keys() == needed
 

@@ -16,12 +16,11 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from arcloop.artifacts.atomic import try_lock
 from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked, one_of
-from arcloop.display.terminal import print_line, result_console
+from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.sweeps.job import PrunedObjective, TemporaryFailure
 from arcloop.pipeline.sweeps.objectives import Objective, read_objectives, summarize
@@ -168,7 +167,7 @@ class Search:
                     self._tell(study, trial.number, [job.return_value for job in of_trial])
             batch = remaining
         if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            self._print_best(study)
+            self._print_best(study, proposals)
 
     def _tell(self, study: Study, trial: int, results: Sequence[Any]) -> None:
         """Record a trial, given what its jobs returned: the objectives, or why there are none."""
@@ -209,17 +208,19 @@ class Search:
                 proposals.ask(study)
         return study.get_trials(deepcopy=False)[len(found) :]
 
-    def _print_best(self, study: Study) -> None:
-        if not self._several:
+    def _print_best(self, study: Study, proposals: Proposals) -> None:
+        values = {t.number: " ".join(proposals.overrides(t.params)) for t in study.best_trials}
+        if not self._several:  # the leaderboard ranks by the mean
             best = study.best_trial
-            print_line(f"best trial: {best.value:.4f} on val with {_text(best)}")
+            if self._how == "lower":
+                print_line(f"best end of an interval: {best.value:.4f}, {values[best.number]}")
             return
-        table = Table("trial", *(one.name for one in self._several), "values", title_justify="left")
-        table.title = "Pareto-optimal trials: no other is better in one objective and worse in none"
-        best_trials = {_text(trial): trial for trial in reversed(study.best_trials)}
-        for text, trial in sorted(best_trials.items(), key=lambda item: item[1].values):
-            table.add_row(str(trial.number), *(f"{v:.6g}" for v in trial.values), text)
-        result_console().print(table)
+        print_line("Pareto-optimal: no other trial is better in one objective and worse in none")
+        distinct = {values[trial.number]: trial for trial in reversed(study.best_trials)}
+        for text, trial in sorted(distinct.items(), key=lambda item: item[1].values):
+            figures = zip(self._several, trial.values, strict=True)
+            scores = ", ".join(f"{one.name} {value:.6g}" for one, value in figures)
+            print_line(f"trial {trial.number}: {scores} with {text}")
 
 
 def _consecutive(trials: Sequence[FrozenTrial]) -> Iterator[list[FrozenTrial]]:
@@ -231,7 +232,3 @@ def _consecutive(trials: Sequence[FrozenTrial]) -> Iterator[list[FrozenTrial]]:
             group = []
         group.append(trial)
     yield group
-
-
-def _text(trial: FrozenTrial) -> str:
-    return " ".join(f"{key}={value}" for key, value in trial.params.items())
