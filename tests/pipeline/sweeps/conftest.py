@@ -17,7 +17,7 @@ class SweepFolder:
 
     def job(
         self, values, objective, metrics=None, failure=None, mode="max", config=None, val=None,
-        pruned=None,
+        pruned=None, objectives=None,
     ):  # fmt: skip
         """Write a job; `val`: metrics of val at the checkpoint; `pruned`: (epoch, value)."""
         overrides = [*FIXED, *(f"{key}={value}" for key, value in values.items())]
@@ -44,7 +44,7 @@ class SweepFolder:
         recorded = None if failure is None else Failure(failure, retry=False, exit_code=1)
         record = JobRecord(
             "", "train", overrides, swept, WHEN, LATER, objective, recorded,
-            pruned=None if pruned is None else Pruned(*pruned),
+            pruned=None if pruned is None else Pruned(*pruned), objectives=objectives or {},
         )  # fmt: skip
         record.write(folder / RECORD)
         return folder

@@ -117,10 +117,10 @@ def draw_pareto(tradeoff: Tradeoff, names: Sequence[str]) -> Figure:
             axis.step(x_N[front], y_N[front], where=side, color=RIGHT, linewidth=1, alpha=0.6)
         axis.plot(x_N[optimal_N], y_N[optimal_N], "o", color=RIGHT, markersize=6.5)
         for row in np.flatnonzero(optimal_N)[:_MAX_LABELS].tolist():
-            offset: Any = (5, 4)
+            name_at: Any = (5, 4)
             axis.annotate(
-                names[tradeoff.places[row]], (x_N[row], y_N[row]), xytext=offset, textcoords="offset points",
-                fontsize="small", color=RIGHT,
+                names[tradeoff.places[row]], (x_N[row], y_N[row]), xytext=name_at,
+                textcoords="offset points", fontsize="small", color=RIGHT,
             )  # fmt: skip
         if x_N.min() > 0 and x_N.max() / x_N.min() >= _LOGARITHMIC:
             axis.set_xscale("log")
