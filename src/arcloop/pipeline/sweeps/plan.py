@@ -97,8 +97,8 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     _check_compatibility(verb, config, given, space)
     _check_values(verb, space)
     folder = Path(config.hydra.sweep.dir)
-    if verb in TRAINING and not config.overwrite:
-        _check_monitor(config, folder)
+    if verb in TRAINING:
+        _check_monitor(config, folder, space)
     objectives = read_objectives(config.sweep.get("objectives"))
     require_measured(objectives, verb, config.callbacks)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
@@ -151,11 +151,6 @@ def _check_compatibility(
             f"`arcloop {verb}` has no objective, so sweep= cannot choose values",
             remedy="omit sweep=, to run every combination",
         )
-    if metric := [key for key in space.keys if key in ("monitor", "monitor_mode")]:
-        raise ConfigError(
-            f"{metric[0]} cannot vary: the jobs of a sweep are compared by it",
-            remedy="run a sweep for each, with hydra.sweep.dir=...",
-        )
     check_pruner(config)
     launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
@@ -173,12 +168,19 @@ def _check_compatibility(
             )
 
 
-def _check_monitor(config: DictConfig, folder: Path) -> None:
-    """Check that the jobs in the folder of a sweep have the same monitor.
+def _check_monitor(config: DictConfig, folder: Path, space: Space) -> None:
+    """Check that all jobs in the folder of a sweep have the same monitor.
 
     Raises:
         ConfigError: They cannot be ranked together with those of this sweep.
     """
+    if metric := [key for key in space.keys if key in ("monitor", "monitor_mode")]:
+        raise ConfigError(
+            f"{metric[0]} cannot vary: the jobs of a sweep are compared by it",
+            remedy="run a sweep for each, with hydra.sweep.dir=...",
+        )
+    if config.overwrite:
+        return
     jobs = (file for file in sorted(folder.glob("*/config.yaml")) if not file.parent.is_symlink())
     for file in jobs:
         recorded = yaml.safe_load(file.read_bytes())
