@@ -207,7 +207,9 @@ class TrackingLogger(RunLogger):
         outcome = Outcome.of(status)
         self.flush()
         if outcome is Outcome.FINISHED:
-            self._try(self._send_results, evaluation_metrics(self._run_dir))
+            found = self._run_dir / _EVALUATION
+            metrics = read_metrics(found) if (found / FILE).is_file() else {}
+            self._try(self._send_results, {f"evaluation/{n}": float(v) for n, v in metrics.items()})
         self._try(self._close, outcome)
         self._id = None
 
@@ -243,10 +245,3 @@ class TrackingLogger(RunLogger):
     @abstractmethod
     def _close(self, outcome: Outcome) -> None:
         """Record in the service how the run ended."""
-
-
-def evaluation_metrics(run_dir: Path) -> Row:
-    """Return the metrics of the query split as "evaluation/NAME"; empty without an evaluation."""
-    found = run_dir / _EVALUATION
-    metrics = read_metrics(found) if (found / FILE).is_file() else {}
-    return {f"{_EVALUATION}/{name}": float(value) for name, value in metrics.items()}

@@ -5,14 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import loggers
 from pytorch_lightning.utilities import rank_zero_only
 
 from arcloop.errors import DivergedError
-from arcloop.training.loggers import evaluation_metrics
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
@@ -46,7 +44,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
         super().finalize(status)
 
     def _end_row(self, status: str) -> None:
-        """Write the metrics of the query split and the state of the run.
+        """Write the state of the run.
 
         TensorBoard reads only the first state, so nothing is written for a run that may continue.
         """
@@ -55,8 +53,6 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
         self._begun = False
         if status == "success":
-            for name, value in evaluation_metrics(Path(self.save_dir)).items():
-                self.experiment.add_scalar(name, value, 0)
             state = api_pb2.STATUS_SUCCESS
         elif isinstance(sys.exception(), DivergedError):
             state = api_pb2.STATUS_FAILURE
