@@ -99,11 +99,8 @@ class EmbeddingModule(pl.LightningModule):
         else:
             features_BD = self.embedder.features(pixels_BCHW)
         loss: Tensor = self.head(features_BD, labels_B)
-        trainer, done = self.trainer, self.global_step + 1
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
-        is_logging_step = every > 0 and done % every == 0
-        is_logged = is_logging_step or trainer.is_last_batch or done == trainer.max_steps
-        self._unchecked.append((done, loss.detach()))
+        is_logged = self._is_logged(batch_idx)
+        self._unchecked.append((self.global_step + 1, loss.detach()))
         # Reading the loss of a GPU waits for the step, so it is read only when it is logged.
         if is_logged or loss.device.type == "cpu":
             self._require_finite_losses()
@@ -111,6 +108,17 @@ class EmbeddingModule(pl.LightningModule):
             # With prog_bar=True, Lightning would read the loss from the device at every step.
             self.log("train_loss", loss, sync_dist=True)
         return loss
+
+    def _is_logged(self, batch_idx: int) -> bool:
+        """Return whether the loss of this step is logged: also before a validation or the end."""
+        trainer, done = self.trainer, self.global_step + 1
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
+        if every > 0 and done % every == 0:
+            return True
+        if trainer.check_val_every_n_epoch is None:
+            batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
+        is_validated = (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        return is_validated or trainer.is_last_batch or done == trainer.max_steps
 
     def _require_finite_losses(self) -> None:
         """Raise an error with the first step whose loss is not finite, of those not yet checked."""
