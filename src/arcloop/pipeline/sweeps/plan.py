@@ -26,7 +26,7 @@ from arcloop.errors import ConfigError
 from arcloop.pipeline.chains import FROM_RUN
 from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.objectives import Objective, read_objectives, require_measured
-from arcloop.pipeline.sweeps.pruning import check_pruner
+from arcloop.pipeline.sweeps.pruning import check_pruner, require_search
 from arcloop.pipeline.sweeps.record import folder_name
 from arcloop.pipeline.sweeps.space import Space, nothing_varies
 from arcloop.pipeline.sweeps.sweep_record import threads_of_new_sweep
@@ -75,6 +75,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigError: No key is swept, or a key, a value or the sweep is invalid.
     """
+    require_search(arguments)
     for argument in arguments:
         package = _PACKAGES.get(argument) or _PACKAGES.get(argument.partition("=")[0])
         if package:

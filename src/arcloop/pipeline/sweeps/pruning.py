@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,6 +59,20 @@ def check_pruner(config: DictConfig) -> None:
             "a pruner compares the values of one metric, but sweep.objectives names several",
             where=_GROUP,
             remedy=f"omit {_GROUP}, or sweep.objectives",
+        )
+
+
+def require_search(arguments: Sequence[str]) -> None:
+    """Check that `sweep/pruner` is given together with `sweep`.
+
+    Raises:
+        ConfigError: `sweep` is missing.
+    """
+    groups = {argument.partition("=")[0]: argument for argument in arguments}
+    if _GROUP in groups and "sweep" not in groups:
+        raise ConfigError(
+            f"{groups[_GROUP]} needs a sweep=",
+            remedy="add sweep=grid, which runs every combination, or sweep=random or sweep=optuna",
         )
 
 
