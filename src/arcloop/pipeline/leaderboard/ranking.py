@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from arcloop.config.monitors import VAL_METRICS
 from arcloop.errors import ConfigError
 from arcloop.pipeline.leaderboard.comparison import SIGNIFICANCE, holm, paired_p_value
 from arcloop.pipeline.leaderboard.pareto import Tradeoff
@@ -27,8 +28,6 @@ from arcloop.pipeline.leaderboard.selection import select
 from arcloop.pipeline.leaderboard.setting import Setting, lower_is_better
 
 _DECIMALS = 4  # of a printed metric
-_SECOND = ("val_map_at_r", "val_top1", "val_margin", "val_eer", "val_recall_at_5", "val_loss")
-"""Metrics of val that order tied settings; the first one in which they differ is used."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _find_monitor(folder: Path, jobs: Sequence[JobResult], monitor: str | None) 
         return monitor, modes == {"max"} or (len(modes) != 1 and not lower_is_better(monitor))
     if len(used) > 1:
         names = ", ".join(f"{name} ({mode}) in {n} jobs" for (name, mode), n in used.items())
-        common = [n for n in _SECOND if all(n in j.val for j in jobs if j.state == FINISHED)]
+        common = [n for n in VAL_METRICS if all(n in j.val for j in jobs if j.state == FINISHED)]
         raise ConfigError(
             f"the jobs of this folder have different monitors: {names}",
             where=folder,
@@ -232,7 +231,8 @@ def _second_metric(settings: Sequence[Setting], monitor: str) -> str | None:
         if setting.objective is not None:
             groups.setdefault(_printed_order(setting), []).append(setting)
     tied = next((group for group in groups.values() if len(group) > 1), [])
-    names = [n for n in _SECOND if n != monitor and tied and all(n in s.val for s in tied)]
+    known = dict.fromkeys([*VAL_METRICS, *(tied[0].val if tied else ())])
+    names = [n for n in known if n != monitor and tied and all(n in s.val for s in tied)]
     return next((n for n in names if len({f"{s.val[n].mean:.4f}" for s in tied}) > 1), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from arcloop.config.monitors import METRICS
 from arcloop.pipeline.leaderboard.comparison import Estimate
 from arcloop.pipeline.leaderboard.results import FINISHED, SEED, JobResult
 
@@ -59,8 +60,8 @@ class Setting:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether a smaller value of a metric is better, which its name shows."""
-    return metric.endswith(("loss", "eer"))
+    """Return whether a smaller value of a metric is better; the name of an unknown one shows it."""
+    return METRICS.get(metric) == "min" or metric.endswith(("loss", "eer"))
 
 
 def _estimates(values: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
