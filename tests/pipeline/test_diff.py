@@ -8,7 +8,6 @@ import pytest
 
 from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.pipeline.diff import RunFacts
 
 RUN = "runs/synthetic"
 
@@ -58,7 +57,7 @@ def test_the_command_of_a_run_trains_it_again(work, capsys):
     output = capsys.readouterr().out
     assert "images" in output
     command = output.splitlines()[1].strip()
-    assert command == RunFacts.of(work / RUN).command.replace(str(work / RUN), RUN)
+    assert command.startswith("arcloop run data=synthetic ")
     _, *words = shlex.split(command)
     before = artifacts.read(work / RUN, "run").sha256
     assert main(words) == 0

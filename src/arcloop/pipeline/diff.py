@@ -34,7 +34,7 @@ class RunFacts:
 
     Attributes:
         path: Folder of the run.
-        command: Command that trains it again.
+        command: Command that trained it; for a job of a sweep, the command that repeats it alone.
         config: Resolved config; the folder of the run is replaced by RUN_DIR.
         data: Fingerprints and sizes of the data.
         code: Git revision and versions of packages.
@@ -61,13 +61,16 @@ class RunFacts:
         job = read_job(run.path)
         assert job is not None
         folder = str(run.config["run_dir"])
-        config = {k: str(v).replace(folder, "RUN_DIR") for k, v in flatten(run.config)}
+        origin = run.config.get("origin") or {}
+        settings = {key: value for key, value in run.config.items() if key != "origin"}
+        config = {k: str(v).replace(folder, "RUN_DIR") for k, v in flatten(settings)}
         code = {"git": str(run.code["git"]), **run.code["packages"]}
         val, query = (
             {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in m}
             for m in (job.val.items(), job.metrics.items())
         )
-        return cls(run.path, training_command(run), config, _data_facts(run), code, val, query)
+        command = str(origin.get("command") or training_command(run))
+        return cls(run.path, command, config, _data_facts(run), code, val, query)
 
 
 def diff(arguments: Sequence[str]) -> int:
@@ -104,7 +107,7 @@ def diff(arguments: Sequence[str]) -> int:
 
 
 def training_command(run: Artifact) -> str:
-    """Return the command that trains a run: its recorded overrides and its folder.
+    """Return the command that trains a run that did not record it, from its overrides.
 
     >>> training_command(Artifact(Path("runs/a"), "run", "", {}, {}, {},
     ...     {"overrides": ["head=arcface", "data.classes=[1,2]"]}, {}))

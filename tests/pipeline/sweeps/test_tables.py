@@ -63,6 +63,7 @@ def test_a_narrow_terminal_shows_all_keys_and_whole_numbers(sweep, capsys, monke
 def test_rows_are_ordered_by_a_column_and_ranks_stay(sweep, capsys, monkeypatch):
     for margin, score, top1 in ((0.2, 0.8, 0.3), (0.3, 0.9, 0.1), (10, 0.7, 0.2)):
         sweep.job({"head.margin": margin}, score, {"top1": top1, "eer": top1})
+    sweep.job({"head.margin": 10, "seed": 1}, 0.7, {"top1": 0.2, "eer": 0.2})
     ranking = Ranking.of(sweep.path)
     columns = ("margin", "head.margin", "val_top1", "top1", "eer", "seeds")
     orders = {c: [ranking.ranks[n] for n in display_order(ranking, c)] for c in columns}
