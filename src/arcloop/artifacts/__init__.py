@@ -23,6 +23,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 CLEANED = ".cleaned.json"
 """File in a run whose model and checkpoints `arcloop clean` removed."""
+JOB_RECORD, JOB_LOG = "job.json", "job.log"
+"""Files of a sweep in the folder of a job; if it is a run, they are no part of the run."""
 _VERIFIED = ".verified.json"
 _SECTIONS = ("files", "parents", "config", "info", "code")
 

@@ -16,6 +16,7 @@ from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from arcloop.artifacts import JOB_LOG
 from arcloop.config.composition import (
     as_config_error,
     bundled,
@@ -27,6 +28,7 @@ from arcloop.config.composition import (
 from arcloop.config.origin import set_origin
 from arcloop.config.recorded import find_run_dir, recorded_overrides
 from arcloop.config.schema import Config
+from arcloop.display.redirect import keep_error_stream
 from arcloop.display.terminal import print_line
 from arcloop.distributed import threads
 from arcloop.errors import GATE_NOT_PASSED, ConfigError, ResourceError
@@ -135,17 +137,26 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run a job for each combination. A job that fails is recorded and the sweep continues."""
     from arcloop.pipeline.sweeps.job import Job, sweep_error
     from arcloop.pipeline.sweeps.plan import TRAINING, plan
-    from arcloop.pipeline.sweeps.record import JobRecord
+    from arcloop.pipeline.sweeps.progress import SweepProgress
     from arcloop.pipeline.sweeps.sweep_record import SweepRecord
 
     planned, variable = plan(verb, overrides), os.environ.get(threads.VARIABLE)
     command = shlex.join(["arcloop", verb, *flags, *overrides])
     planned.folder.mkdir(parents=True, exist_ok=True)
     record = SweepRecord.open(planned.folder, planned.threads)
-    with TemporaryDirectory(prefix=".results-", dir=planned.folder) as results:
+    print_line(f"{planned.total} jobs in {planned.folder}")
+    if "hydra.verbose=true" not in overrides:
+        print_line(f"output of each job: {JOB_LOG} in its folder, or here with hydra.verbose=true")
+    with (
+        TemporaryDirectory(prefix=".results-", dir=planned.folder) as results,
+        keep_error_stream() as stream,
+        SweepProgress(
+            Path(results), planned.total, planned.at_once, planned.monitor, planned.mode, stream
+        ) as progress,
+    ):
         job = Job(
-            verb, planned.swept, Path(results), planned.gpus, os.getpid(), record, command,
-            planned.objectives,
+            verb, planned.swept, Path(results), planned.gpus, planned.in_runs, os.getpid(), record,
+            command, planned.objectives,
         )  # fmt: skip
         try:
             _run_hydra(job, verb, [*overrides, *planned.extra], flags)
@@ -163,12 +174,11 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             # current directory and environment.
             get_reusable_executor(reuse=True).shutdown(wait=True)
             threads.restore_variable(variable)
-        found = [JobRecord.read(file) for file in sorted(Path(results).iterdir())]
+    records = progress.records
     if verb in TRAINING:
         from arcloop.pipeline.leaderboard.command import finish_sweep
 
         finish_sweep(planned.folder)
-    records = [record for record in found if record is not None]
     if failed := sweep_error(records, planned.folder):
         raise failed
     return GATE_NOT_PASSED if any(record.gate_passed is False for record in records) else 0

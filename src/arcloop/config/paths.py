@@ -35,8 +35,13 @@ def _quote_path(override: str) -> str:
     paths = [text] if os.path.lexists(text) else next(_split(text.split(",")), [])
     if not paths:
         return override
-    quoted = (QuotedString(path, Quote.double).with_quotes() for path in paths)
-    return f"{key}={','.join(quoted)}"
+    return f"{key}={','.join(_quote(path) for path in paths)}"
+
+
+def _quote(path: str) -> str:
+    if _is_read_as_given(f"key={path}", path):
+        return path
+    return QuotedString(path, Quote.double).with_quotes()
 
 
 def _is_read_as_given(override: str, text: str) -> bool:

@@ -42,6 +42,7 @@ from arcloop.training.setup import TrainingSetup, num_processes, silence_lightni
 from arcloop.training.tensorboard_logger import TensorBoardLogger
 
 _LOGGER_FOLDERS = ("tensorboard", "wandb")
+_NOT_LISTED = (*_LOGGER_FOLDERS, artifacts.JOB_RECORD, artifacts.JOB_LOG)
 _RUN_FILES = (
     artifacts.MANIFEST, artifacts.CLEANED, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz",
     "metrics.csv", "gallery", "index", "evaluation", "export", "other_data", *_LOGGER_FOLDERS,
@@ -127,7 +128,7 @@ def train(
         group = current_process_group()
         if group.rank == 0:
             write_manifest(
-                run_dir, "run", config=config, parents=parents, info=info, exclude=_LOGGER_FOLDERS
+                run_dir, "run", config=config, parents=parents, info=info, exclude=_NOT_LISTED
             )
         group.barrier()
         return _with_exports(artifacts.read(run_dir, "run"), setup, store)

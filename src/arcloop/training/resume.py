@@ -19,7 +19,7 @@ import yaml
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import is_empty, sha256_json, try_lock, write_bytes
+from arcloop.artifacts.atomic import SYSTEM_NAMES, sha256_json, try_lock, write_bytes
 from arcloop.config.recorded import flatten
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import launched_rank
@@ -201,7 +201,10 @@ def find_start(
             print_line(f"train: resuming from {last[0]} after {last[1]} steps")
             return _start_at(last, recorded)
     # Only rank zero checks this: it may write to the folder before the other ranks get here.
-    if started is None and launched_rank() == 0 and run_dir.is_dir() and not is_empty(run_dir):
+    # The output of a job of a sweep is recorded before its training starts.
+    known = {*SYSTEM_NAMES, artifacts.JOB_LOG}
+    is_new = started is None and launched_rank() == 0 and run_dir.is_dir()
+    if is_new and any(entry.name not in known for entry in run_dir.iterdir()):
         raise ConfigError(
             "this folder contains files that do not belong to a run",
             where=run_dir,

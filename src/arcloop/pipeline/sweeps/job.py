@@ -6,6 +6,7 @@ command, because launchers do not return why a job failed.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import multiprocessing
@@ -17,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from arcloop import artifacts
+from arcloop.artifacts import JOB_LOG
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.composition import (
     check_config,
@@ -32,12 +34,13 @@ from arcloop.config.composition import (
     to_plain,
 )
 from arcloop.config.origin import set_origin
-from arcloop.config.recorded import compose_for_run, find_run_dir
+from arcloop.config.recorded import compose_for_run
+from arcloop.display.redirect import redirect_output
 from arcloop.display.terminal import print_line
 from arcloop.distributed import threads
 from arcloop.errors import ArcloopError, ConfigError, TrainingPruned, as_user_error
-from arcloop.pipeline.chains import CHAINS, FROM_RUN, VerbResult, run_verb
-from arcloop.pipeline.steps import STEPS
+from arcloop.pipeline.chains import CHAINS, FROM_RUN, run_verb
+from arcloop.pipeline.steps import ALL_STEPS
 from arcloop.pipeline.sweeps.gpus import reserve_gpu
 from arcloop.pipeline.sweeps.objectives import Objective, measure
 from arcloop.pipeline.sweeps.plan import TRAINING
@@ -76,6 +79,7 @@ class Job:
         swept: Keys that the sweep varies; they name the folder of the job.
         results: Folder for the records of this command's jobs.
         gpus: GPUs of which the job reserves one; if empty, the visible devices are not changed.
+        in_runs: The jobs differ only in their runs, so each writes its artifacts into its run.
         parent: Process id of the command.
         record: Id of the sweep, and the threads of each job. Launchers set other numbers in their
             processes, where `threads=auto` would otherwise differ.
@@ -87,6 +91,7 @@ class Job:
     swept: tuple[str, ...]
     results: Path
     gpus: tuple[str, ...]
+    in_runs: bool
     parent: int
     record: SweepRecord
     command: str
@@ -103,77 +108,100 @@ class Job:
         settings = HydraConfig.get()
         number, overrides = settings.job.num, list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
-        if self.verb in FROM_RUN:
-            config.run_dir = str(find_run_dir(overrides))
-        elif not any(_key(o) == "run_dir" for o in overrides):
-            old = Path(settings.sweep.dir) / old_folder_name(swept)
-            config.run_dir = str(old if old.is_dir() else old.with_name(folder_name(swept)))
+        folder = Path(settings.sweep.dir) / folder_name(swept)
+        if self.verb in TRAINING:
+            old = folder.with_name(old_folder_name(swept))
+            folder = old if old.is_dir() else folder
+            if any(_key(o) == "run_dir" for o in overrides):
+                folder = Path(config.run_dir)
+            config.run_dir = str(folder)
         assign_job(config, Path(settings.sweep.dir) / STORAGE, number)
-        point = " ".join(f"{key}={value}" for key, value in swept.items())
-        print_line(f"job {number}: {point} -> {config.run_dir}")
-        record = self._attempt(config, overrides, swept)
+        shown = contextlib.nullcontext() if settings.verbose else redirect_output(folder / JOB_LOG)
+        with shown:
+            point = " ".join(f"{key}={value}" for key, value in swept.items())
+            print_line(f"job {number + 1}: {point} -> {folder}")
+            record = self._attempt(config, overrides, swept, folder)
+            if record.failure is not None:
+                print_line(f"job {number + 1} failed: {record.failure.what}")
+            if record.pruned is not None:
+                print_line(
+                    f"job {number + 1} pruned: its setting had {config.monitor}"
+                    f" {record.pruned.value:.4f} after epoch {record.pruned.epoch}"
+                )
         record.write(self.results / f"{number:09d}.json")
         if record.pruned is not None:
-            print_line(
-                f"job {number} pruned: its setting had {config.monitor}"
-                f" {record.pruned.value:.4f} after epoch {record.pruned.epoch}"
-            )
             return PrunedObjective(math.nan)
         if record.failure is None:
             several = [value for _, value in record.objectives.values()]
             return several or record.objective
-        print_line(f"job {number} failed: {record.failure.what}")
         return TemporaryFailure(math.nan) if record.failure.retry else math.nan
 
     def _attempt(
-        self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
+        self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str], folder: Path
     ) -> JobRecord:
-        """Run the verb and record the result; skip a job that has failed permanently."""
-        file = Path(config.run_dir) / RECORD
-        sha256, started = "", _now()
-        outcome, failure, pruned = VerbResult(), None, None
-        objectives: dict[str, tuple[str, float]] = {}
-        has_other_run = False  # a finished job of another config, whose record is kept
+        """Run the verb and record the result; skip a job that has finished or failed permanently.
+
+        The record of a finished job of another config is kept if this job fails.
+        """
+        before = JobRecord.read(folder / RECORD)
+        record = JobRecord("", self.verb, list(overrides), dict(swept), _now(), "", None, None)
+        record = replace(record, run_dir=str(folder))
         try:
             if self.verb in FROM_RUN:
                 config = compose_for_run(overrides)
+                run, sha256 = _identify_run(Path(config.run_dir), folder, before)
+                record = replace(record, run=run, run_sha256=sha256)
             check_config(config)
-            sha256 = _config_sha256(self.verb, to_plain(config))
-            if self.verb in TRAINING:
-                before = JobRecord.read(file)
-                same = before is not None and before.config_sha256 == sha256
-                if (
-                    before
-                    and same
-                    and not config.overwrite
-                    and (reason := _skips(before, file.parent))
-                ):
-                    print_line(f"skipped: {reason}; overwrite=true runs it again")
-                    return before
-                has_other_run = (
-                    _is_finished(file.parent, before) and not same and not config.overwrite
-                )
-                if not has_other_run:
-                    file.unlink(missing_ok=True)
-            if self.gpus:
-                reserve_gpu(self.gpus)
-            require_not_pruned(config)
-            self._set_origin(config, overrides, swept)
-            outcome = run_verb(self.verb, config, overrides)
-            objectives = measure(Path(config.run_dir), self.objectives)
+            record = replace(record, config_sha256=_config_sha256(self.verb, to_plain(config)))
+            record = self._run(config, record, before)
         except TrainingPruned as decision:
-            pruned = Pruned(decision.epoch, decision.value)
+            record = replace(record, pruned=Pruned(decision.epoch, decision.value))
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
-            failure = Failure.of(error)
+            record = replace(record, failure=Failure.of(error))
             if as_user_error(error) is None:
                 print_line(traceback.format_exc())
-        record = JobRecord(
-            sha256, self.verb, list(overrides), dict(swept), started, _now(),
-            outcome.objective, failure, config.run_dir, outcome.gate_passed, pruned, objectives,
-        )  # fmt: skip
-        if self.verb in TRAINING and not (failure and has_other_run):
-            record.write(file)
+            if self._has_other_run(config, record, before):
+                return replace(record, ended=_now())
+        if not record.reused:
+            record = replace(record, ended=_now())
+            record.write(folder / RECORD)
         return record
+
+    def _run(self, config: DictConfig, record: JobRecord, before: JobRecord | None) -> JobRecord:
+        """Return the record of the job after it has run, or that of an earlier command."""
+        folder, overrides = Path(record.run_dir), record.overrides
+        same = before is not None and before.is_same(record)
+        if self.verb in TRAINING:
+            repeats = not same or config.overwrite
+            if before and not repeats and (reason := _skips(before, folder)):
+                print_line(f"skipped: {reason}; overwrite=true runs it again")
+                return replace(before, reused=True)
+            is_finished = same and artifacts.exists(folder)
+            if not is_finished and not self._has_other_run(config, record, before):
+                (folder / RECORD).unlink(missing_ok=True)
+        if self.gpus:
+            reserve_gpu(self.gpus)
+        require_not_pruned(config)
+        self._set_origin(config, overrides, record.swept)
+        output = folder if self.verb in FROM_RUN and not self.in_runs else None
+        outcome = run_verb(self.verb, config, overrides, in_sweep=True, output=output)
+        if before and same and outcome.reused and _is_finished(folder, before):
+            return replace(before, reused=True)
+        return replace(
+            record,
+            objective=outcome.objective,
+            objectives=measure(folder, self.objectives),
+            gate_passed=outcome.gate_passed,
+            metrics=outcome.metrics,
+        )
+
+    def _has_other_run(
+        self, config: DictConfig, record: JobRecord, before: JobRecord | None
+    ) -> bool:
+        """Return whether the folder contains a finished job of another config, which is kept."""
+        same = before is not None and before.is_same(record)
+        is_finished = self.verb in TRAINING and _is_finished(Path(record.run_dir), before)
+        return is_finished and not same and not config.overwrite
 
     def _set_origin(
         self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
@@ -184,6 +212,22 @@ class Job:
         folder = HydraConfig.get().sweep.dir
         sweep = {"id": self.record.id, "folder": folder, "command": self.command}
         set_origin(config, shlex.join(words), [o for o in overrides if _key(o) in swept], sweep)
+
+
+def _identify_run(run_dir: Path, folder: Path, before: JobRecord | None) -> tuple[str, str]:
+    """Return the path of a run, relative to the folder of a job on it, and its hash.
+
+    Raises:
+        ConfigError: The folder contains a job on another run.
+    """
+    path = os.path.relpath(run_dir.resolve(), folder.resolve())
+    if before is not None and before.run not in ("", path):
+        raise ConfigError(
+            f"this folder contains a job on another run, {before.run}",
+            where=folder,
+            remedy="set another folder for the sweep: hydra.sweep.dir=...",
+        )
+    return path, artifacts.read(run_dir, "run").sha256
 
 
 def _is_finished(run_dir: Path, record: JobRecord | None) -> bool:
@@ -203,7 +247,7 @@ def _skips(before: JobRecord, folder: Path) -> str | None:
 
 def _config_sha256(verb: str, plain: Mapping[str, Any]) -> str:
     """Return the hash of the config groups that the result of a verb depends on."""
-    reads = sorted({name for step in CHAINS[verb] for name in STEPS[step].reads})
+    reads = sorted({name for step in CHAINS[verb] for name in ALL_STEPS[step].reads})
     return sha256_json([verb, {name: plain[name] for name in reads}])
 
 
@@ -219,8 +263,7 @@ def sweep_error(records: Sequence[JobRecord], sweep: Path) -> ArcloopError | Non
     remedy = "correct their config; without a change they would fail again"
     if retried:
         remedy = f"the same command runs {retried} of them again"
-    if records[0].verb in TRAINING:
-        remedy = f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; {remedy}"
+    remedy = f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; {remedy}"
     what = f"{len(failed)} of {len(records)} jobs failed; the first error: {what}"
     return kind(what, where=run_dir, remedy=remedy)
 
@@ -230,7 +273,7 @@ def _key(override: str) -> str:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _exit_when_parent_ends(parent: int) -> None:

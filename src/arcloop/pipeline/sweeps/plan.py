@@ -28,7 +28,7 @@ from arcloop.pipeline.sweeps.gpus import free_gpus
 from arcloop.pipeline.sweeps.objectives import Objective, read_objectives, require_measured
 from arcloop.pipeline.sweeps.pruning import check_pruner, require_search
 from arcloop.pipeline.sweeps.record import folder_name
-from arcloop.pipeline.sweeps.space import Space, nothing_varies
+from arcloop.pipeline.sweeps.space import SEED, Space, nothing_varies
 from arcloop.pipeline.sweeps.sweep_record import threads_of_new_sweep
 
 TRAINING = ("train", "run")
@@ -50,16 +50,26 @@ class Plan:
         swept: Keys that the sweep varies.
         folder: Folder that contains the folders of the jobs.
         gpus: GPUs to distribute the jobs over; if empty, the visible devices are not changed.
+        in_runs: The jobs differ only in the finished runs that they start from.
+        total: Number of jobs.
+        at_once: Number of jobs that run in parallel.
+        monitor: Name of the objective.
+        mode: "max" or "min" of the objective.
         threads: Threads of each job, if the sweep is new.
         extra: Overrides to add to those of the command: the recorded overrides of the run, if all
-            jobs work on the same run, the number of parallel jobs for the free GPUs, and the
-            sweeper.
+            jobs work on the same run, the folder of the sweep, the number of parallel jobs for the
+            free GPUs, and the sweeper.
         objectives: Objectives of a search with several.
     """
 
     swept: tuple[str, ...]
     folder: Path
     gpus: tuple[str, ...]
+    in_runs: bool
+    total: int
+    at_once: int
+    monitor: str
+    mode: str
     threads: int
     extra: tuple[str, ...]
     objectives: tuple[Objective, ...]
@@ -103,18 +113,56 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     objectives = read_objectives(config.sweep.get("objectives"))
     require_measured(objectives, verb, config.callbacks)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
-    jobs = min(len(gpus), config.launcher.jobs) if gpus else 0
-    extra = [*recorded, *([f"launcher.jobs={jobs}"] if gpus else [])]
+    at_once = OmegaConf.select(config, "launcher.jobs") or 1
+    extra = list(recorded)
+    if gpus:
+        at_once = min(len(gpus), at_once)
+        extra.append(f"launcher.jobs={at_once}")
     if config.hydra.sweeper._target_ == BasicSweeperConf._target_:
         extra.append("hydra.sweeper._target_=hydra_plugins.arcloop_search.GridSweeper")
+    folder = Path(config.hydra.sweep.dir)
+    if verb not in TRAINING and not any(o.key_or_group == "hydra.sweep.dir" for o in given):
+        folder = _folder_on_runs(verb, folder, space, find_run_dir(fixed) if recorded else None)
+        extra += shlex.split(quote_override("hydra.sweep.dir", str(folder)))
     return Plan(
         swept=space.keys,
         folder=folder,
         gpus=tuple(gpus),
+        in_runs=verb in FROM_RUN and all(_names_only_run(key, given) for key in space.keys),
+        total=_count_jobs(config, space),
+        at_once=at_once,
+        monitor=config.monitor,
+        mode=config.monitor_mode,
         threads=threads_of_new_sweep(config) if verb in TRAINING else default_threads(),
         extra=tuple(extra),
         objectives=objectives,
     )
+
+
+def _names_only_run(key: str, given: Sequence[Override]) -> bool:
+    """Return whether a key only chooses the run, and no setting of the verb."""
+    is_data = key.partition(".")[0] == "data"
+    return names_run(key) and not (is_data and any(o.key_or_group == "run_dir" for o in given))
+
+
+def _folder_on_runs(verb: str, folder: Path, space: Space, run_dir: Path | None) -> Path:
+    """Return the default folder of a sweep that trains nothing.
+
+    Sweeps of trainings have another one, because each folder has one leaderboard.
+    """
+    name = folder.name
+    if run_dir is not None:
+        name = run_dir.name
+    elif verb in FROM_RUN:
+        name = compose_for_run(space.checks()[0]).name
+    return folder.with_name(f"{name}-{verb}")
+
+
+def _count_jobs(config: DictConfig, space: Space) -> int:
+    if (trials := config.sweep.get("trials")) is None:
+        return len(space.jobs())
+    seeds = [len(axis.points) for axis in space.axes if axis.keys == (SEED,)]
+    return int(trials) * max(seeds, default=1)
 
 
 def first_job(verb: str, arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from zlib import crc32
 
+from arcloop.artifacts import JOB_RECORD
 from arcloop.artifacts.atomic import write_json
 from arcloop.errors import ConfigError, DivergedError, as_user_error
 
-RECORD = "job.json"
+RECORD = JOB_RECORD
 _MAX_NAME_LENGTH = 200
 
 
@@ -70,6 +72,11 @@ class JobRecord:
         failure: Why the job failed; None if it finished or was pruned.
         run_dir: Folder of the job; older records lack it.
         gate_passed: Decision of the gate; None if nothing was evaluated.
+        metrics: Name -> value: what a verb that trains nothing measured, on the query split if it
+            evaluates; see `arcloop.pipeline.chains.measurements`.
+        run: Run that the job started from, relative to the folder of the job; empty if it trained.
+        run_sha256: Hash of that run.
+        reused: The job had finished before; only in the results of a command.
         pruned: When a pruner ended the job; None if it was not pruned. A pruned job has no result.
         objectives: Name -> direction ("max" or "min") and value, of a search with several.
     """
@@ -86,6 +93,14 @@ class JobRecord:
     gate_passed: bool | None = None
     pruned: Pruned | None = None
     objectives: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    run: str = ""
+    run_sha256: str = ""
+    reused: bool = False
+
+    def is_same(self, other: JobRecord) -> bool:
+        """Return whether two jobs have the same config, and started from the same run."""
+        return (self.config_sha256, self.run_sha256) == (other.config_sha256, other.run_sha256)
 
     def write(self, file: Path) -> None:
         """Write the record as JSON; missing folders are created."""
@@ -104,6 +119,12 @@ class JobRecord:
                 pruned=None if pruned is None else Pruned(**pruned),
             )
         return None
+
+
+def run_of_job(folder: Path) -> Path | None:
+    """Return the run that a job in this folder started from; None if there is no such job."""
+    record = JobRecord.read(folder / RECORD)
+    return Path(os.path.normpath(folder / record.run)) if record and record.run else None
 
 
 def folder_name(swept: Mapping[str, str]) -> str:
