@@ -38,7 +38,7 @@ from arcloop.pipeline.steps import ALL_STEPS
 _MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 _SHOWING = (
     "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--run", "-r", "--version",
-    "--hydra-help", "--shell-completion", "-sc",
+    "--hydra-help", "--shell-completion", "-sc", "--experimental-rerun",
 )  # fmt: skip
 """Flags of Hydra that show something instead of running a job, or that exclude `-m`."""
 _NOT_IN_STEPS = ("threads", "run_dir", "name", "experiment", "sweep", "launcher")
