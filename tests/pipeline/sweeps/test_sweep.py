@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from tests.conftest import SMALL
 
 from arcloop import artifacts
+from arcloop.artifacts import JOB_LOG
 from arcloop.cli.main import main
 from arcloop.config.composition import parse_overrides
 from arcloop.pipeline.sweeps.record import RECORD, JobRecord, folder_name
@@ -49,6 +51,10 @@ def record(folder):
     return JobRecord.read(folder / RECORD)
 
 
+def log(folder):
+    return (folder / JOB_LOG).read_text()
+
+
 def states(folder):
     """Return path -> modification time of the files of runs."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.name in ("model.pt", "metrics.csv"))
@@ -74,8 +80,8 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
     (first,), (second,) = finished(), started()
     before = states(first)
     assert main(arguments) == 0
-    output = capsys.readouterr().err
-    assert f"resuming from {second}/checkpoints/last.ckpt" in output
+    assert capsys.readouterr().err.count("finished before") == 1
+    assert f"resuming from {second}/checkpoints/last.ckpt" in log(second)
     assert states(first) == before
     assert finished() == sorted([first, second])
     for folder in finished():
@@ -87,7 +93,7 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
         objectives = [record(folder).objective for folder in finished()]
         assert trial.value == pytest.approx(sum(objectives) / 2)
         assert main(arguments) == 0
-        assert "job 0" not in capsys.readouterr().err
+        assert "job 1 of" not in capsys.readouterr().err
 
 
 MEASURED = ["val_map_at_r", "val_top1", "index_bytes", "model_bytes", "parameters"]
@@ -141,7 +147,9 @@ def test_launchers_train_equal_models(in_tmp, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(arguments) == 1
     output = capfd.readouterr().err
-    assert output.count("deterministic, 2 threads") == 3  # of torch
+    assert len(re.findall(r"^job \d of 2  optimizer.lr=.*$", output, re.MULTILINE)) == 2
+    logs = log(SWEEP / "optimizer.lr-0.1"), log(SWEEP / "optimizer.lr-1e+30")
+    assert [text.count("deterministic, 2 threads") for text in logs] == [2, 1]  # of torch
     assert "1 of 2 jobs failed; the first error: training diverged" in output
     assert "Traceback" not in output
     assert [folder.name for folder in finished()] == ["optimizer.lr-0.1"]
@@ -159,11 +167,12 @@ def test_launchers_train_equal_models(in_tmp, monkeypatch, capfd):
     weights = (run / "model.pt").read_bytes()
 
     assert main(serial) == 1
-    output = capfd.readouterr().err
-    assert "skipped: it failed before" in output
-    assert "epoch 1/2" not in output
+    assert "  not repeated" in capfd.readouterr().err
+    later = log(SWEEP / "optimizer.lr-1e+30").removeprefix(logs[1])
+    assert "skipped: it failed before" in later
+    assert "train: " not in later
     assert main([*serial, "overwrite=true"]) == 1
-    assert "epoch 1/2" in capfd.readouterr().err
+    assert log(run).count("epoch 1/2") == 2
     assert (run / "model.pt").read_bytes() == weights
     assert artifacts.load(run, "run").code["threads"] == "2"
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SIGNIFICANCE = 0.05
+_LARGE = 1000
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Estimate:
 
     def __str__(self) -> str:
         half = "" if self.half_width is None else f" ± {self.half_width:.4f}"
-        return f"{self.mean:.4f}{half}"
+        digits = 0 if abs(self.mean) >= _LARGE else 4  # bytes and rates
+        return f"{self.mean:,.{digits}f}{half}"
 
 
 def paired_p_value(one: Mapping[str, float], other: Mapping[str, float]) -> float | None:

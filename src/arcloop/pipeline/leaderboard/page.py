@@ -94,7 +94,7 @@ def markdown_page(ranking: Ranking) -> str:
         facts=_facts(ranking),
         notes=notes(ranking),
         rows=table_rows(ranking, columns, order),
-        commands=[rerun_command(ranking, setting) for setting in settings],
+        commands=[rerun_command(ranking, s) for s in settings if not ranking.on_runs],
     )
     return f"{page}\n"
 

@@ -122,6 +122,11 @@ class Ranking:
         return max(jobs, key=lambda job: sign * (job.objective or 0.0))
 
     @property
+    def on_runs(self) -> bool:
+        """Whether the jobs started from finished runs, so that there is no objective on val."""
+        return any(job.on_run for job in self.jobs)
+
+    @property
     def failed(self) -> list[JobResult]:
         """Jobs that failed or were interrupted."""
         return [job for job in self.jobs if job.state in (FAILED, INTERRUPTED)]
@@ -239,8 +244,10 @@ def _second_metric(settings: Sequence[Setting], monitor: str) -> str | None:
 def _varied_keys(jobs: Sequence[JobResult]) -> list[str]:
     """Return the keys whose values differ between jobs, in the order of the command line."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    of_runs = {key for job in jobs if job.on_run for key in job.swept}  # also run_dir
     return [
         key
         for key in keys
-        if not key.startswith(SWEEP_KEYS) and len({job.value(key) for job in jobs}) > 1
+        if not key.startswith(SWEEP_KEYS if key not in of_runs else ())
+        and len({job.value(key) for job in jobs}) > 1
     ]

@@ -29,6 +29,7 @@ SWEEP_KEYS = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
 FINISHED, FAILED, PRUNED = "finished", "failed", "pruned"
 RUNNING, INTERRUPTED = "running", "interrupted"
 """States of a job."""
+_TRAINING = ("train", "run")
 _STARTED, _CONFIG, _METRICS = ".begun.json", "config.yaml", "metrics.csv"
 """Equal to the constants of `arcloop.training`, which cannot be imported without torch."""
 
@@ -51,6 +52,7 @@ class JobResult:
         ended: End time in UTC, ISO 8601; empty if unknown.
         pruned: When a pruner ended the job; None if it was not pruned.
         objectives: Name -> direction and value, of a search with several objectives.
+        on_run: The job started from a finished run and trained nothing.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class JobResult:
     ended: str = ""
     pruned: Pruned | None = None
     objectives: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    on_run: bool = False
 
     @property
     def duration_s(self) -> float | None:
@@ -167,6 +170,7 @@ def read_job(folder: Path) -> JobResult | None:
     """
     recorded = JobRecord.read(folder / RECORD)
     failure = recorded.failure.what if recorded and recorded.failure else None
+    results: tuple[Any, Any, Any, Any]
     if _is_run(folder):
         run = artifacts.read(folder, "run")
         results = (
@@ -177,19 +181,18 @@ def read_job(folder: Path) -> JobResult | None:
         )
         given = run.info["overrides"]
     elif recorded is not None:
-        results, given = ({}, None, {}, {}), recorded.overrides
-        if not recorded.pruned:
+        results, given = ({}, None, recorded.metrics, {}), recorded.overrides
+        if not recorded.pruned and recorded.verb in _TRAINING:
             failure = failure or "the run was removed"
     else:
         return _read_unfinished(folder) if (folder / _STARTED).is_file() else None
     if recorded is None:  # a run that was moved into the folder
         return JobResult(folder, given, (), None, *results)
     state = FAILED if failure else PRUNED if recorded.pruned else FINISHED
-    times = recorded.started, recorded.ended
-    swept = tuple(recorded.swept)
     return JobResult(
-        folder, given, swept, failure, *results, state, *times, recorded.pruned,
-        recorded.objectives,
+        folder, given, tuple(recorded.swept), failure, *results,
+        state=state, started=recorded.started, ended=recorded.ended, pruned=recorded.pruned,
+        objectives=recorded.objectives, on_run=bool(recorded.run),
     )  # fmt: skip
 
 

@@ -24,11 +24,20 @@ _MAX_ROWS = 30
 _MIN_VALUE, _MAX_VALUE = 6, 24  # characters of a value on the terminal
 _GAP = 2  # characters between two columns
 _COLUMNS = ("top1", "recall_at_5", "map_at_r", "eer", "tar_at_far_1e-3")
+_MEASURED = ("index_recall_at_10", "index_bytes", "search_p50_ms", "images_per_second")
+_ON_RUNS = (
+    "These jobs trained nothing. Their metrics are measured on the query split, which is used for"
+    " evaluation only: compare the jobs, but select settings by val."
+)
 
 
 def query_columns(ranking: Ranking) -> list[str]:
     """Return the metrics of the query split to show, among those that were recorded."""
-    return [n for n in _COLUMNS if any(n in setting.metrics for setting in ranking.settings)]
+    names = (_COLUMNS[0], *_MEASURED, *_COLUMNS[1:]) if ranking.on_runs else _COLUMNS
+    found = [n for n in names if any(n in setting.metrics for setting in ranking.settings)]
+    if ranking.on_runs and not found:  # sizes of exported files
+        found = sorted({name for setting in ranking.settings for name in setting.metrics})
+    return found
 
 
 def headings(keys: Sequence[str]) -> list[str]:
@@ -106,7 +115,7 @@ def table_rows(ranking: Ranking, columns: Sequence[str], order: Sequence[int]) -
             ranking.ranks[place],
             *map(short_value, setting.values.values()),
             seed_count(setting),
-            "-" if setting.objective is None else f"{setting.objective}{mark}",
+            *([] if ranking.on_runs else [f"{setting.objective or '-'}{mark}"]),
             *("-" if estimate is None else str(estimate) for estimate in estimates),
         ])  # fmt: skip
     return rows
@@ -114,6 +123,8 @@ def table_rows(ranking: Ranking, columns: Sequence[str], order: Sequence[int]) -
 
 def notes(ranking: Ranking) -> list[str]:
     """Return sentences on ties and on differences from the best setting."""
+    if ranking.on_runs:
+        return [_ON_RUNS]
     found = []
     if tied := ranking.tied:
         text = f"{len(tied)} settings tie at {ranking.monitor} {_mean(tied[0].objective)}"
@@ -170,13 +181,14 @@ def terminal_table(ranking: Ranking, width: int, column: str | None = None) -> T
     metrics = query_columns(ranking)
     rows = table_rows(ranking, metrics, order[:_MAX_ROWS])
     count = len(ranking.keys)
-    names = ["", *headings(ranking.keys), "seeds", ranking.monitor]
+    names = ["", *headings(ranking.keys), "seeds", *([] if ranking.on_runs else [ranking.monitor])]
+    least_columns = len(names)
     names += [*([ranking.second] if ranking.second else []), *metrics]
     needed = [max(map(len, cells)) for cells in zip(names, *rows, strict=True)]
     values = [min(size, _MAX_VALUE) for size in needed[1 : 1 + count]]
     needed[1 : 1 + count] = values
     visible = len(names)
-    while visible > count + 3 and sum(needed[:visible]) + _GAP * (visible - 1) > width:
+    while visible > least_columns and sum(needed[:visible]) + _GAP * (visible - 1) > width:
         visible -= 1
     room = width - needed[0] - sum(needed[1 + count : visible]) - _GAP * (visible - 1)
     least = [_least_width(cells) for cells in list(zip(*rows, strict=True))[1 : 1 + count]]
