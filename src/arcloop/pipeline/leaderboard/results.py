@@ -186,11 +186,12 @@ def read_job(folder: Path) -> JobResult | None:
             failure = failure or "the run was removed"
     else:
         return _read_unfinished(folder) if (folder / _STARTED).is_file() else None
+    config, objective, metrics, code = results
     if recorded is None:  # a run that was moved into the folder
-        return JobResult(folder, given, (), None, *results)
+        return JobResult(folder, given, (), None, config, objective, metrics, code)
     state = FAILED if failure else PRUNED if recorded.pruned else FINISHED
     return JobResult(
-        folder, given, tuple(recorded.swept), failure, *results,
+        folder, given, tuple(recorded.swept), failure, config, objective, metrics, code,
         state=state, started=recorded.started, ended=recorded.ended, pruned=recorded.pruned,
         objectives=recorded.objectives, on_run=bool(recorded.run),
     )  # fmt: skip
