@@ -116,8 +116,10 @@ class Job:
                 folder = Path(config.run_dir)
             config.run_dir = str(folder)
         assign_job(config, Path(settings.sweep.dir) / STORAGE, number)
-        shown = contextlib.nullcontext() if settings.verbose else redirect_output(folder / JOB_LOG)
-        with shown:
+        with contextlib.ExitStack() as stack:
+            if not settings.verbose:
+                with contextlib.suppress(OSError):  # the verb reports that it cannot write there
+                    stack.enter_context(redirect_output(folder / JOB_LOG))
             point = " ".join(f"{key}={value}" for key, value in swept.items())
             print_line(f"job {number + 1}: {point} -> {folder}")
             record = self._attempt(config, overrides, swept, folder)
