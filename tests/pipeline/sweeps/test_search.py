@@ -241,6 +241,19 @@ def test_a_key_that_a_choice_lacks_is_not_a_parameter_of_its_trials(tmp_path):
         assert ("head.margin" in trial.params) == (trial.params["head"] == "arcface")
 
 
+def test_equal_trials_do_not_run_at_the_same_time(tmp_path):
+    class Distinct(Jobs):
+        def __call__(self, batch, initial_job_idx):
+            assert len(set(map(tuple, batch))) == len(batch)
+            return super().__call__(batch, initial_job_idx)
+
+    space = ["head=softmax,adacos", "seed=0,1"]
+    jobs = search(tmp_path, Distinct(), space, RandomSampler, trials=6, at_once=6)
+    trials = study(tmp_path).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert len(jobs) < 12
+
+
 def test_keys_that_vary_together_are_one_parameter(tmp_path):
     space = ["head.margin=0.2,0.3,0.4", "optimizer.lr=interval(0.1,0.2)", "head.scale=8,16,32"]
     jobs = search(tmp_path, Jobs(), space, RandomSampler, zip=["head.scale", "head.margin"])

@@ -159,12 +159,18 @@ class Search:
             batch = batch or self._propose(study, proposals, at_once)
             if not batch:
                 break
-            for trials in _consecutive(batch):
+            # Equal trials would train in the same folder at the same time: only the first one runs.
+            names = {trial.number: " ".join(proposals.overrides(trial.params)) for trial in batch}
+            distinct = {names[trial.number]: trial for trial in reversed(batch)}
+            results: dict[str, list[Any]] = {}
+            for trials in _consecutive(list(distinct.values())):
                 jobs = [job for trial in trials for job in proposals.jobs(trial.params)]
                 returned = launch(jobs, initial_job_idx=trials[0].number * seeds)
                 for place, trial in enumerate(trials):
                     of_trial = returned[place * seeds : (place + 1) * seeds]
-                    self._tell(study, trial.number, [job.return_value for job in of_trial])
+                    results[names[trial.number]] = [job.return_value for job in of_trial]
+            for trial in batch:
+                self._tell(study, trial.number, results[names[trial.number]])
             batch = remaining
         if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             self._print_best(study, proposals)
@@ -213,7 +219,8 @@ class Search:
         if not self._several:  # the leaderboard ranks by the mean
             best = study.best_trial
             if self._how == "lower":
-                print_line(f"best end of an interval: {best.value:.4f}, {values[best.number]}")
+                text = values[best.number]
+                print_line(f"best trial by the end of its interval: {best.value:.4f} with {text}")
             return
         print_line("Pareto-optimal: no other trial is better in one objective and worse in none")
         distinct = {values[trial.number]: trial for trial in reversed(study.best_trials)}
@@ -226,7 +233,7 @@ class Search:
 def _consecutive(trials: Sequence[FrozenTrial]) -> Iterator[list[FrozenTrial]]:
     """Divide trials into groups of consecutive numbers, which launchers need."""
     group: list[FrozenTrial] = []
-    for trial in trials:
+    for trial in sorted(trials, key=lambda trial: trial.number):
         if group and trial.number != group[-1].number + 1:
             yield group
             group = []
