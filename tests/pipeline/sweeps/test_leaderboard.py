@@ -106,6 +106,16 @@ def test_only_applicable_figures_are_drawn(sweep):
     assert "parallel" in drawn(sweep)
 
 
+def test_every_seed_is_a_dot(sweep):
+    grid(sweep, scales=(32,), seeds=(0, 1, 2))
+    figures = draw(Ranking.of(sweep.path))
+    objectives = {round(0.9 - (margin - 0.3) ** 2 + seed / 1000, 6)
+                  for margin in (0.2, 0.3, 0.4) for seed in (0, 1, 2)}  # fmt: skip
+    for name, read in (("curve", "get_ydata"), ("settings", "get_xdata")):
+        dots = [line for line in figures[name].axes[0].lines if line.get_markersize() == 3.5]
+        assert {round(value, 6) for dot in dots for value in getattr(dot, read)()} == objectives
+
+
 def test_heat_map_of_points_that_are_not_a_grid(sweep):
     for number in range(8):
         values = {"head.margin": 0.1 + number / 20, "head.scale": 2 ** (number % 5 + 2) + number}
