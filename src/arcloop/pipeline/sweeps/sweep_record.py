@@ -25,7 +25,7 @@ class SweepRecord:
     another machine, therefore trains the same models, in the same sweep of a tracker.
 
     Attributes:
-        id: Name of the folder and a random suffix.
+        id: Name of the folder (up to 100 characters) and a random suffix.
         threads: Threads of each job, unless its config or its run has a number.
     """
 
@@ -46,7 +46,7 @@ class SweepRecord:
         file = folder / FILE
         with file_lock(file):
             if not file.exists():
-                record = cls(f"{folder.resolve().name}-{secrets.token_hex(3)}", threads)
+                record = cls(f"{folder.resolve().name[:100]}-{secrets.token_hex(3)}", threads)
                 write_json(file, asdict(record))
                 return record
             try:
