@@ -142,9 +142,10 @@ class Ranking:
         return [job for job in self.jobs if job.state == RUNNING]
 
     @property
-    def shown(self) -> list[Setting]:
-        """Settings for a table: those that have a job that is neither pruned nor running."""
-        return [s for s in self.settings if any(j.state not in (PRUNED, RUNNING) for j in s.jobs)]
+    def shown(self) -> list[int]:
+        """Places of the settings for a table: some job is neither pruned nor running."""
+        apart = (PRUNED, RUNNING)
+        return [n for n, s in enumerate(self.settings) if any(j.state not in apart for j in s.jobs)]
 
     @cached_property
     def ranks(self) -> list[str]:

@@ -67,9 +67,8 @@ def display_order(ranking: Ranking, column: str | None = None) -> list[int]:
     Raises:
         ConfigError: There is no such column.
     """
-    places = [place for place, s in enumerate(ranking.settings) if s in ranking.shown]
     if column is None:
-        return places
+        return ranking.shown
     full = dict(zip(headings(ranking.keys), ranking.keys, strict=True))
     key = full.get(column, column)
     names = {name for s in ranking.settings for name in (*s.metrics, *s.val)} | {ranking.monitor}
@@ -97,7 +96,7 @@ def display_order(ranking: Ranking, column: str | None = None) -> list[int]:
         )
         return found is None, (-found.mean if falling else found.mean) if found else 0.0, ""
 
-    return sorted(places, key=order)
+    return sorted(ranking.shown, key=order)
 
 
 def table_rows(ranking: Ranking, columns: Sequence[str], order: Sequence[int]) -> list[list[str]]:
