@@ -132,6 +132,15 @@ def test_clean_refuses_while_a_job_runs(sweep, capsys):
     assert not [path.name for path in sweep.path.iterdir() if path.name.endswith(".lock")]
 
 
+def test_clean_without_a_best_job_removes_nothing(sweep, capsys):
+    folder = sweep.job({"head.margin": 0.2}, None, failure="diverged")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/last.ckpt").write_bytes(b"x")
+    assert main(["clean", str(sweep.path), "--yes"]) == 2
+    assert "no job of this folder has a value" in capsys.readouterr().err
+    assert (folder / "checkpoints/last.ckpt").exists()
+
+
 def test_the_link_follows_the_best_job(sweep):
     first = sweep.job({"head.margin": 0.2, "seed": 0}, 0.8)
     write_best(Ranking.of(sweep.path))

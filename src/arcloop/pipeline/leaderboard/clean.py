@@ -30,7 +30,7 @@ def clean(arguments: Sequence[str]) -> int:
     """Print what cleaning a sweep frees, and with `--yes` remove it; returns 0.
 
     Raises:
-        ConfigError: An option is invalid, or the jobs have different monitors.
+        ConfigError: An option is invalid, the jobs have different monitors, or none is finished.
         ArtifactError: The folder contains no jobs of a sweep.
         ResourceError: A job is running, or a file cannot be removed.
     """
@@ -44,6 +44,12 @@ def clean(arguments: Sequence[str]) -> int:
     parser.add_argument("--yes", action="store_true", help="remove the files")
     options = parser.parse_args(arguments)
     ranking = Ranking.of(Path(options.sweep_dir), monitor=options.monitor)
+    if ranking.best is None:
+        raise ConfigError(
+            "no job of this folder has a value by which the jobs to keep can be chosen",
+            where=ranking.folder,
+            remedy="pass a sweep of `arcloop train -m` or `arcloop run -m` with a finished job",
+        )
     jobs = _to_clean(ranking, _count(options.keep))
     sizes = {job.folder: _size(job.folder) for job in jobs}
     sizes = {folder: size for folder, size in sizes.items() if size}
