@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -73,10 +74,16 @@ def test_the_smallest_value_can_be_the_best(tmp_path):
 
 def test_a_verb_that_trains_nothing_shows_its_measurements(tmp_path):
     metrics = {"index_bytes": 4096, "top1": 0.5, "map_at_r": 0.25, "index_recall_at_10": 1.0}
-    (line,) = lines(tmp_path, {0: record(0, metrics=metrics)}, total=1)
-    assert line == (
-        "job 1 of 1  head.margin=0.0  top1 0.5000 map_at_r 0.2500 index_recall_at_10 1.0000  12 s"
-    )
+    found = {
+        0: replace(record(0, metrics=metrics), verb="index"),
+        1: replace(record(1, metrics=metrics), verb="evaluate"),
+        2: replace(record(2, metrics={"model.onnx_bytes": 4096}), verb="export"),
+    }
+    assert [line.partition("  12 s")[0] for line in lines(tmp_path, found, total=3)] == [
+        "job 1 of 3  head.margin=0.0  top1 0.5000 index_recall_at_10 1.0000 index_bytes 4,096",
+        "job 2 of 3  head.margin=0.1  top1 0.5000 map_at_r 0.2500",
+        "job 3 of 3  head.margin=0.2  model.onnx_bytes 4,096",
+    ]
 
 
 def test_redirected_output_contains_that_of_child_processes(tmp_path, capfd):

@@ -18,8 +18,11 @@ from arcloop.pipeline.sweeps.record import JobRecord
 
 _POLL_SECONDS = 0.2
 _QUOTES = "'\""
-_SHOWN = ("top1", "map_at_r", "index_recall_at_10", "index_bytes", "search_p50_ms")
-"""Measurements of a verb that trains nothing, in the order in which they are shown."""
+_SHOWN = {
+    "index": ("top1", "index_recall_at_10", "index_bytes"),
+    "evaluate": ("top1", "map_at_r", "eer"),
+}
+"""Verb that trains nothing -> its measurements that are shown; all of them for other verbs."""
 _MAX_SHOWN = 3
 
 
@@ -102,8 +105,12 @@ class SweepProgress:
             return f"pruned after epoch {pruned.epoch} with {self.monitor} {pruned.value:.4f}"
         if record.objective is not None:
             return f"{self.monitor} {record.objective:.4f}"
-        names = [name for name in _SHOWN if name in record.metrics] or sorted(record.metrics)
-        shown = [f"{name} {_format_value(record.metrics[name])}" for name in names]
+        names = _SHOWN.get(record.verb, sorted(record.metrics))
+        shown = [
+            f"{name} {_format_value(record.metrics[name])}"
+            for name in names
+            if name in record.metrics
+        ]
         return " ".join(shown[:_MAX_SHOWN]) or "finished"
 
     def _is_best(self, record: JobRecord) -> bool:
@@ -120,7 +127,7 @@ def _seconds(record: JobRecord) -> float:
 
 
 def _format_value(value: float) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
 def _format_seconds(seconds: float) -> str:
