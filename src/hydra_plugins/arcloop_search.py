@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -11,6 +11,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from arcloop.pipeline.sweeps.space import Space
 
 
 class GridSweeper(BasicSweeper):
@@ -46,6 +49,10 @@ class SearchSweeper(Sweeper):
             for name, value in settings.items()
         }
         self._search = Search(**plain)
+
+    def check(self, space: Space) -> None:
+        """Check before the first job that the search can choose from these values."""
+        self._search.check(space)
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig

@@ -40,6 +40,9 @@ WRONG = {
         ["run_dir=x,y", "head.margin=0.2,0.3"], ["run_dir=x,y", "hydra.sweep.dir"]),
     "one folder, added": (["++run_dir=x", "seed=0,1"], ["++run_dir=x", "hydra.sweep.dir"]),
     "no Slurm": (["launcher=slurm", "seed=1,2"], ["launcher=slurm needs Slurm", "launcher=joblib"]),
+    "a search of seeds": (
+        ["sweep=optuna", "head.margin=0.2,0.3", "seed=int(interval(0,9))"],
+        ["seed is not searched"]),
     "no trials": (["sweep=optuna", "sweep.trials=0", "seed=1,2"], ["sweep.trials=0 must be"]),
     "a misspelt search": (["sweep=optun", "seed=1,2"], ["no sweep=optun", "did you mean optuna"]),
     "a syntax error": (["head.margin=interval(0.2"], ["cannot read the override"]),

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from arcloop.config.composition import (
+    build_node,
     check_config,
     compose_unchecked,
     parse_overrides,
@@ -120,7 +121,6 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         extra.append(f"launcher.jobs={at_once}")
     if config.hydra.sweeper._target_ == BasicSweeperConf._target_:
         extra.append("hydra.sweeper._target_=hydra_plugins.arcloop_search.GridSweeper")
-    folder = Path(config.hydra.sweep.dir)
     if verb not in TRAINING and not any(o.key_or_group == "hydra.sweep.dir" for o in given):
         folder = _folder_on_runs(verb, folder, space, find_run_dir(fixed) if recorded else None)
         extra += shlex.split(quote_override("hydra.sweep.dir", str(folder)))
@@ -200,6 +200,8 @@ def _check_compatibility(
             f"`arcloop {verb}` has no objective, so sweep= cannot choose values",
             remedy="omit sweep=, to run every combination",
         )
+    if searching:
+        build_node(config.hydra.sweeper).check(space)
     check_pruner(config)
     launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
