@@ -167,10 +167,11 @@ class MlflowLogger(TrackingLogger):
         self._client.set_tag(self._id, "arcloop.outcome", outcome.value)
         self._client.set_terminated(self._id, _STATUS.get(outcome, "KILLED"))
         if self._parent is not None:
-            self._close_parent(self._parent)
+            is_stopped = outcome is Outcome.INTERRUPTED
+            self._close_parent(self._parent, "KILLED" if is_stopped else "FINISHED")
 
-    def _close_parent(self, parent: str) -> None:
-        """Mark the run of the sweep as finished unless other jobs are running."""
+    def _close_parent(self, parent: str, status: str) -> None:
+        """Set the status of the run of the sweep, unless other jobs are running."""
         experiment_id = self._client.get_run(parent).info.experiment_id
         running = self._client.search_runs(
             [experiment_id],
@@ -178,7 +179,7 @@ class MlflowLogger(TrackingLogger):
             max_results=1,
         )
         if not running:
-            self._client.set_terminated(parent, "FINISHED")
+            self._client.set_terminated(parent, status)
 
 
 class WandbLogger(TrackingLogger):
