@@ -72,7 +72,7 @@ WRONG = {
         ["-m", *SEARCHED[2:], "index=flat,hnsw"], "depends on the training only",
     ),
     "a search with several objectives": (
-        [*SEARCHED, "monitor_mode=min,max"], "monitor_mode cannot vary",
+        [*SEARCHED, "monitor=val_map_at_r,val_top1"], "monitor cannot vary",
     ),
     "seeds of a search": ([*SEARCHED, "seed=0,1"], "seed cannot vary in a search"),
     "several objectives": (
