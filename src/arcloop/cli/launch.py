@@ -38,7 +38,7 @@ from arcloop.pipeline.steps import ALL_STEPS
 _MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 _SHOWING = (
     "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--run", "-r", "--version",
-    "--hydra-help", "--shell-completion", "-sc", "--experimental-rerun",
+    "--hydra-help", "--shell-completion", "-sc",
 )  # fmt: skip
 """Flags of Hydra that show something instead of running a job, or that exclude `-m`."""
 _NOT_IN_STEPS = ("threads", "run_dir", "name", "experiment", "sweep", "launcher")
@@ -60,6 +60,10 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
     _require_read(verb, overrides)
+    if "--experimental-rerun" in flags:
+        raise ConfigError(
+            "--experimental-rerun is not supported", remedy="use `arcloop reproduce RUN_DIR`"
+        )
     if {*_MULTIRUN[:2]} & {*flags} or _MULTIRUN[2] in overrides:
         shows = any(flag.partition("=")[0] in _SHOWING for flag in flags)
         return (_show_first_job if shows else _sweep)(verb, flags, overrides)
