@@ -1,8 +1,6 @@
 """Pruning: decisions compared with the rule of the paper, several processes, kills, and sweeps."""
 
 import contextlib
-import json
-import os
 import random
 import signal
 import sqlite3
@@ -71,7 +69,7 @@ def asha(curves, factor=3):
 
 def test_decisions_are_those_of_successive_halving(study):
     draw = random.Random(3)
-    curves = [[draw.random() for _ in range(9)] for _ in range(14)]
+    curves = [[draw.random() for _ in range(9)] for _ in range(9)]
     last = []
     for curve in curves:
         number = study.ask().number
@@ -204,8 +202,9 @@ def records():
     return dict(sorted(found.items()))
 
 
-def test_a_killed_sweep_continues_with_the_same_decisions(in_tmp, capsys):
-    """The settings are 3 learning rates with 2 seeds; the sweep is killed at its third job."""
+def test_a_killed_sweep_continues_with_the_same_decisions(in_tmp, capfd):
+    """The settings are 3 learning rates with 2 seeds. The sweep is killed at its third job, and
+    then runs the seeds of a setting in parallel."""
     words = ["sweep=grid", "sweep/pruner=asha", "optimizer.lr=0.1,1e-5,1e-4", "seed=0,1"]
     sweep = ["train", "-m", *QUICK, "trainer.max_epochs=3", *words]
     process = subprocess.Popen([sys.executable, "-m", "arcloop", *sweep], stderr=subprocess.DEVNULL)
@@ -214,8 +213,8 @@ def test_a_killed_sweep_continues_with_the_same_decisions(in_tmp, capsys):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert main(sweep) == 0
-    assert capsys.readouterr().err.count("pruned: its setting had val_map_at_r") == 4
+    assert main([*sweep, "launcher=joblib"]) == 0
+    assert "Traceback" not in capfd.readouterr().err
     found = records()
     assert [name for name in found if found[name].pruned is None] == [
         "optimizer.lr-0.1_seed-0", "optimizer.lr-0.1_seed-1",
@@ -229,10 +228,9 @@ def test_a_killed_sweep_continues_with_the_same_decisions(in_tmp, capsys):
     )
     assert found[third.name].pruned.value == study.trials[1].intermediate_values[1]
     assert not artifacts.exists(third)
-    assert not (SWEEP / "optimizer.lr-1e-05_seed-1/checkpoints").exists()  # it did not start
+    assert found["optimizer.lr-1e-05_seed-1"].pruned == found[third.name].pruned
     before = (third / RECORD).read_bytes()
     assert main(sweep) == 0
-    assert "job 2" not in capsys.readouterr().err
     assert (third / RECORD).read_bytes() == before
 
 
@@ -249,14 +247,3 @@ def test_jobs_of_several_processes_are_pruned_and_diverge(in_tmp, capfd):
     assert found["optimizer.lr-0.1"].objective is not None
     assert not list(SWEEP.glob("*.failed.json"))
     assert "error: rank" not in capfd.readouterr().err
-
-
-def test_jobs_in_parallel_report_to_one_study(in_tmp, capfd):
-    """The worst two of three settings end after the first epoch, whichever is first."""
-    words = ["sweep=grid", "sweep/pruner=asha", "launcher=joblib", "optimizer.lr=0.1,1e-5,1e-4"]
-    assert main(["train", "-m", *QUICK, *words]) == 0
-    assert records()["optimizer.lr-0.1"].pruned is None
-    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{SWEEP / STORAGE}")
-    assert all(1 in trial.intermediate_values for trial in study.trials)
-    assert json.loads((SWEEP / "optimizer.lr-0.1" / RECORD).read_text())["pruned"] is None
-    assert os.path.getsize(SWEEP / STORAGE) > 0
