@@ -4,7 +4,7 @@ The settings are 3 margins x 3 scales x 3 learning rates of a small network on a
 9 epochs and one seed, one job after another. Training is deterministic, so a setting has the same
 value in every sweep. The regret is the difference between the best value of all settings, trained
 to the end, and the value of the chosen one; both are val_map_at_r, by which the sweeps choose. The
-learning rate decreases over all 9 epochs also in jobs that are pruned.
+learning-rate schedule spans all 9 epochs, also in jobs that are pruned.
 """
 
 from __future__ import annotations
