@@ -69,7 +69,7 @@ def test_rows_are_ordered_by_a_column_and_ranks_stay(sweep, capsys, monkeypatch)
     orders = {c: [ranking.ranks[n] for n in display_order(ranking, c)] for c in columns}
     assert orders == {
         "margin": ["2", "1", "3"], "head.margin": ["2", "1", "3"], "val_top1": ["1", "2", "3"],
-        "top1": ["2", "3", "1"], "eer": ["1", "3", "2"], "seeds": ["1", "2", "3"],
+        "top1": ["2", "3", "1"], "eer": ["1", "3", "2"], "seeds": ["3", "1", "2"],
     }  # fmt: skip
     rows = printed(sweep, capsys, monkeypatch, 80, "--sort", "margin", *ALL)[1:]
     assert [row.split()[0] for row in rows] == ["2", "1", "3"]
