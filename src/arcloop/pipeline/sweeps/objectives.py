@@ -127,8 +127,8 @@ def summarize(values: Sequence[float], how: str, direction: str) -> float:
             (Student's t), the lower one if the objective is maximised.
         direction: "max" or "min".
 
-    >>> summarize([0.8, 0.9], "mean", "max")
-    0.85
+    >>> summarize([0.5, 1.0], "mean", "max")
+    0.75
     >>> round(summarize([0.97, 0.98, 0.99], "lower", "max"), 4)
     0.9552
     """
