@@ -117,6 +117,19 @@ class Terminated(KeyboardInterrupt):
     """The process received SIGTERM."""
 
 
+class TrainingPruned(Exception):  # noqa: N818 - the run is not faulty
+    """A pruner ended the training of a job of a sweep, because other jobs are better.
+
+    Args:
+        epoch: Number of completed epochs.
+        value: Value of the monitored metric after them.
+    """
+
+    def __init__(self, epoch: int, value: float) -> None:
+        self.epoch, self.value = epoch, value
+        super().__init__(epoch, value)
+
+
 def raise_terminated(*_: object) -> None:
     """Handle SIGTERM by raising `Terminated`."""
     raise Terminated

@@ -244,7 +244,8 @@ WRONG = {
     "a foreign folder": (["train", *SMALL, "run_dir=stores"], 2, "do not belong to a run"),
     "a mount point as store": (["prepare", *SMALL, "store_dir=/"], 2, "a mount point"),
     "a training that diverges": (
-        ["train", *SMALL, "run_dir=r", "optimizer.lr=1e30"], 1, "diverged"),
+        ["train", *SMALL, "run_dir=r", "optimizer.lr=1e30"], 1,
+        "training diverged: the loss is nan in step 2, epoch 1"),
     "a wrong value": (["train", "loader.batch_size=0"], 2, "loader.batch_size=0"),
     "an index too large for the gallery": (
         ["index", "run_dir=runs/synthetic", "index=factory", "index.factory='IVF4096,Flat'"], 2,

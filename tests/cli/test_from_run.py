@@ -7,7 +7,9 @@ from tests.conftest import SMALL, arcloop_in
 
 from arcloop import artifacts
 from arcloop.cli.main import main
+from arcloop.config.paths import quote_paths
 from arcloop.pipeline.sweeps.plan import plan
+from arcloop.pipeline.sweeps.record import run_of_job
 from arcloop.serving.deploy import parse_arguments
 
 RECORDED = ["index=hnsw", "calibration.far=0.05", "callbacks.evaluate=null"]
@@ -34,6 +36,7 @@ NOTATIONS = {
     "name": (["name=foo"], "runs/foo"),
     "interpolation": (["run_dir=runs/${name}", "name=foo"], "runs/foo"),
     "quotes": (["run_dir='sweeps/head.margin=0.2,[a] b'"], ODD),
+    "as it is": ([f"run_dir={ODD}"], ODD),
     "escapes": ([r"run_dir=sweeps/head.margin\=0.2\,\[a\]\ b"], ODD),
 }
 
@@ -62,7 +65,9 @@ def test_each_job_of_a_sweep_over_runs_keeps_the_settings_of_its_run(runs, swept
     bar = ["name=bar", "seed=1", "evaluate.gate.min_top1=0.3"]
     assert main(["train", *SMALL, *RECORDED, *bar]) == 0
     assert main(["evaluate", "-m", swept, "evaluate.num_mistakes=3,4"]) == 0
-    assert gates(runs / "runs/foo", runs / "runs/bar") == [0.2, 0.3]
+    jobs = {job: run_of_job(job).name for job in runs.glob("runs/sweeps/foo-evaluate/*/")}
+    assert sorted(jobs.values()) == ["bar", "bar", "foo", "foo"]
+    assert gates(*jobs) == [{"foo": 0.2, "bar": 0.3}[name] for name in jobs.values()]
 
 
 def test_a_sweep_over_the_data_of_an_evaluation_keeps_the_settings_of_the_run(runs):
@@ -97,6 +102,6 @@ def test_a_run_that_does_not_exist_is_refused_before_work_starts(runs, capsys, a
 @pytest.mark.parametrize("notation", NOTATIONS)
 def test_a_run_is_deployed_to_its_own_store(runs, notation):
     arguments, folder = NOTATIONS[notation]
-    parsed = parse_arguments(arguments)
+    parsed = parse_arguments(quote_paths(arguments))
     assert str(parsed.run_dir) == folder
     assert (parsed.settings.name, parsed.settings.model_store) == ("foo", "model_store/foo")

@@ -47,6 +47,10 @@ def test_the_remedy_of_an_unreadable_override_can_be_pasted_into_a_shell(value):
     assert config.run_dir == value
 
 
+def test_a_callback_of_the_user_may_log_other_metrics():
+    assert compose_config(["monitor=theirs", "+callbacks.own._target_=logging.NullHandler"])
+
+
 @pytest.mark.parametrize(
     ("override", "messages"),
     [
@@ -54,6 +58,9 @@ def test_the_remedy_of_an_unreadable_override_can_be_pasted_into_a_shell(value):
         ("+head.margn=0.3", ["head.margn is unknown; did you mean margin"]),
         ("head.margin=abc", ["head.margin='abc' must be a number"]),
         ("head.margin=7", ["head.margin=7 must be less than 3.14159"]),
+        ("monitor=val_top", ["monitor=val_top: training logs only val_map_at_r", "mean val_top1?"]),
+        ("monitor=val_eer", ["monitor_mode=max: a smaller val_eer", "set monitor_mode=min"]),
+        ("callbacks.checkpoint.mode=min", ["set callbacks.checkpoint.mode=max"]),
         ("head=arcfac", ["no head=arcfac", "did you mean arcface"]),
         ("hed=arcface", ["no key hed", "did you mean head"]),
         ("loader.batch_size=abc", ["loader.batch_size=abc must be an int"]),
@@ -86,6 +93,16 @@ def test_a_wrong_override_is_one_clear_error(override, messages):
         compose_config([override])
     for message in messages:
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [["ema", "export_only"], ["export_only", "default", "ema"]])
+def test_choices_of_callbacks_are_combined_in_any_order(order):
+    every = list(compose_config().callbacks)
+    callbacks = compose_config([f"callbacks=[{','.join(order)}]"]).callbacks
+    assert list(callbacks) == [*every, "ema"]
+    assert [name for name in every if callbacks[name] is None] == [
+        "build_index", "evaluate", "tensorboard",
+    ]  # fmt: skip
 
 
 def test_all_faults_are_reported_at_once():

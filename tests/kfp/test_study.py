@@ -116,6 +116,20 @@ def test_a_proposal_has_the_canonical_lists_of_a_single_run(settings, url):
     assert point["swept"] == ["head.margin", "optimizer"]
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_key_that_the_choice_lacks_is_not_proposed(settings, url):
+    space = ["head.margin=interval(0.2,0.4)", "head=softmax,arcface"]
+    given = changed(settings, space=space, overrides=["data=synthetic"])
+    heads = set()
+    for number in range(6):
+        point = json.loads(suggest(given, str(number), "", "run"))
+        values = dict(word.split("=") for word in point["overrides"])
+        heads.add(values["head"])
+        assert ("head.margin" in values) == (values["head"] == "arcface")
+        assert set(point["swept"]) == values.keys() - {"data"}
+    assert heads == {"softmax", "arcface"}
+
+
 def test_retries_and_later_runs_have_the_same_trial(settings, url):
     first = suggest(settings, "0", "data", "run-1")
     assert suggest(settings, "0", "data", "run-1") == first

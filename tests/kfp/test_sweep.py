@@ -14,7 +14,8 @@ from arcloop.kfp.trigger import trigger
 from .api_server import parsed
 from .argo import workflow
 
-SWEPT = ["-m", "head.margin=0.2,0.4", "seed=0,1"]
+CHOSEN = ["-m", "head.margin=0.2,0.4"]
+SWEPT = [*CHOSEN, "seed=0,1"]
 SEARCHED = [
     "-m", "head.margin=interval(0.2,0.4)", "sweep=optuna", "sweep.trials=3", "cluster.study=STUDY",
     "+cluster.secrets.study={url:STUDY}",
@@ -46,21 +47,21 @@ WRONG = {
     "several values without -m": (["head.margin=0.2,0.3"], "-m runs one job for each"),
     "an interval": (["-m", "head.margin=interval(0.1,0.5)"], "cannot be enumerated"),
     "a search without -m": (["sweep=optuna"], "sweep=optuna needs -m"),
-    "a search without a study": ([*SWEPT, "sweep=optuna"], "sweep= needs cluster.study"),
+    "a search without a study": ([*CHOSEN, "sweep=optuna"], "sweep= needs cluster.study"),
     "a study that is no secret": (
-        [*SWEPT, "sweep=optuna", "cluster.study=STUDY"],
+        [*CHOSEN, "sweep=optuna", "cluster.study=STUDY"],
         "cluster.study=STUDY is not among the environment variables of cluster.secrets",
     ),
     "a password": (["cluster.study=postgresql://me:hunter2@db/s"], "contains a password"),
     "a password of a search": (
-        [*SWEPT, "sweep=random", "cluster.study=postgresql://me:hunter2@db/s"],
+        [*CHOSEN, "sweep=random", "cluster.study=postgresql://me:hunter2@db/s"],
         "contains a password",
     ),
     "another database": (
-        [*SWEPT, "sweep=random", "cluster.study=postgres://db/s"], "contains no valid URL",
+        [*CHOSEN, "sweep=random", "cluster.study=postgres://db/s"], "contains no valid URL",
     ),
     "a file on a server": (
-        [*SWEPT, "sweep=random", "cluster.study=sqlite:///s.db"], "which the steps do not share",
+        [*CHOSEN, "sweep=random", "cluster.study=sqlite:///s.db"], "which the steps do not share",
     ),
     "an interval without a width": (
         ["-m", *SEARCHED[2:], "head.margin=interval(0.4,0.2)"], "cannot choose from head.margin",
@@ -71,8 +72,13 @@ WRONG = {
         ["-m", *SEARCHED[2:], "index=flat,hnsw"], "depends on the training only",
     ),
     "a search with several objectives": (
-        [*SEARCHED, "monitor_mode=min,max"], "monitor_mode cannot vary",
+        [*SEARCHED, "monitor=val_map_at_r,val_top1"], "monitor cannot vary",
     ),
+    "seeds of a search": ([*SEARCHED, "seed=0,1"], "seed cannot vary in a search"),
+    "several objectives": (
+        [*SEARCHED, "sweep.objectives=[val_top1,model_bytes]"], "compares its trials by monitor",
+    ),
+    "a grid as a search": ([*SWEPT, "sweep=grid"], "omit sweep=, to run every combination"),
     "a launcher": ([*SWEPT, "launcher=joblib"], "launcher=joblib has no effect in a pipeline"),
     "a setting of the cluster": (
         ["-m", "cluster.retries.count=1,2"], "cluster.retries.count cannot have several values",
@@ -161,6 +167,16 @@ def test_the_best_combination_runs_again_from_the_cache_and_is_deployed(compiled
     assert "evaluate-2-Output" in gate.trigger_policy.condition
 
 
+def test_conditional_and_zipped_keys_are_not_in_every_combination(arguments):
+    words = [*arguments, "-m", "head=arcface,softmax", "head.margin=0.2,0.4", "head.scale=8,16"]
+    sweep = read_sweep([*words, "sweep.zip=[head.margin,head.scale]"])
+    assert [dict(one.point)["head"] for one in sweep.combinations] == [
+        ["head.margin=0.2", "head.scale=8"], ["head.margin=0.4", "head.scale=16"],
+        ["head=softmax", "head.scale=8"], ["head=softmax", "head.scale=16"],
+    ]  # fmt: skip
+    assert [one.name for one in sweep.combinations][2] == "head-softmax_head.scale-8"
+
+
 def test_a_sweep_of_the_index_trains_once(compiled):
     spec = compiled("-m", "index=flat,hnsw")
     root = spec.root.dag.tasks
@@ -171,7 +187,7 @@ def test_a_sweep_of_the_index_trains_once(compiled):
 
 
 def test_a_search_proposes_each_combination_in_the_loop(compiled, in_folder):
-    spec = compiled(*SEARCHED, "seed=0,1")
+    spec = compiled(*SEARCHED, "optimizer=sgd,adamw")
     root = spec.root.dag.tasks
     (name,) = [name for name, task in root.items() if task.HasField("parameter_iterator")]
     # Trials that start together are proposed without the results of each other.
@@ -188,7 +204,7 @@ def test_a_search_proposes_each_combination_in_the_loop(compiled, in_folder):
     assert trials == ["0", "1", "2"]
     # driver/resolve.go, resolveInputParameter: the placeholder is the ID of the run.
     assert suggest["run_id"].runtime_value.constant.string_value == "{{$.pipeline_job_uuid}}"
-    for group in ("head", "seed"):
+    for group in ("head", "optimizer"):
         producer = inner["train"].inputs.parameters[f"{group}_overrides"].task_output_parameter
         source = inner[producer.producer_task].inputs.parameters["best"].task_output_parameter
         assert source.producer_task == "suggest"
@@ -200,7 +216,7 @@ def test_a_search_proposes_each_combination_in_the_loop(compiled, in_folder):
     assert board["results"].task_output_parameter.producer_task == name
     search = json.loads(spec.root.input_definitions.parameters["search"].default_value.string_value)
     assert search["storage"] == "STUDY"
-    assert search["varied"] == ["seed", "head"]
+    assert search["varied"] == ["head", "optimizer"]
     assert not any(word.startswith(("cluster", "sweep")) for word in search["overrides"])
     assert "trainer=gpu" in search["derived"]
 

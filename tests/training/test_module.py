@@ -1,4 +1,5 @@
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from tests.config.test_composition import REQUIRED
 
 from arcloop.cli.main import main
 from arcloop.config.composition import build, bundled, compose_config
-from arcloop.errors import ConfigError
+from arcloop.errors import ConfigError, DivergedError
 from arcloop.training import NODES, TrainingSetup
 from arcloop.training.module import batch_seed, seed_generators
 
@@ -73,6 +74,16 @@ def test_loss_is_logged_every_few_steps_and_at_the_end_of_an_epoch(
     in_tmp, capsys, overrides, steps, epochs
 ):
     assert logged_losses(capsys, *overrides) == (steps, epochs)
+
+
+def test_the_first_step_with_a_loss_that_is_not_finite_is_reported():
+    """As on a GPU, where the losses of several steps are read together."""
+    module = make_setup("seed=0").make_module((16, 16, 1), 3)
+    module._unchecked = [(7, torch.tensor(2.0)), (8, torch.tensor(math.inf))]
+    module._unchecked += [(9, torch.tensor(math.nan))]
+    with pytest.raises(DivergedError, match="the loss is inf in step 8, epoch 1"):
+        module._require_finite_losses()
+    assert module._unchecked == []
 
 
 def test_weights_are_a_function_of_the_seed():

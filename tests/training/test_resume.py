@@ -108,7 +108,9 @@ def start(tmp_path):
     process.communicate(timeout=60)
 
 
-@pytest.mark.parametrize(("kills", "more"), [(2 * len(HOOKS), []), (4, ["callbacks=ema"])])
+@pytest.mark.parametrize(
+    ("kills", "more"), [(2 * len(HOOKS), []), (4, ["callbacks=[ema,early_stopping]"])]
+)
 def test_run_killed_at_several_steps_ends_with_the_same_bytes(start, tmp_path, kills, more):
     draw = random.Random(7)
     steps = sorted(draw.sample(range(1, STEPS), kills))

@@ -1,17 +1,27 @@
 """Local MLflow and W&B: each run has one run in each service, and every row is sent once."""
 
+import contextlib
+import importlib.util
 import json
+import shlex
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.util.tensor_util import make_ndarray
 from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.artifacts.atomic import sha256_file
+from arcloop.artifacts.writer import git_revision
 from arcloop.cli.main import main
 from arcloop.config.composition import bundled, compose_config
-from arcloop.errors import ConfigError, ResourceError
+from arcloop.errors import ConfigError, DivergedError, ResourceError, TrainingPruned
 from arcloop.training import MlflowLogger, WandbLogger
 
 RUN = "runs/synthetic"
@@ -152,19 +162,156 @@ def test_two_processes_log_one_run(in_tmp, database):
     artifacts.load(in_tmp / RUN / "export", "export")
 
 
-def test_each_job_of_a_sweep_is_one_run(in_tmp, database):
-    quick = ["trainer.max_epochs=1", "callbacks=export_only", "name=sweep"]
-    assert main(["train", "-m", *SMALL, *both(database), *quick, "head.margin=0.2,0.4"]) == 0
-    runs = OfMlflow(database, "sweep").runs
-    assert {run.data.params["head.margin"] for run in runs} == {"0.2", "0.4"}
-    folders = [p.parent for p in in_tmp.glob("runs/sweeps/sweep/*/manifest.json")]
-    assert {run.info.run_name for run in runs} == {folder.name for folder in folders}
-    ids = {r.run.run_id for folder in folders for r in records(folder) if r.HasField("run")}
-    assert len(folders) == len(ids) == 2
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, database):
+    """Return the folder of a sweep that was stopped in its first job and continued.
+
+    Its second job diverges.
+    """
+    work = tmp_path_factory.mktemp("swept")
+    quick = ["callbacks=export_only", "name=swept", "head=cosface", "optimizer.lr=0.1,1e30"]
+    command = ["train", "-m", *SMALL, *both(database), *quick]
+    stop = ["callbacks.last.every_n_steps=2", "+callbacks.last.stop_at_step=4"]
+    with contextlib.chdir(work):
+        assert main([*command, *stop]) == 143
+        ids = [json.loads(file.read_bytes())["id"] for file in work.rglob(".mlflow.json")
+               if "sent" in file.read_text()]  # fmt: skip
+        assert {run.info.status for run in OfMlflow(database, "swept").runs} == {"KILLED"}
+        assert main(command) == 1
+    return work / "runs/sweeps/swept", ids
 
 
-def mlflow_logger(tmp_path, database, name):
-    return MlflowLogger(run_dir=str(tmp_path), tracking_uri=database, experiment=name)
+def test_a_sweep_is_one_run_of_mlflow_with_a_child_for_each_job(swept, database):
+    sweep, (first_id,) = swept
+    record = json.loads((sweep / "sweep.json").read_bytes())
+    runs = {run.info.run_name: run for run in OfMlflow(database, "swept").runs}
+    assert runs.keys() == {record["id"], "optimizer.lr-0.1", "optimizer.lr-1e+30"}
+    parent = runs.pop(record["id"])
+    assert "mlflow.parentRunId" not in parent.data.tags
+    assert parent.data.tags["arcloop.command"].startswith("arcloop train -m data=synthetic ")
+    assert parent.info.status == "FINISHED"
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["arcloop.sweep"] == record["id"]
+        assert run.data.tags["arcloop.swept"] == "optimizer.lr"
+        assert run.data.tags["arcloop.git"] == git_revision()
+    done, diverged = runs["optimizer.lr-0.1"], runs["optimizer.lr-1e+30"]
+    assert done.info.run_id == first_id
+    assert (done.info.status, diverged.info.status) == ("FINISHED", "FAILED")
+    history = OfMlflow(database, "swept").history(done, "val_top1")
+    assert history == in_csv(sweep / "optimizer.lr-0.1", "val_top1")
+    assert len(history) == 2
+    words = shlex.split(done.data.tags["arcloop.command"])
+    assert words[:2] == ["arcloop", "train"]
+    with contextlib.chdir(sweep.parents[2]):
+        before = (sweep / "optimizer.lr-0.1/model.pt").stat().st_mtime_ns
+        assert main(words[1:]) == 0
+        assert (sweep / "optimizer.lr-0.1/model.pt").stat().st_mtime_ns == before
+
+
+def test_a_sweep_is_a_group_of_runs_in_wandb(swept):
+    sweep, _ = swept
+    record = json.loads((sweep / "sweep.json").read_bytes())
+    for value, code in (("0.1", 0), ("1e+30", 1)):
+        found = records(sweep / f"optimizer.lr-{value}")
+        runs = [r.run for r in found if r.HasField("run")]
+        assert {run.run_group for run in runs} == {record["id"]}
+        assert {run.job_type for run in runs} == {"train"}
+        assert {tuple(run.tags) for run in runs} == {(f"optimizer.lr={float(value)}",)}
+        assert len({run.run_id for run in runs}) == 1
+        assert [r.exit.exit_code for r in found if r.HasField("exit")][-1] == code
+
+
+def test_tensorboard_compares_the_jobs_of_a_sweep(swept):
+    """Read all jobs together, as `tensorboard --logdir SWEEP` does."""
+    sweep, _ = swept
+    jobs = EventMultiplexer().AddRunsFromDirectory(str(sweep)).Reload()
+    runs = {run for run in jobs.Runs() if not run.startswith("best/")}  # a link to a job
+    assert runs == {"optimizer.lr-0.1/tensorboard", "optimizer.lr-1e+30/tensorboard"}
+    success, failure = api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE
+    for value, status in (("0.1", success), ("1e+30", failure)):
+        run = f"optimizer.lr-{value}/tensorboard"
+        content = jobs.PluginRunToTagToContent("hparams")[run]
+        start = metadata.parse_session_start_info_plugin_data(
+            content[metadata.SESSION_START_INFO_TAG]
+        )
+        assert {k: v.number_value for k, v in start.hparams.items()} == {
+            "optimizer.lr": float(value)
+        }
+        end = metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG])
+        assert end.status == status
+    last = jobs.Tensors("optimizer.lr-0.1/tensorboard", "val_top1")[-1].tensor_proto
+    assert make_ndarray(last).item() == pytest.approx(
+        in_csv(sweep / "optimizer.lr-0.1", "val_top1")[-1][1]
+    )
+
+
+def of_sweep(folder):
+    folder.mkdir(exist_ok=True)
+    sweep = {"id": "s-1", "folder": str(folder), "command": "arcloop train -m"}
+    return {"origin": {"command": "arcloop train", "values": {"seed": 0}, "sweep": sweep}}
+
+
+def test_jobs_that_start_together_create_one_run_of_the_sweep(tmp_path, database):
+    config = of_sweep(tmp_path / "sweep")
+    loggers = [mlflow_logger(tmp_path / str(n), database, "together") for n in range(4)]
+    for n in range(4):
+        (tmp_path / str(n)).mkdir()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda logger: logger.begin(config, 0), loggers))
+    for logger in loggers[:3]:
+        logger.finalize("success")
+    runs = OfMlflow(database, "together").runs
+    (parent,) = [run for run in runs if run.info.run_name == "s-1"]
+    assert len(runs) == 5
+    assert parent.info.status == "RUNNING"
+    loggers[3].finalize("success")
+    assert (
+        OfMlflow(database, "together").client.get_run(parent.info.run_id).info.status == "FINISHED"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "status"),
+    [
+        (TrainingPruned(1, 0.5), "pruned", "KILLED"),
+        (KeyboardInterrupt(), "interrupted", "KILLED"),
+        (DivergedError("diverged"), "failed", "FAILED"),
+    ],
+)
+def test_outcome_of_a_run_that_did_not_finish(tmp_path, database, error, outcome, status):
+    logger = mlflow_logger(tmp_path, database, outcome)
+    logger.begin({}, 0)
+    try:
+        raise error
+    except BaseException:  # noqa: BLE001
+        logger.finalize("failed")  # as Lightning does
+    (run,) = OfMlflow(database, outcome).runs
+    assert (run.data.tags["arcloop.outcome"], run.info.status) == (outcome, status)
+
+
+def test_system_metrics(tmp_path, database, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    logger = mlflow_logger(tmp_path, database, "system", system_metrics=True)
+    logger.begin({}, 0)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not [
+        n for n in OfMlflow(database, "system").runs[0].data.metrics if n.startswith("system/cpu")
+    ]:
+        time.sleep(0.05)
+    logger.finalize("success")
+    (run,) = OfMlflow(database, "system").runs
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
+
+    hide(monkeypatch, "psutil")
+    logger.begin({}, 0)
+    logger.finalize("success")
+    assert "psutil is not installed" in capsys.readouterr().err
+
+
+def mlflow_logger(tmp_path, database, name, **settings):
+    return MlflowLogger(run_dir=str(tmp_path), tracking_uri=database, experiment=name, **settings)
 
 
 def log(logger, steps):
@@ -229,15 +376,17 @@ def test_wrong_settings_are_one_message(tmp_path):
         compose_config(["logger=wandb", "logger.wandb.mode=sometimes"])
 
 
-def test_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
-    import importlib.util
-
+def hide(monkeypatch, package):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name, *a: None if name == "wandb" else find_spec(name, *a),
+        lambda name, *a: None if name == package else find_spec(name, *a),
     )
+
+
+def test_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
+    hide(monkeypatch, "wandb")
     with pytest.raises(ConfigError) as caught:
         WandbLogger(run_dir=str(tmp_path), project="p", mode="offline")
     assert "wandb is not installed" in str(caught.value)

@@ -10,10 +10,11 @@ from sklearn.metrics import roc_curve
 from tests.conftest import SMALL
 
 from arcloop.cli.main import main
+from arcloop.config.monitors import VAL_METRICS
 from arcloop.data import Store
 from arcloop.evaluation.metrics.sample import sampled_rows
 from arcloop.training import val_metrics
-from arcloop.training.val_metrics import MODES, leave_one_out_metrics
+from arcloop.training.val_metrics import leave_one_out_metrics
 
 WORST = {
     "val_map_at_r": 0, "val_top1": 0, "val_recall_at_5": 0, "val_eer": 1, "val_margin": -2,
@@ -58,7 +59,7 @@ def loop(embeddings, labels, queries=None):
 def test_the_metrics_of_the_ranking_equal_a_loop(seed, rows, classes):
     embeddings, labels = make_rows(seed, rows, classes)
     found = leave_one_out_metrics(embeddings, labels)
-    assert found.keys() == MODES.keys() == WORST.keys()
+    assert found.keys() == VAL_METRICS.keys() == WORST.keys()
     expected = loop(embeddings, labels) or WORST
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 

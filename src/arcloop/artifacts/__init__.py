@@ -21,6 +21,10 @@ from arcloop.errors import ArtifactError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+CLEANED = ".cleaned.json"
+"""File in a run whose model and checkpoints `arcloop clean` removed."""
+JOB_RECORD, JOB_LOG = "job.json", "job.log"
+"""Files of a sweep in the folder of a job; if it is a run, they are no part of the run."""
 _VERIFIED = ".verified.json"
 _SECTIONS = ("files", "parents", "config", "info", "code")
 
@@ -111,6 +115,13 @@ def load(path: Path, kind: str | None, *, trust: bool = True) -> Artifact:
         try:
             states[name] = file_state(path / name)
         except FileNotFoundError:
+            if is_cleaned(path):
+                raise ArtifactError(
+                    f"`arcloop clean` removed {name} of this run",
+                    where=path,
+                    remedy="use a run that was kept, such as `best` in the folder of the sweep, or"
+                    " train it again: `arcloop diff RUN_DIR` prints the command",
+                ) from None
             raise _damaged(path / name, "is missing") from None
         if (size := states[name][0]) != entry["size"]:
             raise _damaged(path / name, f"has {size} bytes, not {entry['size']}")
@@ -156,6 +167,23 @@ def list_artifacts(folder: Path, kind: str) -> list[Artifact]:
             with contextlib.suppress(ArtifactError):
                 found.append(read(manifest.parent, kind))
     return found
+
+
+def is_cleaned(path: Path) -> bool:
+    """Return whether `arcloop clean` removed the model and the checkpoints of a run."""
+    return (path / CLEANED).is_file()
+
+
+def without_link(path: Path) -> Path:
+    """Return the folder that a link to a folder next to it names, such as `best` of a sweep.
+
+    Other paths, such as links to another disk, are returned as they are.
+    """
+    with contextlib.suppress(OSError):
+        target = path.readlink()
+        if target.name == str(target):
+            return path.with_name(target.name)
+    return path
 
 
 def exists(path: Path) -> bool:

@@ -29,6 +29,15 @@ def record_timing(
     write_json(folder / _TIMING, {"seconds": seconds, "per_second": per_second, **(others or {})})
 
 
+def read_timing(folder: Path) -> dict[str, float]:
+    """Return what `record_timing` recorded of an artifact; empty if there is no record."""
+    try:
+        recorded: dict[str, float] = json.loads((folder / _TIMING).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return recorded
+
+
 def describe_stages(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
     """Describe the recorded durations, e.g. ("train", "12.3 s, 4,567 images/s").
 
@@ -42,9 +51,7 @@ def describe_stages(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
     """
     found = []
     for kind, folder in folders.items():
-        try:
-            recorded = json.loads((folder / _TIMING).read_bytes())
-        except (OSError, ValueError):
+        if not (recorded := read_timing(folder)):
             continue
         unit = "vectors" if kind == "index" else "images"
         speed = f", {recorded['per_second']:,.0f} {unit}/s" if recorded["per_second"] else ""

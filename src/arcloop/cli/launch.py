@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from arcloop.artifacts import JOB_LOG
 from arcloop.config.composition import (
     as_config_error,
     bundled,
@@ -23,13 +25,22 @@ from arcloop.config.composition import (
     register_schema,
     require_single_values,
 )
+from arcloop.config.origin import set_origin
 from arcloop.config.recorded import find_run_dir, recorded_overrides
 from arcloop.config.schema import Config
+from arcloop.display.redirect import keep_error_stream
+from arcloop.display.terminal import print_line
 from arcloop.distributed import threads
 from arcloop.errors import GATE_NOT_PASSED, ConfigError, ResourceError
 from arcloop.pipeline.chains import FROM_RUN, VerbResult, run_verb
 from arcloop.pipeline.steps import ALL_STEPS
 
+_MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+_SHOWING = (
+    "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--run", "-r", "--version",
+    "--hydra-help", "--shell-completion", "-sc",
+)  # fmt: skip
+"""Flags of Hydra that show something instead of running a job, or that exclude `-m`."""
 _NOT_IN_STEPS = ("threads", "run_dir", "name", "experiment", "sweep", "launcher")
 """Keys that are allowed although no step reads them: they find run and jobs, or apply to all."""
 
@@ -49,8 +60,13 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
     _require_read(verb, overrides)
-    if {"-m", "--multirun"} & set(flags) or "hydra.mode=MULTIRUN" in overrides:
-        return _sweep(verb, flags, overrides)
+    if "--experimental-rerun" in flags:
+        raise ConfigError(
+            "--experimental-rerun is not supported", remedy="use `arcloop reproduce RUN_DIR`"
+        )
+    if {*_MULTIRUN[:2]} & {*flags} or _MULTIRUN[2] in overrides:
+        shows = any(flag.partition("=")[0] in _SHOWING for flag in flags)
+        return (_show_first_job if shows else _sweep)(verb, flags, overrides)
     return _single(verb, flags, overrides)
 
 
@@ -75,9 +91,27 @@ def _require_read(verb: str, overrides: Sequence[str]) -> None:
         )
 
 
+def _show_first_job(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
+    """Show the config of the first job of a sweep, which Hydra itself refuses with `-m`.
+
+    Raises:
+        ConfigError: No key is swept, a key is invalid, or a flag excludes `-m`.
+    """
+    from arcloop.pipeline.sweeps.plan import first_job
+
+    if {"--run", "-r"} & {*flags}:
+        raise ConfigError("-m and --run exclude each other", remedy="omit one of them")
+    flags = [flag for flag in flags if flag not in _MULTIRUN]
+    overrides = [override for override in overrides if override not in _MULTIRUN]
+    point, overrides = first_job(verb, overrides)
+    print_line(f"the first job: {point}")
+    return _single(verb, flags, overrides)
+
+
 def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run one job and return the exit code."""
     require_single_values(overrides)
+    command, given = shlex.join(["arcloop", verb, *flags, *overrides]), overrides
     run_dir = find_run_dir(overrides) if verb in FROM_RUN else None
     if run_dir is not None:
         overrides = [*recorded_overrides(run_dir, overrides), *overrides]
@@ -89,11 +123,15 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             if run_dir is not None:
                 config.run_dir = str(run_dir)
             check_config(config)
+            set_origin(config, command, given)
             outcomes.append(run_verb(verb, config, list(HydraConfig.get().overrides.task)))
         except Exception as error:  # noqa: BLE001 - raised again below, outside Hydra
             failures.append(error)
 
-    _run_hydra(job, verb, [*flags, *overrides])
+    try:
+        _run_hydra(job, verb, [] if "--hydra-help" in flags else overrides, flags)
+    except ValueError as cause:  # Hydra refuses a combination of flags
+        raise ConfigError(str(cause), remedy="see `arcloop --help`") from cause
     if failures:
         raise failures[0]
     return GATE_NOT_PASSED if any(o.gate_passed is False for o in outcomes) else 0
@@ -101,15 +139,31 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
 
 def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
     """Run a job for each combination. A job that fails is recorded and the sweep continues."""
-    from arcloop.pipeline.sweeps.job import Job, JobRecord, sweep_error
-    from arcloop.pipeline.sweeps.plan import plan
+    from arcloop.pipeline.sweeps.job import Job, sweep_error
+    from arcloop.pipeline.sweeps.plan import TRAINING, plan
+    from arcloop.pipeline.sweeps.progress import SweepProgress
+    from arcloop.pipeline.sweeps.sweep_record import SweepRecord
 
     planned, variable = plan(verb, overrides), os.environ.get(threads.VARIABLE)
+    command = shlex.join(["arcloop", verb, *flags, *overrides])
     planned.folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".results-", dir=planned.folder) as results:
-        job = Job(verb, planned.swept, Path(results), planned.gpus, os.getpid(), variable)
+    record = SweepRecord.open(planned.folder, planned.threads)
+    print_line(f"{planned.total} jobs in {planned.folder}")
+    if "hydra.verbose=true" not in overrides:
+        print_line(f"output of each job: {JOB_LOG} in its folder, or here with hydra.verbose=true")
+    with (
+        TemporaryDirectory(prefix=".results-", dir=planned.folder) as results,
+        keep_error_stream() as stream,
+        SweepProgress(
+            Path(results), planned.total, planned.at_once, planned.monitor, planned.mode, stream
+        ) as progress,
+    ):
+        job = Job(
+            verb, planned.swept, Path(results), planned.gpus, planned.in_runs, os.getpid(), record,
+            command, planned.objectives,
+        )  # fmt: skip
         try:
-            _run_hydra(job, verb, [*flags, *overrides, *planned.extra])
+            _run_hydra(job, verb, [*overrides, *planned.extra], flags)
         except Exception as error:
             # Exceptions of joblib, which is optional, so they are compared by name.
             if type(error).__name__ not in ("TerminatedWorkerError", "BrokenProcessPool"):
@@ -123,16 +177,23 @@ def _sweep(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
             # joblib keeps its processes for the next sweep of this process, which may have another
             # current directory and environment.
             get_reusable_executor(reuse=True).shutdown(wait=True)
-        found = [JobRecord.read(file) for file in sorted(Path(results).iterdir())]
-    records = [record for record in found if record is not None]
+            threads.restore_variable(variable)
+    records = progress.records
+    if verb in TRAINING:
+        from arcloop.pipeline.leaderboard.command import finish_sweep
+
+        finish_sweep(planned.folder)
     if failed := sweep_error(records, planned.folder):
         raise failed
     return GATE_NOT_PASSED if any(record.gate_passed is False for record in records) else 0
 
 
-def _run_hydra(job: Callable[[DictConfig], object], verb: str, arguments: Sequence[str]) -> None:
+def _run_hydra(
+    job: Callable[[DictConfig], object], verb: str, overrides: Sequence[str], flags: Sequence[str]
+) -> None:
     """Run `job` through `hydra.main`, which reads the arguments from `sys.argv`."""
-    before, sys.argv = sys.argv, [f"arcloop {verb}", *arguments]
+    # The flags are last, because the value of --info is optional.
+    before, sys.argv = sys.argv, [f"arcloop {verb}", *overrides, *flags]
     try:
         hydra.main(config_path=str(bundled("conf")), config_name="config", version_base="1.3")(
             job

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arcloop.config.composition import bundled
+from arcloop.config.paths import quote_paths
 from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, report_errors
 
@@ -76,7 +77,15 @@ VERBS = {
     ),
     "leaderboard": Verb(
         "folder of a sweep -> ranking of its runs: table, CSV, page and plots",
-        function="arcloop.pipeline.sweeps.leaderboard.leaderboard",
+        function="arcloop.pipeline.leaderboard.command.leaderboard",
+    ),
+    "clean": Verb(
+        "folder of a sweep -> removes models and checkpoints of all but the best jobs",
+        function="arcloop.pipeline.leaderboard.clean.clean",
+    ),
+    "diff": Verb(
+        "two runs -> differences of config, data, code and metrics; one run -> its command",
+        function="arcloop.pipeline.diff.diff",
     ),
     "serve": Verb(
         "run -> a server on this machine, whose answers are compared with the run",
@@ -156,7 +165,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"there is no verb {name!r}",
             remedy=f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}",
         )
-    verb = VERBS[name]
+    verb, rest = VERBS[name], quote_paths(rest)
     wants_help = bool({"-h", "--help"} & set(rest))
     if wants_help and verb.examples:
         print(_help(f"arcloop {name}: {verb.summary}", [f"  {line}" for line in verb.examples]))

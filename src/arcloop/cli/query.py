@@ -40,7 +40,7 @@ def query(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args(arguments)
-    run_dir = Path(options.run)
+    run_dir = artifacts.without_link(Path(options.run))
     artifacts.load(run_dir, "run")
     artifacts.load(run_dir / "index", "index")
     # These imports load torch, which `arcloop query --help` does not need.

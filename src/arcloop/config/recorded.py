@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -46,7 +47,8 @@ def find_run_dir(given: Sequence[str]) -> Path:
 
     The overrides are composed, so that quotes, escapes, interpolations and defaults mean the same
     as in every other command. Overrides that cannot change the folder are left out, because they
-    may have keys that only exist in the config of the run.
+    may have keys that only exist in the config of the run. The link `best` of a sweep is replaced
+    by the folder of the job, so that this folder is recorded.
 
     Raises:
         ConfigError: An override is invalid.
@@ -59,7 +61,7 @@ def find_run_dir(given: Sequence[str]) -> Path:
         naming = parsed
     config = compose_unchecked([str(override.input_line) for override in naming], hydra=False)
     try:
-        return Path(config.run_dir)
+        return artifacts.without_link(Path(config.run_dir))
     except OmegaConfBaseException as cause:  # an interpolation that cannot be resolved
         raise as_config_error(cause) from None
 
@@ -88,3 +90,16 @@ def recorded_overrides(run_dir: Path, given: Sequence[str]) -> list[str]:
     replaced = {"run_dir", *(override.key_or_group for override in parse_overrides(given))}
     keys = ((override, override.partition("=")[0].lstrip("+~")) for override in recorded)
     return [o for o, key in keys if key not in replaced and key.partition(".")[0] not in replaced]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of all leaves of a config.
+
+    >>> dict(flatten({"head": {"margin": 0.3}, "seed": 0}))
+    {'head.margin': 0.3, 'seed': 0}
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -165,6 +165,8 @@ class Config:
         force: Deploy a run that did not pass the gate; the manifest of the archive records this.
         monitor: Metric on `val` that selects the checkpoint and is the objective of a sweep.
         monitor_mode: "max" if a larger metric is better, else "min"; must fit the metric.
+        origin: Set by the command line: the command, the given values, and the sweep of the run.
+            A run records it, and its trackers show it.
     """
 
     name: FolderName = MISSING
@@ -182,6 +184,7 @@ class Config:
     force: bool = MISSING
     monitor: str = MISSING
     monitor_mode: Annotated[str, one_of("max", "min")] = MISSING
+    origin: Any = None
     data: Any = MISSING
     loader: LoaderSettings = MISSING
     sampler: Any = MISSING

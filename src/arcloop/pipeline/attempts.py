@@ -4,6 +4,9 @@ A KFP server retries a task after every failure, whatever its cause: the launche
 code of the task by 1, and the retry policy of a task has no condition. An error that would occur
 again is therefore recorded next to the output of the task. A retry that finds the record raises the
 error at once. This needs an output on a volume, where every attempt has the same folder.
+
+Training in several processes of one machine uses the same record, because the command only receives
+the exit codes of the processes.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def end_retries(output: Path) -> Iterator[None]:
         ConfigError, DataError, DivergedError: An earlier attempt failed with this error.
     """
     if os.environ.get(RETRY_INDEX, "0") == "0":
-        _record(output).unlink(missing_ok=True)
+        remove_record(output)
     raise_recorded(output)
     with record_error(output):
         yield
@@ -72,6 +75,11 @@ def raise_recorded(output: Path) -> None:
         found = json.loads(_record(output).read_bytes())
         kind: type[ArcloopError] = _LASTING[found["error"]]
         raise kind(found["what"], where=found["where"], remedy=found["remedy"])
+
+
+def remove_record(output: Path) -> None:
+    """Remove the record of an error, if there is one."""
+    _record(output).unlink(missing_ok=True)
 
 
 def _record(output: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
-from rich.table import Table
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.metrics import read_intervals, read_metrics
-from arcloop.artifacts.timings import describe_stages
 from arcloop.config.composition import build, parse_overrides
-from arcloop.display.terminal import print_line, result_console
+from arcloop.display.terminal import print_line
 from arcloop.errors import ArtifactError, ConfigError, DataError, write_error
 from arcloop.pipeline import steps
+from arcloop.pipeline.summary import OTHER_DATA, measurements, print_summary
+from arcloop.pipeline.sweeps.record import run_of_job
 
 if TYPE_CHECKING:
     from arcloop.data import Source
@@ -39,12 +37,6 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
 """Verb -> its steps, in order. A step is skipped if its artifact is up to date."""
 FROM_RUN = (*steps.AFTER_TRAINING, "export")
 """Verbs that work on a finished run and start from its recorded overrides."""
-OTHER_DATA = "other_data"
-"""Folder in the run for the evaluations of other data."""
-_SUMMARY_METRICS = (
-    "top1", "recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "eer", "pair_accuracy",
-    "index_recall_at_10",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,24 +46,41 @@ class VerbResult:
     Attributes:
         objective: Best value of the monitored metric on val; None if nothing was trained.
         gate_passed: Decision of the gate; None if nothing was evaluated.
+        metrics: Name -> value: metrics of the query split, sizes and times of what was made; empty
+            if a model was trained, whose metrics are in its evaluation.
+        reused: All artifacts existed already, with the same settings and parents.
     """
 
     objective: float | None = None
     gate_passed: bool | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    reused: bool = False
 
 
-def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbResult:
+def run_verb(
+    verb: str,
+    config: DictConfig,
+    overrides: Sequence[str],
+    *,
+    in_sweep: bool = False,
+    output: Path | None = None,
+) -> VerbResult:
     """Run the steps of a verb with a composed and checked config.
 
     Args:
         verb: A key of `CHAINS`.
         config: The config.
         overrides: Overrides that the config was composed from; a run records them.
+        in_sweep: Run a job of a sweep: artifacts that are up to date are kept, and `index` is
+            followed by an evaluation, so that indexes can be compared.
+        output: Folder for what a verb of `FROM_RUN` makes; None: the folder of the run.
 
     Raises:
         ArcloopError: The config or the data is invalid, or a resource is not available.
     """
     names = CHAINS[verb]
+    if in_sweep and verb == "index":
+        names = ("index", "evaluate")
     _check_folders(config)
     steps.dry_run(config, names)
     run_dir = Path(config.run_dir)
@@ -83,29 +92,42 @@ def run_verb(verb: str, config: DictConfig, overrides: Sequence[str]) -> VerbRes
         "evaluation": run_dir / "evaluation",
         "export": run_dir / "export",
     }
+    if output is not None:
+        folders |= {kind: output / kind for name in names if (kind := steps.ALL_STEPS[name].output)}
     extra: dict[str, Path] = {}
     if verb == "evaluate":
-        other, extra = _other_data(config, run_dir, overrides)
+        other, extra = _other_data(config, run_dir, overrides, output or run_dir)
         folders |= other
         names = ("embed", "evaluate") if "gallery" in other else names
     elif verb == "export":  # only some formats need the store
         with contextlib.suppress(ArtifactError):
             extra = {"store": find_store(run_dir)}
     outputs: dict[str, Artifact] = {}
+    written = {name: _written(folders[steps.ALL_STEPS[name].output]) for name in names}
     for name in names:
         step = steps.ALL_STEPS[name]
         inputs = {role: folders[role] for role in step.inputs} | extra
-        reuse = name != verb  # the step with the name of the verb always runs
+        reuse = in_sweep or name != verb  # alone, the step with the name of the verb always runs
         outputs[name] = steps.apply(
             name, config, inputs, folders[step.output], overrides, reuse=reuse
         )
+    reused = all(written[n] == _written(a.path) is not None for n, a in outputs.items())
     objective = outputs["train"].info["objective"] if "train" in outputs else None
+    metrics = {} if "train" in outputs else measurements(outputs.values(), folders)
     if "evaluate" in outputs:
         print_summary(folders)
-        return VerbResult(objective, outputs["evaluate"].info["gate"]["passed"])
+        passed = outputs["evaluate"].info["gate"]["passed"]
+        return VerbResult(objective, passed, metrics, reused)
     for artifact in outputs.values():
         print_line(f"{artifact.kind}: {artifact.path}")
-    return VerbResult(objective)
+    return VerbResult(objective, None, metrics, reused)
+
+
+def _written(folder: Path) -> int | None:
+    """Return when an artifact was written, in nanoseconds; None if it does not exist."""
+    with contextlib.suppress(OSError):
+        return (folder / artifacts.MANIFEST).stat().st_mtime_ns
+    return None
 
 
 def _check_folders(config: DictConfig) -> None:
@@ -130,7 +152,7 @@ def _store_folders(config: DictConfig, names: Sequence[str], run_dir: Path) -> d
 
 
 def _other_data(
-    config: DictConfig, run_dir: Path, overrides: Sequence[str]
+    config: DictConfig, run_dir: Path, overrides: Sequence[str], output: Path
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Prepare the data that were passed to `evaluate` of a run that was trained on other data.
 
@@ -152,9 +174,7 @@ def _other_data(
     if store.sha256 == run.parents["store"]:
         return {}, {}
     in_run_gallery = config.evaluate.gallery == "run"
-    folder = (
-        run_dir / OTHER_DATA / (store.path.name + ("-in-run-gallery" if in_run_gallery else ""))
-    )
+    folder = output / OTHER_DATA / (store.path.name + ("-in-run-gallery" if in_run_gallery else ""))
     found = {
         "store": store.path,
         "validation": store.path / "validation",
@@ -235,6 +255,15 @@ def _default_store(config: DictConfig, source: Source) -> Path:
     return Path(config.stores_dir) / f"{source.name}-{store_key(source)}"
 
 
+def find_parent_folder(role: str, folder: Path) -> Path:
+    """Return the folder with a parent of an artifact in `folder`: this one, or that of its run."""
+    if artifacts.exists(folder / role):
+        return folder
+    if folder.parent.name == OTHER_DATA:
+        return find_parent_folder(role, folder.parent.parent)
+    return run_of_job(folder) or folder
+
+
 def find_store(run_dir: Path, other: Artifact | None = None) -> Path:
     """Return the store that a run was trained on, identified by its hash.
 
@@ -264,35 +293,3 @@ def find_store(run_dir: Path, other: Artifact | None = None) -> Path:
         remedy="run `arcloop prepare` with the overrides of the run, in the directory where it was"
         " trained",
     )
-
-
-def print_summary(folders: Mapping[str, Path]) -> None:
-    """Print metrics, times, index size, the decision of the gate and the path of the report.
-
-    Args:
-        folders: Folder of each artifact of the run, by kind.
-    """
-    evaluation = folders["evaluation"]
-    metrics, intervals = read_metrics(evaluation), read_intervals(evaluation)
-    decision = json.loads((evaluation / "gate.json").read_bytes())
-    run, is_other = folders["run"], OTHER_DATA in evaluation.parts
-    title = f"{run}, evaluated on {folders['store']}" if is_other else str(run)
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    for name in _SUMMARY_METRICS:
-        if name in metrics:
-            ends = "({:.4f}-{:.4f})".format(*intervals[name]) if name in intervals else ""
-            table.add_row(name, f"{metrics[name]:.4f} {ends}")
-    table.add_section()
-    for stage, figures in describe_stages(folders):
-        table.add_row(stage, figures)
-    table.add_section()
-    size = artifacts.load(folders["index"], "index").info["bytes"] / 2**20
-    rows = f"{metrics['num_gallery']:,} rows"
-    table.add_row("index", rows if is_other else f"{rows}, {size:.1f} MiB")
-    table.add_row("gate", "passed" if decision["passed"] else "NOT PASSED")
-    for reason in decision["reasons"]:
-        table.add_row("", reason)
-    table.add_row("report", str(evaluation / "report.html"))
-    result_console().print(table)

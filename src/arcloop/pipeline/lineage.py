@@ -21,7 +21,8 @@ from arcloop.config.schema import CalibrationSettings
 from arcloop.data import changes_since
 from arcloop.display.terminal import result_console
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
-from arcloop.pipeline.chains import OTHER_DATA, find_store
+from arcloop.pipeline.chains import find_parent_folder, find_store
+from arcloop.pipeline.summary import OTHER_DATA
 
 _MAX_NAMED_FILES = 3
 _MAX_LINE = 100_000  # characters; rich would cut off longer lines, and the terminal wraps them
@@ -61,7 +62,8 @@ def lineage(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--run", metavar="RUN_DIR", help="the run that an archive was made from")
     options = parser.parse_args(arguments)
-    chain = trace(Path(options.path), Path(options.run) if options.run else None)
+    run_dir = artifacts.without_link(Path(options.run)) if options.run else None
+    chain = trace(artifacts.without_link(Path(options.path)), run_dir)
     console = result_console(_MAX_LINE)
     console.print(_tree(chain, set()))
     faults = list(chain.faults())
@@ -134,12 +136,9 @@ def _parents(artifact: Artifact) -> list[Link]:
 def _parent(role: str, sha256: str, child: Artifact) -> Link:
     if role == "versus":  # the model that was compared; it is no ancestor, and may be removed
         return Link(f"compared with {child.config['evaluate']['gate']['versus']}", sha256)
-    run_dir = child.path.parent
-    if run_dir.parent.name == OTHER_DATA:
-        if role == "store":
-            return _other_store(run_dir / "evaluation", sha256)
-        if role != "gallery" or not artifacts.exists(run_dir / role):
-            run_dir = run_dir.parent.parent
+    if role == "store" and child.path.parents[1].name == OTHER_DATA:
+        return _other_store(child.path.parent / "evaluation", sha256)
+    run_dir = find_parent_folder(role, child.path.parent)
     if role == "store" and not artifacts.exists(run_dir):
         return Link(f"store {sha256[:12]}...", sha256)  # the parent of a validation
     if role in ("model", "store"):
@@ -161,7 +160,8 @@ def _parent(role: str, sha256: str, child: Artifact) -> Link:
 def _other_store(evaluation: Path, sha256: str) -> Link:
     """Trace the store of data that a run was evaluated on, but not trained on."""
     try:
-        store = find_store(evaluation.parents[2], artifacts.read(evaluation, "evaluation"))
+        run_dir = find_parent_folder("run", evaluation.parent)
+        store = find_store(run_dir, artifacts.read(evaluation, "evaluation"))
     except ArcloopError as cause:
         return Link(f"store {sha256[:12]}...", fault=cause.what)
     link, artifact = _verified(store, "store")

@@ -49,7 +49,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--keep", action="store_true", help="keep the second run if it is equal")
     options = parser.parse_args(arguments)
-    original = Path(options.run_dir)
+    original = artifacts.without_link(Path(options.run_dir))
     second = Path(options.output or f"{original}-reproduced")
     run = artifacts.load(original, "run")
     if second.exists():

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.config.composition import build, build_node, compose_config, to_plain
-from arcloop.distributed.launcher import count_processes_to_start, launch_training, worker_job
+from arcloop.config.composition import build, build_node, compose_config
+from arcloop.distributed.launcher import count_processes_to_start
 from arcloop.distributed.threads import count_threads, use_threads
 
 
@@ -152,7 +152,9 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
     for name in names:
         if name == "train":
             count_processes_to_start(config)
-            _training_setup(config).dry_run()
+            from arcloop.pipeline.training import training_setup
+
+            training_setup(config).dry_run()
         elif name == "export":
             from arcloop.export import extra_formats
 
@@ -182,46 +184,11 @@ def _validate(call: _Call) -> Artifact:
 
 
 def _train(call: _Call) -> Artifact:
-    store = call.inputs["store"]
-    arguments = (call.config, store, call.output, call.overrides)
-    processes = count_processes_to_start(call.config)
-    if processes > 1:
-        # Check the batch settings once, before any process is started.
-        datamodule = _training_setup(call.config).make_datamodule(store)
-        datamodule.make_batches(processes * call.config.trainer.num_nodes)
-        job = worker_job(*arguments, pipeline_task=call.pipeline_task)
-        return launch_training(processes, job)
-    return train_here(*arguments, pipeline_task=call.pipeline_task)
+    from arcloop.pipeline.training import train_here, train_in_workers
 
-
-def train_here(
-    config: DictConfig, store: Path, run_dir: Path, overrides: Sequence[str], *, pipeline_task: bool
-) -> Artifact:
-    """Train in this process: a single process, or one of several that a launcher started."""
-    from arcloop.training import train
-
-    recorded = to_plain(config)
-    if pipeline_task:
-        others = {node for step in STEPS.values() for node in step.reads}
-        others -= set(STEPS["train"].reads)
-        recorded = {key: value for key, value in recorded.items() if key not in others}
-
-    return train(
-        _training_setup(config),
-        store,
-        run_dir,
-        resume=str(config.resume).lower(),
-        overwrite=config.overwrite,
-        config=recorded,
-        overrides=overrides,
-    )
-
-
-def _training_setup(config: DictConfig) -> Any:
-    from arcloop.training import NODES, TrainingSetup
-
-    nodes = {name: build(config, name) for name in NODES}
-    return TrainingSetup(**nodes, seed=config.seed, monitor=config.monitor, compile=config.compile)
+    train = train_in_workers if count_processes_to_start(call.config) > 1 else train_here
+    store, is_task = call.inputs["store"], call.pipeline_task
+    return train(call.config, store, call.output, call.overrides, pipeline_task=is_task)
 
 
 def _embed(call: _Call) -> Artifact:

@@ -13,9 +13,9 @@ from arcloop.config.composition import register_schema
 from arcloop.config.schema import Config
 from arcloop.distributed.process_group import leave_process_group
 from arcloop.distributed.threads import count_threads, use_threads
-from arcloop.errors import report_errors
+from arcloop.errors import TrainingPruned, report_errors
 from arcloop.pipeline.attempts import record_error
-from arcloop.pipeline.steps import train_here
+from arcloop.pipeline.training import train_here
 
 
 def main() -> int:
@@ -28,10 +28,10 @@ def main() -> int:
     def work() -> int:
         store, run_dir = Path(job["store"]), Path(job["run_dir"])
         overrides, is_task = job["overrides"], job["pipeline_task"]
-        with record_error(run_dir) if is_task else contextlib.nullcontext():
+        with record_error(run_dir):
             # The job of a TrainJob has `threads=auto`, because another pod writes it.
             config.threads = count_threads(config, run_dir, is_training=True)
-            with use_threads(config.threads):
+            with use_threads(config.threads), contextlib.suppress(TrainingPruned):
                 train_here(config, store, run_dir, overrides, pipeline_task=is_task)
         leave_process_group()
         return 0

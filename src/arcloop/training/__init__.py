@@ -10,10 +10,11 @@ from arcloop.training.fit import train
 from arcloop.training.loggers import CsvLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.setup import NODES, TrainingSetup
+from arcloop.training.tensorboard_logger import TensorBoardLogger
 from arcloop.training.tracking import MlflowLogger, WandbLogger
 
 __all__ = [
     "NODES", "BestCheckpoint", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate",
     "ExponentialAverage", "ExportScripted", "FreezeBackbone", "LastCheckpoint", "MlflowLogger",
-    "TensorBoardPages", "TrainingSetup", "WandbLogger", "Warmup", "train",
+    "TensorBoardLogger", "TensorBoardPages", "TrainingSetup", "WandbLogger", "Warmup", "train",
 ]  # fmt: skip

@@ -23,7 +23,9 @@ from arcloop.distributed.process_group import current_process_group, launched_ra
 from arcloop.errors import ArcloopError, ResourceError, first_line, write_error
 from arcloop.export.formats import extra_formats
 from arcloop.export.run import dry_run_formats, export_run
+from arcloop.training.callbacks.last_checkpoint import EarlyEnd
 from arcloop.training.callbacks.progress import EpochTimer
+from arcloop.training.callbacks.pruning import Report, ReportEpochs
 from arcloop.training.loggers import RUN_ID_FILES, RunLogger
 from arcloop.training.module import EmbeddingModule
 from arcloop.training.preconditions import check_first_validation
@@ -37,11 +39,14 @@ from arcloop.training.resume import (
     run_identity,
 )  # fmt: skip
 from arcloop.training.setup import TrainingSetup, num_processes, silence_lightning
+from arcloop.training.tensorboard_logger import TensorBoardLogger
 
 _LOGGER_FOLDERS = ("tensorboard", "wandb")
+_NOT_LISTED = (*_LOGGER_FOLDERS, artifacts.JOB_RECORD, artifacts.JOB_LOG)
 _RUN_FILES = (
-    artifacts.MANIFEST, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz", "metrics.csv",
-    "gallery", "index", "evaluation", "export", "other_data", *_LOGGER_FOLDERS, *RUN_ID_FILES
+    artifacts.MANIFEST, artifacts.CLEANED, STARTED, CONFIG, CHECKPOINTS, "model.pt", "golden.npz",
+    "metrics.csv", "gallery", "index", "evaluation", "export", "other_data", *_LOGGER_FOLDERS,
+    *RUN_ID_FILES
 )  # fmt: skip
 _BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
@@ -55,6 +60,7 @@ def train(
     overwrite: bool,
     config: Mapping[str, Any],
     overrides: Sequence[str],
+    report: Report | None = None,
 ) -> Artifact:
     """Train a model, run the post-fit callbacks, and write the manifest of the run.
 
@@ -68,8 +74,10 @@ def train(
         overwrite: Replace a run with another setup.
         config: The resolved config, recorded in the run.
         overrides: The Hydra overrides of the config, recorded in the run.
+        report: Takes the monitored metric of each epoch and decides whether to end the training.
 
     Raises:
+        TrainingPruned: `report` decided to end the training. The run is not finished.
         ConfigError: `run_dir` contains another run, or there is no checkpoint to resume from.
         DivergedError: The loss is not finite.
         ResourceError: The folder cannot be written, or memory ran out.
@@ -94,7 +102,11 @@ def train(
             check_checkpoint_fits(start.checkpoint, module)
         if launched_rank() == 0:
             dry_run_formats(module.embedder, extra_formats(setup.export))
-        trainer = setup.make_trainer(EpochTimer(run_dir, print_epochs=not console().is_terminal))
+        trainer = setup.make_trainer(
+            EpochTimer(run_dir, print_epochs=not console().is_terminal),
+            EarlyEnd(keep=resume == "auto"),
+            *([] if report is None else [ReportEpochs(setup.monitor, report)]),
+        )
         # These raise errors before the run is created.
         setup.check_index(module.embedder.embedding_dim, datamodule.store.rows("gallery"))
         check_first_validation(trainer, len(datamodule.make_batches(num_processes(trainer))))
@@ -103,7 +115,7 @@ def train(
             begun["held_out_classes"] = held_out
             _prepare_folder(run_dir, begun, config, keep_files=start.checkpoint is not None)
             for logger in trainer.loggers:
-                if isinstance(logger, RunLogger):
+                if isinstance(logger, RunLogger | TensorBoardLogger):
                     logger.begin(config, start.step)
             _print_mode(trainer, setup, datamodule)
         _fit(trainer, module, datamodule, start.checkpoint, setup)
@@ -116,7 +128,7 @@ def train(
         group = current_process_group()
         if group.rank == 0:
             write_manifest(
-                run_dir, "run", config=config, parents=parents, info=info, exclude=_LOGGER_FOLDERS
+                run_dir, "run", config=config, parents=parents, info=info, exclude=_NOT_LISTED
             )
         group.barrier()
         return _with_exports(artifacts.read(run_dir, "run"), setup, store)

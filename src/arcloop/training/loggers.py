@@ -10,9 +10,11 @@ import contextlib
 import csv
 import io
 import json
+import sys
 from abc import abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +24,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from arcloop.artifacts.atomic import write_bytes, write_json
 from arcloop.artifacts.metrics import FILE, read_metrics
 from arcloop.display.terminal import print_line
-from arcloop.errors import ArcloopError, ResourceError, first_line
+from arcloop.errors import (
+    ArcloopError,
+    ResourceError,
+    TrainingPruned,
+    first_line,
+)
 
 Row = dict[str, float]
 
@@ -30,6 +37,28 @@ RUN_ID_FILES = (".mlflow.json", ".wandb.json")
 """Files that store the id of the run in each tracking service; deleted on overwrite=true."""
 _FILES = ("model.pt", "config.yaml", "metrics.csv", "index/[!.]*", "evaluation/[!.]*")
 _EVALUATION = "evaluation"
+
+
+class Outcome(Enum):
+    """How the training of a run ended."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    PRUNED = "pruned"
+
+    @classmethod
+    def of(cls, status: str) -> Outcome:
+        """Return the outcome for the argument of `finalize`.
+
+        Lightning calls `finalize("failed")` for every exception, while it handles the exception.
+        """
+        if status == "success":
+            return cls.FINISHED
+        cause = sys.exception()
+        if isinstance(cause, KeyboardInterrupt):
+            return cls.INTERRUPTED
+        return cls.PRUNED if isinstance(cause, TrainingPruned) else cls.FAILED
 
 
 class RunLogger(Logger):
@@ -175,12 +204,13 @@ class TrackingLogger(RunLogger):
     def finalize(self, status: str) -> None:
         if self._id is None:
             return
+        outcome = Outcome.of(status)
         self.flush()
-        if status == "success":
+        if outcome is Outcome.FINISHED:
             found = self._run_dir / _EVALUATION
             metrics = read_metrics(found) if (found / FILE).is_file() else {}
             self._try(self._send_results, {f"evaluation/{n}": float(v) for n, v in metrics.items()})
-        self._try(self._close, status == "success")
+        self._try(self._close, outcome)
         self._id = None
 
     def _files(self) -> list[str]:
@@ -213,5 +243,5 @@ class TrackingLogger(RunLogger):
         """Send metrics that do not belong to a step, and the files of the run."""
 
     @abstractmethod
-    def _close(self, succeeded: bool) -> None:
-        """Mark the run of the service as finished or failed."""
+    def _close(self, outcome: Outcome) -> None:
+        """Record in the service how the run ended."""

@@ -57,6 +57,7 @@ class EmbeddingModule(pl.LightningModule):
         self._seed = seed
         self.backbone_frozen = False
         self._val: list[Batch] = []
+        self._unchecked: list[tuple[int, Tensor]] = []  # steps and their losses, on the device
 
     def setup(self, stage: str) -> None:
         """Shard the head once the process group exists, and exclude its weight from DDP.
@@ -98,13 +99,38 @@ class EmbeddingModule(pl.LightningModule):
         else:
             features_BD = self.embedder.features(pixels_BCHW)
         loss: Tensor = self.head(features_BD, labels_B)
-        trainer, done = self.trainer, self.global_step + 1
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
-        is_logging_step = every > 0 and done % every == 0
-        if is_logging_step or trainer.is_last_batch or done == trainer.max_steps:
+        is_logged = self._is_logged(batch_idx)
+        self._unchecked.append((self.global_step + 1, loss.detach()))
+        # Reading the loss of a GPU waits for the step, so it is read only when it is logged.
+        if is_logged or loss.device.type == "cpu":
+            self._require_finite_losses()
+        if is_logged:
             # With prog_bar=True, Lightning would read the loss from the device at every step.
             self.log("train_loss", loss, sync_dist=True)
         return loss
+
+    def _is_logged(self, batch_idx: int) -> bool:
+        """Return whether the loss of this step is logged: also before a validation or the end."""
+        trainer, done = self.trainer, self.global_step + 1
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
+        if every > 0 and done % every == 0:
+            return True
+        if trainer.check_val_every_n_epoch is None:
+            batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
+        is_validated = (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        return is_validated or trainer.is_last_batch or done == trainer.max_steps
+
+    def _require_finite_losses(self) -> None:
+        """Raise an error with the first step whose loss is not finite, of those not yet checked."""
+        steps, losses = zip(*self._unchecked, strict=True)
+        self._unchecked.clear()
+        for step, loss in zip(steps, torch.stack(losses).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"training diverged: the loss is {loss} in step {step}, epoch"
+                    f" {self.current_epoch + 1}",
+                    remedy="lower optimizer.lr or head.scale, or lengthen scheduler.warmup",
+                )
 
     def configure_gradient_clipping(
         self,
@@ -125,15 +151,6 @@ class EmbeddingModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self.head, ShardedArcFace):
             sharded.shard_head_state(checkpoint, self.head)
-
-    def on_train_epoch_end(self) -> None:
-        # The loss is missing if training stopped before the first logging step.
-        loss = float(self.trainer.callback_metrics.get("train_loss", 0.0))
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"training diverged: the loss is {loss} after step {self.global_step}",
-                remedy="lower optimizer.lr or head.scale, or lengthen scheduler.warmup",
-            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images_BCHW, labels_B = batch

@@ -11,12 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from arcloop.config.monitors import VAL_METRICS
 from arcloop.errors import ConfigError
-from arcloop.training import val_metrics
 
-METRICS: Mapping[str, str] = {**val_metrics.MODES, "train_loss": "min"}
-"""Name of each metric that `EmbeddingModule` logs -> "max" if a larger value is better, else "min".
-"""
 _PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
@@ -34,8 +31,8 @@ def check_trainer(
         ConfigError: A run with these values fails, or has no best checkpoint; the message lists
             all such values.
     """
-    given = {name: callback for name, callback in callbacks.items() if callback is not None}
-    faults = [*_trainer_faults(trainer, _selects_on_val(given.values())), *_monitor_faults(given)]
+    given = [callback for callback in callbacks.values() if callback is not None]
+    faults = list(_trainer_faults(trainer, _selects_on_val(given)))
     if images < 2:
         faults.append("loader.batch_size=1: batch norm needs at least 2 images in a batch")
     if faults:
@@ -83,25 +80,7 @@ def _trainer_faults(trainer: pl.Trainer, selects_on_val: bool) -> Iterator[str]:
 
 
 def _selects_on_val(callbacks: Iterable[Callback]) -> bool:
-    return any(isinstance(c, ModelCheckpoint) and c.monitor in val_metrics.MODES for c in callbacks)
-
-
-def _monitor_faults(callbacks: Mapping[str, Callback]) -> Iterator[str]:
-    """Yield one message per callback with an unknown metric or the wrong mode of a known one."""
-    ours = ("arcloop.", "pytorch_lightning.")
-    # A callback of the user may log other metrics.
-    only_ours = all(type(callback).__module__.startswith(ours) for callback in callbacks.values())
-    for name, callback in callbacks.items():
-        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
-        prefix = "" if name == "checkpoint" else f"callbacks.{name}."
-        if monitor is None:
-            continue
-        if monitor not in METRICS and only_ours:
-            yield f"{prefix}monitor={monitor}: training logs only {', '.join(METRICS)}"
-        if mode is not None and mode != METRICS.get(monitor, mode):
-            key = f"{prefix}mode" if prefix else "monitor_mode"
-            better = "smaller" if mode == "max" else "larger"
-            yield f"{key}={mode}: a {better} {monitor} is better; set {key}={METRICS[monitor]}"
+    return any(isinstance(c, ModelCheckpoint) and c.monitor in VAL_METRICS for c in callbacks)
 
 
 def check_first_validation(trainer: pl.Trainer, batches: int) -> None:

@@ -19,14 +19,14 @@ import yaml
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import is_empty, sha256_json, try_lock, write_bytes
+from arcloop.artifacts.atomic import SYSTEM_NAMES, sha256_json, try_lock, write_bytes
+from arcloop.config.recorded import flatten
 from arcloop.display.terminal import print_line
 from arcloop.distributed.process_group import launched_rank
 from arcloop.errors import ArtifactError, ConfigError, ResourceError
 from arcloop.models import compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
 from arcloop.training.setup import NODES
-from arcloop.training.tracking import flatten
 
 CHECKPOINTS, CONFIG = "checkpoints", "config.yaml"
 STARTED = ".begun.json"
@@ -174,7 +174,8 @@ def find_start(
             raise ConfigError(
                 "resume=true, but there is no last.ckpt",
                 where=run_dir,
-                remedy="leave resume out to start a new run",
+                remedy="leave resume out to start a new run; callbacks.last.keep=false removes"
+                " last.ckpt when a run is finished",
             )
         if recorded.get("parents", parents)["store"] != parents["store"]:
             raise _other_data_error(run_dir, config)
@@ -194,13 +195,16 @@ def find_start(
             remedy="choose another run_dir=, or pass overwrite=true to replace it",
         )
     if started == identity and resume == "auto":
-        if artifacts.exists(run_dir):
+        if artifacts.exists(run_dir) and not artifacts.is_cleaned(run_dir):
             return artifacts.load(run_dir, "run")
         if last := find_checkpoint(run_dir / CHECKPOINTS):
             print_line(f"train: resuming from {last[0]} after {last[1]} steps")
             return _start_at(last, recorded)
     # Only rank zero checks this: it may write to the folder before the other ranks get here.
-    if started is None and launched_rank() == 0 and run_dir.is_dir() and not is_empty(run_dir):
+    # The output of a job of a sweep is recorded before its training starts.
+    known = {*SYSTEM_NAMES, artifacts.JOB_LOG}
+    is_new = started is None and launched_rank() == 0 and run_dir.is_dir()
+    if is_new and any(entry.name not in known for entry in run_dir.iterdir()):
         raise ConfigError(
             "this folder contains files that do not belong to a run",
             where=run_dir,

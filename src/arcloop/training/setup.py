@@ -45,6 +45,7 @@ _IGNORED_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # the loader gathers a batch in one call
     "The number of training batches",  # an epoch may be shorter than the logging interval
     "You're resuming from a checkpoint that ended",  # the trainer has the position in the epoch
+    "Be aware that when using `ckpt_path`",  # resume=true without early stopping
     "Checkpoint directory .* exists and is not empty",  # the run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # a call in Lightning
     "GPU available but not used",  # trainer=cpu

@@ -6,8 +6,6 @@ B queries of a block, R ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from torch import Tensor
 
@@ -25,11 +23,6 @@ from arcloop.retrieval.embed import Embeddings, Labels
 from arcloop.retrieval.exact_search import block_shape, scan_gallery, top_k
 from arcloop.retrieval.exclusion import Excluded
 
-MODES: Mapping[str, str] = {
-    "val_map_at_r": "max", "val_top1": "max", "val_recall_at_5": "max", "val_eer": "min",
-    "val_margin": "max",
-}  # fmt: skip
-"""Name of each metric -> "max" if a larger value is better, else "min"."""
 _WORST = {
     "val_map_at_r": 0.0, "val_top1": 0.0, "val_recall_at_5": 0.0, "val_eer": 1.0,
     "val_margin": -2.0,

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from arcloop.cli.main import main
-from arcloop.pipeline.sweeps.leaderboard import markdown_page, render, rerun_command
-from arcloop.pipeline.sweeps.plots import draw
-from arcloop.pipeline.sweeps.results import Ranking
+from arcloop.pipeline.leaderboard.page import markdown_page, render, rerun_command
+from arcloop.pipeline.leaderboard.plots import draw
+from arcloop.pipeline.leaderboard.ranking import Ranking
 
 METRICS = {"top1": 0.9, "map_at_r": 0.7, "eer": 0.02, "num_queries": 70}
 
@@ -104,6 +104,16 @@ def test_only_applicable_figures_are_drawn(sweep):
         sweep.job({"head.margin": scale / 100, "head.scale": scale}, 0.7)
     sweep.job({"head.margin": 0.1, "head.scale": 7}, None, failure="x")
     assert "parallel" in drawn(sweep)
+
+
+def test_every_seed_is_a_dot(sweep):
+    grid(sweep, scales=(32,), seeds=(0, 1, 2))
+    figures = draw(Ranking.of(sweep.path))
+    objectives = {round(0.9 - (margin - 0.3) ** 2 + seed / 1000, 6)
+                  for margin in (0.2, 0.3, 0.4) for seed in (0, 1, 2)}  # fmt: skip
+    for name, read in (("curve", "get_ydata"), ("settings", "get_xdata")):
+        dots = [line for line in figures[name].axes[0].lines if line.get_markersize() == 3.5]
+        assert {round(value, 6) for dot in dots for value in getattr(dot, read)()} == objectives
 
 
 def test_heat_map_of_points_that_are_not_a_grid(sweep):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from arcloop.pipeline.sweeps.results import Estimate, Ranking
+from arcloop.pipeline.leaderboard.comparison import Estimate
+from arcloop.pipeline.leaderboard.ranking import Ranking
 
 
 def ranked(sweep):

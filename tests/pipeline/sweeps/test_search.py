@@ -1,67 +1,30 @@
-"""Search with Optuna: proposals, retries, and continuing after a kill."""
+"""Search with Optuna: proposals, settings, retries, and continuing after a kill."""
 
 import contextlib
+import json
 import math
 import sqlite3
-from types import SimpleNamespace
 
-import optuna
 import pytest
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.sweeps.job import TemporaryFailure
-from arcloop.pipeline.sweeps.search import STORAGE, Search
+from arcloop.pipeline.sweeps.proposals import Proposals
+from arcloop.pipeline.sweeps.pruning import STORAGE
+from arcloop.pipeline.sweeps.space import Space
 
-SPACE = ["name=x", "head.margin=interval(0.2,0.6)", "head.scale=16,32", "seed=int(interval(1,9))"]
-
-
-class Killed(BaseException):
-    pass
-
-
-class Jobs:
-    """A launcher whose jobs compute a formula; records the overrides of each job."""
-
-    def __init__(self, kill_at=None, result=None):
-        self.proposed, self.kill_at, self.result = [], kill_at, result
-
-    def __call__(self, batch, initial_job_idx):
-        returned = []
-        for job in batch:
-            if len(self.proposed) == self.kill_at:
-                raise Killed
-            self.proposed.append(job)
-            values = dict(override.split("=") for override in job)
-            score = -((float(values["head.margin"]) - 0.4) ** 2)
-            value = score if self.result is None else self.result(len(self.proposed), score)
-            returned.append(SimpleNamespace(return_value=value))
-        return returned
-
-
-def search(folder, jobs, trials=6, space=SPACE, sampler=TPESampler, at_once=1, direction="max"):
-    Search(sampler, trials=trials, seed=0, direction=direction, at_once=at_once).run(
-        space, str(folder), jobs
-    )
-    return jobs.proposed
-
-
-def study(folder):
-    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / STORAGE}")
-
-
-def startup(seed):
-    return TPESampler(seed=seed, n_startup_trials=3)
+from .searches import CONDITIONAL, SPACE, Jobs, Killed, search, startup, states, study
 
 
 def test_values_are_in_the_given_space(tmp_path):
     for job in search(tmp_path, Jobs(), sampler=RandomSampler, trials=10):
         values = dict(override.split("=") for override in job)
-        assert list(values) == ["name", "head.margin", "head.scale", "seed"]
+        assert list(values) == ["name", "head.margin", "head.scale", "loader.batch_size"]
         assert 0.2 <= float(values["head.margin"]) <= 0.6
         assert values["head.scale"] in ("16", "32")
-        assert int(values["seed"]) in range(1, 10)
+        assert int(values["loader.batch_size"]) in range(1, 10)
 
 
 def test_all_proposals_differ(tmp_path):
@@ -69,13 +32,14 @@ def test_all_proposals_differ(tmp_path):
     assert len(set(proposed)) == 6
 
 
+@pytest.mark.parametrize("space", [SPACE, CONDITIONAL], ids=["all keys", "conditional"])
 @pytest.mark.parametrize("kill_at", [0, 4])
-def test_continuing_after_a_kill_does_not_change_the_proposals(tmp_path, kill_at):
-    whole = search(tmp_path / "whole", Jobs(), sampler=startup)
+def test_continuing_after_a_kill_does_not_change_the_proposals(tmp_path, kill_at, space):
+    whole = search(tmp_path / "whole", Jobs(), space, startup)
     killed = Jobs(kill_at)
     with pytest.raises(Killed):
-        search(tmp_path / "killed", killed, sampler=startup)
-    rest = search(tmp_path / "killed", Jobs(), sampler=startup)
+        search(tmp_path / "killed", killed, space, startup)
+    rest = search(tmp_path / "killed", Jobs(), space, startup)
     assert killed.proposed + rest == whole
     assert [t.state for t in study(tmp_path / "killed").trials] == [TrialState.COMPLETE] * 6
 
@@ -103,8 +67,7 @@ def test_only_temporary_failures_are_retried(tmp_path):
         return math.nan if number == 4 else score
 
     proposed = search(tmp_path, Jobs(result=result), trials=5)
-    states = [trial.state for trial in study(tmp_path).trials]
-    assert states.count(TrialState.RUNNING) == states.count(TrialState.FAIL) == 1
+    assert states(tmp_path) == ["COMPLETE", "RUNNING", "COMPLETE", "FAIL", "COMPLETE"]
     assert search(tmp_path, Jobs(), trials=5) == [proposed[1]]
     assert study(tmp_path).trials[3].state == TrialState.FAIL
 
@@ -115,10 +78,62 @@ def test_direction_min_minimizes_the_objective(tmp_path):
     assert best.best_value == min(trial.value for trial in best.trials)
 
 
-def test_another_space_in_the_same_folder_is_an_error(tmp_path):
-    search(tmp_path, Jobs(), trials=1)
-    with pytest.raises(ConfigError, match="over a different space"):
-        search(tmp_path, Jobs(), space=["head.margin=interval(0.2,0.7)"])
+OTHER = {
+    "monitor": ({"monitor": "val_eer"}, "monitor (there val_top1, here val_eer)"),
+    "direction": ({"direction": "min"}, "direction (there max, here min)"),
+    "verb": ({"verb": "run"}, "verb (there train, here run)"),
+    "summary": ({"objective": "lower"}, "objective (there mean, here lower)"),
+    "objectives": ({"objectives": ["val_top1", "model_bytes"]}, "model_bytes"),
+    "seeds": ({"space": [*SPACE, "seed=0,1,2"]}, "seeds (there seed=0"),
+    "values": ({"space": [*SPACE[:2], "head.scale=8", SPACE[3]]}, "the values of head.scale"),
+    "a fixed key": (
+        {"space": [*SPACE, "data.num_classes=4"]},
+        "data.num_classes (there the default, here 4)",
+    ),
+}
+
+
+def test_a_search_with_other_settings_in_the_same_folder_is_an_error(tmp_path):
+    space = [*SPACE, "seed=0,1"]
+    search(tmp_path, Jobs(), space, trials=1)
+    for more, difference in OTHER.values():
+        given = {"space": space, **more}
+        with pytest.raises(ConfigError, match="contains a search that differs in") as caught:
+            search(tmp_path, Jobs(), **given)
+        assert difference.replace("seed=0", "0, 1") in str(caught.value)
+        assert "hydra.sweep.dir" in str(caught.value)
+    same = ["threads=2", "launcher=joblib", "hydra.sweep.dir=x", *reversed(space)]
+    assert search(tmp_path, Jobs(), same, trials=1) == []
+
+
+def test_a_search_of_an_earlier_version_is_continued(tmp_path):
+    search(tmp_path, Jobs(), trials=2)
+    with contextlib.closing(sqlite3.connect(tmp_path / STORAGE)) as file, file:
+        space = json.dumps(Proposals(Space.of(SPACE)).describe())
+        file.execute("UPDATE study_user_attributes SET key = 'space', value_json = ?", [space])
+    with pytest.raises(ConfigError, match="direction"):
+        search(tmp_path, Jobs(), direction="min")
+    assert len(search(tmp_path, Jobs(), trials=3)) == 1
+
+
+WRONG = {
+    "an interval of seeds": ([*SPACE, "seed=int(interval(0,9))"], {}, "seed is not searched"),
+    "only seeds": (["seed=0,1"], {}, "only seed varies"),
+    "an interval of one seed": (SPACE, {"objective": "lower"}, "needs at least 2 seeds"),
+    "a wrong interval": (["head.margin=interval(0.4,0.2)"], {}, "cannot choose from head.margin"),
+    "one objective": (SPACE, {"objectives": ["val_top1"]}, "contains one objective"),
+    "an unknown objective": (SPACE, {"objectives": ["val_top1", "top1"]}, "top1 is not known"),
+    "no direction": (SPACE, {"objectives": ["val_top1", "val_mine"]}, "val_mine is not known"),
+    "another direction": (SPACE, {"objectives": ["val_top1", {"val_x": "up"}]}, "val_x is not"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_invalid_search_is_an_error(tmp_path, case):
+    space, settings, message = WRONG[case]
+    with pytest.raises(ConfigError, match=message):
+        search(tmp_path, Jobs(), space, **settings)
+    assert not (tmp_path / STORAGE).exists()
 
 
 def test_a_log_interval_is_sampled_on_a_log_scale(tmp_path):

@@ -1,7 +1,9 @@
 """Sweeps from the command line: killed and continued, in several processes, with failing jobs."""
 
+import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,14 +14,16 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import SMALL
 
 from arcloop import artifacts
+from arcloop.artifacts import JOB_LOG
 from arcloop.cli.main import main
 from arcloop.config.composition import parse_overrides
-from arcloop.pipeline.sweeps.job import RECORD, JobRecord, folder_name
+from arcloop.pipeline.sweeps.record import RECORD, JobRecord, folder_name
 
 QUICK = [*SMALL, "callbacks=export_only", "logger=csv"]
 SWEEP = Path("runs/sweeps/synthetic")
@@ -34,7 +38,8 @@ def wait_for(condition, process):
 
 
 def finished():
-    return sorted(path.parent for path in SWEEP.glob("*/manifest.json"))
+    folders = (path.parent for path in SWEEP.glob("*/manifest.json"))
+    return sorted(folder for folder in folders if not folder.is_symlink())
 
 
 def started():
@@ -44,6 +49,10 @@ def started():
 
 def record(folder):
     return JobRecord.read(folder / RECORD)
+
+
+def log(folder):
+    return (folder / JOB_LOG).read_text()
 
 
 def states(folder):
@@ -56,7 +65,7 @@ def states(folder):
     "chosen",
     [
         ["head.margin=0.2,0.4"],
-        ["sweep=optuna", "sweep.trials=2", "head.margin=interval(0.2,0.6)"],
+        ["sweep=optuna", "sweep.trials=1", "head.margin=interval(0.2,0.6)", "seed=0,1"],
     ],
     ids=["grid", "optuna"],
 )
@@ -71,8 +80,8 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
     (first,), (second,) = finished(), started()
     before = states(first)
     assert main(arguments) == 0
-    output = capsys.readouterr().err
-    assert f"resuming from {second}/checkpoints/last.ckpt" in output
+    assert capsys.readouterr().err.count("finished before") == 1
+    assert f"resuming from {second}/checkpoints/last.ckpt" in log(second)
     assert states(first) == before
     assert finished() == sorted([first, second])
     for folder in finished():
@@ -80,19 +89,67 @@ def test_a_killed_sweep_continues_without_repeating_finished_jobs(in_tmp, capsys
         assert record(folder).objective == objective
     if "sweep=optuna" in chosen:
         study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{SWEEP}/optuna.db")
-        assert sorted(trial.value for trial in study.trials) == sorted(
-            record(folder).objective for folder in finished()
-        )
+        (trial,) = study.trials
+        objectives = [record(folder).objective for folder in finished()]
+        assert trial.value == pytest.approx(sum(objectives) / 2)
         assert main(arguments) == 0
-        assert "job 0" not in capsys.readouterr().err
+        assert "job 1 of" not in capsys.readouterr().err
 
 
-def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
-    """A failed job is recorded and not repeated; the others give the same weights as in series."""
-    monkeypatch.delenv("OMP_NUM_THREADS")  # joblib sets it in its processes
-    arguments = ["train", "-m", *QUICK, "launcher=joblib", "optimizer.lr=0.1,1e30"]
+MEASURED = ["val_map_at_r", "val_top1", "index_bytes", "model_bytes", "parameters"]
+
+
+def test_several_objectives_are_measured(in_tmp, capsys):
+    """Also a conditional key, and two jobs of each trial."""
+    chosen = ["sweep=grid", "embedder.embedding_dim=8,32", "head=softmax,arcface",
+              "head.margin=choice(0.2)", "sweep.zip=[embedder.embedding_dim,head]",
+              f"sweep.objectives=[{','.join(MEASURED)}]"]  # fmt: skip
+    quick = [
+        *SMALL,
+        "trainer.max_epochs=1",
+        "callbacks.evaluate=null",
+        "callbacks.tensorboard=null",
+    ]
+    assert main(["train", "-m", *quick, *chosen]) == 0
+    printed = capsys.readouterr().err
+    names = ["embedder.embedding_dim-8_head-softmax",
+             "embedder.embedding_dim-32_head-arcface_head.margin-0.2"]  # fmt: skip
+    assert {folder.name for folder in finished()} == set(names)
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{SWEEP}/optuna.db")
+    for name, trial in zip(names, study.trials, strict=True):
+        folder = SWEEP / name
+        (row,) = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        model = torch.jit.load(folder / "model.pt")
+        assert trial.values == [
+            pytest.approx(float(row["val_map_at_r"])), pytest.approx(float(row["val_top1"])),
+            artifacts.read(folder / "index", "index").info["bytes"],
+            os.path.getsize(folder / "model.pt"),
+            sum(weights.numel() for weights in model.parameters()),
+        ]  # fmt: skip
+        values = [value for _, value in record(folder).objectives.values()]
+        assert values == trial.values
+    for trial in study.best_trials:
+        assert f"trial {trial.number}: val_map_at_r {trial.values[0]:.6g}, val_top1 " in printed
+
+
+def test_launchers_train_equal_models(in_tmp, monkeypatch, capfd):
+    """A failed job is recorded and not repeated; the others give the same weights as in series.
+
+    The sweep is started in series, continued in other processes by a command that would use another
+    number of threads, and repeated in series, and by submitit in another folder.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    values = ["optimizer.lr=0.1,1e30", "loader.num_workers=1"]
+    arguments = ["train", "-m", *QUICK, "launcher=joblib", *values]
+    serial = [argument for argument in arguments if not argument.startswith("launcher")]
+    assert main([*serial, "+callbacks.last.stop_at_step=4"]) == 143
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(arguments) == 1
     output = capfd.readouterr().err
+    assert len(re.findall(r"^job \d of 2  optimizer.lr=.*$", output, re.MULTILINE)) == 2
+    logs = log(SWEEP / "optimizer.lr-0.1"), log(SWEEP / "optimizer.lr-1e+30")
+    assert [text.count("deterministic, 2 threads") for text in logs] == [2, 1]  # of torch
     assert "1 of 2 jobs failed; the first error: training diverged" in output
     assert "Traceback" not in output
     assert [folder.name for folder in finished()] == ["optimizer.lr-0.1"]
@@ -107,17 +164,23 @@ def test_jobs_in_other_processes(in_tmp, monkeypatch, capfd):
     children = [" ".join(process.cmdline()) for process in psutil.Process().children()]
     assert not [command for command in children if "LokyProcess" in command]
     run = SWEEP / "optimizer.lr-0.1"
-    weights, threads = (run / "model.pt").read_bytes(), artifacts.load(run, "run").code["threads"]
+    weights = (run / "model.pt").read_bytes()
 
-    serial = [argument for argument in arguments if not argument.startswith("launcher")]
     assert main(serial) == 1
-    output = capfd.readouterr().err
-    assert "skipped: it failed before" in output
-    assert "epoch 1/2" not in output
-    assert main([*serial, "overwrite=true"]) == 1
-    assert "epoch 1/2" in capfd.readouterr().err
+    assert "  not repeated" in capfd.readouterr().err
+    later = log(SWEEP / "optimizer.lr-1e+30").removeprefix(logs[1])
+    assert "skipped: it failed before" in later
+    assert "train: " not in later
+    before = states(run)
+    assert main([*serial, "overwrite=true", "resume=false"]) == 1
+    assert all(time != before[path] for path, time in states(run).items())
     assert (run / "model.pt").read_bytes() == weights
-    assert artifacts.load(run, "run").code["threads"] == threads
+    assert artifacts.load(run, "run").code["threads"] == "2"
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    one = ["optimizer.lr=choice(0.1)", "loader.num_workers=1", "hydra.sweep.dir=other"]
+    assert main(["train", "-m", *QUICK, *one, "hydra/launcher=submitit_local"]) == 0
+    assert Path("other/optimizer.lr-0.1/model.pt").read_bytes() == weights
 
 
 def test_a_job_that_failed_temporarily_runs_again(in_tmp, capsys):

@@ -7,7 +7,7 @@ from tests.conftest import SMALL
 
 from arcloop.cli.main import main
 from arcloop.models.checkpoints import read_checkpoint
-from arcloop.training import BestCheckpoint
+from arcloop.training import BestCheckpoint, ExportScripted
 
 
 class Logged(pl.LightningModule):
@@ -65,9 +65,37 @@ def test_a_metric_that_reaches_its_maximum_at_once_exports_the_last_epoch(in_tmp
     assert read_checkpoint(in_tmp / "runs/synthetic/checkpoints/best.ckpt")["global_step"] == 18
 
 
-def test_early_stopping_and_checkpoint_follow_any_metric_of_val(in_tmp, capsys):
-    command = ["train", *SMALL, "callbacks=early_stopping", "callbacks.evaluate=null"]
-    # No improvement is larger than 2, so the second validation ends the training.
-    stop = ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=2"]
-    assert main([*command, *stop, "trainer.max_epochs=4", "monitor=val_margin"]) == 0
-    assert capsys.readouterr().err.count("val_margin") == 2
+@pytest.mark.parametrize(
+    ("monitor", "more"),
+    [
+        (["monitor=val_margin"], []),
+        (["monitor=train_loss", "monitor_mode=min"], ["+trainer.val_check_interval=3"]),
+    ],
+)
+def test_early_stopping_follows_any_metric_and_stays_ended(
+    in_tmp, capsys, monkeypatch, monitor, more
+):
+    """The second validation ends the training, because no improvement is larger than 20. The run is
+    interrupted before its export, and the same command finishes it without another epoch."""
+    command = ["train", *SMALL, "callbacks=[early_stopping,export_only,ema]", *monitor, *more]
+    command += ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=20"]
+    command += ["trainer.max_epochs=4"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ExportScripted, "on_fit_end", interrupted)
+        assert main(command) == 130
+    epochs = 1 if more else 2  # with two validations in an epoch
+    assert capsys.readouterr().err.count("epoch ") == epochs
+    folder = in_tmp / "runs/synthetic/checkpoints"
+    before = [read_checkpoint(folder / f"{name}.ckpt")["global_step"] for name in ("best", "last")]
+    assert before[1] == 6 * epochs
+    assert main(command) == 0
+    output = capsys.readouterr().err
+    assert "resuming from" in output
+    assert "epoch " not in output
+    assert read_checkpoint(folder / "best.ckpt")["global_step"] == before[0]
+    assert main([*command, "resume=true", "callbacks.early_stopping=null"]) == 0
+    assert capsys.readouterr().err.count("epoch ") == 4 - epochs

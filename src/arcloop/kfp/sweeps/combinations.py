@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from arcloop.artifacts.atomic import sha256_json
+from arcloop.config.composition import compose_unchecked, to_plain
 from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import INTERRUPTED, ArcloopError, ConfigError
 from arcloop.kfp.config import NotifySettings
@@ -27,8 +29,8 @@ from arcloop.kfp.parameters import (
 )
 from arcloop.kfp.submission import Submission, read_submission, resolve_parameters, submit
 from arcloop.kfp.sweeps.study import read_search
-from arcloop.pipeline.sweeps.job import folder_name
-from arcloop.pipeline.sweeps.plan import combinations
+from arcloop.pipeline.sweeps.record import folder_name
+from arcloop.pipeline.sweeps.space import Space, nothing_varies
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,13 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
     """
     _, overrides = split_options(argv)
     chosen = [word for word in argv if word not in overrides and not word.startswith("-")]
-    settings = [word for word in overrides if _key(word).partition(".")[0] == "sweep"]
+    settings = [word for word in overrides if re.split(r"[./]", _key(word))[0] == "sweep"]
     overrides = [word for word in overrides if word not in settings]
-    swept, lists = combinations(overrides, search=bool(settings))
+    space, node = Space.of(overrides), to_plain(compose_unchecked(settings))["sweep"]
+    space, searches = space.zipped(node["zip"]), "objective" in node
+    if not space.axes:
+        raise nothing_varies()
+    swept, lists = space.keys, space.checks() if searches else space.jobs()
     first = read_submission([*chosen, *lists[0]])
     others = [read_submission([*chosen, *more], announce=False) for more in lists[1:]]
     command = ("arcloop", "pipeline", *argv)
@@ -146,24 +152,24 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
         for name in first.parameters
         if any(s.parameters[name] != first.parameters[name] for s in submissions)
     ]
-    if faults := list(_faults(first, swept, varied, searches=bool(settings))):
+    if faults := list(_faults(first, swept, varied, searches=searches)):
         raise ConfigError("\n".join(faults), remedy="nothing was submitted")
     found = []
     for given, submission in zip(lists, submissions, strict=True):
         shown = [word for word in given if not word.startswith(("cluster", "notify"))]
         pairs = {_key(word): word.partition("=")[2] for word in shown}
-        name = folder_name({key: pairs[key] for key in swept})
-        values = {group: submission.parameters[group] for group in varied}
-        point = {COMBINATION: name, OVERRIDES: shown, SWEPT: list(swept), **values}
+        name = folder_name({key: pairs[key] for key in swept if key in pairs})
+        parameters = {group: submission.parameters[group] for group in varied}
+        point = {COMBINATION: name, OVERRIDES: shown, SWEPT: list(swept), **parameters}
         found.append(Combination(name, submission, point))
-    fixed = sorted(word for word in found[0].point[OVERRIDES] if _key(word) not in swept)
-    space = sorted(word for word in overrides if _key(word) in swept)
-    chosen_from = space if settings else sorted(swept)
+    fixed = sorted(word for word in space.fixed if not word.startswith(("cluster", "notify")))
+    values = sorted(word for word in overrides if _key(word) in swept)
+    chosen_from = [*values, *map(str, node["zip"])] if searches else sorted(swept)
     digest = sha256_json([fixed, chosen_from, first.cluster.image])[:8]
     sweep = Sweep(f"{first.cluster.pipeline}-{digest}", found)
-    if not settings:
+    if not searches:
         return sweep
-    search = read_search(settings, space, first.config["monitor_mode"], first.cluster)
+    search = read_search(settings, space, first.config, first.cluster)
     more = {"study": sweep.id, "overrides": fixed, "derived": first.derived, "varied": varied}
     return replace(sweep, search={**search, **more})
 

@@ -57,8 +57,9 @@ def rank(
         JSON of the best point, with the additional keys `passed`, the decision of the gate,
         `monitor`, the name of the metric on val, its value `objective`, and `page`.
     """
-    from arcloop.pipeline.sweeps.leaderboard import markdown_page, render
-    from arcloop.pipeline.sweeps.results import JobResult, Ranking
+    from arcloop.pipeline.leaderboard.page import markdown_page, render
+    from arcloop.pipeline.leaderboard.ranking import Ranking
+    from arcloop.pipeline.leaderboard.results import JobResult
 
     read = [json.loads(point) if isinstance(point, str) else point for point in points]
     ranked = {
@@ -74,9 +75,9 @@ def rank(
     *_, content = render(ranking).values()
     Path(page).write_bytes(content)
     Path(table).write_text(markdown_page(ranking), encoding="utf-8")
-    sign = 1 if ranking.higher_is_better else -1
-    best = jobs.index(max(ranking.settings[0].jobs, key=lambda job: sign * (job.objective or 0)))
-    point, record = list(ranked.values())[best]
+    best = ranking.best_job
+    assert best is not None
+    point, record = ranked[str(best.folder)]
     found = {key: record[key] for key in ("passed", "objective")}
     found |= {"monitor": record["config"]["monitor"], "page": page}
     return json.dumps({**point, **found})

@@ -20,7 +20,8 @@ from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.kfp.config import ClusterSettings
 from arcloop.kfp.parameters import COMBINATION, OVERRIDES, SWEPT, divide_overrides
-from arcloop.pipeline.sweeps.job import folder_name
+from arcloop.pipeline.sweeps.record import folder_name
+from arcloop.pipeline.sweeps.space import SEED, Space
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -39,14 +40,14 @@ def has_password(study: str | None) -> bool:
 
 
 def read_search(
-    words: Sequence[str], swept: Sequence[str], monitor_mode: str, cluster: ClusterSettings
+    words: Sequence[str], space: Space, config: Mapping[str, Any], cluster: ClusterSettings
 ) -> dict[str, Any]:
     """Check the settings of a search before anything starts.
 
     Args:
         words: The overrides of `sweep`.
-        swept: The overrides with several values or an interval.
-        monitor_mode: "max" or "min" of the objective.
+        space: The overrides of the sweep.
+        config: The config of a trial, which has the monitor and its mode.
         cluster: The cluster.
 
     Returns:
@@ -56,14 +57,38 @@ def read_search(
         ConfigError: A setting is invalid, the database cannot be used, or optuna is not installed.
     """
     require_extra("sweeps", "optuna", where=" ".join(words))
-    from arcloop.pipeline.sweeps.search import Search, read_space
+    from arcloop.pipeline.sweeps.search import Search
 
     node = to_plain(compose_unchecked(words))["sweep"]
-    Search(**{**node, "sampler": build_node(node["sampler"])}, direction=monitor_mode, at_once=1)
-    read_space(swept)
+    _require_supported(node, space)
+    arguments = {key: node[key] for key in ("trials", "seed", "objective", "objectives", "zip")}
+    monitor, mode = config["monitor"], config["monitor_mode"]
+    sampler = build_node(node["sampler"])
+    Search(sampler, **arguments, monitor=monitor, direction=mode, at_once=1).check(space)
     _check_storage(cluster)
-    direction = "maximize" if monitor_mode == "max" else "minimize"
-    return {**node, "direction": direction, "storage": cluster.study, "space": list(swept)}
+    direction = "maximize" if mode == "max" else "minimize"
+    varied = sorted(word for word in space.given if word not in space.fixed)
+    kept = {key: node[key] for key in ("trials", "seed", "sampler", "zip")}
+    return {**kept, "direction": direction, "storage": cluster.study, "space": varied}
+
+
+def _require_supported(node: Mapping[str, Any], space: Space) -> None:
+    """Check that a pipeline can run a search.
+
+    Raises:
+        ConfigError: The search needs a sweep on this machine.
+    """
+    fault = None
+    if node.get("sampler") is None:
+        fault = "sweep=grid has no effect in a pipeline: omit sweep=, to run every combination"
+    elif SEED in space.keys:
+        fault = "a trial of a pipeline is a single run: seed cannot vary in a search"
+    elif node.get("objectives"):
+        fault = "sweep.objectives is not supported: a pipeline compares its trials by monitor alone"
+    elif node.get("pruner"):
+        fault = "a pipeline cannot prune its trials, because their steps run on the cluster"
+    if fault:
+        raise ConfigError(fault, remedy="use `arcloop train -m` for it; nothing was submitted")
 
 
 def _check_storage(cluster: ClusterSettings) -> None:
@@ -130,10 +155,11 @@ def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
     """
     from optuna.trial import TrialState
 
-    from arcloop.pipeline.sweeps.search import read_space
+    from arcloop.pipeline.sweeps.proposals import Proposals, make_sampler
 
     settings = json.loads(search)
-    space = read_space(settings["space"])
+    space = Space.of([*settings["overrides"], *settings["space"]]).zipped(settings["zip"])
+    proposals = Proposals(space)
     name = "-".join(filter(None, [settings["study"], fingerprint[:12]]))
     with _opened(settings, name) as study:
         mine = [
@@ -155,17 +181,21 @@ def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
         else:
             # Trials that start together, and those in the place of a failed one, must differ.
             seed = crc32(f"{settings['seed']} {trial} {len(mine)}".encode())
-            study.sampler = build_node(settings["sampler"])(seed=seed)
-            asked = study.ask(space)
+            study.sampler = make_sampler(build_node(settings["sampler"]), seed)
+            asked = proposals.ask(study)
             asked.set_user_attr(_PLACE, [trial, run_id])
             number, values = asked.number, asked.params
-        overrides = [*settings["overrides"], *(f"{key}={values[key]}" for key in space)]
+        (overrides,) = proposals.jobs(values)
         try:
             _, parameters = divide_overrides([*overrides, *settings["derived"]])
         except ConfigError:
             study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
             raise
-    shown = {key.lstrip("+~"): str(values[key]) for key in space}
+    shown = {
+        key.lstrip("+~"): value
+        for key, _, value in (word.partition("=") for word in overrides)
+        if key.lstrip("+~") in space.keys
+    }
     point = {COMBINATION: folder_name(shown), OVERRIDES: overrides, SWEPT: list(shown)}
     place = {"study": name, "number": number}
     return json.dumps({**point, **place, **{key: parameters[key] for key in settings["varied"]}})

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import math
+import multiprocessing
 import os
 import re
 import shlex
@@ -18,31 +18,45 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from arcloop import artifacts
-from arcloop.artifacts.atomic import sha256_json, write_json
+from arcloop.artifacts import JOB_LOG
+from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.composition import (
     check_config,
     register_schema,
     to_plain,
 )
-from arcloop.config.recorded import compose_for_run, find_run_dir
+from arcloop.config.origin import set_origin
+from arcloop.config.recorded import compose_for_run
+from arcloop.display.redirect import redirect_output
 from arcloop.display.terminal import print_line
-from arcloop.distributed.threads import restore_variable
-from arcloop.errors import ArcloopError, ConfigError, DivergedError, as_user_error
-from arcloop.pipeline.chains import CHAINS, FROM_RUN, VerbResult, run_verb
-from arcloop.pipeline.steps import STEPS
-from arcloop.pipeline.sweeps.plan import TRAINING, reserve_gpu
+from arcloop.distributed import threads
+from arcloop.errors import ArcloopError, ConfigError, TrainingPruned, as_user_error
+from arcloop.pipeline.chains import CHAINS, FROM_RUN, run_verb
+from arcloop.pipeline.steps import ALL_STEPS
+from arcloop.pipeline.sweeps.gpus import reserve_gpu
+from arcloop.pipeline.sweeps.objectives import Objective, measure
+from arcloop.pipeline.sweeps.plan import TRAINING
+from arcloop.pipeline.sweeps.pruning import STORAGE, assign_job, require_not_pruned
+from arcloop.pipeline.sweeps.record import (
+    RECORD,
+    Failure,
+    JobRecord,
+    Pruned,
+    folder_name,
+    old_folder_name,
+)
+from arcloop.pipeline.sweeps.sweep_record import SweepRecord
 
-RECORD = "job.json"
-_MAX_NAME_LENGTH = 200
+_OF_SWEEP = ("run_dir", "sweep", "launcher")
+"""Keys that the command of a single job leaves out or sets itself."""
 _WATCHER, _WATCH_SECONDS = "arcloop-watcher", 0.2
 
 
@@ -50,72 +64,8 @@ class TemporaryFailure(float):
     """NaN, the objective of a job that a continued sweep runs again."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a job failed.
-
-    Attributes:
-        what: The error message.
-        retry: Whether a continued sweep runs the job again. Errors of the machine may be temporary;
-            errors of the config are permanent.
-        exit_code: Exit code of the command.
-    """
-
-    what: str
-    retry: bool
-    exit_code: int
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        """Return the failure for an error; config errors and divergence are permanent."""
-        known = as_user_error(error)
-        if known is None:
-            return cls(f"{type(error).__name__}: {error}", retry=True, exit_code=1)
-        permanent = isinstance(known, ConfigError | DivergedError)
-        return cls(str(known), retry=not permanent, exit_code=known.exit_code)
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """Record of a job.
-
-    Attributes:
-        config_sha256: Hash of the config groups that the result depends on.
-        verb: Verb of the job.
-        overrides: Overrides that the config was composed from.
-        swept: Key -> value, of the keys that the sweep varies.
-        started: Start time in UTC, ISO 8601.
-        ended: End time in UTC, ISO 8601.
-        objective: Best value of the monitored metric on val; None if nothing was trained.
-        failure: Why the job failed; None if it finished.
-        run_dir: Folder of the job; older records lack it.
-        gate_passed: Decision of the gate; None if nothing was evaluated.
-    """
-
-    config_sha256: str
-    verb: str
-    overrides: Sequence[str]
-    swept: Mapping[str, str]
-    started: str
-    ended: str
-    objective: float | None
-    failure: Failure | None
-    run_dir: str = ""
-    gate_passed: bool | None = None
-
-    def write(self, file: Path) -> None:
-        """Write the record as JSON; missing folders are created."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, asdict(self))
-
-    @classmethod
-    def read(cls, file: Path) -> JobRecord | None:
-        """Return the record in a file, or None if there is no readable record."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            content = json.loads(file.read_bytes())
-            failure = content.pop("failure")
-            return cls(**content, failure=None if failure is None else Failure(**failure))
-        return None
+class PrunedObjective(float):
+    """NaN, the objective of a job that was pruned; its trial gets the state PRUNED."""
 
 
 @dataclass(frozen=True)
@@ -129,86 +79,177 @@ class Job:
         swept: Keys that the sweep varies; they name the folder of the job.
         results: Folder for the records of this command's jobs.
         gpus: GPUs of which the job reserves one; if empty, the visible devices are not changed.
+        in_runs: The jobs differ only in their runs, so each writes its artifacts into its run.
         parent: Process id of the command.
-        omp_num_threads: `OMP_NUM_THREADS` of the command. joblib sets another number in its
-            processes, where `threads=auto` would otherwise differ from that of other launchers.
+        record: Id of the sweep, and the threads of each job. Launchers set other numbers in their
+            processes, where `threads=auto` would otherwise differ.
+        command: The command of the sweep.
+        objectives: Objectives of a search with several, which the job measures.
     """
 
     verb: str
     swept: tuple[str, ...]
     results: Path
     gpus: tuple[str, ...]
+    in_runs: bool
     parent: int
-    omp_num_threads: str | None = None
+    record: SweepRecord
+    command: str
+    objectives: tuple[Objective, ...] = ()
 
-    def __call__(self, config: DictConfig) -> float | None:
-        """Run the job and return its objective for the sweeper; NaN if the job failed."""
+    def __call__(self, config: DictConfig) -> float | list[float] | None:
+        """Run the job and return its objectives for the sweeper; NaN if the job failed."""
         register_schema()
         if os.getppid() == self.parent:
             _exit_when_parent_ends(self.parent)
-            restore_variable(self.omp_num_threads)
+            # joblib changes the method in its processes; they could not start loader processes.
+            multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+        os.environ[threads.VARIABLE] = str(self.record.threads)
         settings = HydraConfig.get()
         number, overrides = settings.job.num, list(settings.overrides.task)
         swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
-        if self.verb in FROM_RUN:
-            config.run_dir = str(find_run_dir(overrides))
-        elif not any(_key(o) == "run_dir" for o in overrides):
-            old = Path(settings.sweep.dir) / _old_folder_name(swept)
-            config.run_dir = str(old if old.is_dir() else old.with_name(folder_name(swept)))
-        point = " ".join(f"{key}={value}" for key, value in swept.items())
-        print_line(f"job {number}: {point} -> {config.run_dir}")
-        record = self._attempt(config, overrides, swept)
+        folder = Path(settings.sweep.dir) / folder_name(swept)
+        if self.verb in TRAINING:
+            old = folder.with_name(old_folder_name(swept))
+            folder = old if old.is_dir() else folder
+            if any(_key(o) == "run_dir" for o in overrides):
+                folder = Path(config.run_dir)
+            config.run_dir = str(folder)
+        assign_job(config, Path(settings.sweep.dir) / STORAGE, number)
+        with contextlib.ExitStack() as stack:
+            if not settings.verbose:
+                with contextlib.suppress(OSError):  # the verb reports that it cannot write there
+                    stack.enter_context(redirect_output(folder / JOB_LOG))
+            point = " ".join(f"{key}={value}" for key, value in swept.items())
+            print_line(f"job {number + 1}: {point} -> {folder}")
+            record = self._attempt(config, overrides, swept, folder)
+            if record.failure is not None:
+                print_line(f"job {number + 1} failed: {record.failure.what}")
+            if record.pruned is not None:
+                print_line(
+                    f"job {number + 1} pruned: its setting had {config.monitor}"
+                    f" {record.pruned.value:.4f} after epoch {record.pruned.epoch}"
+                )
         record.write(self.results / f"{number:09d}.json")
+        if record.pruned is not None:
+            return PrunedObjective(math.nan)
         if record.failure is None:
-            return record.objective
-        print_line(f"job {number} failed: {record.failure.what}")
+            several = [value for _, value in record.objectives.values()]
+            return several or record.objective
         return TemporaryFailure(math.nan) if record.failure.retry else math.nan
 
     def _attempt(
-        self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
+        self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str], folder: Path
     ) -> JobRecord:
-        """Run the verb and record the result; skip a job that has failed permanently."""
-        file = Path(config.run_dir) / RECORD
-        sha256, started = "", _now()
-        outcome, failure = VerbResult(), None
-        has_other_run = False  # a finished job of another config, whose record is kept
+        """Run the verb and record the result; skip a job that has finished or failed permanently.
+
+        The record of a finished job of another config is kept if this job fails.
+        """
+        before = JobRecord.read(folder / RECORD)
+        record = JobRecord("", self.verb, list(overrides), dict(swept), _now(), "", None, None)
+        record = replace(record, run_dir=str(folder))
         try:
             if self.verb in FROM_RUN:
                 config = compose_for_run(overrides)
+                run, sha256 = _identify_run(Path(config.run_dir), folder, before)
+                record = replace(record, run=run, run_sha256=sha256)
             check_config(config)
-            sha256 = _config_sha256(self.verb, to_plain(config))
-            if self.verb in TRAINING:
-                before = JobRecord.read(file)
-                same = before is not None and before.config_sha256 == sha256
-                failed = before.failure if before else None
-                if before and failed and not failed.retry and same and not config.overwrite:
-                    print_line(
-                        "skipped: it failed before with this config; overwrite=true runs it again"
-                    )
-                    return before
-                finished = failed is None if before else artifacts.exists(file.parent)
-                has_other_run = finished and not same and not config.overwrite
-                if not has_other_run:
-                    file.unlink(missing_ok=True)
-            if self.gpus:
-                reserve_gpu(self.gpus)
-            outcome = run_verb(self.verb, config, overrides)
+            record = replace(record, config_sha256=_config_sha256(self.verb, to_plain(config)))
+            record = self._run(config, record, before)
+        except TrainingPruned as decision:
+            record = replace(record, pruned=Pruned(decision.epoch, decision.value))
         except Exception as error:  # noqa: BLE001 - one failed job must not end the sweep
-            failure = Failure.of(error)
+            record = replace(record, failure=Failure.of(error))
             if as_user_error(error) is None:
                 print_line(traceback.format_exc())
-        record = JobRecord(
-            sha256, self.verb, list(overrides), dict(swept), started, _now(),
-            outcome.objective, failure, config.run_dir, outcome.gate_passed,
-        )  # fmt: skip
-        if self.verb in TRAINING and not (failure and has_other_run):
-            record.write(file)
+            if self._has_other_run(config, record, before):
+                return replace(record, ended=_now())
+        if not record.reused:
+            record = replace(record, ended=_now())
+            record.write(folder / RECORD)
         return record
+
+    def _run(self, config: DictConfig, record: JobRecord, before: JobRecord | None) -> JobRecord:
+        """Return the record of the job after it has run, or that of an earlier command."""
+        folder, overrides = Path(record.run_dir), record.overrides
+        same = before is not None and before.is_same(record)
+        if self.verb in TRAINING:
+            repeats = not same or config.overwrite
+            if before and not repeats and (reason := _skips(before, folder)):
+                print_line(f"skipped: {reason}; overwrite=true runs it again")
+                return replace(before, reused=True)
+            is_finished = same and artifacts.exists(folder)
+            if not is_finished and not self._has_other_run(config, record, before):
+                (folder / RECORD).unlink(missing_ok=True)
+        if self.gpus:
+            reserve_gpu(self.gpus)
+        require_not_pruned(config)
+        self._set_origin(config, overrides, record.swept)
+        output = folder if self.verb in FROM_RUN and not self.in_runs else None
+        outcome = run_verb(self.verb, config, overrides, in_sweep=True, output=output)
+        if before and same and outcome.reused and _is_finished(folder, before):
+            return replace(before, reused=True)
+        return replace(
+            record,
+            objective=outcome.objective,
+            objectives=measure(folder, self.objectives),
+            gate_passed=outcome.gate_passed,
+            metrics=outcome.metrics,
+        )
+
+    def _has_other_run(
+        self, config: DictConfig, record: JobRecord, before: JobRecord | None
+    ) -> bool:
+        """Return whether the folder contains a finished job of another config, which is kept."""
+        same = before is not None and before.is_same(record)
+        is_finished = self.verb in TRAINING and _is_finished(Path(record.run_dir), before)
+        return is_finished and not same and not config.overwrite
+
+    def _set_origin(
+        self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
+    ) -> None:
+        """Set `Config.origin`; its command repeats the job alone."""
+        alone = [o for o in overrides if re.split(r"[./]", _key(o))[0] not in _OF_SWEEP]
+        words = ["arcloop", self.verb, *alone, f"run_dir={config.run_dir}"]
+        folder = HydraConfig.get().sweep.dir
+        sweep = {"id": self.record.id, "folder": folder, "command": self.command}
+        set_origin(config, shlex.join(words), [o for o in overrides if _key(o) in swept], sweep)
+
+
+def _identify_run(run_dir: Path, folder: Path, before: JobRecord | None) -> tuple[str, str]:
+    """Return the path of a run, relative to the folder of a job on it, and its hash.
+
+    Raises:
+        ConfigError: The folder contains a job on another run.
+    """
+    path = os.path.relpath(run_dir.resolve(), folder.resolve())
+    if before is not None and before.run not in ("", path):
+        raise ConfigError(
+            f"this folder contains a job on another run, {before.run}",
+            where=folder,
+            remedy="set another folder for the sweep: hydra.sweep.dir=...",
+        )
+    return path, artifacts.read(run_dir, "run").sha256
+
+
+def _is_finished(run_dir: Path, record: JobRecord | None) -> bool:
+    if record is None:
+        return artifacts.exists(run_dir)
+    return record.failure is None and record.pruned is None
+
+
+def _skips(before: JobRecord, folder: Path) -> str | None:
+    """Return why a job with this record of the same config does not run again; None if it does."""
+    if before.failure and not before.failure.retry:
+        return "it failed before with this config"
+    if artifacts.is_cleaned(folder):
+        return "it finished, and `arcloop clean` removed its model"
+    return None
 
 
 def _config_sha256(verb: str, plain: Mapping[str, Any]) -> str:
     """Return the hash of the config groups that the result of a verb depends on."""
-    reads = sorted({name for step in CHAINS[verb] for name in STEPS[step].reads})
+    reads = sorted({name for step in CHAINS[verb] for name in ALL_STEPS[step].reads})
     return sha256_json([verb, {name: plain[name] for name in reads}])
 
 
@@ -224,36 +265,9 @@ def sweep_error(records: Sequence[JobRecord], sweep: Path) -> ArcloopError | Non
     remedy = "correct their config; without a change they would fail again"
     if retried:
         remedy = f"the same command runs {retried} of them again"
-    if records[0].verb in TRAINING:
-        remedy = f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; {remedy}"
+    remedy = f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; {remedy}"
     what = f"{len(failed)} of {len(records)} jobs failed; the first error: {what}"
     return kind(what, where=run_dir, remedy=remedy)
-
-
-def folder_name(swept: Mapping[str, str]) -> str:
-    """Return a folder name with the swept values that needs no quotes in an override or a shell.
-
-    Other characters than letters, digits and "_.+-" are replaced. If any are replaced, or the name
-    is too long, a checksum of the values is appended.
-
-    >>> folder_name({"head.margin": "0.2", "seed": "0"})
-    'head.margin-0.2_seed-0'
-    >>> folder_name({"data.root": "/a/b"})
-    'data.root--a-b-734b5d72'
-    """
-    text = "_".join(f"{key}-{value}" for key, value in swept.items()) or "only"
-    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", text)
-    if name == text and len(name) <= _MAX_NAME_LENGTH:
-        return name
-    return f"{name[: _MAX_NAME_LENGTH - 9].rstrip('-')}-{crc32(text.encode()):08x}"
-
-
-def _old_folder_name(swept: Mapping[str, str]) -> str:
-    """Return the folder name of earlier versions, whose sweeps can be continued."""
-    point = ",".join(f"{key}={value}" for key, value in swept.items())
-    name = re.sub(r"[^\w.,=+\[\]-]", "-", point) or "only"
-    long = len(name) > _MAX_NAME_LENGTH
-    return f"{name[: _MAX_NAME_LENGTH - 9]}-{crc32(name.encode()):08x}" if long else name
 
 
 def _key(override: str) -> str:
@@ -261,7 +275,7 @@ def _key(override: str) -> str:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _exit_when_parent_ends(parent: int) -> None:

@@ -1,32 +1,36 @@
-"""Checks of a sweep before its first job, and the choice of a GPU for each of its processes."""
+"""Checks of a sweep before its first job."""
 
 from __future__ import annotations
 
-import os
+import shlex
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any
 
-from filelock import BaseFileLock
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from arcloop.artifacts.atomic import try_lock
 from arcloop.config.composition import (
-    bundled,
+    build_node,
     check_config,
     compose_unchecked,
     parse_overrides,
+    quote_override,
 )
 from arcloop.config.recorded import compose_for_run, find_run_dir, names_run, recorded_overrides
 from arcloop.config.targets import require_extra
-from arcloop.errors import ConfigError, ResourceError
+from arcloop.distributed.threads import default_threads
+from arcloop.errors import ConfigError
 from arcloop.pipeline.chains import FROM_RUN
+from arcloop.pipeline.sweeps.gpus import free_gpus
+from arcloop.pipeline.sweeps.objectives import Objective, read_objectives, require_measured
+from arcloop.pipeline.sweeps.pruning import check_pruner, require_search
+from arcloop.pipeline.sweeps.record import folder_name
+from arcloop.pipeline.sweeps.space import SEED, Space, nothing_varies
+from arcloop.pipeline.sweeps.sweep_record import threads_of_new_sweep
 
 TRAINING = ("train", "run")
 """Verbs whose jobs have their own folder with a record."""
@@ -37,11 +41,6 @@ _PACKAGES = {
     "launcher=slurm": "hydra_plugins.hydra_submitit_launcher",
 }
 """Key, or choice of a group -> package that it needs."""
-_MAX_VALUES = 32
-"""Values per key that are checked before the first job; each job checks the remaining ones."""
-
-_gpu_locks: list[BaseFileLock] = []
-"""Locks of the GPUs that this process has reserved until it ends."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,29 @@ class Plan:
         swept: Keys that the sweep varies.
         folder: Folder that contains the folders of the jobs.
         gpus: GPUs to distribute the jobs over; if empty, the visible devices are not changed.
+        in_runs: The jobs differ only in the finished runs that they start from.
+        total: Number of jobs.
+        at_once: Number of jobs that run in parallel.
+        monitor: Name of the objective.
+        mode: "max" or "min" of the objective.
+        threads: Threads of each job, if the sweep is new.
         extra: Overrides to add to those of the command: the recorded overrides of the run, if all
-            jobs work on the same run, and the number of parallel jobs for the free GPUs.
+            jobs work on the same run, the folder of the sweep, the number of parallel jobs for the
+            free GPUs, and the sweeper.
+        objectives: Objectives of a search with several.
     """
 
     swept: tuple[str, ...]
     folder: Path
     gpus: tuple[str, ...]
+    in_runs: bool
+    total: int
+    at_once: int
+    monitor: str
+    mode: str
+    threads: int
     extra: tuple[str, ...]
+    objectives: tuple[Objective, ...]
 
 
 def plan(verb: str, arguments: Sequence[str]) -> Plan:
@@ -72,6 +86,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     Raises:
         ConfigError: No key is swept, or a key, a value or the sweep is invalid.
     """
+    require_search(arguments)
     for argument in arguments:
         package = _PACKAGES.get(argument) or _PACKAGES.get(argument.partition("=")[0])
         if package:
@@ -83,88 +98,111 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
     is_named = any(o.startswith("run_dir=") and "${" not in o for o in fixed)
     if verb in FROM_RUN and (is_named or not any(names_run(o.key_or_group) for o in swept)):
         recorded = recorded_overrides(find_run_dir(fixed), arguments)
-        fixed += recorded
-    config = compose_unchecked([*fixed, *(_values(override)[0] for override in swept)])
+    space = Space.of([*arguments, *recorded])
+    config = compose_unchecked(space.checks()[0])
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    swept += [
-        o for o in parse_overrides([f"{k}={v}" for k, v in params.items()]) if o.is_sweep_override()
-    ]
-    if not swept:
-        raise _nothing_swept()
-    _check_compatibility(verb, config, given, swept)
-    _check_values(verb, fixed, swept)
+    if params:  # of a config file
+        space = Space.of([*(f"{key}={value}" for key, value in params.items()), *space.given])
+    space = space.zipped(config.sweep.zip)
+    if not space.axes:
+        raise nothing_varies()
+    _check_compatibility(verb, config, given, space)
+    _check_values(verb, space)
+    folder = Path(config.hydra.sweep.dir)
+    if verb in TRAINING:
+        _check_monitor(config, folder, space)
+    objectives = read_objectives(config.sweep.get("objectives"))
+    require_measured(objectives, verb, config.callbacks)
     gpus = free_gpus() if OmegaConf.select(config, "launcher.gpu_each") else []
-    jobs = min(len(gpus), config.launcher.jobs) if gpus else 0
+    at_once = OmegaConf.select(config, "launcher.jobs") or 1
+    extra = list(recorded)
+    if gpus:
+        at_once = min(len(gpus), at_once)
+        extra.append(f"launcher.jobs={at_once}")
+    if config.hydra.sweeper._target_ == BasicSweeperConf._target_:
+        extra.append("hydra.sweeper._target_=hydra_plugins.arcloop_search.GridSweeper")
+    if verb not in TRAINING and not any(o.key_or_group == "hydra.sweep.dir" for o in given):
+        folder = _folder_on_runs(verb, folder, space, find_run_dir(fixed) if recorded else None)
+        extra += shlex.split(quote_override("hydra.sweep.dir", str(folder)))
     return Plan(
-        swept=tuple(o.get_key_element().lstrip("+") for o in swept),
-        folder=Path(config.hydra.sweep.dir),
+        swept=space.keys,
+        folder=folder,
         gpus=tuple(gpus),
-        extra=(*recorded, *([f"launcher.jobs={jobs}"] if gpus else [])),
+        in_runs=verb in FROM_RUN and all(_names_only_run(key, given) for key in space.keys),
+        total=_count_jobs(config, space),
+        at_once=at_once,
+        monitor=config.monitor,
+        mode=config.monitor_mode,
+        threads=threads_of_new_sweep(config) if verb in TRAINING else default_threads(),
+        extra=tuple(extra),
+        objectives=objectives,
     )
 
 
-def combinations(
-    arguments: Sequence[str], *, search: bool = False
-) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Return the keys that a sweep varies, and the overrides of each combination of their values.
+def _names_only_run(key: str, given: Sequence[Override]) -> bool:
+    """Return whether a key only chooses the run, and no setting of the verb."""
+    is_data = key.partition(".")[0] == "data"
+    return names_run(key) and not (is_data and any(o.key_or_group == "run_dir" for o in given))
+
+
+def _folder_on_runs(verb: str, folder: Path, space: Space, run_dir: Path | None) -> Path:
+    """Return the default folder of a sweep that trains nothing.
+
+    Sweeps of trainings have another one, because each folder has one leaderboard.
+    """
+    name = folder.name
+    if run_dir is not None:
+        name = run_dir.name
+    elif verb in FROM_RUN:
+        name = compose_for_run(space.checks()[0]).name
+    return folder.with_name(f"{name}-{verb}")
+
+
+def _count_jobs(config: DictConfig, space: Space) -> int:
+    if (trials := config.sweep.get("trials")) is None:
+        return len(space.jobs())
+    seeds = [len(axis.points) for axis in space.axes if axis.keys == (SEED,)]
+    return int(trials) * max(seeds, default=1)
+
+
+def first_job(verb: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the swept values of the first job of a sweep, and the overrides that run it alone.
+
+    For a search, these are the first values of the lists and the lower bounds of the intervals.
 
     Args:
+        verb: Verb of the jobs.
         arguments: Overrides as given, including the swept ones.
-        search: Return instead what is checked of a search: each value of each key, and the bounds
-            of an interval, with the first values of the other keys.
-
-    >>> combinations(["seed=0,1", "head=arcface"])
-    (('seed',), [['seed=0', 'head=arcface'], ['seed=1', 'head=arcface']])
 
     Raises:
-        ConfigError: No key is swept, or one is an interval.
+        ConfigError: No key is swept, or a key or a value is invalid.
     """
-    given = parse_overrides(arguments)
-    swept = [o for o in given if o.is_sweep_override()]
-    if not swept:
-        raise _nothing_swept()
-    intervals = [o.get_key_element() for o in swept if o.is_interval_sweep()]
-    if intervals and not search:
-        raise ConfigError(
-            f"{intervals[0]} is an interval, which cannot be enumerated",
-            remedy="list its values, for example head.margin=0.2,0.3, or add sweep=optuna",
-        )
-    lists = [_values(o) if o in swept else [str(o.input_line)] for o in given]
-    keys = tuple(o.get_key_element().lstrip("+") for o in swept)
-    return keys, _one_at_a_time(lists) if search else [list(values) for values in product(*lists)]
-
-
-def _one_at_a_time(lists: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return each value of each list together with the first values of the others."""
-    firsts = [values[0] for values in lists]
-    points = [firsts]
-    for number, values in enumerate(lists):
-        points += [[*firsts[:number], v, *firsts[number + 1 :]] for v in values[1:_MAX_VALUES]]
-    return points
-
-
-def _nothing_swept() -> ConfigError:
-    return ConfigError(
-        "-m is given, but no key has several values",
-        remedy="give a key several values, for example head.margin=0.2,0.3, or omit -m",
-    )
+    space = Space.of(arguments)
+    if not space.axes:
+        raise nothing_varies()
+    overrides = space.checks()[0]
+    pairs = [word.lstrip("+").partition("=") for word in overrides]
+    values = {key: value for key, _, value in pairs if key in space.keys}
+    if verb in TRAINING and not any(key == "run_dir" for key, _, _ in pairs):
+        folder = Path(compose_unchecked(overrides).hydra.sweep.dir) / folder_name(values)
+        overrides += shlex.split(quote_override("run_dir", str(folder)))
+    return " ".join(f"{key}={value}" for key, value in values.items()), overrides
 
 
 def _check_compatibility(
-    verb: str, config: DictConfig, given: Sequence[Override], swept: Sequence[Override]
+    verb: str, config: DictConfig, given: Sequence[Override], space: Space
 ) -> None:
-    searching = config.sweep is not None
-    intervals = [o.get_key_element() for o in swept if o.is_interval_sweep()]
-    if intervals and not searching:
-        raise ConfigError(
-            f"{intervals[0]} is an interval, which cannot be enumerated",
-            remedy="add sweep=optuna or sweep=random, which choose values in an interval",
-        )
+    searching = "objective" in config.sweep  # also `sweep=grid`
+    if "sampler" not in config.sweep:
+        space.require_lists()
     if searching and verb not in TRAINING:
         raise ConfigError(
             f"`arcloop {verb}` has no objective, so sweep= cannot choose values",
             remedy="omit sweep=, to run every combination",
         )
+    if searching:
+        build_node(config.hydra.sweeper).check(space)
+    check_pruner(config)
     launcher = str(OmegaConf.select(config, "hydra.launcher._target_"))
     if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
         raise ConfigError(
@@ -172,7 +210,7 @@ def _check_compatibility(
             remedy="run the command on a Slurm login node, or use launcher=joblib",
         )
     for override in given if verb in TRAINING else ():
-        shared = not override.is_sweep_override() or len(swept) > 1
+        shared = not override.is_sweep_override() or len(space.keys) > 1
         line = str(override.input_line)
         if override.key_or_group == "run_dir" and shared and "${" not in line:
             raise ConfigError(
@@ -181,91 +219,45 @@ def _check_compatibility(
             )
 
 
-def _check_values(verb: str, fixed: Sequence[str], swept: Sequence[Override]) -> None:
+def _check_monitor(config: DictConfig, folder: Path, space: Space) -> None:
+    """Check that all jobs in the folder of a sweep have the same monitor.
+
+    Raises:
+        ConfigError: They cannot be ranked together with those of this sweep.
+    """
+    if metric := [key for key in space.keys if key in ("monitor", "monitor_mode")]:
+        raise ConfigError(
+            f"{metric[0]} cannot vary: the jobs of a sweep are compared by it",
+            remedy="run a sweep for each, with hydra.sweep.dir=...",
+        )
+    if config.overwrite:
+        return
+    jobs = (file for file in sorted(folder.glob("*/config.yaml")) if not file.parent.is_symlink())
+    for file in jobs:
+        recorded = yaml.safe_load(file.read_bytes())
+        there = recorded.get("monitor"), recorded.get("monitor_mode")
+        if there != (config.monitor, config.monitor_mode):
+            raise ConfigError(
+                f"monitor={config.monitor} monitor_mode={config.monitor_mode}: the jobs in this"
+                f" folder have {' '.join(map(str, there))}, so that they cannot be ranked together",
+                where=folder,
+                remedy="use another folder: hydra.sweep.dir=..., or overwrite=true",
+            )
+        return  # a sweep with another monitor was refused before
+
+
+def _check_values(verb: str, space: Space) -> None:
     """Check each value of each key with the first values of the others; report all faults."""
     faults = {}
-    for point in _one_at_a_time([_values(override) for override in swept]):
+    for overrides in space.checks():
         try:
             if verb in FROM_RUN:
-                compose_for_run([*fixed, *point])
+                compose_for_run(overrides)
             else:
-                check_config(compose_unchecked([*fixed, *point], hydra=False))
+                check_config(compose_unchecked(overrides, hydra=False))
         except ConfigError as cause:
             faults[cause.what] = cause
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:
         raise ConfigError("\n".join(faults), remedy="correct the config; no job was started")
-
-
-def _values(override: Override) -> list[str]:
-    """Return the values of a sweep as overrides; for an interval, its two bounds."""
-    key = override.get_key_element()
-    value: Any = override.value()
-    if isinstance(value, IntervalSweep):
-        return [f"{key}={value.start}", f"{key}={value.end}"]
-    if isinstance(value, Glob):
-        names = sorted(file.stem for file in (bundled("conf") / key).glob("*.yaml"))
-        return [f"{key}={name}" for name in value.filter(names)] or [f"{key}=none of these"]
-    return [f"{key}={text}" for text in override.sweep_string_iterator()]
-
-
-def free_gpus() -> list[str]:
-    """Return the ids of idle GPUs among those that CUDA_VISIBLE_DEVICES allows.
-
-    Raises:
-        ConfigError: There is no GPU, or all are in use.
-    """
-    found = _query("--query-gpu=index,uuid")
-    if not found:
-        raise ConfigError(
-            "launcher=gpus needs an NVIDIA GPU, and this machine has none",
-            remedy="launcher=joblib runs several jobs on the CPU",
-        )
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        wanted = {entry.strip() for entry in allowed.split(",")}
-        found = [gpu for gpu in found if wanted & set(gpu)]
-    busy = {row[0] for row in _query("--query-compute-apps=gpu_uuid,pid")}
-    free = [uuid for _, uuid in found if uuid not in busy]
-    if not free:
-        raise ConfigError(
-            f"all {len(found)} GPUs are in use",
-            remedy="wait (see `nvidia-smi`), or set CUDA_VISIBLE_DEVICES to other GPUs",
-        )
-    return free
-
-
-def _query(what: str) -> list[list[str]]:
-    command = ["nvidia-smi", what, "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line]
-
-
-def reserve_gpu(gpus: Sequence[str]) -> None:
-    """Reserve one of these GPUs until this process ends, and make it the only visible GPU.
-
-    Call this before torch initialises CUDA. Further calls in the same process have no effect.
-
-    Args:
-        gpus: Ids of the GPUs to choose from.
-
-    Raises:
-        ResourceError: Other processes reserved all of them.
-    """
-    if _gpu_locks:
-        return
-    for gpu in gpus:
-        lock = try_lock(Path(tempfile.gettempdir()) / f"arcloop-{os.getuid()}-{gpu}")
-        if lock is None:
-            continue
-        _gpu_locks.append(lock)
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        return
-    raise ResourceError(
-        f"other jobs use all {len(gpus)} GPUs",
-        remedy="wait for the other sweep to end",
-    )

@@ -1,4 +1,4 @@
-"""Hyperparameter search: Optuna proposes values, and a Hydra launcher runs the jobs.
+"""A search: trials whose parameters Optuna proposes, and whose jobs a Hydra launcher runs.
 
 The study is stored in the folder of the sweep. hydra-optuna-sweeper supports Optuna 2 only; it also
 restarts the trial numbers when a sweep is continued and loses the trials that were running.
@@ -7,116 +7,91 @@ restarts the trial numbers when a sweep is continued and loses the trials that w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 from zlib import crc32
 
 import optuna
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from arcloop.artifacts.atomic import try_lock
-from arcloop.config.composition import parse_overrides
-from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked
+from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked, one_of
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, ResourceError
-from arcloop.pipeline.sweeps.job import TemporaryFailure
-
-STORAGE = "optuna.db"
-_SPACE = "space"
-_STUDY = "sweep"
+from arcloop.pipeline.sweeps.job import PrunedObjective, TemporaryFailure
+from arcloop.pipeline.sweeps.objectives import Objective, read_objectives, summarize
+from arcloop.pipeline.sweeps.proposals import Proposals, make_sampler
+from arcloop.pipeline.sweeps.pruning import STORAGE
+from arcloop.pipeline.sweeps.space import Space
+from arcloop.pipeline.sweeps.study import fixed_values, open_study
 
 Launch = Callable[..., Sequence[Any]]
 """`launch` of a Hydra launcher: overrides of each job, number of the first -> result of each."""
 
 
-def _distribution(override: Override) -> BaseDistribution:
-    """Return the distribution: `interval(...)` gives bounds, other sweeps give lists of values."""
-    value = override.value()
-    if not isinstance(value, IntervalSweep):
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
-    low: Any = value.start
-    high: Any = value.end
-    log = "log" in value.tags
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(float(low), float(high), log=log)
-
-
-def read_space(arguments: Sequence[str]) -> dict[str, BaseDistribution]:
-    """Return the distribution of each key that a sweep varies.
-
-    Args:
-        arguments: Overrides as given; those with one value are ignored.
-
-    Raises:
-        ConfigError: The values of a key have no distribution, e.g. an interval without a width.
-    """
-    space = {}
-    for override in parse_overrides(arguments):
-        if override.is_sweep_override():
-            try:
-                space[override.get_key_element()] = _distribution(override)
-            except (ValueError, HydraException) as cause:
-                raise ConfigError(
-                    f"cannot choose from {override.input_line}: {cause}",
-                    remedy="give a list of values, or an interval such as interval(0.2,0.6)",
-                ) from cause
-    return space
-
-
 class Search:
     """Runs a given number of trials; continues an interrupted search.
 
-    The proposal of a trial is a function of the seed, the trial number and the earlier results.
-    Therefore, interrupting and continuing a search does not change its proposals.
+    A trial runs one job for each seed. Number of a job = number of the trial * number of seeds +
+    index of the seed. The proposal of a trial is a function of the seed, the trial number and the
+    earlier results. Therefore, interrupting and continuing a search does not change its proposals.
 
     Args:
-        sampler: Function that takes `seed` and returns an Optuna sampler.
-        trials: Total number of trials, including those of earlier commands.
+        sampler: Function that takes `seed` and returns an Optuna sampler; None runs every
+            combination once.
+        trials: Total number of trials, including those of earlier commands; None with `sampler`
+            None.
         seed: Seed of the proposals.
-        direction: "max" or "min" of the objective.
-        at_once: Number of trials that are proposed and launched together.
+        objective: Summary of the seeds of a trial, see `summarize`.
+        objectives: Several objectives, see `read_objectives`; None or empty for `monitor` alone.
+        zip: Keys that vary together.
+        monitor: Metric on val, the objective of a job.
+        direction: "max" or "min" of the monitor.
+        at_once: Number of jobs that run in parallel; as many trials are proposed together.
     """
 
     @checked("sweep")
     def __init__(
         self,
-        sampler: Callable[..., Any],
+        sampler: Callable[..., Any] | None = None,
         *,
-        trials: PositiveInt,
-        seed: NonNegativeInt,
+        trials: PositiveInt | None = None,
+        seed: NonNegativeInt = 0,
+        objective: Annotated[str, one_of("mean", "lower")] = "mean",
+        objectives: list[Any] | None = None,
+        zip: list[Any] | None = None,  # noqa: A002 - the name of the key
+        monitor: str,
         direction: str,
         at_once: PositiveInt,
     ) -> None:
         self._sampler, self._trials, self._seed = sampler, trials, seed
-        self._at_once = at_once
-        self._direction: Literal["maximize", "minimize"]
-        self._direction = "maximize" if direction == "max" else "minimize"
+        self._how, self._zip, self._at_once = objective, zip or [], at_once
+        self._several = read_objectives(objectives)
+        self._monitor = Objective(monitor, direction)
 
-    def run(self, arguments: Sequence[str], folder: str, launch: Launch) -> None:
+    @property
+    def _objectives(self) -> tuple[Objective, ...]:
+        return self._several or (self._monitor,)
+
+    def run(self, verb: str, arguments: Sequence[str], folder: str, launch: Launch) -> None:
         """Run the search.
 
         Args:
+            verb: Verb of the jobs.
             arguments: Overrides of the command.
             folder: Folder of the sweep; it stores the study.
             launch: Runs jobs.
 
         Raises:
-            ConfigError: The folder contains a search over a different space.
+            ConfigError: The space is invalid, or the folder contains a search with other settings.
             ResourceError: Another search runs in the folder, or its record cannot be used.
         """
+        space = Space.of(arguments).zipped(self._zip)
+        proposals = self.check(space)
         storage = Path(folder) / STORAGE
         lock = try_lock(storage)
         if lock is None:
@@ -125,8 +100,21 @@ class Search:
                 where=folder,
                 remedy="wait for its end, or use another folder: hydra.sweep.dir=...",
             )
+        settings = {
+            "verb": verb,
+            "monitor": self._monitor.name,
+            "direction": self._monitor.direction,
+            "objectives": {one.name: one.direction for one in self._several},
+            "objective": self._how,
+            "seeds": [seed.partition("=")[2] for seed in proposals.seeds],
+            "fixed": fixed_values(space.fixed),
+            "space": proposals.describe(),
+        }
         try:
-            self._search(arguments, Path(folder), launch)
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            directions = [objective.direction for objective in self._objectives]
+            study = open_study(Path(folder), settings, directions)
+            self._search(study, proposals, launch)
         except (SQLAlchemyError, StorageInternalError) as cause:
             reason = str(cause.__cause__ or cause).partition("\n")[0]
             raise ResourceError(
@@ -139,15 +127,24 @@ class Search:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
-    def _search(self, arguments: Sequence[str], folder: Path, launch: Launch) -> None:
+    def check(self, space: Space) -> Proposals:
+        """Return the proposals of a space.
+
+        Raises:
+            ConfigError: The search cannot choose from the values.
+        """
+        proposals = Proposals(space)
+        if self._how == "lower" and len(proposals.seeds) < 2:
+            raise ConfigError(
+                "sweep.objective=lower needs at least 2 seeds for an interval",
+                remedy="give several seeds, such as seed=0,1,2, or use sweep.objective=mean",
+            )
+        return proposals
+
+    def _search(self, study: Study, proposals: Proposals, launch: Launch) -> None:
         """Run the trials, with exclusive access to the folder."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        given = parse_overrides(arguments)
-        fixed = [str(o.input_line) for o in given if not o.is_sweep_override()]
-        space = read_space(arguments)
-        study = self._open(folder, space)
         running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-        broken = [t for t in running if t.params.keys() != space.keys()]
+        broken = [t for t in running if not proposals.is_complete(t.params)]
         for trial in broken:  # the command was killed while it proposed this trial
             study.tell(trial.number, state=TrialState.FAIL)
         batch = [t for t in running if t not in broken]
@@ -155,55 +152,90 @@ class Search:
             print_line(
                 f"continuing the sweep: {len(study.trials) - len(running)} trials are finished"
             )
+        seeds = len(proposals.seeds)
+        at_once = max(1, self._at_once // seeds)
         while True:
-            batch, remaining = batch[: self._at_once], batch[self._at_once :]
-            batch = batch or self._propose(study, space)
+            batch, remaining = batch[:at_once], batch[at_once:]
+            batch = batch or self._propose(study, proposals, at_once)
             if not batch:
                 break
-            jobs = [(*fixed, *(f"{key}={t.params[key]}" for key in space)) for t in batch]
-            returned = launch(jobs, initial_job_idx=batch[0].number)
-            for trial, job in zip(batch, returned, strict=True):
-                objective = job.return_value
-                if isinstance(objective, TemporaryFailure):
-                    continue  # the trial stays "running", so a continued search repeats it
-                failed = objective is None or not math.isfinite(objective)
-                state = TrialState.FAIL if failed else TrialState.COMPLETE
-                study.tell(trial.number, None if failed else float(objective), state)
+            # Equal trials would train in the same folder at the same time: only the first one runs.
+            names = {trial.number: " ".join(proposals.overrides(trial.params)) for trial in batch}
+            distinct = {names[trial.number]: trial for trial in reversed(batch)}
+            results: dict[str, list[Any]] = {}
+            for trials in _consecutive(list(distinct.values())):
+                jobs = [job for trial in trials for job in proposals.jobs(trial.params)]
+                returned = launch(jobs, initial_job_idx=trials[0].number * seeds)
+                for place, trial in enumerate(trials):
+                    of_trial = returned[place * seeds : (place + 1) * seeds]
+                    results[names[trial.number]] = [job.return_value for job in of_trial]
+            for trial in batch:
+                self._tell(study, trial.number, results[names[trial.number]])
             batch = remaining
         if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            self._print_best(study, proposals)
+
+    def _tell(self, study: Study, trial: int, results: Sequence[Any]) -> None:
+        """Record a trial, given what its jobs returned: the objectives, or why there are none."""
+        if any(isinstance(result, PrunedObjective) for result in results):
+            study.tell(trial, state=TrialState.PRUNED)
+            return
+        temporary = [isinstance(result, TemporaryFailure) for result in results]
+        values = [result if isinstance(result, list) else [result] for result in results]
+        usable = [all(v is not None and math.isfinite(v) for v in one) for one in values]
+        if all(usable):
+            summaries = [
+                summarize(of_seeds, self._how, objective.direction)
+                for objective, of_seeds in zip(
+                    self._objectives, zip(*values, strict=True), strict=True
+                )
+            ]
+            study.tell(trial, summaries)
+        elif all(good or later for good, later in zip(usable, temporary, strict=True)):
+            return  # the trial stays "running", so a continued search repeats it
+        else:
+            study.tell(trial, state=TrialState.FAIL)
+
+    def _propose(self, study: Study, proposals: Proposals, count: int) -> list[FrozenTrial]:
+        found = study.get_trials(deepcopy=False)
+        done = sum(proposals.is_complete(trial.params) for trial in found)
+        if self._sampler is None:
+            for params in proposals.combinations()[done : done + count]:
+                distributions = {name: proposals.distributions[name] for name in params}
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.RUNNING, params=params, distributions=distributions
+                    )
+                )
+        else:
+            # Seed with the trial number; otherwise a continued search would repeat its first draws.
+            study.sampler = make_sampler(self._sampler, crc32(f"{self._seed} {done}".encode()))
+            for _ in range(min(count, (self._trials or 0) - done)):
+                proposals.ask(study)
+        return study.get_trials(deepcopy=False)[len(found) :]
+
+    def _print_best(self, study: Study, proposals: Proposals) -> None:
+        values = {t.number: " ".join(proposals.overrides(t.params)) for t in study.best_trials}
+        if not self._several:  # the leaderboard ranks by the mean
             best = study.best_trial
-            values = " ".join(f"{key}={value}" for key, value in best.params.items())
-            print_line(f"best trial: {best.value:.4f} on val with {values}")
+            if self._how == "lower":
+                text = values[best.number]
+                print_line(f"best trial by the end of its interval: {best.value:.4f} with {text}")
+            return
+        print_line("Pareto-optimal: no other trial is better in one objective and worse in none")
+        distinct = {values[trial.number]: trial for trial in reversed(study.best_trials)}
+        for text, trial in sorted(distinct.items(), key=lambda item: item[1].values):
+            figures = zip(self._several, trial.values, strict=True)
+            scores = ", ".join(f"{one.name} {value:.6g}" for one, value in figures)
+            print_line(f"trial {trial.number}: {scores} with {text}")
 
-    def _open(self, folder: Path, space: dict[str, BaseDistribution]) -> Study:
-        study = optuna.create_study(
-            study_name=_STUDY,
-            storage=f"sqlite:///{folder / STORAGE}",
-            direction=self._direction,
-            load_if_exists=True,
-        )
-        description = {key: str(distribution) for key, distribution in space.items()}
-        before = study.user_attrs.get(_SPACE)
-        if before is None:
-            study.set_user_attr(_SPACE, description)
-        elif before != description:
-            raise ConfigError(
-                "this folder contains a search over a different space",
-                where=folder,
-                remedy="use the space of the first command, or another folder: hydra.sweep.dir=...",
-            )
-        return study
 
-    def _propose(self, study: Study, space: dict[str, BaseDistribution]) -> list[FrozenTrial]:
-        complete = [
-            trial
-            for trial in study.get_trials(deepcopy=False)
-            if trial.params.keys() == space.keys()
-        ]
-        count = min(self._at_once, self._trials - len(complete))
-        if count <= 0:
-            return []
-        # Seed with the trial number; otherwise a continued search would repeat its first draws.
-        study.sampler = self._sampler(seed=crc32(f"{self._seed} {len(complete)}".encode()))
-        numbers = [study.ask(space).number for _ in range(count)]
-        return [study.get_trials(deepcopy=False)[number] for number in numbers]
+def _consecutive(trials: Sequence[FrozenTrial]) -> Iterator[list[FrozenTrial]]:
+    """Divide trials into groups of consecutive numbers, which launchers need."""
+    group: list[FrozenTrial] = []
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        if group and trial.number != group[-1].number + 1:
+            yield group
+            group = []
+        group.append(trial)
+    yield group

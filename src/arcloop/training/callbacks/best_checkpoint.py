@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -14,6 +16,15 @@ class BestCheckpoint(ModelCheckpoint):
     A metric that reaches its largest possible value stays there while the embeddings still improve.
     ModelCheckpoint would keep the checkpoint of the first epoch with this value.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._steps: dict[str, int] = {}
+
+    @property
+    def step_of_best(self) -> int | None:
+        """Optimizer steps of the best checkpoint; None if this process did not save it."""
+        return self._steps.get(self.best_model_path)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         """Return whether `current` is at least as good as the worst of the kept values."""
@@ -29,3 +40,4 @@ class BestCheckpoint(ModelCheckpoint):
             if value == self.best_model_score:
                 self.best_model_path = path
         super()._save_checkpoint(trainer, filepath)
+        self._steps[filepath] = trainer.global_step

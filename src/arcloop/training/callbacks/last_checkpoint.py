@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -11,12 +12,16 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from arcloop.artifacts.atomic import temporary_sibling
 from arcloop.config.value_types import PositiveInt, checked
 from arcloop.display.terminal import print_line
 from arcloop.distributed.collectives import start_any
 from arcloop.errors import Terminated, raise_terminated
-from arcloop.models.checkpoints import LAST
+from arcloop.models.checkpoints import LAST, PREVIOUS
+from arcloop.training.callbacks.best_checkpoint import BestCheckpoint
 from arcloop.training.loggers import RunLogger
+
+_ENDED_EARLY = "ended_early"
 
 
 class LastCheckpoint(Callback):
@@ -26,6 +31,9 @@ class LastCheckpoint(Callback):
     optimizer step and stops the fit. In a training with several processes, all ranks stop at the
     same step as soon as one of them has received the signal.
 
+    A finished run keeps best.ckpt and last.ckpt; if both have the same weights, they are one file
+    with two names.
+
     The checkpoint is written immediately before a training step. At this point the previous step is
     complete: optimizer step, validation and logged row. Lightning's ModelCheckpoint
     saves at the end of a batch, before the row is logged, so a resumed run would lose the row.
@@ -34,6 +42,7 @@ class LastCheckpoint(Callback):
         dirpath: Folder of last.ckpt.
         every_n_steps: Optimizer steps between two checkpoints within an epoch; None saves only at
             the start of an epoch.
+        keep: Keep last.ckpt when the run is finished, so that `resume=true` can continue it.
         stop_at_step: Stop after this number of optimizer steps in the same way as after SIGTERM;
             None trains to the end.
     """
@@ -44,9 +53,11 @@ class LastCheckpoint(Callback):
         *,
         dirpath: str,
         every_n_steps: PositiveInt | None,
+        keep: bool,
         stop_at_step: PositiveInt | None = None,
     ) -> None:
         self._dirpath, self._every, self._stop_at = Path(dirpath), every_n_steps, stop_at_step
+        self._keep = keep
         self._saved_at: int | None = None
         self._resumed = False
         self._received = self._stopping = False
@@ -83,6 +94,26 @@ class LastCheckpoint(Callback):
         if self._received or trainer.global_step == self._stop_at:
             raise Terminated
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remove the checkpoints that a finished run does not need.
+
+        Lightning calls this after the callbacks that follow the fit, and only if they succeed.
+        """
+        if not trainer.is_global_zero:
+            return
+        (self._dirpath / PREVIOUS).unlink(missing_ok=True)
+        last, callback = self._dirpath / LAST, trainer.checkpoint_callback
+        if not isinstance(callback, BestCheckpoint) or not last.is_file():
+            return
+        best = Path(callback.best_model_path)
+        if not self._keep and best.is_file():
+            last.unlink()
+        elif callback.step_of_best == trainer.global_step:  # both have the same weights
+            temporary = temporary_sibling(best)
+            with contextlib.suppress(OSError):  # a file system without hard links
+                temporary.hardlink_to(last)
+                temporary.replace(best)
+
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
@@ -113,3 +144,30 @@ class LastCheckpoint(Callback):
             return True
         self._any_received = start_any(self._received)
         return False
+
+
+class EarlyEnd(Callback):
+    """Keeps a training ended that a callback has ended early, such as early stopping.
+
+    A run that is killed between its last step and its end resumes from the checkpoint of the last
+    step, and would otherwise train another epoch.
+
+    Args:
+        keep: False lets `resume=true` continue the training.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep, self._ended = keep, False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_ENDED_EARLY] = trainer.should_stop
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._ended = self._keep and checkpoint.get(_ENDED_EARLY, False)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self._ended

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +22,15 @@ from arcloop.display.plotting import (
     short_name,
     styled,
 )
-from arcloop.pipeline.sweeps.results import Estimate, Ranking
+from arcloop.pipeline.leaderboard.comparison import Estimate
+from arcloop.pipeline.leaderboard.pareto import draw_pareto
+from arcloop.pipeline.leaderboard.ranking import Ranking
+from arcloop.pipeline.leaderboard.results import as_number
 
 _MAX_SETTINGS = 15
 _MAX_NAME_LENGTH = 34  # characters of a setting's name
 _MAX_CELLS, _MIN_FILLED = 14, 0.6  # of a heat map; otherwise points are drawn
+_MIN_SPAN = 5e-4  # values closer than this are drawn as equal; labels have four decimals
 _PREFERRED = ("head.margin", "head.scale")
 _WORSE_TO_BETTER = LinearSegmentedColormap.from_list("worse to better", [WRONG, "#b9b6b4", RIGHT])
 
@@ -51,17 +54,8 @@ def short_value(value: str | None) -> str:
     """
     if value is None:
         return "-"
-    number = _as_number(value)
+    number = as_number(value)
     return value if number is None or len(value) <= 6 else f"{number:.4g}"
-
-
-def _as_number(value: str | None) -> float | None:
-    """Return a value as a finite number, or None if it is not a finite number."""
-    try:
-        number = float(value or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def draw(ranking: Ranking) -> dict[str, Figure]:
@@ -73,12 +67,14 @@ def draw(ranking: Ranking) -> dict[str, Figure]:
     settings = ranking.settings[: len(estimates)]
     texts = {key: [setting.values[key] for setting in settings] for key in ranking.keys}
     numeric = {
-        key: np.array([_as_number(value) for value in values], dtype=np.float64)
+        key: np.array([as_number(value) for value in values], dtype=np.float64)
         for key, values in texts.items()
-        if len(set(values)) > 1 and all(_as_number(value) is not None for value in values)
+        if len(set(values)) > 1 and all(as_number(value) is not None for value in values)
     }
     name = ranking.monitor
     figures = {"settings": _compare_settings(ranking, estimates)}
+    if ranking.tradeoff is not None:
+        figures["pareto"] = draw_pareto(ranking.tradeoff, ranking.ranks)
     if len(texts) == 1 and numeric:
         figures["curve"] = _curve(*numeric.popitem(), estimates, name)
     scores = np.array([estimate.mean for estimate in estimates])
@@ -99,7 +95,23 @@ def _colour_scale(scores: _Array, *, higher_is_better: bool) -> ScalarMappable:
     else:
         high = min(high, quarter + 2 * (quarter - low))
     colours = _WORSE_TO_BETTER if higher_is_better else _WORSE_TO_BETTER.reversed()
-    return ScalarMappable(Normalize(low, max(high, low + 1e-9)), colours)
+    if high - low < _MIN_SPAN:
+        low, high = _limits([low, high])
+    return ScalarMappable(Normalize(low, high), colours)
+
+
+def _limits(values: Sequence[float], margin: float = 0.25) -> tuple[float, float]:
+    """Return the limits of an axis; equal values get an axis around them.
+
+    Args:
+        values: The values to show.
+        margin: Room at each end, as a part of the range of the values.
+    """
+    low, high = min(values), max(values)
+    if high - low < _MIN_SPAN:
+        centre = (low + high) / 2
+        return centre - 10 * _MIN_SPAN, centre + 10 * _MIN_SPAN
+    return low - margin * (high - low), high + margin * (high - low)
 
 
 @styled
@@ -126,8 +138,8 @@ def _compare_settings(ranking: Ranking, objectives: Sequence[Estimate]) -> Figur
                 _draw_mean(axis, (estimate.mean, place), colour, xerr=estimate.half_width)
         # Limit the axis to the values of the seeds; intervals of few seeds may be much wider.
         values = [value for estimate in estimates if estimate for value in estimate.values]
-        margin = 0.25 * ((max(values) - min(values)) or 0.01)
-        axis.set_xlim(min(values) - margin, max(values) + margin)
+        axis.set_xlim(*_limits(values))
+        axis.ticklabel_format(axis="x", useOffset=False)
         axis.set(title=title, ylim=(len(settings) - 0.4, -0.6))
         axis.set_yticks(np.arange(len(settings)), names)
         axis.grid(visible=False, axis="y")
@@ -145,6 +157,8 @@ def _curve(key: str, x: _Array, estimates: Sequence[Estimate], name: str) -> Fig
         _draw_mean(axis, (value, estimate.mean), RIGHT, yerr=estimate.half_width)
     if _is_logarithmic(x):
         axis.set_xscale("log")
+    axis.set_ylim(*_limits([value for estimate in estimates for value in estimate.values]))
+    axis.ticklabel_format(axis="y", useOffset=False)
     axis.set(xlabel=key, ylabel=name)
     return drawn
 
@@ -216,11 +230,11 @@ def _parallel(
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": INK, "linewidth": 0},
             )  # fmt: skip
         axis.axvline(place, color=INK, linewidth=0.8, alpha=0.6)
-    span = float(np.ptp(scores)) or 1.0
-    columns.append((scores - scores.min()) / span)
+    low, high = _limits(scores.tolist(), margin=0.0)
+    columns.append((scores - low) / (high - low))
     axis.axvline(len(texts), color=INK, linewidth=0.8, alpha=0.6)
     for at in np.linspace(0, 1, 5):
-        score = f"{scores.min() + at * span:.4f}"
+        score = f"{low + at * (high - low):.4f}"
         axis.text(len(texts) + 0.02, at, score, ha="left", va="center", fontsize="small")
     for number in reversed(range(len(scores))):  # the best is drawn on top
         best = number == 0
@@ -246,7 +260,7 @@ def _axis(values: _Array | list[str]) -> tuple[_Array, list[tuple[float, str]]]:
         return heights, [((number + 0.5) / len(names), str(n)) for number, n in enumerate(names)]
     log = _is_logarithmic(values)
     scaled = np.log(values) if log else values
-    low, span = scaled.min(), np.ptp(scaled)
+    low, span = scaled.min(), np.ptp(scaled) or 1.0
     marks = np.unique(scaled)
     if len(marks) > 8:
         marks = low + span * np.linspace(0, 1, 5)

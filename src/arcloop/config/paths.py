@@ -1,0 +1,70 @@
+"""Overrides whose value is an existing path that Hydra's grammar reads differently."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
+from hydra.errors import HydraException
+
+_KEY = re.compile(r"[+~]*[A-Za-z_][\w.@]*")
+
+
+def quote_paths(overrides: Sequence[str]) -> list[str]:
+    """Quote the values that are existing paths, so that paths can be given as they are.
+
+    A value is changed if Hydra would not read it as this text, because it contains "=", ",", a
+    bracket or a quote. In a sweep, the value may be a list of such paths, separated by commas.
+
+    Args:
+        overrides: Arguments of a command. Flags, and paths that are no values, are unchanged.
+
+    Returns:
+        The arguments; those that name no existing path are unchanged.
+    """
+    return [_quote_path(override) for override in overrides]
+
+
+def _quote_path(override: str) -> str:
+    key, _, text = override.partition("=")
+    if not _KEY.fullmatch(key) or _is_read_as_given(override, text):
+        return override
+    paths = [text] if os.path.lexists(text) else next(_split(text.split(",")), [])
+    if not paths:
+        return override
+    return f"{key}={','.join(_quote(path) for path in paths)}"
+
+
+def _quote(path: str) -> str:
+    if _is_read_as_given(f"key={path}", path):
+        return path
+    return QuotedString(path, Quote.double).with_quotes()
+
+
+def _is_read_as_given(override: str, text: str) -> bool:
+    """Return whether Hydra reads the value as this text, or as another value that is valid."""
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+        value = parsed.value()
+    except HydraException:
+        return False
+    if isinstance(value, ChoiceSweep) and value.simple_form:
+        return all(os.path.lexists(str(element)) for element in value.list)
+    if parsed.is_sweep_override():
+        return not os.path.lexists(text)
+    is_other_text = isinstance(value, str) and (value == text or os.path.lexists(value))
+    # A number or null is not replaced by a file that has such a name.
+    return is_other_text or not isinstance(value, str | list | dict) or not os.path.lexists(text)
+
+
+def _split(parts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the divisions of a text at its commas into several existing paths."""
+    for end in range(1, len(parts) + 1):
+        if os.path.lexists(first := ",".join(parts[:end])):
+            if end == len(parts):
+                yield [first]
+            for others in _split(parts[end:]):
+                yield [first, *others]
