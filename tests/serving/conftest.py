@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import runpy
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 from tests.conftest import arcloop_in
+from tests.training.ports import free_ports
 
 from arcloop.errors import ResourceError
 from arcloop.runtime import ARCHIVED_PACKAGE
@@ -46,17 +46,6 @@ def small_run(tmp_path_factory):
 def run_dir(small_run, tmp_path):
     """A copy of the run that a test may change."""
     return shutil.copytree(small_run, tmp_path / "run")
-
-
-def free_ports(count):
-    """Ports that no program listens on; all are bound until the last one is chosen."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="session")
