@@ -65,11 +65,12 @@ def settings(make_settings, tmp_path):
     return make_settings(tmp_path / "store")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def servers(small_run, make_settings, tmp_path_factory):
     """A function ("torchserve" or "fastapi") that returns a running server and its live version.
 
-    Each server is started once for all tests. It listens on all addresses, as in a pod.
+    Each server is started once for the tests of a file, and does not run during those of others. It
+    listens on all addresses, as in a pod.
     """
     found = {}
     with contextlib.ExitStack() as running:
