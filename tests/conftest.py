@@ -29,6 +29,26 @@ def arcloop_in(folder, *arguments):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compose_once():
+    """Let commands compose the config once.
+
+    Hydra composes it a second time to read `hydra.mode`, which no file in conf/ sets. That takes a
+    third of the time of a short command.
+    """
+    from hydra._internal.hydra import Hydra
+
+    compose = Hydra.get_mode
+
+    def get_mode(hydra, config_name, overrides):
+        is_given = any(override.startswith("hydra.mode=") for override in overrides)
+        return compose(hydra, config_name, overrides) if is_given else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", get_mode)
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A folder in which `arcloop run` ended well; tests that change it use `work`.

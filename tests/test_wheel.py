@@ -10,10 +10,10 @@ import sys
 import urllib.request
 import venv
 from pathlib import Path
-from socket import socket
 
 import pytest
 from tests.conftest import SMALL
+from tests.training.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,12 +57,6 @@ def arcloop(installed, tmp_path_factory):
     return run
 
 
-def free_port():
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def test_the_package_is_imported_from_the_wheel(arcloop):
     python = arcloop.command.with_name("python")
     code = "import arcloop; print(arcloop.__file__)"
@@ -104,7 +98,8 @@ def test_deploy_to_a_local_store_and_as_a_dry_run_to_kubernetes(arcloop):
 
 
 def test_serve_answers(arcloop, picture):
-    ports = [f"deploy.{name}_port={free_port()}" for name in ("inference", "metrics")]
+    ports = zip(("inference", "metrics"), free_ports(2), strict=True)
+    ports = [f"deploy.{name}_port={port}" for name, port in ports]
     command = [arcloop.command, "serve", "run_dir=runs/synthetic", "deploy.server=fastapi", *ports]
     with open(arcloop.folder / "serve.log", "w") as log:
         server = subprocess.Popen(

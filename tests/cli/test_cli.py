@@ -171,7 +171,7 @@ def test_another_seed_gives_another_model(finished, in_tmp):
 
 
 def test_training_continues_after_a_kill(in_tmp):
-    command = [sys.executable, "-m", "arcloop", "train", *SMALL, "trainer.max_epochs=60",
+    command = [sys.executable, "-m", "arcloop", "train", *SMALL, "trainer.max_epochs=25",
                "callbacks=export_only"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     last = in_tmp / "runs/synthetic/checkpoints/last.ckpt"
@@ -182,10 +182,10 @@ def test_training_continues_after_a_kill(in_tmp):
     process.wait()
     assert last.exists()
     assert not artifacts.exists(in_tmp / "runs/synthetic")
-    resume = ["train", *SMALL, "trainer.max_epochs=60", "callbacks=export_only"]
+    resume = ["train", *SMALL, "trainer.max_epochs=25", "callbacks=export_only"]
     trained = artifacts_of_resumed(resume, in_tmp)
     rows = (in_tmp / "runs/synthetic/metrics.csv").read_text().splitlines()
-    assert int(rows[-1].partition(",")[0]) == 60 * 6 - 1
+    assert int(rows[-1].partition(",")[0]) == 25 * 6 - 1
     assert trained.info["objective"] > 0.8
 
 

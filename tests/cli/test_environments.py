@@ -22,12 +22,12 @@ RUN = [
 MINIMAL = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(artifacts.__file__).parents[2])}
 ENVIRONMENTS = {
     "usual": ([], {"LC_ALL": "C.UTF-8"}),
-    "C locale, no terminal, 20 columns": ([], {"LC_ALL": "C", "COLUMNS": "20"}),
+    "C locale, no terminal, 20 columns, variables of another Slurm task": (
+        [], {"LC_ALL": "C", "COLUMNS": "20", "SLURM_JOB_ID": "7", "SLURM_PROCID": "3",
+             "SLURM_LOCALID": "3", "SLURM_NNODES": "2"}
+    ),
     "a user without account and home": (
         ["unshare", "--user", "--map-user=12345", "--map-group=12345"], {}
-    ),
-    "variables of another Slurm task": (
-        [], {"SLURM_JOB_ID": "7", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NNODES": "2"}
     ),
 }  # fmt: skip
 

@@ -31,6 +31,21 @@ def runs(trained, tmp_path, monkeypatch):
     return tmp_path / "w"
 
 
+@pytest.fixture(scope="module")
+def two_trained(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "w"
+    shutil.copytree(trained, folder)
+    bar = ["name=bar", "seed=1", "evaluate.gate.min_top1=0.3"]
+    return arcloop_in(folder, "train", *SMALL, *RECORDED, *bar)
+
+
+@pytest.fixture
+def two_runs(two_trained, tmp_path, monkeypatch):
+    shutil.copytree(two_trained, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    return tmp_path / "w"
+
+
 NOTATIONS = {
     "literal": (["run_dir=runs/foo"], "runs/foo"),
     "name": (["name=foo"], "runs/foo"),
@@ -59,14 +74,23 @@ def gates(*folders):
 
 
 @pytest.mark.parametrize(
-    "swept", ["run_dir=runs/foo,runs/bar", "run_dir='runs/foo','runs/bar'", "name=foo,bar"]
+    "swept",
+    [
+        ["run_dir=runs/foo,runs/bar", "evaluate.num_mistakes=3,4"],
+        ["run_dir='runs/foo','runs/bar'"],
+        ["name=foo,bar"],
+    ],
+    ids=" ".join,
 )
-def test_each_job_of_a_sweep_over_runs_keeps_the_settings_of_its_run(runs, swept):
-    bar = ["name=bar", "seed=1", "evaluate.gate.min_top1=0.3"]
-    assert main(["train", *SMALL, *RECORDED, *bar]) == 0
-    assert main(["evaluate", "-m", swept, "evaluate.num_mistakes=3,4"]) == 0
-    jobs = {job: run_of_job(job).name for job in runs.glob("runs/sweeps/foo-evaluate/*/")}
-    assert sorted(jobs.values()) == ["bar", "bar", "foo", "foo"]
+def test_each_job_of_a_sweep_over_runs_keeps_the_settings_of_its_run(two_runs, swept):
+    assert main(["evaluate", "-m", *swept]) == 0
+    names = ["bar", "foo"]
+    jobs = {two_runs / "runs" / name: name for name in names}
+    if len(swept) > 1:  # several jobs of a run, in folders of their own
+        names = ["bar", "bar", "foo", "foo"]
+        folders = two_runs.glob("runs/sweeps/foo-evaluate/*/")
+        jobs = {job: run_of_job(job).name for job in folders}
+    assert sorted(jobs.values()) == names
     assert gates(*jobs) == [{"foo": 0.2, "bar": 0.3}[name] for name in jobs.values()]
 
 

@@ -17,12 +17,9 @@ from arcloop.training import NODES, TrainingSetup
 from arcloop.training.setup import silence_lightning
 
 FAR = 0.01
-# Every pair of digits is in a block: the model of a block is trained without its four digits. Of
-# these, a pair is unknown, and the other two are the held-out classes of the calibration.
-BLOCKS = [
-    (0, 1, 4, 5), (0, 2, 5, 7), (0, 3, 5, 9), (0, 5, 6, 8), (1, 2, 3, 7), (1, 6, 8, 9),
-    (2, 4, 7, 9), (2, 6, 7, 8), (3, 4, 6, 8),
-]  # fmt: skip
+# The model of a block is trained without its four digits. A pair of these is unknown, and the other
+# two are the held-out classes of the calibration. Every digit is in a block.
+BLOCKS = [(0, 1, 4, 5), (1, 2, 3, 7), (1, 6, 8, 9), (2, 4, 7, 9), (3, 4, 6, 8)]
 
 CONFIG = [
     "data=mnist", "data.val=1000", "data.gallery=2000", "embedder.embedding_dim=16",
@@ -87,7 +84,7 @@ def real_rates(store, folder):
                 calibrate_threshold(rows, of_pair.chunks, FAR, TRAINED),
             ):
                 rates[found.protocol].append(np.mean(best >= found.threshold))
-    assert len(seen) == 45
+    assert len(seen) == 28
     return rates
 
 

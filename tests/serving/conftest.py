@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import runpy
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 from tests.conftest import arcloop_in
+from tests.training.ports import free_ports
 
 from arcloop.errors import ResourceError
 from arcloop.runtime import ARCHIVED_PACKAGE
@@ -48,17 +48,6 @@ def run_dir(small_run, tmp_path):
     return shutil.copytree(small_run, tmp_path / "run")
 
 
-def free_ports(count):
-    """Ports that no program listens on; all are bound until the last one is chosen."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="session")
 def make_settings(small_run):
     """A function (store, **changes) that returns settings of the run with free ports."""
@@ -76,11 +65,12 @@ def settings(make_settings, tmp_path):
     return make_settings(tmp_path / "store")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def servers(small_run, make_settings, tmp_path_factory):
     """A function ("torchserve" or "fastapi") that returns a running server and its live version.
 
-    Each server is started once for all tests. It listens on all addresses, as in a pod.
+    Each server is started once for the tests of a file, and does not run during those of others. It
+    listens on all addresses, as in a pod.
     """
     found = {}
     with contextlib.ExitStack() as running:

@@ -108,14 +108,14 @@ def test_other_files_are_left_unchanged(store):
     assert (store.path / "mine.mar").read_text() == "x"
 
 
-def process(store, body):
+def process(store, body, **pipes):
     """Start a process that runs `body` with a ModelStore of the same folder."""
     code = "\n".join([
         "from pathlib import Path; from arcloop.serving.model_store import ModelStore",
         f"store = ModelStore(Path({str(store.path)!r}), 'm')",
         inspect.getsource(version), inspect.getsource(put), body,
     ])  # fmt: skip
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, **pipes)
 
 
 def test_concurrent_deploys(store):
@@ -129,18 +129,25 @@ def test_concurrent_deploys(store):
     assert_servable(store)
 
 
+# Each deploy is a fork of one process.
 KILLED = """
 import os, signal, sys
+CHANGING = {"open", "write", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "sendfile",
+            "__exit__"}
 changes = 0
-CHANGING = {{"open", "write", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "sendfile",
-            "__exit__"}}
 def hook(frame, event, called):
     global changes
     if event == "c_call" and called.__name__ in CHANGING and not isinstance(called.__self__, str):
         changes += 1
-        if changes > {after}:
+        if changes > after:
             os.kill(os.getpid(), signal.SIGKILL)
-sys.setprofile(hook)
+for line in sys.stdin:
+    after, pid = int(line), os.fork()
+    if pid == 0:
+        sys.setprofile(hook)
+        put(store, 4, keep=2)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
@@ -148,14 +155,18 @@ def test_killed_at_any_change_the_store_can_be_served(store):
     """Repeat the deploy, and kill each repetition one file system call later than the last one."""
     for day in range(1, 4):
         put(store, day, keep=2)
-    for after in range(100):
-        code = process(store, KILLED.format(after=after) + "put(store, 4, keep=2)").wait(60)
-        assert_servable(store)
-        if code == 0:
-            break
-        assert code == -9
-    else:
-        pytest.fail("the deploy did not finish")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with process(store, KILLED, **pipes) as deploys:
+        for after in range(100):
+            print(after, file=deploys.stdin, flush=True)
+            code = int(deploys.stdout.readline())
+            assert_servable(store)
+            if code == 0:
+                break
+            assert code == -9
+        else:
+            pytest.fail("the deploy did not finish")
+        deploys.stdin.close()
     assert after > 20  # it was killed at many points
     assert states(store) == {"01": "backup", "02": "backup", "03": "previous", "04": "live"}
     assert not list(store.path.glob(".staging/*"))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sharded_runs import IMAGES, STORE, train_in
 
-import arcloop.training  # noqa: F401 - imported once, before the forks
 from arcloop.config.composition import compose_config
 from arcloop.models.backbones.timm_backbone import import_timm
 from arcloop.pipeline.steps import apply

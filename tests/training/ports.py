@@ -1,4 +1,4 @@
-"""Choice of a free port."""
+"""Choice of free ports."""
 
 import contextlib
 import random
@@ -12,3 +12,11 @@ def free_port():
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def free_ports(count):
+    """Return different free ports."""
+    ports = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)

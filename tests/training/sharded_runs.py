@@ -4,6 +4,7 @@ Run as `python sharded_runs.py` in an empty folder. The processes are forks of o
 have the environment that torchrun sets.
 """
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -11,12 +12,16 @@ import sys
 from multiprocessing.connection import wait
 from pathlib import Path
 
-import torch._dynamo  # noqa: F401 - imported once, before the forks
 from ports import free_port
 
 from arcloop.artifacts import load
 from arcloop.config.composition import compose_config
 from arcloop.pipeline.steps import apply, train_here
+
+# Otherwise each process would import them when it needs them.
+for module in ("arcloop.evaluation.evaluate", "arcloop.training", "sklearn.manifold",
+               "sklearn.metrics", "torch.utils.tensorboard"):  # fmt: skip
+    importlib.import_module(module)
 
 STORE = Path("store")
 IMAGES = [

@@ -35,7 +35,8 @@ STEPS = 4 * 13
 # One interpreter imports all packages; each training process is a fork of it.
 STARTS = """
 import os, sys
-import arcloop.training, arcloop.pipeline.steps, arcloop.evaluation
+import arcloop.cli.launch, arcloop.evaluation.evaluate, arcloop.training
+import sklearn.manifold, sklearn.metrics, torch.utils.tensorboard
 from arcloop.cli.main import main
 for line in sys.stdin:
     kill, *arguments = line.rstrip("\\n").split("\\t")

@@ -7,13 +7,14 @@ import sys
 import time
 
 import pytest
+from tests.conftest import arcloop_in
 from tests.distributed.test_launcher import ranks_of
 
 from arcloop.errors import TERMINATED
 from arcloop.models.checkpoints import read_checkpoint
 
 TRAIN = [
-    sys.executable, "-m", "arcloop", "train", "data=synthetic", "data.train=800", "data.val=40",
+    "train", "data=synthetic", "data.train=800", "data.val=40",
     "data.gallery=40", "data.query=20", "data.num_classes=4", "data.image_size=16",
     "backbone.widths=[4,4]", "embedder.embedding_dim=8", "embedder.dropout=0.2",
     "trainer.max_epochs=1", "trainer.log_every_n_steps=7", "loader.batch_size=4",
@@ -32,7 +33,10 @@ def wait_for(path, process):
 
 def terminate_in_training(folder, command, target):
     """Send SIGTERM to a training after its first checkpoint, and return the last step."""
-    process = subprocess.Popen([*command, "run_dir=stopped"], cwd=folder, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "arcloop", *command, "run_dir=stopped"],
+        cwd=folder, start_new_session=True,
+    )  # fmt: skip
     checkpoint = folder / "stopped/checkpoints/last.ckpt"
     wait_for(checkpoint, process)
     if target == "all processes":
@@ -45,7 +49,7 @@ def terminate_in_training(folder, command, target):
 
 
 def results(folder, command, run):
-    subprocess.run([*command, f"run_dir={run}"], cwd=folder, check=True)
+    arcloop_in(folder, *command, f"run_dir={run}")
     return [(folder / run / file).read_bytes() for file in ("model.pt", "metrics.csv")]
 
 

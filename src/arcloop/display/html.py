@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,26 @@ def render_template(
     Raises:
         jinja2.UndefinedError: The template uses a variable that is not in `values`.
     """
+    environment = _environment(template.parent, tuple((filters or {}).items()))
+    page: str = environment.get_template(template.name).render(values)
+    # Names of files that are not UTF-8 contain surrogates, which cannot be written to a page.
+    return page.encode("utf-8", "backslashreplace").decode()
+
+
+@functools.cache
+def _environment(folder: Path, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Any:
+    """Return a Jinja environment, which keeps the templates that it has compiled."""
     import jinja2  # imported here because most commands render no page
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
-        autoescape=template.name.endswith(".html.j2"),
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= filters or {}
-    page = environment.get_template(template.name).render(values)
-    # Names of files that are not UTF-8 contain surrogates, which cannot be written to a page.
-    return page.encode("utf-8", "backslashreplace").decode()
+    environment.filters |= dict(filters)
+    return environment
 
 
 def data_uri(content: bytes, kind: str) -> str:

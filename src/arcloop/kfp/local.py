@@ -44,9 +44,10 @@ _PRELOADED = [
     "arcloop.retrieval.index",
     "arcloop.serving.deploy",
     "arcloop.kfp.local",
-    "jinja2",  # `evaluate` imports this module and the next ones when it needs them
+    "jinja2",  # `evaluate` imports this module and the next two when it needs them
     "sklearn.manifold",
     "sklearn.metrics",
+    "torch.utils.tensorboard",  # `train` imports this module when it needs it
 ]
 _REPORTED_METRICS = ("top1", "recall_at_5", "map_at_r", "eer")
 _STEPS_BEFORE = {

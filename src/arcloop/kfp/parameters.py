@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from arcloop.config.composition import compose_config, compose_unchecked, to_plain
+from arcloop.config.composition import check_config, compose_unchecked, to_plain
 from arcloop.errors import ConfigError
 from arcloop.pipeline.steps import STEPS, Step
 
@@ -56,7 +56,9 @@ def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
         ConfigError: An override is invalid, or a pipeline does not support it.
     """
     overrides = add_default_choices(overrides)
-    config = compose_config(overrides)
+    composed = _compose(tuple(overrides))
+    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    check_config(config)
     choices, defaults = read_choices(tuple(overrides)), read_choices(())
     start = _compose_choices(tuple(choices.items()))
     plain = to_plain(config)
@@ -113,9 +115,15 @@ def add_default_choices(overrides: Sequence[str]) -> list[str]:
 
 
 @functools.cache
+def _compose(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose the config without checking it, with Hydra's own settings. Do not change it."""
+    return compose_unchecked(overrides)
+
+
+@functools.cache
 def read_choices(overrides: tuple[str, ...]) -> dict[str, str]:
     """Return group -> name of the chosen file; `experiment` is divided into its values instead."""
-    choices = compose_unchecked(overrides).hydra.runtime.choices
+    choices = _compose(overrides).hydra.runtime.choices
     return {
         group: choice
         for group, choice in choices.items()
