@@ -22,7 +22,7 @@ import numpy as np
 from arcloop.data.sources import Encode, RowBlock
 from arcloop.data.store.source_files import hash_content, make_table
 from arcloop.errors import ResourceError
-from arcloop.runtime.images import ImageError, decode
+from arcloop.runtime.images import Conversion, ImageError, decode_with_transparency
 
 _IN_FLIGHT = 2  # blocks per process, so that no process waits for its next block
 _NOT_A_FILE = "a pipe, socket or device instead of a file"
@@ -38,7 +38,7 @@ class FileBlock:
         paths: The files.
         labels: Their labels.
         image_shape: (H, W, C) of the images.
-        max_value: Value of a grey image of more than 8 bits that becomes 255.
+        conversion: How image files are converted to `image_shape`.
         encode: Converts the images to the form in which the store contains them.
         groups: Their groups, if the source has groups.
     """
@@ -48,7 +48,7 @@ class FileBlock:
     paths: list[bytes]
     labels: list[int]
     image_shape: tuple[int, int, int]
-    max_value: int
+    conversion: Conversion
     encode: Encode
     groups: list[int] | None = None
 
@@ -63,7 +63,7 @@ def decode_block(block: FileBlock) -> RowBlock:
     height, width, channels = block.image_shape
     images = np.empty((len(block.paths), *block.image_shape), np.uint8)
     versions = np.empty((len(block.paths), 2), np.int64)
-    kept, hashes, unreadable = [], [], []
+    kept, hashes, unreadable, transparent = [], [], [], 0
     for number, relative in enumerate(block.paths):
         path = os.path.join(block.root, os.fsdecode(relative))  # noqa: PTH118 - speed
         try:
@@ -73,9 +73,10 @@ def decode_block(block: FileBlock) -> RowBlock:
                     raise ImageError(_NOT_A_FILE)
                 versions[number] = info.st_size, info.st_mtime_ns
                 encoded = file.read()
-            images[number] = decode(
-                encoded, height=height, width=width, channels=channels, max_value=block.max_value
+            images[number], is_transparent = decode_with_transparency(
+                encoded, height=height, width=width, channels=channels, conversion=block.conversion
             )
+            transparent += is_transparent
             kept.append(number)
             hashes.append(hash_content(encoded))
         except (ImageError, OSError) as cause:
@@ -86,7 +87,8 @@ def decode_block(block: FileBlock) -> RowBlock:
     files = make_table([block.paths[number] for number in kept], versions[kept], hashes)
     labels = np.array(block.labels, np.int64)[kept]
     groups = None if block.groups is None else np.array(block.groups, np.int64)[kept]
-    return RowBlock(block.split, block.encode(images[kept]), labels, files, unreadable, groups)
+    encoded_images = block.encode(images[kept])
+    return RowBlock(block.split, encoded_images, labels, files, unreadable, groups, transparent)
 
 
 def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBlock]:

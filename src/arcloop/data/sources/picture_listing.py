@@ -31,6 +31,11 @@ Ints = npt.NDArray[np.int64]
 _BLOCK_ROWS = 256
 
 
+def block_rows(image_shape: tuple[int, int, int]) -> int:
+    """Return the number of files that a process decodes at a time."""
+    return min(_BLOCK_ROWS, rows_per_block(image_shape))
+
+
 @dataclass
 class PictureListing(Listing):
     """Image files, and the files of each split.
@@ -56,6 +61,7 @@ class PictureListing(Listing):
     groups: Groups | None
     passed_over: Sequence[str]
     notices: Sequence[str]
+    dropped: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.root = self.files.root
@@ -63,7 +69,7 @@ class PictureListing(Listing):
         self.rows = {split: len(numbers) for split, numbers in self.order.items()}
 
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
-        size = min(_BLOCK_ROWS, rows_per_block(self.image_shape))
+        size = block_rows(self.image_shape)
         num_blocks = sum(math.ceil(rows / size) for rows in self.rows.values())
         unreadable: list[tuple[str, str]] = []
         for block in decode_blocks(self._blocks(encode, size), max(1, min(workers, num_blocks))):
@@ -88,7 +94,7 @@ class PictureListing(Listing):
                     [self.files.relative(number) for number in chosen],
                     self.labels[chosen].tolist(),
                     self.image_shape,
-                    self.source.max_value,
+                    self.source.conversion,
                     encode,
                     None if self.groups is None else self.groups.numbers[chosen].tolist(),
                 )

@@ -112,6 +112,19 @@ class PictureTable:
     given: Mapping[str, Ints] | None
     groups: Groups | None
 
+    def select(self, kept: Ints) -> Self:
+        """Return a table of some of the files, by their numbers in ascending order."""
+        given = self.given and {
+            split: np.flatnonzero(np.isin(kept, numbers)) for split, numbers in self.given.items()
+        }
+        return replace(
+            self,
+            files=self.files.select(kept),
+            labels=self.labels[kept],
+            given=given,
+            groups=self.groups and replace(self.groups, numbers=self.groups.numbers[kept]),
+        )
+
     def drop_small_classes(self, min_images: int, where: object) -> tuple[Self, list[str]]:
         """Leave out classes with fewer images, except those of which only query has images.
 
@@ -141,17 +154,11 @@ class PictureTable:
             )
         small_c, large_c = np.flatnonzero(is_small_C).tolist(), np.flatnonzero(~is_small_C).tolist()
         small = list_some([f"{self.classes[c]!r} ({count_C[c]})" for c in small_c])
-        kept = np.flatnonzero(~is_small_C[self.labels])
-        given = self.given and {
-            split: np.flatnonzero(np.isin(kept, numbers)) for split, numbers in self.given.items()
-        }
+        table = self.select(np.flatnonzero(~is_small_C[self.labels]))
         table = replace(
-            self,
-            files=self.files.select(kept),
-            labels=(np.cumsum(~is_small_C) - 1)[self.labels[kept]],
+            table,
+            labels=(np.cumsum(~is_small_C) - 1)[table.labels],
             classes=[self.classes[c] for c in large_c],
-            given=given,
-            groups=self.groups and replace(self.groups, numbers=self.groups.numbers[kept]),
         )
         description = (
             f"{len(small_c)} classes with {count_C[small_c].sum()} images, because each has"
