@@ -73,11 +73,13 @@ def validate(
             page = output / "report.html"
             print_line(f"warning: {check}: {count}, see {page}{_list(found, count, 3)}")
     if errors := findings.count("error"):
+        remedy = "correct the source or its splits, delete the store and prepare it again"
+        if findings.counts[("error", "leak")] and "on_duplicate" in store.config:
+            remedy = f"data.on_duplicate=drop keeps one of equal pictures; or {remedy}"
         raise DataError(
             f"the store has {errors} error(s):{_list(findings.of_level('error'), errors, 10)}",
             where=store_path,
-            remedy=f"see {output / 'report.html'}; correct the source or its splits,"
-            " delete the store and prepare it again",
+            remedy=f"see {output / 'report.html'}; {remedy}",
         )
     return artifacts.load(output, "validation")
 
