@@ -17,14 +17,8 @@ from arcloop.artifacts import Artifact
 from arcloop.data.sources.duplicates import digest_images, equal_groups
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import NO_GROUP, Images
-from arcloop.data.validation.files import (
-    Finding,
-    Findings,
-    Ints,
-    Level,
-    ShardFiles,
-    StoreFiles,
-)
+from arcloop.data.validation.files import Ints, ShardFiles, StoreFiles
+from arcloop.data.validation.findings import Finding, Findings, Level
 from arcloop.errors import list_some
 
 if TYPE_CHECKING:
