@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.sources.decoding import FileBlock, decode_blocks
+from arcloop.data.sources.decoding import ImageBlock, decode_blocks
 from arcloop.data.sources.picture_table import PictureTable
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
@@ -122,11 +122,11 @@ def _blocks(
     image_shape: tuple[int, int, int],
     conversion: Conversion,
     block_rows: int,
-) -> Iterator[FileBlock]:
+) -> Iterator[ImageBlock]:
     """Yield the files in this order; their numbers take the place of labels."""
     for start in range(0, len(order), block_rows):
         chosen: Sequence[int] = order[start : start + block_rows].tolist()
-        paths = [table.files.relative(number) for number in chosen]
-        yield FileBlock(
-            "", table.files.root, paths, list(chosen), image_shape, conversion, digest_images
-        )
+        yield table.files.block(
+            chosen, split="", labels=list(chosen), image_shape=image_shape, conversion=conversion,
+            encode=digest_images,
+        )  # fmt: skip
