@@ -47,7 +47,8 @@ def idx_source(root: Path, **changed: object) -> IdxSource:
 def folder_source(root: Path, **changed: object) -> ImageFolderSource:
     settings = {
         "name": "pictures", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3,
-        "max_value": 65535, "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
+        "max_value": 65535, "background": None, "on_duplicate": "error", "resize": "stretch",
+        "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
         "val_classes": 2, "test_classes": 2, "split_seed": 0, "min_images": 0, "group": None,
         "on_bad_image": "fail",
     }  # fmt: skip
@@ -57,7 +58,8 @@ def folder_source(root: Path, **changed: object) -> ImageFolderSource:
 def csv_source(file: Path, **changed: object) -> CsvSource:
     settings = {
         "name": "listed", "shard_rows": 7, **RAW, "image_size": [6, 4], "channels": 3,
-        "max_value": 65535, "root": None,
+        "max_value": 65535, "background": None, "on_duplicate": "error", "resize": "stretch",
+        "root": None,
         "delimiter": ",", "split": "stratified", "val": 0.2, "gallery": 0.2, "query": 0.2,
         "val_classes": 2, "test_classes": 2, "split_seed": 0, "min_images": 0,
         "on_bad_image": "fail",

@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from arcloop import artifacts
 from arcloop.data import SPLITS, Store, SyntheticSource, prepare, store_key
-from arcloop.errors import ArtifactError, ResourceError
+from arcloop.errors import ArtifactError, ConfigError, ResourceError
 
 from .conftest import folder_source, synthetic_source
 
@@ -143,3 +144,80 @@ def test_real_mnist(tmp_path):
 
 def test_source_is_plain_data():
     assert isinstance(eval(repr(synthetic_source())), SyntheticSource)
+
+
+def write_pictures(root, classes):
+    """Write files from class -> file name -> pixel values; equal values are equal pictures."""
+    for name, files in classes.items():
+        (root / name).mkdir(parents=True)
+        for file, value in files.items():
+            pixels = np.random.default_rng(value).integers(0, 256, (4, 6, 4), np.uint8)
+            pixels[..., 3] = 255 if value % 2 else 0
+            Image.fromarray(pixels).save(root / name / file)
+
+
+def test_of_equal_pictures_one_is_kept(tmp_path, capsys):
+    own = {f"c{c}": {f"{n}.png": 1 + 2 * (10 * c + n) for n in range(8)} for c in range(3)}
+    own["c0"]["again.png"] = own["c0"]["3.png"]
+    own["c2"]["other.bmp"] = own["c1"]["0.png"]  # other bytes, other class
+    write_pictures(tmp_path / "root", own)
+    source = folder_source(tmp_path / "root", on_duplicate="drop")
+    store = prepare(source, tmp_path / "store")
+    assert sum(split["rows"] for split in store.info["splits"].values()) == 24
+    assert store.info["dropped"]["count"] == 2
+    printed = capsys.readouterr().err
+    root = tmp_path / "root"
+    conflict = f"{root}/c2/other.bmp: the same picture as {root}/c1/0.png, but of class 'c2'"
+    assert f"    {conflict} instead of 'c1'\n    {root}/c0/again.png: the same" in printed
+    images = [
+        Store(store).gather(split, np.arange(Store(store).rows(split)))[0] for split in SPLITS
+    ]
+    assert len({image.tobytes() for split in images for image in split}) == 24
+    assert prepare(source, tmp_path / "store") == store
+    with pytest.raises(ConfigError, match="on_duplicate=drop compares all images"):
+        prepare(source, tmp_path / "other", append=True)
+
+
+def test_of_equal_pictures_in_given_splits_train_keeps_its_own(tmp_path):
+    for number, split in enumerate(reversed(SPLITS)):
+        classes = {c: {f"{n}.png": 1 + 2 * (100 * number + n + 50 * (c == "b")) for n in range(3)}
+                   for c in "ab"}  # fmt: skip
+        classes["a"]["same.png"] = 9001
+        write_pictures(tmp_path / "root" / split, classes)
+    store = prepare(folder_source(tmp_path / "root", on_duplicate="drop"), tmp_path / "store")
+    rows = {split: facts["rows"] for split, facts in store.info["splits"].items()}
+    assert rows == {"train": 7, "val": 6, "gallery": 6, "query": 6}
+
+
+def test_a_class_without_a_picture_of_its_own_is_left_out(tmp_path, capsys):
+    own = {f"c{c}": {f"{n}.png": 1 + 2 * (10 * c + n) for n in range(8)} for c in range(3)}
+    own["copy"] = dict(own["c1"])
+    write_pictures(tmp_path / "root", own)
+    store = prepare(folder_source(tmp_path / "root", on_duplicate="drop"), tmp_path / "store")
+    assert Store(store).classes == ["c0", "c1", "c2"]
+    assert "'copy' (0)" in capsys.readouterr().err
+
+
+def test_transparent_images_are_counted_and_their_background_recorded(tmp_path, capsys):
+    write_pictures(tmp_path / "root", {c: {f"{n}.png": n + 20 * k for n in range(10)}
+                                       for k, c in enumerate("ab")})  # fmt: skip
+    prepare(folder_source(tmp_path / "root"), tmp_path / "black")
+    assert (
+        "prepare: 10 images have transparent parts, which became black" in capsys.readouterr().err
+    )
+    source = folder_source(tmp_path / "root", background="white", resize="pad")
+    store = prepare(source, tmp_path / "white")
+    assert "transparent" not in capsys.readouterr().err
+    assert (store.info["background"], store.info["resize"]) == ("white", "pad")
+    assert store.info["transparent"] == 10
+    images, _ = Store(store).gather("train", np.arange(Store(store).rows("train")))
+    assert {image.min() == 255 for image in images} == {False, True}
+    assert Store(store).conversion.background == "white"
+
+
+def test_defaults_of_new_settings_do_not_change_the_key(tmp_path):
+    """Stores of earlier versions are found."""
+    source = folder_source(tmp_path)
+    assert not {"background", "resize", "on_duplicate"} & source.settings().keys()
+    changed = folder_source(tmp_path, background="white", resize="crop", on_duplicate="drop")
+    assert {"background", "resize", "on_duplicate"} <= changed.settings().keys()

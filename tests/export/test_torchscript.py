@@ -7,6 +7,7 @@ from arcloop.export.torchscript import export_scripted
 from arcloop.models import ConvNet, Embedder
 from arcloop.models.checkpoints import AtomicCheckpointIO
 from arcloop.runtime.golden_batch import GOLDEN
+from arcloop.runtime.images import Conversion
 from arcloop.runtime.searcher import Model
 
 
@@ -33,14 +34,14 @@ GOLDEN_IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 1), dtype=
 def test_exported_model_has_the_weights_of_the_checkpoint(tmp_path, checkpoint):
     trained, file = checkpoint
     difference = export_scripted(
-        embedder(2), file, GOLDEN_IMAGES, tmp_path, max_abs_diff=1e-5, max_value=4095
+        embedder(2), file, GOLDEN_IMAGES, tmp_path, max_abs_diff=1e-5, conversion=Conversion(4095)
     )
     with torch.no_grad():
         expected = trained(torch.from_numpy(GOLDEN_IMAGES).permute(0, 3, 1, 2)).numpy()
     model = Model(tmp_path / "model.pt")
     assert difference <= 1e-5
     np.testing.assert_allclose(model.embed(GOLDEN_IMAGES), expected, atol=1e-5)
-    assert (model.image_shape, model.max_value) == ((12, 12, 1), 4095)
+    assert (model.image_shape, model.conversion.max_value) == ((12, 12, 1), 4095)
     golden = np.load(tmp_path / GOLDEN)
     assert np.array_equal(golden["images"], GOLDEN_IMAGES)
     np.testing.assert_array_equal(golden["embeddings"], expected)

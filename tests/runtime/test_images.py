@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from arcloop.runtime.images import ImageError, decode, encode_png
+from arcloop.runtime.images import Conversion, ImageError, decode, encode_png
 
 SIZE = {"height": 4, "width": 6}
 
@@ -145,7 +145,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
 def test_the_value_that_becomes_white_can_be_set(form):
     values = np.array([[0, 16, 2048, 4095, 5000, 65535]], dtype=np.uint16)
     content = encoded(Image.fromarray(values), form)
-    array = decode(content, height=1, width=6, channels=1, max_value=4095)
+    array = decode(content, height=1, width=6, channels=1, conversion=Conversion(4095))
     assert array.ravel().tolist() == [0, 0, 127, 255, 255, 255]
     assert decode(content, height=1, width=6, channels=1).ravel().tolist() == [0, 0, 7, 15, 19, 255]
 
@@ -303,3 +303,67 @@ def test_mutated_bytes_decode_or_raise_image_error(data):
     except ImageError:
         return
     assert array.shape == (4, 6, 1)
+
+
+def half_transparent():
+    """Left half opaque red, right half transparent; the stored colour there is green."""
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:, :3] = (200, 0, 0, 255)
+    pixels[:, 3:] = (0, 200, 0, 0)
+    return encoded(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(
+    ("background", "colour"),
+    [
+        ("black", (0, 0, 0)),
+        ("white", (255, 255, 255)),
+        ("mean", (200, 0, 0)),
+        ([1, 2, 3], (1, 2, 3)),
+    ],
+)
+def test_transparent_parts_get_the_background(background, colour):
+    array = decode(
+        half_transparent(), **SIZE, channels=3, conversion=Conversion(background=background)
+    )
+    assert (array[:, :3] == (200, 0, 0)).all()
+    assert (array[:, 3:] == colour).all()
+
+
+def test_a_partly_transparent_pixel_is_blended():
+    content = encoded(Image.new("RGBA", (6, 4), (100, 0, 50, 51)))  # alpha 0.2
+    array = decode(content, **SIZE, channels=3, conversion=Conversion(background="white"))
+    expected = 0.2 * np.array([100, 0, 50]) + 0.8 * 255
+    assert np.abs(array - expected).max() <= 1
+    grey = decode(content, **SIZE, channels=1, conversion=Conversion(background="white"))
+    assert abs(int(grey[0, 0, 0]) - expected @ (0.299, 0.587, 0.114)) <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("tall", [False, True])
+def test_pad_keeps_the_whole_image_and_its_aspect_ratio(mode, tall):
+    image = Image.new(mode, (20, 40) if tall else (40, 20), 200 if mode == "L" else (200, 200, 200))
+    conversion = Conversion(background="white", resize="pad")
+    array = decode(encoded(image), height=8, width=8, channels=len(mode), conversion=conversion)
+    array = array.swapaxes(0, 1) if tall else array
+    assert (array[2:6] == 200).all()  # 8 x 4 pixels, centred
+    assert (array[:2] == 255).all()
+    assert (array[6:] == 255).all()
+
+
+def test_crop_keeps_the_aspect_ratio_and_the_centre():
+    columns = np.repeat(np.array([0, 0, 90, 90, 90, 90, 255, 255], np.uint8)[None], 4, 0)
+    content = encoded(Image.fromarray(columns))
+    array = decode(content, height=4, width=4, channels=1, conversion=Conversion(resize="crop"))
+    assert (array == 90).all()
+
+
+def test_the_mean_of_an_opaque_image_is_its_border():
+    image = np.zeros((2, 8), np.uint8)
+    image[:, :4] = 100
+    conversion = Conversion(background="mean", resize="pad")
+    array = decode(
+        encoded(Image.fromarray(image)), height=8, width=8, channels=1, conversion=conversion
+    )
+    assert (array[:3] == 50).all()
+    assert (array[3:5, :4] == 100).all()

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from arcloop import runtime
-from arcloop.runtime.images import encode_png
+from arcloop.runtime.images import Conversion, encode_png
 from arcloop.runtime.searcher import (
     Model,
     Searcher,
@@ -59,7 +59,7 @@ def test_grey_values_of_16_bits_are_scaled_as_in_training(tmp_path):
     for max_value, expected in ((65535, 7), (4095, 127)):
         save_model(
             scripted, tmp_path / "model.pt",
-            image_shape=(4, 4, 1), embedding_dim=4, max_value=max_value,
+            image_shape=(4, 4, 1), embedding_dim=4, conversion=Conversion(max_value),
         )  # fmt: skip
         assert (Model(tmp_path / "model.pt").decode(file) == expected).all()
 

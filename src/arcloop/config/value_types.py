@@ -16,7 +16,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -73,6 +73,11 @@ def _check_image_size(value: int | list[int]) -> int | list[int]:
     return value
 
 
+Colour = (
+    Literal["black", "white", "mean"]
+    | Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+)
+"""A named colour, or [R, G, B]."""
 ImageSize = Annotated[PositiveInt | list[PositiveInt], AfterValidator(_check_image_size)]
 """Height and width in pixels, or one number for both."""
 Port = Annotated[int, Field(ge=1, le=65535)]

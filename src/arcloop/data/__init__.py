@@ -10,6 +10,7 @@ from arcloop.data.sources.csv_list import CsvSource
 from arcloop.data.sources.idx import IdxSource
 from arcloop.data.sources.image_folder import ImageFolderSource
 from arcloop.data.sources.pictures import PictureSource
+from arcloop.data.sources.recordio import RecordIoSource
 from arcloop.data.sources.synthetic import SyntheticSource
 from arcloop.data.splits import SPLITS
 from arcloop.data.store import Store
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPLITS", "CsvSource", "EmbeddingDataModule", "EpochBatches", "IdxSource", "ImageFolderSource",
-    "PictureSource", "Source", "Store", "SyntheticSource", "changes_since", "prepare", "store_key",
-    "validate",
+    "PictureSource", "RecordIoSource", "Source", "Store", "SyntheticSource", "changes_since",
+    "prepare", "store_key", "validate",
 ]  # fmt: skip
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
-import math
-import os
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import joblib
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.atomic import file_lock, replaceable_folder, sha256_json, write_json
-from arcloop.artifacts.writer import write_artifact
-from arcloop.data.sources import Listing, Source, similar_names
-from arcloop.data.store import CLASSES, GROUPS
-from arcloop.data.store.shards import SplitWriter
+from arcloop.artifacts.atomic import file_lock, replaceable_folder
+from arcloop.data.sources import Listing, Source, hash_settings, similar_names
 from arcloop.data.store.source_files import SourceChanges, StoreContents, record_identities
-from arcloop.display.terminal import print_line, track
+from arcloop.data.store_writer import write_store
+from arcloop.display.terminal import print_line, print_some
 from arcloop.errors import ArtifactError, ConfigError, DataError, list_some
-from arcloop.runtime.images import MAX_VALUE
 
 _KEY_DIGITS = 16
 _MAX_JPEG_SIDE = 65_500  # limit of libjpeg
@@ -36,12 +26,7 @@ def store_key(source: Source) -> str:
     Raises:
         DataError: The source does not exist.
     """
-    return _hash_settings(source, source.fingerprint())
-
-
-def _hash_settings(source: Source, *more: str) -> str:
-    """Return a hash of the settings of a store, which does not depend on the source's location."""
-    return sha256_json([type(source).__name__, source.settings(), *more])[:_KEY_DIGITS]
+    return hash_settings(source, source.fingerprint())
 
 
 def prepare(
@@ -81,23 +66,33 @@ def prepare(
             " not separate files and new ones cannot be identified",
             remedy="remove append=true: a new store is prepared when the source changes",
         )
+    if append and getattr(source, "on_duplicate", None) == "drop":
+        raise ConfigError(
+            "append=true: data.on_duplicate=drop compares all images of the source, so a store that"
+            " was made with it cannot be appended to",
+            remedy="remove append=true, or pass data.on_duplicate=error",
+        )
     fingerprint = source.fingerprint()
-    key = _hash_settings(source, fingerprint)
+    key = hash_settings(source, fingerprint)
     if existing := _existing_store(path, key, append):
         return _require_same_images(source, existing, full_check)
     with file_lock(replaceable_folder(path)):  # one process of the node writes, the others wait
         if existing := _existing_store(path, key, append):
             return _require_same_images(source, existing, full_check)
         passed_over = source.passed_over()
-        _print_some("prepare: these files are not read:", passed_over)
-        base, listing = None, source.open()
+        print_some("prepare: these files are not read:", passed_over)
+        workers = workers or joblib.cpu_count()
         if append:
-            base, listing = _plan_append(source, listing, path.parent)
-        _print_some("prepare: these classes are left out:", listing.passed_over)
-        _print_some("prepare: please note:", listing.notices)
+            base, listing = _plan_append(source, source.open(), path.parent)
+        else:
+            base, listing = None, source.open_for_store(workers)
+        dropped = f"prepare: {len(listing.dropped)} files with the same picture as another:"
+        print_some(dropped, listing.dropped)
+        print_some("prepare: these classes are left out:", listing.passed_over)
+        print_some("prepare: please note:", listing.notices)
         listing.passed_over = [*passed_over, *listing.passed_over]
-        _print_some("prepare: check the names of these classes:", similar_names(listing.classes))
-        _write_store(source, fingerprint, listing, base, path, workers or joblib.cpu_count())
+        print_some("prepare: check the names of these classes:", similar_names(listing.classes))
+        write_store(source, fingerprint, listing, base, path, workers)
     store = artifacts.load(path, "store")
     if listing.root is not None and (contents := StoreContents.read(store)):
         record_identities(path, listing.root, contents.files)
@@ -142,11 +137,6 @@ def changes_since(source: Source, store: Artifact) -> SourceChanges | None:
     return None if contents is None else source.open().compare_with(contents)
 
 
-def _print_some(title: str, lines: Sequence[str], limit: int = 20) -> None:
-    if lines:
-        print_line("\n    ".join([title, list_some(lines, limit, "\n    ")]))
-
-
 def _existing_store(path: Path, key: str, append: bool) -> Artifact | None:
     if not artifacts.exists(path):
         return None
@@ -179,7 +169,7 @@ def _plan_append(source: Source, listing: Listing, stores: Path) -> tuple[Artifa
         DataError: Images of the store were removed from the source or changed.
         ArtifactError: The store is damaged.
     """
-    key, best = _hash_settings(source), (0, True)
+    key, best = hash_settings(source), (0, True)
     chosen: tuple[Artifact, StoreContents, SourceChanges] | None = None
     for store in artifacts.list_artifacts(stores, "store"):
         if store.info.get("settings") != key or (contents := StoreContents.read(store)) is None:
@@ -197,102 +187,3 @@ def _plan_append(source: Source, listing: Listing, stores: Path) -> tuple[Artifa
     rows = ", ".join(f"{split} {rows}" for split, rows in new.rows.items())
     print_line(f"append: {sum(new.rows.values())} new images ({rows}) to {store.path}")
     return artifacts.load(store.path, "store"), new
-
-
-def _write_store(
-    source: Source,
-    fingerprint: str,
-    listing: Listing,
-    base: Artifact | None,
-    path: Path,
-    workers: int,
-) -> None:
-    """Write the rows of a listing, after the shards of the store `base` if there is one."""
-    parents = {"store": base.sha256} if base else {}
-    shards = {
-        split: list(base.info["splits"][split]["shards"]) if base else [] for split in listing.rows
-    }
-    with write_artifact(path, "store", config=asdict(source), parents=parents) as output:
-        _require_storable(source, listing, output.path)
-        writers = {
-            split: SplitWriter(
-                output.path / split,
-                source.shard_rows,
-                listing.image_shape,
-                is_encoded=source.encoding == "jpeg",
-                first_shard=len(before),
-            )
-            for split, before in shards.items()
-        }
-        skipped = _write_rows(writers, listing, source, workers)
-        written = {split: sum(writer.shards) for split, writer in writers.items()}
-        for split in shards:
-            shards[split] += writers[split].shards
-            if skipped[split] and not shards[split]:
-                raise DataError(
-                    f"no image of {split} can be read",
-                    where=skipped[split][0],
-                    remedy="check the format of the files",
-                )
-        for name in base.files if base else ():
-            if base and name not in (CLASSES, GROUPS):
-                output.link(base, name)
-        write_json(output.path / CLASSES, listing.classes)
-        if listing.group_names is not None:
-            write_json(output.path / GROUPS, listing.group_names)
-        names = list(itertools.chain(*skipped.values()))
-        _print_some(f"warning: {len(names)} images cannot be read and are skipped:", names, 3)
-        splits = {split: {"rows": sum(rows), "shards": rows} for split, rows in shards.items()}
-        output.count = sum(written.values())
-        output.info |= {
-            "key": _hash_settings(source, fingerprint),
-            "settings": _hash_settings(source),
-            "source": fingerprint,
-            "classes": len(listing.classes),
-            "train_classes": listing.num_train_classes,
-            "leave_one_out": listing.leave_one_out,
-            "image_shape": list(listing.image_shape),
-            "encoding": source.encoding,
-            "max_value": getattr(source, "max_value", MAX_VALUE),
-            "splits": splits | ({"query": splits["gallery"]} if listing.leave_one_out else {}),
-            "appended": written if base else None,
-            "passed_over": list(listing.passed_over),
-            "notices": list(listing.notices),
-            "skipped": {"count": len(names), "names": names[:_SKIPPED_NAMES]},
-        }
-
-
-def _write_rows(
-    writers: Mapping[str, SplitWriter], listing: Listing, source: Source, workers: int
-) -> dict[str, list[str]]:
-    """Write all rows of a listing; return split -> paths of the skipped images."""
-    skipped: dict[str, list[str]] = {split: [] for split in writers}
-    with track("prepare", sum(listing.rows.values())) as advance:
-        for block in listing.read(source.encode, workers):
-            writers[block.split].append(block.images, block.labels, block.files, block.groups)
-            skipped[block.split] += [path for path, _ in block.unreadable]
-            advance(len(block.labels) + len(block.unreadable))
-    for writer in writers.values():
-        writer.close()
-    return skipped
-
-
-def _require_storable(source: Source, listing: Listing, folder: Path) -> None:
-    """Check the limits of JPEG, and whether the disk has space for the raw images.
-
-    Raises:
-        DataError: The images are too large for JPEG.
-        OSError: The disk is too full.
-    """
-    height, width, _ = listing.image_shape
-    if source.encoding == "jpeg":
-        if max(height, width) > _MAX_JPEG_SIDE:
-            raise DataError(
-                f"images of {height} x {width} pixels cannot be stored as JPEG, which supports at"
-                f" most {_MAX_JPEG_SIDE} pixels per side",
-                remedy="pass data.encoding=raw",
-            )
-        return
-    size = sum(listing.rows.values()) * math.prod(listing.image_shape)
-    if size > shutil.disk_usage(folder).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

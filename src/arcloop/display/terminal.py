@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from arcloop.distributed.process_group import launched_rank
+from arcloop.errors import list_some
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,3 +131,9 @@ def format_similarity(similarity: float) -> str:
     ('0.700', '0.99997', '1.000')
     """
     return f"{similarity:.{decimals(similarity, 1.0)}f}"
+
+
+def print_some(title: str, lines: Sequence[str], limit: int = 20) -> None:
+    """Print a title and the first lines below it, if there are any."""
+    if lines:
+        print_line("\n    ".join([title, list_some(lines, limit, "\n    ")]))

@@ -16,7 +16,7 @@ from arcloop.errors import ArtifactError, ConfigError
 from arcloop.models import Embedder
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.runtime.golden_batch import GOLDEN
-from arcloop.runtime.images import MAX_VALUE
+from arcloop.runtime.images import DEFAULT_CONVERSION, Conversion
 from arcloop.runtime.searcher import MODEL, Model, save_model
 
 _PREFIX = "embedder."  # prefix of the embedder's weights in a checkpoint
@@ -29,7 +29,7 @@ def export_scripted(
     run_dir: Path,
     *,
     max_abs_diff: float,
-    max_value: int = MAX_VALUE,
+    conversion: Conversion = DEFAULT_CONVERSION,
     quality: bool = False,
 ) -> float:
     """Script an embedder with the weights of a checkpoint, and check it on a batch of images.
@@ -44,7 +44,7 @@ def export_scripted(
         run_dir: Folder to write to.
         max_abs_diff: Largest allowed difference between eager and scripted embeddings, in any
             coordinate.
-        max_value: Value of a grey image of more than 8 bits that becomes 255, for `Model.decode`.
+        conversion: How `Model.decode` converts images.
         quality: The norms of the features are a measure of quality, see `Head.norm_is_quality`.
 
     Returns:
@@ -65,7 +65,7 @@ def export_scripted(
         temporary,
         image_shape=eager.image_shape,
         embedding_dim=eager.embedding_dim,
-        max_value=max_value,
+        conversion=conversion,
         quality=quality,
     )
     with torch.inference_mode():

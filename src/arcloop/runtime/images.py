@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +62,54 @@ class ImageError(ValueError):
     """The bytes cannot be decoded as an image; the message has the reason."""
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """How images are converted to the size and mode of a model, which stores and models record.
+
+    Attributes:
+        max_value: In grey images of more than 8 bits, this value and all larger ones become 255.
+        background: Colour of transparent parts, and of the border that `resize="pad"` adds:
+            "black", "white", "mean" for the mean colour of the opaque parts of the image, or RGB
+            values in 0..255.
+        resize: "stretch" changes the aspect ratio. "pad" keeps it and adds a border. "crop" keeps
+            it and cuts off what exceeds the target on both sides.
+    """
+
+    max_value: int = MAX_VALUE
+    background: str | Sequence[int] = "black"
+    resize: Literal["stretch", "pad", "crop"] = "stretch"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read a conversion; missing values have the defaults, and other keys are ignored.
+
+        >>> Conversion.from_dict({"resize": "pad", "image_shape": [8, 8, 3]}).resize
+        'pad'
+        """
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values as plain JSON types."""
+        return asdict(self)
+
+    def colour(self, image: Image.Image) -> tuple[int, int, int]:
+        """Return the background of an image of mode L, RGB or RGBA."""
+        if self.background == "mean":
+            pixels = np.asarray(image.convert("RGBA")).reshape(-1, 4).astype(np.float64)
+            weights = pixels[:, 3:]
+            mean = (pixels[:, :3] * weights).sum(0) / max(weights.sum(), 1.0)
+            red, green, blue = mean.round().astype(int).tolist()
+        elif isinstance(self.background, str):
+            red, green, blue = _COLOURS[self.background]
+        else:
+            red, green, blue = self.background
+        return red, green, blue
+
+
+_COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255)}
+DEFAULT_CONVERSION = Conversion()
+
+
 def decode(
     source: bytes | str | Path,
     *,
@@ -67,14 +117,14 @@ def decode(
     width: int,
     channels: int,
     max_pixels: int = MAX_PIXELS,
-    max_value: int = MAX_VALUE,
+    conversion: Conversion = DEFAULT_CONVERSION,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image to a given size and number of channels.
 
     The first frame is decoded. The EXIF orientation is applied, palettes are expanded, grey values
-    of 16 bits are scaled to 8 bits, CMYK is converted, and transparent parts become black. The
-    image is stretched to the target size with an antialiased bilinear filter. An image of the
-    target size is not resampled.
+    of 16 bits are scaled to 8 bits, CMYK is converted, and transparent parts get the background.
+    The image is resized with an antialiased bilinear filter. An image of the target size is not
+    resampled.
 
     Args:
         source: Encoded bytes, or the path of a file.
@@ -82,7 +132,7 @@ def decode(
         width: Columns of the result, in pixels.
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
         max_pixels: Largest width x height that is decoded; protects against decompression bombs.
-        max_value: In grey images of more than 8 bits, this value and all larger ones become 255.
+        conversion: How size, mode and range of values are converted.
 
     Returns:
         uint8 array of shape [height, width, channels].
@@ -91,6 +141,23 @@ def decode(
         ImageError: The image is empty, truncated, larger than `max_pixels`, not in one of
             `FORMATS`, or has values outside the range of 16 bits.
     """
+    pixels, _ = decode_with_transparency(
+        source, height=height, width=width, channels=channels, max_pixels=max_pixels,
+        conversion=conversion,
+    )  # fmt: skip
+    return pixels
+
+
+def decode_with_transparency(
+    source: bytes | str | Path,
+    *,
+    height: int,
+    width: int,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    conversion: Conversion = DEFAULT_CONVERSION,
+) -> tuple[npt.NDArray[np.uint8], bool]:
+    """Decode an image as `decode` does, and return also whether it has transparent parts."""
     try:
         encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
         try:
@@ -99,9 +166,16 @@ def decode(
             if isinstance(cause, ImageError) or not encoded.startswith(_PLUGINS[0][1]):
                 raise
             image = _open_upright(_without_text(encoded), height, width, max_pixels)
-        image = _to_mode(image, "L" if channels == 1 else "RGB", max_value)
+        image = _to_8_bits(image, conversion.max_value)
+        colour = None
+        is_transparent = image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
+        if is_transparent:
+            colour = conversion.colour(image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*colour, 255)), image)
+        mode = "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
         if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = _resize(image, (width, height), conversion, colour)
         pixels = bytearray(image.tobytes())  # writable, unlike bytes
     except ImageError:
         raise
@@ -109,7 +183,7 @@ def decode(
         raise ImageError("no such file") from None
     except _UNDECODABLE as cause:
         raise ImageError(f"cannot be decoded: {cause}") from None
-    return np.frombuffer(pixels, np.uint8).reshape(height, width, channels)
+    return np.frombuffer(pixels, np.uint8).reshape(height, width, channels), is_transparent
 
 
 def _open_upright(encoded: bytes, height: int, width: int, max_pixels: int) -> Image.Image:
@@ -176,7 +250,32 @@ def encode_jpeg(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _to_mode(image: Image.Image, mode: str, max_value: int) -> Image.Image:
+def _resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    conversion: Conversion,
+    colour: tuple[int, int, int] | None,
+) -> Image.Image:
+    """Resize an image of mode L or RGB to (width, height); see `Conversion.resize`.
+
+    Args:
+        image: The image, without transparent parts.
+        size: Width and height of the result.
+        conversion: The way to resize.
+        colour: The background that replaced transparent parts, if there were any.
+    """
+    if conversion.resize == "stretch":
+        return image.resize(size, Image.Resampling.BILINEAR)
+    if conversion.resize == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    border = Image.new("RGB", size, colour or conversion.colour(image)).convert(image.mode)
+    inner = ImageOps.contain(image, size, Image.Resampling.BILINEAR)
+    border.paste(inner, ((size[0] - inner.width) // 2, (size[1] - inner.height) // 2))
+    return border
+
+
+def _to_8_bits(image: Image.Image, max_value: int) -> Image.Image:
+    """Convert an image to 8 bits per value; one with an alpha channel to mode RGBA."""
     if image.mode == "F":
         raise ImageError("its pixels are floating-point numbers, whose range is unknown")
     if image.mode.startswith("I"):
@@ -189,7 +288,4 @@ def _to_mode(image: Image.Image, mode: str, max_value: int) -> Image.Image:
         image = image.convert("RGBA")
     if image.mode in ("LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
-    return image if image.mode == mode else image.convert(mode)
+    return image

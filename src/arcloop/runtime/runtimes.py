@@ -64,7 +64,7 @@ class OnnxModel(Model):
 
     Args:
         path: The ONNX file.
-        facts: image_shape, embedding_dim and max_value.
+        facts: image_shape, embedding_dim and the fields of `Conversion`.
         sha256: Hash of the model.pt that it was exported from, which the index refers to.
         threads: Number of threads that compute one batch.
 
@@ -111,7 +111,7 @@ class CompiledModel(Model):
 
     Args:
         path: The compiled package, which is native code.
-        facts: image_shape, embedding_dim, max_value, and "requires" as `compiled_for` returns it.
+        facts: Those of `OnnxModel`, and "requires" as `compiled_for` returns it.
         sha256: Hash of the model.pt that it was exported from, which the index refers to.
 
     Raises:

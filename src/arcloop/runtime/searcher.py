@@ -56,7 +56,7 @@ class Model:
 
     Attributes:
         image_shape: (height, width, channels) of the input images.
-        max_value: Value of a grey image of more than 8 bits that becomes 255.
+        conversion: How images are converted to `image_shape`.
         embedding_dim: Length of an embedding.
         has_quality: Whether the norms of the features are a measure of quality.
         sha256: Hash of the file.
@@ -89,15 +89,14 @@ class Model:
         height, width, channels = sizes["image_shape"]
         self.image_shape = (int(height), int(width), int(channels))
         self.embedding_dim = int(sizes["embedding_dim"])
-        self.max_value = int(sizes.get("max_value", images.MAX_VALUE))
+        self.conversion = images.Conversion.from_dict(sizes)
 
     def sizes(self) -> dict[str, Any]:
-        """Return image_shape, embedding_dim and max_value as plain JSON types."""
+        """Return image_shape, embedding_dim and the conversion as plain JSON types."""
         return {
             "image_shape": list(self.image_shape),
             "embedding_dim": self.embedding_dim,
-            "max_value": self.max_value,
-        }
+        } | self.conversion.as_dict()
 
     @torch.inference_mode()
     def embed(self, batch_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -137,7 +136,7 @@ class Model:
         height, width, channels = self.image_shape
         return images.decode(
             source, height=height, width=width, channels=channels, max_pixels=max_pixels,
-            max_value=self.max_value,
+            conversion=self.conversion,
         )  # fmt: skip
 
 
@@ -147,7 +146,7 @@ def save_model(
     *,
     image_shape: Sequence[int],
     embedding_dim: int,
-    max_value: int = images.MAX_VALUE,
+    conversion: images.Conversion = images.DEFAULT_CONVERSION,
     quality: bool = False,
 ) -> None:
     """Write a scripted embedder together with the input and output shapes that `Model` reads.
@@ -157,11 +156,11 @@ def save_model(
         path: The file to write.
         image_shape: (height, width, channels).
         embedding_dim: D.
-        max_value: See `images.decode`.
+        conversion: How images are converted to `image_shape`.
         quality: The method `embed_with_norm` returns a measure of quality.
     """
     sizes = {"image_shape": list(image_shape), "embedding_dim": embedding_dim}
-    metadata = sizes | {"max_value": max_value} | ({"quality": True} if quality else {})
+    metadata = sizes | conversion.as_dict() | ({"quality": True} if quality else {})
     torch.jit.save(module, str(path), _extra_files={_METADATA_FILE: json.dumps(metadata)})
 
 

@@ -15,10 +15,10 @@ from tests.data.conftest import folder_source, write_pictures
 
 from arcloop.data import Store, prepare
 from arcloop.data.sources import decoding
-from arcloop.data.sources.decoding import FileBlock, decode_block, decode_blocks
+from arcloop.data.sources.decoding import FileBlock, decode_blocks
 from arcloop.data.store.source_files import hash_content
 from arcloop.errors import DataError, ResourceError
-from arcloop.runtime.images import decode
+from arcloop.runtime.images import DEFAULT_CONVERSION, decode
 
 SHAPE = (6, 4, 3)
 
@@ -45,7 +45,10 @@ class Mark:
 def blocks(folder, count, **changed):
     for number in range(count):
         mark = Mark(folder, number, **changed)
-        yield FileBlock("train", "nowhere", [b"%d.png" % number], [number], SHAPE, 65535, mark)
+        yield FileBlock(
+            split="train", root="nowhere", paths=[b"%d.png" % number], labels=[number],
+            image_shape=SHAPE, conversion=DEFAULT_CONVERSION, encode=mark,
+        )  # fmt: skip
 
 
 def processes(folder):
@@ -117,7 +120,10 @@ def test_rows_labels_and_versions_of_a_block_with_an_unreadable_file(tmp_path):
     (tmp_path / "marks").mkdir()
     paths = [b"a/000.png", b"a/none.png", b"a/001.png"]
     mark = Mark(tmp_path / "marks", 1)
-    done = decode_block(FileBlock("val", str(tmp_path), paths, [3, 4, 5], SHAPE, 65535, mark))
+    done = FileBlock(
+        split="val", root=str(tmp_path), paths=paths, labels=[3, 4, 5], image_shape=SHAPE,
+        conversion=DEFAULT_CONVERSION, encode=mark,
+    ).decode()  # fmt: skip
     stats = [(tmp_path / os.fsdecode(path)).stat() for path in paths[::2]]
     assert done.files.tolist() == [
         (

@@ -244,6 +244,12 @@ def test_validation_knows_the_protocol(tmp_path, settings):
     assert validate(path, tmp_path / "v", settings).info == {
         "passed": True, "errors": 0, "warnings": 0
     }  # fmt: skip
+    report = json.loads((tmp_path / "v/report.json").read_text())
+    counted = sum(sum(of_class.values()) for of_class in report["classes"].values())
+    splits = ("train", "val", "gallery")  # query is gallery, whose images count once
+    assert counted == sum(report["splits"][split]["rows"] for split in splits)
+    page = (tmp_path / "v/report.html").read_text()
+    assert f'<b>{counted}</b><span class="soft">images</span>' in page
     images = np.load(path / "train/images-00000.npy")
     changed(path, "gallery", 3, image=images[0])
     message = (

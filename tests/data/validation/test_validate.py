@@ -192,6 +192,12 @@ def test_errors_of_images_name_the_image_files(by_split, settings):
         "but of class 'b' instead of 'a'" in error.what
     )
     assert "query/c/000.png (query): constant or almost constant" in error.what
+    assert "data.on_duplicate=drop keeps one of equal pictures" in error.remedy
+    shutil.rmtree(store)
+    prepare(folder_source(by_split, on_duplicate="warn"), store, workers=1)
+    _, error = failed(store, replace(settings, max_empty_fraction=0.0))
+    assert "the same image as" not in error.what
+    assert "on_duplicate" not in error.remedy
 
 
 def test_two_labels_without_image_files(store, settings, capfd):
@@ -316,7 +322,8 @@ def test_page_shows_the_findings(store, settings):
     assert "&lt;b&gt;one&lt;/b&gt;" in page
     assert "<b>one" not in page
     assert "query/images-00001.npy" in page
-    assert page.count("data:image/png;base64,") == 3 * 14
+    assert page.count("data:image/png;base64,") == 3 * 14 + 1  # samples, and the finding
+    assert "<details open>" in page
     assert "http" not in page  # the page loads nothing from other hosts
 
 

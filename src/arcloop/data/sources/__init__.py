@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.value_types import (
     FolderName,
     Fraction,
@@ -30,6 +31,7 @@ from arcloop.runtime.images import encode_jpeg
 Encode = Callable[[Images], Images | list[bytes]]
 """Converts a batch of images to the form in which a store contains them."""
 
+_KEY_DIGITS = 16
 _LOCATION_FIELDS = ("root", "file")
 
 
@@ -44,6 +46,7 @@ class RowBlock:
         files: [N] the file of each image, if the source has one file per image.
         unreadable: Path and reason of each image that was left out because it cannot be read.
         groups: int64 [N] group of each image, if the source has groups.
+        transparent: Number of images with transparent parts.
     """
 
     split: str
@@ -52,6 +55,7 @@ class RowBlock:
     files: FileTable | None = None
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     groups: Labels | None = None
+    transparent: int = 0
 
 
 class Listing(ABC):
@@ -68,6 +72,7 @@ class Listing(ABC):
         passed_over: Descriptions of images that are left out; see also `Source.passed_over`.
         notices: Descriptions of what differs from the settings, for example sizes of splits.
         group_names: Names of the groups; a group is a position in this list. None without groups.
+        dropped: Descriptions of files that are left out because another has the same picture.
     """
 
     classes: list[str]
@@ -79,6 +84,7 @@ class Listing(ABC):
     passed_over: Sequence[str] = ()
     notices: Sequence[str] = ()
     group_names: Sequence[str] | None = None
+    dropped: Sequence[str] = ()
 
     @abstractmethod
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
@@ -174,6 +180,17 @@ class Source(ABC):
                 missing or damaged.
         """
 
+    def open_for_store(self, workers: int) -> Listing:
+        """List the contents that a new store should contain; this may read all images.
+
+        Args:
+            workers: Number of processes that decode images.
+
+        Raises:
+            DataError: As `open`.
+        """
+        return self.open()
+
     def encode(self, images: Images) -> Images | list[bytes]:
         """Convert images [N, H, W, C] to the form in which the store contains them."""
         if self.encoding == "raw":
@@ -198,6 +215,11 @@ class Source(ABC):
             unused |= {"encoding", "jpeg_quality"}
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in unused}
+
+
+def hash_settings(source: Source, *more: str) -> str:
+    """Return a hash of the settings of a store, which does not depend on the source's location."""
+    return sha256_json([type(source).__name__, source.settings(), *more])[:_KEY_DIGITS]
 
 
 def similar_names(classes: Iterable[str]) -> list[str]:

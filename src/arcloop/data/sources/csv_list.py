@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.sources import Listing, existing_root
+from arcloop.data.sources import existing_root
 from arcloop.data.sources.picture_table import FileList, Groups, PictureTable
-from arcloop.data.sources.pictures import PictureSource
+from arcloop.data.sources.pictures import PictureSource, SourceFiles
 from arcloop.data.splits import SPLITS
 from arcloop.errors import ConfigError, DataError
 
@@ -74,9 +74,9 @@ class CsvSource(PictureSource):
             digest.update(f"{version}\n".encode())
         return digest.hexdigest()
 
-    def open(self) -> Listing:
+    def read_files(self) -> SourceFiles:
         file, root = self._locations()
-        return self._make_listing(
+        return SourceFiles(
             read_table(file, root, self.delimiter),
             where=file.absolute(),
             layout=f"a column split of {', '.join(SPLITS)}",

@@ -11,46 +11,122 @@ import stat
 import sys
 import threading
 import types
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from arcloop.data.sources import Encode, RowBlock
+from arcloop.data.store.shards import FileTable
 from arcloop.data.store.source_files import hash_content, make_table
 from arcloop.errors import ResourceError
-from arcloop.runtime.images import ImageError, decode
+from arcloop.runtime.images import Conversion, ImageError, decode_with_transparency
+
+Ints = npt.NDArray[np.int64]
 
 _IN_FLIGHT = 2  # blocks per process, so that no process waits for its next block
 _NOT_A_FILE = "a pipe, socket or device instead of a file"
 
 
-@dataclass(frozen=True)
-class FileBlock:
-    """Image files to decode into consecutive rows of a split.
+@dataclass(frozen=True, kw_only=True)
+class ImageBlock(ABC):
+    """Encoded images to decode into consecutive rows of a split.
 
     Attributes:
         split: The split.
-        root: Folder that relative paths start from.
-        paths: The files.
-        labels: Their labels.
-        image_shape: (H, W, C) of the images.
-        max_value: Value of a grey image of more than 8 bits that becomes 255.
+        labels: Labels of the images.
+        image_shape: (H, W, C) of the result.
+        conversion: How images are converted to this shape.
         encode: Converts the images to the form in which the store contains them.
         groups: Their groups, if the source has groups.
     """
 
     split: str
-    root: str
-    paths: list[bytes]
     labels: list[int]
     image_shape: tuple[int, int, int]
-    max_value: int
+    conversion: Conversion
     encode: Encode
     groups: list[int] | None = None
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """Return the path of an image, or a description of its location."""
+
+    @abstractmethod
+    def read(self, number: int) -> tuple[bytes, tuple[int, int]]:
+        """Return the encoded image, and the size and modification time of its file.
+
+        Raises:
+            ImageError, OSError: It cannot be read.
+        """
+
+    def make_table(
+        self, kept: Sequence[int], versions: Ints, hashes: Sequence[int]
+    ) -> FileTable | None:
+        """Return the table of the files of these images; None if there is no file per image."""
+        return None
+
+    def decode(self) -> RowBlock:
+        """Decode the images; those that cannot be decoded are left out and listed."""
+        height, width, channels = self.image_shape
+        images = np.empty((len(self.labels), *self.image_shape), np.uint8)
+        versions = np.empty((len(self.labels), 2), np.int64)
+        kept, hashes, unreadable, transparent = [], [], [], 0
+        for number in range(len(self.labels)):
+            try:
+                encoded, versions[number] = self.read(number)
+                images[number], is_transparent = decode_with_transparency(
+                    encoded, height=height, width=width, channels=channels,
+                    conversion=self.conversion,
+                )  # fmt: skip
+                transparent += is_transparent
+                kept.append(number)
+                hashes.append(hash_content(encoded))
+            except (ImageError, OSError) as cause:
+                reason = cause.strerror if isinstance(cause, OSError) else cause
+                if isinstance(cause, OSError) and cause.errno == errno.ENXIO:  # a socket
+                    reason = _NOT_A_FILE
+                unreadable.append((self.name(number), str(reason)))
+        return RowBlock(
+            self.split,
+            self.encode(images[kept]),
+            np.array(self.labels, np.int64)[kept],
+            self.make_table(kept, versions[kept], hashes),
+            unreadable,
+            None if self.groups is None else np.array(self.groups, np.int64)[kept],
+            transparent,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileBlock(ImageBlock):
+    """Image files to decode.
+
+    Attributes:
+        root: Folder that relative paths start from.
+        paths: The files.
+    """
+
+    root: str
+    paths: list[bytes]
+
+    def name(self, number: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.paths[number]))  # noqa: PTH118 - speed
+
+    def read(self, number: int) -> tuple[bytes, tuple[int, int]]:
+        with open(self.name(number), "rb", buffering=0, opener=_open_at_once) as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise ImageError(_NOT_A_FILE)
+            return file.read(), (info.st_size, info.st_mtime_ns)
+
+    def make_table(self, kept: Sequence[int], versions: Ints, hashes: Sequence[int]) -> FileTable:
+        return make_table([self.paths[number] for number in kept], versions, hashes)
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -58,38 +134,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def decode_block(block: FileBlock) -> RowBlock:
-    """Decode image files; files that cannot be decoded are left out and listed."""
-    height, width, channels = block.image_shape
-    images = np.empty((len(block.paths), *block.image_shape), np.uint8)
-    versions = np.empty((len(block.paths), 2), np.int64)
-    kept, hashes, unreadable = [], [], []
-    for number, relative in enumerate(block.paths):
-        path = os.path.join(block.root, os.fsdecode(relative))  # noqa: PTH118 - speed
-        try:
-            with open(path, "rb", buffering=0, opener=_open_at_once) as file:
-                info = os.fstat(file.fileno())
-                if not stat.S_ISREG(info.st_mode):
-                    raise ImageError(_NOT_A_FILE)
-                versions[number] = info.st_size, info.st_mtime_ns
-                encoded = file.read()
-            images[number] = decode(
-                encoded, height=height, width=width, channels=channels, max_value=block.max_value
-            )
-            kept.append(number)
-            hashes.append(hash_content(encoded))
-        except (ImageError, OSError) as cause:
-            reason = cause.strerror if isinstance(cause, OSError) else cause
-            if isinstance(cause, OSError) and cause.errno == errno.ENXIO:  # a socket
-                reason = _NOT_A_FILE
-            unreadable.append((path, str(reason)))
-    files = make_table([block.paths[number] for number in kept], versions[kept], hashes)
-    labels = np.array(block.labels, np.int64)[kept]
-    groups = None if block.groups is None else np.array(block.groups, np.int64)[kept]
-    return RowBlock(block.split, block.encode(images[kept]), labels, files, unreadable, groups)
-
-
-def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBlock]:
+def decode_blocks(blocks: Iterable[ImageBlock], workers: int) -> Iterator[RowBlock]:
     """Decode blocks and yield the results in the same order.
 
     Worker processes are started with the method that Python 3.14 uses by default: "spawn" on macOS,
@@ -106,7 +151,7 @@ def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBloc
     """
     # A daemonic process cannot have children.
     if workers == 1 or multiprocessing.current_process().daemon:
-        yield from map(decode_block, blocks)
+        yield from map(ImageBlock.decode, blocks)
         return
     context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
     if context.get_start_method() == "forkserver":
@@ -130,7 +175,7 @@ def decode_blocks(blocks: Iterable[FileBlock], workers: int) -> Iterator[RowBloc
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, block: FileBlock) -> Future[RowBlock]:
+def _submit(pool: ProcessPoolExecutor, block: ImageBlock) -> Future[RowBlock]:
     """Submit a block; this may start a worker.
 
     multiprocessing imports the main module of the parent in every process that it starts. A script
@@ -141,7 +186,7 @@ def _submit(pool: ProcessPoolExecutor, block: FileBlock) -> Future[RowBlock]:
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
-        return pool.submit(decode_block, block)
+        return pool.submit(block.decode)
     except (EOFError, OSError) as cause:
         raise ResourceError(
             f"a process that decodes images cannot be started: {cause or 'no answer'}",

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from arcloop.artifacts.atomic import SYSTEM_NAMES
-from arcloop.data.sources import Listing, existing_root
+from arcloop.data.sources import existing_root
 from arcloop.data.sources.picture_table import FileList, Groups, PictureTable
-from arcloop.data.sources.pictures import PictureSource
+from arcloop.data.sources.pictures import PictureSource, SourceFiles
 from arcloop.data.splits import SPLITS
 from arcloop.errors import ConfigError, DataError
 from arcloop.runtime.images import EXTENSIONS, FORMATS
@@ -66,7 +66,7 @@ class ImageFolderSource(PictureSource):
                 digest.update(os.fsencode(entry.name) + f"\0{_version(entry)}\n".encode())
         return digest.hexdigest()
 
-    def open(self) -> Listing:
+    def read_files(self) -> SourceFiles:
         root = existing_root(self.root)
         folders = self._class_folders(root)
         files, counts = FileList(root), []
@@ -89,7 +89,7 @@ class ImageFolderSource(PictureSource):
             split_of_file = np.repeat([folder.parent.name for folder in folders], counts)
             given = {split: np.flatnonzero(split_of_file == split) for split in SPLITS}
         labels = np.repeat([position_of[_class_name(folder)] for folder in folders], counts)
-        return self._make_listing(
+        return SourceFiles(
             PictureTable(files, labels, classes, given, self._find_groups(files, root)),
             where=root.absolute(),
             layout="<root>/<split>/<class>/<image>",

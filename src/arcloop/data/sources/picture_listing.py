@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.data.sources import Encode, Listing, RowBlock
-from arcloop.data.sources.decoding import FileBlock, decode_blocks
-from arcloop.data.sources.picture_table import FileList, Groups
+from arcloop.data.sources.decoding import ImageBlock, decode_blocks
+from arcloop.data.sources.picture_table import Groups, ImageList
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import rows_per_block
 from arcloop.data.store.source_files import (
@@ -31,6 +31,11 @@ Ints = npt.NDArray[np.int64]
 _BLOCK_ROWS = 256
 
 
+def block_rows(image_shape: tuple[int, int, int]) -> int:
+    """Return the number of files that a process decodes at a time."""
+    return min(_BLOCK_ROWS, rows_per_block(image_shape))
+
+
 @dataclass
 class PictureListing(Listing):
     """Image files, and the files of each split.
@@ -46,7 +51,7 @@ class PictureListing(Listing):
 
     classes: list[str]
     image_shape: tuple[int, int, int]
-    files: FileList
+    files: ImageList
     labels: npt.NDArray[np.integer]
     order: Mapping[str, Ints]
     source: PictureSource
@@ -56,6 +61,7 @@ class PictureListing(Listing):
     groups: Groups | None
     passed_over: Sequence[str]
     notices: Sequence[str]
+    dropped: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.root = self.files.root
@@ -63,7 +69,7 @@ class PictureListing(Listing):
         self.rows = {split: len(numbers) for split, numbers in self.order.items()}
 
     def read(self, encode: Encode, workers: int) -> Iterator[RowBlock]:
-        size = min(_BLOCK_ROWS, rows_per_block(self.image_shape))
+        size = block_rows(self.image_shape)
         num_blocks = sum(math.ceil(rows / size) for rows in self.rows.values())
         unreadable: list[tuple[str, str]] = []
         for block in decode_blocks(self._blocks(encode, size), max(1, min(workers, num_blocks))):
@@ -78,19 +84,18 @@ class PictureListing(Listing):
                 remedy="repair or remove them, or skip them with data.on_bad_image=skip",
             )
 
-    def _blocks(self, encode: Encode, size: int) -> Iterator[FileBlock]:
+    def _blocks(self, encode: Encode, size: int) -> Iterator[ImageBlock]:
         for split, numbers in self.order.items():
             for start in range(0, len(numbers), size):
                 chosen = numbers[start : start + size].tolist()
-                yield FileBlock(
-                    split,
-                    self.files.root,
-                    [self.files.relative(number) for number in chosen],
-                    self.labels[chosen].tolist(),
-                    self.image_shape,
-                    self.source.max_value,
-                    encode,
-                    None if self.groups is None else self.groups.numbers[chosen].tolist(),
+                yield self.files.block(
+                    chosen,
+                    split=split,
+                    labels=self.labels[chosen].tolist(),
+                    image_shape=self.image_shape,
+                    conversion=self.source.conversion,
+                    encode=encode,
+                    groups=None if self.groups is None else self.groups.numbers[chosen].tolist(),
                 )
 
     def compare_with(self, contents: StoreContents, *, full: bool = False) -> SourceChanges:

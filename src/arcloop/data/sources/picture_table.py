@@ -6,22 +6,53 @@ C: classes, N: image files.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from arcloop.data.sources.decoding import FileBlock, ImageBlock
 from arcloop.data.store.shards import NO_GROUP
 from arcloop.errors import DataError, list_some
 
 Ints = npt.NDArray[np.int64]
 
 
-class FileList:
+class ImageList(ABC):
+    """Numbered encoded images, in files of their own or in one file.
+
+    Attributes:
+        root: Folder that relative paths start from.
+    """
+
+    root: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def relative(self, number: int) -> bytes:
+        """Return the name by which a store identifies an image, e.g. its path without the root."""
+
+    @abstractmethod
+    def path(self, number: int) -> str:
+        """Return the path of an image that includes the root, or a description of its location."""
+
+    @abstractmethod
+    def select(self, numbers: Ints) -> ImageList:
+        """Return a list of some of the images."""
+
+    @abstractmethod
+    def block(self, numbers: Sequence[int], **fields: Any) -> ImageBlock:
+        """Return images as a block to decode; `fields` are those of `ImageBlock`."""
+
+
+class FileList(ImageList):
     """Numbered paths, packed into one buffer. Memory use per path is its length plus 8 bytes.
 
     Args:
@@ -41,16 +72,17 @@ class FileList:
         self._ends.append(len(self._buffer))
 
     def relative(self, number: int) -> bytes:
-        """Return a path as passed to `append`; stores identify files by these paths."""
         start = self._ends[number - 1] if number else 0
         return bytes(self._buffer[start : self._ends[number]])
 
     def path(self, number: int) -> str:
-        """Return a path that includes the root."""
         return os.path.join(self.root, os.fsdecode(self.relative(number)))  # noqa: PTH118 - speed
 
+    def block(self, numbers: Sequence[int], **fields: Any) -> ImageBlock:
+        paths = [self.relative(number) for number in numbers]
+        return FileBlock(root=self.root, paths=paths, **fields)
+
     def select(self, numbers: Ints) -> FileList:
-        """Return a list of some of the paths."""
         chosen = FileList(Path(self.root))
         for number in numbers.tolist():
             chosen.append(os.fsdecode(self.relative(number)))
@@ -106,11 +138,24 @@ class PictureTable:
         groups: The group of each file, if the source has groups.
     """
 
-    files: FileList
+    files: ImageList
     labels: Ints
     classes: Sequence[str]
     given: Mapping[str, Ints] | None
     groups: Groups | None
+
+    def select(self, kept: Ints) -> Self:
+        """Return a table of some of the files, by their numbers in ascending order."""
+        given = self.given and {
+            split: np.flatnonzero(np.isin(kept, numbers)) for split, numbers in self.given.items()
+        }
+        return replace(
+            self,
+            files=self.files.select(kept),
+            labels=self.labels[kept],
+            given=given,
+            groups=self.groups and replace(self.groups, numbers=self.groups.numbers[kept]),
+        )
 
     def drop_small_classes(self, min_images: int, where: object) -> tuple[Self, list[str]]:
         """Leave out classes with fewer images, except those of which only query has images.
@@ -141,17 +186,11 @@ class PictureTable:
             )
         small_c, large_c = np.flatnonzero(is_small_C).tolist(), np.flatnonzero(~is_small_C).tolist()
         small = list_some([f"{self.classes[c]!r} ({count_C[c]})" for c in small_c])
-        kept = np.flatnonzero(~is_small_C[self.labels])
-        given = self.given and {
-            split: np.flatnonzero(np.isin(kept, numbers)) for split, numbers in self.given.items()
-        }
+        table = self.select(np.flatnonzero(~is_small_C[self.labels]))
         table = replace(
-            self,
-            files=self.files.select(kept),
-            labels=(np.cumsum(~is_small_C) - 1)[self.labels[kept]],
+            table,
+            labels=(np.cumsum(~is_small_C) - 1)[table.labels],
             classes=[self.classes[c] for c in large_c],
-            given=given,
-            groups=self.groups and replace(self.groups, numbers=self.groups.numbers[kept]),
         )
         description = (
             f"{len(small_c)} classes with {count_C[small_c].sum()} images, because each has"

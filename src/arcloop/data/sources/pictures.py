@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.config.value_types import Fraction, ImageSize, NonNegativeInt, PositiveInt
-from arcloop.data.sources import Source, height_and_width
-from arcloop.data.sources.picture_listing import PictureListing
+from arcloop.config.value_types import Colour, Fraction, ImageSize, NonNegativeInt, PositiveInt
+from arcloop.data.sources import Listing, Source, height_and_width
+from arcloop.data.sources.duplicates import find_duplicates
+from arcloop.data.sources.picture_listing import PictureListing, block_rows
 from arcloop.data.sources.picture_table import Groups, PictureTable
 from arcloop.data.splits import SPLITS
 from arcloop.data.splits.disjoint import SplitAssignment, check_given_splits, split_by_class
 from arcloop.data.splits.stratified import assign_new, describe_sizes, stratify
 from arcloop.data.store.source_files import StoreContents
 from arcloop.errors import DataError, list_some
+from arcloop.runtime.images import Conversion
 
 Ints = npt.NDArray[np.int64]
 _SPLIT_VERSION = 2  # increase it when a change of the code changes the splits that are drawn
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """The image files of a source.
+
+    Attributes:
+        table: The files.
+        where: Location of the source, for error messages.
+        layout: How the source defines the split of an image, for error messages.
+    """
+
+    table: PictureTable
+    where: Path
+    layout: str
 
 
 @dataclass(kw_only=True)
@@ -34,12 +53,19 @@ class PictureSource(Source):
         channels: 1 (grey) or 3 (RGB), to which images are converted.
         max_value: Value of a grey image of more than 8 bits that becomes 255, e.g. 4095 for 12-bit
             data in 16-bit files. Larger values become 255, too.
+        background: Colour of transparent parts, and of the border of `resize="pad"`: "black",
+            "white", "mean" for the mean colour of the image, or [R, G, B] in 0..255. None: black,
+            and the number of transparent images is printed.
+        resize: "stretch", "pad" or "crop", see `arcloop.runtime.images.Conversion`.
         val: If stratified, rows (int) or fraction of all rows (float) for val.
         gallery: If stratified, rows or fraction for gallery.
         query: If stratified, rows or fraction for query.
         split_seed: Seed of the random assignment.
         min_images: Classes with fewer images are left out and reported, except classes of which
             only query has images.
+        on_duplicate: "error": validation refuses equal images in different splits. "drop": of files
+            with the same picture, one is kept, before the splits are drawn; all files are decoded
+            twice. "warn": validation reports them as warnings.
         on_bad_image: "fail": an unreadable image is an error. "skip": unreadable images are skipped
             and counted.
     """
@@ -49,12 +75,40 @@ class PictureSource(Source):
     image_size: ImageSize
     channels: Literal[1, 3]
     max_value: PositiveInt
+    background: Colour | None
+    resize: Literal["stretch", "pad", "crop"]
     val: PositiveInt | Fraction
     gallery: PositiveInt | Fraction
     query: PositiveInt | Fraction
     split_seed: NonNegativeInt
     min_images: NonNegativeInt
     on_bad_image: Literal["fail", "skip"]
+    on_duplicate: Literal["error", "drop", "warn"]
+
+    @abstractmethod
+    def read_files(self) -> SourceFiles:
+        """List the files of the source.
+
+        Raises:
+            DataError: The source does not exist or has faults.
+        """
+
+    def open(self) -> Listing:
+        return self._make_listing(self.read_files())
+
+    def open_for_store(self, workers: int) -> Listing:
+        found = self.read_files()
+        if self.on_duplicate != "drop":
+            return self._make_listing(found)
+        table, shape = found.table, (*height_and_width(self.image_size), self.channels)
+        duplicates = find_duplicates(
+            table, shape, self.conversion, block_rows=block_rows(shape), workers=workers
+        )
+        kept = np.setdiff1d(np.arange(len(table.labels)), duplicates.dropped)
+        listing = self._make_listing(
+            replace(found, table=table.select(kept)), min_images=max(1, self.min_images)
+        )
+        return replace(listing, dropped=duplicates.describe(table))
 
     def required_splits(self) -> tuple[str, ...]:
         """Return the splits that a source with given splits must contain."""
@@ -62,20 +116,27 @@ class PictureSource(Source):
         return required[self.split]
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"split_version": _SPLIT_VERSION}
+        values = super().settings() | {"split_version": _SPLIT_VERSION}
+        defaults = {"background": "black", "resize": "stretch", "on_duplicate": "error"}
+        for name, default in defaults.items():
+            if values[name] in (None, default):  # the key of stores of earlier versions
+                del values[name]
+        return values
 
-    def _make_listing(self, table: PictureTable, *, where: object, layout: str) -> PictureListing:
-        """Split image files.
+    @property
+    def conversion(self) -> Conversion:
+        """How image files are converted to `image_size` and `channels`."""
+        return Conversion(self.max_value, self.background or "black", self.resize)
 
-        Args:
-            table: The image files.
-            where: Location of the source, for error messages.
-            layout: How the source defines the split of an image, for error messages.
+    def _make_listing(self, found: SourceFiles, min_images: int | None = None) -> PictureListing:
+        """Split image files; leave out classes with fewer than `min_images`.
 
         Raises:
             DataError: The images cannot be split according to the settings.
         """
-        table, passed_over = table.drop_small_classes(self.min_images, where)
+        where, layout = found.where, found.layout
+        minimum = self.min_images if min_images is None else min_images
+        table, passed_over = found.table.drop_small_classes(minimum, where)
         labels, classes, given = table.labels, table.classes, table.given
         if given is None:
             splits = self._draw_splits(labels, classes, table.groups, where)

@@ -17,7 +17,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.data.store.shards import Images, Labels, shard_file
 from arcloop.errors import ArtifactError
-from arcloop.runtime.images import MAX_VALUE, ImageError, decode
+from arcloop.runtime.images import Conversion, ImageError, decode
 
 Rows = npt.NDArray[np.int64]
 
@@ -95,7 +95,7 @@ class Store:
         artifact: The artifact that the store reads from.
         classes: Class names; a label is an index into them.
         image_shape: (H, W, C).
-        max_value: Value of a grey image of more than 8 bits that became 255.
+        conversion: How image files were converted to `image_shape`.
         num_train_classes: Number of classes in train. They have the first labels.
         leave_one_out: Whether gallery is also the query split. Row i of gallery and row i of query
             are then the same row of the same files.
@@ -107,7 +107,7 @@ class Store:
         height, width, channels = artifact.info["image_shape"]
         self.image_shape: tuple[int, int, int] = (height, width, channels)
         self.classes: list[str] = json.loads((artifact.path / CLASSES).read_bytes())
-        self.max_value: int = artifact.info.get("max_value", MAX_VALUE)
+        self.conversion = Conversion.from_dict(artifact.info)
         self.num_train_classes: int = artifact.info.get("train_classes", len(self.classes))
         self.leave_one_out: bool = artifact.info.get("leave_one_out", False)
         self._ends: dict[str, npt.NDArray[np.int64]] = {

@@ -1,6 +1,6 @@
 """Validates a store and writes report.json and report.html.
 
-`files` finds damaged files, labels and images, `inspection` finds empty, dark and equal images, and
+`files` finds damaged files, labels and images; `inspection` finds empty, dark and equal images, and
 `check_classes` finds faults of the classes.
 """
 
@@ -21,7 +21,7 @@ from arcloop.artifacts.writer import write_artifact
 from arcloop.data.sources import similar_names
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import Images
-from arcloop.data.validation.files import Finding, Findings
+from arcloop.data.validation.findings import Finding, Findings
 from arcloop.data.validation.inspection import Inspection, inspect_store
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.terminal import print_line, track
@@ -73,11 +73,13 @@ def validate(
             page = output / "report.html"
             print_line(f"warning: {check}: {count}, see {page}{_list(found, count, 3)}")
     if errors := findings.count("error"):
+        remedy = "correct the source or its splits, delete the store and prepare it again"
+        if findings.counts[("error", "leak")] and "on_duplicate" in store.config:
+            remedy = f"data.on_duplicate=drop keeps one of equal pictures; or {remedy}"
         raise DataError(
             f"the store has {errors} error(s):{_list(findings.of_level('error'), errors, 10)}",
             where=store_path,
-            remedy=f"see {output / 'report.html'}; correct the source or its splits,"
-            " delete the store and prepare it again",
+            remedy=f"see {output / 'report.html'}; {remedy}",
         )
     return artifacts.load(output, "validation")
 
@@ -94,7 +96,7 @@ def _write_validation(store: Artifact, output: Path, settings: ValidationSetting
     with write_artifact(
         output, "validation", config=config, parents={"store": store.sha256}
     ) as writer:
-        rows = sum(facts["rows"] for facts in store.info["splits"].values())
+        rows = sum(store.info["splits"][split]["rows"] for split in _stored_splits(store))
         with track("validate", rows) as advance:
             inspection = inspect_store(store, settings, advance)
         findings = inspection.findings
@@ -112,9 +114,14 @@ def _write_validation(store: Artifact, output: Path, settings: ValidationSetting
                 f" {report['query_only']['images']} images are queries of something unknown"
             )
         write_json(writer.path / "report.json", report)
-        page = render_page(report, inspection.samples)
+        page = render_page(report, inspection.samples, findings)
         write_bytes(writer.path / "report.html", page.encode())
     return findings
+
+
+def _stored_splits(store: Artifact) -> Sequence[str]:
+    """Return the splits whose rows are stored: with leave-one-out, query is the gallery."""
+    return SPLITS[:-1] if store.info.get("leave_one_out", False) else SPLITS
 
 
 def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
@@ -174,8 +181,9 @@ def _make_report(store: Artifact, inspection: Inspection) -> dict[str, Any]:
         "passed_over": store.info.get("passed_over", []),
         "notices": store.info.get("notices", []),
         "splits": store.info["splits"],
+        "leave_one_out": inspection.leave_one_out,
         "classes": {
-            name: {split: int(inspection.counts[split][label]) for split in SPLITS}
+            name: {split: int(inspection.counts[split][label]) for split in _stored_splits(store)}
             for label, name in enumerate(inspection.classes)
         },
         "query_only": {
@@ -191,21 +199,31 @@ def _make_report(store: Artifact, inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def render_page(report: Mapping[str, Any], samples: Mapping[int, Sequence[Images]]) -> str:
+def render_page(
+    report: Mapping[str, Any], samples: Mapping[int, Sequence[Images]], findings: Findings
+) -> str:
     """Return report.html, a self-contained page.
 
     Args:
         report: Content of report.json.
         samples: Label -> training images [H, W, C] to show.
+        findings: The findings to list.
     """
+    stored = SPLITS[:-1] if report["leave_one_out"] else SPLITS
     totals = {name: sum(counts.values()) for name, counts in report["classes"].items()}
     names = sorted(totals, key=lambda name: -totals[name])
     num_hidden = max(0, len(names) - _MAX_BARS)
     return render_template(
         _TEMPLATE,
         report=report,
-        splits=SPLITS,
-        total=sum(facts["rows"] for facts in report["splits"].values()),
+        splits=stored,
+        total=sum(report["splits"][split]["rows"] for split in stored),
+        listed=[
+            (finding, _thumbnail(findings.pictures[finding]))
+            if finding in findings.pictures
+            else (finding, None)
+            for finding in findings.listed
+        ],
         bars=names[: _MAX_BARS // 2] + names[-_MAX_BARS // 2 :] if num_hidden else names,
         longest=max(1, *totals.values()),
         num_hidden=num_hidden,

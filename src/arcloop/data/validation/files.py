@@ -6,10 +6,9 @@ import contextlib
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import BinaryIO, Literal
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,65 +18,10 @@ from arcloop.artifacts.atomic import sha256_file
 from arcloop.data.splits import SPLITS
 from arcloop.data.store import CLASSES, GROUPS
 from arcloop.data.store.shards import Images, Labels, npy_header, rows_per_block, shard_file
+from arcloop.data.validation.findings import Finding, Findings, Level
 from arcloop.runtime.images import ImageError, decode, size_of
 
 Ints = npt.NDArray[np.int64]
-Level = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One error or warning.
-
-    Attributes:
-        level: An error fails the validation; a warning does not.
-        check: Name of the check, e.g. "checksum".
-        message: What is wrong.
-        split: The split, if the finding concerns one split.
-        file: Path of the file within the store, if the finding concerns one file.
-        row: Row within the file, if the finding concerns one row.
-        image: Image file that the row was read from, relative to the root of the source; None if
-            the source does not have one file per image.
-    """
-
-    level: Level
-    check: str
-    message: str
-    split: str | None = None
-    file: str | None = None
-    row: int | None = None
-    image: str | None = None
-
-    def __str__(self) -> str:
-        if self.image is not None:
-            return f"{self.image} ({self.split}): {self.message}"
-        location = self.file or self.split
-        row = "" if self.row is None else f" row {self.row}"
-        return f"{location}{row}: {self.message}" if location else self.message
-
-
-@dataclass
-class Findings:
-    """Collects findings; counts all of them and keeps the first `max_listed` of each check."""
-
-    max_listed: int
-    listed: list[Finding] = field(default_factory=list)
-    counts: Counter[tuple[Level, str]] = field(default_factory=Counter)
-
-    def add(self, finding: Finding) -> None:
-        """Add a finding."""
-        key = finding.level, finding.check
-        self.counts[key] += 1
-        if self.counts[key] <= self.max_listed:
-            self.listed.append(finding)
-
-    def count(self, level: Level) -> int:
-        """Return the number of findings of a level, listed or not."""
-        return sum(count for (found, _), count in self.counts.items() if found == level)
-
-    def of_level(self, level: Level) -> list[Finding]:
-        """Return the listed findings of a level."""
-        return [finding for finding in self.listed if finding.level == level]
 
 
 @dataclass(frozen=True)
@@ -199,7 +143,11 @@ class StoreFiles:
     ) -> None:
         """Add a finding about one image."""
         image = self.image_file(shard, row)
-        self._findings.add(Finding(level, check, message, shard.split, shard.images, row, image))
+        finding = Finding(level, check, message, shard.split, shard.images, row, image)
+        if self._findings.add(finding) and shard.offsets is None:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                pixels = np.load(self._store.path / shard.images, mmap_mode="r")[row]
+                self._findings.pictures[finding] = np.array(pixels)
 
     def read_images(self, shard: ShardFiles) -> Iterator[tuple[Ints, Images]]:
         """Read the images of a shard in blocks, without the images that cannot be read.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from array import array
 from collections import Counter, defaultdict
@@ -15,16 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
+from arcloop.data.sources.duplicates import digest_images, equal_groups
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import NO_GROUP, Images
-from arcloop.data.validation.files import (
-    Finding,
-    Findings,
-    Ints,
-    Level,
-    ShardFiles,
-    StoreFiles,
-)
+from arcloop.data.validation.files import Ints, ShardFiles, StoreFiles
+from arcloop.data.validation.findings import Finding, Findings, Level
 from arcloop.errors import list_some
 
 if TYPE_CHECKING:
@@ -99,14 +93,17 @@ def inspect_store(
             is_empty = pixel_std(flat) < settings.min_std
             empty.append((shard, rows[is_empty]))
             # Empty images have their own finding; they are not also reported as duplicates.
-            for image in flat[~is_empty]:
-                digests += hashlib.blake2b(image, digest_size=16).digest()
+            digests += b"".join(digest_images(images[~is_empty]))
             hashed_rows.extend((shard.first_row + rows[~is_empty]).tolist())
             if shard.split == "train" and labels is not None:
                 _add_samples(samples, images, labels[rows])
         advance(shard.rows)
     groups = equal_groups(digests, np.frombuffer(hashed_rows, np.int64))
-    _report_equal_images(groups, shards, files, all_labels, classes, leave_one_out=leave_one_out)
+    is_allowed = store.config.get("on_duplicate") == "warn"
+    _report_equal_images(
+        groups, shards, files, all_labels, classes, leave_one_out=leave_one_out,
+        leak="warning" if is_allowed else "error",
+    )  # fmt: skip
     _report_divided_groups(shards, files, findings)
     for name in store.files:
         if Path(name).name.startswith("origins-"):
@@ -137,26 +134,6 @@ def pixel_std(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     values -= values.mean(axis=1, keepdims=True)
     std: npt.NDArray[np.float32] = np.sqrt(np.einsum("nk,nk->n", values, values) / values.shape[1])
     return std
-
-
-def equal_groups(digests: bytearray, rows: Ints) -> Iterator[Ints]:
-    """Yield the rows of each group of two or more equal images, in the given order.
-
-    Args:
-        digests: Hashes of the images, 16 bytes each. The probability that different images have
-            equal hashes is negligible.
-        rows: [N] number of the row of each image.
-
-    >>> list(equal_groups(bytearray(b"a" * 16 + b"b" * 16 + b"a" * 16), np.array([4, 5, 7])))
-    [array([4, 7])]
-    """
-    hashes = np.frombuffer(digests, "S16")
-    order = np.argsort(hashes, kind="stable")
-    is_first = np.append(True, hashes[order][1:] != hashes[order][:-1])[: len(order)]
-    starts = np.flatnonzero(is_first)
-    sizes = np.diff(starts, append=len(order))
-    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
-        yield rows[order[start : start + size]]
 
 
 def _add_samples(samples: Mapping[int, list[Images]], images: Images, labels: Ints) -> None:
@@ -220,10 +197,12 @@ def _report_equal_images(
     classes: Sequence[str],
     *,
     leave_one_out: bool,
+    leak: Level,
 ) -> None:
     """Report equal images: in different splits as errors, within a split as warnings.
 
-    A group of equal images gives one error for each pair of splits.
+    A group of equal images gives one error for each pair of splits. With `data.on_duplicate=warn`,
+    all are warnings.
 
     With leave-one-out, equal images within gallery are errors, too: a query would find its own
     image in another gallery row.
@@ -235,6 +214,7 @@ def _report_equal_images(
         labels: [N] label of each row of all shards; -1 if it is invalid.
         classes: Class names.
         leave_one_out: Whether gallery is also the query split.
+        leak: Level of equal images in different splits.
     """
     first_rows = np.array([shard.first_row for shard in shards])
     splits = np.array([shard.split for shard in shards])
@@ -251,7 +231,7 @@ def _report_equal_images(
         label, other_label = labels[row], labels[equal_row]
         if label != other_label and min(label, other_label) >= 0:
             message += f", but of class {classes[label]!r} instead of {classes[other_label]!r}"
-            check = "label conflict" if level == "warning" else check
+            check = "label conflict" if check == "duplicate" else check
         files.add_image(level, check, message, shard, row - shard.first_row)
 
     for group in groups:
@@ -262,8 +242,8 @@ def _report_equal_images(
             first_of_split.append(first)
             for row in others:
                 if leave_one_out and split == "gallery":
-                    report("error", "leak", row, first)
+                    report(leak, "leak", row, first)
                 else:
                     report("warning", "duplicate", row, first)
         for row, other_row in itertools.combinations(sorted(first_of_split), 2):
-            report("error", "leak", other_row, row)
+            report(leak, "leak", other_row, row)

@@ -65,7 +65,7 @@ class ExportScripted(Callback):
             golden_NHWC,
             Path(self.run_dir),
             max_abs_diff=self.torchscript.max_abs_diff,
-            max_value=store.max_value,
+            conversion=store.conversion,
             quality=pl_module.head.norm_is_quality,
         )
         print_line(f"model.pt: scripted, within {difference:.1e} of the eager model")
