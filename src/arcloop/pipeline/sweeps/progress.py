@@ -17,7 +17,6 @@ from typing import Self, TextIO
 from arcloop.pipeline.sweeps.record import JobRecord
 
 _POLL_SECONDS = 0.2
-_QUOTES = "'\""
 _SHOWN = {
     "index": ("top1", "index_recall_at_10", "index_bytes"),
     "evaluate": ("top1", "map_at_r", "eer"),
@@ -81,7 +80,7 @@ class SweepProgress:
     def _line(self, number: int, record: JobRecord) -> str:
         """Return the line of a job; its number starts at 0 and is shown from 1."""
         total = max(self.total, number + 1)
-        point = " ".join(f"{key}={value.strip(_QUOTES)}" for key, value in record.swept.items())
+        point = " ".join(f"{key}={_unquote(value)}" for key, value in record.swept.items())
         parts = [f"job {number + 1} of {total}", point, self._outcome(record)]
         before = "not repeated" if record.failure else "finished before"
         parts.append(before if record.reused else _format_seconds(_seconds(record)))
@@ -124,6 +123,10 @@ class SweepProgress:
 def _seconds(record: JobRecord) -> float:
     start, end = map(datetime.datetime.fromisoformat, (record.started, record.ended))
     return (end - start).total_seconds()
+
+
+def _unquote(value: str) -> str:
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def _format_value(value: float) -> str:
