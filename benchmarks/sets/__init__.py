@@ -1,1 +1,1 @@
-"""Real sets of pictures with thousands of classes, made from packages that any machine can get."""
+"""Data sets of drawings with thousands of classes, made from freely available packages."""
