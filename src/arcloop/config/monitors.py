@@ -21,12 +21,12 @@ _DEFAULT_MODE = "min"  # of the callbacks of Lightning
 
 
 def find_monitor_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one message per key with an unknown metric, or with the wrong mode of a known one.
+    """Yield a message for each key with an unknown metric, or with the wrong mode of a metric.
 
     The keys are `monitor`, and `monitor` of each callback.
 
     Args:
-        config: The plain, resolved config, without faults of its `_target_` nodes.
+        config: The plain, resolved config; its `_target_` nodes have been checked.
     """
     callbacks = (config["callbacks"] or {}).items()
     nodes = {name: node for name, node in callbacks if isinstance(node, Mapping)}

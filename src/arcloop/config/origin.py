@@ -21,7 +21,7 @@ def set_origin(
 
     Args:
         config: The composed and checked config.
-        command: The command that makes the run.
+        command: The command that creates the run.
         overrides: Overrides that distinguish the run; in a sweep those of the swept keys.
         sweep: "id", "folder" and "command" of the sweep of the run; None for a single run.
     """
@@ -30,7 +30,7 @@ def set_origin(
 
 
 def given_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return key -> value of overrides with one value; lists and mappings as text.
+    """Return key -> value of overrides with one value; lists and mappings as strings.
 
     >>> given_values(["head=arcface", "+head.margin=0.3", "backbone.widths=[8,8]"])
     {'head': 'arcface', 'head.margin': 0.3, 'backbone.widths': '[8,8]'}
@@ -43,7 +43,7 @@ def given_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _literal(value: Any) -> Any:
-    """Escape texts, so that OmegaConf does not resolve "${...}" in them."""
+    """Escape strings, so that OmegaConf does not resolve "${...}" in them."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, Mapping):

@@ -16,14 +16,14 @@ _KEY = re.compile(r"[+~]*[A-Za-z_][\w.@]*")
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Quote the values that are existing paths, so that paths can be given as they are.
 
-    A value is changed if Hydra would not read it as this text, because it contains "=", ",", a
+    A value is quoted if Hydra would not read it as this string, because it contains "=", ",", a
     bracket or a quote. In a sweep, the value may be a list of such paths, separated by commas.
 
     Args:
-        overrides: Arguments of a command. Flags, and paths that are no values, are unchanged.
+        overrides: Arguments of a command. Flags, and paths that are not values, are not changed.
 
     Returns:
-        The arguments; those that name no existing path are unchanged.
+        The arguments, with these values quoted.
     """
     return [_quote_path(override) for override in overrides]
 
@@ -45,7 +45,7 @@ def _quote(path: str) -> str:
 
 
 def _is_read_as_given(override: str, text: str) -> bool:
-    """Return whether Hydra reads the value as this text, or as another value that is valid."""
+    """Return whether Hydra reads the value as this string, or as another valid value."""
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
         value = parsed.value()
@@ -56,12 +56,12 @@ def _is_read_as_given(override: str, text: str) -> bool:
     if parsed.is_sweep_override():
         return not os.path.lexists(text)
     is_other_text = isinstance(value, str) and (value == text or os.path.lexists(value))
-    # A number or null is not replaced by a file that has such a name.
+    # A number or null is not quoted, even if there is a file with this name.
     return is_other_text or not isinstance(value, str | list | dict) or not os.path.lexists(text)
 
 
 def _split(parts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the divisions of a text at its commas into several existing paths."""
+    """Yield every way to join the parts of a text between commas into existing paths."""
     for end in range(1, len(parts) + 1):
         if os.path.lexists(first := ",".join(parts[:end])):
             if end == len(parts):

@@ -1,7 +1,7 @@
 """`arcloop diff RUN_A [RUN_B]`: compare config, data, code and metrics of two runs.
 
-With one run it prints these facts and the command that trained it. Nothing is verified, so runs
-without a model can be compared; `arcloop lineage` verifies a run.
+With one run, it prints data, code and metrics, and the command that trained it. It verifies no
+hashes, so runs whose model was removed can be compared; `arcloop lineage` verifies a run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RunFacts:
 
     Attributes:
         path: Folder of the run.
-        command: Command that trained it; for a job of a sweep, the command that repeats it alone.
+        command: Command that trains it; for a job of a sweep, without the other jobs.
         config: Resolved config; the folder of the run is replaced by RUN_DIR.
         data: Fingerprints and sizes of the data.
         code: Git revision and versions of packages.
@@ -74,7 +74,7 @@ class RunFacts:
 
 
 def diff(arguments: Sequence[str]) -> int:
-    """Print the differences between two runs, or the facts of one; returns 0.
+    """Print the differences between two runs, or the facts of one run; return 0.
 
     Raises:
         ArtifactError: A folder is not a finished run, or its metrics cannot be read.
@@ -107,7 +107,7 @@ def diff(arguments: Sequence[str]) -> int:
 
 
 def training_command(run: Artifact) -> str:
-    """Return the command that trains a run that did not record it, from its overrides.
+    """Return the command that trains a run that recorded only its overrides.
 
     >>> training_command(Artifact(Path("runs/a"), "run", "", {}, {}, {},
     ...     {"overrides": ["head=arcface", "data.classes=[1,2]"]}, {}))

@@ -79,12 +79,12 @@ class Job:
         swept: Keys that the sweep varies; they name the folder of the job.
         results: Folder for the records of this command's jobs.
         gpus: GPUs of which the job reserves one; if empty, the visible devices are not changed.
-        in_runs: The jobs differ only in their runs, so each writes its artifacts into its run.
+        in_runs: Whether the jobs differ only in their runs, so that each writes into its run.
         parent: Process id of the command.
         record: Id of the sweep, and the threads of each job. Launchers set other numbers in their
-            processes, where `threads=auto` would otherwise differ.
+            processes, so `threads=auto` would otherwise depend on the launcher.
         command: The command of the sweep.
-        objectives: Objectives of a search with several, which the job measures.
+        objectives: Objectives that the job measures; empty if there is only the monitor.
     """
 
     verb: str
@@ -208,7 +208,7 @@ class Job:
     def _set_origin(
         self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
     ) -> None:
-        """Set `Config.origin`; its command repeats the job alone."""
+        """Set `Config.origin`, with a command that repeats this job without the sweep."""
         alone = [o for o in overrides if re.split(r"[./]", _key(o))[0] not in _OF_SWEEP]
         words = ["arcloop", self.verb, *alone, f"run_dir={config.run_dir}"]
         folder = HydraConfig.get().sweep.dir

@@ -36,7 +36,8 @@ def read_objectives(given: Sequence[Any] | None) -> tuple[Objective, ...]:
     """Return the objectives of `sweep.objectives`; empty if there is only `monitor`.
 
     Args:
-        given: Names; for a name with another direction, or without a known one, `{name: min}`.
+        given: Names of objectives; `{name: min}` sets the direction, if it is not known or should
+            be another one.
 
     >>> [one.direction for one in read_objectives(["val_top1", "index_bytes", {"val_x": "min"}])]
     ['max', 'min', 'min']
@@ -72,16 +73,16 @@ def require_measured(
     Args:
         objectives: The objectives.
         verb: Verb of the jobs.
-        callbacks: The config of the callbacks, which make the artifacts after the training.
+        callbacks: The config of the callbacks, which write the artifacts after the training.
 
     Raises:
-        ConfigError: A job would not make the artifact that an objective is measured on.
+        ConfigError: A job would not write the artifact on which an objective is measured.
     """
     for objective in objectives:
         _, needed = MEASURED.get(objective.name, ("", None))
         if needed is not None and verb != "run" and callbacks.get(needed) is None:
             raise ConfigError(
-                f"sweep.objectives: {objective.name} needs callbacks.{needed}, which is removed",
+                f"sweep.objectives: {objective.name} needs callbacks.{needed}, which is null",
                 remedy="use callbacks=default, or `arcloop run`",
             )
 
@@ -161,8 +162,8 @@ MEASURED: Mapping[str, tuple[str, str | None]] = {
     "search_p50_ms": ("min", "evaluate"),
     "search_p99_ms": ("min", "evaluate"),
 }
-"""Name -> direction, and the callback that makes the artifact it is measured on. The last three are
-times, which are not comparable if other jobs run at the same time."""
+"""Name -> direction, and the callback that writes the artifact on which it is measured. The last
+three are speeds, which are not comparable if other jobs run at the same time."""
 _READERS: Mapping[str, Callable[[Path], float]] = {
     "model_bytes": lambda run: (run / "model.pt").stat().st_size,
     "parameters": _count_parameters,

@@ -33,7 +33,7 @@ from arcloop.pipeline.sweeps.space import SEED, Space, nothing_varies
 from arcloop.pipeline.sweeps.sweep_record import threads_of_new_sweep
 
 TRAINING = ("train", "run")
-"""Verbs whose jobs have their own folder with a record."""
+"""Verbs that train a model in the folder of the job."""
 _PACKAGES = {
     "sweep": "optuna",
     "launcher=joblib": "hydra_plugins.hydra_joblib_launcher",
@@ -51,16 +51,16 @@ class Plan:
         swept: Keys that the sweep varies.
         folder: Folder that contains the folders of the jobs.
         gpus: GPUs to distribute the jobs over; if empty, the visible devices are not changed.
-        in_runs: The jobs differ only in the finished runs that they start from.
+        in_runs: Whether the jobs differ only in the finished runs that they start from.
         total: Number of jobs.
         at_once: Number of jobs that run in parallel.
         monitor: Name of the objective.
         mode: "max" or "min" of the objective.
         threads: Threads of each job, if the sweep is new.
         extra: Overrides to add to those of the command: the recorded overrides of the run, if all
-            jobs work on the same run, the folder of the sweep, the number of parallel jobs for the
-            free GPUs, and the sweeper.
-        objectives: Objectives of a search with several.
+            jobs start from the same run; the folder of the sweep; the number of parallel jobs, if
+            it follows from the free GPUs; and the sweeper.
+        objectives: Objectives of a search; empty if there is only the monitor.
     """
 
     swept: tuple[str, ...]
@@ -140,7 +140,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
 
 
 def _names_only_run(key: str, given: Sequence[Override]) -> bool:
-    """Return whether a key only chooses the run, and no setting of the verb."""
+    """Return whether a key only selects the run and is not a setting of the verb."""
     is_data = key.partition(".")[0] == "data"
     return names_run(key) and not (is_data and any(o.key_or_group == "run_dir" for o in given))
 
@@ -148,7 +148,7 @@ def _names_only_run(key: str, given: Sequence[Override]) -> bool:
 def _folder_on_runs(verb: str, folder: Path, space: Space, run_dir: Path | None) -> Path:
     """Return the default folder of a sweep that trains nothing.
 
-    Sweeps of trainings have another one, because each folder has one leaderboard.
+    It is not that of the sweeps that train, because each folder has one leaderboard.
     """
     name = folder.name
     if run_dir is not None:

@@ -21,7 +21,7 @@ _SHOWN = {
     "index": ("top1", "index_recall_at_10", "index_bytes"),
     "evaluate": ("top1", "map_at_r", "eer"),
 }
-"""Verb that trains nothing -> its measurements that are shown; all of them for other verbs."""
+"""Verb that trains nothing -> names of the metrics to print; other verbs print all of theirs."""
 _MAX_SHOWN = 3
 
 

@@ -37,7 +37,7 @@ class Proposals:
         space: The overrides of the sweep.
 
     Attributes:
-        seeds: The values of `seed`, or one empty text if it has a single value.
+        seeds: Overrides such as "seed=0", or one empty string if `seed` does not vary.
         distributions: Name -> distribution of each parameter.
 
     Raises:

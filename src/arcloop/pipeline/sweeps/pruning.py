@@ -1,8 +1,8 @@
 """Pruning: a job reports the monitored metric of each epoch to the study of its sweep.
 
 The study is a SQLite file, which every process opens by its path. A pruner of Optuna compares the
-values with those of other trials. The decision is stored in the trial, so that a job that is killed
-after it, and the jobs of the other seeds, follow it.
+values with those of other trials. The decision is stored in the trial, so that it also applies to
+the jobs of the other seeds, and to a job that is killed and repeated.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def require_search(arguments: Sequence[str]) -> None:
 
 
 def assign_job(config: DictConfig, storage: Path, number: int) -> None:
-    """Record in the config of a job where it reports its epochs, if the sweep has a pruner.
+    """Add to the config of a job the study to which it reports, if the sweep has a pruner.
 
     Args:
         config: Config of the job.
@@ -126,7 +126,7 @@ class JobTrial:
         return cls(Path(job.storage), job.number, build_node(pruner)) if job and pruner else None
 
     def decision(self) -> TrainingPruned | None:
-        """Return the decision to prune the trial, also of an earlier command, if there is one."""
+        """Return the stored decision to prune the trial, if there is one."""
         return self._use(lambda study, storage: self._find(study, storage)[1])
 
     def report(self, epoch: int, value: float, *, is_last: bool) -> TrainingPruned | None:

@@ -50,7 +50,7 @@ class Pruned:
 
     Attributes:
         epoch: Number of completed epochs.
-        value: Value of the monitored metric on val after them; of the first seed of the setting.
+        value: The monitored metric on val after this epoch, for the first seed of the setting.
     """
 
     epoch: int
@@ -72,13 +72,13 @@ class JobRecord:
         failure: Why the job failed; None if it finished or was pruned.
         run_dir: Folder of the job; older records lack it.
         gate_passed: Decision of the gate; None if nothing was evaluated.
-        metrics: Name -> value: what a verb that trains nothing measured, on the query split if it
-            evaluates; see `arcloop.pipeline.chains.measurements`.
+        metrics: Name -> value, of the metrics of a verb that trains nothing; those of an evaluation
+            are on the query split. See `arcloop.pipeline.chains.measurements`.
         run: Run that the job started from, relative to the folder of the job; empty if it trained.
         run_sha256: Hash of that run.
-        reused: The job had finished before; only in the results of a command.
+        reused: Whether an earlier command ran the job; set only in the results of a command.
         pruned: When a pruner ended the job; None if it was not pruned. A pruned job has no result.
-        objectives: Name -> direction ("max" or "min") and value, of a search with several.
+        objectives: Name -> direction ("max" or "min") and value; empty for a single objective.
     """
 
     config_sha256: str

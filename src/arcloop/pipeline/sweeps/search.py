@@ -1,7 +1,7 @@
 """A search: trials whose parameters Optuna proposes, and whose jobs a Hydra launcher runs.
 
-The study is stored in the folder of the sweep. hydra-optuna-sweeper supports Optuna 2 only; it also
-restarts the trial numbers when a sweep is continued and loses the trials that were running.
+The study is stored in the folder of the sweep. hydra-optuna-sweeper is not used: it supports Optuna
+2 only, restarts the trial numbers when a sweep is continued, and loses the trials that were running.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Search:
         trials: Total number of trials, including those of earlier commands; None with `sampler`
             None.
         seed: Seed of the proposals.
-        objective: Summary of the seeds of a trial, see `summarize`.
+        objective: How the values of the seeds of a trial are combined, see `summarize`.
         objectives: Several objectives, see `read_objectives`; None or empty for `monitor` alone.
         zip: Keys that vary together.
         monitor: Metric on val, the objective of a job.

@@ -1,4 +1,4 @@
-"""The values that the jobs of a sweep may have: of lists and intervals, zipped and conditional.
+"""The values of a sweep: lists and intervals, keys that vary together, and conditional keys.
 
 A key is conditional if several choices of its group are given and some of them lack it: with
 `head=arcface,softmax head.margin=0.2,0.4`, the jobs of softmax have no margin.
@@ -183,7 +183,7 @@ class Space:
             )
 
     def checks(self) -> list[list[str]]:
-        """Return each value of each key with the first values of the others.
+        """Return overrides that combine each value of each key with the first values of the others.
 
         A conditional key is combined with the first choice that has it.
         """

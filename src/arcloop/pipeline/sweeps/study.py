@@ -1,4 +1,4 @@
-"""The study of a search, in the folder of the sweep, and the settings that it must keep."""
+"""The study of a search, in the folder of the sweep, and the check of its settings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _WITHOUT_EFFECT = (
     "force", "logger", "deploy", "threads", "loader.num_workers", "loader.prefetch_factor",
     "loader.on_device", "monitor", "monitor_mode",
 )  # fmt: skip
-"""Keys and groups that do not change the objective, and those of the objective itself, which are
-compared by their values."""
+"""Keys and groups that do not change the objective. `monitor` and `monitor_mode` define it, and the
+resolved values of these are compared."""
 
 
 def fixed_values(overrides: Sequence[str]) -> dict[str, str]:

@@ -21,8 +21,8 @@ FILE = "sweep.json"
 class SweepRecord:
     """What all commands of a sweep share.
 
-    The first command in a folder writes it. A sweep that is continued by another launcher, or on
-    another machine, therefore trains the same models, in the same sweep of a tracker.
+    The first command in a folder writes it. A sweep that is continued by another launcher or on
+    another machine therefore uses the same number of threads, and the same sweep of a tracker.
 
     Attributes:
         id: Name of the folder (up to 100 characters) and a random suffix.
