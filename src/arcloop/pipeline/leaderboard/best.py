@@ -25,8 +25,8 @@ def best_line(ranking: Ranking) -> str | None:
 def write_best(ranking: Ranking) -> None:
     """Write `best.json`, and link `best` to the best job of the best setting.
 
-    The link is relative and replaced in one step. It is left out on a file system without links,
-    and if there is a folder of this name. Without a finished job, both are removed.
+    The link is relative and replaced in one step. It is not written on a file system without links,
+    or if there is a folder with its name. Without a finished job, file and link are removed.
 
     Raises:
         ResourceError: The folder cannot be written.

@@ -1,7 +1,7 @@
 """`arcloop clean SWEEP_DIR`: remove models and checkpoints of jobs that are not among the best.
 
 Config, metrics, evaluation and record of every job stay, so the leaderboard remains complete, and a
-continued sweep does not repeat the jobs. Jobs that the same command would continue are kept.
+continued sweep does not repeat the jobs. Jobs that it would continue are not cleaned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REMOVED = ("model.pt", "golden.npz", "checkpoints", "gallery", "index", "export
 
 
 def clean(arguments: Sequence[str]) -> int:
-    """Print what cleaning a sweep frees, and with `--yes` remove it; returns 0.
+    """Print the sizes of the files to remove, and remove them with `--yes`; return 0.
 
     Raises:
         ConfigError: An option is invalid, the jobs have different monitors, or none is finished.
@@ -114,13 +114,13 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of the files to remove; a file with two names counts once."""
+    """Return the bytes of the files to remove; a file with two names is counted once."""
     states = {(s.st_dev, s.st_ino): s.st_size for s in map(os.stat, _files(folder))}
     return sum(states.values())
 
 
 def _remove(folder: Path) -> None:
-    """Remove the files of a job. The record is written first, so that a repetition continues."""
+    """Remove the files of a job. The record is written first, so that it can be continued."""
     try:
         write_json(folder / CLEANED, {"removed": list(_REMOVED)})
         for name in _REMOVED:

@@ -22,7 +22,7 @@ _MAX_LISTED = 10  # jobs of each state, on the terminal
 
 
 def leaderboard(arguments: Sequence[str]) -> int:
-    """Print the leaderboard of a sweep and write it into the sweep's folder; returns 0.
+    """Print the leaderboard of a sweep and write it to the folder of the sweep; return 0.
 
     Raises:
         ArtifactError: The folder contains no jobs of a sweep.
@@ -77,7 +77,7 @@ def _unranked(ranking: Ranking) -> Iterator[str]:
 
 
 def write_leaderboard(ranking: Ranking) -> list[Path]:
-    """Write the leaderboard and the best job into the folder of a sweep; returns the files.
+    """Write the leaderboard and the best job to the folder of a sweep; return the files.
 
     Raises:
         ResourceError: A file cannot be written.
@@ -95,8 +95,8 @@ def write_leaderboard(ranking: Ranking) -> list[Path]:
 def finish_sweep(folder: Path) -> None:
     """Write the leaderboard of a sweep that ended, and print its best setting.
 
-    Errors are printed, because the jobs are complete. Jobs that chose another folder by `run_dir`
-    are not compared.
+    Errors are printed and not raised, because the jobs are complete. Jobs in other folders, which
+    `run_dir` sets, are not compared.
     """
     if not any((job / RECORD).is_file() for job in job_folders(folder)):
         return

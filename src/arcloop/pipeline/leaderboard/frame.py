@@ -27,7 +27,7 @@ def load_sweep(path: str | os.PathLike[str], *, monitor: str | None = None) -> p
 
 
 def _typed(values: list[object]) -> list[object]:
-    """Convert texts to booleans, integers or numbers if all of them are of this type."""
+    """Convert strings to bool, int or float if all of them can be converted."""
     texts = [value for value in values if value is not None]
     if not texts or not all(isinstance(text, str) for text in texts):
         return values

@@ -33,7 +33,7 @@ _MARKDOWN = _PAGE.with_name("leaderboard.md.j2")
 def render(ranking: Ranking) -> dict[Path, bytes]:
     """Return the files of a leaderboard: path -> content.
 
-    The page is last; it has no external files except the reports of the jobs that it links.
+    The page is last. It is self-contained, except for its links to the reports of the jobs.
     """
     figures = {name: encode_png(figure) for name, figure in draw(ranking).items()}
     best = ranking.best
@@ -64,7 +64,7 @@ def render(ranking: Ranking) -> dict[Path, bytes]:
 
 
 def _report_link(folder: Path) -> str | None:
-    """Return the relative link to the report of a job, or None if it has none."""
+    """Return the relative link to the report of a job; None if there is no report."""
     exists = (folder / "evaluation/report.html").is_file()
     return f"{quote(folder.name)}/evaluation/report.html" if exists else None
 

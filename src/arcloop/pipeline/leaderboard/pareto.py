@@ -31,7 +31,7 @@ class Tradeoff:
 
     Attributes:
         directions: Name of each objective -> "max" or "min".
-        places: Place of each setting that has all objectives, in the order of the ranking.
+        places: Position in the ranking of each setting that has all objectives.
         values: [N, M], mean over the seeds of each of these settings.
         is_optimal: [N], whether the setting is Pareto-optimal.
     """
@@ -62,7 +62,7 @@ class Tradeoff:
         return cls(directions, list(rows), values_NM, optimal_N)
 
     def optimal(self) -> list[tuple[int, dict[str, float]]]:
-        """Return place and objectives of the Pareto-optimal settings, by the first objective."""
+        """Return position and objectives of Pareto-optimal settings, by the first objective."""
         first = next(iter(self.directions.values()))
         found = np.flatnonzero(self.is_optimal)
         order = found[np.argsort(self.values[found, 0], kind="stable")]
@@ -76,7 +76,7 @@ class Tradeoff:
 def pareto_optimal(
     values_NM: npt.NDArray[np.float64], directions: Sequence[str]
 ) -> npt.NDArray[np.bool_]:
-    """Return which rows are Pareto-optimal; equal rows are so together.
+    """Return which rows are Pareto-optimal; of equal rows, all or none are.
 
     Args:
         values_NM: Objectives of each setting.
@@ -96,11 +96,11 @@ def pareto_optimal(
 
 @styled
 def draw_pareto(tradeoff: Tradeoff, names: Sequence[str]) -> Figure:
-    """Draw the first objective over each other one.
+    """Draw the first objective over each of the others.
 
     Args:
         tradeoff: The objectives of the settings.
-        names: Name of each setting of the ranking, which Pareto-optimal ones show.
+        names: Label of each setting of the ranking; those of Pareto-optimal ones are drawn.
     """
     y, *others = tradeoff.directions
     columns = len(others)

@@ -101,11 +101,11 @@ def _colour_scale(scores: _Array, *, higher_is_better: bool) -> ScalarMappable:
 
 
 def _limits(values: Sequence[float], margin: float = 0.25) -> tuple[float, float]:
-    """Return the limits of an axis; equal values get an axis around them.
+    """Return the limits of an axis; if all values are equal, they are in its centre.
 
     Args:
         values: The values to show.
-        margin: Room at each end, as a part of the range of the values.
+        margin: Space at each end, as a fraction of the range of the values.
     """
     low, high = min(values), max(values)
     if high - low < _MIN_SPAN:
@@ -253,7 +253,7 @@ def _parallel(
 
 
 def _axis(values: _Array | list[str]) -> tuple[_Array, list[tuple[float, str]]]:
-    """Return the position of each value in [0, 1], and the ticks; texts are spaced evenly."""
+    """Return the position of each value in [0, 1], and the ticks; strings are spaced evenly."""
     if isinstance(values, list):
         names, numbers = np.unique(values, return_inverse=True)
         heights = (numbers + 0.5) / len(names)

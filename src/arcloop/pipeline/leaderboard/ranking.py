@@ -44,7 +44,7 @@ class Ranking:
         higher_is_better: Whether a larger objective is better.
         verb: Verb that ran the jobs.
         second: Metric of val that orders settings with the same printed objective; None if no
-            settings are tied, or if no other metric was recorded.
+            settings are tied, or if no other metric differs.
     """
 
     folder: Path
@@ -88,7 +88,7 @@ class Ranking:
         groups: dict[tuple[str | None, ...], list[JobResult]] = {}
         for job in jobs:
             groups.setdefault(tuple(job.value(key) for key in keys), []).append(job)
-        # Some settings may have more seeds, which were added later. The usual number counts.
+        # Settings may have more seeds that were added later: expect the most frequent number.
         counts = Counter(map(len, groups.values()))
         seeds = max(counts, key=lambda count: (counts[count], count), default=0)
         settings = [
@@ -108,7 +108,7 @@ class Ranking:
 
     @cached_property
     def tradeoff(self) -> Tradeoff | None:
-        """The objectives of a search with several; None of another sweep."""
+        """The objectives of a search with several objectives; None for other sweeps."""
         finished = [[j for j in s.jobs if j.state == FINISHED] for s in self.settings]
         return Tradeoff.of([[job.objectives for job in jobs] for jobs in finished])
 
@@ -133,7 +133,7 @@ class Ranking:
 
     @property
     def pruned(self) -> list[JobResult]:
-        """Jobs that the search ended early."""
+        """Jobs that a pruner ended."""
         return [job for job in self.jobs if job.state == PRUNED]
 
     @property
@@ -143,7 +143,7 @@ class Ranking:
 
     @property
     def shown(self) -> list[int]:
-        """Places of the settings for a table: some job is neither pruned nor running."""
+        """Positions of the settings for a table: those with a job neither pruned nor running."""
         apart = (PRUNED, RUNNING)
         return [n for n, s in enumerate(self.settings) if any(j.state not in apart for j in s.jobs)]
 
@@ -159,7 +159,7 @@ class Ranking:
 
     @property
     def tied(self) -> list[Setting]:
-        """The settings whose printed objective is that of the best one, if there are several."""
+        """The settings with the printed objective of the best one; empty if it is the only one."""
         found = [s for s, rank in zip(self.settings, self.ranks, strict=True) if rank == "1="]
         return found if len(found) > 1 else []
 
@@ -216,7 +216,7 @@ def _find_monitor(folder: Path, jobs: Sequence[JobResult], monitor: str | None) 
 
 
 def _printed_order(setting: Setting) -> tuple[bool, bool, float]:
-    """Return what orders settings without a second metric: equal for tied settings."""
+    """Return the sort key of a setting without a second metric; equal for tied settings."""
     mean = round(setting.objective.mean, _DECIMALS) if setting.objective else 0.0
     return setting.objective is None, setting.missing > 0, mean
 

@@ -25,7 +25,7 @@ from arcloop.pipeline.sweeps.record import RECORD, JobRecord, Pruned
 
 SEED = "seed"
 SWEEP_KEYS = ("hydra.", "sweep", "launcher", "run_dir", "resume", "overwrite")
-"""Prefixes of overrides that configure the sweep itself and not what it compares."""
+"""Prefixes of overrides that configure the sweep and not the settings that it compares."""
 FINISHED, FAILED, PRUNED = "finished", "failed", "pruned"
 RUNNING, INTERRUPTED = "running", "interrupted"
 """States of a job."""
@@ -72,7 +72,7 @@ class JobResult:
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds of the last attempt of the job; None if unknown."""
+        """Duration of the last attempt of the job in seconds; None if unknown."""
         if not self.started or not self.ended:
             return None
         started, ended = map(datetime.datetime.fromisoformat, (self.started, self.ended))
@@ -119,7 +119,7 @@ def as_number(value: str | None) -> float | None:
 
 
 def _best_row(file: Path, monitor: str, sign: int) -> dict[str, float]:
-    """Return the metrics of val in the epoch in which the monitor was best, the later of equals."""
+    """Return the metrics of val in the epoch with the best monitor, the last of equal ones."""
     rows: list[dict[str, float]] = []
     with contextlib.suppress(OSError, UnicodeDecodeError, csv.Error):
         for texts in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
@@ -212,8 +212,8 @@ def _read_unfinished(folder: Path) -> JobResult:
 def is_running(folder: Path) -> bool:
     """Return whether a process is training in a folder.
 
-    A process names itself in a file next to the folder. It may have been killed since. This is
-    only known on the same host.
+    The process writes its id and host to a file next to the folder. Whether it still exists is
+    checked only on the same host; a process of another host is assumed to exist.
     """
     holder = folder.with_name(f".{folder.name}.holder")
     try:

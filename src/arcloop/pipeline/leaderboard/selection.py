@@ -21,7 +21,7 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
 def select(jobs: Sequence[JobResult], conditions: Sequence[str]) -> list[JobResult]:
     """Return the jobs that meet all conditions.
 
-    Numbers are compared as numbers, so that 0.20 is equal to 0.2; other values as texts.
+    Numbers are compared as numbers, so 0.20 equals 0.2; other values are compared as strings.
 
     Args:
         jobs: The jobs of a sweep.

@@ -34,7 +34,7 @@ class Setting:
 
     @classmethod
     def of(cls, values: Mapping[str, str | None], jobs: Sequence[JobResult], seeds: int) -> Setting:
-        """Aggregate the jobs that have these values; `seeds` is the usual number of seeds."""
+        """Aggregate the jobs that have these values; `seeds` is the expected number of seeds."""
         finished = [job for job in jobs if job.state == FINISHED]
         objectives = [job.objective for job in finished if job.objective is not None]
         objective = Estimate.of(objectives) if objectives else None
@@ -60,7 +60,7 @@ class Setting:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether a smaller value of a metric is better; the name of an unknown one shows it."""
+    """Return whether a smaller value is better; for an unknown metric, its name decides."""
     return METRICS.get(metric) == "min" or metric.endswith(("loss", "eer"))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LIKE_BEST = "≈"
-"""Marks a setting that the test does not distinguish from the best one."""
+"""Marks a setting that the paired test does not distinguish from the best one."""
 _MAX_ROWS = 30
 _MIN_VALUE, _MAX_VALUE = 6, 24  # characters of a value on the terminal
 _GAP = 2  # characters between two columns
@@ -100,7 +100,7 @@ def display_order(ranking: Ranking, column: str | None = None) -> list[int]:
 
 
 def table_rows(ranking: Ranking, columns: Sequence[str], order: Sequence[int]) -> list[list[str]]:
-    """Return the texts of settings: rank, values, seeds, objective, second metric, metrics.
+    """Return the cells of settings: rank, values, seeds, objective, second metric, metrics.
 
     The second metric is left out if no settings are tied.
     """

@@ -1,7 +1,7 @@
 """A search: trials whose parameters Optuna proposes, and whose jobs a Hydra launcher runs.
 
 The study is stored in the folder of the sweep. hydra-optuna-sweeper is not used: it supports Optuna
-2 only, restarts the trial numbers when a sweep is continued, and loses the trials that were running.
+2 only, restarts the trial numbers when a sweep is continued, and loses trials that were running.
 """
 
 from __future__ import annotations
