@@ -62,17 +62,17 @@ class Listing(ABC):
     """Contents of a source that are known without reading images.
 
     Attributes:
-        classes: Class names; a label is a position in this list.
+        classes: Class names; a label is an index into this list.
         image_shape: (H, W, C) of every image.
         rows: Split -> number of its rows, for every split that is stored.
-        num_train_classes: Number of classes of train. They have the first labels; classes of which
-            only query has images have the last ones.
+        num_train_classes: Number of classes of train. They have the first labels; classes with
+            images in query only have the last labels.
         leave_one_out: Whether gallery is also the query split; if so, its rows are stored once.
-        root: Folder that the paths of files start from, if the source has one file per image.
+        root: Folder to which the paths of files are relative, if there is one file per image.
         passed_over: Descriptions of images that are left out; see also `Source.passed_over`.
-        notices: Descriptions of what differs from the settings, for example sizes of splits.
-        group_names: Names of the groups; a group is a position in this list. None without groups.
-        dropped: Descriptions of files that are left out because another has the same picture.
+        notices: Descriptions of deviations from the settings, for example of split sizes.
+        group_names: Names of the groups; a group is an index into this list. None without groups.
+        dropped: Descriptions of files that are left out because another has the same pixels.
     """
 
     classes: list[str]
@@ -115,7 +115,7 @@ class Listing(ABC):
 
         Args:
             is_new: [N] whether an image of this listing is new.
-            contents: Contents of the store. Its classes keep their labels, new classes follow.
+            contents: Contents of the store. Its classes keep their labels; new classes follow.
 
         Raises:
             DataError: The images cannot be added to the splits of the store.
@@ -130,8 +130,8 @@ class Source(ABC):
     Attributes:
         name: Part of the name of the store's folder.
         shard_rows: Rows in one shard of the store.
-        encoding: "raw" stores pixels, which are fastest to read. "jpeg" stores JPEG files, which
-            are smaller, lossy, and decoded at every read.
+        encoding: "raw" stores pixels, which are fastest to read. "jpeg" stores JPEG images, which
+            are smaller and lossy, and are decoded at every read.
         jpeg_quality: Quality for "jpeg", 1 to 100.
         split: "stratified": every class is divided over all splits. "disjoint": train, val and
             gallery have no common class, and gallery is also the query split, with leave-one-out.
@@ -181,7 +181,7 @@ class Source(ABC):
         """
 
     def open_for_store(self, workers: int) -> Listing:
-        """List the contents that a new store should contain; this may read all images.
+        """List the contents of a new store; this may read all images.
 
         Args:
             workers: Number of processes that decode images.

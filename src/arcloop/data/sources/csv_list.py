@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 _FAULTS_LISTED = 20  # per kind
 _TAB = r"\t"
-"""How a tab is written in `delimiter`, because it is hard to type in a shell."""
+"""Spelling of a tab in `delimiter`, because a tab is hard to type in a shell."""
 
 
 @dataclass(kw_only=True)
@@ -34,12 +34,12 @@ class CsvSource(PictureSource):
 
     Other columns are ignored. Without `split`, images are assigned to the splits at random. With
     it, every row names its split (train, val, gallery or query); `split=disjoint` does not need
-    rows of query. With `group`, e.g. the video or session of an image, drawn splits keep the images
-    of a group together; an image with an empty cell is a group of its own.
+    rows of query. With `group`, e.g. the video or session of an image, splits that are drawn keep
+    the images of a group together; an image with an empty cell is a group of its own.
 
     Attributes:
         file: The CSV file, in UTF-8.
-        root: Folder that relative paths start from; None for the folder of the file.
+        root: Folder to which paths in the file are relative; None for the folder of the file.
         delimiter: The character between columns; "\t" is a tab.
     """
 
@@ -83,7 +83,7 @@ class CsvSource(PictureSource):
         )
 
     def _locations(self) -> tuple[Path, Path]:
-        """Return the CSV file, and the folder that its paths start from."""
+        """Return the CSV file, and the folder to which its paths are relative."""
         file = Path(self.file)
         if not file.is_file():
             raise DataError(
@@ -94,7 +94,7 @@ class CsvSource(PictureSource):
 
 @dataclass
 class LineFaults:
-    """Faults in the lines of a file. The first of each kind are listed; all are counted."""
+    """Collects the faults of a file by line; lists the first of each kind, and counts all."""
 
     listed: list[tuple[int, str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -128,7 +128,7 @@ def read_table(file: Path, root: Path, delimiter: str) -> PictureTable:
 
     Args:
         file: The CSV file.
-        root: Folder that relative paths start from.
+        root: Folder to which paths are relative.
         delimiter: The character between columns.
 
     Returns:
@@ -245,7 +245,7 @@ def _check_row(line: int, cells: Mapping[str, str], file: str, faults: LineFault
         )
     if not cells["path"]:
         faults.add("empty paths", line, "the path is empty")
-    elif not os.path.isfile(file):  # noqa: PTH113 - a Path interns each of millions of names
+    elif not os.path.isfile(file):  # noqa: PTH113 - pathlib interns the parts of every path
         faults.add("missing files", line, f"there is no file {file}")
 
 
@@ -253,7 +253,7 @@ def _report_repeated(
     files: FileList, lines: Ints, labels: Ints, names: list[str], faults: LineFaults
 ) -> None:
     """Report files that are listed more than once, even if their paths are spelled differently."""
-    # Hashes are compared first, which needs a fraction of the memory of a set of all paths.
+    # Compare hashes first: they need much less memory than a set of all paths.
     paths = (os.path.normpath(files.path(number)) for number in range(len(files)))
     hashes = np.fromiter(map(hash, paths), np.int64, len(files))
     _, first_rows, inverse = np.unique(hashes, return_index=True, return_inverse=True)

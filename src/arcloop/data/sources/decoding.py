@@ -43,7 +43,7 @@ class ImageBlock(ABC):
         image_shape: (H, W, C) of the result.
         conversion: How images are converted to this shape.
         encode: Converts the images to the form in which the store contains them.
-        groups: Their groups, if the source has groups.
+        groups: Groups of the images, if the source has groups.
     """
 
     split: str
@@ -68,7 +68,7 @@ class ImageBlock(ABC):
     def make_table(
         self, kept: Sequence[int], versions: Ints, hashes: Sequence[int]
     ) -> FileTable | None:
-        """Return the table of the files of these images; None if there is no file per image."""
+        """Return the table of the files of these images; None if they are not separate files."""
         return None
 
     def decode(self) -> RowBlock:
@@ -108,7 +108,7 @@ class FileBlock(ImageBlock):
     """Image files to decode.
 
     Attributes:
-        root: Folder that relative paths start from.
+        root: Folder to which the paths are relative.
         paths: The files.
     """
 

@@ -24,11 +24,11 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Files to leave out, because another file has the same picture.
+    """Files to leave out, because another file has the same pixels.
 
     Attributes:
         dropped: [N] numbers of the files, in ascending order.
-        kept: [N] for each of them, the number of the file that is kept.
+        kept: [N] number of the file that is kept in place of each.
     """
 
     dropped: Ints
@@ -80,11 +80,11 @@ def find_duplicates(
     block_rows: int,
     workers: int,
 ) -> Duplicates:
-    """Decode all files and choose the one to keep of those with equal pixels.
+    """Decode all files, and select one to keep of each group with equal pixels.
 
-    If the source defines the splits, the file in the first of `SPLITS` is kept, so that train keeps
-    its images and evaluation loses a copy of them. Otherwise it is the first file. Files that
-    cannot be decoded are not compared.
+    If the source defines the splits, this is the file in the first of `SPLITS`, so that copies are
+    removed from the evaluation splits and not from train. Otherwise it is the first file. Files
+    that cannot be decoded are not compared.
 
     Args:
         table: The files of the source.
@@ -123,7 +123,7 @@ def _blocks(
     conversion: Conversion,
     block_rows: int,
 ) -> Iterator[ImageBlock]:
-    """Yield the files in this order; their numbers take the place of labels."""
+    """Yield the files in this order, with the number of each file as its label."""
     for start in range(0, len(order), block_rows):
         chosen: Sequence[int] = order[start : start + block_rows].tolist()
         yield table.files.block(

@@ -225,7 +225,7 @@ def read_blocks(path: Path, dimensions: int, rows: int) -> Iterator[Bytes]:
 
 @contextlib.contextmanager
 def _open(path: Path, dimensions: int) -> Iterator[tuple[io.BufferedReader, tuple[int, ...]]]:
-    """Open an IDX file at its first value; the second part of the result is its shape."""
+    """Open an IDX file at its first value; yield the file and its shape."""
     opener: Callable[[Path], Any] = gzip.open if path.suffix == ".gz" else io.FileIO
     # BufferedReader fills a whole buffer; GzipFile may fill only a part of it.
     with _read_errors(path), io.BufferedReader(opener(path)) as file:
@@ -248,7 +248,7 @@ def _open(path: Path, dimensions: int) -> Iterator[tuple[io.BufferedReader, tupl
 
 @contextlib.contextmanager
 def _read_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the operating system and of gzip into a `DataError` that names the file."""
+    """Convert errors of the operating system and of gzip to a `DataError` with the file."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as cause:

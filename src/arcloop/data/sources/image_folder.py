@@ -34,7 +34,7 @@ class ImageFolderSource(PictureSource):
         root: The folder.
         group: Regular expression that captures the name of the group (e.g. the video or session) of
             an image in `<class>/<file name>`. Images of several classes may share a group. Images
-            that it does not match have no group. None: the source has no groups.
+            that it does not match are groups of their own. None: the source has no groups.
     """
 
     root: str
@@ -164,14 +164,14 @@ class ImageFolderSource(PictureSource):
 
 
 def _class_name(folder: Path) -> str:
-    r"""Return the name of a folder; bytes that are not UTF-8 are written as escapes like \xe9."""
+    r"""Return the name of a folder; bytes that are not UTF-8 become escapes such as \xe9."""
     return os.fsencode(folder.name).decode("utf-8", "backslashreplace")
 
 
 def _has_split_folders(root: Path) -> bool:
     """Return whether the folders on the first level are splits.
 
-    A folder that is named like a split but has no subfolders is a class: "train" may be a toy.
+    A folder that is named like a split but has no subfolders is a class, e.g. "train" (railway).
     """
     return any(_subfolders(root / split) for split in SPLITS)
 

@@ -1,4 +1,4 @@
-"""Image files and their splits: how they are read, compared with a store, and appended to it."""
+"""Listing of image files and their splits: reads them, and compares them with a store."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class PictureListing(Listing):
     def _extend_train_classes(
         self, classes: Sequence[str], new_labels: Ints, contents: StoreContents
     ) -> int:
-        """Return the number of classes of train of a store after images are appended.
+        """Return the number of train classes of a store after images are appended.
 
         Args:
             classes: The classes of the store, followed by new ones.

@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class ImageList(ABC):
-    """Numbered encoded images, in files of their own or in one file.
+    """List of encoded images, which are separate files or records of one file.
 
     Attributes:
         root: Folder that relative paths start from.
@@ -37,11 +37,11 @@ class ImageList(ABC):
 
     @abstractmethod
     def relative(self, number: int) -> bytes:
-        """Return the name by which a store identifies an image, e.g. its path without the root."""
+        """Return the name that identifies an image in a store, e.g. its path without the root."""
 
     @abstractmethod
     def path(self, number: int) -> str:
-        """Return the path of an image that includes the root, or a description of its location."""
+        """Return the path of an image with the root, or a description of its location."""
 
     @abstractmethod
     def select(self, numbers: Ints) -> ImageList:
@@ -53,7 +53,7 @@ class ImageList(ABC):
 
 
 class FileList(ImageList):
-    """Numbered paths, packed into one buffer. Memory use per path is its length plus 8 bytes.
+    """List of paths in one buffer. The memory for a path is its length plus 8 bytes.
 
     Args:
         root: Folder that relative paths start from.
@@ -94,7 +94,7 @@ class Groups:
     """The group of each image file, for example its video, session or burst.
 
     Attributes:
-        numbers: [N] position in `names`, or `NO_GROUP`.
+        numbers: [N] index into `names`, or `NO_GROUP`.
         names: Names of the groups, sorted.
     """
 
@@ -118,7 +118,7 @@ class Groups:
         return cls(position[np.frombuffer(numbers, np.int64)], names[1:])
 
     def renumber(self, stored: Sequence[str]) -> Self:
-        """Return the groups with the numbers that they have in a store; its new groups follow."""
+        """Return the groups with the numbers of a store; groups that are not in it follow."""
         known = set(stored)
         names = [*stored, *(name for name in self.names if name not in known)]
         number_of = {name: number for number, name in enumerate(names)}
@@ -132,7 +132,7 @@ class PictureTable:
 
     Attributes:
         files: The image files.
-        labels: [N] class of each, a position in `classes`.
+        labels: [N] class of each file, an index into `classes`.
         classes: Class names.
         given: Split -> numbers of its files, if the source defines the splits.
         groups: The group of each file, if the source has groups.
@@ -145,7 +145,7 @@ class PictureTable:
     groups: Groups | None
 
     def select(self, kept: Ints) -> Self:
-        """Return a table of some of the files, by their numbers in ascending order."""
+        """Return a table of the files with these numbers, which are in ascending order."""
         given = self.given and {
             split: np.flatnonzero(np.isin(kept, numbers)) for split, numbers in self.given.items()
         }
@@ -158,7 +158,7 @@ class PictureTable:
         )
 
     def drop_small_classes(self, min_images: int, where: object) -> tuple[Self, list[str]]:
-        """Leave out classes with fewer images, except those of which only query has images.
+        """Leave out classes with fewer images, except those with images in query only.
 
         Args:
             min_images: Minimum number of images of a class in all splits.

@@ -1,4 +1,4 @@
-"""Base class of the sources of image files: how the files are split."""
+"""Base class of the sources of image files, which assigns the files to splits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PictureSource(Source):
         image_size: Height and width, or one number for both, to which images are resized.
         channels: 1 (grey) or 3 (RGB), to which images are converted.
         max_value: Value of a grey image of more than 8 bits that becomes 255, e.g. 4095 for 12-bit
-            data in 16-bit files. Larger values become 255, too.
+            data in 16-bit files. Larger values also become 255.
         background: Colour of transparent parts, and of the border of `resize="pad"`: "black",
             "white", "mean" for the mean colour of the image, or [R, G, B] in 0..255. None: black,
             and the number of transparent images is printed.
@@ -61,11 +61,11 @@ class PictureSource(Source):
         gallery: If stratified, rows or fraction for gallery.
         query: If stratified, rows or fraction for query.
         split_seed: Seed of the random assignment.
-        min_images: Classes with fewer images are left out and reported, except classes of which
-            only query has images.
+        min_images: Classes with fewer images are left out and reported, except classes with images
+            in query only.
         on_duplicate: "error": validation refuses equal images in different splits. "drop": of files
-            with the same picture, one is kept, before the splits are drawn; all files are decoded
-            twice. "warn": validation reports them as warnings.
+            with equal pixels, one is kept, before the splits are drawn; all files are decoded
+            twice. "warn": validation reports equal images as warnings.
         on_bad_image: "fail": an unreadable image is an error. "skip": unreadable images are skipped
             and counted.
     """
@@ -119,7 +119,7 @@ class PictureSource(Source):
         values = super().settings() | {"split_version": _SPLIT_VERSION}
         defaults = {"background": "black", "resize": "stretch", "on_duplicate": "error"}
         for name, default in defaults.items():
-            if values[name] in (None, default):  # the key of stores of earlier versions
+            if values[name] in (None, default):  # keep the keys of stores of earlier versions
                 del values[name]
         return values
 

@@ -1,6 +1,6 @@
 """Source of training sets in MXNet's RecordIO format, as InsightFace publishes them for faces.
 
-PREFIX.rec contains the records, PREFIX.idx the position of each in bytes. A record is a magic
+PREFIX.rec contains the records, PREFIX.idx the byte offset of each. A record consists of a magic
 number, its length, a header (flag, label, two ids) and an encoded image; see `mx.recordio.pack`.
 If the content contains the magic number at an aligned position, it is written in several parts.
 """
@@ -38,8 +38,8 @@ _RESTORE = "download or write the file again"
 class RecordIoSource(PictureSource):
     """Source that reads PREFIX.rec and PREFIX.idx; a class is an integer label.
 
-    The first record of a set of InsightFace has no image. It contains the number of the first
-    record after the images, which describes an identity; such records are not read.
+    In the sets of InsightFace, the first record has no image. It contains the number of the first
+    record after the images. The records from there on describe identities, and are not read.
 
     Attributes:
         root: Folder of the two files.
@@ -90,7 +90,7 @@ class RecordIoSource(PictureSource):
 
 
 class RecordList(ImageList):
-    """The records of a file, in the place of a list of image files.
+    """List of the images in a RecordIO file.
 
     Args:
         file: The records.

@@ -1,4 +1,4 @@
-"""Source of any number of generated images whose classes can be learned."""
+"""Source of generated images, in any number, whose classes a model can learn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SyntheticSource(Source):
         num_classes: Number of classes; row i of a split is of class i modulo this number.
         image_size: Height and width, or one number for both, in pixels.
         channels: 1 or 3.
-        train: Number of rows of train; `val`, `gallery` and `query` likewise.
+        train: Number of rows of train; `val`, `gallery` and `query` are those of the other splits.
         noise: Half-width of the uniform noise, as a fraction of the range of a pixel.
         seed: Seed of the patterns and of the noise.
     """

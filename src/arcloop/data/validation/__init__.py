@@ -1,7 +1,7 @@
 """Validates a store and writes report.json and report.html.
 
-`files` finds damaged files, labels and images; `inspection` finds empty, dark and equal images, and
-`check_classes` finds faults of the classes.
+`files` finds damaged files, labels and images, `inspection` finds constant, dark and equal images,
+and `check_classes` finds faults of the classes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def validate(
     Args:
         store_path: Folder of the `store`; the store may be damaged.
         output: Folder of the `validation` to write: report.json and report.html.
-        settings: Conditions that the store must satisfy.
-        reuse: Return the validation at `output` if it passed for the same store and settings.
+        settings: Conditions that the store must meet.
+        reuse: Return the validation at `output` if it passed with the same store and settings.
 
     Raises:
         DataError: There are errors. The message lists the first ones and the path of report.html.
@@ -102,7 +102,7 @@ def _write_validation(store: Artifact, output: Path, settings: ValidationSetting
         findings = inspection.findings
         check_classes(inspection, settings)
         if inspection.num_train_classes == 1:
-            message = f"{inspection.classes[0]!r} is the only class, so every answer will be right"
+            message = f"{inspection.classes[0]!r} is the only class, so all answers are correct"
             findings.add(Finding("warning", "class size", message, "train"))
         errors, warnings = findings.count("error"), findings.count("warning")
         writer.info |= {"passed": errors == 0, "errors": errors, "warnings": warnings}
@@ -129,8 +129,9 @@ def check_classes(inspection: Inspection, settings: ValidationSettings) -> None:
 
     A class in `val` needs two images because `val` is evaluated by leave-one-out nearest
     neighbours; so does a class in `gallery` if gallery is also the query split. A class of `query`
-    that is in `train` or `val` must be in `gallery`, otherwise no query of it can be answered
-    correctly. A class of `query` only is allowed: its images are queries of something unknown.
+    that is in `train` or `val` must be in `gallery`; otherwise none of its queries can be answered
+    correctly. A class that is only in `query` is allowed: its images are queries of something
+    unknown.
     """
     findings, counts, names = inspection.findings, inspection.counts, inspection.classes
     is_train = np.arange(len(names)) < inspection.num_train_classes

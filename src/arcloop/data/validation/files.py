@@ -31,12 +31,12 @@ class ShardFiles:
     Attributes:
         split: The split that the shard belongs to.
         rows: Number of rows.
-        first_row: Number of its first row, counted over all shards of the store.
+        first_row: Index of its first row among the rows of all shards.
         images: Path of its images within the store.
         labels: Path of its labels within the store.
         offsets: Path, within the store, of the file with the start of each encoded image; None for
             raw images.
-        origins: Path of the table of image files within the store.
+        origins: Path of its table of image files within the store.
         groups: Path of its groups within the store, if the store has groups.
     """
 
@@ -51,7 +51,7 @@ class ShardFiles:
 
 
 class StoreFiles:
-    """Reads files of a store and adds their faults to a collection.
+    """Reads the files of a store and reports their faults.
 
     Args:
         store: The store, not verified.
@@ -208,7 +208,7 @@ class StoreFiles:
         return () if invalid else sizes.tolist()
 
     def _read_array(self, split: str, name: str, rows: int) -> Ints | None:
-        """Return an int64 array of this length, or None if the file does not contain all of it."""
+        """Return an int64 array of this length, or None if the file is shorter or damaged."""
         file = self._open_npy(split, name, (rows,), np.int64)
         if file is None:
             return None

@@ -44,10 +44,10 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects findings; counts all of them and keeps the first `max_listed` of each check.
+    """Collects findings: counts all, and keeps the first `max_listed` of each check.
 
     Attributes:
-        max_listed: Maximum findings of one check that are listed.
+        max_listed: Maximum number of findings that are listed, for each check.
         listed: The first findings of each check.
         counts: Level and check -> number of findings.
         pictures: Images [H, W, C] of the listed findings about one image that can be read.

@@ -1,4 +1,4 @@
-"""Reads all files of a store once and collects the content and the faults of its rows."""
+"""Reads all files of a store once, and collects class counts, sample images and faults."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Inspection:
         samples: Label -> a few training images [H, W, C], for the first classes.
         num_train_classes: Number of classes in train. They have the first labels.
         leave_one_out: Whether gallery is also the query split.
-        split: How the source was split, see `Source`.
+        split: `split` of the source, see `Source`.
     """
 
     classes: list[str]
@@ -52,7 +52,7 @@ class Inspection:
 
     @property
     def is_unknown(self) -> npt.NDArray[np.bool_]:
-        """[C] whether only query has images of a class, so that its queries are unknowns."""
+        """[C] whether a class has images in query only, so that its queries are unknown."""
         known = [counts > 0 for split, counts in self.counts.items() if split != "query"]
         is_unknown: npt.NDArray[np.bool_] = (self.counts["query"] > 0) & ~np.any(known, axis=0)
         return is_unknown
@@ -176,7 +176,7 @@ def _report_empty_images(
 def _report_divided_groups(
     shards: Sequence[ShardFiles], files: StoreFiles, findings: Findings
 ) -> None:
-    """Report groups that are in several splits; one warning for each pair of splits."""
+    """Report groups that are in several splits, with one warning for each pair of splits."""
     names, groups_of = files.read_group_names(), defaultdict(list)
     for shard in shards:
         groups_of[shard.split].append(files.read_groups(shard))
