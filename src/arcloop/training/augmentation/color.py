@@ -1,4 +1,4 @@
-"""Augmentations that change the values of pixels in place.
+"""Augmentations that change the values of pixels and not their positions.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -30,7 +30,7 @@ class ColorJitter(Augmentation):
         brightness: Largest change; 0.2 draws factors from 0.8 to 1.2.
         contrast: Largest change of the distance from the mean luma of the image.
         saturation: Largest change of the distance from the grey image.
-        hue: Largest angle to either side, as a share of a full turn, in [0, 0.5].
+        hue: Largest rotation in either direction, as a fraction of a full turn, in [0, 0.5].
     """
 
     @checked("augmentation")
@@ -66,10 +66,10 @@ class RandomErasing(Augmentation):
 
     Args:
         probability: Probability that an image is changed.
-        min_area: Smallest area of the rectangle, as a share of the image.
+        min_area: Smallest area of the rectangle, as a fraction of the image.
         max_area: Largest area of the rectangle.
-        max_ratio: Largest aspect ratio of the rectangle, relative to that of the image; its inverse
-            is the smallest.
+        max_ratio: Largest aspect ratio of the rectangle, relative to that of the image; the
+            smallest is its inverse.
     """
 
     @checked("augmentation")

@@ -23,10 +23,10 @@ class RandomAffine(Augmentation):
     """Shifts, scales and rotates each image about its centre, with bilinear interpolation.
 
     Args:
-        shift: Largest shift in each direction, as a share of height and width, in [0, 1].
+        shift: Largest shift in each direction, as a fraction of height and width, in [0, 1].
         scale: Largest change of size; 0.1 draws factors from 1 / 1.1 to 1.1.
-        rotate_degrees: Largest angle to either side, in degrees.
-        outside: What is outside the image: "black", or "border" to repeat its outermost pixels.
+        rotate_degrees: Largest rotation in either direction, in degrees.
+        outside: Fill outside of the image: "black", or "border" to repeat its outermost pixels.
     """
 
     @checked("augmentation")
@@ -55,17 +55,17 @@ class RandomAffine(Augmentation):
 
 
 class RandomResizedCrop(Augmentation):
-    """Cuts a random part out of each image and resizes it to the whole image, bilinear.
+    """Crops a random part of each image and resizes it to the size of the image, with flip.
 
-    The parameters are those of torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, and a
-    rotation about the centre of the part.
+    Combines `RandomResizedCrop` and `RandomHorizontalFlip` of torchvision with a rotation about the
+    centre of the part, in one bilinear interpolation.
 
     Args:
-        min_area: Smallest area of the part, as a share of the image, in (0, 1].
+        min_area: Smallest area of the part, as a fraction of the image, in (0, 1].
         max_ratio: Largest change of the aspect ratio; 1.33 draws factors from 1 / 1.33 to 1.33.
-        flip: Probability of mirroring an image left to right.
-        rotate_degrees: Largest angle to either side, in degrees.
-        outside: What is outside the image: "black", or "border" to repeat its outermost pixels.
+        flip: Probability of a horizontal flip.
+        rotate_degrees: Largest rotation in either direction, in degrees.
+        outside: Fill outside of the image: "black", or "border" to repeat its outermost pixels.
     """
 
     @checked("augmentation")
@@ -111,13 +111,13 @@ def warp(
     Args:
         pixels_BCHW: Floating point.
         angle: Clockwise, in radians, [B, 1, 1].
-        size: Factor of the content's size, [B, 1, 1].
-        right: Shift as a share of the width, [B, 1, 1].
-        down: Shift as a share of the height, [B, 1, 1].
-        outside: What is outside the image.
+        size: Scale factor, [B, 1, 1].
+        right: Shift to the right as a fraction of the width, [B, 1, 1].
+        down: Shift downwards as a fraction of the height, [B, 1, 1].
+        outside: Fill outside of the image, see `RandomAffine`.
 
     Returns:
-        Tensor of the same shape, bilinear.
+        Tensor of the same shape, interpolated bilinearly.
     """
     height, width = pixels_BCHW.shape[-2:]
     x_B1W = _centres(width, pixels_BCHW) - 2 * right
@@ -135,7 +135,7 @@ def _sample(
     middle: tuple[Tensor | int, Tensor | int],
     outside: Outside,
 ) -> Tensor:
-    """Read each output pixel from its source, which is rotated, then moved by `middle`.
+    """Sample each output pixel at its coordinates, rotated and then shifted by `middle`.
 
     The edges of an image are -1 and 1 on both axes, independent of its aspect ratio.
     """

@@ -17,14 +17,14 @@ class ExponentialAverage(WeightAveraging):
 
     After step t + 1, average = d * average + (1 - d) * weights with d = min(decay,
     (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage. The first step (t = 0) copies
-    the weights. So the average spans about the last tenth of a short training, and the untrained
-    weights have no part in it.
+    the weights. Therefore the average of a short training spans about the last tenth of its steps,
+    and does not contain the untrained weights.
 
-    The buffers are those of the last step: the statistics of batch norm are already a moving
-    average, over about ten steps.
+    Buffers are not averaged, and have the values of the last step: the statistics of batch norm are
+    already a moving average, over about ten steps.
 
     Args:
-        decay: Upper limit of d; the average spans about 1 / (1 - decay) steps of a long training.
+        decay: Upper limit of d; in a long training, the average spans about 1 / (1 - decay) steps.
     """
 
     @checked("callbacks.ema")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, except that the later one of two equal values is the best.
+    """Lightning's ModelCheckpoint, except that of equal values the last one is the best.
 
-    A metric that reaches its largest possible value stays there while the embeddings still improve.
+    When a metric has reached its largest possible value, the embeddings may still improve.
     ModelCheckpoint would keep the checkpoint of the first epoch with this value.
     """
 
@@ -29,7 +29,7 @@ class BestCheckpoint(ModelCheckpoint):
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         """Return whether `current` is at least as good as the worst of the kept values."""
         if current is not None:
-            # The next better number is better than a kept value if `current` is equal to it.
+            # The next better float is better than a kept value that is equal to `current`.
             best = float("inf" if self.mode == "max" else "-inf")
             current = torch.nextafter(current, torch.full_like(current, best))
         return super().check_monitor_top_k(trainer, current)

@@ -25,7 +25,7 @@ _ENDED_EARLY = "ended_early"
 
 
 class LastCheckpoint(Callback):
-    """Writes last.ckpt at the start of every epoch, at the end of the fit, and every few steps.
+    """Writes last.ckpt at the start of each epoch, every n steps, and at the end of the fit.
 
     After SIGTERM, which clusters send before they end a job, it writes last.ckpt before the next
     optimizer step and stops the fit. In a training with several processes, all ranks stop at the
@@ -35,13 +35,13 @@ class LastCheckpoint(Callback):
     with two names.
 
     The checkpoint is written immediately before a training step. At this point the previous step is
-    complete: optimizer step, validation and logged row. Lightning's ModelCheckpoint
-    saves at the end of a batch, before the row is logged, so a resumed run would lose the row.
+    complete: optimizer step, validation and logged row. Lightning's ModelCheckpoint saves at the
+    end of a batch, before the row is logged, so a resumed run would lose the row.
 
     Args:
         dirpath: Folder of last.ckpt.
         every_n_steps: Optimizer steps between two checkpoints within an epoch; None saves only at
-            the start of an epoch.
+            the start of an epoch and at the end.
         keep: Keep last.ckpt when the run is finished, so that `resume=true` can continue it.
         stop_at_step: Stop after this number of optimizer steps in the same way as after SIGTERM;
             None trains to the end.
@@ -147,13 +147,13 @@ class LastCheckpoint(Callback):
 
 
 class EarlyEnd(Callback):
-    """Keeps a training ended that a callback has ended early, such as early stopping.
+    """Prevents a resumed run from training on after a callback, e.g. early stopping, has ended it.
 
-    A run that is killed between its last step and its end resumes from the checkpoint of the last
-    step, and would otherwise train another epoch.
+    A run that is killed after its last step, but before its export, resumes from the checkpoint of
+    the last step, and would otherwise train another epoch.
 
     Args:
-        keep: False lets `resume=true` continue the training.
+        keep: Whether the training stays ended; False for `resume=true`, which continues it.
     """
 
     def __init__(self, *, keep: bool) -> None:

@@ -1,4 +1,4 @@
-"""Progress of the fit: a Rich bar on a terminal, one line per epoch in a log, and the timing."""
+"""Progress of the fit: a Rich bar on a terminal, one line per epoch in a log; its duration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The callback of jobs in a sweep with a pruner."""
+"""The callback that reports the epochs of a job to the pruner of its sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arcloop.errors import TrainingPruned
 
 
 class Report(Protocol):
-    """Reports the monitored metric of an epoch, and returns the decision to end the training."""
+    """Reports the monitored metric of an epoch; returns the decision to prune, or None."""
 
     def __call__(self, epoch: int, value: float, *, is_last: bool) -> TrainingPruned | None: ...
 
@@ -24,7 +24,8 @@ class ReportEpochs(Callback):
 
     Args:
         monitor: Name of the metric.
-        report: Called with the number of completed epochs, the metric, and whether training ends.
+        report: Called with the number of completed epochs, the metric, and whether the training
+            ends after this epoch.
 
     Raises:
         TrainingPruned: The decision was to end the training.

@@ -19,7 +19,7 @@ class Warmup(Callback):
     """Changes a head's margin and scale linearly over the first optimizer steps.
 
     Both depend only on the number of completed optimizer steps, so resuming a run does not change
-    them. With None, the margin or the scale keeps the value of the head's config.
+    them. If its steps are None, the margin or the scale has the value of the head's config.
 
     Args:
         margin_steps: Steps until the full margin; the first step uses a margin of 0.
@@ -82,7 +82,7 @@ class Warmup(Callback):
 
 
 class FreezeBackbone(Callback):
-    """Trains only neck and head during the first epochs, then the backbone as well.
+    """Trains only neck and head during the first epochs, and then also the backbone.
 
     While the backbone is frozen, it runs in evaluation mode and without a graph: its weights and
     its batch-norm statistics do not change, and a step costs only its forward pass. Whether it is
@@ -90,7 +90,7 @@ class FreezeBackbone(Callback):
     `requires_grad` does not change, so the optimizer and DDP contain all weights from the start.
 
     Args:
-        epochs: Number of epochs with a frozen backbone; `trainer.max_epochs` freezes it throughout.
+        epochs: Number of epochs with a frozen backbone; from `trainer.max_epochs` on, all of them.
     """
 
     @checked("callbacks.freeze")
