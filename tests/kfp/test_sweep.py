@@ -69,7 +69,7 @@ WRONG = {
     "a wrong bound": (["-m", *SEARCHED[2:], "head.margin=interval(0.1,9)"], "head.margin=9"),
     "no trials": ([*SEARCHED, "sweep.trials=0"], "sweep.trials=0 must be greater"),
     "a search of what is not trained": (
-        ["-m", *SEARCHED[2:], "index=flat,hnsw"], "depends on the training only",
+        ["-m", *SEARCHED[2:], "index=flat,hnsw"], "depends only on the training",
     ),
     "a search with several objectives": (
         [*SEARCHED, "monitor=val_map_at_r,val_top1"], "monitor cannot vary",

@@ -40,7 +40,7 @@ class Combination:
     Attributes:
         name: Its swept keys and values, as in the folders of a local sweep.
         submission: The command for this combination alone.
-        point: Values of the parameters that a pipeline over all combinations varies, and the name
+        point: Values of the parameters that vary in a pipeline over all combinations, and the name
             and overrides that the leaderboard shows.
     """
 
@@ -54,8 +54,9 @@ class Sweep:
     """A checked sweep.
 
     Attributes:
-        id: Identifies the sweep: the same for other values of the same keys.
-        combinations: In the order of the command line; of a search, those that were checked.
+        id: ID of the sweep. Without a search, it is the same for other values of the same keys, so
+            that values can be added; with a search, it depends on the values.
+        combinations: In the order of the command line; for a search, only those that were checked.
         search: Settings of a search, see `arcloop.kfp.sweeps.study.suggest`, or None.
     """
 
@@ -123,7 +124,7 @@ def run_sweep(argv: Sequence[str]) -> int:
         raise ArcloopError(
             f"{len(failures)} of {len(sweep.combinations)} combinations failed; the first error: "
             + next(iter(failures.values())),
-            remedy="the same command runs them again, and takes the others from the cache",
+            remedy="the same command runs them again, and reads the others from the cache",
         )
     return code
 
@@ -177,19 +178,19 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
 def _faults(
     first: Submission, swept: Sequence[str], varied: Sequence[str], *, searches: bool
 ) -> list[str]:
-    """Return what is valid for a single run but not in a sweep."""
+    """Return the faults of settings that are valid for a single run but not in a sweep."""
     faults = []
     if settings := [key for key in swept if key.startswith(("cluster", "notify"))]:
         faults.append(f"{settings[0]} cannot have several values: the combinations share it")
     elif searches and "train" not in varied_steps(varied):
         faults.append(
             f"{', '.join(swept)}: sweep= compares by {first.config['monitor']}, which "
-            "depends on the training only"
+            "depends only on the training"
         )
     elif "evaluate" not in varied_steps(varied):
         faults.append(f"{', '.join(swept)}: no metric depends on the values, which -m compares")
     if not first.cluster.cache:
-        faults.append("-m needs cluster.cache=true: the best combination comes from the cache")
+        faults.append("-m needs cluster.cache=true: the best combination is read from the cache")
     if searches and (metric := [key for key in varied if key.startswith("monitor")]):
         faults.append(f"{metric[0]} cannot vary: a search compares all trials by it")
     if first.cron and first.cluster.sweep != "pipeline" and not searches:

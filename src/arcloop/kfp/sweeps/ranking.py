@@ -13,7 +13,7 @@ from arcloop.kfp.pod.steps import read_result
 
 
 def write_result(run: Path, evaluation: Path, file: Path) -> None:
-    """Write what the leaderboard needs of a run as JSON, so that it downloads no artifacts.
+    """Write the results of a run that the leaderboard needs, so that it loads no artifacts.
 
     Args:
         run: Folder of the run.
@@ -43,12 +43,12 @@ def rank(
 ) -> str:
     """Write the leaderboard and return the best combination.
 
-    The best setting has the best mean of the monitored metric over its seeds. Of its seeds, the one
-    with the best value is chosen.
+    The best setting has the best mean of the monitored metric over its seeds. Of its runs, the one
+    with the best value is returned.
 
     Args:
-        points: The combinations, see `read_sweep`, or JSON of each. Of equal ones, which a search
-            may propose, the last is ranked.
+        points: The combinations, see `read_sweep`, or JSON of each. A search may propose equal
+            ones; the last of these is ranked.
         results: For each of them the JSON of `write_result`.
         page: HTML file to write.
         table: Markdown file to write.

@@ -16,7 +16,7 @@ from arcloop.kfp.submission import Submission, resolve_parameters
 from arcloop.kfp.sweeps.combinations import Combination, print_states
 
 _ENDED_EARLY = ("FAILED", "CANCELED", "CANCELING")
-"""A repeated command starts a combination again if its run has one of these states."""
+"""States of a run whose combination is started again by the same command."""
 
 
 def start_runs(sweep: str, combinations: Sequence[Combination], compiled: Path) -> dict[str, str]:

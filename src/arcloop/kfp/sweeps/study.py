@@ -1,7 +1,8 @@
 """The study of a search: it proposes the combinations of a run, and stores their results.
 
 The tasks `suggest` and `report` of each trial open the same study, in a database that all of them
-reach. Both can be retried: a trial has a number in the run, and the study remembers its values.
+can reach. Both can be retried: a trial has a number in the run, under which the study stores its
+values.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 _PLACE, _RETRY = "arcloop:place", "arcloop:retry"
-"""Attribute of a trial: its number in the run, and the ID of its first run; and attribute of the
-study, for a trial: the ID of its second run."""
+"""_PLACE: attribute of a trial with its number in the run and the ID of its first run. _RETRY:
+prefix of an attribute of the study with the ID of the second run of a trial."""
 _MAX_ATTEMPTS, _WAIT_S = 10, 0.5
 
 
@@ -136,9 +137,9 @@ def _url(study: str) -> str:
 def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
     """Propose the values of a trial.
 
-    A trial that was proposed before has the same values again, also in a later run, where its steps
-    come from the cache. A trial that ended two runs without a result is recorded as failed, and
-    another is proposed in its place.
+    If the trial was proposed before, also by an earlier run, the same values are returned, so that
+    its steps are read from the cache. If two runs ended without a result of the trial, it is
+    recorded as failed, and another one is proposed in its place.
 
     Args:
         search: JSON of the settings, see `read_search`, with `study`, `overrides` and `varied`.
@@ -147,7 +148,7 @@ def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
         run_id: ID of the run.
 
     Returns:
-        JSON of the combination, see `read_sweep`, with its place in the study.
+        JSON of the combination, see `read_sweep`, with the study and the number of the trial in it.
 
     Raises:
         ConfigError: The config with these values is invalid, so the trial is recorded as failed.
@@ -179,7 +180,7 @@ def suggest(search: str, trial: str, fingerprint: str, run_id: str) -> str:
         if found:
             number, values = found.number, found.params
         else:
-            # Trials that start together, and those in the place of a failed one, must differ.
+            # Trials that start together, and those that replace a failed one, must differ.
             seed = crc32(f"{settings['seed']} {trial} {len(mine)}".encode())
             study.sampler = make_sampler(build_node(settings["sampler"]), seed)
             asked = proposals.ask(study)
@@ -248,7 +249,7 @@ def _opened(settings: Mapping[str, Any], name: str) -> Iterator[Study]:
 
 
 def _connect(url: str) -> RDBStorage:
-    """Create the tables if needed: of several processes that do so at once, only one succeeds."""
+    """Connect, and create missing tables; retry, because concurrent creation fails."""
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
