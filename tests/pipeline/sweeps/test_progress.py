@@ -46,21 +46,21 @@ def test_lines_of_finished_failed_pruned_and_reused_jobs(tmp_path):
         },
     )
     best = "best 0.9801 (job 3)"
-    rest = f"{best}  left about 3 min"
+    rest = f"{best}  about 3 min left"
     assert found == [
         "job 7 of 12  head.margin=0.6  val_top1 0.5000  finished before  best 0.5000 (job 7)",
-        f"job 3 of 12  head.margin=0.2  val_top1 0.9801  12 s  {best}  left about 2 min",
+        f"job 3 of 12  head.margin=0.2  val_top1 0.9801  12 s  {best}  about 2 min left",
         f"job 8 of 12  head.margin=0.7  failed: training diverged  24 s  {rest}",
         f"job 9 of 12  head.margin=0.8  pruned after epoch 2 with val_top1 0.2500  36 s  {rest}",
         f"job 4 of 12  head.margin=0.3  failed: training diverged  not repeated  {rest}",
-        f"job 1 of 12  head.margin=0.0  val_top1 0.9712  12 s  {best}  left about 2 min",
+        f"job 1 of 12  head.margin=0.0  val_top1 0.9712  12 s  {best}  about 2 min left",
     ]
 
 
 @pytest.mark.parametrize(("at_once", "left"), [(1, "36 s"), (2, "24 s"), (4, "12 s")])
 def test_the_time_left_is_that_of_the_jobs_that_run_in_parallel(tmp_path, at_once, left):
     (line,) = lines(tmp_path, {0: record(0, objective=0.1)}, total=4, at_once=at_once)
-    assert line.endswith(f"left about {left}")
+    assert line.endswith(f"about {left} left")
 
 
 def test_the_smallest_value_can_be_the_best(tmp_path):

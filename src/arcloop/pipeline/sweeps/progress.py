@@ -93,7 +93,7 @@ class SweepProgress:
         if ran and (remaining := total - len(self._seen)) > 0:
             mean = sum(map(_seconds, ran)) / len(ran)
             left = mean * math.ceil(remaining / self.at_once)
-            parts.append(f"left about {_format_seconds(left)}")
+            parts.append(f"about {_format_seconds(left)} left")
         return "  ".join(parts)
 
     def _outcome(self, record: JobRecord) -> str:
