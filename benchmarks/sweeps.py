@@ -1,9 +1,10 @@
-"""Parallel jobs on this machine (`launcher=joblib`) against one job after another.
+"""Parallel jobs on this machine (`launcher=joblib`) compared with one job after another.
 
-Sweeps of two jobs on MNIST, a short and a long one. The serial sweep uses as many threads as there
-are cores (`threads=auto`); the parallel one starts two processes, which use that number each
-(`threads=auto`, the same models) or half of it. The start of a process (imports, data) is part of
-the time. CPU time depends less on other programs than the time on the clock.
+Sweeps of two jobs on MNIST, once of short and once of long jobs. The serial sweep uses as many
+threads as there are cores (`threads=auto`). The parallel sweep starts two processes. Each uses the
+same number of threads (`threads=auto`, which gives the same models) or half of it. The start of a
+process (imports, data) is part of the time. Other programs affect the CPU time less than the wall
+time.
 """
 
 from __future__ import annotations
