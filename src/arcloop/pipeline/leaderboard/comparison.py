@@ -55,8 +55,8 @@ def paired_p_value(one: Mapping[str, float], other: Mapping[str, float]) -> floa
     Returns:
         The p value in [0, 1]; None if fewer than two seeds are shared.
 
-    >>> paired_p_value({"0": 0.9, "1": 0.8, "2": 0.7}, {"0": 0.8, "1": 0.6, "2": 0.6})
-    0.05719095841793663
+    >>> round(paired_p_value({"0": 0.9, "1": 0.8, "2": 0.7}, {"0": 0.8, "1": 0.6, "2": 0.6}), 4)
+    0.0572
     """
     differences = [one[seed] - other[seed] for seed in one if seed in other]
     count = len(differences)
