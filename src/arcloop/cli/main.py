@@ -80,7 +80,7 @@ VERBS = {
         function="arcloop.pipeline.leaderboard.command.leaderboard",
     ),
     "clean": Verb(
-        "folder of a sweep -> removes models and checkpoints of all but the best jobs",
+        "folder of a sweep -> removes models and checkpoints of all but the best settings",
         function="arcloop.pipeline.leaderboard.clean.clean",
     ),
     "diff": Verb(
