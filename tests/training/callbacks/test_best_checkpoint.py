@@ -99,3 +99,13 @@ def test_early_stopping_follows_any_metric_and_stays_ended(
     assert read_checkpoint(folder / "best.ckpt")["global_step"] == before[0]
     assert main([*command, "resume=true", "callbacks.early_stopping=null"]) == 0
     assert capsys.readouterr().err.count("epoch ") == 4 - epochs
+
+
+def test_a_resumed_training_knows_the_step_of_the_best_checkpoint(tmp_path):
+    """Otherwise a run that was interrupted at its end would keep other checkpoint files."""
+    callback = BestCheckpoint(tmp_path, monitor="value", mode="max")
+    callback.best_model_path = str(tmp_path / "best.ckpt")
+    callback._steps = {callback.best_model_path: 12}
+    resumed = BestCheckpoint(tmp_path, monitor="value", mode="max")
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.step_of_best == 12

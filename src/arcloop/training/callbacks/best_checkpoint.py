@@ -23,8 +23,15 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def step_of_best(self) -> int | None:
-        """Optimizer steps of the best checkpoint; None if this process did not save it."""
+        """Optimizer steps of the best checkpoint; None if there is none."""
         return self._steps.get(self.best_model_path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"steps": dict(self._steps)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps = dict(state_dict.get("steps", {}))  # an earlier version did not save it
+        super().load_state_dict(state_dict)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         """Return whether `current` is at least as good as the worst of the kept values."""
