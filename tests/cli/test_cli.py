@@ -146,7 +146,7 @@ def test_query_without_a_place_for_thumbnails(work, capsys):
 
 def test_sweep_makes_a_complete_run_per_job_and_returns_its_objective(in_tmp):
     assert main(["train", "-m", *SMALL, "head.margin=0.2,0.4"]) == 0
-    runs = sorted(p.parent for p in in_tmp.glob("runs/sweeps/synthetic/*/manifest.json"))
+    runs = sorted(p.parent for p in in_tmp.glob("runs/sweeps/synthetic/head*/manifest.json"))
     assert [run.name for run in runs] == ["head.margin-0.2", "head.margin-0.4"]
     for run in runs:
         artifacts.load(run, "run")

@@ -84,7 +84,8 @@ def test_a_run_does_not_depend_on_the_environment(run_in, name):
         assert "recall_at_5" in labels
     assert "\x1b" not in output + errors, "escape sequences are for terminals"
     _, usual = run_in("usual")
-    for file in ("model.pt", "gallery/embeddings-00000.npy", "evaluation/metrics.json"):
+    files = "metrics.csv", "model.pt", "gallery/embeddings-00000.npy", "evaluation/metrics.json"
+    for file in files:
         assert (folder / "runs/odd" / file).read_bytes() == (usual / "runs/odd" / file).read_bytes()
 
 

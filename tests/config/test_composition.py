@@ -21,6 +21,7 @@ REQUIRED = {
     "data=idx": ["data.root=x"],
     "data=csv": ["data.file=x"],
     "data=image_folder": ["data.root=x"],
+    "data=recordio": ["data.root=x"],
     "index=factory": ["index.factory=Flat"],
     "trainer=default": ["trainer.accelerator=cpu"],
 }

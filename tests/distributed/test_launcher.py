@@ -43,7 +43,10 @@ def test_a_sweep_over_two_processes_makes_complete_runs_on_the_curve_of_one(in_t
              "optimizer.head_lr=0.05"]  # fmt: skip
     one = [*SMALL, *plain, "run_dir=one", "head.margin=0.3", "callbacks=export_only"]
     assert main(["train", *one]) == 0
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert main(["train", "-m", *TWO, *plain, "head.margin=0.3,0.5"]) == 0
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before  # otherwise Ctrl-C would be an error of one job
     folder = in_tmp / "runs/sweeps/synthetic"
     for margin in ("0.3", "0.5"):
         run = artifacts.load(folder / f"head.margin-{margin}", "run")

@@ -31,7 +31,7 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch):
         for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
         for line in block.splitlines()
     ]
-    assert len(commands) == 4
+    assert len(commands) == 7
     for command in commands:
         arguments = shlex.split(command)[1:]
         given = {argument.partition("=")[0] for argument in arguments}

@@ -166,9 +166,10 @@ def test_query_prints_the_class_name(run, store, tmp_path, capsys):
 def test_validation_passes_and_shows_the_splits(store):
     report = json.loads((store.artifact.path / "validation/report.json").read_bytes())
     assert report["errors"] == []
-    assert report["classes"]["class-00"] == {"train": 40, "val": 0, "gallery": 0, "query": 0}
+    assert report["classes"]["class-00"] == {"train": 40, "val": 0, "gallery": 0}
     of_gallery = report["classes"]["class-08"]
-    assert of_gallery["gallery"] == of_gallery["query"] > 0
+    assert of_gallery["gallery"] > 0
+    assert report["leave_one_out"]
 
 
 def test_a_gallery_of_another_store_is_rejected(run, store):

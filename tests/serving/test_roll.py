@@ -149,7 +149,8 @@ def test_replacing_servers_behind_a_service_loses_no_request(
 
     def replace(old, **changes):
         settings = make_settings(tmp_path / "store", **changes)
-        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        # The path of a socket in it has at most 107 characters.
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="roll-")))
         with stage(small_run, settings, force=False) as staged, \
                 contextlib.ExitStack() as starting:  # fmt: skip
             new = starting.enter_context(SERVERS[kind](settings, staged.version.path, folder))

@@ -16,7 +16,8 @@ from ports import free_port
 
 from arcloop.artifacts import load
 from arcloop.config.composition import compose_config
-from arcloop.pipeline.steps import apply, train_here
+from arcloop.pipeline.steps import apply
+from arcloop.pipeline.training import train_here
 
 # Otherwise each process would import them when it needs them.
 for module in ("arcloop.evaluation.evaluate", "arcloop.training", "sklearn.manifold",

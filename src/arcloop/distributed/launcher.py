@@ -6,12 +6,14 @@ the command line describes several jobs. Each worker runs `arcloop.pipeline.trai
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from arcloop.artifacts import Artifact, load
 from arcloop.artifacts.atomic import write_json
 from arcloop.errors import TERMINATED, ConfigError, ResourceError, Terminated
+
+
+_AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def count_processes_to_start(config: DictConfig) -> int:
@@ -117,7 +122,8 @@ def launch_training(num_processes: int, job: Mapping[str, Any]) -> Artifact:
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
         try:
             launch = elastic_launch(settings, sys.executable)
-            launch("-m", "arcloop.pipeline.train_worker", str(file))
+            with _restore_signal_handlers():
+                launch("-m", "arcloop.pipeline.train_worker", str(file))
         except SignalException as received:  # the agent has stopped the processes
             is_sigterm = received.sigval == signal.SIGTERM
             raise (Terminated if is_sigterm else KeyboardInterrupt) from None
@@ -134,6 +140,22 @@ def launch_training(num_processes: int, job: Mapping[str, Any]) -> Artifact:
                 " the last checkpoint",
             ) from None
     return load(run_dir, "run")
+
+
+@contextlib.contextmanager
+def _restore_signal_handlers() -> Iterator[None]:
+    """Restore the handlers of signals, which the agent replaces and keeps after its end.
+
+    Without this, Ctrl-C in a later job of a sweep would be an error of that job.
+    """
+    before = {number: signal.getsignal(number) for number in _AGENT_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # None: not installed from Python
+                    signal.signal(number, handler)
 
 
 def worker_job(

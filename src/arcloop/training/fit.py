@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.utilities import rank_zero_only
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
@@ -83,6 +84,8 @@ def train(
         ResourceError: The folder cannot be written, or memory ran out.
         KeyboardInterrupt: The user interrupted training; `resume` continues from last.ckpt.
     """
+    # Lightning reads the rank from variables of Slurm too, which may be those of another task.
+    rank_zero_only.rank = launched_rank()
     with lock_run(run_dir), silence_lightning():
         datamodule = setup.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
