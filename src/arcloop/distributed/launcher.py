@@ -23,7 +23,6 @@ from arcloop.artifacts import Artifact, load
 from arcloop.artifacts.atomic import write_json
 from arcloop.errors import TERMINATED, ConfigError, ResourceError, Terminated
 
-
 _AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 

@@ -85,7 +85,7 @@ def train(
         KeyboardInterrupt: The user interrupted training; `resume` continues from last.ckpt.
     """
     # Lightning reads the rank from variables of Slurm too, which may be those of another task.
-    rank_zero_only.rank = launched_rank()
+    rank_zero_only.rank = launched_rank()  # type: ignore[attr-defined]
     with lock_run(run_dir), silence_lightning():
         datamodule = setup.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
