@@ -69,9 +69,13 @@ def arguments(run_dir, settings, **changes):
 
 
 def processes(server, script):
-    """Return the processes of a server whose command line contains `script`."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if any(script in word for word in child.cmdline())]
+    """Return the running processes of a server whose command line contains `script`."""
+    found = []
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended or is a zombie
+            if any(script in word for word in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def versions(management):

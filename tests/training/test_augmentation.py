@@ -95,14 +95,14 @@ def test_positive_angle_rotates_clockwise() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_zero_magnitudes_change_nothing(channels: int) -> None:
     pixels = images(channels=channels, width=17)
-    still = RandomAffine(shift=0.0, scale=0.0, rotate_degrees=0.0)
+    still = RandomAffine(shift=0.0, scale=0.0, rotate_degrees=0.0, outside="black")
     torch.testing.assert_close(still(pixels, generator()), pixels, rtol=0, atol=1e-3)
     assert torch.equal(NoAugmentation()(pixels, generator()), pixels)
 
 
 def test_each_image_changes_independently_and_depends_only_on_the_generator() -> None:
     pixels = images(1).expand(8, -1, -1, -1)
-    augment = RandomAffine(shift=0.1, scale=0.1, rotate_degrees=10.0)
+    augment = RandomAffine(shift=0.1, scale=0.1, rotate_degrees=10.0, outside="black")
     torch.manual_seed(1)
     first = augment(pixels, generator())
     torch.manual_seed(2)
@@ -117,7 +117,9 @@ def test_each_image_changes_independently_and_depends_only_on_the_generator() ->
 
 def test_pixels_stay_in_range_and_the_edge_is_black() -> None:
     pixels = torch.full((64, 1, 20, 20), 255.0)
-    result = RandomAffine(shift=0.3, scale=0.0, rotate_degrees=0.0)(pixels, generator())
+    result = RandomAffine(shift=0.3, scale=0.0, rotate_degrees=0.0, outside="black")(
+        pixels, generator()
+    )
     assert result.min() == 0
     assert result.max() <= 255 + 1e-3
     assert result.dtype == pixels.dtype
@@ -130,7 +132,7 @@ def test_pixels_stay_in_range_and_the_edge_is_black() -> None:
 )
 def test_magnitudes_are_tight_bounds(magnitude: dict[str, float], measure: str) -> None:
     """A bright spot right of the centre shows the transform of each image."""
-    full = {"shift": 0.0, "scale": 0.0, "rotate_degrees": 0.0} | magnitude
+    full = {"shift": 0.0, "scale": 0.0, "rotate_degrees": 0.0, "outside": "black"} | magnitude
     pixels = torch.zeros(400, 1, 64, 64)
     pixels[:, :, 31:33, 47:49] = 255.0
     out = RandomAffine(**full)(pixels, generator())[:, 0]
@@ -153,7 +155,9 @@ def test_magnitudes_are_tight_bounds(magnitude: dict[str, float], measure: str) 
 def test_values_out_of_range_are_named(values: dict[str, float]) -> None:
     (name,) = values
     with pytest.raises(ConfigError, match=f"augmentation.{name}"):
-        RandomAffine(**({"shift": 0.0, "scale": 0.0, "rotate_degrees": 0.0} | values))
+        RandomAffine(
+            **({"shift": 0.0, "scale": 0.0, "rotate_degrees": 0.0, "outside": "black"} | values)
+        )
 
 
 STILL_CROP = {

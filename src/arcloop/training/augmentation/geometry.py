@@ -36,7 +36,7 @@ class RandomAffine(Augmentation):
         shift: Fraction,
         scale: NonNegativeFloat,
         rotate_degrees: NonNegativeFloat,
-        outside: Outside = "black",
+        outside: Outside,
     ) -> None:
         super().__init__()
         self.outside: Outside = outside
