@@ -49,17 +49,21 @@ def make(folder: Path) -> None:
             if name in files
         ]
         with ProcessPoolExecutor() as pool:
-            for _ in pool.map(_write, *zip(*jobs, strict=True), chunksize=64):
-                pass
-    print(f"{len(names)} classes, {len(jobs)} images in {folder}")
+            written = sum(pool.map(_write, *zip(*jobs, strict=True), chunksize=64))
+    print(f"{len(names)} classes, {written} images in {folder}; {len(jobs) - written} are invalid")
 
 
-def _write(source: Path, target: Path) -> None:
+def _write(source: Path, target: Path) -> bool:
+    """Write an icon as PNG, and return whether it could be drawn."""
     if source.suffix == ".svg":
-        write_png(source.read_text(encoding="utf-8"), target, side=SIDE)
+        try:
+            write_png(source.read_text(encoding="utf-8"), target, side=SIDE)
+        except ValueError:  # e.g. a namespace that the file does not declare
+            return False
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
+    return True
 
 
 def _unpack(package: str, scratch: Path) -> dict[str, Path]:
