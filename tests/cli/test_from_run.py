@@ -51,7 +51,7 @@ NOTATIONS = {
     "name": (["name=foo"], "runs/foo"),
     "interpolation": (["run_dir=runs/${name}", "name=foo"], "runs/foo"),
     "quotes": (["run_dir='sweeps/head.margin=0.2,[a] b'"], ODD),
-    "as it is": ([f"run_dir={ODD}"], ODD),
+    "unquoted": ([f"run_dir={ODD}"], ODD),
     "escapes": ([r"run_dir=sweeps/head.margin\=0.2\,\[a\]\ b"], ODD),
 }
 

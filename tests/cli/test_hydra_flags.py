@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from arcloop.cli.main import main
+from arcloop.config.composition import bundled
+from arcloop.pipeline.sweeps.plan import plan
 
 SWEEP = ["train", "-m", "data=synthetic", "head.margin=0.25,0.4", "seed=3,4"]
 
@@ -64,3 +66,19 @@ def test_the_first_job_on_a_run_has_its_recorded_settings(work, capfd):
     assert "run_dir: runs/a=b\n" in output
     assert "embedding_dim: 16\n" in output
     assert "far: 0.1\n" in output
+
+
+def test_a_folder_of_own_configs_works_in_a_sweep(in_tmp, capsys):
+    """The checks before the first job read it too, also to find keys that a choice lacks."""
+    own = in_tmp / "own, [a]"
+    (own / "head").mkdir(parents=True)
+    (own / "experiment").mkdir()
+    shutil.copy(bundled("conf") / "head/softmax.yaml", own / "head/mine.yaml")
+    (own / "experiment/mine.yaml").write_text("# @package _global_\nname: of_mine\n")
+    swept = ["head=arcface,mine", "head.margin=0.2,0.4", "experiment=mine"]
+    assert main(["train", "-m", "--config-dir", str(own), *swept, "--cfg", "job"]) == 0
+    assert "name: of_mine" in capsys.readouterr().out
+    planned = plan("train", [*swept, f'hydra.searchpath=["file://{own}"]'])
+    assert planned.total == 3
+    assert main(["train", f"--config-dir={in_tmp}/none", "seed=1"]) == 2
+    assert "there is no such folder" in capsys.readouterr().err

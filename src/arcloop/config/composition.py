@@ -82,12 +82,13 @@ def compose_unchecked(overrides: Sequence[str], *, hydra: bool = True) -> DictCo
         raise as_config_error(cause) from None
 
 
-def compose_choice(group: str, choice: str) -> DictConfig:
+def compose_choice(group: str, choice: str, search_path: Sequence[str] = ()) -> DictConfig:
     """Compose one choice of a config group alone, which is much faster than the whole config.
 
     Args:
         group: E.g. "head".
         choice: E.g. "arcface".
+        search_path: Overrides of `hydra.searchpath`, if there are any.
 
     Raises:
         ConfigError: There is no such choice.
@@ -95,7 +96,7 @@ def compose_choice(group: str, choice: str) -> DictConfig:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
-            return compose(None, [f"+{group}={choice}"])
+            return compose(None, [*search_path, f"+{group}={choice}"])
     except (HydraException, OmegaConfBaseException) as cause:
         raise as_config_error(cause) from None
 

@@ -225,6 +225,7 @@ def _key(override: str) -> str:
 def _lacking_choices(given: Sequence[str], axes: Sequence[Axis]) -> dict[str, frozenset[str]]:
     """Find the conditional keys. A key that no choice has is not conditional, but an error."""
     found: dict[str, frozenset[str]] = {}
+    search_path = [word for word in given if _key(word) == "hydra.searchpath"]
     for axis in axes:
         (group,), choices = axis.keys, [text for (text,) in axis.points]
         prefix = f"{group.replace('/', '.')}."
@@ -235,7 +236,7 @@ def _lacking_choices(given: Sequence[str], axes: Sequence[Axis]) -> dict[str, fr
         for choice in choices:
             names = choice.partition("=")[2].strip("[]").split(",")
             try:
-                files = [compose_choice(group, name.strip()) for name in names]
+                files = [compose_choice(group, name.strip(), search_path) for name in names]
             except ConfigError:
                 continue  # the check of the values reports it
             for key in keys:
