@@ -42,7 +42,7 @@ class Jobs:
 def search(
     folder, jobs, space=SPACE, sampler=TPESampler, verb="train", *, trials=6, at_once=1, **more
 ):
-    settings = {"monitor": "val_top1", "direction": "max", **more}
+    settings = {"monitor": "val_top1", "direction": "max", "objective": "mean", **more}
     Search(sampler, trials=trials, seed=0, at_once=at_once, **settings).run(
         verb, space, str(folder), jobs
     )

@@ -51,7 +51,7 @@ def test_the_page_has_the_pareto_optimal_settings(sweep, capsys):
     assert (sweep.path / "leaderboard-pareto.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("others", [["index_bytes"], ["images_per_s", "index_bytes"]])
+@pytest.mark.parametrize("others", [["index_bytes"], ["images_per_second", "index_bytes"]])
 def test_every_other_objective_has_a_panel(others):
     jobs = [
         [{"val_top1": ("max", n / 9), **{o: ("min", float(n % 4)) for o in others}}]

@@ -36,7 +36,7 @@ def test_paired_p_value_of_equal_differences():
 
 
 def rejected_by_holm(p_values, alpha):
-    """The procedure as it is defined: reject the smallest values until one is too large."""
+    """Holm's step-down procedure: reject the smallest p values until one is too large."""
     rejected = set()
     for count, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if p_values[place] > alpha / (len(p_values) - count):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from arcloop import artifacts
 from arcloop.config.monitors import VAL_METRICS
 from arcloop.errors import ConfigError
+from arcloop.pipeline.leaderboard.comparison import Estimate
 from arcloop.pipeline.leaderboard.results import read_job
 
 _TIMING = ".timing.json"  # not in the manifest, because times differ between equal runs
@@ -133,14 +132,11 @@ def summarize(values: Sequence[float], how: str, direction: str) -> float:
     >>> round(summarize([0.97, 0.98, 0.99], "lower", "max"), 4)
     0.9552
     """
-    mean = statistics.fmean(values)
-    if how == "mean":
-        return mean
-    from scipy.special import stdtrit  # quantiles of Student's t
-
-    count = len(values)
-    half = float(stdtrit(count - 1, 0.975)) * statistics.stdev(values) / math.sqrt(count)
-    return mean - half if direction == "max" else mean + half
+    estimate = Estimate.of(values)
+    if how == "mean" or estimate.half_width is None:
+        return estimate.mean
+    sign = -1 if direction == "max" else 1
+    return estimate.mean + sign * estimate.half_width
 
 
 def _count_parameters(run_dir: Path) -> int:
@@ -158,7 +154,7 @@ MEASURED: Mapping[str, tuple[str, str | None]] = {
     "model_bytes": ("min", None),
     "parameters": ("min", None),
     "index_bytes": ("min", "build_index"),
-    "images_per_s": ("max", "build_index"),
+    "images_per_second": ("max", "build_index"),
     "search_p50_ms": ("min", "evaluate"),
     "search_p99_ms": ("min", "evaluate"),
 }
@@ -168,7 +164,7 @@ _READERS: Mapping[str, Callable[[Path], float]] = {
     "model_bytes": lambda run: (run / "model.pt").stat().st_size,
     "parameters": _count_parameters,
     "index_bytes": lambda run: artifacts.read(run / "index", "index").info["bytes"],
-    "images_per_s": lambda run: _read_timing(run, "gallery", "per_second"),
+    "images_per_second": lambda run: _read_timing(run, "gallery", "per_second"),
     "search_p50_ms": lambda run: _read_timing(run, "evaluation", "search_p50_ms"),
     "search_p99_ms": lambda run: _read_timing(run, "evaluation", "search_p99_ms"),
 }

@@ -60,8 +60,8 @@ class Search:
         sampler: Callable[..., Any] | None = None,
         *,
         trials: PositiveInt | None = None,
-        seed: NonNegativeInt = 0,
-        objective: Annotated[str, one_of("mean", "lower")] = "mean",
+        seed: NonNegativeInt,
+        objective: Annotated[str, one_of("mean", "lower")],
         objectives: list[Any] | None = None,
         zip: list[Any] | None = None,  # noqa: A002 - the name of the key
         monitor: str,
