@@ -39,6 +39,8 @@ def settings(**changed):
         "rerank_k1": 20,
         "rerank_k2": 6,
         "rerank_original_weight": 0.3,
+        "pairs": [],
+        "pairs_flip": True,
         "gate": GateSettings(**bounds | {"use": "estimate", "loss_metric": "top1"}),
     }
     return EvaluateSettings(**values | changed)

@@ -110,6 +110,7 @@ def test_the_profile_names_no_secret_and_no_claim_but_the_volume(pods):
         (["backbone_weights.file=/mnt/data/best.ckpt", "+cluster.data_volumes.d=/mnt/data"],
          "backbone_weights.file=/mnt/data/best.ckpt is outside every mount: /mnt/arcloop"),
         (["calibration.unknown=/mnt/unknown"], "(step index)"),
+        (["evaluate.pairs=[lfw.bin]"], "evaluate.pairs=lfw.bin must be an absolute path"),
         (["evaluate.gate.versus=runs/x"], "evaluate.gate.versus=runs/x must be an absolute path"),
         (["deploy.model_store=/srv/models"], "deploy.model_store=/srv/models is outside"),
         (["cluster.node_affinity=[{key: a, operator: Is}]"], "cluster.node_affinity.0.operator"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated
 
 from omegaconf import MISSING
@@ -10,6 +14,7 @@ from omegaconf import MISSING
 from arcloop.config.value_types import (
     CheckedSettings,
     Fraction,
+    FractionOrFractions,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -40,6 +45,8 @@ class GateSettings(CheckedSettings):
         max_negative_flips: Upper bound on the share of queries that the incumbent answers
             correctly and the model does not.
         max_class_loss: Upper bound on the decrease of the top-1 accuracy of any class.
+        min_pairs_accuracy: Lower bound on the accuracy of every list of `EvaluateSettings.pairs`,
+            or name of a list -> its bound.
     """
 
     use: Annotated[str, one_of("estimate", "interval")] = MISSING
@@ -61,6 +68,7 @@ class GateSettings(CheckedSettings):
     max_eer: Fraction | None = MISSING
     min_class_accuracy: Fraction | None = MISSING
     min_pair_accuracy: Fraction | None = MISSING
+    min_pairs_accuracy: FractionOrFractions = MISSING
     min_index_recall_at_10: Fraction | None = MISSING
 
     def __post_init__(self) -> None:
@@ -103,6 +111,9 @@ class EvaluateSettings(CheckedSettings):
         rerank_k1: Size of the k-reciprocal neighbourhoods.
         rerank_k2: Number of nearest encodings that are averaged.
         rerank_original_weight: Weight of the original distance, lambda in the paper.
+        pairs: Files with lists of pairs of images, .bin of InsightFace or CSV, on which
+            verification is measured.
+        pairs_flip: Add the embedding of the mirrored image to that of each image of a pair.
         gate: Bounds that decide whether the model may be deployed.
     """
 
@@ -125,6 +136,8 @@ class EvaluateSettings(CheckedSettings):
     rerank_k1: PositiveInt = MISSING
     rerank_k2: PositiveInt = MISSING
     rerank_original_weight: Fraction = MISSING
+    pairs: list[str] = MISSING
+    pairs_flip: bool = MISSING
     gate: GateSettings = MISSING
 
     def __post_init__(self) -> None:
@@ -135,3 +148,34 @@ class EvaluateSettings(CheckedSettings):
                 " cannot leave out the rows of each query's group",
                 remedy="set one of them to false",
             )
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        names, bounds = pair_list_names(self.pairs), self.gate.min_pairs_accuracy
+        unknown = [name for name in bounds if name not in names] if isinstance(bounds, dict) else []
+        if unknown or (bounds is not None and not names):
+            near = difflib.get_close_matches(unknown[0], names, n=1) if unknown else []
+            raise ConfigError(
+                f"evaluate.pairs {f'has no list {unknown[0]}' if unknown else 'is empty'}",
+                where="evaluate.gate.min_pairs_accuracy",
+                remedy=f"did you mean {near[0]}?" if near
+                else f"names of the lists: {', '.join(names) or 'none'}",
+            )  # fmt: skip
+
+
+def pair_list_names(files: Sequence[str]) -> list[str]:
+    """Return the names of lists of pairs in metrics: those of the files without extension.
+
+    >>> pair_list_names(["faces/lfw.bin", "my pairs.csv"])
+    ['lfw', 'my_pairs']
+
+    Raises:
+        ConfigError: Two lists have the same name.
+    """
+    names = [re.sub(r"[^\w-]", "_", PurePath(file).stem) for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"evaluate.pairs has two lists with the name {name}", remedy="rename a file"
+            )
+    return names

@@ -94,6 +94,17 @@ def _check_auto_count_or_share(value: Any) -> Any:
 AutoCountOrShare = Annotated[Any, AfterValidator(_check_auto_count_or_share)]
 """A number (int), a share (float) in [0, 1], "auto" or null; OmegaConf cannot merge a union."""
 
+
+def _check_bounds(value: Any) -> Any:
+    bounds = list(value.values()) if isinstance(value, Mapping) else [value]
+    numbers = [b for b in bounds if isinstance(b, int | float) and not isinstance(b, bool)]
+    if value is not None and not (numbers == bounds and all(0 <= b <= 1 for b in numbers)):
+        raise ValueError("must be null, a number from 0 to 1, or such numbers by name: {a: 0.9}")
+    return value
+
+
+FractionOrFractions = Annotated[Any, AfterValidator(_check_bounds)]
+"""A share in [0, 1], a mapping from names to shares, or null."""
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 _MESSAGES = {
     "bool_type": "must be true or false",

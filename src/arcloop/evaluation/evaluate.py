@@ -31,8 +31,9 @@ from arcloop.evaluation import (
     write_report,
 )
 from arcloop.evaluation.compare import compare
-from arcloop.evaluation.evaluator import evaluate_part
 from arcloop.evaluation.incumbent import answers_of_incumbent, check_incumbent
+from arcloop.evaluation.pairs import hash_pair_lists
+from arcloop.evaluation.part import evaluate_part
 from arcloop.evaluation.query_results import QueryResults
 from arcloop.evaluation.setup import Search, make_setup
 from arcloop.retrieval import (
@@ -108,6 +109,8 @@ def evaluate(
     if versus is not None:
         incumbent = check_incumbent(versus, images.image_shape)
         parents["versus"] = incumbent.sha256
+    if (pairs := hash_pair_lists(settings.pairs)) is not None:
+        parents["pairs"] = pairs
     config = {"evaluate": asdict(settings)}
     if reuse and (current := artifacts.load_if_current(output, "evaluation", config, parents)):
         return current

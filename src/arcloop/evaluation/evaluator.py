@@ -1,21 +1,16 @@
 """Evaluation of a model and its index on query embeddings, without keeping all of them in memory.
 
-Each process calls `evaluate_part` on its part of the queries; `compute_evaluation` merges the
-states. `evaluate_embeddings` does both in a single process.
+Each process calls `update_evaluation` on its part of the queries, see `evaluate_part`, and
+`compute_evaluation` merges the states. `evaluate_embeddings` does both in a single process.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from arcloop.config.schema import EmbedSettings
-from arcloop.data import Store
-from arcloop.display.terminal import track
-from arcloop.distributed.process_group import ProcessGroup
 from arcloop.evaluation.intervals import Interval, compute_intervals
 from arcloop.evaluation.metrics.clustering import clustering_metrics
 from arcloop.evaluation.metrics.open_set import error_rates_of_answers, open_set_metrics
@@ -42,9 +37,7 @@ from arcloop.evaluation.mistakes import (
 from arcloop.evaluation.options import AnswerOptions
 from arcloop.evaluation.query_results import QueryResults
 from arcloop.evaluation.setup import EvaluationSetup
-from arcloop.retrieval import embed
-from arcloop.retrieval.embed import Embeddings, Labels, counted, rebatch
-from arcloop.runtime.searcher import Model
+from arcloop.retrieval.embed import Embeddings, Labels, rebatch
 
 _NEIGHBOURS = 10
 _RECALL_AT, _PRECISION_AT, _NDCG_AT = (1, 5, 10), (5, 10), (10,)
@@ -96,6 +89,7 @@ class EvaluationState:
         sampled: Embeddings of the rows of `EvaluationSetup.sampled_queries`, by batch.
         seconds: Optional answer mode -> time of all queries of the part.
         quality: Quality of each query, float32, by batch; empty for a model without quality.
+        pair_rates: Metrics of the lists of pairs that the process measured.
     """
 
     per_query: list[PerQuery] = field(default_factory=list)
@@ -104,6 +98,7 @@ class EvaluationState:
     sampled: list[Embeddings] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     quality: list[Embeddings] = field(default_factory=list)
+    pair_rates: Rates = field(default_factory=dict)
 
 
 def evaluate_embeddings(
@@ -194,27 +189,6 @@ def update_evaluation(
     return state
 
 
-def evaluate_part(
-    model: Model,
-    images: Store,
-    label_C: Labels,
-    setup: EvaluationSetup,
-    embed_settings: EmbedSettings,
-    group: ProcessGroup,
-) -> EvaluationState:
-    """Evaluate the queries of this process."""
-    # The rounding of matrix products depends on the batch. With these boundaries, every batch
-    # has the same rows for any number of processes.
-    batch_size = embed_settings.batch_size
-    part = group.shard(setup.num_queries, math.lcm(setup.settings.batch_size, batch_size))
-    with track("evaluate", len(part)) as advance:
-        quality: list[Embeddings] = []
-        batches = images.batches("query", batch_size, part)
-        embedded = counted(embed(model, batches, quality), advance)
-        state = update_evaluation(((e, label_C[n]) for e, n in embedded), setup, part)
-        return replace(state, quality=quality)
-
-
 def compute_evaluation(
     states: Sequence[EvaluationState], setup: EvaluationSetup
 ) -> EvaluationResult:
@@ -243,6 +217,7 @@ def compute_evaluation(
         **pairs.compute(),
         **pair_metrics(clustered.embeddings, clustered.labels),
         **clustering_metrics(clustered.embeddings, clustered.labels),
+        **dict(sorted(rate for state in states for rate in state.pair_rates.items())),
     }
     quality = [batch for state in states for batch in state.quality]
     per_query = QueryResults.of(facts, values, setup.groups, quality)

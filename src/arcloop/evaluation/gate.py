@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TypedDict
 
+from arcloop.artifacts.metrics import is_pair_accuracy
 from arcloop.config.evaluation import BOUNDS_ON_CHANGE, GateSettings
 from arcloop.evaluation.compare import Comparison
 from arcloop.evaluation.intervals import Interval
@@ -52,9 +53,16 @@ def check_gate(
     if metrics.get("num_classes") == 1:
         reasons.append("The gallery has one class, so every answer is right; add other classes.")
     passed = not reasons
+    bounds = asdict(settings)
+    of_lists = bounds.pop("min_pairs_accuracy")
+    if isinstance(of_lists, dict):
+        bounds |= {f"min_pairs_{name}_accuracy": bound for name, bound in of_lists.items()}
+    else:
+        names = [*filter(is_pair_accuracy, metrics)] or ["pairs_accuracy"]
+        bounds |= {f"min_{name}": of_lists for name in names}
     found = [
         _compare(name, bound, metrics, (intervals or {}) if settings.use == "interval" else None)
-        for name, bound in asdict(settings).items()
+        for name, bound in bounds.items()
         if name.startswith(("min_", "max_")) and name not in BOUNDS_ON_CHANGE and bound is not None
     ]
     if comparison is not None:

@@ -26,7 +26,9 @@ from arcloop.config.schema import EmbedSettings
 from arcloop.data import Store
 from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import ArtifactError, ConfigError, first_line
-from arcloop.evaluation.evaluator import compute_evaluation, evaluate_part
+from arcloop.evaluation.evaluator import compute_evaluation
+from arcloop.evaluation.pairs import hash_pair_lists
+from arcloop.evaluation.part import evaluate_part
 from arcloop.evaluation.query_results import FILE, QueryResults, load_query_results
 from arcloop.evaluation.setup import make_setup
 from arcloop.retrieval import Gallery, load_model
@@ -201,6 +203,7 @@ def _is_comparable(
         FILE in evaluation.files
         and gallery_images is images
         and evaluation.parents["store"] == images.artifact.sha256
+        and evaluation.parents.get("pairs") == hash_pair_lists(settings.pairs)
         and before == now
     )
 

@@ -6,12 +6,8 @@ import argparse
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.text import Text
-from rich.tree import Tree
 
 from arcloop import artifacts
 from arcloop.artifacts import MANIFEST, Artifact
@@ -22,36 +18,11 @@ from arcloop.data import changes_since
 from arcloop.display.terminal import result_console
 from arcloop.errors import ArcloopError, ArtifactError, ConfigError, DataError
 from arcloop.pipeline.chains import find_parent_folder, find_store
+from arcloop.pipeline.links import Link, make_tree
 from arcloop.pipeline.summary import OTHER_DATA
 
 _MAX_NAMED_FILES = 3
 _MAX_LINE = 100_000  # characters; rich would cut off longer lines, and the terminal wraps them
-
-
-@dataclass
-class Link:
-    """An artifact or file in the lineage.
-
-    Attributes:
-        what: Kind and path.
-        sha256: Hash of the artifact or file; None if it cannot be read.
-        facts: Name -> text, printed below the link.
-        fault: Reason why the verification failed; None if the link is verified.
-        parents: Links of the artifacts and files that it was made from.
-    """
-
-    what: str
-    sha256: str | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
-    fault: str | None = None
-    parents: list[Link] = field(default_factory=list)
-
-    def faults(self) -> Iterator[str]:
-        """Yield the faults of this link and of all its ancestors."""
-        if self.fault is not None:
-            yield f"{self.what}: {self.fault}"
-        for parent in self.parents:
-            yield from parent.faults()
 
 
 def lineage(arguments: Sequence[str]) -> int:
@@ -65,7 +36,7 @@ def lineage(arguments: Sequence[str]) -> int:
     run_dir = artifacts.without_link(Path(options.run)) if options.run else None
     chain = trace(artifacts.without_link(Path(options.path)), run_dir)
     console = result_console(_MAX_LINE)
-    console.print(_tree(chain, set()))
+    console.print(make_tree(chain, set()))
     faults = list(chain.faults())
     for fault in faults:
         console.print(f"broken: {fault}")
@@ -128,7 +99,7 @@ def _parents(artifact: Artifact) -> list[Link]:
         parents = [_store(artifact)]
         return parents + ([_weights(artifact)] if "backbone_weights" in artifact.parents else [])
     return [
-        _unknown(artifact) if role == "unknown" else _parent(role, sha256, artifact)
+        (_outside_files if role in ("unknown", "pairs") else _parent)(role, sha256, artifact)
         for role, sha256 in sorted(artifact.parents.items())
     ]
 
@@ -190,16 +161,24 @@ def _weights(run: Artifact) -> Link:
     return link
 
 
-def _unknown(index: Artifact) -> Link:
-    """Trace the images of unknown things that the threshold was calibrated on."""
+def _outside_files(role: str, sha256: str, artifact: Artifact) -> Link:
+    """Trace the images of unknown things of an index, or the lists of pairs of an evaluation."""
+    from arcloop.evaluation.pairs import hash_pair_lists
     from arcloop.retrieval.unknown_images import UnknownImages
 
-    settings = CalibrationSettings(**index.config["calibration"])
-    link = Link(f"unknown images {settings.unknown}", index.parents["unknown"])
+    if role == "unknown":
+        settings = CalibrationSettings(**artifact.config["calibration"])
+        link = Link(f"unknown images {settings.unknown}", sha256)
+    else:
+        files = artifact.config["evaluate"]["pairs"]
+        link = Link(f"pairs of {', '.join(files)}", sha256)
     try:
-        if UnknownImages(settings).sha256() != link.sha256:
-            link.fault = "the images were changed after the threshold was calibrated on them"
-    except ConfigError as cause:
+        is_list = role == "pairs"
+        now = hash_pair_lists(files) if is_list else UnknownImages(settings).sha256()
+        if now != sha256:
+            made = "evaluated" if is_list else "the threshold was calibrated"
+            link.fault = f"the images were changed after {made} on them"
+    except (ConfigError, DataError) as cause:
         link.fault = cause.what
     return link
 
@@ -284,17 +263,3 @@ def _archive(path: Path, run_dir: Path | None) -> Link:
                 found.fault = f"the archive was made from a different {role}"
             link.parents.append(found)
     return link
-
-
-def _tree(link: Link, shown: set[str]) -> Tree:
-    """Return a link and its ancestors as a tree; the ancestors of each link are shown once."""
-    sign = ("x", "red") if link.fault else ("ok", "green") if link.sha256 else ("?", "dim")
-    label = Text.assemble(sign, " ", link.what)
-    if link.what in shown:
-        return Tree(label.append(" (shown above)", "dim"))
-    shown.add(link.what)
-    tree = Tree(label.append(f" {link.sha256[:12]}" if link.sha256 else "", "dim"))
-    for name, value in link.facts.items():
-        tree.add(Text(f"{name}: {value}", "dim"))
-    tree.children += [_tree(parent, shown) for parent in link.parents]
-    return tree

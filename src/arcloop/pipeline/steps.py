@@ -146,8 +146,9 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
     """Build every object that the steps will need, so that wrong values fail before work starts.
 
     Raises:
-        ConfigError: A constructor rejects its values, there is nothing to export, or training
-            requires more processes than are possible.
+        ConfigError: A constructor rejects its values, there is nothing to export, a file does not
+            exist, or training requires more processes than are possible.
+        DataError: A list of pairs has faults.
     """
     for name in names:
         if name == "train":
@@ -166,6 +167,10 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
             from arcloop.evaluation.incumbent import find_incumbent
 
             find_incumbent(versus)
+        if name in ("train", "evaluate") and config.evaluate.pairs:
+            from arcloop.evaluation.pairs import hash_pair_lists
+
+            hash_pair_lists(config.evaluate.pairs)  # reads the headers of all images
 
 
 def _prepare(call: _Call) -> Artifact:

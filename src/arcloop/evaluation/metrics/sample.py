@@ -17,7 +17,7 @@ from arcloop.retrieval.embed import Chunks, Embeddings, Labels
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-_FOLDS = 10
+FOLDS = 10
 _MAX_PAIRS_PER_KIND = 300  # of a fold, as on LFW
 _MAX_IMAGES = 1000  # of a fold; all of its pairs are compared for the hardest ones
 _HARDEST = 0.01
@@ -98,7 +98,7 @@ def deal_images(labels_N: Labels, random: np.random.Generator) -> list[tuple[Lab
     position = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
     firsts = np.flatnonzero(position % 2 == 0)  # each starts a pair, or is the last of its class
     folds = []
-    for units in np.array_split(random.permutation(firsts), _FOLDS):
+    for units in np.array_split(random.permutation(firsts), FOLDS):
         units = units[: _MAX_IMAGES // 2]
         seconds = np.minimum(units + 1, len(order) - 1)
         paired = position[seconds] % 2 == 1
@@ -215,13 +215,13 @@ def pair_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> Rates:
             pairs.setdefault(kind, []).extend((same_P2[: counts[-1]], rows[negatives_P2]))
     if not all(counts):
         reason = (
-            f"not measurable with {len(labels_N):,} images; each of the {_FOLDS} folds needs a "
+            f"not measurable with {len(labels_N):,} images; each of the {FOLDS} folds needs a "
             "pair of the same class and one of different classes"
         )
         return dict.fromkeys(("pair_accuracy", "pair_accuracy_std", "pair_accuracy_balanced",
                               "pair_accuracy_hard"), reason)  # fmt: skip
-    fold_P = np.repeat(np.arange(_FOLDS), 2 * np.array(counts))
-    same_P = np.repeat(np.arange(2 * _FOLDS) % 2 == 0, np.repeat(counts, 2))
+    fold_P = np.repeat(np.arange(FOLDS), 2 * np.array(counts))
+    same_P = np.repeat(np.arange(2 * FOLDS) % 2 == 0, np.repeat(counts, 2))
     rates: Rates = {}
     for kind, parts in pairs.items():
         rows_PD, others_PD = (embeddings_ND[column] for column in np.concatenate(parts).T)

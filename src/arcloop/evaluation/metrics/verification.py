@@ -95,6 +95,11 @@ class SimilarityHistogram:
             self.same += same
             self.different += _count(bins_QG.ravel()) - same
 
+    def add(self, sim_P: npt.NDArray[np.float32], same_P: Bools) -> None:
+        """Add pairs; `same_P`: whether they are of the same class."""
+        self.same += _count(_bins(sim_P[same_P]))
+        self.different += _count(_bins(sim_P[~same_P]))
+
     def remove(self, sim_P: npt.NDArray[np.float32], same_P: Bools) -> None:
         """Remove pairs, such as those of a query with itself; `same_P`: of the same class."""
         self.same -= _count(_bins(sim_P[same_P]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from arcloop.artifacts.metrics import is_pair_accuracy
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import drawable_names, encode_png
 from arcloop.display.terminal import format_similarity
@@ -27,7 +29,8 @@ from arcloop.evaluation.report.projection import MIN_ROWS, project, projection_m
 
 _THUMBNAIL = 128  # pixels; smaller images are not resized
 _ROC_POINTS = 120
-_PIXELATED = 64  # pixels; images up to this size are enlarged without smoothing
+_OF_PAIRS = re.compile("pairs_(.+?)_(accuracy|accuracy_std|eer|tar_at_far_[^_]+)")
+PIXELATED = 64  # pixels; images up to this size are enlarged without smoothing
 
 
 def write_report(
@@ -81,13 +84,16 @@ def write_report(
         metrics=_describe_metrics(result),
         figures=images,
         format_similarity=format_similarity,
-        thumbnail=lambda split, row: _thumbnail(image(split, row)),
-        pixelated=any(max(image_HWC.shape) <= _PIXELATED for image_HWC in some),
+        thumbnail=lambda split, row: make_thumbnail(image(split, row)),
+        pixelated=any(max(image_HWC.shape) <= PIXELATED for image_HWC in some),
         facts=facts,
         config_yaml=config_yaml,
         lineage=lineage,
         gate=gate,
         comparison=comparison,
+        pair_lists=[
+            _OF_PAIRS.sub(r"\1", name) for name in filter(is_pair_accuracy, result.metrics)
+        ],
         changes=_describe_changes(comparison),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -99,7 +105,7 @@ def _describe_metrics(result: EvaluationResult) -> dict[str, dict[str, str]]:
     The value of a metric that is not measurable is a dash, and its meaning has the reason.
     """
     described = {}
-    for name, entry in read_glossary().items():
+    for name, entry in read_glossary([*result.metrics, *result.not_measurable]).items():
         if name in result.metrics:
             value = format(result.metrics[name], entry.get("format", ".2%"))
             ends = [f"{100 * end:.2f}" for end in result.intervals.get(name, ())]
@@ -114,7 +120,7 @@ def _describe_changes(comparison: Comparison | None) -> list[tuple[str, ...]]:
     """Return title, both values, difference and interval of each metric, as text."""
     if comparison is None:
         return []
-    glossary, rows = read_glossary(), []
+    glossary, rows = read_glossary(comparison.metrics), []
     for name, change in comparison.metrics.items():
         if entry := glossary.get(name):
             style = entry.get("format", ".2%")
@@ -125,9 +131,20 @@ def _describe_changes(comparison: Comparison | None) -> list[tuple[str, ...]]:
     return rows
 
 
-def read_glossary() -> dict[str, dict[str, str]]:
-    """Return name -> "title", "meaning" and "format" (if not a percentage) of every metric."""
-    return tomllib.loads(Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8"))
+def read_glossary(names: Iterable[str] = ()) -> dict[str, dict[str, str]]:
+    """Return name -> "title", "meaning" and "format" (if not a percentage) of every metric.
+
+    Args:
+        names: Names of metrics; those on lists of pairs are added at the end.
+    """
+    found: dict[str, dict[str, str]] = tomllib.loads(
+        Path(__file__).with_name("metrics.toml").read_text(encoding="utf-8")
+    )
+    for name in names:
+        if match := _OF_PAIRS.fullmatch(name):
+            entry = found.get(f"pairs_NAME_{match[2]}") or found[match[2]]
+            found[name] = {**entry, "title": f"{match[1]}: {entry['title']}"}
+    return found
 
 
 def _figures(
@@ -190,7 +207,7 @@ def _write_roc(path: Path, roc: Roc) -> None:
         writer.writerows(zip(*columns, strict=True))
 
 
-def _thumbnail(pixels_HWC: npt.NDArray[np.uint8]) -> str:
+def make_thumbnail(pixels_HWC: npt.NDArray[np.uint8]) -> str:
     """Return an image as a WebP data URI; small images are encoded without loss."""
     picture = Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[-1] == 1 else pixels_HWC)
     small = max(picture.size) <= _THUMBNAIL

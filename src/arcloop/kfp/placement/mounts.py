@@ -14,8 +14,9 @@ _IN_IMAGE = PurePosixPath("/opt/arcloop")
 _PATHS = {
     "data.root": "prepare", "data.file": "prepare", "backbone_weights.file": "train",
     "calibration.unknown": "index", "evaluate.gate.versus": "evaluate",
+    "evaluate.pairs": "evaluate",
 }  # fmt: skip
-"""Key with a path that must exist -> the step that reads it."""
+"""Key with a path, or a list of paths, that must exist -> the step that reads it."""
 
 
 def mounts(name: str, settings: ClusterSettings) -> dict[str, str]:
@@ -52,11 +53,13 @@ def path_faults(
     if settings.is_local:
         return
     for key, step in _PATHS.items():
-        path = _find(config, key)
+        found = _find(config, key)
         # The default of data.root is the path of the bundled data, which differs in the image.
         is_given = any(o.lstrip("+").startswith(f"{key}=") for o in parameters[key.split(".")[0]])
-        if path and is_given and (fault := _fault(str(path), mounts(step, settings))):
-            yield f"{key}={path} {fault} (step {step}); see cluster.data_volumes and cluster.volume"
+        for path in found if isinstance(found, list) else [found]:
+            if path and is_given and (fault := _fault(str(path), mounts(step, settings))):
+                where = f"{key}={path} {fault} (step {step})"
+                yield f"{where}; see cluster.data_volumes and cluster.volume"
     serves = config["deploy"]["target"] != "local"
     if serves and config["deploy"]["namespace"] == "default" != settings.namespace:
         yield "deploy.namespace must be the namespace of the run: set it or cluster.namespace"
