@@ -45,7 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@# Python compiles what is imported; compiling every module takes longer than the rest.
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@# Without torchvision: it is large and must match the build of torch; otherwise Lightning cannot
-	@# be imported. arcloop does not use it; see models/backbones/timm_backbone.py.
+	@# be imported. arcloop does not use it; see models/backbones/timm_import.py.
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps timm
 	@touch $@
 

@@ -1,5 +1,6 @@
 """Weights from a file: reading without code execution, and comparison with the backbone."""
 
+import argparse
 import os
 import pickle
 from pathlib import Path
@@ -31,6 +32,14 @@ def in_module(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def dino(state: dict[str, Tensor], trained: str) -> dict[str, object]:
+    """A checkpoint of DINO's main_dino.py, with the weights in the network `trained`."""
+    other = {f"module.backbone.{n}": w + 1 for n, w in state.items()}
+    same = {f"backbone.{n}": w for n, w in state.items()} | {"head.mlp.0.weight": torch.ones(2, 2)}
+    student = {f"module.{n}": w for n, w in same.items()} if trained == "student" else other
+    return {"student": student, "teacher": same, "args": argparse.Namespace(arch="vit"), "epoch": 1}
+
+
 @pytest.mark.parametrize(
     "wrapped",
     [
@@ -40,13 +49,32 @@ def in_module(state: dict[str, Tensor]) -> dict[str, Tensor]:
         lambda state: {f"module.{name}": value for name, value in state.items()},
         lambda state: {"state_dict": {f"module.{n}": w for n, w in state.items()}},
         lambda state: {"state_dict": in_module(state), "global_step": 7},
+        lambda state: {"state_dict": {f"model.backbone.{n}": w for n, w in state.items()}},
+        lambda state: dino(state, "teacher"),
+        lambda state: {"student": dino(state, "student")["student"], "epoch": 3},
+        lambda state: {
+            **{f"student.{n}": w + 1 for n, w in state.items()},
+            **{f"teacher.backbone.{n}": w for n, w in state.items()},
+        },
     ],
-    ids=["plain", "state_dict", "model", "DDP", "state_dict of DDP", "checkpoint"],
+    ids=[
+        "plain",
+        "state_dict",
+        "model",
+        "DDP",
+        "state_dict of DDP",
+        "checkpoint",
+        "Lightning",
+        "DINO",
+        "student",
+        "DINO in one dict",
+    ],
 )
 def test_all_file_formats_load_into_the_backbone(tmp_path: Path, wrapped) -> None:
-    state = convnet(seed=1).state_dict()
-    torch.save(wrapped(state), tmp_path / "weights.pt")
-    assert_same(read_weights(tmp_path / "weights.pt"), dict(state))
+    state, file, target = convnet(seed=1).state_dict(), tmp_path / "weights.pt", convnet(seed=2)
+    torch.save(wrapped(state), file)
+    assert load_weights(target, read_weights(file), file=file, strict=True).is_complete
+    assert_same(dict(target.state_dict()), dict(state))
 
 
 def test_safetensors(tmp_path: Path) -> None:

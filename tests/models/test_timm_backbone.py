@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from arcloop.errors import ConfigError
-from arcloop.models import Embedder, TimmBackbone, load_weights
-from arcloop.models.backbones.timm_backbone import import_timm
+from arcloop.models import Embedder, Lora, TimmBackbone, load_weights
+from arcloop.models.backbones.timm_import import import_timm
 
 RESNET, VIT, MOBILE = "test_resnet.r160_in1k", "test_vit", "mobilenetv3_small_050"
 
 
 def make(model: str = RESNET, channels: int = 3, size: int = 32, **options: object) -> TimmBackbone:
     return TimmBackbone(
-        in_channels=channels, image_size=(size, size), model=model, options=dict(options)
-    )
+        in_channels=channels, image_size=(size, size), model=model, options=dict(options),
+        grad_checkpointing=False, lora=Lora(rank=0, alpha=1.0, dropout=0.0, modules=[]),
+    )  # fmt: skip
 
 
 def published(model: str, size: int | None = None) -> nn.Module:

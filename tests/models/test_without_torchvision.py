@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-from arcloop.models.backbones.timm_backbone import torchvision_or_stub
+from arcloop.models.backbones.timm_import import torchvision_or_stub
 
 REAL = {
     "__init__.py": "REAL = True\n",

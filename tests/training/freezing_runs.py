@@ -9,7 +9,7 @@ from pathlib import Path
 from sharded_runs import IMAGES, STORE, train_in
 
 from arcloop.config.composition import compose_config
-from arcloop.models.backbones.timm_backbone import import_timm
+from arcloop.models.backbones.timm_import import import_timm
 from arcloop.pipeline.steps import apply
 
 COMMON = [

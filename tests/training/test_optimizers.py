@@ -9,7 +9,10 @@ from arcloop.models import ArcFace, ConvNet, Embedder
 from arcloop.training.optim import make_optimizer, parameter_groups
 
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
-RATES = {"lr": 0.1, "weight_decay": 0.01, "head_lr": 0.3, "head_weight_decay": 0.02}
+RATES = {
+    "lr": 0.1, "weight_decay": 0.01, "head_lr": 0.3, "head_weight_decay": 0.02,
+    "backbone_lr_factor": 1.0, "layer_decay": 1.0,
+}  # fmt: skip
 
 
 def make_modules() -> tuple[nn.Module, nn.Module]:
@@ -47,9 +50,9 @@ def test_groups_have_separate_rates_and_only_kernels_and_matrices_have_weight_de
 
 
 def test_module_without_kernels_has_no_empty_group() -> None:
-    (group,) = parameter_groups("norm", nn.BatchNorm2d(3), lr=0.1, weight_decay=0.5)
+    (group,) = parameter_groups("norm", nn.BatchNorm2d(3).parameters(), lr=0.1, weight_decay=0.5)
     assert group["name"] == "norm_no_decay"
-    assert parameter_groups("none", nn.ReLU(), lr=0.1, weight_decay=0.5) == []
+    assert parameter_groups("none", [], lr=0.1, weight_decay=0.5) == []
 
 
 @pytest.mark.parametrize("factory", [SGD, torch.optim.AdamW])

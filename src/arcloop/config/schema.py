@@ -60,10 +60,21 @@ class BackboneWeightsSettings(CheckedSettings):
             weights.
         strict: Raise an error unless all tensors fit; false loads the tensors that fit and lists
             the others.
+        pretrained: Use the weights that timm publishes for `backbone.model`, from the Hugging Face
+            Hub or its cache, instead of `file`.
     """
 
     file: str | None = MISSING
     strict: bool = MISSING
+    pretrained: bool = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretrained and self.file is not None:
+            raise ConfigError(
+                f"backbone_weights.pretrained=true, and backbone_weights.file={self.file}",
+                remedy="remove one of them",
+            )
 
 
 @dataclass(kw_only=True)

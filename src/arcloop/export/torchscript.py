@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from arcloop.distributed.batch_norm import SynchronizedBatchNorm
 from arcloop.errors import ArtifactError, ConfigError
@@ -53,10 +54,9 @@ def export_scripted(
     Raises:
         ArtifactError: The checkpoint is damaged or does not fit, or the difference is too large.
     """
-    eager = for_inference(embedder)
     state = read_checkpoint(checkpoint)["state_dict"]
     weights = {k.removeprefix(_PREFIX): w for k, w in state.items() if k.startswith(_PREFIX)}
-    eager.load_state_dict(weights)
+    eager = for_inference(embedder, weights)
     with _sorted_constants():
         scripted = torch.jit.script(eager)
     temporary = run_dir / ".model.pt.tmp"
@@ -84,10 +84,21 @@ def export_scripted(
     return difference
 
 
-def for_inference(embedder: Embedder) -> Embedder:
-    """Copy an embedder to the CPU, in float32 and evaluation mode, with standard batch norms."""
+def for_inference(embedder: Embedder, weights: Mapping[str, Tensor] | None = None) -> Embedder:
+    """Copy an embedder to the CPU, in float32 and evaluation mode, with standard batch norms.
+
+    A backbone with a method `prepare_export` then merges its adapters.
+
+    Args:
+        embedder: The embedder.
+        weights: Weights of the copy; None for those of the embedder.
+    """
     eager = copy.deepcopy(embedder).cpu().float().eval()
     SynchronizedBatchNorm().revert(eager)
+    if weights is not None:
+        eager.load_state_dict(weights)
+    if hasattr(eager.backbone, "prepare_export"):
+        eager.backbone.prepare_export()  # type: ignore[operator]
     return eager
 
 
@@ -100,7 +111,7 @@ def require_scriptable(embedder: Embedder) -> None:
     try:
         # torch caches the compiled types, so their constants must be sorted here too.
         with _sorted_constants():
-            torch.jit.script(copy.deepcopy(embedder).cpu().eval())
+            torch.jit.script(for_inference(embedder))
     except Exception as cause:  # the TorchScript compiler raises many types
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         raise ConfigError(

@@ -2,10 +2,12 @@
 
 from arcloop.models.backbones.convnet import ConvNet
 from arcloop.models.backbones.insightface import IResNet, MobileFaceNet
+from arcloop.models.backbones.lora import Lora
 from arcloop.models.backbones.timm_backbone import TimmBackbone
 from arcloop.models.backbones.weights import (
     WeightComparison,
     compare_weights,
+    fit_weights,
     load_weights,
     read_weights,
 )
@@ -30,7 +32,8 @@ from arcloop.models.heads.sharded_arcface import ShardedArcFace
 
 __all__ = [
     "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "ConvNet", "CosFace", "CosineClassifier",
-    "CurricularFace", "ElasticArcFace", "ElasticCosFace", "Embedder", "Head", "IResNet", "MagFace",
-    "MobileFaceNet", "NormalizedSoftmax", "PairLoss", "ShardedArcFace", "SubCenterArcFace",
-    "TimmBackbone", "WeightComparison", "compare_weights", "load_weights", "read_weights",
+    "CurricularFace", "ElasticArcFace", "ElasticCosFace", "Embedder", "Head", "IResNet", "Lora",
+    "MagFace", "MobileFaceNet", "NormalizedSoftmax", "PairLoss", "ShardedArcFace",
+    "SubCenterArcFace", "TimmBackbone", "WeightComparison", "compare_weights", "fit_weights",
+    "load_weights", "read_weights",
 ]  # fmt: skip

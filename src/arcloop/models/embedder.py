@@ -27,8 +27,9 @@ class Embedder(nn.Module):
         image_shape: (H, W, C) of the images.
         embedding_dim: D, at least 2, because with D = 1 every embedding is 1 or -1.
         dropout: Probability of dropping an element of the feature map in training, in [0, 1].
-        mean: Mean of the pixels, scaled to [0, 1]; one value, or one per channel.
-        std: Standard deviation of the pixels, scaled to [0, 1]; one value, or one per channel.
+        mean: Mean of the pixels, scaled to [0, 1]; one value, or one per channel. None for the one
+            that the backbone's published weights expect, or 0.5.
+        std: Standard deviation of the pixels, scaled to [0, 1]; as `mean`.
 
     Raises:
         ConfigError: A value is out of range, or the image is too small for the backbone.
@@ -47,10 +48,12 @@ class Embedder(nn.Module):
         image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
         embedding_dim: Annotated[int, Field(ge=2)],
         dropout: Fraction,
-        mean: list[Fraction],
-        std: list[PositiveFloat],
+        mean: list[Fraction] | None,
+        std: list[PositiveFloat] | None,
     ) -> None:
         height, width, channels = image_shape
+        published = getattr(backbone, "normalisation", lambda _: ([0.5], [0.5]))(channels)
+        mean, std = mean or published[0], std or published[1]
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
                 raise ConfigError(
@@ -87,6 +90,13 @@ class Embedder(nn.Module):
             float32 [B, D] of norm 1.
         """
         return F.normalize(self.features(images_BCHW))
+
+    def normalisation(self) -> dict[str, list[float]]:
+        """Return mean and std of each channel, scaled to [0, 1]."""
+        both = {"mean": self.mean, "std": self.std}
+        return {
+            n: [round(v / 255, 6) for v in value.flatten().tolist()] for n, value in both.items()
+        }
 
     @torch.jit.export
     def embed_with_norm(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -152,8 +152,11 @@ def _store(run: Artifact) -> Link:
 
 
 def _weights(run: Artifact) -> Link:
-    file = Path(run.config["backbone_weights"]["file"])
-    link = Link(f"weights {file}", run.parents["backbone_weights"])
+    name, sha256 = run.config["backbone_weights"]["file"], run.parents["backbone_weights"]
+    if name is None:  # the cache of the Hugging Face Hub may be on another machine
+        return Link(f"published weights of {run.config['backbone']['model']}", sha256)
+    file = Path(name)
+    link = Link(f"weights {file}", sha256)
     if not file.is_file():
         link.fault = "the file was moved or removed"
     elif sha256_file(file) != link.sha256:

@@ -155,7 +155,7 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
             count_processes_to_start(config)
             from arcloop.pipeline.training import training_setup
 
-            training_setup(config).dry_run()
+            training_setup(config).dry_run(_known_image_shape(config))
         elif name == "export":
             from arcloop.export import extra_formats
 
@@ -171,6 +171,15 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
             from arcloop.evaluation.pairs import hash_pair_lists
 
             hash_pair_lists(config.evaluate.pairs)  # reads the headers of all images
+
+
+def _known_image_shape(config: DictConfig) -> tuple[int, int, int] | None:
+    """Return (H, W, C) if the data group has keys of the image size and the channels."""
+    size, channels = config.data.get("image_size"), config.data.get("channels")
+    if size is None or channels is None:
+        return None
+    height, width = [size] * 2 if isinstance(size, int) else size
+    return height, width, channels
 
 
 def _prepare(call: _Call) -> Artifact:

@@ -89,8 +89,8 @@ def train(
     with lock_run(run_dir), silence_lightning():
         datamodule = setup.make_datamodule(store)
         parents = {"store": datamodule.store.artifact.sha256}
-        if setup.backbone_weights.file is not None:
-            parents["backbone_weights"] = sha256_file(Path(setup.backbone_weights.file))
+        if (weights := setup.find_weights()) is not None:
+            parents["backbone_weights"] = sha256_file(weights)
         held_out = datamodule.held_out_classes
         identity = run_identity(config, parents, held_out)
         start = find_start(
@@ -126,6 +126,7 @@ def train(
         objective = None if score is None else float(score)  # of a sweep
         info: dict[str, Any] = {"identity": identity, "overrides": list(overrides)}
         info |= {"objective": objective, "held_out_classes": held_out}
+        info["normalisation"] = module.embedder.normalisation()
         if len(parts) > 1:
             info["parts"] = parts  # `reproduce` repeats them
         group = current_process_group()

@@ -78,8 +78,12 @@ class EmbeddingModule(pl.LightningModule):
             # https://github.com/pytorch/pytorch/issues/43690
             self._ddp_params_and_buffers_to_ignore = [sharded.HEAD_WEIGHT]
 
+    def make_optimizer(self, head: torch.nn.Module) -> torch.optim.Optimizer:
+        """Make the optimizer of the embedder and a head."""
+        return self._make_optimizer(self.embedder, head)
+
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer(self.embedder, self.head)
+        optimizer = self.make_optimizer(self.head)
         total_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self._make_scheduler(optimizer, total_steps)
         return {

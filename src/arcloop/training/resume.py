@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import yaml
+from torch import nn
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
@@ -26,6 +26,7 @@ from arcloop.distributed.process_group import launched_rank
 from arcloop.errors import ArtifactError, ConfigError, ResourceError
 from arcloop.models import compare_weights
 from arcloop.models.checkpoints import LAST, PREVIOUS, read_checkpoint
+from arcloop.training.module import EmbeddingModule
 from arcloop.training.setup import NODES
 
 CHECKPOINTS, CONFIG = "checkpoints", "config.yaml"
@@ -35,7 +36,7 @@ CALLBACKS_WITHOUT_EFFECT = frozenset({
     "arcloop.training.LastCheckpoint", "arcloop.training.ExportScripted",
     "arcloop.training.BuildIndex", "arcloop.training.Evaluate",
     "arcloop.training.TensorBoardPages",
-    "pytorch_lightning.callbacks.LearningRateMonitor",
+    "arcloop.training.LearningRates", "pytorch_lightning.callbacks.LearningRateMonitor",
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 })  # fmt: skip
 """`_target_` of the callbacks that change neither the weights nor the best checkpoint."""
@@ -264,15 +265,16 @@ def find_checkpoint(checkpoints: Path) -> tuple[Path, int] | None:
     return None
 
 
-def check_checkpoint_fits(checkpoint: Path, module: pl.LightningModule) -> None:
-    """Check that the weights of a checkpoint fit a module, without loading them.
+def check_checkpoint_fits(checkpoint: Path, module: EmbeddingModule) -> None:
+    """Check that a checkpoint fits a module and its optimizer, without loading it.
 
     Raises:
         ConfigError: Names or shapes differ; the message has the config key and the weights.
     """
-    state = read_checkpoint(checkpoint)["state_dict"]
-    found = compare_weights(state, module)
+    content = read_checkpoint(checkpoint)
+    found = compare_weights(content["state_dict"], module)
     if found.is_complete:
+        _check_groups(content["optimizer_states"][0], module, checkpoint)
         return
     names = [*found.missing, *found.unexpected, *(name for name, _, _ in found.mismatched)]
     # The first part that differs is the cause: the neck depends on the backbone.
@@ -282,3 +284,17 @@ def check_checkpoint_fits(checkpoint: Path, module: pl.LightningModule) -> None:
         where=checkpoint,
         remedy="resume with the settings in the run's config.yaml, or choose another run_dir=",
     )
+
+
+def _check_groups(state: Mapping[str, Any], module: EmbeddingModule, checkpoint: Path) -> None:
+    """Check the embedder's parameter groups; a sharded head has no parameters yet."""
+    states = (state, module.make_optimizer(nn.ModuleList()).state_dict())
+    names = [[group.get("name", "") for group in s["param_groups"]] for s in states]
+    before, now = ([name for name in part if not name.startswith("head")] for part in names)
+    if before != now:
+        raise ConfigError(
+            f"the optimizer of this checkpoint has {len(before)} groups of weights of the embedder,"
+            f" and the config makes {len(now)}, or others",
+            where=checkpoint,
+            remedy="resume with the run's optimizer.layer_decay and optimizer.backbone_lr_factor",
+        )

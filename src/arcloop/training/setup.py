@@ -22,8 +22,9 @@ from arcloop.data import EmbeddingDataModule, EpochBatches
 from arcloop.data.splits.held_out import choose_held_out_classes
 from arcloop.display.terminal import console, print_line
 from arcloop.distributed.batch_norm import SynchronizedBatchNorm
+from arcloop.errors import ConfigError
 from arcloop.export.formats import Exports, extra_formats, ignore_warnings
-from arcloop.models import Embedder, Head, load_weights, read_weights
+from arcloop.models import Embedder, Head, fit_weights, load_weights, read_weights
 from arcloop.models.checkpoints import AtomicCheckpointIO
 from arcloop.models.embedder import construct, make_backbone, make_embedder
 from arcloop.retrieval.unknown_images import UnknownImages
@@ -117,10 +118,14 @@ class TrainingSetup:
                      num_classes=num_classes)  # fmt: skip
         for caution in head.cautions():
             print_line(f"train: {caution}")
-        if self.backbone_weights.file is not None:
-            file, strict = Path(self.backbone_weights.file), self.backbone_weights.strict
+        if (file := self.find_weights(embedder.backbone)) is not None:
+            for caution in getattr(embedder.backbone, "cautions", list)():
+                print_line(f"note: {caution}")
+            strict = self.backbone_weights.strict
             report = load_weights(embedder.backbone, read_weights(file), file=file, strict=strict)
             print_line(f"train: backbone weights from {file}: {report}")
+        if adapted := getattr(embedder.backbone, "add_adapters", str)():
+            print_line(f"train: {adapted}")
         if self.compile:
             embedder.backbone.compile()  # in place: the names of the weights do not change
         return EmbeddingModule(
@@ -131,6 +136,32 @@ class TrainingSetup:
             scheduler=self.scheduler,
             seed=self.seed,
         )
+
+    def find_weights(self, backbone: nn.Module | None = None) -> Path | None:
+        """Return the file of the backbone's initial weights; None if they are random.
+
+        Args:
+            backbone: The backbone, on any device; None to make one.
+
+        Raises:
+            ConfigError: Published weights are wanted that do not exist or cannot be downloaded.
+        """
+        if not self.backbone_weights.pretrained:
+            return None if (file := self.backbone_weights.file) is None else Path(file)
+        if backbone is None:
+            backbone = self._meta_backbone(_DRY_RUN_IMAGE_SHAPE)
+        if not hasattr(backbone, "published_file"):
+            raise ConfigError(
+                f"{type(backbone).__name__} has no published weights",
+                where="backbone_weights.pretrained=true",
+                remedy="set it to false, or choose backbone=timm",
+            )
+        found: Path = backbone.published_file()  # type: ignore[operator]
+        return found
+
+    def _meta_backbone(self, image_shape: tuple[int, int, int]) -> nn.Module:
+        with torch.device("meta"):
+            return make_backbone(self.backbone, image_shape)
 
     def make_trainer(self, *extra: Callback) -> pl.Trainer:
         """Make the Trainer; `extra` callbacks run before the configured ones.
@@ -176,24 +207,29 @@ class TrainingSetup:
         """Return whether batch norm is computed over the batches of all processes."""
         return bool(getattr(self.trainer, "keywords", {}).get("sync_batchnorm", False))
 
-    def dry_run(self) -> None:
+    def dry_run(self, image_shape: tuple[int, int, int] | None = None) -> None:
         """Call every factory once with placeholder shapes, so that wrong values fail immediately.
 
+        Args:
+            image_shape: (H, W, C) of the images; None if it is not known yet.
+
         Raises:
-            ConfigError: A constructor rejects its values.
+            ConfigError: A constructor rejects its values, or the weights in a file do not fit.
         """
         with silence_lightning():
-            parameters = nn.ParameterList([nn.Parameter(torch.zeros(2, 2))])
-            optimizer = construct("optimizer", self.optimizer, parameters, nn.ParameterList([]))
+            backbone = self._meta_backbone(image_shape or _DRY_RUN_IMAGE_SHAPE)
+            if (file := self.find_weights(backbone)) is not None:
+                state, strict = read_weights(file), self.backbone_weights.strict
+                if image_shape is not None:
+                    fit_weights(backbone, state, file=file, strict=strict)
+            getattr(backbone, "add_adapters", str)()
+            modules = nn.ModuleDict({"backbone": backbone})
+            optimizer = construct("optimizer", self.optimizer, modules, nn.ParameterList([]))
             construct("scheduler", self.scheduler, optimizer, 10)
             head = construct("head", self.head, embedding_dim=2, num_classes=2)
             for callback in self.callbacks.values():
                 if isinstance(callback, Warmup):
                     callback.check_head(head)
-            with torch.device("meta"):
-                make_backbone(self.backbone, _DRY_RUN_IMAGE_SHAPE)
-            if self.backbone_weights.file is not None:
-                read_weights(Path(self.backbone_weights.file))
             extra_formats(self.export)
             trainer, batch_size = self.make_trainer(), self.loader.batch_size
             world = num_processes(trainer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from torch.nn.parameter import is_lazy
 
 from arcloop.errors import ConfigError, list_some
 
-_WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("embedder.backbone.", "module.")
+_WRAPPERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "student")
+"""Keys of the state dict in a file, preferred ones first."""
+_PREFIXES = (
+    "embedder.backbone.", "module.", "teacher.", "student.", "backbone.", "model.", "encoder.",
+    "visual.", "trunk.", "vision_model.", "vit.", "dinov2.",
+)  # fmt: skip
+"""Prefixes of the backbone in DDP, Lightning, DINO, CLIP, and the transformers library."""
 _OPTIONAL = ".num_batches_tracked"
 """Buffers that old files lack. No batch norm of arcloop depends on these counts."""
 _LISTED = 4
@@ -83,7 +89,7 @@ def load_weights(
     """Copy weights into a backbone; on an error the backbone is unchanged.
 
     A backbone with a method `translate` converts the state dict first, so that it accepts published
-    files with other names.
+    files with other names. See `fit_weights`.
 
     Args:
         backbone: The backbone to change.
@@ -97,9 +103,27 @@ def load_weights(
     Raises:
         ConfigError: No tensor fits, or `strict` is set and not all of them fit.
     """
+    translated, comparison = fit_weights(backbone, state, file=file, strict=strict)
+    backbone.load_state_dict({name: translated[name] for name in comparison.fitting}, strict=False)
+    return comparison
+
+
+def fit_weights(
+    backbone: nn.Module, state: Mapping[str, Tensor], *, file: Path, strict: bool
+) -> tuple[dict[str, Tensor], WeightComparison]:
+    """Convert weights to the names and shapes of a backbone, which may be on the meta device.
+
+    The backbone may be part of a larger model in the file: of the names as they are, and without
+    each of the known prefixes, those are used of which most tensors fit. Arguments and errors as in
+    `load_weights`.
+
+    Returns:
+        The converted state dict, and its comparison with the backbone.
+    """
     translate = getattr(backbone, "translate", dict)
-    translated: dict[str, Tensor] = translate(state)
-    comparison = compare_weights(translated, backbone)
+    candidates = [translate(part) for part in _without_prefixes(state)]
+    compared = [(part, compare_weights(part, backbone)) for part in candidates]
+    translated, comparison = max(compared, key=lambda c: (len(c[1].fitting), -len(c[0])))
     if not comparison.fitting:
         raise ConfigError(
             f"no tensor in this file fits the backbone: {comparison}",
@@ -113,16 +137,23 @@ def load_weights(
             remedy="use the backbone and image size of the file, or load only the tensors that fit"
             " with backbone_weights.strict=false",
         )
-    backbone.load_state_dict({name: translated[name] for name in comparison.fitting}, strict=False)
-    return comparison
+    return translated, comparison
+
+
+def _without_prefixes(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the state dict, and the parts of it that have a known prefix, without the prefix."""
+    yield state
+    for prefix in _PREFIXES:
+        if part := {n.removeprefix(prefix): w for n, w in state.items() if n.startswith(prefix)}:
+            yield from _without_prefixes(part)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Read the state dict of a backbone without executing code from the file.
 
     Args:
-        file: A state dict written by torch.save, optionally under the key "state_dict" or "model";
-            a checkpoint of arcloop, from which the backbone is read; or a .safetensors file.
+        file: A state dict written by torch.save, also under a key such as "state_dict", "model" or
+            "teacher"; a checkpoint; or a .safetensors file.
 
     Returns:
         Name to tensor, on the CPU.
@@ -134,13 +165,20 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             content: Any = load_file(file)
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            # DINO and MAE store their command line next to the weights.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise _unreadable(file, "the file does not exist") from None
     except pickle.UnpicklingError:
         raise _unreadable(file, "it contains objects other than weights") from None
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, SafetensorError) as cause:
         reason = str(cause).partition("\n")[0]
+        if "TorchScript" in reason:
+            reason = (
+                "it is a TorchScript archive, which contains code; if you trust it, convert it with"
+                " torch.save(torch.jit.load(FILE).state_dict(), OTHER_FILE)"
+            )
         raise _unreadable(file, reason or "it is empty or has another format") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -151,9 +189,6 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         and all(isinstance(n, str) and isinstance(w, Tensor) for n, w in content.items())
     ):
         raise _unreadable(file, "it contains no state dict")
-    for prefix in _PREFIXES:
-        part = {n.removeprefix(prefix): w for n, w in content.items() if n.startswith(prefix)}
-        content = part or content
     return dict(content)
 
 
