@@ -100,6 +100,7 @@ def settings() -> ValidationSettings:
         min_images_per_class=2,
         min_std=1.0,
         min_brightest=64,
+        near_duplicate_bits=6,
         max_empty_fraction=0.1,
         max_imbalance=5.0,
         max_listed=9,

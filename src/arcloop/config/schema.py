@@ -20,6 +20,7 @@ from arcloop.config.value_types import (
     CheckedSettings,
     FolderName,
     Fraction,
+    NearDuplicateBits,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -91,6 +92,9 @@ class ValidationSettings(CheckedSettings):
             gives a warning.
         max_imbalance: A larger ratio of the largest to the smallest class in `train` gives a
             warning.
+        near_duplicate_bits: Image files that look alike and have different classes, or are in
+            different splits, give a warning. This is the largest number of different bits, of 64,
+            of the hashes of images whose pixels are compared; null: none are compared.
         max_listed: Maximum findings of one check that are listed; others are only counted.
     """
 
@@ -99,6 +103,7 @@ class ValidationSettings(CheckedSettings):
     min_brightest: NonNegativeInt = MISSING
     max_empty_fraction: Fraction = MISSING
     max_imbalance: NonNegativeFloat = MISSING
+    near_duplicate_bits: NearDuplicateBits | None = MISSING
     max_listed: PositiveInt = MISSING
 
 

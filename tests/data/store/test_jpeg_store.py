@@ -283,7 +283,7 @@ from arcloop.data import Store, SyntheticSource, prepare, validate
 
 settings = ValidationSettings(
     min_images_per_class=2, min_std=1.0, min_brightest=64, max_empty_fraction=0.1,
-    max_imbalance=5.0, max_listed=9,
+    near_duplicate_bits=6, max_imbalance=5.0, max_listed=9,
 )
 path = Path(sys.argv[1])
 prepare({source}, path)

@@ -15,7 +15,8 @@ from tests.data.conftest import folder_source, synthetic_source, write_idx_set, 
 from arcloop import artifacts
 from arcloop.artifacts.writer import write_manifest
 from arcloop.data import SPLITS, prepare, validate
-from arcloop.data.validation.inspection import equal_groups, pixel_std
+from arcloop.data.sources.duplicates import equal_groups
+from arcloop.data.validation.inspection import pixel_std
 from arcloop.errors import ArtifactError, DataError
 
 
@@ -322,7 +323,9 @@ def test_page_shows_the_findings(store, settings):
     assert "&lt;b&gt;one&lt;/b&gt;" in page
     assert "<b>one" not in page
     assert "query/images-00001.npy" in page
-    assert page.count("data:image/png;base64,") == 3 * 14 + 1  # samples, and the finding
+    assert (
+        page.count("data:image/png;base64,") == 3 * 14 + 2
+    )  # samples, and the pair of the finding
     assert "<details open>" in page
     assert "http" not in page  # the page loads nothing from other hosts
 

@@ -49,8 +49,8 @@ class Duplicates:
 
 def digest_images(images: Images) -> list[bytes]:
     """Return a hash of the pixels of each image [N, H, W, C]."""
-    flat = np.ascontiguousarray(images).reshape(len(images), -1)
-    return [hashlib.blake2b(image.data, digest_size=DIGEST_BYTES).digest() for image in flat]
+    contiguous = np.ascontiguousarray(images)
+    return [hashlib.blake2b(image.data, digest_size=DIGEST_BYTES).digest() for image in contiguous]
 
 
 def equal_groups(digests: bytearray, rows: Ints) -> Iterator[Ints]:

@@ -220,9 +220,7 @@ def render_page(
         splits=stored,
         total=sum(report["splits"][split]["rows"] for split in stored),
         listed=[
-            (finding, _thumbnail(findings.pictures[finding]))
-            if finding in findings.pictures
-            else (finding, None)
+            (finding, [_thumbnail(image) for image in findings.pictures.get(finding, ())])
             for finding in findings.listed
         ],
         bars=names[: _MAX_BARS // 2] + names[-_MAX_BARS // 2 :] if num_hidden else names,

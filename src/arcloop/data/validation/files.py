@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.data.splits import SPLITS
-from arcloop.data.store import CLASSES, GROUPS
+from arcloop.data.store import CLASSES, GROUPS, map_npy
 from arcloop.data.store.shards import Images, Labels, npy_header, rows_per_block, shard_file
 from arcloop.data.validation.findings import Finding, Findings, Level
 from arcloop.runtime.images import ImageError, decode, size_of
@@ -60,6 +60,7 @@ class StoreFiles:
 
     def __init__(self, store: Artifact, findings: Findings) -> None:
         self._store, self._findings = store, findings
+        self._maps: dict[str, npt.NDArray[Any]] = {}
 
     def list_shards(self) -> Iterator[ShardFiles]:
         """Yield all shards in the order of the splits, each shard once."""
@@ -139,15 +140,38 @@ class StoreFiles:
         return None
 
     def add_image(
-        self, level: Level, check: str, message: str, shard: ShardFiles, row: int
+        self,
+        level: Level,
+        check: str,
+        message: str,
+        shard: ShardFiles,
+        row: int,
+        *others: tuple[ShardFiles, int],
     ) -> None:
-        """Add a finding about one image."""
+        """Add a finding about one image; `others` are images to show with it."""
         image = self.image_file(shard, row)
         finding = Finding(level, check, message, shard.split, shard.images, row, image)
-        if self._findings.add(finding) and shard.offsets is None:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                pixels = np.load(self._store.path / shard.images, mmap_mode="r")[row]
-                self._findings.pictures[finding] = np.array(pixels)
+        if self._findings.add(finding):
+            pictures = [self.read_image(*place) for place in ((shard, row), *others)]
+            shown = [picture for picture in pictures if picture is not None]
+            if shown:
+                self._findings.pictures[finding] = shown
+
+    def read_image(self, shard: ShardFiles, row: int) -> Images | None:
+        """Return an image, uint8 [H, W, C]; None if it cannot be read."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            images = self._map(shard.images)
+            if shard.offsets is None:
+                return np.array(images[row])
+            offsets = self._map(shard.offsets)
+            encoded = images[offsets[row] : offsets[row + 1]].tobytes()
+            return _decode(encoded, *self._store.info["image_shape"])
+        return None
+
+    def _map(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._maps:
+            self._maps[name] = map_npy(self._store.path / name)
+        return self._maps[name]
 
     def read_images(self, shard: ShardFiles) -> Iterator[tuple[Ints, Images]]:
         """Read the images of a shard in blocks, without the images that cannot be read.

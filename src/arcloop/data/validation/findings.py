@@ -50,13 +50,14 @@ class Findings:
         max_listed: Maximum number of findings that are listed, for each check.
         listed: The first findings of each check.
         counts: Level and check -> number of findings.
-        pictures: Images [H, W, C] of the listed findings about one image that can be read.
+        pictures: Images [H, W, C] of the listed findings about images that can be read: the image,
+            and the one that it resembles.
     """
 
     max_listed: int
     listed: list[Finding] = field(default_factory=list)
     counts: Counter[tuple[Level, str]] = field(default_factory=Counter)
-    pictures: dict[Finding, Images] = field(default_factory=dict)
+    pictures: dict[Finding, list[Images]] = field(default_factory=dict)
 
     def add(self, finding: Finding) -> bool:
         """Add a finding, and return whether it is listed."""

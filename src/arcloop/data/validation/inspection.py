@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.artifacts import Artifact
-from arcloop.data.sources.duplicates import digest_images, equal_groups
 from arcloop.data.splits import SPLITS
 from arcloop.data.store.shards import NO_GROUP, Images
+from arcloop.data.validation.duplicates import ImageHashes, StoredRows
 from arcloop.data.validation.files import Ints, ShardFiles, StoreFiles
 from arcloop.data.validation.findings import Finding, Findings, Level
 from arcloop.errors import list_some
@@ -78,7 +77,9 @@ def inspect_store(
     shards = list(files.list_shards())
     leave_one_out = store.info.get("leave_one_out", False)
     empty: list[tuple[ShardFiles, Ints]] = []
-    digests, hashed_rows = bytearray(), array("q")
+    # Digits and generated images of a class look alike; near-duplicates are copies of image files.
+    has_files = "max_value" in store.config
+    hashes = ImageHashes(settings.near_duplicate_bits if has_files else None)
     all_labels = np.full(sum(shard.rows for shard in shards), -1, np.int32)
     brightest = 0
     for shard in shards:
@@ -93,17 +94,13 @@ def inspect_store(
             is_empty = pixel_std(flat) < settings.min_std
             empty.append((shard, rows[is_empty]))
             # Empty images have their own finding; they are not also reported as duplicates.
-            digests += b"".join(digest_images(images[~is_empty]))
-            hashed_rows.extend((shard.first_row + rows[~is_empty]).tolist())
+            hashes.add(images[~is_empty], shard.first_row + rows[~is_empty])
             if shard.split == "train" and labels is not None:
                 _add_samples(samples, images, labels[rows])
         advance(shard.rows)
-    groups = equal_groups(digests, np.frombuffer(hashed_rows, np.int64))
+    stored = StoredRows(shards, files, all_labels, classes, leave_one_out=leave_one_out)
     is_allowed = store.config.get("on_duplicate") == "warn"
-    _report_equal_images(
-        groups, shards, files, all_labels, classes, leave_one_out=leave_one_out,
-        leak="warning" if is_allowed else "error",
-    )  # fmt: skip
+    hashes.report(stored, leak="warning" if is_allowed else "error")
     _report_divided_groups(shards, files, findings)
     for name in store.files:
         if Path(name).name.startswith("origins-"):
@@ -187,63 +184,3 @@ def _report_divided_groups(
             named = list_some([repr(names[n]) if n < len(names) else str(n) for n in common])
             message = f"{len(common)} groups are also in {other}: {named}"
             findings.add(Finding("warning", "divided groups", message, one))
-
-
-def _report_equal_images(
-    groups: Iterator[Ints],
-    shards: Sequence[ShardFiles],
-    files: StoreFiles,
-    labels: npt.NDArray[np.int32],
-    classes: Sequence[str],
-    *,
-    leave_one_out: bool,
-    leak: Level,
-) -> None:
-    """Report equal images: in different splits as errors, within a split as warnings.
-
-    A group of equal images gives one error for each pair of splits. With `data.on_duplicate=warn`,
-    all are warnings.
-
-    With leave-one-out, equal images within gallery are errors, too: a query would find its own
-    image in another gallery row.
-
-    Args:
-        groups: Rows of equal images.
-        shards: All shards.
-        files: Receives the findings.
-        labels: [N] label of each row of all shards; -1 if it is invalid.
-        classes: Class names.
-        leave_one_out: Whether gallery is also the query split.
-        leak: Level of equal images in different splits.
-    """
-    first_rows = np.array([shard.first_row for shard in shards])
-    splits = np.array([shard.split for shard in shards])
-
-    def report(level: Level, check: str, row: int, equal_row: int) -> None:
-        numbers = np.searchsorted(first_rows, (row, equal_row), side="right") - 1
-        shard, other = (shards[number] for number in numbers.tolist())
-        other_row = equal_row - other.first_row
-        name = files.image_file(other, other_row)
-        other_name = (
-            f"{other.images} row {other_row}" if name is None else f"{name} ({other.split})"
-        )
-        message = f"the same image as {other_name}"
-        label, other_label = labels[row], labels[equal_row]
-        if label != other_label and min(label, other_label) >= 0:
-            message += f", but of class {classes[label]!r} instead of {classes[other_label]!r}"
-            check = "label conflict" if check == "duplicate" else check
-        files.add_image(level, check, message, shard, row - shard.first_row)
-
-    for group in groups:
-        split_of_row = splits[np.searchsorted(first_rows, group, side="right") - 1]
-        first_of_split = []
-        for split in np.unique(split_of_row):
-            first, *others = group[split_of_row == split].tolist()
-            first_of_split.append(first)
-            for row in others:
-                if leave_one_out and split == "gallery":
-                    report(leak, "leak", row, first)
-                else:
-                    report("warning", "duplicate", row, first)
-        for row, other_row in itertools.combinations(sorted(first_of_split), 2):
-            report(leak, "leak", other_row, row)
