@@ -83,6 +83,10 @@ VERBS = {
         "folder of a sweep -> removes models and checkpoints of all but the best settings",
         function="arcloop.pipeline.leaderboard.clean.clean",
     ),
+    "check-labels": Verb(
+        "run -> page of the images whose nearest images have another label",
+        function="arcloop.pipeline.check_labels.check_labels",
+    ),
     "diff": Verb(
         "two runs -> differences of config, data, code and metrics; one run -> its command",
         function="arcloop.pipeline.diff.diff",

@@ -113,10 +113,11 @@ def embed_gallery(
     output: Path,
     settings: EmbedSettings,
     *,
+    split: str = "gallery",
     reuse: bool = False,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Artifact:
-    """The `embed` step: embed the gallery split with model.pt.
+    """The `embed` step: embed the gallery split, or another one, with model.pt.
 
     At most one shard is in memory. Each process writes its rows to files of its own in the folder
     that rank 0 created.
@@ -126,6 +127,7 @@ def embed_gallery(
         store: Folder of a `store`.
         output: Folder of the `gallery` to write.
         settings: Batch size, rows per file, device.
+        split: The split to embed.
         reuse: Return the artifact at `output` if it has the same parents and settings.
         group: Processes that embed the gallery together.
 
@@ -147,12 +149,12 @@ def embed_gallery(
     parents = {"model": embedder.sha256, "store": images.artifact.sha256}
     if reuse and (current := artifacts.load_if_current(output, "gallery", config, parents)):
         return current
-    rows = images.rows("gallery")
+    rows = images.rows(split)
     part = group.shard(rows, settings.batch_size)
 
     def write_part() -> None:
-        batches = images.batches("gallery", settings.batch_size, part)
-        with track("embed gallery", len(part)) as advance:
+        batches = images.batches(split, settings.batch_size, part)
+        with track(f"embed {split}", len(part)) as advance:
             # The number of the first file is not less than that of any file of a lower rank.
             first = part.start // settings.shard_rows + group.rank
             write_shards(
