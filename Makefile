@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := cpu,serving,kubeflow,dev
+LORA := peft accelerate hf-xet httpcore2 httpx2 huggingface-hub regex shellingham tokenizers \
+	transformers truststore typer
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench
 WORKERS ?= 2
@@ -47,6 +49,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@# Without torchvision: it is large and must match the build of torch; otherwise Lightning cannot
 	@# be imported. arcloop does not use it; see models/backbones/timm_import.py.
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps timm
+	@# peft, for the tests of LoRA, in a folder of its own: torchmetrics imports transformers if it
+	@# finds it, and every command would start later.
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-deps \
+		--target $(VENV)/lora $(LORA)
 	@touch $@
 
 demo: $(INSTALLED)  ## run all steps on MNIST and write a report page

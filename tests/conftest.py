@@ -1,10 +1,13 @@
 """What every test shares: one thread for torch, so that two workers do not fight over two cores."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +86,15 @@ def small_disk(tmp_path):
         pytest.skip("mounting a small disk needs root")
     yield path
     subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture(scope="module")
+def lora_extra():
+    """Find peft in .venv/lora, where `make install` puts it, unless it is installed."""
+    folder = Path(sys.prefix, "lora")
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("peft") is None:
+            if not folder.is_dir():
+                pytest.skip("peft is not installed")
+            patch.setattr(sys, "path", [*sys.path, str(folder)])
+        yield

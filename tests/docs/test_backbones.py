@@ -13,10 +13,10 @@ FEW = [
 ]  # fmt: skip
 
 
-def test_every_command_runs(in_tmp):
+def test_every_command_runs(lora_extra, in_tmp):
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 7
     narrow = ["backbone.width=64", "backbone.features=64"]
     for command in commands:
         program, *arguments = command.split()
