@@ -118,7 +118,9 @@ def _write_rows(
     transparent = 0
     with track("prepare", sum(listing.rows.values())) as advance:
         for block in listing.read(source.encode, workers):
-            writers[block.split].append(block.images, block.labels, block.files, block.groups)
+            writers[block.split].append(
+                block.images, block.labels, block.files, block.groups, block.metadata
+            )
             skipped[block.split] += [path for path, _ in block.unreadable]
             transparent += block.transparent
             advance(len(block.labels) + len(block.unreadable))

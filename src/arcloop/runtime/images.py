@@ -1,7 +1,6 @@
 """Decodes images to uint8 arrays of the model's size and mode, and encodes arrays as images.
 
-Training, gallery, query and servers decode with this module, so that they get the same pixels. It
-imports only PIL and numpy.
+Training, gallery, query and servers decode with this module, so that they get the same pixels.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
+
+from arcloop.runtime.regions import Region
 
 _AVIF = ("AVIF",) if AvifImagePlugin.SUPPORTED else ()  # an option when Pillow is built
 FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF", *_AVIF)
@@ -118,6 +119,7 @@ def decode(
     channels: int,
     max_pixels: int = MAX_PIXELS,
     conversion: Conversion = DEFAULT_CONVERSION,
+    region: Region | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image to a given size and number of channels.
 
@@ -133,19 +135,19 @@ def decode(
         channels: 1 for grey (ITU-R 601 luma), 3 for RGB.
         max_pixels: Largest width x height that is decoded; protects against decompression bombs.
         conversion: How size, mode and range of values are converted.
+        region: Part of the image that is decoded; None for all of it.
 
     Returns:
         uint8 array of shape [height, width, channels].
 
     Raises:
         ImageError: The image is empty, truncated, larger than `max_pixels`, not in one of
-            `FORMATS`, or has values outside the range of 16 bits.
+            `FORMATS`, has values outside the range of 16 bits, or does not contain `region`.
     """
-    pixels, _ = decode_with_transparency(
+    return decode_with_transparency(
         source, height=height, width=width, channels=channels, max_pixels=max_pixels,
-        conversion=conversion,
-    )  # fmt: skip
-    return pixels
+        conversion=conversion, region=region,
+    )[0]  # fmt: skip
 
 
 def decode_with_transparency(
@@ -156,16 +158,17 @@ def decode_with_transparency(
     channels: int,
     max_pixels: int = MAX_PIXELS,
     conversion: Conversion = DEFAULT_CONVERSION,
+    region: Region | None = None,
 ) -> tuple[npt.NDArray[np.uint8], bool]:
     """Decode an image as `decode` does, and return also whether it has transparent parts."""
     try:
         encoded = source if isinstance(source, bytes) else Path(source).read_bytes()
         try:
-            image = _open_upright(encoded, height, width, max_pixels)
+            image = _open_upright(encoded, height, width, max_pixels, region)
         except ValueError as cause:  # also raised for more text than Pillow decompresses
             if isinstance(cause, ImageError) or not encoded.startswith(_PLUGINS[0][1]):
                 raise
-            image = _open_upright(_without_text(encoded), height, width, max_pixels)
+            image = _open_upright(_without_text(encoded), height, width, max_pixels, region)
         image = _to_8_bits(image, conversion.max_value)
         colour = None
         is_transparent = image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255)
@@ -174,7 +177,9 @@ def decode_with_transparency(
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*colour, 255)), image)
         mode = "L" if channels == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
-        if image.size != (width, height):
+        if region is not None and region.landmarks is not None:
+            image = region.align(image, (width, height), colour or conversion.colour(image))
+        elif image.size != (width, height):
             image = _resize(image, (width, height), conversion, colour)
         pixels = bytearray(image.tobytes())  # writable, unlike bytes
     except ImageError:
@@ -186,17 +191,21 @@ def decode_with_transparency(
     return np.frombuffer(pixels, np.uint8).reshape(height, width, channels), is_transparent
 
 
-def _open_upright(encoded: bytes, height: int, width: int, max_pixels: int) -> Image.Image:
-    """Decode an image and apply its orientation; a large JPEG is decoded at a reduced scale."""
+def _open_upright(
+    encoded: bytes, height: int, width: int, max_pixels: int, region: Region | None
+) -> Image.Image:
+    """Decode an image upright, and cut out the region; a large JPEG is decoded at reduced scale."""
     with _open(encoded) as opened:
         pixels = opened.width * opened.height
         if pixels > max_pixels:
             raise ImageError(f"{pixels:,} pixels; at most {max_pixels:,} are decoded")
-        if opened.format == "JPEG":
+        if opened.format == "JPEG" and region is None:
             opened.draft(None, (width * 2, height * 2))
         opened.load()  # a PNG may store the orientation after the pixels
         ImageOps.exif_transpose(opened, in_place=True)
-        return opened
+        if region is not None and (fault := region.find_fault(opened.size)):
+            raise ImageError(fault)
+        return opened if region is None else region.crop(opened)
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:

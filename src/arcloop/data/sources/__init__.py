@@ -47,6 +47,7 @@ class RowBlock:
         unreadable: Path and reason of each image that was left out because it cannot be read.
         groups: int64 [N] group of each image, if the source has groups.
         transparent: Number of images with transparent parts.
+        metadata: [N] JSON object of each image, if the source has metadata.
     """
 
     split: str
@@ -56,6 +57,7 @@ class RowBlock:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     groups: Labels | None = None
     transparent: int = 0
+    metadata: Sequence[bytes] | None = None
 
 
 class Listing(ABC):

@@ -1,14 +1,15 @@
-"""Source of image files that a CSV file lists, each with its label."""
+"""Source of image files that a CSV or Parquet file lists, each with its label."""
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
+import json
+import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,31 +17,32 @@ import numpy as np
 import numpy.typing as npt
 
 from arcloop.data.sources import existing_root
+from arcloop.data.sources.list_rows import READ_COLUMNS, TAB, is_parquet, read_rows
 from arcloop.data.sources.picture_table import FileList, Groups, PictureTable
 from arcloop.data.sources.pictures import PictureSource, SourceFiles
 from arcloop.data.splits import SPLITS
 from arcloop.errors import ConfigError, DataError
+from arcloop.runtime.regions import BOX, COLUMNS, LANDMARKS
 
 Ints = npt.NDArray[np.int64]
 
 _FAULTS_LISTED = 20  # per kind
-_TAB = r"\t"
-"""Spelling of a tab in `delimiter`, because a tab is hard to type in a shell."""
 
 
 @dataclass(kw_only=True)
 class CsvSource(PictureSource):
-    r"""Source that reads a CSV file with `path`, `label` and optionally `split` and `group`.
+    r"""Source that reads a list: `path`, `label`, and optionally `split`, `group` and regions.
 
-    Other columns are ignored. Without `split`, images are assigned to the splits at random. With
-    it, every row names its split (train, val, gallery or query); `split=disjoint` does not need
-    rows of query. With `group`, e.g. the video or session of an image, splits that are drawn keep
-    the images of a group together; an image with an empty cell is a group of its own.
+    Without `split`, images are assigned to the splits at random. With it, every row names its split
+    (train, val, gallery or query); `split=disjoint` does not need rows of query. With `group`, e.g.
+    the video or session of an image, splits that are drawn keep the images of a group together; an
+    image with an empty cell is a group of its own. With the columns of a box or of landmarks, see
+    `arcloop.runtime.regions`, an image is a part of a file. The store keeps other columns.
 
     Attributes:
-        file: The CSV file, in UTF-8.
+        file: A CSV file in UTF-8, or a Parquet file (.parquet or .pq).
         root: Folder to which paths in the file are relative; None for the folder of the file.
-        delimiter: The character between columns; "\t" is a tab.
+        delimiter: The character between columns of a CSV file; "\t" is a tab.
     """
 
     file: str
@@ -49,7 +51,7 @@ class CsvSource(PictureSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.delimiter == _TAB:
+        if self.delimiter == TAB:
             self.delimiter = "\t"
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
             from arcloop.config.composition import quote_override  # imports Hydra
@@ -57,14 +59,15 @@ class CsvSource(PictureSource):
             raise ConfigError(
                 f"data.delimiter={self.delimiter!r} must be one character between columns",
                 remedy=f"pass one character, e.g. {quote_override('data.delimiter', ';')}, or"
-                f" {quote_override('data.delimiter', _TAB)} for a tab",
+                f" {quote_override('data.delimiter', TAB)} for a tab",
             )
 
     def fingerprint(self) -> str:
-        """Hash the CSV file, and the sizes and modification times of the images."""
+        """Hash the list, and the sizes and modification times of the images."""
         file, root = self._locations()
         with open(file, "rb") as content:
             digest = hashlib.file_digest(content, "sha256")
+        cells: Mapping[str, str] = {}
         for _, cells in read_rows(file, self.delimiter):
             try:
                 stat = (root / cells.get("path", "")).stat()
@@ -72,6 +75,8 @@ class CsvSource(PictureSource):
             except (OSError, ValueError):  # reported when the source is opened
                 version = "missing"
             digest.update(f"{version}\n".encode())
+        if not cells.keys().isdisjoint(COLUMNS):  # stores of earlier versions have whole images
+            digest.update(b"regions")
         return digest.hexdigest()
 
     def read_files(self) -> SourceFiles:
@@ -83,7 +88,7 @@ class CsvSource(PictureSource):
         )
 
     def _locations(self) -> tuple[Path, Path]:
-        """Return the CSV file, and the folder to which its paths are relative."""
+        """Return the list, and the folder to which its paths are relative."""
         file = Path(self.file)
         if not file.is_file():
             raise DataError(
@@ -96,6 +101,7 @@ class CsvSource(PictureSource):
 class LineFaults:
     """Collects the faults of a file by line; lists the first of each kind, and counts all."""
 
+    unit: str = "line"
     listed: list[tuple[int, str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -109,7 +115,7 @@ class LineFaults:
         """Raise one `DataError` that lists the faults, if there are any."""
         if not self.counts:
             return
-        lines = [f"line {line}: {message}" for line, message in sorted(self.listed)]
+        lines = [f"{self.unit} {line}: {message}" for line, message in sorted(self.listed)]
         lines += [
             f"and {count - _FAULTS_LISTED} more {kind}"
             for kind, count in self.counts.items()
@@ -119,15 +125,15 @@ class LineFaults:
         raise DataError(
             f"the list of images has {self.counts.total()} fault(s):{listed}",
             where=file.absolute(),
-            remedy="correct these lines",
+            remedy=f"correct these {self.unit}s",
         )
 
 
 def read_table(file: Path, root: Path, delimiter: str) -> PictureTable:
-    """Read and check a CSV file. Memory use per row is its path plus about 100 bytes.
+    """Read and check a list. Memory use per row is its path and metadata plus about 100 bytes.
 
     Args:
-        file: The CSV file.
+        file: The CSV or Parquet file.
         root: Folder to which paths are relative.
         delimiter: The character between columns.
 
@@ -135,10 +141,11 @@ def read_table(file: Path, root: Path, delimiter: str) -> PictureTable:
         The image files, in the order of the rows. The classes are the labels in the file, sorted.
 
     Raises:
-        DataError: Columns or image files are missing, a label is empty, a split is unknown, or a
-            path is listed twice. One message lists all faults with their line numbers.
+        DataError: Columns or image files are missing, a label is empty, a split is unknown, a path
+            or a region of it is listed twice, or coordinates are wrong. One message lists all
+            faults with their line numbers.
     """
-    faults = LineFaults()
+    faults = LineFaults("row" if is_parquet(file) else "line")
     files, lines, numbers, splits = FileList(root), array("q"), array("q"), array("b")
     label_numbers: dict[str, int] = {}
     groups, group_numbers = array("q"), {"": 0}
@@ -147,7 +154,13 @@ def read_table(file: Path, root: Path, delimiter: str) -> PictureTable:
             kind, message = "rows of another length", "has another number of cells than line 1"
             faults.add(kind, line, message)
             continue
-        files.append(cells["path"])
+        extra = {name: cells[name] for name in cells if name and name not in READ_COLUMNS}
+        files.append(
+            cells["path"],
+            _read_region(line, cells, faults),
+            line,
+            json.dumps(extra, ensure_ascii=False).encode() if extra else None,
+        )
         _check_row(line, cells, files.path(len(files) - 1), faults)
         lines.append(line)
         numbers.append(label_numbers.setdefault(cells["label"], len(label_numbers)))
@@ -158,7 +171,8 @@ def read_table(file: Path, root: Path, delimiter: str) -> PictureTable:
     if not len(lines):
         raise DataError("it lists no images", where=file.absolute(), remedy="add rows to it")
     names, number_N = list(label_numbers), np.frombuffer(numbers, np.int64)
-    _report_repeated(files, np.frombuffer(lines, np.int64), number_N, names, faults)
+    if not faults.counts["coordinates"]:
+        _report_repeated(files, np.frombuffer(lines, np.int64), number_N, names, faults)
     faults.raise_if_any(file)
     classes = sorted(names)
     position_of = {name: position for position, name in enumerate(classes)}
@@ -171,66 +185,6 @@ def read_table(file: Path, root: Path, delimiter: str) -> PictureTable:
         classes,
         given if len(splits) else None,
         Groups.from_order_of_names(groups, group_numbers) if len(groups) else None,
-    )
-
-
-def read_rows(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Read a CSV file row by row.
-
-    Yields:
-        Number of the last line of the row, and column -> cell; the cells of label, split and group
-        are stripped. The cells are empty if their number is not that of the header.
-
-    Raises:
-        DataError: Columns are missing, or the file is not CSV in UTF-8.
-    """
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
-            reader = csv.reader(text, delimiter=delimiter)
-            header = [name.strip() for name in next(reader, [])]
-            _check_columns(header, file, delimiter)
-            for row in filter(None, reader):
-                cells = dict(zip(header, row, strict=False)) if len(row) == len(header) else {}
-                for name in {"label", "split", "group"} & cells.keys():
-                    cells[name] = cells[name].strip()
-                yield reader.line_num, cells
-    except UnicodeDecodeError as cause:
-        raise DataError(
-            f"it is not text in UTF-8: {cause.reason}",
-            where=file.absolute(),
-            remedy="save it in UTF-8",
-        ) from None
-    except csv.Error as cause:
-        raise DataError(
-            f"it is not CSV: {cause}", where=f"{file.absolute()} line {reader.line_num}",
-            remedy="close the quotes, or quote the cell",
-        ) from None  # fmt: skip
-    except OSError as cause:
-        raise DataError(
-            f"cannot be read: {cause.strerror}", where=file.absolute(), remedy="make it readable"
-        ) from None
-
-
-def _check_columns(header: list[str], file: Path, delimiter: str) -> None:
-    faults = [f"column {name} is missing" for name in ("path", "label") if name not in header]
-    faults += [
-        f"column {name} occurs twice"
-        for name in ("path", "label", "split", "group")
-        if header.count(name) > 1
-    ]
-    if not faults:
-        return
-    remedy = "name the columns in the first line: path,label and optionally split and group"
-    from arcloop.config.composition import quote_override  # imports Hydra
-
-    for other in sorted({",", ";", "\t", "|"} - {delimiter}):
-        if {"path", "label"} <= {name.strip() for name in other.join(header).split(other)}:
-            value = _TAB if other == "\t" else other
-            remedy = f"pass {quote_override('data.delimiter', value)}"
-    raise DataError(
-        f"{'; '.join(faults)}; the columns are: {', '.join(map(repr, header)) or 'none'}",
-        where=f"{file.absolute()} line 1",
-        remedy=remedy,
     )
 
 
@@ -249,23 +203,57 @@ def _check_row(line: int, cells: Mapping[str, str], file: str, faults: LineFault
         faults.add("missing files", line, f"there is no file {file}")
 
 
+def _read_region(line: int, cells: Mapping[str, str], faults: LineFaults) -> list[float]:
+    """Return the values of `COLUMNS`, NaN where there are none; empty if no column is there."""
+    if cells.keys().isdisjoint(COLUMNS):
+        return []
+    values: list[float] = []
+    for names in (BOX, LANDMARKS):
+        texts = [cells.get(name, "").strip() for name in names]
+        numbers = [_to_number(text) for text in texts]
+        if any(texts) and not all(map(math.isfinite, numbers)):
+            for name, text, number in zip(names, texts, numbers, strict=True):
+                if not math.isfinite(number):
+                    faults.add("coordinates", line, f"{name}={text!r} is not a number")
+            numbers = [math.nan] * len(names)
+        values += numbers
+    for low, high in (("x_1", "x_2"), ("y_1", "y_2")):
+        start, end = (values[BOX.index(name)] for name in (low, high))
+        if start < -0.5:
+            faults.add("boxes", line, f"{low}={start:g} is outside the image")
+        if end - start < 1:
+            message = f"the box is empty: {high}={end:g} is not greater than {low}={start:g}"
+            faults.add("boxes", line, message)
+    points = values[len(BOX) :]
+    if math.isfinite(points[0]) and max(np.ptp(points[::2]), np.ptp(points[1::2])) < 1:
+        faults.add("landmarks", line, "the landmarks are one point")
+    return values
+
+
+def _to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _report_repeated(
     files: FileList, lines: Ints, labels: Ints, names: list[str], faults: LineFaults
 ) -> None:
     """Report files that are listed more than once, even if their paths are spelled differently."""
     # Compare hashes first: they need much less memory than a set of all paths.
-    paths = (os.path.normpath(files.path(number)) for number in range(len(files)))
+    paths = (os.path.normpath(files.name(number)) for number in range(len(files)))
     hashes = np.fromiter(map(hash, paths), np.int64, len(files))
     _, first_rows, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     first_N = first_rows[inverse]
     for number in np.flatnonzero(first_N != np.arange(len(files))).tolist():
         path, first = os.fsdecode(files.relative(number)), int(first_N[number])
-        if not path or os.path.normpath(files.path(first)) != os.path.normpath(files.path(number)):
+        if not path or os.path.normpath(files.name(first)) != os.path.normpath(files.name(number)):
             continue
         if labels[first] == labels[number]:
-            message = f"{path} is already on line {lines[first]}"
+            message = f"{path} is already on {faults.unit} {lines[first]}"
             faults.add("repeated paths", int(lines[number]), message)
         else:
             label, other = names[labels[number]], names[labels[first]]
-            message = f"{path} is {label!r}, but {other!r} on line {lines[first]}"
+            message = f"{path} is {label!r}, but {other!r} on {faults.unit} {lines[first]}"
             faults.add("paths with two labels", int(lines[number]), message)

@@ -26,6 +26,7 @@ from arcloop.data.store.shards import FileTable
 from arcloop.data.store.source_files import hash_content, make_table
 from arcloop.errors import ResourceError
 from arcloop.runtime.images import Conversion, ImageError, decode_with_transparency
+from arcloop.runtime.regions import Region
 
 Ints = npt.NDArray[np.int64]
 
@@ -44,6 +45,7 @@ class ImageBlock(ABC):
         conversion: How images are converted to this shape.
         encode: Converts the images to the form in which the store contains them.
         groups: Groups of the images, if the source has groups.
+        metadata: JSON object of each image, if the source has metadata.
     """
 
     split: str
@@ -52,6 +54,7 @@ class ImageBlock(ABC):
     conversion: Conversion
     encode: Encode
     groups: list[int] | None = None
+    metadata: list[bytes] | None = None
 
     @abstractmethod
     def name(self, number: int) -> str:
@@ -64,6 +67,10 @@ class ImageBlock(ABC):
         Raises:
             ImageError, OSError: It cannot be read.
         """
+
+    def region(self, number: int) -> Region | None:
+        """Return the part of an encoded image that is decoded; None for all of it."""
+        return None
 
     def make_table(
         self, kept: Sequence[int], versions: Ints, hashes: Sequence[int]
@@ -82,7 +89,7 @@ class ImageBlock(ABC):
                 encoded, versions[number] = self.read(number)
                 images[number], is_transparent = decode_with_transparency(
                     encoded, height=height, width=width, channels=channels,
-                    conversion=self.conversion,
+                    conversion=self.conversion, region=self.region(number),
                 )  # fmt: skip
                 transparent += is_transparent
                 kept.append(number)
@@ -100,6 +107,7 @@ class ImageBlock(ABC):
             unreadable,
             None if self.groups is None else np.array(self.groups, np.int64)[kept],
             transparent,
+            None if self.metadata is None else [self.metadata[number] for number in kept],
         )
 
 
@@ -110,23 +118,40 @@ class FileBlock(ImageBlock):
     Attributes:
         root: Folder to which the paths are relative.
         paths: The files.
+        regions: Part of each file to decode; None for all of it.
+        lines: Line of each image in the list of the source, if there are regions.
     """
 
     root: str
     paths: list[bytes]
+    regions: list[Region | None] | None = None
+    lines: list[int] | None = None
 
-    def name(self, number: int) -> str:
+    def _path(self, number: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.paths[number]))  # noqa: PTH118 - speed
 
+    def name(self, number: int) -> str:
+        line = "" if self.lines is None else f" (line {self.lines[number]} of the list)"
+        return self._path(number) + line
+
+    def region(self, number: int) -> Region | None:
+        return None if self.regions is None else self.regions[number]
+
     def read(self, number: int) -> tuple[bytes, tuple[int, int]]:
-        with open(self.name(number), "rb", buffering=0, opener=_open_at_once) as file:
+        with open(self._path(number), "rb", buffering=0, opener=_open_at_once) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise ImageError(_NOT_A_FILE)
             return file.read(), (info.st_size, info.st_mtime_ns)
 
     def make_table(self, kept: Sequence[int], versions: Ints, hashes: Sequence[int]) -> FileTable:
-        return make_table([self.paths[number] for number in kept], versions, hashes)
+        names = [image_name(self.paths[number], self.region(number)) for number in kept]
+        return make_table(names, versions, hashes)
+
+
+def image_name(path: bytes, region: Region | None) -> bytes:
+    """Return the name of an image in a store: the path, and the region if there is one."""
+    return path if region is None else path + f"#{region}".encode()
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -39,7 +39,7 @@ class Duplicates:
         lines: list[tuple[bool, str]] = []
         for dropped, kept in zip(self.dropped.tolist(), self.kept.tolist(), strict=True):
             label, other = table.labels[dropped], table.labels[kept]
-            line = f"{table.files.path(dropped)}: the same picture as {table.files.path(kept)}"
+            line = f"{table.files.name(dropped)}: the same picture as {table.files.name(kept)}"
             if label != other:
                 line += f", but of class {table.classes[label]!r} instead of"
                 line += f" {table.classes[other]!r}"

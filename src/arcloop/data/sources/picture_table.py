@@ -16,9 +16,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from arcloop.data.sources.decoding import FileBlock, ImageBlock
+from arcloop.data.sources.decoding import FileBlock, ImageBlock, image_name
 from arcloop.data.store.shards import NO_GROUP
 from arcloop.errors import DataError, list_some
+from arcloop.runtime.regions import COLUMNS, Region
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,6 +44,10 @@ class ImageList(ABC):
     def path(self, number: int) -> str:
         """Return the path of an image with the root, or a description of its location."""
 
+    def name(self, number: int) -> str:
+        """Return the path of an image, and its region if it is a part of a file, for messages."""
+        return self.path(number)
+
     @abstractmethod
     def select(self, numbers: Ints) -> ImageList:
         """Return a list of some of the images."""
@@ -52,40 +57,90 @@ class ImageList(ABC):
         """Return images as a block to decode; `fields` are those of `ImageBlock`."""
 
 
-class FileList(ImageList):
-    """List of paths in one buffer. The memory for a path is its length plus 8 bytes.
+class ByteList:
+    """List of byte strings in one buffer. The memory for one is its length plus 8 bytes."""
 
-    Args:
-        root: Folder that relative paths start from.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = str(root)
+    def __init__(self) -> None:
         self._buffer, self._ends = bytearray(), array("q")
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def append(self, path: str) -> None:
-        """Add a path, relative to the root or absolute."""
-        self._buffer += os.fsencode(path)
-        self._ends.append(len(self._buffer))
-
-    def relative(self, number: int) -> bytes:
+    def __getitem__(self, number: int) -> bytes:
         start = self._ends[number - 1] if number else 0
         return bytes(self._buffer[start : self._ends[number]])
 
+    def append(self, value: bytes) -> None:
+        """Add a byte string."""
+        self._buffer += value
+        self._ends.append(len(self._buffer))
+
+
+class FileList(ImageList):
+    """List of image files, or of regions of image files.
+
+    Args:
+        root: Folder that relative paths start from.
+
+    Attributes:
+        lines: Line of each file in a list, if there are regions.
+        regions: Values of `Region.from_values` of all files, one after another; empty for files.
+        metadata: JSON object of each file, which the store keeps; empty if there is none.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._paths, self.metadata = ByteList(), ByteList()
+        self.lines, self.regions = array("q"), array("f")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def append(
+        self, path: str, region: Sequence[float] = (), line: int = 0, metadata: bytes | None = None
+    ) -> None:
+        """Add a path, relative to the root or absolute; all files have a region, or none."""
+        self._paths.append(os.fsencode(path))
+        if region:
+            self.lines.append(line)
+            self.regions.extend(region)
+        if metadata is not None:
+            self.metadata.append(metadata)
+
+    def region(self, number: int) -> Region | None:
+        """Return the part of a file that is an image; None for all of it."""
+        size = len(COLUMNS)
+        values = self.regions[number * size : (number + 1) * size]
+        return Region.from_values(values) if values else None
+
+    def relative(self, number: int) -> bytes:
+        return image_name(self._paths[number], self.region(number))
+
     def path(self, number: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self._paths[number]))  # noqa: PTH118 - speed
+
+    def name(self, number: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.relative(number)))  # noqa: PTH118 - speed
 
     def block(self, numbers: Sequence[int], **fields: Any) -> ImageBlock:
-        paths = [self.relative(number) for number in numbers]
-        return FileBlock(root=self.root, paths=paths, **fields)
+        return FileBlock(
+            root=self.root,
+            paths=[self._paths[number] for number in numbers],
+            regions=[self.region(number) for number in numbers] if self.regions else None,
+            lines=[self.lines[number] for number in numbers] if self.lines else None,
+            metadata=[self.metadata[number] for number in numbers] if len(self.metadata) else None,
+            **fields,
+        )
 
     def select(self, numbers: Ints) -> FileList:
-        chosen = FileList(Path(self.root))
+        chosen, size = FileList(Path(self.root)), len(COLUMNS)
         for number in numbers.tolist():
-            chosen.append(os.fsdecode(self.relative(number)))
+            chosen.append(
+                os.fsdecode(self._paths[number]),
+                self.regions[number * size : (number + 1) * size],
+                self.lines[number] if self.lines else 0,
+                self.metadata[number] if len(self.metadata) else None,
+            )
         return chosen
 
 

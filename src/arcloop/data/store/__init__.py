@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,6 +152,22 @@ class Store:
         if GROUPS not in self.artifact.files:
             return None
         return self._read_column(split, "groups")
+
+    def describe(self, split: str, row: int) -> dict[str, Any]:
+        """Return the image file of a row as "file", and other columns of a list as "metadata".
+
+        Both are missing if the source does not have them.
+        """
+        number = int(np.searchsorted(self._ends[split], row, side="right"))
+        row -= int(self._ends[split][number - 1]) if number else 0
+        folder, facts = self._folder(split), {}
+        if (origins := folder / shard_file("origins", number)).exists():
+            facts["file"] = os.fsdecode(map_npy(origins)["path"][row]).encode(
+                "utf-8", "backslashreplace").decode()  # fmt: skip
+        if (metadata := folder / shard_file("metadata", number)).exists():
+            with open(metadata, "rb") as lines:
+                facts["metadata"] = json.loads(next(itertools.islice(lines, row, None)))
+        return facts
 
     def _read_column(self, split: str, kind: Literal["labels", "groups"]) -> Labels:
         shards = [

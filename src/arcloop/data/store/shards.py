@@ -5,7 +5,8 @@ shard of encoded images has `jpeg-00000.npy` (uint8, the bytes of all images) an
 `offsets-00000.npy` (int64 [N + 1], the start of each image in these bytes, and the end of the last)
 instead of `images-00000.npy`. If the source has one file per image, `origins-00000.npy` is the
 `FileTable` of the shard. If the source has groups, `groups-00000.npy` (int64 [N]) is the group of
-each image, or `NO_GROUP`.
+each image, or `NO_GROUP`. If the source has metadata, `metadata-00000.jsonl` has one JSON object
+for each image.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.lib import format as npy
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
-Kind = Literal["images", "labels", "jpeg", "offsets", "origins", "groups"]
+Kind = Literal["images", "labels", "jpeg", "offsets", "origins", "groups", "metadata"]
 FileTable = npt.NDArray[Any]
 """[N] records: path, relative to the root of the source; size in bytes; changed, the modification
 time in ns; hash of the content."""
@@ -38,7 +39,7 @@ def shard_file(kind: Kind, shard: int) -> str:
     >>> shard_file("images", 3)
     'images-00003.npy'
     """
-    return f"{kind}-{shard:05d}.npy"
+    return f"{kind}-{shard:05d}.{'jsonl' if kind == 'metadata' else 'npy'}"
 
 
 def npy_header(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bytes:
@@ -100,6 +101,7 @@ class SplitWriter:
         self._sizes: list[int] = []  # bytes of each encoded image
         self._files: list[FileTable] = []
         self._groups: list[Labels] = []
+        self._metadata: list[bytes] = []
 
     def append(
         self,
@@ -107,6 +109,7 @@ class SplitWriter:
         labels: Labels,
         files: FileTable | None = None,
         groups: Labels | None = None,
+        metadata: Sequence[bytes] | None = None,
     ) -> None:
         """Write the next rows.
 
@@ -115,6 +118,7 @@ class SplitWriter:
             labels: int64 [N].
             files: [N] the file that each image was read from.
             groups: int64 [N] group of each image, if the source has groups.
+            metadata: [N] JSON object of each image, if the source has metadata.
 
         Raises:
             OSError: The disk cannot be written to.
@@ -135,6 +139,7 @@ class SplitWriter:
                 self._files.append(files[part])
             if groups is not None:
                 self._groups.append(groups[part])
+            self._metadata += metadata[part] if metadata is not None else ()
             self._rows += len(labels[part])
             start += len(labels[part])
             if self._rows == self._shard_rows:
@@ -153,6 +158,8 @@ class SplitWriter:
             np.save(self._path("origins"), np.concatenate(self._files))
         if self._groups:
             np.save(self._path("groups"), np.concatenate(self._groups, dtype=np.int64))
+        if self._metadata:
+            self._path("metadata").write_bytes(b"".join(line + b"\n" for line in self._metadata))
         self.shards.append(self._rows)
         self._start_shard()
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ Paths = npt.NDArray[np.bytes_]
 
 _IDENTITIES = ".identities.npy"
 _MAX_INT = 2**63 - 1
+_REGION = re.compile(r"#(box|points)=[-.,\d]+$")
+"""End of the name of an image that is a part of a file, see `Region`."""
 
 
 def make_table(paths: Sequence[bytes], versions: Ints, hashes: Sequence[int]) -> FileTable:
@@ -85,7 +88,8 @@ def record_identities(store: Path, root: str, files: FileTable) -> None:
         root: Folder that the paths start from.
         files: The files, in the order of `StoreContents`.
     """
-    paths = [os.path.join(root, os.fsdecode(path)) for path in files["path"].tolist()]  # noqa: PTH118
+    names = map(os.fsdecode, files["path"].tolist())
+    paths = [os.path.join(root, _REGION.sub("", name)) for name in names]  # noqa: PTH118
     content = io.BytesIO()
     np.save(content, file_versions(paths)[:, 2:])
     with contextlib.suppress(OSError):  # files of a read-only store are compared every time

@@ -103,7 +103,7 @@ def inspect_store(
     hashes.report(stored, leak="warning" if is_allowed else "error")
     _report_divided_groups(shards, files, findings)
     for name in store.files:
-        if Path(name).name.startswith("origins-"):
+        if Path(name).name.startswith(("origins-", "metadata-")):
             files.check(name)
     if leave_one_out:
         counts["query"] = counts["gallery"]
