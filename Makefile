@@ -9,11 +9,10 @@ INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench
 WORKERS ?= 2
 
-# The runs of docs/results.md; override them as in `make results HEADS=arcface,cosface`.
-HEADS ?= softmax,cosface,arcface,combined,sub_center_arcface,adacos,curricularface,magface,adaface,elastic_arcface
+# What `make results` measures: make results SETS="emoji icons" SEEDS=0,1
+SETS ?= mnist emoji icons
+HEADS ?= arcface,cosface,sub_center_arcface,adaface,softmax
 SEEDS ?= 0,1,2
-RESULTS ?= experiment=mnist
-RESULTS_PAGE ?= docs/results.md
 
 # Rounding depends on the instruction set and on the number of threads, so the tests that compare
 # numbers run again with the instructions of SSE4 and one thread, in `make check`, and with those of
@@ -101,9 +100,8 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps open-metric-learning==4.0.0
 	@touch $@
 
-results: $(INSTALLED)  ## compare heads on MNIST over seeds and write docs/results.md
-	$(BIN)/arcloop train -m $(RESULTS) head=$(HEADS) seed=$(SEEDS) hydra.sweep.dir=runs/results
-	$(BIN)/arcloop leaderboard runs/results --markdown $(RESULTS_PAGE)
+results: $(INSTALLED)  ## compare heads over seeds on real sets and write docs/results/
+	$(BIN)/python -m benchmarks.results $(SETS) --heads $(HEADS) --seeds $(SEEDS)
 
 docs: $(INSTALLED)  ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -7,10 +7,10 @@ sentences.
 
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
+from benchmarks import results
 
 from arcloop.cli.launch import _require_read
 from arcloop.cli.main import VERBS, main
@@ -23,7 +23,7 @@ from arcloop.pipeline.sweeps.plan import plan
 from arcloop.serving.deploy import build_settings
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (".", "docs", "serving", "kubeflow", "data/mnist")
+FOLDERS = (".", "docs", "docs/results", "serving", "kubeflow", "data/mnist")
 PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 HISTORY = "CHANGELOG.md"  # names commands of earlier versions
 ON_A_FOLDER = ("query", "leaderboard", "clean", "diff", "lineage", "reproduce", "check-labels")
@@ -99,11 +99,10 @@ def test_every_documented_command_passes_the_checks_before_work(command, in_tmp,
     check(command)
 
 
-def test_make_results_passes_the_checks_before_work():
-    made = ["make", "--dry-run", "results"]
-    lines = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (train,) = re.findall(r"^\S*/(arcloop train .*)$", lines, flags=re.M)
-    check(train)
+@pytest.mark.parametrize("name", results.SETS)
+def test_the_sweeps_of_the_results_pass_the_checks_before_work(name, in_tmp):
+    overrides = results.sweep_overrides(name, results.HEADS, results.SEEDS, Path("runs/results"))
+    check_chain("train", ["-m", *overrides])
 
 
 def test_the_list_of_exceptions_has_no_other_entries():
@@ -112,6 +111,6 @@ def test_the_list_of_exceptions_has_no_other_entries():
 
 def test_commands_are_found_in_blocks_tables_and_sentences():
     places = {page: sum(p == page for p in ALL.values()) for page in ALL.values()}
-    assert places["docs/results.md"] >= 4
+    assert places["docs/results/mnist.md"] >= 4
     assert "arcloop evaluate run_dir=runs/mnist store_dir=stores/other" in ALL
     assert len(ALL) > 50

@@ -40,8 +40,8 @@ class Estimate:
         return cls(statistics.fmean(values), half, tuple(values))
 
     def __str__(self) -> str:
-        half = "" if self.half_width is None else f" ± {self.half_width:.4f}"
         digits = 0 if abs(self.mean) >= _LARGE else 4  # bytes and rates
+        half = "" if self.half_width is None else f" ± {self.half_width:,.{digits}f}"
         return f"{self.mean:,.{digits}f}{half}"
 
 
