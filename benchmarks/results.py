@@ -24,6 +24,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
+from arcloop.artifacts.metrics import read_metrics
 from arcloop.data.store import Store
 from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.leaderboard.comparison import Estimate
@@ -34,13 +35,13 @@ from benchmarks.measure import in_process
 ROOT = Path(__file__).parents[1]
 SETS = {
     "mnist": ["experiment=mnist", "trainer.max_epochs=2"],
-    "emoji": ["experiment=images", "data.root=sets/emoji", "augmentation=drawing"],
-    "icons": ["experiment=images", "data.root=sets/icons", "augmentation=drawing"],
+    "emoji": ["experiment=images", "data.root=sets/emoji", "trainer.max_epochs=10", "threads=1"],
+    "icons": ["experiment=images", "data.root=sets/icons", "trainer.max_epochs=10", "threads=1"],
 }
 LIBRARIES = {"pml": "pytorch-metric-learning", "oml": "open-metric-learning"}
 HEADS = "arcface,cosface,sub_center_arcface,adaface,softmax"
 SEEDS = "0,1,2"
-_COLUMNS = ("top1", "map_at_r", "train_s", "images_per_second")
+_COLUMNS = ("top1", "map_at_r")
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def _compare(ranking: Ranking, peers: str) -> Iterator[str]:
     ]
     rows: dict[str, list[Mapping[str, float]]] = {"arcloop": [], **{who: [] for who in LIBRARIES}}
     for job in jobs:
-        rows["arcloop"].append(_of_run(job.folder))
+        rows["arcloop"].append(read_metrics(job.folder / "evaluation"))
         for who in LIBRARIES:
             rows[who].append(_of_peer(job.folder, who, peers))
     yield "## Against other libraries"
@@ -101,12 +102,6 @@ def _compare(ranking: Ranking, peers: str) -> Iterator[str]:
     for who, found in rows.items():
         cells = [str(Estimate.of([float(row[column]) for row in found])) for column in _COLUMNS]
         yield f"| {LIBRARIES.get(who, who)} | {len(found)} | " + " | ".join(cells) + " |"
-
-
-def _of_run(folder: Path) -> dict[str, float]:
-    metrics: dict[str, Any] = json.loads((folder / "evaluation/metrics.json").read_text())
-    timing: dict[str, float] = json.loads((folder / ".timing.json").read_text())
-    return {**metrics, "train_s": timing["seconds"], "images_per_second": timing["per_second"]}
 
 
 def _of_peer(folder: Path, who: str, peers: str) -> dict[str, float]:
