@@ -53,22 +53,26 @@ def small_mnist(folder):
 
 
 def pictures(folder):
-    """Forty circles, squares and crosses."""
+    """Forty images of each of five shapes in two sizes: enough classes for disjoint splits."""
     random = np.random.default_rng(0)
-    for name in ("circle", "square", "cross"):
-        (folder / name).mkdir(parents=True)
-        for number in range(40):
-            image = Image.new("RGB", (48, 40), tuple(random.integers(0, 80, 3).tolist()))
-            draw = ImageDraw.Draw(image)
-            x, y = random.integers(4, 18, 2).tolist()
-            if name == "circle":
-                draw.ellipse((x, y, x + 18, y + 18), fill="white")
-            elif name == "square":
-                draw.rectangle((x, y, x + 18, y + 18), fill="white")
-            else:
-                draw.line((x, y, x + 18, y + 18), fill="white", width=3)
-                draw.line((x + 18, y, x, y + 18), fill="white", width=3)
-            image.save(folder / name / f"{number:03d}.png")
+    for shape in ("circle", "square", "ring", "frame", "cross"):
+        for name, size in ((shape, 18), (f"small_{shape}", 9)):
+            (folder / name).mkdir(parents=True)
+            for number in range(40):
+                image = Image.new("RGB", (48, 40), tuple(random.integers(0, 80, 3).tolist()))
+                draw = ImageDraw.Draw(image)
+                x, y = random.integers(4, 18, 2).tolist()
+                box = (x, y, x + size, y + size)
+                if shape in ("circle", "ring"):
+                    fill = "white" if shape == "circle" else None
+                    draw.ellipse(box, fill=fill, outline="white", width=3)
+                elif shape in ("square", "frame"):
+                    fill = "white" if shape == "square" else None
+                    draw.rectangle(box, fill=fill, outline="white", width=3)
+                else:
+                    draw.line(box, fill="white", width=3)
+                    draw.line((x + size, y, x, y + size), fill="white", width=3)
+                image.save(folder / name / f"{number:03d}.png")
 
 
 def scaled_down(command):
@@ -78,7 +82,7 @@ def scaled_down(command):
         return [verb, *rest]
     small = (
         []
-        if "data=image_folder" in rest
+        if {"data=image_folder", "experiment=images"} & set(rest)
         else ["data.root=mnist", "data.val=100", "data.gallery=200"]
     )
     given = {argument.partition("=")[0] for argument in rest}
