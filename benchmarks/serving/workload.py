@@ -103,10 +103,10 @@ def _enlarge(unpacked: Path, rows: int) -> None:
         index.add(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
     faiss.write_index(index, str(unpacked / "faiss_index.bin"))
     labels = json.loads((unpacked / "faiss_label.json").read_text())
-    labels["labels"] = random.integers(0, len(labels["classes"]), rows).tolist()
-    (unpacked / "faiss_label.json").write_text(json.dumps(labels))
+    labels_N = random.integers(0, len(labels["classes"]), rows)
+    np.save(unpacked / "faiss_label.npy", labels_N)
     manifest = json.loads((unpacked / "manifest.json").read_text())
-    for name in ("faiss_index.bin", "faiss_label.json"):
+    for name in ("faiss_index.bin", "faiss_label.npy"):
         sha256 = hashlib.sha256((unpacked / name).read_bytes()).hexdigest()
         manifest["files"][name]["sha256"] = sha256
     (unpacked / "manifest.json").write_text(json.dumps(manifest))

@@ -138,7 +138,7 @@ def test_threshold_is_calibrated_on_val_as_unknown_and_index_has_the_whole_galle
     val, _ = embedded(run, store, "val")
     best = np.sort((val @ gallery.T).max(axis=1))[::-1]
     label_file = json.loads((run / "index/faiss_label.json").read_bytes())
-    assert label_file["labels"] == labels.tolist()
+    assert np.load(run / "index/faiss_label.npy").tolist() == labels.tolist()
     assert label_file["threshold"] == pytest.approx(best[int(0.01 * len(best))], abs=1e-5)
 
 

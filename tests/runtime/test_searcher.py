@@ -41,9 +41,9 @@ def files(tmp_path_factory):
     index = faiss.IndexFlatIP(4)
     index.add(model.embed(gallery))
     faiss.write_index(index, str(folder / "index.bin"))
-    labels = {"labels": (np.arange(30) % 3).tolist(), "classes": ["a", "b", "c"],
-              "threshold": 0.5, "model_sha256": model.sha256}  # fmt: skip
+    labels = {"classes": ["a", "b", "c"], "threshold": 0.5, "model_sha256": model.sha256}
     (folder / "labels.json").write_text(json.dumps(labels))
+    np.save(folder / "labels.npy", np.arange(30) % 3)
     return folder, gallery
 
 
@@ -138,6 +138,29 @@ def test_the_numbers_of_rows_and_labels_must_agree(files):
     with pytest.raises(SearcherError, match="30 rows but 29 labels"):
         Searcher(Model(folder / "model.pt"), read_index(folder / "index.bin"),
                  labels | {"labels": labels["labels"][:-1]})  # fmt: skip
+
+
+def test_labels_are_mapped_and_those_of_an_older_version_are_read(files, tmp_path):
+    folder, gallery = files
+    labels = read_labels(folder / "labels.json")
+    searcher = load(folder)
+    assert isinstance(labels["labels"], np.memmap)
+    assert np.shares_memory(searcher.labels, searcher.labels.base)  # not copied
+    older = labels | {"labels": labels["labels"].tolist()}
+    (tmp_path / "labels.json").write_text(json.dumps(older))
+    assert read_labels(tmp_path / "labels.json") == older
+    again = Searcher(searcher.model, searcher.index, older)
+    assert again.predict(gallery, k=3) == searcher.predict(gallery, k=3)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"PK\x03\x04"])
+def test_a_missing_or_damaged_file_of_row_labels_is_an_error(files, tmp_path, content):
+    folder, _ = files
+    (tmp_path / "labels.json").write_bytes((folder / "labels.json").read_bytes())
+    if content is not None:
+        (tmp_path / "labels.npy").write_bytes(content)
+    with pytest.raises(SearcherError, match=r"labels\.npy is not a label file"):
+        read_labels(tmp_path / "labels.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04"])

@@ -39,9 +39,9 @@ def test_the_manifest_has_the_hash_of_every_file_and_the_provenance(small_run, s
                 hashlib.sha256(packed.read(name)).hexdigest() == manifest["files"][name]["sha256"]
             )
         torchserve = json.loads(packed.read("MAR-INF/MANIFEST.json"))
-    assert {"model.pt", "faiss_index.bin", "faiss_label.json", "arcloop_runtime/images.py",
-            "arcloop_runtime/searcher.py", "handler.py", "model-config.yaml",
-            "golden.npz"} <= names  # fmt: skip
+    assert {"model.pt", "faiss_index.bin", "faiss_label.json", "faiss_label.npy",
+            "arcloop_runtime/images.py", "arcloop_runtime/searcher.py", "handler.py",
+            "model-config.yaml", "golden.npz"} <= names  # fmt: skip
     assert torchserve["model"]["modelVersion"] == manifest["version"]
     assert torchserve["model"]["modelVersion"].startswith("20260102T030405Z-")
     run, index = artifacts.read(small_run, "run"), artifacts.read(small_run / "index", "index")

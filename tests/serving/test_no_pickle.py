@@ -73,6 +73,7 @@ def as_torch(file, payload):
 DAMAGED = [
     ("golden.npz", as_npz), ("golden.npz", as_pickle), ("model.pt", as_torch),
     ("model.pt", as_pickle), ("faiss_index.bin", as_pickle), ("faiss_label.json", as_pickle),
+    ("faiss_label.npy", as_pickle),
 ]  # fmt: skip
 
 

@@ -147,8 +147,8 @@ def test_formats_and_modes(running, kind, mode):
 
 @pytest.mark.parametrize(
     "name",
-    ["model.pt", "faiss_index.bin", "faiss_label.json", "arcloop_runtime/images.py", "golden.npz",
-     "model-config.yaml"],
+    ["model.pt", "faiss_index.bin", "faiss_label.json", "faiss_label.npy",
+     "arcloop_runtime/images.py", "golden.npz", "model-config.yaml"],
 )  # fmt: skip
 def test_a_changed_part_is_rejected(unpacked, tmp_path, name):
     folder = shutil.copytree(unpacked, tmp_path / "copy")

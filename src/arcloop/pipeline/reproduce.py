@@ -29,7 +29,7 @@ _COMPOSED = {"logger", "callbacks"}
 """Config groups that are composed for the second run, because they refer to its folder."""
 _COMPARED = (
     "model.pt", "metrics.csv", "gallery/*.npy", "index/faiss_index.bin", "index/faiss_label.json",
-    "evaluation/metrics.json",
+    "index/faiss_label.npy", "evaluation/metrics.json",
 )  # fmt: skip
 
 

@@ -224,12 +224,12 @@ def build_index(
 def write_index(
     index: Any, gallery: Gallery, folder: Path, classes: Sequence[str], calibration: Calibration
 ) -> dict[str, int]:
-    """Write faiss_index.bin and faiss_label.json.
+    """Write faiss_index.bin, faiss_label.json and faiss_label.npy.
 
     Args:
         index: faiss index of the gallery's rows.
         gallery: The gallery.
-        folder: Existing folder for both files.
+        folder: Existing folder for the files.
         classes: Class names by label.
         calibration: The threshold, and how it was made.
 
@@ -238,7 +238,6 @@ def write_index(
     """
     faiss.write_index(index, str(folder / INDEX))
     labels = {
-        "labels": gallery.labels.tolist(),
         "classes": list(classes),
         "threshold": calibration.threshold,
         "calibration": calibration.record(),
@@ -246,6 +245,7 @@ def write_index(
         "equal_rows": find_equal_rows(gallery.chunks).groups(),
     }
     write_json(folder / LABELS, labels, indent=None)
+    np.save((folder / LABELS).with_suffix(".npy"), gallery.labels)
     return {"rows": index.ntotal, "bytes": (folder / INDEX).stat().st_size}
 
 

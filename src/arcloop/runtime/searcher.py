@@ -21,7 +21,8 @@ from . import images
 from .equal_rows import EqualRows
 from .prediction import Neighbour, Prediction
 
-MODEL, INDEX, LABELS = "model.pt", "faiss_index.bin", "faiss_label.json"
+MODEL, INDEX = "model.pt", "faiss_index.bin"
+LABELS, ROW_LABELS = "faiss_label.json", "faiss_label.npy"
 _METADATA_FILE = "arcloop.json"
 _MIN_BLAS_QUERIES = 6
 
@@ -170,9 +171,7 @@ class Searcher:
     Args:
         model: The embedder.
         index: A faiss inner-product index over the unit vectors of the gallery.
-        labels: faiss_label.json as a dict: label of each row, class names, threshold, how it was
-            calibrated, model hash, and the groups of rows with equal embeddings, which an older
-            file lacks.
+        labels: Result of `read_labels`. Older files lack "calibration" and "equal_rows".
 
     Attributes:
         equal_rows: The gallery rows with equal embeddings.
@@ -281,15 +280,20 @@ def read_index(path: Path, *, memory_map: bool = False) -> Any:
 
 
 def read_labels(path: Path) -> dict[str, Any]:
-    """Read faiss_label.json.
+    """Read faiss_label.json, and the labels of the rows from faiss_label.npy, which is mapped.
+
+    Older versions wrote the labels of the rows to faiss_label.json, too.
 
     Raises:
-        SearcherError: The file is not a label file, or a key is missing.
+        SearcherError: A file is not a label file, or a key is missing.
     """
     try:
-        labels = json.loads(Path(path).read_bytes())
-        missing = {"labels", "classes", "threshold", "model_sha256"} - labels.keys()
-    except (ValueError, AttributeError) as cause:
+        labels = json.loads(path.read_bytes())
+        missing = {"classes", "threshold", "model_sha256"} - labels.keys()
+        if "labels" not in labels:
+            path = path.with_suffix(".npy")
+            labels["labels"] = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, AttributeError) as cause:
         raise SearcherError(f"{path} is not a label file: {cause}") from None
     if missing:
         raise SearcherError(f"{path} lacks {', '.join(sorted(missing))}")

@@ -28,6 +28,7 @@ from arcloop.serving.settings import DeploySettings
 
 SCHEMA = 1
 MODEL_CONFIG = "model-config.yaml"
+_INDEX_FILES = (searcher.INDEX, searcher.LABELS, searcher.ROW_LABELS)
 _TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
 _HANDLER = f"""\
 from {ARCHIVED_PACKAGE} import handler
@@ -84,8 +85,8 @@ def collect(run_dir: Path, settings: DeploySettings, *, force: bool) -> ArchiveC
     gate = _gate_result(run_dir / "evaluation", index, force=force)
     files: dict[str, Path | bytes] = {
         **{name: path for name, (path, _) in model.files.items()},
-        searcher.INDEX: index.path / searcher.INDEX,
-        searcher.LABELS: index.path / searcher.LABELS,
+        # Older versions wrote no file of row labels.
+        **{name: index.path / name for name in _INDEX_FILES if name in index.files},
         MODEL_CONFIG: model_config(settings).encode(),
         **runtime_files(),
     }
