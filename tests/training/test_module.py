@@ -65,9 +65,9 @@ def logged_losses(capsys, *overrides):
         (["trainer.log_every_n_steps=0"], [], 2),
         (
             ["trainer.max_steps=3", "monitor=train_loss", "monitor_mode=min"],
-            [],
+            [0, 1, 2],
             1,
-        ),  # ends within an epoch, before the first logging step
+        ),  # ends within an epoch, before the default of 50 steps
     ],
 )
 def test_loss_is_logged_every_few_steps_and_at_the_end_of_an_epoch(

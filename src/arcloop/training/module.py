@@ -23,6 +23,7 @@ from arcloop.training.val_metrics import val_metrics
 
 Batch = tuple[Tensor, Tensor]
 _IN_PROGRESS_BAR = ("val_map_at_r", "val_top1")
+_LEAST_LOGGED, _LOGGED_OF_SHORT_RUN = 3, 50  # steps
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -90,6 +91,13 @@ class EmbeddingModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Log more often if the run would log the loss in fewer than 3 steps."""
+        trainer, total = self.trainer, self.trainer.estimated_stepping_batches
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set dynamically
+        if total < _LEAST_LOGGED * every:
+            trainer.log_every_n_steps = max(1, int(total) // _LOGGED_OF_SHORT_RUN)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images_BCHW, labels_B = batch
