@@ -1,6 +1,7 @@
 """Batch samplers: the rows of each batch are a pure function of seed, epoch, rank and world size.
 
-Shapes: N rows of the split, B rows of a batch in one process, C classes, T draws of a class.
+Shapes: N rows of the split, B rows of a batch in one process, C classes, T draws of a class, U
+rounds of all classes, E rows of these rounds.
 """
 
 from __future__ import annotations
@@ -243,9 +244,10 @@ class ClassRows:
     """
 
     def __init__(self, labels_N: Labels) -> None:
-        _, counts_C = np.unique(labels_N, return_counts=True)
-        self._rows = np.split(np.argsort(labels_N, kind="stable"), counts_C.cumsum()[:-1])
-        self.num_classes = len(counts_C)
+        _, self._size_C = np.unique(labels_N, return_counts=True)
+        self._first_C = self._size_C.cumsum() - self._size_C
+        self._rows_N = np.argsort(labels_N, kind="stable")
+        self.num_classes = len(self._size_C)
 
     def draw(self, classes_T: Rows, each: int, random: np.random.Generator) -> Rows:
         """Draw `each` rows of a class for every draw of that class.
@@ -257,16 +259,23 @@ class ClassRows:
         Returns:
             Rows, int64 [T * each], in the order of the draws.
         """
+        # The draws of each class are numbered, and divided into rounds.
         draws_C = np.bincount(classes_T, minlength=self.num_classes)
-        draws_by_class = np.split(np.argsort(classes_T, kind="stable"), draws_C.cumsum()[:-1])
-        drawn_TK = np.empty((len(classes_T), each), np.int64)
-        for rows, draws in zip(self._rows, draws_by_class, strict=True):
-            per_round = max(1, len(rows) // each)
-            rounds = -(-len(draws) // per_round)
-            shuffled = random.permuted(np.tile(rows, (rounds, 1)), axis=1)
-            columns = np.arange(per_round * each) % len(rows)
-            drawn_TK[draws] = shuffled[:, columns].reshape(-1, each)[: len(draws)]
-        return drawn_TK.ravel()
+        number_T = np.arange(len(classes_T)) - np.repeat(draws_C.cumsum() - draws_C, draws_C)
+        number_T[np.argsort(classes_T, kind="stable")] = number_T.copy()
+        per_round_C = np.maximum(1, self._size_C // each)
+        rounds_C = -(-draws_C // per_round_C)
+        round_T, place_T = np.divmod(number_T, per_round_C[classes_T])
+        # Each round has all rows of its class in a random order.
+        class_U = np.repeat(np.arange(self.num_classes), rounds_C)
+        size_U = self._size_C[class_U]
+        first_U = size_U.cumsum() - size_U
+        rows_E = np.arange(size_U.sum()) + np.repeat(self._first_C[class_U] - first_U, size_U)
+        keys_E = np.repeat(np.arange(len(size_U)), size_U) + random.random(len(rows_E))
+        rows_E = self._rows_N[rows_E][np.argsort(keys_E, kind="stable")]
+        first_T = first_U[(rounds_C.cumsum() - rounds_C)[classes_T] + round_T]
+        column_TK = (place_T[:, None] * each + np.arange(each)) % self._size_C[classes_T][:, None]
+        return np.asarray(rows_E[first_T[:, None] + column_TK].ravel())
 
 
 class OrderedBatches(Sampler[Rows]):
