@@ -14,6 +14,8 @@ from threadpoolctl import threadpool_limits
 from arcloop.evaluation.metrics.verification import Rates
 from arcloop.retrieval.embed import Embeddings, Labels
 
+MAX_CLASSES = 1000
+"""Time grows with the product of the numbers of classes and images."""
 _ITERATIONS, _MAX_STARTS, _CLUSTERS_IN_ALL_STARTS = 20, 10, 500
 
 
@@ -80,6 +82,9 @@ def _initial_centroids(
 def clustering_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> Rates:
     """Return NMI and AMI of k-means with as many clusters as there are classes.
 
+    Of more than 1,000 classes, the rows of 1,000 of them are clustered, chosen at random with a
+    fixed seed.
+
     NMI is the mutual information divided by the mean of the entropies of classes and clusters. AMI
     is adjusted for chance: 0 is the expected value of a random assignment. Source: Vinh et al.,
     JMLR 11 (2010), NMI_sum and AMI_sum.
@@ -90,7 +95,11 @@ def clustering_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> Rates:
     """
     from sklearn import metrics  # imported here because evaluate_retrieval does not need it
 
-    classes = len(np.unique(labels_N))
+    names, labels_N = np.unique(labels_N, return_inverse=True)
+    if (classes := len(names)) > MAX_CLASSES:
+        is_chosen_N = (np.random.default_rng(0).permutation(classes) < MAX_CLASSES)[labels_N]
+        embeddings_ND, labels_N = embeddings_ND[is_chosen_N], labels_N[is_chosen_N]
+        classes = MAX_CLASSES
     if not 2 <= classes < len(labels_N):
         reason = "not measurable without two classes, one of them with two images"
         return dict.fromkeys(("nmi", "ami"), reason)
