@@ -79,8 +79,9 @@ def report(tmp_path_factory):
 def test_files(report):
     folder, *_ = report
     assert sorted(path.name for path in folder.iterdir()) == [
-        "class_accuracy.png", "confusion_matrix.csv", "confusion_matrix.png", "projection.png",
-        "report.html", "roc.csv", "roc.png", "similarity_histogram.png", "training_curves.png",
+        "class_accuracy.png", "classes.csv", "confusion_matrix.csv", "confusion_matrix.png",
+        "projection.png", "report.html", "roc.csv", "roc.png", "similarity_histogram.png",
+        "training_curves.png",
     ]  # fmt: skip
 
 

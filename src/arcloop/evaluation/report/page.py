@@ -25,6 +25,12 @@ from arcloop.evaluation.metrics.quality import error_versus_reject
 from arcloop.evaluation.metrics.verification import FARS, Roc
 from arcloop.evaluation.mistakes import Mistake, ReadImage
 from arcloop.evaluation.report import plots
+from arcloop.evaluation.report.class_table import (
+    class_rows,
+    frequent_mistakes,
+    pack_rows,
+    write_rows,
+)
 from arcloop.evaluation.report.projection import MIN_ROWS, project, projection_map
 
 _THUMBNAIL = 128  # pixels; smaller images are not resized
@@ -47,7 +53,7 @@ def write_report(
     gate: GateDecision,
     comparison: Comparison | None = None,
 ) -> None:
-    """Write confusion_matrix.csv, roc.csv, *.png and report.html.
+    """Write classes.csv, confusion_matrix.csv, roc.csv, *.png and report.html.
 
     Args:
         folder: Existing folder for the files.
@@ -63,6 +69,11 @@ def write_report(
         comparison: Comparison with another model.
     """
     drawn_names = drawable_names(classes)
+    table, answers = result.confusion, result.per_query
+    mistaken_C = frequent_mistakes(answers.label, answers.predicted, len(classes))
+    rows = class_rows(table.right, table.total, mistaken_C, classes)
+    write_rows(folder / "classes.csv", rows)
+    packed, num_packed = pack_rows(rows)
     _write_confusion(folder / "confusion_matrix.csv", result, classes)
     if "eer" in result.metrics:
         _write_roc(folder / "roc.csv", result.pairs.roc())
@@ -81,6 +92,9 @@ def write_report(
         numbered=[
             (drawn, name) for drawn, name in zip(drawn_names, classes, strict=True) if drawn != name
         ],
+        class_rows=rows if len(rows) > plots.MAX_BARS else [],  # otherwise a figure has them all
+        packed_rows=packed,
+        num_packed=num_packed,
         metrics=_describe_metrics(result),
         figures=images,
         format_similarity=format_similarity,

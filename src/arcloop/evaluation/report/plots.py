@@ -25,10 +25,11 @@ from arcloop.display.plotting import (
 )
 from arcloop.display.terminal import format_similarity
 from arcloop.evaluation.metrics.verification import Roc, least_similarities
+from arcloop.evaluation.report.class_table import worst_classes
 
 Ints = npt.NDArray[np.int64]
 
-_MAX_BARS = 40
+MAX_BARS = 40
 _LEAST_ERROR, _LINES = 1e-4, ("-", "--", ":", "-.")
 _MAX_REJECTED, _MAX_POINTS = 0.5, 1000
 _MISTAKE_COLOURS = LinearSegmentedColormap.from_list("mistakes", ["#fbe1d2", WRONG])
@@ -70,7 +71,8 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
                 axis.plot(steps[best], values[best], "o", color=colour, markersize=4)
                 axis.set(yscale="log", ylabel="EER, or 1 - value")
             line, alpha = _LINES[number % len(_LINES)], 1 / (1 + number / 2)
-            axis.plot(steps, values, line, color=colour, alpha=alpha, label=label)
+            marker = "." if len(steps) == 1 else None
+            axis.plot(steps, values, line, marker=marker, color=colour, alpha=alpha, label=label)
         if axis.lines:
             axis.set_xlim(left=0)
             axis.margins(y=0.14)
@@ -173,7 +175,7 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
 
 @styled
 def class_accuracy(right_C: Ints, total_C: Ints, classes: Sequence[str]) -> Figure:
-    """Draw the accuracy of the 40 worst classes, the worst first.
+    """Draw the accuracy of the 40 worst classes, the worst first, of equal ones the most queries.
 
     Bars extend from the accuracy to 1, so their length is the error rate.
 
@@ -182,10 +184,8 @@ def class_accuracy(right_C: Ints, total_C: Ints, classes: Sequence[str]) -> Figu
         total_C: Queries of each class; classes without queries are left out.
         classes: Class names.
     """
-    labels = np.flatnonzero(total_C)
+    labels = worst_classes(right_C, total_C)[:MAX_BARS]
     accuracy = right_C[labels] / total_C[labels]
-    order = np.lexsort((labels, accuracy))[:_MAX_BARS]
-    labels, accuracy = labels[order], accuracy[order]
     names = [short_name(classes[label]) for label in labels.tolist()]
     drawn, (axis,) = figure(
         height=max(SQUARE, 0.8 + 0.17 * len(labels)), margins=(name_margin(names), 1.6, 0.5, 0.15)
