@@ -34,6 +34,7 @@ _TERMINATION_MESSAGE = Path("/dev/termination-log")
 _MAX_MESSAGE_BYTES = 4096
 STORES = "ARCLOOP_STORES"
 """Environment variable with the folder that a relative `deploy.model_store` is in."""
+_MAX_CONFUSION = 100  # classes
 _ROLES = ("store", "run", "gallery", "index", "evaluation")
 
 
@@ -164,6 +165,8 @@ def show_evaluation(
 ) -> bool:
     """Show metrics, confusion matrix, ROC and a summary in KFP's UI.
 
+    A matrix of more than 100 classes is left out, because KFP stores it in its database.
+
     Returns:
         Whether the gate passed.
     """
@@ -172,7 +175,9 @@ def show_evaluation(
     for name, value in values.items():
         metrics.log_metric(name, value)
     header, *rows = _read_csv(folder / "confusion_matrix.csv")
-    confusion.log_confusion_matrix(header[1:], [[int(cell) for cell in row[1:]] for row in rows])
+    if len(rows) <= _MAX_CONFUSION:
+        counts = [[int(cell) for cell in row[1:]] for row in rows]
+        confusion.log_confusion_matrix(header[1:], counts)
     if (folder / "roc.csv").exists():
         points = [[float(cell) for cell in row] for row in _read_csv(folder / "roc.csv")[1:]]
         far, tar, threshold = map(list, zip(*points, strict=True))
