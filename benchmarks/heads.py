@@ -49,7 +49,7 @@ def measure(size: Size) -> Section:
     rows = []
     for processes in sorted({1, devices or 2}):
         for number in classes:
-            results = {way: _measured(number, way, processes) for way in WAYS}
+            results = {way: measure_head(number, way, processes) for way in WAYS}
             for way, result in results.items():
                 rows.append(_row(processes, number, way, result, results["dense"]))
     return Section([], {"a training step of the head": rows})
@@ -72,7 +72,7 @@ def _batch(processes: int) -> int:
     return (1024 if torch.cuda.is_available() else 64) // processes
 
 
-def _measured(classes: int, way: str, processes: int) -> Result | None:
+def measure_head(classes: int, way: str, processes: int) -> Result | None:
     """Measure in new processes; None if the machine does not have enough memory."""
     if not torch.cuda.is_available() and _needed(classes, way, processes) > _available():
         return None

@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"
 SECTIONS = ("chain", "training", "accuracy", "libraries", "index", "memory", "startup", "heads",
-            "serving", "export", "pipeline", "sweeps", "pruning", "gpu")  # fmt: skip
+            "classes", "serving", "export", "pipeline", "sweeps", "pruning", "gpu")  # fmt: skip
 _HEADING = """# Performance
 
 `python -m benchmarks.page` writes this page from benchmarks/results/; `make bench` repeats the
