@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class _Model(nn.Module):
     def __init__(self, config: Any, classes: int) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embedder = nn.Linear(D, D)
+        self.embedder = nn.Sequential(OrderedDict(backbone=nn.Linear(D, D)))
         self.head = build(config, "head")(embedding_dim=D, num_classes=classes)
         if isinstance(self.head, ShardedArcFace):
             self.head.initialize_shard()
