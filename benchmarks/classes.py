@@ -1,6 +1,6 @@
 """Time and memory with 1,000 to 100,000 classes.
 
-The first table shows a training step of the head, as in [sharded classes](#sharded-classes), in one
+The first table shows a training step of the head, as in the section above, in one
 process. The second shows evaluation and report of embeddings of 64 dimensions, of which one in 20
 is a query and the others are the gallery, with the memory beyond that after the imports. 10 classes
 with the same rows are the base of the ratios, whose targets are at most 1.5 times its memory and at
