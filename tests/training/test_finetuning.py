@@ -174,7 +174,7 @@ def test_tuned_model_is_served(model, request, tmp_path):
         else run_in(tmp_path, model, "trainer.max_epochs=1")
     )  # fmt: skip
     found = answer(run, tmp_path / "models")
-    assert found["label"] in ("0", "1")
+    assert found["label"] in (0, 1)
     # The answer is that of the embedding which the trained network computes itself.
     stored = np.load(run / "golden.npz")["embeddings"][0]
     gallery = np.load(run / "gallery/embeddings-00000.npy")

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from arcloop.errors import ConfigError
-from arcloop.models import ArcFace, ConvNet, Embedder
+from arcloop.models import ArcFace, ConvNet, Embedder, Lora, TimmBackbone
+from arcloop.models.backbones.timm_import import import_timm
 from arcloop.training.optim import make_optimizer, parameter_groups
 
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
@@ -75,3 +76,56 @@ def test_steps_decrease_the_loss(factory: type[torch.optim.Optimizer]) -> None:
 def test_values_out_of_range_are_named(key: str) -> None:
     with pytest.raises(ConfigError, match=f"optimizer.{key}=-1"):
         make_optimizer(*make_modules(), factory=SGD, **(RATES | {key: -1}))
+
+
+def tuned(model: str) -> Embedder:
+    backbone = TimmBackbone(
+        in_channels=3, image_size=(32, 32), model=model, options={}, grad_checkpointing=False,
+        lora=Lora(rank=0, alpha=1.0, dropout=0.0, modules=[]),
+    )  # fmt: skip
+    return Embedder(
+        backbone, image_shape=(32, 32, 3), embedding_dim=4, dropout=0.0, mean=None, std=None
+    )
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_convnext", "test_resnet"])
+def test_layer_decay_gives_the_rates_and_weight_decays_of_timm(model: str) -> None:
+    """Compared with timm's own groups of the model with its classifier."""
+    timm = import_timm()
+    whole = timm.create_model(model, num_classes=5)
+    groups = timm.optim.param_groups_layer_decay(
+        whole, 0.01, no_weight_decay_list=getattr(whole, "no_weight_decay", set)(), layer_decay=0.7
+    )
+    in_timm = {
+        id(p): (0.1 * 0.5 * group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+    expected = {n: in_timm[id(p)] for n, p in whole.named_parameters()}
+
+    embedder, head = tuned(model), nn.Linear(4, 3)
+    rates = RATES | {"backbone_lr_factor": 0.5, "layer_decay": 0.7}
+    optimizer = make_optimizer(embedder, head, factory=SGD, **rates)
+    found = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    for name, parameter in embedder.backbone.model.named_parameters():
+        assert found[id(parameter)] == pytest.approx(expected[name]), name
+    names = [group["name"] for group in optimizer.param_groups]
+    assert len(set(names)) == len(names)
+    assert found[id(embedder.neck[3].weight)] == (0.1, 0.01)
+    assert found[id(head.weight)] == (0.3, 0.02)
+
+
+def test_factor_changes_the_rate_of_any_backbone() -> None:
+    embedder, head = make_modules()
+    optimizer = make_optimizer(embedder, head, factory=SGD, **(RATES | {"backbone_lr_factor": 0.1}))
+    found = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert found == pytest.approx({
+        "embedder": 0.1, "embedder_no_decay": 0.1, "backbone": 0.01, "backbone_no_decay": 0.01,
+        "head": 0.3,
+    })  # fmt: skip
+    with pytest.raises(ConfigError, match=r"ConvNet does not define[\s\S]*layer_decay=0.5"):
+        make_optimizer(embedder, head, factory=SGD, **(RATES | {"layer_decay": 0.5}))
