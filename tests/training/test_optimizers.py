@@ -91,9 +91,10 @@ def tuned(model: str) -> Embedder:
 @pytest.mark.parametrize("model", ["test_vit", "test_convnext", "test_resnet"])
 def test_layer_decay_gives_the_rates_and_weight_decays_of_timm(model: str) -> None:
     """Compared with timm's own groups of the model with its classifier."""
-    timm = import_timm()
-    whole = timm.create_model(model, num_classes=5)
-    groups = timm.optim.param_groups_layer_decay(
+    whole = import_timm().create_model(model, num_classes=5)
+    from timm.optim import param_groups_layer_decay
+
+    groups = param_groups_layer_decay(
         whole, 0.01, no_weight_decay_list=getattr(whole, "no_weight_decay", set)(), layer_decay=0.7
     )
     in_timm = {
