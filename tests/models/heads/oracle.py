@@ -66,6 +66,23 @@ def cosface(features, weight, labels, state, frozen, *, scale, margin):
     return by_target(features, weight, labels, scale, target), None
 
 
+SIZES = [0, 1, 2, 5, 10, 100, 20_000]
+
+
+def by_size(
+    features, weight, labels, state, frozen, *,
+    kind, power, scale, margin, size_margin, **_,
+):  # fmt: skip
+    """The margin decreases with the number of images of the class; without images it is one."""
+    margins = [float(np.float32(margin + size_margin / max(n, 1) ** power)) for n in SIZES]
+
+    def target(number, angle):
+        m = margins[labels[number]]
+        return arc(angle, m) if kind == "arc" else math.cos(angle) - m
+
+    return by_target(features, weight, labels, scale, target), None
+
+
 def combined(features, weight, labels, state, frozen, *, scale, m1, m2, m3):
     def target(_, angle):
         moved = m1 * angle + m2

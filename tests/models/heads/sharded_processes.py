@@ -28,6 +28,7 @@ WORLDS = (4, 3, 2, 1)
 N, INPUTS, D = 12, 6, 5
 MANY, FEW = 23, 3  # classes: not divisible by the number of processes; less than processes
 SCALE, MARGIN = 16.0, 0.4
+SIZE_MARGIN = 0.5  # of the head with MANY classes; class i has i training images
 LIMIT = 0.5
 
 
@@ -41,7 +42,9 @@ class Model(nn.Module):
         self.head = ShardedArcFace(
             embedding_dim=D, num_classes=num_classes, scale=SCALE, margin=MARGIN,
             easy_margin=False, sample_rate=sample_rate,
+            size_margin=SIZE_MARGIN if num_classes == MANY else 0.0,
         )  # fmt: skip
+        self.head.set_class_sizes(torch.arange(num_classes))
         self.head.initialize_shard()
         self._ddp_params_and_buffers_to_ignore = [HEAD_WEIGHT]
 

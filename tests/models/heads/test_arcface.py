@@ -149,7 +149,7 @@ def test_insightface_has_the_same_loss_and_another_gradient() -> None:
 
     ours_BC = cos_BC.clone().requires_grad_()
     logits_BC = head.scale * ours_BC
-    change_targets(logits_BC, head.scale, labels_B, head.with_margin)
+    change_targets(logits_BC, head.scale, labels_B, lambda c: head.with_margin(c, labels_B))
     ours = F.cross_entropy(logits_BC, labels_B)
     theirs_BC = cos_BC.clone().requires_grad_()
     offset_BC = torch.zeros_like(cos_BC)

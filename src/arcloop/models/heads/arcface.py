@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arcloop.config.value_types import (
@@ -27,27 +28,31 @@ from arcloop.config.value_types import (
     PositiveInt,
     checked,
 )
+from arcloop.models.heads.class_size_margin import ClassSizeMargin
 from arcloop.models.heads.cosine_classifier import TargetMargin, scaled_cosine
 
+_MAX_ANGLE = math.nextafter(math.pi, 0)
 
-class ArcFace(TargetMargin):
+
+class ArcFace(ClassSizeMargin):
     """The target logit is s·cos(θ + m), every other logit s·cos θ (equation 3).
 
     Args:
         margin: m, additive angle in radians, in [0, π).
         easy_margin: Apply no margin to targets with θ above π/2, see `cos_with_margin`.
-        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+        size_margin: Angle in radians that is added for small classes, see `ClassSizeMargin`.
+        **shared: size_power, embedding_dim, num_classes and scale, see `ClassSizeMargin`.
     """
 
     @checked("head")
-    def __init__(self, *, margin: Angle, easy_margin: bool, **shared: Any) -> None:
-        super().__init__(**shared)
-        self.margin = float(margin)
+    def __init__(
+        self, *, margin: Angle, easy_margin: bool, size_margin: Angle = 0.0, **shared: Any
+    ) -> None:
+        super().__init__(margin=margin, size_margin=size_margin, limit=_MAX_ANGLE, **shared)
         self.easy_margin = easy_margin
 
-    def with_margin(self, cos_M: Tensor) -> Tensor:
-        margin = self.margin_factor * self.margin
-        return cos_with_margin(cos_M, margin, easy_margin=self.easy_margin)
+    def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
+        return cos_with_margin(cos_M, self.margin_of(labels_M), easy_margin=self.easy_margin)
 
 
 class SubCenterArcFace(ArcFace):
@@ -78,22 +83,28 @@ class SubCenterArcFace(ArcFace):
         )
         return all_BCK.max(dim=2).values
 
+    def class_vectors(self) -> Tensor:
+        """Sum of the unit vectors of the sub-centers of each class, [C, D]."""
+        return F.normalize(self.weight, dim=2).sum(dim=1)
 
-class CosFace(TargetMargin):
+
+class CosFace(ClassSizeMargin):
     """The target logit is s·(cos θ - m), every other logit s·cos θ (equation 4 of CosFace).
 
     Args:
         margin: m, subtracted from the cosine, in [0, 1].
-        **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
+        size_margin: What is added to m for small classes, in [0, 1], see `ClassSizeMargin`.
+        **shared: size_power, embedding_dim, num_classes and scale, see `ClassSizeMargin`.
     """
 
     @checked("head")
-    def __init__(self, *, margin: CosineMargin, **shared: Any) -> None:
-        super().__init__(**shared)
-        self.margin = float(margin)
+    def __init__(
+        self, *, margin: CosineMargin, size_margin: CosineMargin = 0.0, **shared: Any
+    ) -> None:
+        super().__init__(margin=margin, size_margin=size_margin, limit=1.0, **shared)
 
-    def with_margin(self, cos_M: Tensor) -> Tensor:
-        return cos_M - self.margin_factor * self.margin
+    def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
+        return cos_M - self.margin_of(labels_M)
 
 
 class CombinedMargin(TargetMargin):
@@ -114,7 +125,7 @@ class CombinedMargin(TargetMargin):
         super().__init__(**shared)
         self.m1, self.m2, self.m3 = float(m1), float(m2), float(m3)
 
-    def with_margin(self, cos_M: Tensor) -> Tensor:
+    def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
         factor = self.margin_factor
         # `sin_from_cos` has a finite gradient at |cos θ| = 1; the gradient of acos is infinite.
         angle_M = torch.atan2(sin_from_cos(cos_M), cos_M)
@@ -134,10 +145,10 @@ class ElasticArcFace(ArcFace):
 
     @checked("head")
     def __init__(self, *, std: NonNegativeFloat, plus: bool, **shared: Any) -> None:
-        super().__init__(easy_margin=False, **shared)
+        super().__init__(easy_margin=False, size_margin=0.0, size_power=0.0, **shared)
         self.std, self.plus = float(std), plus
 
-    def with_margin(self, cos_M: Tensor) -> Tensor:
+    def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
         drawn_M = draw_margins(cos_M.detach(), self.margin, self.std, plus=self.plus)
         margin_M = (self.margin_factor * drawn_M).clamp(max=math.pi)
         return cos_with_margin(cos_M, margin_M, easy_margin=False)
@@ -155,10 +166,10 @@ class ElasticCosFace(CosFace):
 
     @checked("head")
     def __init__(self, *, std: NonNegativeFloat, plus: bool, **shared: Any) -> None:
-        super().__init__(**shared)
+        super().__init__(size_margin=0.0, size_power=0.0, **shared)
         self.std, self.plus = float(std), plus
 
-    def with_margin(self, cos_M: Tensor) -> Tensor:
+    def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
         drawn_M = draw_margins(cos_M.detach(), self.margin, self.std, plus=self.plus)
         return cos_M - self.margin_factor * drawn_M
 

@@ -54,6 +54,16 @@ class Head(nn.Module, ABC):
             Scalar, float32 (float64 for float64 features).
         """
 
+    def set_class_sizes(self, sizes_C: Tensor) -> None:
+        """Set the number of training images of each class; most heads do not depend on it."""
+
+    def class_vectors(self) -> Tensor | None:
+        """Return one vector per class, [C, D]; None if the loss has no such vectors.
+
+        A head whose classes are sharded returns those of this process.
+        """
+        return None
+
     def cautions(self) -> list[str]:
         """Sentences on values that are possible, but not advised by the authors of the loss."""
         return []
@@ -93,6 +103,9 @@ class CosineClassifier(Head):
         # The logits depend only on the direction. With a norm near 1, the effect of a learning rate
         # does not depend on D.
         return nn.Parameter(torch.randn(num_classes, embedding_dim) / embedding_dim**0.5)
+
+    def class_vectors(self) -> Tensor:
+        return self.weight
 
     def set_warmup(self, *, margin: float | None = None, scale: float | None = None) -> None:
         """Set the margin and the scale of the following forward passes; None changes nothing.
@@ -201,12 +214,19 @@ class TargetMargin(CosineClassifier):
     def logits(self, features_BD: Tensor, labels_B: Tensor) -> Tensor:
         """Logits with margin, [B, C]."""
         logits_BC = self.scaled_cosine(features_BD)
-        change_targets(logits_BC, self.scale, labels_B, self.with_margin)
+        change_targets(
+            logits_BC, self.scale, labels_B, lambda cos_B: self.with_margin(cos_B, labels_B)
+        )
         return logits_BC
 
     @abstractmethod
-    def with_margin(self, cos_M: Tensor) -> Tensor:
-        """Return the target logits divided by the scale, given the targets' cosines in [-1, 1]."""
+    def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
+        """Return the target logits divided by the scale.
+
+        Args:
+            cos_M: Cosines of the targets, in [-1, 1].
+            labels_M: Classes of the targets.
+        """
 
 
 def change_targets(

@@ -102,7 +102,10 @@ class ShardedArcFace(ArcFace):
             weight_nD, column_M = self.weight, class_M
         logits_Nn = scaled_cosine(features_ND, weight_nD, self.scale)
         if self.training:
-            change_targets(logits_Nn, self.scale, column_M, self.with_margin, row_M)
+            label_M = class_M + self.classes.start
+            change_targets(
+                logits_Nn, self.scale, column_M, lambda c: self.with_margin(c, label_M), row_M
+            )
         loss_N: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             logits_Nn, row_M, column_M
         )
