@@ -18,8 +18,9 @@ NO_EXPORT = ["callbacks.export=null", "callbacks.build_index=null", "callbacks.e
 BUFFERS = {
     "adacos": {"head.scale"}, "curricularface": {"head.t"},
     "adaface": {"head.length_mean", "head.length_std"},
+    "cross_batch_memory": {"head.memory", "head.memory_labels"},
 }  # fmt: skip
-NO_WEIGHTS = ["pair_loss"]
+NO_WEIGHTS = ["pair_loss", "cross_batch_memory"]
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +75,25 @@ def test_margin_and_scale_rise_with_the_steps(shared, head):
     assert len({steady[values][0] for values in steady}) == len(steady)
 
 
-def test_resumed_run_continues_margin_and_head_buffers(shared):
-    overrides = ["head=curricularface", "callbacks=warmup", "callbacks.warmup.margin_steps=9",
-                 "scheduler=constant", *NO_EXPORT]  # fmt: skip
-    assert main([*TRAIN, *overrides, "run_dir=whole", "trainer.max_epochs=2"]) == 0
-    assert main([*TRAIN, *overrides, "run_dir=parts"]) == 0
-    more = [*TRAIN, *overrides, "run_dir=parts", "trainer.max_epochs=2", "resume=true"]
-    assert main(more) == 0
+@pytest.mark.parametrize(
+    ("buffer", "overrides"),
+    [
+        ("t", ["head=curricularface", "callbacks=warmup", "callbacks.warmup.margin_steps=9"]),
+        ("memory", ["head=cross_batch_memory", "head.memory_size=400"]),
+    ],
+)
+def test_resumed_run_continues_margin_and_head_buffers(shared, buffer, overrides):
+    overrides = [*overrides, "scheduler=constant", *NO_EXPORT]
+    one, two = f"run_dir={buffer}-whole", f"run_dir={buffer}-parts"
+    assert main([*TRAIN, *overrides, one, "trainer.max_epochs=2"]) == 0
+    assert main([*TRAIN, *overrides, two]) == 0
+    assert main([*TRAIN, *overrides, two, "trainer.max_epochs=2", "resume=true"]) == 0
     whole, parts = (
-        read_checkpoint(shared / run / "checkpoints/last.ckpt")["state_dict"]
+        read_checkpoint(shared / f"{buffer}-{run}/checkpoints/last.ckpt")["state_dict"]
         for run in ("whole", "parts")
     )
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert whole["head.t"] != 0
+    assert whole[f"head.{buffer}"].any()
 
 
 def test_run_with_another_warmup_is_another_run(shared, capsys):

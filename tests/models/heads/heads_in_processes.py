@@ -14,7 +14,15 @@ from pytorch_metric_learning import losses, miners
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from arcloop.models import AdaCos, AdaFace, CurricularFace, MagFace, PairLoss, SubCenterArcFace
+from arcloop.models import (
+    AdaCos,
+    AdaFace,
+    ArcFace,
+    CurricularFace,
+    MagFace,
+    PairLoss,
+    SubCenterArcFace,
+)
 from arcloop.training.optim import make_optimizer
 
 WORLDS = (2, 1)
@@ -34,6 +42,13 @@ HEADS = {
         PairLoss, loss=losses.MultiSimilarityLoss(), miner=miners.MultiSimilarityMiner(epsilon=0.5)
     ),
     "triplets": partial(PairLoss, loss=losses.TripletMarginLoss(margin=0.3), miner=None),
+    "memory": partial(
+        PairLoss, loss=losses.ContrastiveLoss(pos_margin=0, neg_margin=1), miner=None,
+        memory_size=20,
+    ),
+    "by size": partial(
+        ArcFace, scale=16.0, margin=0.1, easy_margin=False, size_margin=0.4, size_power=0.5
+    ),
     "proxies": partial(PairLoss, loss=partial(losses.ProxyAnchorLoss, alpha=8.0), miner=None),
 }  # fmt: skip
 
@@ -44,6 +59,7 @@ class Model(nn.Module):
         torch.manual_seed(7)
         self.embedder = nn.Linear(INPUTS, D, bias=False)
         self.head = HEADS[name](embedding_dim=D, num_classes=C)
+        self.head.set_class_sizes(torch.arange(C))
 
     def forward(self, inputs, labels):
         return self.head(self.embedder(inputs), labels)

@@ -10,10 +10,11 @@ import torch
 
 HEADS = (
     "adacos", "curricularface", "adaface", "magface", "sub-center", "pair loss", "triplets",
-    "proxies",
+    "memory", "by size", "proxies",
 )  # fmt: skip
 BUFFERS = {
-    "adacos": ["scale"], "curricularface": ["t"], "adaface": ["length_mean", "length_std"]
+    "adacos": ["scale"], "curricularface": ["t"], "adaface": ["length_mean", "length_std"],
+    "memory": ["memory"],
 }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def test_loss_weights_and_statistics_equal_those_of_one_process(found, head):
 def test_statistics_change(found, head):
     steps = found[1][head]
     for name in BUFFERS[head]:
-        assert len({step[f"head.{name}"].item() for step in steps}) == len(steps)
+        assert len({step[f"head.{name}"].sum().item() for step in steps}) == len(steps)
 
 
 @pytest.mark.parametrize("head", HEADS)
