@@ -43,11 +43,18 @@ STATEFUL = [
     "head=adaface", "head.momentum=0.7", "callbacks=warmup", "callbacks.warmup.margin_steps=5",
     "callbacks.export=null", "callbacks.build_index=null", "callbacks.evaluate=null",
 ]  # fmt: skip
+HARD = [  # the classes of a batch, and the margins, depend on the run
+    "sampler=hard_classes", "sampler.images_per_class=12", "sampler.classes_per_group=2",
+    "+head.size_margin=0.4", "optimizer.lr=0.0005", "optimizer.head_lr=0.01", "callbacks.export=null", "callbacks.build_index=null",
+    "callbacks.evaluate=null",
+]  # fmt: skip
 RUNS = {  # name -> overrides, processes of each epoch
     "dense": (["head=arcface", "callbacks=export_only"], (2, 1, 3)),
     "sharded": (["head=arcface_sharded", *SMALL_BATCHES], (2, 1, 3)),
     "stateful": (STATEFUL, (2, 1)),
     "stateful_one_process": (STATEFUL, (1, 1)),
+    "hard": (["head=arcface_sharded", *HARD], (2, 2)),
+    "hard_one_process": (["head=arcface", *HARD], (1, 1)),
     "sampled": ([*SAMPLED, "callbacks=export_only"], (2, 1)),
 }
 GLOBAL_BATCH = 48

@@ -54,6 +54,26 @@ KNOWN_FROM_THE_CONFIG = {
         ["index=factory", "index.factory=PQ16", "embedder.embedding_dim=10"],
         "for embeddings of size 10",
     ),
+    "no class vectors": (
+        ["head=pair_loss", "sampler=hard_classes", "loader.batch_size=48"],
+        "sampler=hard_classes compares the class vectors of the head, and PairLoss has none",
+    ),
+    "groups": (
+        ["sampler=hard_classes", "loader.batch_size=24"],
+        "the 6 classes of a global batch cannot be divided into groups of 4",
+    ),
+    "margin of small classes": (
+        ["head=arcface_by_size", "head.margin=3.0"],
+        "head.margin=3.0 and head.size_margin=0.45 give a class with one image a margin above 3.14",
+    ),
+    "margin of random margins": (
+        ["head=elastic_arcface", "+head.size_margin=0.1"],
+        "head.size_margin is unknown",
+    ),
+    "memory and proxies": (
+        ["head=proxy_anchor", "+head.memory_size=100"],
+        "ProxyAnchorLoss cannot compare a batch with a memory",
+    ),
     "codes": (["index=factory", "index.factory=PQ8x2"], "can be trained but not searched"),
 }
 KNOWN_FROM_THE_STORE = {

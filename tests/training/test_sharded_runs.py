@@ -55,6 +55,21 @@ def test_head_buffers_are_those_of_the_global_batch_for_changing_world_sizes(run
             assert several[name].item() == pytest.approx(one[name].item(), rel=1e-4)
 
 
+def test_hard_classes_and_margins_by_size_do_not_depend_on_the_processes(runs):
+    for epoch in (1, 2):
+        several, one = (
+            read_checkpoint(runs / f"{name}-{epoch}.ckpt") for name in ("hard", "hard_one_process")
+        )
+        assert several.get("EmbeddingDataModule", {}).keys() == (
+            {"epoch", "classes"} if epoch == 2 else set()
+        )
+        if epoch == 2:
+            mined = several["EmbeddingDataModule"]["classes"]
+            assert torch.equal(mined, one["EmbeddingDataModule"]["classes"])
+            assert len(mined) == 3 * 4  # batches x classes
+    assert curve(runs / "hard") == pytest.approx(curve(runs / "hard_one_process"), rel=1e-4)
+
+
 def test_runs_are_complete(runs):
     run = artifacts.load(runs / "sharded", "run")
     assert 0 < run.info["objective"] <= 1

@@ -101,6 +101,8 @@ def train(
             return _with_exports(start, setup, store)
         parts = start.with_part(identity, overrides, config)
         module = setup.make_module(datamodule.store.image_shape, datamodule.num_classes)
+        module.head.set_class_sizes(torch.from_numpy(datamodule.class_sizes))
+        datamodule.class_vectors = module.gather_class_vectors
         if start.checkpoint is not None:
             check_checkpoint_fits(start.checkpoint, module)
         if launched_rank() == 0:

@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
+from arcloop.distributed.collectives import gather_shards
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.models import Embedder, Head, ShardedArcFace
 from arcloop.training import sharded
@@ -61,11 +62,14 @@ class EmbeddingModule(pl.LightningModule):
         self._unchecked: list[tuple[int, Tensor]] = []  # steps and their losses, on the device
 
     def setup(self, stage: str) -> None:
-        """Shard the head once the process group exists, and exclude its weight from DDP.
+        """Shard the head once the process group exists, and exclude large tensors from DDP.
 
         Raises:
             ConfigError: A callback averages the weights, which requires an unsharded head.
         """
+        # DDP would send buffers from rank 0 in every step. Those of a head are equal on all ranks.
+        large = (name for name, buffer in self.head.named_buffers() if buffer.ndim > 0)
+        ignored = [f"head.{name}" for name in large]
         if isinstance(self.head, ShardedArcFace):
             callbacks: Sequence[pl.Callback] = getattr(self.trainer, "callbacks", [])
             if any(isinstance(callback, WeightAveraging) for callback in callbacks):
@@ -75,9 +79,10 @@ class EmbeddingModule(pl.LightningModule):
                     remedy="use head=arcface, or leave callbacks.ema out",
                 )
             self.head.initialize_shard()
-            # There is no public way to exclude a parameter from DDP, which reads this attribute:
-            # https://github.com/pytorch/pytorch/issues/43690
-            self._ddp_params_and_buffers_to_ignore = [sharded.HEAD_WEIGHT]
+            ignored.append(sharded.HEAD_WEIGHT)
+        # There is no public way to exclude a tensor from DDP, which reads this attribute:
+        # https://github.com/pytorch/pytorch/issues/43690
+        self._ddp_params_and_buffers_to_ignore = ignored
 
     def make_optimizer(self, head: torch.nn.Module) -> torch.optim.Optimizer:
         """Make the optimizer of the embedder and a head."""
@@ -163,6 +168,17 @@ class EmbeddingModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self.head, ShardedArcFace):
             sharded.shard_head_state(checkpoint, self.head)
+
+    def gather_class_vectors(self) -> Tensor | None:
+        """Return the head's vectors of all classes, float32 [C, D] on the CPU of rank 0, else None.
+
+        Collective: every rank must call it.
+        """
+        vectors_CD = self.head.class_vectors()
+        assert vectors_CD is not None  # `TrainingSetup.dry_run` checks this
+        if isinstance(self.head, ShardedArcFace):
+            return gather_shards(vectors_CD, self.head.num_classes)
+        return vectors_CD.detach().cpu() if self.global_rank == 0 else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images_BCHW, labels_B = batch

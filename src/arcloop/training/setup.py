@@ -19,6 +19,7 @@ from torch import nn
 
 from arcloop.config.schema import BackboneWeightsSettings, CalibrationSettings, LoaderSettings
 from arcloop.data import EmbeddingDataModule, EpochBatches
+from arcloop.data.loading.hard_classes import HardClassBatches
 from arcloop.data.splits.held_out import choose_held_out_classes
 from arcloop.display.terminal import console, print_line
 from arcloop.distributed.batch_norm import SynchronizedBatchNorm
@@ -238,10 +239,18 @@ class TrainingSetup:
             self._check_unknown_images()
             self.check_index(getattr(self.embedder, "keywords", {}).get("embedding_dim"))
             labels_N = np.arange(max(2, batch_size) * world)  # enough classes for any sampler
-            construct(
+            batches = construct(
                 "sampler", self.sampler, labels_N=labels_N, batch_size=batch_size,
                 world_size=world, seed=self.seed,
             )  # fmt: skip
+            if isinstance(batches, HardClassBatches) and head.class_vectors() is None:
+                raise ConfigError(
+                    f"sampler=hard_classes compares the class vectors of the head, and"
+                    f" {type(head).__name__} has none with this loss",
+                    where="sampler, head",
+                    remedy="choose sampler=pk, or a head with class vectors, such as arcface or"
+                    " proxy_anchor",
+                )
 
 
 def num_processes(trainer: pl.Trainer) -> int:

@@ -13,6 +13,7 @@ from tests.data.conftest import synthetic_source
 
 from arcloop.config.schema import LoaderSettings
 from arcloop.data import EmbeddingDataModule, prepare
+from arcloop.data.loading.hard_classes import HardClassBatches
 from arcloop.data.loading.sampler import ClassBalancedBatches, PKBatches, ShuffledBatches
 from arcloop.errors import ArtifactError
 
@@ -98,17 +99,17 @@ def test_missing_store_is_reported(tmp_path):
 
 
 class Recorder(pl.LightningModule):
-    """Records the images of each training step and learns nothing."""
+    """Records the images of each training step, and has class vectors that change."""
 
     def __init__(self):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.vectors = torch.nn.Parameter(torch.eye(3, 2))
         self.seen = []
 
     def training_step(self, batch, batch_idx):
-        images, _ = batch
+        images, labels = batch
         self.seen.append((self.current_epoch, images.numpy().tobytes()))
-        return self.weight.sum()
+        return (images.float().mean() * self.vectors[labels]).sin().sum()
 
     def validation_step(self, batch, batch_idx):
         pass
@@ -118,19 +119,21 @@ class Recorder(pl.LightningModule):
 
 
 def fit(store, folder, *, resume=None, workers=0, limit=1.0, sampler=ShuffledBatches, **when):
-    module = Recorder()
+    module, data = Recorder(), datamodule(store, num_workers=workers, sampler=sampler)
+    data.class_vectors = lambda: module.vectors.detach().clone()
     pl.Trainer(
         accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
         limit_train_batches=limit,
         callbacks=[ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **when)],
     ).fit(
-        module, datamodule=datamodule(store, num_workers=workers, sampler=sampler),
+        module, datamodule=data,
         ckpt_path=resume, weights_only=True,
     )  # fmt: skip
     return module.seen
 
 
+HARD = partial(HardClassBatches, images_per_class=4, classes_per_group=2)
 STEPS = {"every_n_train_steps": 1}
 EPOCHS = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
 VALIDATIONS = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
@@ -149,6 +152,8 @@ VALIDATIONS = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
         (10, STEPS | {"workers": 2}),
         (10, STEPS | {"sampler": partial(PKBatches, images_per_class=4)}),
         (10, STEPS | {"sampler": ClassBalancedBatches, "workers": 2}),
+        (10, STEPS | {"sampler": HARD}),
+        (12, EPOCHS | {"sampler": HARD, "workers": 2}),
         (12, EPOCHS),
         (12, VALIDATIONS),
         (8, VALIDATIONS | {"limit": 4}),  # an epoch that does not use all batches

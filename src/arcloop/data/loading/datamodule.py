@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from arcloop.config.schema import LoaderSettings
+from arcloop.data.loading.hard_classes import HardClassBatches
 from arcloop.data.loading.sampler import EpochBatches, OrderedBatches, Rows
 from arcloop.data.splits.held_out import trained_labels
 from arcloop.data.store import Store
@@ -118,8 +119,8 @@ class BatchLoader(DataLoader[Batch]):
         dataset: Returns a batch for an array of rows.
         batches: Yields arrays of rows.
         settings: Number of worker processes and of batches that they load ahead.
-        count_trained_batches: Returns how many batches of the epoch of an `EpochBatches` were
-            trained on. It is called when the first batch is requested.
+        begin_epoch: Is called with an `EpochBatches` when its first batch is requested. It returns
+            how many batches of the epoch were trained on.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class BatchLoader(DataLoader[Batch]):
         dataset: Dataset[Batch],
         batches: Sampler[Rows],
         settings: LoaderSettings,
-        count_trained_batches: Callable[[], int] = lambda: 0,
+        begin_epoch: Callable[[EpochBatches], int] = lambda _: 0,
     ) -> None:
         workers = 0 if settings.on_device else settings.num_workers
         super().__init__(
@@ -141,13 +142,13 @@ class BatchLoader(DataLoader[Batch]):
             collate_fn=_identity,
             worker_init_fn=_ignore_sigterm,
         )
-        self._count_trained_batches = count_trained_batches
+        self._begin_epoch = begin_epoch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # declared as a private class
         # This is a generator, so the position is read when the first batch is requested. By then,
         # Lightning has set the epoch and restored its progress.
         if isinstance(self.sampler, EpochBatches):
-            self.sampler.first_batch = self._count_trained_batches()
+            self.sampler.first_batch = self._begin_epoch(self.sampler)
         if self.num_workers or self.pin_memory:
             yield from super().__iter__()
         else:
@@ -179,7 +180,13 @@ class EmbeddingDataModule(pl.LightningDataModule):
         seed: Seed of the batch sampler.
         hold_out: Returns the names of the classes of a store that are left out of train. The other
             classes are numbered from 0 for the head; val keeps all classes and their labels.
+
+    Attributes:
+        class_vectors: Returns the head's vectors of all classes [C, D] on rank 0. All ranks call it
+            at the start of an epoch of `HardClassBatches`; it must be set before.
     """
+
+    class_vectors: Callable[[], Tensor | None]
 
     def __init__(
         self,
@@ -192,6 +199,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
         super().__init__()
         self._store_path, self._settings = store_path, settings
         self._sampler, self._seed, self._hold_out = sampler, seed, hold_out
+        self._mined: dict[str, Any] = {}  # the classes of an epoch, and the epoch
 
     @cached_property
     def store(self) -> Store:
@@ -207,6 +215,12 @@ class EmbeddingDataModule(pl.LightningDataModule):
     def num_classes(self) -> int:
         """Number of classes that are trained on: the classes of the head."""
         return self.store.num_train_classes - len(self.held_out_classes)
+
+    @cached_property
+    def class_sizes(self) -> Labels:
+        """Number of training images of each class that is trained on, int64 [C]."""
+        labels_N = select_labels(self.store, "train", self._new_labels)
+        return np.bincount(labels_N, minlength=self.num_classes)
 
     @cached_property
     def _new_labels(self) -> Labels | None:
@@ -228,9 +242,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         batches = self.make_batches(current_process_group().world_size)
-        return BatchLoader(
-            self._dataset("train"), batches, self._settings, self._count_trained_batches
-        )
+        return BatchLoader(self._dataset("train"), batches, self._settings, self._begin_epoch)
 
     def val_dataloader(self) -> BatchLoader:
         batches = OrderedBatches(
@@ -245,7 +257,29 @@ class EmbeddingDataModule(pl.LightningDataModule):
         device = "cpu" if self.trainer is None else self.trainer.strategy.root_device
         return OnDeviceDataset(self.store, split, torch.device(device), label_C)
 
-    def _count_trained_batches(self) -> int:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the classes that were mined for the current epoch, for the checkpoint."""
+        return self._mined
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._mined = state_dict
+
+    def _begin_epoch(self, batches: EpochBatches) -> int:
         if self.trainer is None:
             return 0
+        if isinstance(batches, HardClassBatches) and batches.epoch > 0:
+            # An epoch that is resumed has the classes with which it began.
+            known = self._mined.get("epoch"), len(self._mined.get("classes", ()))
+            if known != (batches.epoch, batches.num_draws):
+                self._mined = {"epoch": batches.epoch, "classes": self._mine(batches)}
+            batches.classes_T = self._mined["classes"].numpy()
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def _mine(self, batches: HardClassBatches) -> Tensor:
+        vectors_CD = self.class_vectors()
+
+        def mine_on_rank_zero() -> Tensor:
+            assert vectors_CD is not None
+            return torch.from_numpy(batches.mine(vectors_CD.numpy()))
+
+        return current_process_group().broadcast(mine_on_rank_zero)
