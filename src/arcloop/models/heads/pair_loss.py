@@ -87,6 +87,7 @@ class PairLoss(Head):
                 remedy="choose a loss that depends only on the batch, and set head.memory_size",
             )
         self.loss, self.miner, self.memory_size = loss, miner, memory_size
+        self.num_classes = num_classes
         if memory_size:
             _require_references(loss, embedding_dim)
             self.register_buffer("memory", torch.zeros(memory_size, embedding_dim))
@@ -111,8 +112,10 @@ class PairLoss(Head):
             return loss
 
     def class_vectors(self) -> Tensor | None:
-        """Return the proxies of the loss, [C, D]; None if it has none."""
-        return getattr(self.loss, "proxies", None)
+        """Return the proxies of the loss, [C, D]; None if it has not one for each class."""
+        proxies = getattr(self.loss, "proxies", None)
+        is_one_each = isinstance(proxies, Tensor) and len(proxies) == self.num_classes
+        return proxies if is_one_each else None
 
     def _references(self, features_ND: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return features [R, D] and labels [R] of the batch and of the filled rows of memory."""
