@@ -14,7 +14,7 @@ from tests.evaluation.conftest import CORNERS, cut
 from arcloop import artifacts
 from arcloop.cli.main import main
 from arcloop.data import Store
-from arcloop.data.sources.store_fold import StoredImages, assign_folds
+from arcloop.data.sources.store_fold import FoldListing, StoredImages, StoreFold, assign_folds
 from arcloop.evaluation.label_issues import find_label_issues, join_issues
 
 CLASSES, IMAGES, WRONG = 6, 16, 6
@@ -108,6 +108,26 @@ def test_images_of_all_splits_are_read_by_number(checked, monkeypatch):
         stored, label = store.gather(split, np.array([row]))
         assert (stored[0] == pixels).all()
         assert label[0] == images.labels[number]
+
+
+def test_no_image_of_a_fold_is_trained_on(checked, monkeypatch):
+    folder, _ = checked
+    monkeypatch.chdir(folder)
+    same = {"shard_rows": 64, "encoding": "raw", "jpeg_quality": 90}
+    same |= {"val_classes": 2, "test_classes": 2}
+    held_out = []
+    for fold in range(3):
+        source = StoreFold(
+            name="fold", store_dir=str(found_store()), fold=fold, folds=3, split="stratified",
+            **same,
+        )  # fmt: skip
+        numbers = FoldListing(source).numbers
+        assert not set(numbers["gallery"]) & set(numbers["train"])
+        assert len(numbers["gallery"]) + len(numbers["train"]) == CLASSES * IMAGES
+        assert set(numbers["val"]) < set(numbers["train"])
+        assert len(numbers["val"]) == 2 * CLASSES
+        held_out += numbers["gallery"].tolist()
+    assert len(set(held_out)) == len(held_out) == CLASSES * IMAGES
 
 
 @hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(2, 7))

@@ -19,12 +19,11 @@ from omegaconf import DictConfig, open_dict
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.writer import write_artifact
-from arcloop.config.composition import build
+from arcloop.config.composition import build, compose_config
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, DataError
 from arcloop.pipeline import steps
 from arcloop.pipeline.chains import find_store
-from arcloop.pipeline.reproduce import config_of_run
 
 if TYPE_CHECKING:
     from arcloop.evaluation.label_issues import LabelIssues
@@ -83,11 +82,7 @@ def check_labels(arguments: Sequence[str]) -> int:
                 found.append(_check_fold(run, store, fold, options.folds, Path(folder)))
         issues = join_issues(found)
         writer.count = int((fold_N >= 0).sum())
-        writer.info |= {
-            "checked": writer.count,
-            "issues": len(issues.numbers),
-            "left_out": left_out,
-        }
+        writer.info |= {"issues": len(issues.numbers), "left_out": left_out}
         write_label_issues(
             writer.path, issues, images, title=run.path.name, top=options.top,
             checked=writer.count, folds=options.folds, left_out=left_out,
@@ -135,8 +130,9 @@ def _fold_config(run: Artifact, run_dir: Path) -> DictConfig:
     The checkpoint is selected by the training loss, because there are no images to select it with:
     those of the fold must not be used, and all others are trained on.
     """
-    config = config_of_run(run.info["overrides"], run.config, run_dir)
+    config = compose_config(run.info["overrides"])
     with open_dict(config):
+        config.run_dir = str(run_dir)
         config.monitor, config.monitor_mode = "train_loss", "min"
         config.calibration.held_out_classes = 0
         path = str(run_dir / "metrics.csv")

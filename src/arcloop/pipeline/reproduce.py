@@ -82,7 +82,7 @@ def rerun(run: Artifact, second: Path) -> None:
     last = {"overrides": run.info["overrides"], "config": run.config}
     parts = run.info.get("parts", [last])  # several if the run was resumed with other configs
     for part, following in pairwise([*parts, None]):
-        config = config_of_run(part["overrides"], part["config"], second)
+        config = _config(part["overrides"], part["config"], second)
         config.resume = "auto" if part is parts[0] else "true"
         if following is not None:
             with open_dict(config):
@@ -105,9 +105,7 @@ def rerun(run: Artifact, second: Path) -> None:
             steps.apply(name, config, inputs, second / kind, reuse=True)
 
 
-def config_of_run(
-    overrides: Sequence[str], recorded: Mapping[str, Any], second: Path
-) -> DictConfig:
+def _config(overrides: Sequence[str], recorded: Mapping[str, Any], second: Path) -> DictConfig:
     """Compose the overrides of a run, and replace the values of all steps by the recorded ones.
 
     The groups of `_COMPOSED`, which contain output paths, are not replaced.

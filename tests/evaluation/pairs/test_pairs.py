@@ -1,16 +1,21 @@
 """Lists of given pairs: their files, their accuracy over folds, and `evaluate.pairs`."""
 
+import contextlib
 import csv
+import glob
 import io
 import itertools
 import json
 import os
 import pickle
 import struct
+import tempfile
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.model_selection import KFold
 from tests.conftest import SMALL
@@ -22,7 +27,7 @@ from arcloop.data import Store
 from arcloop.errors import ArcloopError, ConfigError
 from arcloop.evaluation import check_gate
 from arcloop.evaluation.pairs import open_pair_lists
-from arcloop.evaluation.pairs.measure import pair_list_metrics
+from arcloop.evaluation.pairs.measure import pair_list_metrics, pair_similarities
 from arcloop.pipeline.chains import find_store
 from arcloop.retrieval import load_model
 
@@ -135,6 +140,19 @@ def test_a_bad_bin_file_is_named(tmp_path, monkeypatch, name):
     assert not Path("executed").exists()
 
 
+@hypothesis.given(st.data())
+def test_damaged_files_raise_our_errors(data):
+    content = bytearray(bin_of(IMAGES[:20], np.array(FLAGS[:10])))
+    places = [*range(80), *range(len(content) - 300, len(content))]  # lists, flags and opcodes
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.sampled_from(places))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "faces.bin")
+        file.write_bytes(content)
+        with contextlib.suppress(ArcloopError):
+            open_pair_lists([str(file)])[0].sha256()
+
+
 def write_list(file, images, flags):
     """Write images next to a CSV file that lists them."""
     rows = []
@@ -218,6 +236,14 @@ def test_accuracy_over_folds_is_that_of_scikit_learn(count):
     assert metrics["accuracy_std"] == pytest.approx(np.std(expected))
 
 
+def test_error_rates_of_a_list():
+    same = np.arange(6000) % 2 == 0
+    metrics = pair_list_metrics(np.where(same, 0.5, 0.1), same)
+    assert (metrics["eer"], metrics["tar_at_far_1e-2"]) == (0, 1)
+    assert metrics["tar_at_far_1e-3"].startswith("not measurable with 3,000 pairs of different")
+    assert pair_list_metrics(np.where(same, 0.1, 0.5), same)["eer"] == 1
+
+
 @pytest.fixture(scope="module")
 def drawn(finished, tmp_path_factory):
     """Pairs of query images in a .bin file (JPEG) and in a CSV list (PNG, with flags of noise)."""
@@ -251,7 +277,12 @@ def test_evaluate_reports_every_list(work, drawn, capsys, flip):
     model = load_model(RUN / "model.pt", "cpu")
     decoded = [np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"))[..., None] for jpeg in jpegs]
     for name, pixels, same in (("faces", decoded, flags), ("mixed", images, flags[::-1])):
-        expected = field_accuracies(cosines_of(model, pixels, flip), same)
+        cosines = cosines_of(model, pixels, flip)
+        (found,) = open_pair_lists(glob.glob(f"{folder}/{name}.[bc]*"))
+        measured = pair_similarities(model, found, 33, flip=flip)
+        np.testing.assert_allclose(measured, cosines, atol=1e-5)
+        assert np.abs(cosines - cosines_of(model, pixels, not flip)).max() > 1e-3
+        expected = field_accuracies(cosines, same)
         # A float32 product may round a pair to the other side of a threshold.
         assert metrics[f"pairs_{name}_accuracy"] == pytest.approx(np.mean(expected), abs=1.5 / 60)
         assert 0 <= metrics[f"pairs_{name}_eer"] <= 1
@@ -268,6 +299,9 @@ def test_evaluate_reports_every_list(work, drawn, capsys, flip):
     if flip:
         assert main(["lineage", str(RUN / "evaluation")]) == 0
         assert f"ok pairs of {folder}/faces.bin" in capsys.readouterr().out
+        assert main([*command, f"evaluate.gate.versus={RUN}"]) == 3
+        changes = json.loads((RUN / "evaluation/versus.json").read_bytes())["metrics"]
+        assert changes["pairs_faces_accuracy"]["difference"] == 0
 
 
 def test_faults_are_reported_before_training(in_tmp, capsys):

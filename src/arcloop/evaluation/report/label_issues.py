@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from arcloop.display.html import render_template
 from arcloop.display.terminal import format_similarity
 from arcloop.evaluation.label_issues import LabelIssues
 from arcloop.evaluation.report.page import PIXELATED, make_thumbnail
+from arcloop.retrieval.embed import Labels
 
 CSV = "label_issues.csv"
 _COLUMNS = (
@@ -46,7 +47,8 @@ def write_label_issues(
         folds: Number of folds.
         left_out: Sentence on the images that were not judged; may be empty.
     """
-    contents, classes = StoreContents.read(images.store.artifact), images.store.classes
+    contents = StoreContents.read(images.store.artifact)
+    classes, labels = images.store.classes, images.labels
 
     def name(number: int) -> str:
         if contents is None:
@@ -56,33 +58,28 @@ def write_label_issues(
     def picture(number: int) -> str:
         return make_thumbnail(images.read(np.array([number]))[0])
 
-    def describe(issue: LabelIssues) -> dict[str, Any]:
-        """Return what the page and the CSV file show of one image."""
-        (number,), neighbours = issue.numbers.tolist(), issue.neighbours[0].tolist()
+    def describe(number: int, other: float, same: float, neighbours: Labels) -> dict[str, str]:
         return {
             "file": name(number),
             "label": classes[labels[number]],
             "suggested_label": classes[labels[neighbours[0]]],
-            "score": f"{issue.score[0]:.4f}",
+            "score": f"{other - same:.4f}",
             "nearest_file": name(neighbours[0]),
-            "similarity": format_similarity(float(issue.nearest_other[0])),
-            "similarity_same_label": format_similarity(float(issue.nearest_same[0])),
+            "similarity": format_similarity(other),
+            "similarity_same_label": format_similarity(same),
         }
 
-    order, labels = np.arange(len(issues.numbers)), images.labels
     with open(folder / CSV, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(describe(issues.take(order[row : row + 1])) for row in order)
+        writer.writerows(describe(*issue) for issue in zip(*issues, strict=True))
     shown = [
-        describe(issues.take(order[row : row + 1]))
-        | {
-            "picture": picture(int(issues.numbers[row])),
-            "neighbours": [
-                (name(n), classes[labels[n]], picture(n)) for n in issues.neighbours[row].tolist()
-            ],
+        {
+            **describe(*issue),
+            "picture": picture(issue[0]),
+            "neighbours": [(name(n), classes[labels[n]], picture(n)) for n in issue[-1]],
         }
-        for row in order[:top]
+        for issue in itertools.islice(zip(*issues, strict=True), top)
     ]
     page = render_template(
         Path(__file__).with_name("label_issues.html.j2"),
