@@ -10,7 +10,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from arcloop.data.loading import sampler
-from arcloop.data.loading.sampler import ClassBalancedBatches, PKBatches
+from arcloop.data.loading.sampler import ClassBalancedBatches, ClassRows, PKBatches
 from arcloop.distributed.process_group import ProcessGroup
 from arcloop.errors import ConfigError, DataError
 
@@ -168,3 +168,21 @@ def test_k_of_zero_is_refused():
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="too few"):
         balanced(np.zeros(1, np.int64), 4)
+
+
+@effort(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 5), st.data())
+def test_rows_of_a_class_are_drawn_in_rounds(sizes, each, data):
+    """By definition: a round has no row of the class twice, unless one draw has more rows."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    labels = labels[data.draw(st.permutations(range(len(labels))))]
+    classes = data.draw(st.lists(st.integers(0, len(sizes) - 1), max_size=40))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    drawn = ClassRows(labels).draw(np.array(classes, np.int64), each, random).reshape(-1, each)
+    for label, size in enumerate(sizes):
+        rows_of_draws = drawn[np.array(classes, np.int64) == label]
+        assert set(labels[rows_of_draws.ravel()]) <= {label}
+        per_round = max(1, size // each)
+        for start in range(0, len(rows_of_draws), per_round):
+            counts = Counter(rows_of_draws[start : start + per_round].ravel().tolist())
+            assert max(counts.values()) == -(-each // size)
