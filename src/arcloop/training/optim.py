@@ -51,7 +51,8 @@ def make_optimizer(
     A sparse gradient updates only the rows that it contains, see `update_sparse_rows`.
 
     Args:
-        embedder: Its trainable parameters are optimized, and those of the head.
+        embedder: Its trainable parameters are optimized, and those of the head. It has a submodule
+            `backbone`.
         head: The head.
         factory: Makes the optimizer from parameter groups, e.g. a partial of a torch.optim class.
         lr: Learning rate of the embedder.

@@ -45,6 +45,14 @@ def test_training_curves_hold_what_was_logged():
     assert len(rates.lines) == 2
 
 
+def test_of_the_layers_only_the_ends_have_a_learning_rate_curve():
+    names = ["embedder", "head", *(f"backbone_{layer:02}" for layer in range(14))]
+    curves = [{"step": 0.0, **{f"lr-AdamW/{name}": 0.1 for name in names}}]
+    rates = plots.training_curves(curves).axes[2]
+    found = [line.get_label().partition("/")[2] for line in rates.lines]
+    assert found == ["backbone_00", "backbone_13", "embedder", "head"]
+
+
 def test_without_curves_nothing_is_drawn():
     assert plots.training_curves([]) is None
     assert plots.training_curves([{"step": 1.0, "epoch": 0.0}]) is None

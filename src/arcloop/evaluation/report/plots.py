@@ -58,7 +58,9 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
               ("learning rate", "lr", INK))  # fmt: skip
     for axis, (title, key, colour) in zip(axes, panels, strict=True):
         axis.set(title=title, xlabel="step")
-        names = [name for name in columns if key in name and name != "val_margin"]
+        layers = [name for name in columns if "/backbone_" in name][1:-1]  # the ends are enough
+        hidden = {"val_margin", *layers}
+        names = [name for name in columns if key in name and name not in hidden]
         for number, name in enumerate(names):
             logged = [(row["step"], row[name]) for row in curves if name in row]
             steps, values = np.array(logged).T
