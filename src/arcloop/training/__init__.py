@@ -4,7 +4,6 @@ from arcloop.training.callbacks.averaging import ExponentialAverage
 from arcloop.training.callbacks.best_checkpoint import BestCheckpoint
 from arcloop.training.callbacks.last_checkpoint import LastCheckpoint
 from arcloop.training.callbacks.post_fit import BuildIndex, Evaluate, ExportScripted
-from arcloop.training.callbacks.progress import LearningRates
 from arcloop.training.callbacks.stages import FreezeBackbone, Warmup
 from arcloop.training.callbacks.tensorboard import TensorBoardPages
 from arcloop.training.fit import train
@@ -16,7 +15,7 @@ from arcloop.training.tracking import MlflowLogger, WandbLogger
 
 __all__ = [
     "NODES", "BestCheckpoint", "BuildIndex", "CsvLogger", "EmbeddingModule", "Evaluate",
-    "ExponentialAverage", "ExportScripted", "FreezeBackbone", "LastCheckpoint", "LearningRates",
+    "ExponentialAverage", "ExportScripted", "FreezeBackbone", "LastCheckpoint",
     "MlflowLogger", "TensorBoardLogger", "TensorBoardPages", "TrainingSetup", "WandbLogger",
     "Warmup", "train",
 ]  # fmt: skip

@@ -25,9 +25,6 @@ from arcloop.config.value_types import (
 from arcloop.errors import ConfigError
 from arcloop.training.sharded import update_sparse_rows
 
-NO_DECAY = "_no_decay"
-"""Suffix of the name of a group of parameters without weight decay."""
-
 
 @checked("optimizer")
 def make_optimizer(
@@ -139,7 +136,7 @@ def parameter_groups(
     not_decayed = [p for p in trainable if p.ndim < 2 or id(p) in exempt]
     groups = [
         {"name": name, "params": decayed, "lr": lr, "weight_decay": weight_decay},
-        {"name": f"{name}{NO_DECAY}", "params": not_decayed, "lr": lr, "weight_decay": 0.0},
+        {"name": f"{name}_no_decay", "params": not_decayed, "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

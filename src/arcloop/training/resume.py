@@ -35,8 +35,7 @@ STARTED = ".begun.json"
 CALLBACKS_WITHOUT_EFFECT = frozenset({
     "arcloop.training.LastCheckpoint", "arcloop.training.ExportScripted",
     "arcloop.training.BuildIndex", "arcloop.training.Evaluate",
-    "arcloop.training.TensorBoardPages",
-    "arcloop.training.LearningRates", "pytorch_lightning.callbacks.LearningRateMonitor",
+    "arcloop.training.TensorBoardPages", "pytorch_lightning.callbacks.LearningRateMonitor",
     "pytorch_lightning.callbacks.DeviceStatsMonitor",
 })  # fmt: skip
 """`_target_` of the callbacks that change neither the weights nor the best checkpoint."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from arcloop.artifacts.timings import record_timing
 from arcloop.display.terminal import print_line
-from arcloop.training.optim import NO_DECAY
 
 _REFRESH_BATCHES = 10
 
@@ -32,19 +31,6 @@ class ProgressBar(RichProgressBar):
         if loss is not None and trainer.global_step % _REFRESH_BATCHES == 0:
             self._loss = {"train_loss": float(loss)}
         return {**super().get_metrics(trainer, pl_module), **self._loss}
-
-
-class LearningRates(LearningRateMonitor):
-    """Logs the learning rates, without those of the groups `NAME_no_decay`, which equal NAME's."""
-
-    # There is no public way to choose the groups that are logged.
-    def _extract_stats(self, trainer: pl.Trainer, interval: str) -> dict[str, float]:
-        rates = super()._extract_stats(trainer, interval)
-        return {
-            name: rate
-            for name, rate in rates.items()
-            if not (name.endswith(NO_DECAY) and name.removesuffix(NO_DECAY) in rates)
-        }
 
 
 class EpochTimer(Callback):
