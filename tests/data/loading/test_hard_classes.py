@@ -85,6 +85,11 @@ def test_a_batch_consists_of_groups_of_similar_classes():
     assert np.mean(of_groups) > similarity.mean() + 0.3
 
 
+def test_an_epoch_with_the_same_vectors_has_other_groups():
+    one, two = (batches(epoch=epoch).classes_T.reshape(-1, 3) for epoch in (1, 2))
+    assert set(map(frozenset, one.tolist())) != set(map(frozenset, two.tolist()))
+
+
 def test_every_class_is_drawn_in_some_round():
     drawn = Counter(c for epoch in range(1, 9) for c in batches(epoch=epoch).classes_T.tolist())
     assert len(drawn) == 14

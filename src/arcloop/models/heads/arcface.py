@@ -55,6 +55,20 @@ class ArcFace(ClassSizeMargin):
         return cos_with_margin(cos_M, self.margin_of(labels_M), easy_margin=self.easy_margin)
 
 
+class ArcFaceBySize(ArcFace):
+    """ArcFace with larger margins for classes with few training images.
+
+    Args:
+        size_margin: a, angle in radians, see `ClassSizeMargin`.
+        size_power: λ, see `ClassSizeMargin`.
+        **shared: margin, easy_margin, embedding_dim, num_classes and scale, see `ArcFace`.
+    """
+
+    @checked("head")
+    def __init__(self, *, size_margin: Angle, size_power: NonNegativeFloat, **shared: Any) -> None:
+        super().__init__(size_margin=size_margin, size_power=size_power, **shared)
+
+
 class SubCenterArcFace(ArcFace):
     """ArcFace with K vectors per class; cos θ is the largest of the K cosines (section 3).
 
@@ -105,6 +119,22 @@ class CosFace(ClassSizeMargin):
 
     def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
         return cos_M - self.margin_of(labels_M)
+
+
+class CosFaceBySize(CosFace):
+    """CosFace with larger margins for classes with few training images; LDAM for a margin of 0.
+
+    Args:
+        size_margin: a, in [0, 1], see `ClassSizeMargin`.
+        size_power: λ, see `ClassSizeMargin`.
+        **shared: margin, embedding_dim, num_classes and scale, see `CosFace`.
+    """
+
+    @checked("head")
+    def __init__(
+        self, *, size_margin: CosineMargin, size_power: NonNegativeFloat, **shared: Any
+    ) -> None:
+        super().__init__(size_margin=size_margin, size_power=size_power, **shared)
 
 
 class CombinedMargin(TargetMargin):

@@ -84,7 +84,8 @@ class PairLoss(Head):
             raise ConfigError(
                 f"{type(loss).__name__} has buffers that a checkpoint would not contain completely",
                 where="head.loss",
-                remedy="choose a loss that depends only on the batch, and set head.memory_size",
+                remedy="choose a loss that depends only on the batch; head=cross_batch_memory adds"
+                " a memory",
             )
         self.loss, self.miner, self.memory_size = loss, miner, memory_size
         self.num_classes = num_classes
@@ -127,6 +128,19 @@ class PairLoss(Head):
         """Append the batch to the memory, and remove the oldest rows."""
         for memory, rows in ((self.memory, features_ND), (self.memory_labels, labels_N)):
             memory.copy_(torch.cat([memory, rows.to(memory)])[-self.memory_size :])
+
+
+class CrossBatchMemory(PairLoss):
+    """A loss over the pairs of a batch and a memory of earlier batches (XBM).
+
+    Args:
+        memory_size: M, see `PairLoss`.
+        **shared: embedding_dim, num_classes, loss and miner, see `PairLoss`.
+    """
+
+    @checked("head")
+    def __init__(self, *, memory_size: NonNegativeInt, **shared: Any) -> None:
+        super().__init__(memory_size=memory_size, **shared)
 
 
 def _require_references(loss: Callable[..., Any], dim: int) -> None:
