@@ -70,7 +70,7 @@ def many(tmp_path_factory):
 
 
 def test_no_array_has_a_cell_for_each_query_and_class(many):
-    """It would need 8 MiB as bool, and 61 MiB as int64; classes x classes 4 and 30 MiB."""
+    """As int64, it would need 61 MiB, and one of classes x classes 30 MiB."""
     assert many[2] < 20
 
 
