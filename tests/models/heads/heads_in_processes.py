@@ -58,6 +58,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(7)
         self.embedder = nn.Linear(INPUTS, D, bias=False)
+        self.embedder.backbone = nn.Identity()  # the optimizer reads it
         self.head = HEADS[name](embedding_dim=D, num_classes=C)
         self.head.set_class_sizes(torch.arange(C))
 
@@ -71,7 +72,7 @@ def trained(name, rank, world):
     make = partial(
         make_optimizer,
         factory=partial(torch.optim.SGD, momentum=0.9), lr=0.05, weight_decay=0.01, head_lr=0.05,
-        head_weight_decay=0.02,
+        head_weight_decay=0.02, backbone_lr_factor=1.0, layer_decay=1.0,
     )  # fmt: skip
     optimizer = make(model.embedder, model.head)
     found = []

@@ -39,6 +39,7 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(7)
         self.embedder = nn.Linear(INPUTS, D, bias=False)
+        self.embedder.backbone = nn.Identity()  # the optimizer reads it
         self.head = ShardedArcFace(
             embedding_dim=D, num_classes=num_classes, scale=SCALE, margin=MARGIN,
             easy_margin=False, sample_rate=sample_rate,
@@ -120,6 +121,8 @@ def optimizer_of(model, name):
         weight_decay=0.01,
         head_lr=0.05,
         head_weight_decay=0.02,
+        backbone_lr_factor=1.0,
+        layer_decay=1.0,
     )
     return make(model.embedder, model.head)
 
