@@ -8,6 +8,7 @@ import pytest
 
 from arcloop import artifacts
 from arcloop.cli.main import main
+from arcloop.data import Store
 from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.lineage import trace
 from arcloop.runtime.images import encode_png
@@ -82,6 +83,17 @@ def test_train_finds_the_appended_store(work):
     assert sum(new.info["appended"].values()) == 35
     run = artifacts.load(work / "runs/new", "run")
     assert run.parents["store"] == new.sha256
+
+
+def test_a_query_names_the_file_of_each_neighbour(work, capsys):
+    found = Store.open(find_store(work / "runs/new")).describe("gallery", 0)["file"]
+    arguments = ["query", f"pictures/{found}", "--run", "runs/new", "-k", "2"]
+    assert main([*arguments, "--json"]) == 0
+    neighbours = json.loads(capsys.readouterr().out)["neighbours"]
+    first = next(neighbour for neighbour in neighbours if neighbour["row"] == 0)
+    assert first["file"] == found
+    assert main(arguments) == 0
+    assert f"│ {found}" in capsys.readouterr().out
 
 
 def test_lineage_contains_both_stores(work, capsys):

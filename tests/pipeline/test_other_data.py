@@ -110,6 +110,8 @@ def test_all_images_of_a_folder_are_queries(own_evaluation):
     np.fill_diagonal(similarities, -2)
     assert metrics["top1"] == np.mean(labels[similarities.argmax(axis=1)] == labels)
     assert metrics["num_queries"] == metrics["num_gallery"] == len(labels)
+    report = next((RUN / OTHER_DATA).iterdir()) / "evaluation/report.html"
+    assert 'alt="gallery 0" title="any-0/' in report.read_text(encoding="utf-8")
 
 
 def test_the_data_of_the_run_are_evaluated_as_before(work):

@@ -69,11 +69,17 @@ def query(arguments: Sequence[str]) -> int:
             store = None
             reason = f"{folder} cannot be written: {cause.strerror}"
             print_line(f"no thumbnails: {reason}; choose a folder with --thumbnails")
+        places = [neighbour.row for neighbour in answer.neighbours]
+        sources = [store.describe("gallery", row) if store else {} for row in places]
         if options.json:
+            answered = answer.as_dict()
+            for neighbour, source in zip(answered["neighbours"], sources, strict=True):
+                neighbour |= source
             facts = {"threshold": searcher.threshold_facts, "thumbnails": thumbnails}
-            print(json.dumps({"image": name, **answer.as_dict(), **facts}))
+            print(json.dumps({"image": name, **answered, **facts}))
         else:
-            print_table(name, answer, thumbnails, searcher.threshold)
+            files = [source["file"] for source in sources if "file" in source]
+            print_table(name, answer, thumbnails, searcher.threshold, files)
     print_line(f"threshold: {describe_calibration(labels.get('calibration', {}))}")
     if faults:
         count = f"{len(faults)} of {len(options.images)} files"
@@ -114,8 +120,14 @@ def _write_thumbnails(store: Store, answer: Prediction, folder: Path) -> list[st
     return paths
 
 
-def print_table(name: str, answer: Prediction, thumbnails: Sequence[str], threshold: float) -> None:
-    """Print an answer with its neighbours, with the decimals that the decision needs."""
+def print_table(
+    name: str,
+    answer: Prediction,
+    thumbnails: Sequence[str],
+    threshold: float,
+    files: Sequence[str] = (),
+) -> None:
+    """Print an answer with its neighbours and their files, with the decimals that it needs."""
     decision = "unknown" if answer.unknown else answer.class_name
     sign = "<" if answer.unknown else ">="
     digits = decimals(answer.similarity, threshold)
@@ -129,11 +141,14 @@ def print_table(name: str, answer: Prediction, thumbnails: Sequence[str], thresh
     for column in ("similarity", "gallery row"):
         table.add_column(column, justify="right")
     table.add_column("thumbnail", overflow="fold")
+    if files:
+        table.add_column("file", overflow="fold")
     for number, neighbour in enumerate(answer.neighbours):
         table.add_row(
             neighbour.class_name,
             f"{neighbour.similarity:.{digits}f}",
             str(neighbour.row),
             thumbnails[number] if thumbnails else "",
+            *files[number : number + 1],
         )
     result_console().print(table, soft_wrap=True)

@@ -230,6 +230,7 @@ def _write_files(
         lineage=[*parents.items(), ("git", str(git_revision()))],
         gate=decision,
         comparison=comparison,
+        describe=lambda split, row: stores[split].describe(split, row),
     )
 
 

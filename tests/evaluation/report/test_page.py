@@ -161,7 +161,14 @@ def test_metrics_that_are_not_measurable_have_a_reason(report):
 def test_large_colour_images_are_shown_small(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)
     labels = np.arange(16) % 2
-    text = write_small(tmp_path, labels, 1 - labels, image=lambda split, row: image)
+    facts = {"file": "a.png", "metadata": {"price": "<3>", "shop": "B"}}
+    text = write_small(
+        tmp_path, labels, 1 - labels, image=lambda split, row: image,
+        describe=lambda split, row: facts if split == "query" else {},
+    )  # fmt: skip
+    assert 'title="a.png\nprice: &lt;3&gt;\nshop: B"' in text
+    assert "<br>a.png</span>" in text
+    assert 'title="gallery row 0"' in text
     source = next(a["src"] for t, a in Page(text).tags if t == "img" and "webp" in a["src"])
     shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
     assert shown.size == (85, 128)
@@ -202,8 +209,9 @@ def test_names_that_no_font_can_draw_are_numbered_in_figures(tmp_path):
 
 
 def write_small(
-    folder, query_labels, gallery_labels, image=None, classes=("a", "b"), gallery=CORNERS, **changed
-):
+    folder, query_labels, gallery_labels, image=None, classes=("a", "b"), gallery=CORNERS,
+    describe=lambda *_: {}, **changed,
+):  # fmt: skip
     classes = list(classes)
     setup = EvaluationSetup(
         gallery=lambda: [(gallery, gallery_labels)], gallery_labels=gallery_labels,
@@ -214,6 +222,7 @@ def write_small(
     write_report(
         folder, result, title="small", classes=classes, image=image, curves=[], facts=[],
         config_yaml="", lineage=[], gate={"passed": False, "reasons": ["top1 is low."]},
+        describe=describe,
     )  # fmt: skip
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "Did not pass the gate" in text

@@ -6,8 +6,9 @@ import csv
 import io
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,7 @@ def write_report(
     lineage: Sequence[tuple[str, str]],
     gate: GateDecision,
     comparison: Comparison | None = None,
+    describe: Callable[[str, int], Mapping[str, Any]] = lambda *_: {},
 ) -> None:
     """Write classes.csv, confusion_matrix.csv, roc.csv, *.png and report.html.
 
@@ -67,6 +69,7 @@ def write_report(
         lineage: (role, hash) of the artifacts from which the evaluation was made.
         gate: Decision of the gate.
         comparison: Comparison with another model.
+        describe: Returns file and metadata of an image, see `Store.describe`.
     """
     drawn_names = drawable_names(classes)
     table, answers = result.confusion, result.per_query
@@ -99,6 +102,7 @@ def write_report(
         figures=images,
         format_similarity=format_similarity,
         thumbnail=lambda split, row: make_thumbnail(image(split, row)),
+        source=lambda split, row: _source(f"{split} row {row}", describe(split, row)),
         pixelated=any(max(image_HWC.shape) <= PIXELATED for image_HWC in some),
         facts=facts,
         config_yaml=config_yaml,
@@ -111,6 +115,12 @@ def write_report(
         changes=_describe_changes(comparison),
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _source(place: str, facts: Mapping[str, Any]) -> str:
+    """Return the file of an image, or its place in the store, and a line for each metadata."""
+    lines = [f"{name}: {value}" for name, value in facts.get("metadata", {}).items()]
+    return "\n".join([facts.get("file", place), *lines])
 
 
 def _describe_metrics(result: EvaluationResult) -> dict[str, dict[str, str]]:
