@@ -27,7 +27,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from arcloop.runtime.regions import Region
+from .regions import Region
 
 _AVIF = ("AVIF",) if AvifImagePlugin.SUPPORTED else ()  # an option when Pillow is built
 FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF", *_AVIF)
