@@ -1,4 +1,4 @@
-"""Compare heads over seeds, and with other libraries, on the real sets: `[SET ...]`.
+"""Compare heads over seeds, and with other libraries, on MNIST and sets of drawings: `[SET ...]`.
 
 For each set of `SETS`, `arcloop train -m` trains `HEADS` with `SEEDS`, and the other libraries
 train the same network on the same images, see peers/image_training.py. Finished runs are used
@@ -105,7 +105,7 @@ def _compare(ranking: Ranking, peers: str) -> Iterator[str]:
 
 
 def _of_peer(folder: Path, who: str, peers: str) -> dict[str, float]:
-    """Train with another library as in the run of a folder; a result on record is used again."""
+    """Train with another library as in the run of a folder, or read an earlier result."""
     kept = folder / f"{who}.json"
     if not kept.exists():
         config: Any = OmegaConf.load(folder / "config.yaml")

@@ -2,7 +2,8 @@
 
 The train classes are random subsets of those of the emoji set, see sets/README.md; val is the same.
 Each setting is a run of `arcloop train -m`, and finished runs are used again. Writes
-docs/margin-scale-classes.png.
+docs/margin-scale-classes.png, in which a dotted line is the scale of AdaCos, √2·ln(C - 1) for C
+classes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def _write_list(run: Path, classes: int) -> Path:
-    """Write the images of a random subset of the train classes and of val, with two of gallery."""
+    """Write the images, and a list of those of random train classes, of val and of gallery."""
     folder = RUNS / "images"
     file = folder / f"{classes}.csv"
     if file.exists():

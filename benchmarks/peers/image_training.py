@@ -26,7 +26,7 @@ from benchmarks.peers.network import Stages
 def main() -> None:
     """Read the specification and print the result."""
     spec = json.loads(sys.argv[1])
-    library = _define_operators_of_torchvision()  # noqa: F841 - defined until it is deleted
+    library = _define_operators_of_torchvision()  # noqa: F841 - keeps them defined
     torch.manual_seed(spec["seed"])
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
@@ -147,7 +147,7 @@ class _OpenMetricLearning:
         rows_ND = nn.functional.normalize(inference(network.eval(), dataset, batch_size=512))
         results = RetrievalResults.from_embeddings(rows_ND, dataset, n_items=10)
         found = calc_retrieval_metrics_rr(results, cmc_top_k=(1,))
-        # Its MAP@k divides by the number of hits found, so MAP@R is computed by the other library.
+        # OML's MAP@k divides by the number of hits found, so MAP@R is computed by PML.
         labels_N = torch.tensor(frame["label"].to_numpy())
         with contextlib.redirect_stdout(sys.stderr):
             map_at_r = _accuracy(AccuracyCalculator, rows_ND, labels_N)["map_at_r"]
