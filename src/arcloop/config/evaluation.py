@@ -159,7 +159,8 @@ class EvaluateSettings(CheckedSettings):
                 f"evaluate.pairs {f'has no list {unknown[0]}' if unknown else 'is empty'}",
                 where="evaluate.gate.min_pairs_accuracy",
                 remedy=f"did you mean {near[0]}?" if near
-                else f"names of the lists: {', '.join(names) or 'none'}",
+                else f"use the name of a list: {', '.join(names)}" if names
+                else "add a list to evaluate.pairs, or remove the bound",
             )  # fmt: skip
 
 

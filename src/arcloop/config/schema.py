@@ -73,7 +73,7 @@ class BackboneWeightsSettings(CheckedSettings):
         super().__post_init__()
         if self.pretrained and self.file is not None:
             raise ConfigError(
-                f"backbone_weights.pretrained=true, and backbone_weights.file={self.file}",
+                f"backbone_weights.pretrained=true excludes backbone_weights.file={self.file}",
                 remedy="remove one of them",
             )
 
@@ -92,9 +92,9 @@ class ValidationSettings(CheckedSettings):
             gives a warning.
         max_imbalance: A larger ratio of the largest to the smallest class in `train` gives a
             warning.
-        near_duplicate_bits: Image files that look alike and have different classes, or are in
-            different splits, give a warning. This is the largest number of different bits, of 64,
-            of the hashes of images whose pixels are compared; null: none are compared.
+        near_duplicate_bits: Image files that look alike give a warning if they have different
+            classes or are in different splits. Pixels are compared if the hashes of two images
+            differ in at most this many of 64 bits; null: none are compared.
         max_listed: Maximum findings of one check that are listed; others are only counted.
     """
 

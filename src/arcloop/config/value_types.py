@@ -48,7 +48,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 """A share in (0, 1]."""
 NearDuplicateBits = Annotated[int, Field(ge=0, le=16)]
-"""Distance of two hashes of 64 bits; the time of the search grows with its square."""
+"""Different bits of two hashes of 64 bits; the time of the search grows with the square of it."""
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 """Quality setting of libjpeg; 100 is the best and still lossy."""
 Angle = Annotated[float, Field(ge=0, lt=math.pi)]

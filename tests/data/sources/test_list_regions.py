@@ -149,7 +149,7 @@ def test_missing_columns_and_one_point(tmp_path, sheets):
     error = refusal(write(tmp_path / "l.csv", [{**row, **face, "nose_x": ""} for row in rows]))
     assert "line 2: nose_x='' is not a number" in error.what
     error = refusal(write(tmp_path / "l.csv", [{**row, **dict.fromkeys(face, 3)} for row in rows]))
-    assert "line 2: the landmarks are one point" in error.what
+    assert "line 2: all landmarks are at one point" in error.what
 
 
 def test_faces_of_one_file_are_different_images(tmp_path, sheets):

@@ -183,7 +183,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
 
     Attributes:
         class_vectors: Returns the head's vectors of all classes [C, D] on rank 0. All ranks call it
-            at the start of an epoch of `HardClassBatches`; it must be set before.
+            at the start of an epoch of `HardClassBatches`; set it before training.
     """
 
     class_vectors: Callable[[], Tensor | None]
@@ -199,7 +199,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
         super().__init__()
         self._store_path, self._settings = store_path, settings
         self._sampler, self._seed, self._hold_out = sampler, seed, hold_out
-        self._mined: dict[str, Any] = {}  # the classes of an epoch, and the epoch
+        self._mined: dict[str, Any] = {}  # "epoch" and the "classes" mined for it
 
     @cached_property
     def store(self) -> Store:
@@ -268,7 +268,7 @@ class EmbeddingDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0
         if isinstance(batches, HardClassBatches) and batches.epoch > 0:
-            # An epoch that is resumed has the classes with which it began.
+            # An epoch that is resumed has the classes that were mined at its start.
             known = self._mined.get("epoch"), len(self._mined.get("classes", ()))
             if known != (batches.epoch, batches.num_draws):
                 self._mined = {"epoch": batches.epoch, "classes": self._mine(batches)}

@@ -47,7 +47,7 @@ class RowBlock:
         unreadable: Path and reason of each image that was left out because it cannot be read.
         groups: int64 [N] group of each image, if the source has groups.
         transparent: Number of images with transparent parts.
-        metadata: [N] JSON object of each image, if the source has metadata.
+        metadata: [N] JSON object of each image in UTF-8, if the source has metadata.
     """
 
     split: str

@@ -31,13 +31,13 @@ _FAULTS_LISTED = 20  # per kind
 
 @dataclass(kw_only=True)
 class CsvSource(PictureSource):
-    r"""Source that reads a list: `path`, `label`, and optionally `split`, `group` and regions.
+    r"""Source of a list with `path`, `label`, and optionally `split`, `group` and regions.
 
     Without `split`, images are assigned to the splits at random. With it, every row names its split
     (train, val, gallery or query); `split=disjoint` does not need rows of query. With `group`, e.g.
     the video or session of an image, splits that are drawn keep the images of a group together; an
     image with an empty cell is a group of its own. With the columns of a box or of landmarks, see
-    `arcloop.runtime.regions`, an image is a part of a file. The store keeps other columns.
+    `arcloop.runtime.regions`, an image is a part of a file. Other columns are stored as metadata.
 
     Attributes:
         file: A CSV file in UTF-8, or a Parquet file (.parquet or .pq).
@@ -99,7 +99,13 @@ class CsvSource(PictureSource):
 
 @dataclass
 class LineFaults:
-    """Collects the faults of a file by line; lists the first of each kind, and counts all."""
+    """Collects the faults of a file by line; lists the first of each kind, and counts all.
+
+    Attributes:
+        unit: What is numbered: "line", or "row" in a Parquet file.
+        listed: Number of the line, and message, of each listed fault.
+        counts: Kind -> number of faults.
+    """
 
     unit: str = "line"
     listed: list[tuple[int, str]] = field(default_factory=list)
@@ -204,7 +210,7 @@ def _check_row(line: int, cells: Mapping[str, str], file: str, faults: LineFault
 
 
 def _read_region(line: int, cells: Mapping[str, str], faults: LineFaults) -> list[float]:
-    """Return the values of `COLUMNS`, NaN where there are none; empty if no column is there."""
+    """Return the values of `COLUMNS`, NaN for empty cells; empty if the list has no such column."""
     if cells.keys().isdisjoint(COLUMNS):
         return []
     values: list[float] = []
@@ -226,7 +232,7 @@ def _read_region(line: int, cells: Mapping[str, str], faults: LineFaults) -> lis
             faults.add("boxes", line, message)
     points = values[len(BOX) :]
     if math.isfinite(points[0]) and max(np.ptp(points[::2]), np.ptp(points[1::2])) < 1:
-        faults.add("landmarks", line, "the landmarks are one point")
+        faults.add("landmarks", line, "all landmarks are at one point")
     return values
 
 
@@ -240,7 +246,7 @@ def _to_number(text: str) -> float:
 def _report_repeated(
     files: FileList, lines: Ints, labels: Ints, names: list[str], faults: LineFaults
 ) -> None:
-    """Report files that are listed more than once, even if their paths are spelled differently."""
+    """Report images that are listed more than once, even if their paths are spelled differently."""
     # Compare hashes first: they need much less memory than a set of all paths.
     paths = (os.path.normpath(files.name(number)) for number in range(len(files)))
     hashes = np.fromiter(map(hash, paths), np.int64, len(files))

@@ -119,7 +119,7 @@ class FileBlock(ImageBlock):
         root: Folder to which the paths are relative.
         paths: The files.
         regions: Part of each file to decode; None for all of it.
-        lines: Line of each image in the list of the source, if there are regions.
+        lines: Line of each image in the list of the source, for messages, if there are regions.
     """
 
     root: str

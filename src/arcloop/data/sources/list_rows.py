@@ -14,11 +14,11 @@ TAB = r"\t"
 """Spelling of a tab in `delimiter`, because a tab is hard to type in a shell."""
 READ_COLUMNS = ("path", "label", "split", "group", *BOX, *LANDMARKS)
 """Columns with a meaning; others are metadata."""
-_PARQUET_ROWS = 4096  # that are in memory at a time
+_PARQUET_ROWS = 4096  # in memory at a time
 
 
 def is_parquet(file: Path) -> bool:
-    """Return whether a list is a Parquet file, by its name."""
+    """Return whether the name of a list is that of a Parquet file."""
     return file.suffix.lower() in (".parquet", ".pq")
 
 
@@ -26,9 +26,9 @@ def read_rows(file: Path, delimiter: str) -> Iterator[tuple[int, dict[str, str]]
     """Read a list row by row.
 
     Yields:
-        Number of the last line of the row, or in a Parquet file of the row from 1, and column ->
-        cell; the cells of label, split and group are stripped. The cells are empty if their number
-        is not that of the header.
+        Number of the last line of the row (in a Parquet file: of the row, from 1), and column ->
+        cell, where label, split and group are stripped. The mapping is empty if the row has another
+        number of cells than the header.
 
     Raises:
         DataError: Columns are missing, the file is not CSV in UTF-8 or not Parquet, or pyarrow is
@@ -92,7 +92,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 yield number, {name: _to_text(value) for name, value in row.items()}
     except (pa.ArrowException, OSError) as cause:
         raise DataError(
-            f"it is not a Parquet file: {cause}", where=file.absolute(), remedy="write it again"
+            f"it is not a Parquet file: {cause}", where=file.absolute(), remedy="save it again"
         ) from None
 
 

@@ -84,7 +84,7 @@ class FileList(ImageList):
 
     Attributes:
         lines: Line of each file in a list, if there are regions.
-        regions: Values of `Region.from_values` of all files, one after another; empty for files.
+        regions: Arguments of `Region.from_values` for each file, joined; empty if there are none.
         metadata: JSON object of each file, which the store keeps; empty if there is none.
     """
 
@@ -99,7 +99,11 @@ class FileList(ImageList):
     def append(
         self, path: str, region: Sequence[float] = (), line: int = 0, metadata: bytes | None = None
     ) -> None:
-        """Add a path, relative to the root or absolute; all files have a region, or none."""
+        """Add a path, relative to the root or absolute.
+
+        `region` are the values of `COLUMNS`. Give a region for all files or for none, and likewise
+        metadata.
+        """
         self._paths.append(os.fsencode(path))
         if region:
             self.lines.append(line)

@@ -24,7 +24,7 @@ from arcloop.runtime.images import Conversion
 Ints = npt.NDArray[np.int64]
 
 MIN_IMAGES = 3
-"""Images of a class that is divided: one may be held out, and two remain to compare it with."""
+"""Minimum number of images of a class: one is held out, and two remain to compare it with."""
 _VAL_CLASSES = 500
 
 
@@ -46,7 +46,9 @@ def assign_folds(labels_N: Ints, folds: int) -> Ints:
     order = order[np.argsort(labels_N[order], kind="stable")]
     count_C = np.bincount(labels_N)
     rank = np.arange(len(order)) - np.repeat(np.cumsum(count_C) - count_C, count_C)
-    first_C = random.integers(folds, size=len(count_C))  # so that all folds have the same size
+    first_C = random.integers(
+        folds, size=len(count_C)
+    )  # so that all folds have about the same size
     fold_N = np.empty(len(order), np.int64)
     fold_N[order] = (rank + first_C[labels_N[order]]) % folds
     fold_N[count_C[labels_N] < MIN_IMAGES] = -1
@@ -87,10 +89,11 @@ class StoredImages:
 
 @dataclass(kw_only=True)
 class StoreFold(Source):
-    """The images of a store: train without one fold, and gallery with this fold.
+    """The images of a store: gallery has those of one fold, and train the others.
 
-    val consists of two images of each of at most 500 classes of train, because training needs it.
-    It says nothing about new images. query is empty. Classes with too few images are left out.
+    val consists of two images of each of at most 500 classes of train, because training needs this
+    split; its metrics do not apply to new images. query is empty. Classes with fewer than
+    `MIN_IMAGES` images are left out.
 
     Attributes:
         store_dir: Folder of the store.

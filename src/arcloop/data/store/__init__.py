@@ -154,9 +154,9 @@ class Store:
         return self._read_column(split, "groups")
 
     def describe(self, split: str, row: int) -> dict[str, Any]:
-        """Return the image file of a row as "file", and other columns of a list as "metadata".
+        """Return "file", the path of the image of a row, and "metadata", other columns of its list.
 
-        Both are missing if the source does not have them.
+        A key is missing if the source does not have it. The path is relative to the source's root.
         """
         number = int(np.searchsorted(self._ends[split], row, side="right"))
         row -= int(self._ends[split][number - 1]) if number else 0

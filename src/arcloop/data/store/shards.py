@@ -118,7 +118,7 @@ class SplitWriter:
             labels: int64 [N].
             files: [N] the file that each image was read from.
             groups: int64 [N] group of each image, if the source has groups.
-            metadata: [N] JSON object of each image, if the source has metadata.
+            metadata: [N] JSON object of each image in UTF-8, if the source has metadata.
 
         Raises:
             OSError: The disk cannot be written to.

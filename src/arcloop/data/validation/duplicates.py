@@ -103,7 +103,8 @@ class ImageHashes:
     def report(self, stored: StoredRows, leak: Level) -> None:
         """Report equal images at the level `leak`, and images that look alike as warnings.
 
-        Two rows look alike if they have different classes or are in different splits.
+        Images that look alike are reported if they have different classes, are in different
+        splits, or are in a gallery that is also query.
         """
         rows = np.frombuffer(self._rows, np.int64)
         copies = _report_equal_images(stored, equal_groups(self._digests, rows), leak)

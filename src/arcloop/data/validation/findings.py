@@ -50,8 +50,8 @@ class Findings:
         max_listed: Maximum number of findings that are listed, for each check.
         listed: The first findings of each check.
         counts: Level and check -> number of findings.
-        pictures: Images [H, W, C] of the listed findings about images that can be read: the image,
-            and the one that it resembles.
+        pictures: Listed finding -> its images, uint8 [H, W, C], that can be read: the image, and
+            the one that it resembles, if the finding is about two.
     """
 
     max_listed: int

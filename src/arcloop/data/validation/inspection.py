@@ -77,7 +77,8 @@ def inspect_store(
     shards = list(files.list_shards())
     leave_one_out = store.info.get("leave_one_out", False)
     empty: list[tuple[ShardFiles, Ints]] = []
-    # Digits and generated images of a class look alike; near-duplicates are copies of image files.
+    # Near-duplicates are searched among image files only: different digits, or generated images,
+    # of a class look alike.
     has_files = "max_value" in store.config
     hashes = ImageHashes(settings.near_duplicate_bits if has_files else None)
     all_labels = np.full(sum(shard.rows for shard in shards), -1, np.int32)

@@ -21,7 +21,7 @@ ReadImage = Callable[[int], Images | None]
 
 _BITS = 64
 _MIN_DIFFERENCE = 2  # of 255; flat areas of recompressed images differ by less
-_WINDOW = 256  # images with equal bands that each image is compared with
+_WINDOW = 256  # hashes with equal bands that each hash is compared with
 _SIDE = 16  # cells per side, in which pixels are compared
 _MIN_CORRELATION, _MIN_CONTRAST_RATIO = 0.98, 0.75
 _MAX_CANDIDATES = 100_000
@@ -29,7 +29,7 @@ _BLOCK = 512  # pairs whose pixels are compared at a time
 
 
 def hash_images(images: Images) -> Hashes:
-    """Return the difference hash of each image: whether each cell is brighter than the one before.
+    """Return the difference hash of each image: whether each cell is brighter than its left one.
 
     Args:
         images: uint8 [N, H, W, C].
@@ -61,7 +61,7 @@ def similar_hashes(hashes: Hashes, distance: int) -> Iterator[tuple[Ints, Ints]]
 
     The bits are divided into `distance` + 2 bands, so at least two bands of such a pair are equal.
     For each two bands, hashes that are equal in them are sorted, and each is compared with the next
-    256, so that time is proportional to N log N. Pairs that are farther apart are missed.
+    256, so that time is proportional to N log N. Pairs farther apart in this order are missed.
 
     Args:
         hashes: [N].
@@ -96,7 +96,7 @@ def similar_images(
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows whose images look alike, the most similar hashes first.
 
-    Each row is the second of at most one pair, so that the number of pairs is at most that of rows.
+    Each row is the second of at most one pair, so there are fewer pairs than rows.
     At most 100,000 pairs of hashes are compared by their pixels.
 
     Args:
@@ -141,7 +141,7 @@ def similar_images(
 
 
 def look_alike(images: Images, others: Images) -> npt.NDArray[np.bool_]:
-    """Return whether two images are equal but for noise, brightness and contrast.
+    """Return which pairs of images differ only in noise, brightness and contrast.
 
     Args:
         images: uint8 [N, H, W, C].
