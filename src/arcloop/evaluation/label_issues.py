@@ -52,15 +52,15 @@ def find_label_issues(
     gallery_numbers_G: Labels,
     label_N: Labels,
 ) -> LabelIssues:
-    """Return the images of which the nearest image has another label.
+    """Return the images whose nearest image has another label.
 
     Args:
         queries: Returns an iterator over the embeddings of the images to judge.
-        query_numbers_Q: Their numbers.
+        query_numbers_Q: Numbers of these images, from 0 to N - 1.
         gallery: Returns an iterator over the embeddings of the images to compare with; it contains
             an image of every label of the queries.
-        gallery_numbers_G: Their numbers.
-        label_N: Label of each number.
+        gallery_numbers_G: Numbers of these images.
+        label_N: Label of each of the N images.
     """
     ranker = GalleryRanker(
         gallery, label_N[gallery_numbers_G], int(label_N.max()) + 1, ndcg_at=(),

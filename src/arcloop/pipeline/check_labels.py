@@ -2,7 +2,7 @@
 
 The images of the run's store are divided into folds. For each fold, a model is trained without its
 images, with the settings of the run. The images of the fold are then compared with those that the
-model was trained on. So no model was trained on the label of an image that it judges.
+model was trained on. So no image is checked by a model that was trained on its label.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _check_fold(run: Artifact, store: Path, fold: int, folds: int, folder: Path)
 
 
 def _fold_config(run: Artifact, run_dir: Path) -> DictConfig:
-    """Return the config of the run for a fold: only model.pt, all classes, the last weights.
+    """Return the config of the run for a fold: export only model.pt, hold out no classes.
 
     The checkpoint is selected by the training loss, because there are no images to select it with:
     those of the fold must not be used, and all others are trained on.

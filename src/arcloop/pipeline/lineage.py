@@ -179,7 +179,7 @@ def _outside_files(role: str, sha256: str, artifact: Artifact) -> Link:
         is_list = role == "pairs"
         now = hash_pair_lists(files) if is_list else UnknownImages(settings).sha256()
         if now != sha256:
-            made = "evaluated" if is_list else "the threshold was calibrated"
+            made = "the model was evaluated" if is_list else "the threshold was calibrated"
             link.fault = f"the images were changed after {made} on them"
     except (ConfigError, DataError) as cause:
         link.fault = cause.what

@@ -174,7 +174,7 @@ def dry_run(config: DictConfig, names: Iterable[str]) -> None:
 
 
 def _known_image_shape(config: DictConfig) -> tuple[int, int, int] | None:
-    """Return (H, W, C) if the data group has keys of the image size and the channels."""
+    """Return (H, W, C) of the images; None if the config does not have image_size and channels."""
     size, channels = config.data.get("image_size"), config.data.get("channels")
     if size is None or channels is None:
         return None

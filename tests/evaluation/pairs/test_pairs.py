@@ -122,8 +122,8 @@ BAD = {
     "number": (bin_of(IMAGES, [2, *FLAGS[1:]]), "flag 1 is neither true nor false"),
     "float": (bin_of(IMAGES, np.ones(12)), "does not contain a list of images and a list"),
     "words": (bin_of([*IMAGES[:-1], "image"], FLAGS), "image 24 is not a string of bytes"),
-    "few": (bin_of(IMAGES[:18], FLAGS[:9]), "it has 9 pairs, 5 of them of one class"),
-    "one kind": (bin_of(IMAGES, [True] * 12), "it has 12 pairs, 12 of them of one class"),
+    "few": (bin_of(IMAGES[:18], FLAGS[:9]), "it has 9 pairs, 5 of them of the same class"),
+    "one kind": (bin_of(IMAGES, [True] * 12), "it has 12 pairs, 12 of them of the same class"),
     "image": (bin_of([*IMAGES[:-1], b"GIF8"], FLAGS), "image 24 of bad.bin: not an image"),
 }
 

@@ -15,7 +15,7 @@ from arcloop.evaluation.metrics.verification import Rates
 from arcloop.retrieval.embed import Embeddings, Labels
 
 MAX_CLASSES = 1000
-"""Time grows with the product of the numbers of classes and images."""
+"""Classes that are clustered at most; the time grows with classes x images."""
 _ITERATIONS, _MAX_STARTS, _CLUSTERS_IN_ALL_STARTS = 20, 10, 500
 
 
@@ -82,8 +82,8 @@ def _initial_centroids(
 def clustering_metrics(embeddings_ND: Embeddings, labels_N: Labels) -> Rates:
     """Return NMI and AMI of k-means with as many clusters as there are classes.
 
-    Of more than 1,000 classes, the rows of 1,000 of them are clustered, chosen at random with a
-    fixed seed.
+    If there are more than 1,000 classes, the rows of 1,000 classes are clustered, chosen at random
+    with a fixed seed.
 
     NMI is the mutual information divided by the mean of the entropies of classes and clusters. AMI
     is adjusted for chance: 0 is the expected value of a random assignment. Source: Vinh et al.,

@@ -37,7 +37,7 @@ class PairList:
         file: The .bin or CSV file.
         same: bool [P], whether both images are of one class.
         read: Returns the encoded image of a number.
-        describe: Returns the place of the image of a number, for messages.
+        describe: Returns the file, or place in the file, of the image of a number, for messages.
     """
 
     name: str
@@ -85,7 +85,7 @@ def open_pair_lists(files: Sequence[str]) -> list[PairList]:
 
 
 def hash_pair_lists(files: Sequence[str]) -> str | None:
-    """Check lists with the headers of all images, and hash names, images and flags; None: no list.
+    """Check lists and the headers of all images, and hash names, images and flags; None: no list.
 
     Raises:
         ConfigError, DataError: See `open_pair_lists` and `PairList.sha256`.
@@ -96,7 +96,7 @@ def hash_pair_lists(files: Sequence[str]) -> str | None:
 
 
 def _open_pair_list(file: Path, name: str) -> PairList:
-    """Open a list without decoding its images: CSV if the file is named so, otherwise .bin."""
+    """Open a list without decoding its images: CSV if the name ends in .csv, otherwise .bin."""
     if not file.is_file():
         raise ConfigError(
             "there is no such file", where=f"evaluate.pairs: {file}", remedy="correct the path"
@@ -104,9 +104,9 @@ def _open_pair_list(file: Path, name: str) -> PairList:
     found = (_open_csv if file.suffix.lower() == ".csv" else _open_bin)(file, name)
     count, same = len(found.same), int(found.same.sum())
     if count < FOLDS or same in (0, count):
-        kinds = f"{count:,} pairs, {same:,} of them of one class"
+        kinds = f"{count:,} pairs, {same:,} of them of the same class"
         raise DataError(
-            f"it has {kinds}; accuracy over {FOLDS} folds needs {FOLDS} pairs, of both kinds",
+            f"it has {kinds}; {FOLDS} folds need at least {FOLDS} pairs, some of different classes",
             where=file,
             remedy="add pairs",
         )
@@ -174,7 +174,9 @@ def _open_csv(file: Path, name: str) -> PairList:
                     if not Path(path := paths.path(len(paths) - 1)).is_file():
                         faults.add("missing files", rows.line_num, f"no such file: {path}")
     except (UnicodeDecodeError, csv.Error) as cause:
-        raise DataError(f"it is not CSV in UTF-8: {cause}", where=file) from None
+        raise DataError(
+            f"it is not CSV in UTF-8: {cause}", where=file, remedy="save it as CSV in UTF-8"
+        ) from None
     faults.raise_if_any(file)
     flags = np.frombuffer(same, np.uint8).astype(bool)
     return PairList(name, file, flags, lambda number: Path(paths.path(number)).read_bytes(),

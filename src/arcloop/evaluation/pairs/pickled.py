@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from arcloop.errors import DataError
 
-_KEPT_BYTES = 1024  # shorter strings are kept in memory
+_KEPT_BYTES = 1024  # shorter byte strings are kept in memory
 _REMEDY = "pass a verification set of InsightFace, such as lfw.bin"
 _LENGTHS = {
     pickle.BINBYTES: "<I", pickle.SHORT_BINBYTES: "<B", pickle.BINBYTES8: "<Q",
@@ -52,8 +52,8 @@ class NumpyArray:
 def read_pickle(file: Path) -> Any:
     """Return the object in a pickle of lists, numbers, strings and NumPy arrays.
 
-    Strings of bytes that are not short are returned as a `Span`, arrays as a `NumpyArray`, and
-    NumPy's scalars as whether they differ from zero.
+    Byte strings of at least 1,024 bytes are returned as a `Span`, arrays as a `NumpyArray`, and
+    NumPy's scalars as bool: whether they differ from zero.
 
     Raises:
         DataError: The file is not a pickle, or it contains objects of other classes.
@@ -64,14 +64,16 @@ def read_pickle(file: Path) -> Any:
     except DataError as cause:
         raise DataError(cause.what, where=file, remedy=_REMEDY) from None
     except OSError as cause:
-        raise DataError(f"cannot be read: {cause.strerror}", where=file) from None
+        raise DataError(
+            f"cannot be read: {cause.strerror}", where=file, remedy="make it readable"
+        ) from None
     except Exception as cause:  # noqa: BLE001 - damaged files cause exceptions of any type
         reason = f"{type(cause).__name__}: {cause}" if str(cause) else "it ends too early"
         raise DataError(f"it is not a pickle: {reason}", where=file, remedy=_REMEDY) from None
 
 
-class _Reader(pickle._Unpickler):  # noqa: SLF001 - the operations of the other one are in C
-    """Unpickler with replaced operations."""
+class _Reader(pickle._Unpickler):  # noqa: SLF001 - pickle.Unpickler is in C
+    """Unpickler in Python, some of whose operations are replaced."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(
         pickle._Unpickler.dispatch  # noqa: SLF001
@@ -80,11 +82,11 @@ class _Reader(pickle._Unpickler):  # noqa: SLF001 - the operations of the other 
     append: Callable[[Any], None]
 
     def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="bytes")  # strings of Python 2
+        super().__init__(file, encoding="bytes")  # str of Python 2
         self._content, self._size = file, os.fstat(file.fileno()).st_size
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return our substitute for a class; the module is not imported."""
+        """Return the substitute for a class; its module is not imported."""
         if (found := _CLASSES.get((module.replace("._core.", ".core."), name))) is None:
             raise DataError(f"it contains an object of {module}.{name}, which is not allowed")
         return found
@@ -106,7 +108,7 @@ class _Reader(pickle._Unpickler):  # noqa: SLF001 - the operations of the other 
         self._content.read(8)
 
     def set_state(self) -> None:
-        """Give the last element of a state, its data, to an array."""
+        """Set dtype and data of an array from its state; drop the state of other objects."""
         state = self.stack.pop()
         if isinstance(array := self.stack[-1], NumpyArray):
             _, _, array.dtype, _, array.data = state
@@ -121,7 +123,7 @@ _Reader.dispatch |= {pickle.FRAME[0]: _Reader.skip_frame, pickle.BUILD[0]: _Read
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Return bytes as Python 3 writes them for Python 2."""
+    """Return bytes that Python 3 wrote as text in Latin-1, for a protocol of Python 2."""
     if encoding != "latin1":
         raise ValueError(encoding)
     return text.encode(encoding)

@@ -25,7 +25,7 @@ MAX_BYTES = 1_500_000
 
 
 def worst_classes(right_C: Labels, total_C: Labels) -> Labels:
-    """Return the classes with queries, the lowest accuracy first, of equal ones the most queries.
+    """Return the classes with queries by ascending accuracy; of equal ones, most queries first.
 
     Args:
         right_C: Correctly answered queries of each class.
@@ -73,7 +73,7 @@ def class_rows(
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write all rows as CSV."""
+    """Write rows as CSV."""
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", "wrong", "queries", "most_frequent_mistake"])

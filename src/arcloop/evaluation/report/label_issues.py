@@ -43,9 +43,9 @@ def write_label_issues(
         images: The images.
         title: Headline of the page.
         top: Number of issues on the page.
-        checked: Number of images that were judged.
+        checked: Number of images that were checked.
         folds: Number of folds.
-        left_out: Sentence on the images that were not judged; may be empty.
+        left_out: Sentence on the images that were not checked; may be empty.
     """
     contents = StoreContents.read(images.store.artifact)
     classes, labels = images.store.classes, images.labels

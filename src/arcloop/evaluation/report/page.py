@@ -95,7 +95,7 @@ def write_report(
         numbered=[
             (drawn, name) for drawn, name in zip(drawn_names, classes, strict=True) if drawn != name
         ],
-        class_rows=rows if len(rows) > plots.MAX_BARS else [],  # otherwise a figure has them all
+        class_rows=rows if len(rows) > plots.MAX_BARS else [],  # otherwise the figure shows all
         packed_rows=packed,
         num_packed=num_packed,
         metrics=_describe_metrics(result),
@@ -118,7 +118,7 @@ def write_report(
 
 
 def _source(place: str, facts: Mapping[str, Any]) -> str:
-    """Return the file of an image, or its place in the store, and a line for each metadata."""
+    """Return the file of an image, or its place in the store, and a line for each metadata key."""
     lines = [f"{name}: {value}" for name, value in facts.get("metadata", {}).items()]
     return "\n".join([facts.get("file", place), *lines])
 

@@ -58,7 +58,9 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
               ("learning rate", "lr", INK))  # fmt: skip
     for axis, (title, key, colour) in zip(axes, panels, strict=True):
         axis.set(title=title, xlabel="step")
-        layers = [name for name in columns if "/backbone_" in name][1:-1]  # the ends are enough
+        layers = [name for name in columns if "/backbone_" in name][
+            1:-1
+        ]  # draws the first and last only
         hidden = {"val_margin", *layers}
         names = [name for name in columns if key in name and name not in hidden]
         for number, name in enumerate(names):
@@ -177,7 +179,7 @@ def similarity_histogram(same: Ints, different: Ints, threshold: float) -> Figur
 
 @styled
 def class_accuracy(right_C: Ints, total_C: Ints, classes: Sequence[str]) -> Figure:
-    """Draw the accuracy of the 40 worst classes, the worst first, of equal ones the most queries.
+    """Draw the accuracy of the 40 worst classes, in the order of `worst_classes`.
 
     Bars extend from the accuracy to 1, so their length is the error rate.
 
