@@ -127,7 +127,7 @@ def print_table(
     threshold: float,
     files: Sequence[str] = (),
 ) -> None:
-    """Print an answer, its neighbours and their files, with the decimals that the decision needs."""
+    """Print an answer, its neighbours and files, with the decimals that the decision needs."""
     decision = "unknown" if answer.unknown else answer.class_name
     sign = "<" if answer.unknown else ">="
     digits = decimals(answer.similarity, threshold)

@@ -87,7 +87,7 @@ def export_scripted(
 def for_inference(embedder: Embedder, weights: Mapping[str, Tensor] | None = None) -> Embedder:
     """Copy an embedder to the CPU, in float32 and evaluation mode, with standard batch norms.
 
-    A backbone with a method `prepare_export` then merges its adapters.
+    If the backbone has a method `prepare_export`, it is called, to merge adapters into the weights.
 
     Args:
         embedder: The embedder.

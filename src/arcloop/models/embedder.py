@@ -27,8 +27,8 @@ class Embedder(nn.Module):
         image_shape: (H, W, C) of the images.
         embedding_dim: D, at least 2, because with D = 1 every embedding is 1 or -1.
         dropout: Probability of dropping an element of the feature map in training, in [0, 1].
-        mean: Mean of the pixels, scaled to [0, 1]; one value, or one per channel. None for the one
-            that the backbone's published weights expect, or 0.5.
+        mean: Mean of the pixels, scaled to [0, 1]; one value, or one per channel. None for that of
+            the backbone's published weights, or 0.5 if there are none.
         std: Standard deviation of the pixels, scaled to [0, 1]; as `mean`.
 
     Raises:

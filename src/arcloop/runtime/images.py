@@ -194,7 +194,7 @@ def decode_with_transparency(
 def _open_upright(
     encoded: bytes, height: int, width: int, max_pixels: int, region: Region | None
 ) -> Image.Image:
-    """Decode an image upright, and cut out the region; a large JPEG is decoded at reduced scale."""
+    """Decode an image upright, and cut out the region; without one, reduce a large JPEG."""
     with _open(encoded) as opened:
         pixels = opened.width * opened.height
         if pixels > max_pixels:

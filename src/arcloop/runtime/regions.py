@@ -41,7 +41,7 @@ class Region:
 
     @classmethod
     def from_values(cls, values: Sequence[float]) -> Region | None:
-        """Make a region of the values of `COLUMNS`, which are NaN if they are not given."""
+        """Make a region from the values of `COLUMNS`, NaN if not given; None if all are NaN."""
         box, landmarks = values[: len(BOX)], values[len(BOX) :]
         has_box, has_landmarks = not math.isnan(box[0]), not math.isnan(landmarks[0])
         if not has_box and not has_landmarks:
@@ -64,7 +64,7 @@ class Region:
         return "; ".join(faults)
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """Cut out the box, unless there are landmarks."""
+        """Cut out the box; return the whole image if there are landmarks or no box."""
         if self.box is None or self.landmarks is not None:
             return image
         left, top, right, bottom = self.box
@@ -76,13 +76,13 @@ class Region:
         """Move the landmarks to those of the ArcFace template of 112 x 112 pixels.
 
         The template is scaled to the height of the result, and centred. The similarity transform is
-        the one of Umeyama (1991), without reflection; large faces are reduced before, as `resize`
-        with a filter does.
+        the one of Umeyama (1991), without reflection. Large faces are reduced first, to avoid
+        aliasing.
 
         Args:
             image: The whole image, of mode L or RGB.
             size: Width and height of the result.
-            colour: Colour of what is outside the image.
+            colour: RGB colour of the area outside the image.
         """
         assert self.landmarks is not None
         width, height = size

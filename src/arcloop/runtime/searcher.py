@@ -280,7 +280,7 @@ def read_index(path: Path, *, memory_map: bool = False) -> Any:
 
 
 def read_labels(path: Path) -> dict[str, Any]:
-    """Read faiss_label.json, and the labels of the rows from faiss_label.npy, which is mapped.
+    """Read faiss_label.json, and memory-map the labels of the rows in faiss_label.npy.
 
     Older versions wrote the labels of the rows to faiss_label.json, too.
 

@@ -170,7 +170,7 @@ class EmbeddingModule(pl.LightningModule):
             sharded.shard_head_state(checkpoint, self.head)
 
     def gather_class_vectors(self) -> Tensor | None:
-        """Return the head's vectors of all classes, float32 [C, D] on the CPU of rank 0, else None.
+        """Return the head's vectors of all classes on rank 0, float32 [C, D] on the CPU, else None.
 
         Collective: every rank must call it.
         """

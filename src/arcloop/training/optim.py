@@ -42,7 +42,7 @@ def make_optimizer(
     """Make an optimizer with separate learning rates and weight decays for embedder and head.
 
     With layer-wise decay (Clark et al., arXiv 2003.10555; Bao et al., arXiv 2106.08254), the n-th
-    layer of the backbone from the neck has the learning rate lr · backbone_lr_factor ·
+    layer of the backbone, counted from the neck, has the learning rate lr · backbone_lr_factor ·
     layer_decay^n.
 
     A sparse gradient updates only the rows that it contains, see `update_sparse_rows`.

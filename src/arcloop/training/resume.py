@@ -292,8 +292,8 @@ def _check_groups(state: Mapping[str, Any], module: EmbeddingModule, checkpoint:
     before, now = ([name for name in part if not name.startswith("head")] for part in names)
     if before != now:
         raise ConfigError(
-            f"the optimizer of this checkpoint has {len(before)} groups of weights of the embedder,"
-            f" and the config makes {len(now)}, or others",
+            f"the embedder's parameter groups differ in number or names: {len(before)} in this"
+            f" checkpoint, {len(now)} with this config",
             where=checkpoint,
             remedy="resume with the run's optimizer.layer_decay and optimizer.backbone_lr_factor",
         )

@@ -145,7 +145,7 @@ class TrainingSetup:
             backbone: The backbone, on any device; None to make one.
 
         Raises:
-            ConfigError: Published weights are wanted that do not exist or cannot be downloaded.
+            ConfigError: Published weights are requested, but do not exist or cannot be downloaded.
         """
         if not self.backbone_weights.pretrained:
             return None if (file := self.backbone_weights.file) is None else Path(file)

@@ -18,7 +18,7 @@ _RENAMED = (
     (r"^embeddings\.(position_embedding\.weight|position_embeddings)$", "pos_embed"),
     (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^pre_layrnorm\.", "norm_pre."),  # transformers spells it so
+    (r"^pre_layrnorm\.", "norm_pre."),  # the spelling of transformers
     (r"^(layernorm|post_layernorm)\.", "norm."),
     (r"^encoder\.layers?\.(\d+)\.", r"blocks.\1."),
     (r"\.(layer_norm1|layernorm_before)\.", ".norm1."),
@@ -43,7 +43,7 @@ def to_timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: A state dict of the vision model of transformers' CLIP, DINOv2 or ViT, or of
-            DINOv2's training, whose blocks are in chunks (`blocks.0.11.`). Others are unchanged.
+            DINOv2's training, whose blocks are in chunks (`blocks.0.11.`). Other names are kept.
 
     Returns:
         Name to tensor, with query, key and value in one tensor.

@@ -19,7 +19,7 @@ class Lora:
     starts at 0.
 
     Attributes:
-        rank: Rows of A; 0 for no adapters.
+        rank: Rows of A and columns of B; 0 for no adapters.
         alpha: Scale of the adapters.
         dropout: Probability of dropping an input of A in training, in [0, 1].
         modules: Names of the linear layers and convolutions to adapt, or the ends of their names.
@@ -62,7 +62,7 @@ class Lora:
             raise ConfigError(
                 f"no adapters can be inserted into layers named {', '.join(self.modules)}",
                 where="backbone.lora.modules",
-                remedy=f"linear layers of this model: {list_some(names, 6) or 'none'}",
+                remedy=f"choose from its linear layers: {list_some(names, 6) or 'none'}",
             ) from cause
         layers = sum(hasattr(module, "get_base_layer") for module in model.modules())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

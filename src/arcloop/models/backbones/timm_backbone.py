@@ -23,8 +23,8 @@ from arcloop.models.backbones.timm_import import import_timm
 class TimmBackbone(nn.Module):
     """A model of timm without its classifier; the pooled features are a map of one pixel.
 
-    The weights are random; `backbone_weights` loads a file. An embedder without its own mean and
-    std uses those of the published weights.
+    The weights are random until `load_weights` is called. An embedder without its own mean and std
+    uses those of the published weights.
 
     Args:
         in_channels: Channels of the image.
@@ -106,7 +106,9 @@ class TimmBackbone(nn.Module):
         return features_BC[:, :, None, None]
 
     def normalisation(self, channels: int) -> tuple[list[float], list[float]]:
-        """Return mean and std of the published weights; of other than 3 channels, their averages.
+        """Return mean and std, for pixels from 0 to 1, that the published weights expect.
+
+        For another number of channels than 3, they are averaged over the channels.
 
         Args:
             channels: Channels of the image.
@@ -157,7 +159,7 @@ class TimmBackbone(nn.Module):
         return {f"model.{name}" for name in excluded()}
 
     def published_file(self) -> Path:
-        """Return the weights that timm publishes, from the cache of Hugging Face or its hub.
+        """Return the file of the weights that timm publishes, in the cache; download it if needed.
 
         Raises:
             ConfigError: There are none for this model, or the hub cannot be reached.
@@ -185,14 +187,14 @@ class TimmBackbone(nn.Module):
             ) from cause
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Convert weights in the format that timm publishes, or that timm converts.
+        """Convert weights of timm, or in a layout that timm converts, to the names of this class.
 
         Applies the steps that timm applies to pretrained weights: rename the tensors of older
         files, of DINOv2 and of CLIP, remove the classifier, adapt the first convolution to the
         number of channels, and resample the position embeddings to the image size.
 
         Args:
-            state: A state dict of timm's model, or in the layout of a published one.
+            state: A state dict of the model of timm, or of a published file.
 
         Returns:
             A state dict of this class.

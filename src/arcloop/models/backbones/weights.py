@@ -113,9 +113,9 @@ def fit_weights(
 ) -> tuple[dict[str, Tensor], WeightComparison]:
     """Convert weights to the names and shapes of a backbone, which may be on the meta device.
 
-    The backbone may be part of a larger model in the file: of the names as they are, and without
-    each of the known prefixes, those are used of which most tensors fit. Arguments and errors as in
-    `load_weights`.
+    The backbone may be part of a larger model in the file: the names are tried as they are and
+    without each known prefix, and those with the most fitting tensors are used. Arguments and
+    errors as in `load_weights`.
 
     Returns:
         The converted state dict, and its comparison with the backbone.
@@ -165,7 +165,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             content: Any = load_file(file)
         else:
-            # DINO and MAE store their command line next to the weights.
+            # DINO and MAE store their command-line arguments with the weights.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -107,7 +107,7 @@ class CosFace(ClassSizeMargin):
 
     Args:
         margin: m, subtracted from the cosine, in [0, 1].
-        size_margin: What is added to m for small classes, in [0, 1], see `ClassSizeMargin`.
+        size_margin: Added to m for small classes, in [0, 1], see `ClassSizeMargin`.
         **shared: size_power, embedding_dim, num_classes and scale, see `ClassSizeMargin`.
     """
 
@@ -122,7 +122,7 @@ class CosFace(ClassSizeMargin):
 
 
 class CosFaceBySize(CosFace):
-    """CosFace with larger margins for classes with few training images; LDAM for a margin of 0.
+    """CosFace with larger margins for classes with few training images; LDAM if `margin` is 0.
 
     Args:
         size_margin: a, in [0, 1], see `ClassSizeMargin`.

@@ -27,9 +27,9 @@ class ClassSizeMargin(TargetMargin):
 
     Args:
         margin: m, the margin of a very large class.
-        size_margin: a, what is added for a class with one image; 0 gives all classes the margin m.
+        size_margin: a, added to m for a class with one image; 0 gives all classes the margin m.
         size_power: λ, at least 0; 1/4 in both papers.
-        limit: What m + a must not exceed.
+        limit: Maximum of m + a.
         **shared: embedding_dim, num_classes and scale, see `CosineClassifier`.
 
     Raises:
@@ -57,7 +57,7 @@ class ClassSizeMargin(TargetMargin):
         super().__init__(**shared)
         self.margin, self.size_margin = float(margin), float(size_margin)
         self.size_power = float(size_power)
-        # It is computed from the store, so checkpoints do not contain it.
+        # [C]. It is computed from the store, so checkpoints do not contain it.
         self.register_buffer("class_margins", None, persistent=False)
 
     def set_class_sizes(self, sizes_C: Tensor) -> None:

@@ -113,7 +113,7 @@ class PairLoss(Head):
             return loss
 
     def class_vectors(self) -> Tensor | None:
-        """Return the proxies of the loss, [C, D]; None if it has not one for each class."""
+        """Return the proxies of the loss, [C, D]; None if it does not have one per class."""
         proxies = getattr(self.loss, "proxies", None)
         is_one_each = isinstance(proxies, Tensor) and len(proxies) == self.num_classes
         return proxies if is_one_each else None
