@@ -2,7 +2,7 @@
 
 The first table shows a training step of the head in one process. The second shows evaluation and
 report of embeddings of 64 dimensions, of which one in 20 is a query and the others are the gallery.
-Its memory is the peak beyond that of a small evaluation before it. The ratios compare the largest
+Its memory is the peak minus that of a small evaluation before it. The ratios compare the largest
 number of classes with 10 classes and as many rows; the targets are at most 1.5 times the memory and
 at most twice the time.
 """
