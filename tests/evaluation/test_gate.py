@@ -56,7 +56,7 @@ def test_every_bound_is_tested_above():
     assert {n for n in NO_BOUNDS if n.startswith("min_") or n == "max_eer"} == {
         "min_top1", "min_recall_at_5", "min_map_at_r", "max_eer", "min_class_accuracy",
         "min_pair_accuracy", "min_index_recall_at_10",
-        "min_pairs_accuracy",  # in pairs/test_pairs.py
+        "min_pair_list_accuracy",  # in pairs/test_pairs.py
     }  # fmt: skip
 
 

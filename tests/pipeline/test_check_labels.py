@@ -74,7 +74,7 @@ def test_wrong_labels_come_first(checked):
     assert not any("small" in row["file"] for row in rows)
     page = (folder / f"{RUN}-labels/report.html").read_text("utf-8")
     assert all(name in page for name in first)
-    assert "2 images of 1 classes with fewer than 3 images are not checked" in page
+    assert "2 images are not checked, because their classes have fewer than 3 images" in page
     assert page.count("data:image/webp") == 7 * min(20, len(rows))
 
 

@@ -109,4 +109,4 @@ def test_names_of_regions():
     assert Region.from_values([nan] * 14) is None
     assert str(Region.from_values([1.4, 2, 30, 40.6, *[nan] * 10])) == "box=1,2,30,41"
     face = Region.from_values([*[nan] * 4, *np.arange(10.0)])
-    assert str(face) == "points=0.0,1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0"
+    assert str(face) == "landmarks=0.0,1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0,9.0"

@@ -8,10 +8,10 @@ from pathlib import Path
 FILE = "metrics.json"
 
 
-def is_pair_accuracy(name: str) -> bool:
+def is_pair_list_accuracy(name: str) -> bool:
     """Return whether a metric is the accuracy on a list of pairs.
 
-    >>> is_pair_accuracy("pairs_lfw_accuracy"), is_pair_accuracy("pairs_lfw_eer")
+    >>> is_pair_list_accuracy("pairs_lfw_accuracy"), is_pair_list_accuracy("pairs_lfw_eer")
     (True, False)
     """
     return name.startswith("pairs_") and name.endswith("_accuracy")

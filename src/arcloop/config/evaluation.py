@@ -45,8 +45,8 @@ class GateSettings(CheckedSettings):
         max_negative_flips: Upper bound on the share of queries that the incumbent answers
             correctly and the model does not.
         max_class_loss: Upper bound on the decrease of the top-1 accuracy of any class.
-        min_pairs_accuracy: Lower bound on the accuracy of every list of `EvaluateSettings.pairs`,
-            or name of a list -> its bound.
+        min_pair_list_accuracy: Lower bound on the accuracy of every list of
+            `EvaluateSettings.pairs`, or name of a list -> its bound.
     """
 
     use: Annotated[str, one_of("estimate", "interval")] = MISSING
@@ -68,7 +68,7 @@ class GateSettings(CheckedSettings):
     max_eer: Fraction | None = MISSING
     min_class_accuracy: Fraction | None = MISSING
     min_pair_accuracy: Fraction | None = MISSING
-    min_pairs_accuracy: FractionOrFractions = MISSING
+    min_pair_list_accuracy: FractionOrFractions = MISSING
     min_index_recall_at_10: Fraction | None = MISSING
 
     def __post_init__(self) -> None:
@@ -151,13 +151,13 @@ class EvaluateSettings(CheckedSettings):
         self._check_pairs()
 
     def _check_pairs(self) -> None:
-        names, bounds = pair_list_names(self.pairs), self.gate.min_pairs_accuracy
+        names, bounds = pair_list_names(self.pairs), self.gate.min_pair_list_accuracy
         unknown = [name for name in bounds if name not in names] if isinstance(bounds, dict) else []
         if unknown or (bounds is not None and not names):
             near = difflib.get_close_matches(unknown[0], names, n=1) if unknown else []
             raise ConfigError(
                 f"evaluate.pairs {f'has no list {unknown[0]}' if unknown else 'is empty'}",
-                where="evaluate.gate.min_pairs_accuracy",
+                where="evaluate.gate.min_pair_list_accuracy",
                 remedy=f"did you mean {near[0]}?" if near
                 else f"use the name of a list: {', '.join(names)}" if names
                 else "add a list to evaluate.pairs, or remove the bound",

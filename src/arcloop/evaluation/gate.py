@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TypedDict
 
-from arcloop.artifacts.metrics import is_pair_accuracy
+from arcloop.artifacts.metrics import is_pair_list_accuracy
 from arcloop.config.evaluation import BOUNDS_ON_CHANGE, GateSettings
 from arcloop.evaluation.compare import Comparison
 from arcloop.evaluation.intervals import Interval
@@ -54,11 +54,11 @@ def check_gate(
         reasons.append("The gallery has one class, so every answer is right; add other classes.")
     passed = not reasons
     bounds = asdict(settings)
-    of_lists = bounds.pop("min_pairs_accuracy")
+    of_lists = bounds.pop("min_pair_list_accuracy")
     if isinstance(of_lists, dict):
         bounds |= {f"min_pairs_{name}_accuracy": bound for name, bound in of_lists.items()}
     else:
-        names = [*filter(is_pair_accuracy, metrics)] or ["pairs_accuracy"]
+        names = [*filter(is_pair_list_accuracy, metrics)] or ["pairs_accuracy"]
         bounds |= {f"min_{name}": of_lists for name in names}
     found = [
         _compare(name, bound, metrics, (intervals or {}) if settings.use == "interval" else None)

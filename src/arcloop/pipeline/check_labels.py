@@ -47,7 +47,11 @@ def check_labels(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="folder to write (default RUN_DIR-labels)")
     options = parser.parse_args(arguments)
     if options.folds < 2 or options.top < 0:
-        raise ConfigError("--folds must be at least 2, and --top at least 0")
+        raise ConfigError(
+            f"--folds={options.folds} --top={options.top}: there must be at least 2 folds, and at"
+            " least 0 images on the page",
+            remedy="correct the option",
+        )
     run = artifacts.load(artifacts.without_link(Path(options.run_dir)), "run")
     output = Path(options.output or f"{run.path}-labels")
     store = find_store(run.path)
@@ -58,11 +62,10 @@ def check_labels(arguments: Sequence[str]) -> int:
 
     images = StoredImages(Store.open(store))
     fold_N = assign_folds(images.labels, options.folds)
-    small = np.unique(images.labels[fold_N < 0]).tolist()
     left_out = (
-        f"{(fold_N < 0).sum():,} images of {len(small):,} classes with fewer than {MIN_IMAGES}"
-        " images are not checked"
-        if small
+        f"{(fold_N < 0).sum():,} images are not checked, because their classes have fewer than"
+        f" {MIN_IMAGES} images"
+        if (fold_N < 0).any()
         else ""
     )
     if (fold_N < 0).all():

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
-from arcloop.artifacts.metrics import is_pair_accuracy, read_intervals, read_metrics
+from arcloop.artifacts.metrics import is_pair_list_accuracy, read_intervals, read_metrics
 from arcloop.artifacts.timings import describe_stages, read_timing
 from arcloop.display.terminal import result_console
 
@@ -65,7 +65,7 @@ def print_summary(folders: Mapping[str, Path]) -> None:
         if name in metrics:
             ends = "({:.4f}-{:.4f})".format(*intervals[name]) if name in intervals else ""
             table.add_row(name, f"{metrics[name]:.4f} {ends}")
-    for name in filter(is_pair_accuracy, metrics):
+    for name in filter(is_pair_list_accuracy, metrics):
         table.add_row(name, f"{metrics[name]:.4f} (std {metrics[f'{name}_std']:.4f})")
     table.add_section()
     for stage, figures in describe_stages(folders):

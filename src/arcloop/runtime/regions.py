@@ -54,7 +54,7 @@ class Region:
     def __str__(self) -> str:
         if self.landmarks is None:
             return f"box={','.join(map(str, self.box or ()))}"
-        return f"points={','.join(f'{value:.1f}' for value in self.landmarks)}"
+        return f"landmarks={','.join(f'{value:.1f}' for value in self.landmarks)}"
 
     def find_fault(self, size: tuple[int, int]) -> str:
         """Describe how the box exceeds an image of this width and height; empty if it does not."""

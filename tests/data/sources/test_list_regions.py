@@ -144,7 +144,7 @@ def test_missing_columns_and_one_point(tmp_path, sheets):
     rows = read(sheets)
     error = refusal(write(tmp_path / "l.csv", [{k: v for k, v in row.items() if k != "y_2"}
                                                for row in rows]))  # fmt: skip
-    assert "column y_2 is missing, but x_1, y_1, x_2 is there" in error.what
+    assert "of the columns x_1, y_1, x_2, y_2, only x_1, y_1, x_2 are given" in error.what
     face = dict(zip(LANDMARKS, FACE, strict=True))
     error = refusal(write(tmp_path / "l.csv", [{**row, **face, "nose_x": ""} for row in rows]))
     assert "line 2: nose_x='' is not a number" in error.what
@@ -163,7 +163,7 @@ def test_faces_of_one_file_are_different_images(tmp_path, sheets):
     prepare(csv_source(write(tmp_path / "f.csv", faces)), tmp_path / "faces", workers=1)
     store = Store.open(tmp_path / "faces")
     points = "3.0,1.0,5.0,1.0,4.0,2.0,3.0,3.0,5.0,3.0"
-    assert store.describe("train", 0)["file"] == f"ant.png#points={points}"
+    assert store.describe("train", 0)["file"] == f"ant.png#landmarks={points}"
     assert store.describe("query", 2)["file"] == "ant.png#box=66,0,72,4"
     prepare(csv_source(sheets), tmp_path / "boxes", workers=1)
     images, boxes = (

@@ -191,9 +191,9 @@ def test_bounds_of_the_gate():
     measured = {"pairs_lfw_accuracy": 0.99, "pairs_cfp_fp_accuracy": 0.9}
     bounds = settings().gate
     for bound, passed in ((0.9, True), (0.95, False), ({"lfw": 0.95}, True), ({"agedb": 0}, False)):
-        bounds.min_pairs_accuracy = bound
+        bounds.min_pair_list_accuracy = bound
         assert check_gate(measured, bounds)["passed"] == passed
-    bounds.min_pairs_accuracy = 0.9
+    bounds.min_pair_list_accuracy = 0.9
     assert not check_gate({}, bounds)["passed"]
 
 
@@ -201,16 +201,16 @@ def test_names_of_lists():
     with pytest.raises(ConfigError, match="two lists with the name lfw"):
         EvaluateSettings(**vars(settings()) | {"pairs": ["a/lfw.bin", "b/lfw.bin"]})
     gate = settings().gate
-    gate.min_pairs_accuracy = {"lfv": 0.9}
+    gate.min_pair_list_accuracy = {"lfv": 0.9}
     with pytest.raises(ConfigError, match="no list lfv") as raised:
         EvaluateSettings(**vars(settings()) | {"pairs": ["a/lfw.bin"], "gate": gate})
     assert "did you mean lfw" in str(raised.value)
-    gate.min_pairs_accuracy = 0.9
+    gate.min_pair_list_accuracy = 0.9
     with pytest.raises(ConfigError, match=r"evaluate.pairs is empty"):
         EvaluateSettings(**vars(settings()) | {"gate": gate})
     for wrong in (1.5, {"lfw": "high"}, True):
         with pytest.raises(ConfigError, match=r"must be null, a number from 0 to 1"):
-            GateSettings(**vars(settings().gate) | {"min_pairs_accuracy": wrong})
+            GateSettings(**vars(settings().gate) | {"min_pair_list_accuracy": wrong})
 
 
 def field_accuracies(cosines, same):
@@ -270,7 +270,9 @@ def cosines_of(model, images, flip):
 def test_evaluate_reports_every_list(work, drawn, capsys, flip):
     folder, jpegs, images, flags = drawn
     lists = f"evaluate.pairs=[{folder}/faces.bin,{folder}/mixed.csv]"
-    bounds = "evaluate.gate.min_pairs_accuracy=" + ("0.99" if flip else "{faces: 0.1, mixed: 0.99}")
+    bounds = "evaluate.gate.min_pair_list_accuracy=" + (
+        "0.99" if flip else "{faces: 0.1, mixed: 0.99}"
+    )
     command = ["evaluate", f"run_dir={RUN}", lists, bounds, "embed.batch_size=33"]
     assert main([*command, f"evaluate.pairs_flip={str(flip).lower()}"]) == 3
     metrics = json.loads((RUN / "evaluation/metrics.json").read_bytes())

@@ -108,10 +108,10 @@ def _check_columns(header: Sequence[str], file: Path, delimiter: str) -> None:
         missing = [name for name in names if name not in header]
         if missing and len(missing) < len(names):
             given = ", ".join(name for name in names if name in header)
-            faults.append(f"column {', '.join(missing)} is missing, but {given} is there")
+            faults.append(f"of the columns {', '.join(names)}, only {given} are given")
     if not faults:
         return
-    remedy = "name the columns in the first line: path,label and optionally split and group"
+    remedy = "name the columns path, label and optionally split and group"
     from arcloop.config.composition import quote_override  # imports Hydra
 
     for other in sorted({",", ";", "\t", "|"} - {delimiter}):
@@ -120,6 +120,6 @@ def _check_columns(header: Sequence[str], file: Path, delimiter: str) -> None:
             remedy = f"pass {quote_override('data.delimiter', value)}"
     raise DataError(
         f"{'; '.join(faults)}; the columns are: {', '.join(map(repr, header)) or 'none'}",
-        where=f"{file.absolute()} line 1",
+        where=file.absolute() if is_parquet(file) else f"{file.absolute()} line 1",
         remedy=remedy,
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from arcloop.artifacts.metrics import is_pair_accuracy
+from arcloop.artifacts.metrics import is_pair_list_accuracy
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import drawable_names, encode_png
 from arcloop.display.terminal import format_similarity
@@ -110,7 +110,7 @@ def write_report(
         gate=gate,
         comparison=comparison,
         pair_lists=[
-            _OF_PAIRS.sub(r"\1", name) for name in filter(is_pair_accuracy, result.metrics)
+            _OF_PAIRS.sub(r"\1", name) for name in filter(is_pair_list_accuracy, result.metrics)
         ],
         changes=_describe_changes(comparison),
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from arcloop.artifacts.metrics import is_pair_accuracy
+from arcloop.artifacts.metrics import is_pair_list_accuracy
 from arcloop.errors import ConfigError
 from arcloop.pipeline.leaderboard.comparison import Estimate
 from arcloop.pipeline.leaderboard.plots import short_key, short_value
@@ -36,7 +36,10 @@ def query_columns(ranking: Ranking) -> list[str]:
     """Return the metrics of the query split to show, among those that were recorded."""
     names = (_COLUMNS[0], *_MEASURED, *_COLUMNS[1:]) if ranking.on_runs else _COLUMNS
     recorded = {name for setting in ranking.settings for name in setting.metrics}
-    found = [*filter(recorded.__contains__, names), *filter(is_pair_accuracy, sorted(recorded))]
+    found = [
+        *filter(recorded.__contains__, names),
+        *filter(is_pair_list_accuracy, sorted(recorded)),
+    ]
     if ranking.on_runs and not found:  # sizes of exported files
         found = sorted(recorded)
     return found
