@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import numpy as np
 from omegaconf import DictConfig, open_dict
 
 from arcloop import artifacts
