@@ -16,9 +16,14 @@ RUN = "runs/synthetic"
 
 
 def test_an_equal_second_run_is_removed(work, capsys):
-    """Its folder has a name that an override must quote, and its index was rebuilt."""
+    """Its folder has a name that an override must quote, its index was rebuilt, and its version
+    did not have one of the keys."""
     assert main(["index", f"run_dir={RUN}", "index=hnsw"]) == 0
     assert main(["evaluate", f"run_dir={RUN}"]) == 0
+    manifest = work / RUN / "manifest.json"
+    content = json.loads(manifest.read_bytes())
+    del content["config"]["optimizer"]["layer_decay"]
+    manifest.write_text(json.dumps(content))
     (work / RUN).rename("runs/a=1, [b]")
     assert main(["reproduce", "runs/a=1, [b]"]) == 0
     assert "equal" in capsys.readouterr().out

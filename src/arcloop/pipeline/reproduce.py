@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import compose_config, to_plain
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, Terminated
 from arcloop.pipeline import steps
@@ -121,13 +121,14 @@ def _config(overrides: Sequence[str], recorded: Mapping[str, Any], second: Path)
 def _replace_group(config: DictConfig, name: str, value: Any) -> None:
     """Replace a config group; typed settings keep their dataclass type.
 
-    The comparison with another model is left out: no compared file depends on it, and the other
-    model may have been removed.
+    Keys that the version of the run did not have keep their defaults. The comparison with another
+    model is left out: no compared file depends on it, and the other model may have been removed.
     """
     if name == "evaluate":
         value = {**value, "gate": {**value["gate"], **_NO_COMPARISON}}
-    if name == "index":
-        value = {"dim": None, **value}  # an index of an older version has no `dim`
+    current = to_plain(config[name]) if OmegaConf.is_dict(config[name]) else None
+    if current is not None and current.get("_target_") == value.get("_target_"):
+        value = {**current, **value}
     if OmegaConf.is_config(config[name]) and OmegaConf.get_type(config[name]) is not dict:
         value = OmegaConf.merge(config[name], value)
     config[name] = value
