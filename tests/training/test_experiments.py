@@ -11,14 +11,13 @@ GROUPS = sorted(path for path in bundled("conf").iterdir() if path.is_dir())
 EXPERIMENTS = {"mnist": [], "images": ["data.root=x"]}
 CHOICES = [f"{group.name}={file.stem}" for group in GROUPS for file in sorted(group.glob("*.yaml"))]
 NEEDS_GPU = ("trainer=ddp", "trainer=gpu")
-IMAGES_ONLY = ("data=image_folder", "data=csv")
-"""Sources with all keys that `experiment=images` sets."""
+WITH_IMAGES = ("data=image_folder", "data=csv", "backbone=", "head=", "sampler=", "augmentation=")
+"""Choices that values of `experiment=images` could contradict; other sources lack keys it sets."""
 PAIRS = [
     (experiment, choice)
     for experiment in EXPERIMENTS
     for choice in CHOICES
-    if experiment != "images" or choice in IMAGES_ONLY or not choice.startswith("data=")
-    if choice.partition("=")[0] != "experiment"
+    if experiment != "images" or choice.startswith(WITH_IMAGES)
 ]
 
 
