@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from arcloop.pipeline.leaderboard.page import markdown_page
 from arcloop.pipeline.leaderboard.ranking import Ranking
 from benchmarks.measure import in_process
 
-ROOT = Path(__file__).parents[1]
 SETS = {
     "mnist": ["experiment=mnist", "trainer.max_epochs=2"],
     "emoji": ["experiment=images", "data.root=sets/emoji", "trainer.max_epochs=10", "threads=1"],
@@ -44,14 +43,13 @@ SEEDS = "0,1,2"
 _COLUMNS = ("top1", "map_at_r")
 
 
-def main() -> None:
-    """Run and write the results of each set."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run and write the results of each set; without `arguments`, those of the command line."""
     parser = argparse.ArgumentParser("python -m benchmarks.results", description=__doc__)
-    parser.add_argument("sets", metavar="SET", nargs="*", default=list(SETS), choices=SETS)
+    parser.add_argument("sets", metavar="SET", nargs="+", choices=SETS)
     parser.add_argument("--heads", default=HEADS)
     parser.add_argument("--seeds", default=SEEDS)
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     peers = os.environ.get("ARCLOOP_PEERS")
     for name in options.sets:
         sweep = Path("runs/results") / name
@@ -61,8 +59,8 @@ def main() -> None:
         page = markdown_page(ranking).replace("# Results", f"# Results on {name}", 1)
         if peers and name != "mnist":
             page += "\n" + "\n".join(_compare(ranking, peers)) + "\n"
-        file = ROOT / "docs/results" / f"{name}.md"
-        file.parent.mkdir(exist_ok=True)
+        file = Path("docs/results") / f"{name}.md"
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(page)
         print(f"written: {file}")
 

@@ -66,11 +66,11 @@ def test_steps_without_logging_read_no_value_from_the_device(in_tmp, monkeypatch
     monkeypatch.setattr(TrainingSetup, "make_trainer", lambda s, *c: make_trainer(s, *c, steps))
     monkeypatch.setattr(torch.Tensor, "item", counted_item)
     options = [
-        "trainer.log_every_n_steps=3",
+        "trainer.log_every_n_steps=2",
         "trainer.max_epochs=1",
         f"trainer.precision={precision}",
     ]
     assert main(["train", *SMALL, *options, "callbacks=export_only", "callbacks.export=null"]) == 0
     assert len(steps.reads) == 6
-    assert steps.reads[2] > 0, "the third step is logged"
-    assert [steps.reads[step] for step in (0, 1, 3, 4)] == [0] * 4
+    assert steps.reads[1] > 0, "the second step is logged"
+    assert [steps.reads[step] for step in (0, 2, 4)] == [0] * 3
