@@ -19,6 +19,7 @@ SEEDS ?= 0,1,2
 # AVX2 and two threads, in `make test-numerics`.
 NUMERICS := tests/evaluation tests/models/heads tests/retrieval tests/runtime \
 	--ignore=tests/evaluation/report --ignore=tests/evaluation/test_docs.py \
+	--ignore=tests/evaluation/pairs --ignore=tests/evaluation/test_many_classes.py \
 	--ignore=tests/evaluation/test_options.py --ignore=tests/retrieval/test_open_set.py
 SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem FAISS_SIMD_LEVEL=NONE OMP_NUM_THREADS=1

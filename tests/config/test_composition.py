@@ -22,6 +22,7 @@ REQUIRED = {
     "data=csv": ["data.file=x"],
     "data=image_folder": ["data.root=x"],
     "data=recordio": ["data.root=x"],
+    "experiment=images": ["data.root=x"],
     "index=factory": ["index.factory=Flat"],
     "trainer=default": ["trainer.accelerator=cpu"],
 }
