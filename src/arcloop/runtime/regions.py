@@ -28,7 +28,7 @@ _CENTRE = 0.5 + 0.5j  # of the first pixel, in the coordinates of Pillow
 
 @dataclass(frozen=True)
 class Region:
-    """Part of an image file, in pixels of the image as it is displayed.
+    """Part of an image file, in pixels of the image after its EXIF orientation is applied.
 
     Attributes:
         box: x_1, y_1, x_2 and y_2; the pixels at x_2 and y_2 are outside.
