@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arcloop import artifacts
@@ -127,11 +128,18 @@ def _replace_group(config: DictConfig, name: str, value: Any) -> None:
     if name == "evaluate":
         value = {**value, "gate": {**value["gate"], **_NO_COMPARISON}}
     current = to_plain(config[name]) if OmegaConf.is_dict(config[name]) else None
-    if current is not None and current.get("_target_") == value.get("_target_"):
+    if current is not None and _same_target(current.get("_target_"), value.get("_target_")):
         value = {**current, **value}
     if OmegaConf.is_config(config[name]) and OmegaConf.get_type(config[name]) is not dict:
         value = OmegaConf.merge(config[name], value)
     config[name] = value
+
+
+def _same_target(one: str | None, other: str | None) -> bool:
+    """Compare what two names refer to: a manifest may have the full name of a class."""
+    if one is None or other is None:
+        return one is other
+    return get_object(one) is get_object(other)
 
 
 def first_difference(one: Path, other: Path) -> str | None:

@@ -270,7 +270,8 @@ def test_make_results_writes_a_table_with_a_command_for_each_row(in_tmp, monkeyp
         ["make", "-n", "results", "SETS=tiny", "HEADS=arcface,arcface_sharded", "SEEDS=0,1"],
         cwd=root, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    _, arguments = made.stdout.strip().splitlines()[-1].split("-m benchmarks.results ")
+    (command,) = (line for line in made.stdout.splitlines() if "-m benchmarks.results" in line)
+    arguments = command.split("-m benchmarks.results ")[1]
     monkeypatch.setitem(results.SETS, "tiny", SMALL)
     results.main(shlex.split(arguments))
     page = Path("docs/results/tiny.md").read_text()
