@@ -1,8 +1,9 @@
 """Compare heads over seeds, and with other libraries, on MNIST and sets of drawings: `[SET ...]`.
 
 For each set of `SETS`, `arcloop train -m` trains `HEADS` with `SEEDS`, and the other libraries
-train the same network on the same images, see peers/image_training.py. Finished runs are used
-again. The results are written to docs/results/SET.md, with the command of each row.
+train the same network on the same images, see peers/image_training.py. The speed is measured
+afterwards, with all cores, and each library in turn. Finished runs are used again. The results are
+written to docs/results/SET.md, with the command of each row.
 
 ARCLOOP_PEERS names the Python interpreter of an environment with pytorch-metric-learning,
 open-metric-learning and torchvision; without it, only the heads are compared.
@@ -14,9 +15,10 @@ import argparse
 import csv
 import json
 import os
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from arcloop.artifacts.metrics import read_metrics
+from arcloop.artifacts.timings import read_timing
 from arcloop.data.store import Store
 from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.leaderboard.comparison import Estimate
@@ -33,14 +36,18 @@ from arcloop.pipeline.leaderboard.ranking import Ranking
 from benchmarks.measure import in_process
 
 SETS = {
-    "mnist": ["experiment=mnist", "trainer.max_epochs=2"],
-    "emoji": ["experiment=images", "data.root=sets/emoji", "trainer.max_epochs=10", "threads=1"],
-    "icons": ["experiment=images", "data.root=sets/icons", "trainer.max_epochs=10", "threads=1"],
+    "mnist": ["experiment=mnist"],
+    "emoji": ["experiment=images", "data.root=sets/emoji"],
+    "icons": ["experiment=images", "data.root=sets/icons"],
 }
+_DRAWN = ["trainer.max_epochs=10", "threads=1"]
+_SHORTER = {"mnist": ["trainer.max_epochs=2"], "emoji": _DRAWN, "icons": _DRAWN}
 LIBRARIES = {"pml": "pytorch-metric-learning", "oml": "open-metric-learning"}
 HEADS = "arcface,cosface,sub_center_arcface,adaface,softmax"
 SEEDS = "0,1,2"
+ROUNDS = 3
 _COLUMNS = ("top1", "map_at_r")
+_SPEED = {"train_s": "training, seconds", "images_per_second": "training, images/s"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("sets", metavar="SET", nargs="+", choices=SETS)
     parser.add_argument("--heads", default=HEADS)
     parser.add_argument("--seeds", default=SEEDS)
+    parser.add_argument("--without-speed", action="store_true", help="for a machine in use")
     options = parser.parse_args(arguments)
     peers = os.environ.get("ARCLOOP_PEERS")
     for name in options.sets:
@@ -59,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         page = markdown_page(ranking).replace("# Results", f"# Results on {name}", 1)
         if peers and name != "mnist":
             page += "\n" + "\n".join(_compare(ranking, peers)) + "\n"
+            if not options.without_speed:
+                page += "\n" + "\n".join(_compare_speed(name, peers)) + "\n"
         file = Path("docs/results") / f"{name}.md"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(page)
@@ -75,7 +85,7 @@ def sweep_overrides(name: str, heads: str, seeds: str, sweep: Path) -> list[str]
         sweep: Folder of the sweep.
     """
     swept = [f"head={heads}", f"seed={seeds}", f"hydra.sweep.dir={sweep}"]
-    return [*SETS[name], "callbacks.tensorboard=null", *swept]
+    return [*SETS[name], *_SHORTER.get(name, ()), "callbacks.tensorboard=null", *swept]
 
 
 def _compare(ranking: Ranking, peers: str) -> Iterator[str]:
@@ -95,10 +105,48 @@ def _compare(ranking: Ranking, peers: str) -> Iterator[str]:
     yield ""
     yield "ArcFace with the same network, images, split, augmentation, epochs, margin and scale."
     yield ""
-    yield "| library | seeds | " + " | ".join(_COLUMNS) + " |"
-    yield "| --- |" + " ---: |" * (1 + len(_COLUMNS))
+    yield from _table("seeds", rows, {column: column for column in _COLUMNS}, Estimate.of)
+
+
+def _compare_speed(name: str, peers: str) -> Iterator[str]:
+    """Train for 3 epochs with each library in turn, and yield lines of the table of durations."""
+    rows: dict[str, list[Mapping[str, float]]] = {"arcloop": [], **{who: [] for who in LIBRARIES}}
+    for number in range(ROUNDS):
+        run = Path(f"runs/results/{name}-speed/{number}")
+        if not read_timing(run):
+            short = ["trainer.max_epochs=3", "callbacks=export_only", f"run_dir={run}"]
+            command = [sys.executable, "-m", "arcloop", "train", *SETS[name], *short]
+            subprocess.run(command, check=True)
+        timing = read_timing(run)
+        rows["arcloop"].append(
+            {"train_s": timing["seconds"], "images_per_second": timing["per_second"]}
+        )
+        for who in LIBRARIES:
+            rows[who].append(_of_peer(run, who, peers))
+    yield "## Speed of training"
+    yield ""
+    yield f"3 epochs, the libraries in turn, on {os.cpu_count()} CPU cores. The seconds of arcloop"
+    yield "include a validation in each epoch; the images/s of all libraries do not."
+    yield ""
+    yield from _table("rounds", rows, _SPEED, _middle)
+
+
+def _middle(values: Sequence[float]) -> str:
+    """Describe values by their median, minimum and maximum."""
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+
+def _table(
+    repeats: str,
+    rows: Mapping[str, Sequence[Mapping[str, float]]],
+    columns: Mapping[str, str],
+    describe: Callable[[Sequence[float]], Any],
+) -> Iterator[str]:
+    """Yield the lines of a table of the libraries; `columns` maps keys of the rows to titles."""
+    yield f"| library | {repeats} | " + " | ".join(columns.values()) + " |"
+    yield "| --- |" + " ---: |" * (1 + len(columns))
     for who, found in rows.items():
-        cells = [str(Estimate.of([float(row[column]) for row in found])) for column in _COLUMNS]
+        cells = [str(describe([float(row[key]) for row in found])) for key in columns]
         yield f"| {LIBRARIES.get(who, who)} | {len(found)} | " + " | ".join(cells) + " |"
 
 
