@@ -63,7 +63,7 @@ def _head(who: str, classes: int) -> nn.Module:
         from arcloop.models import ArcFace
 
         return ArcFace(embedding_dim=DIM, num_classes=classes, scale=SCALE, margin=MARGIN,
-                       easy_margin=False)  # fmt: skip
+                       easy_margin=False, size_margin=0.0, size_power=0.25)  # fmt: skip
     if who == "pml":
         from pytorch_metric_learning.losses import ArcFaceLoss
 

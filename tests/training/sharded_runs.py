@@ -45,7 +45,7 @@ STATEFUL = [
 ]  # fmt: skip
 HARD = [  # the classes of a batch, and the margins, depend on the run
     "sampler=hard_classes", "sampler.images_per_class=12", "sampler.classes_per_group=2",
-    "+head.size_margin=0.4", "optimizer.lr=0.0005", "optimizer.head_lr=0.01",
+    "head.size_margin=0.4", "optimizer.lr=0.0005", "optimizer.head_lr=0.01",
     "callbacks.export=null", "callbacks.build_index=null", "callbacks.evaluate=null",
 ]  # fmt: skip
 RUNS = {  # name -> overrides, processes of each epoch

@@ -22,7 +22,8 @@ def make_modules() -> tuple[nn.Module, nn.Module]:
     embedder = Embedder(
         backbone, image_shape=(8, 8, 1), embedding_dim=4, dropout=0.0, mean=[0.0], std=[1.0]
     )
-    head = ArcFace(embedding_dim=4, num_classes=3, margin=0.1, scale=8.0, easy_margin=False)
+    head = ArcFace(embedding_dim=4, num_classes=3, margin=0.1, scale=8.0, easy_margin=False,
+                   size_margin=0.0, size_power=0.25)  # fmt: skip
     return embedder, head
 
 

@@ -71,7 +71,7 @@ KNOWN_FROM_THE_CONFIG = {
         "head.size_margin is unknown",
     ),
     "memory and proxies": (
-        ["head=proxy_anchor", "+head.memory_size=100"],
+        ["head=proxy_anchor", "head.memory_size=100"],
         "ProxyAnchorLoss cannot compare a batch with a memory",
     ),
     "codes": (["index=factory", "index.factory=PQ8x2"], "can be trained but not searched"),

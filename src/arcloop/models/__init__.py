@@ -15,10 +15,8 @@ from arcloop.models.embedder import Embedder
 from arcloop.models.heads.adaptive_margins import AdaFace, CurricularFace, MagFace
 from arcloop.models.heads.arcface import (
     ArcFace,
-    ArcFaceBySize,
     CombinedMargin,
     CosFace,
-    CosFaceBySize,
     ElasticArcFace,
     ElasticCosFace,
     SubCenterArcFace,
@@ -29,13 +27,12 @@ from arcloop.models.heads.cosine_classifier import (
     Head,
     NormalizedSoftmax,
 )
-from arcloop.models.heads.pair_loss import CrossBatchMemory, PairLoss
+from arcloop.models.heads.pair_loss import PairLoss
 from arcloop.models.heads.sharded_arcface import ShardedArcFace
 
 __all__ = [
-    "AdaCos", "AdaFace", "ArcFace", "ArcFaceBySize", "CombinedMargin", "ConvNet", "CosFace",
-    "CosFaceBySize", "CosineClassifier", "CrossBatchMemory", "CurricularFace", "ElasticArcFace",
-    "ElasticCosFace", "Embedder", "Head", "IResNet", "Lora",
+    "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "ConvNet", "CosFace", "CosineClassifier",
+    "CurricularFace", "ElasticArcFace", "ElasticCosFace", "Embedder", "Head", "IResNet", "Lora",
     "MagFace", "MobileFaceNet", "NormalizedSoftmax", "PairLoss", "ShardedArcFace",
     "SubCenterArcFace", "TimmBackbone", "WeightComparison", "compare_weights", "fit_weights",
     "load_weights", "read_weights",

@@ -36,12 +36,16 @@ HEADS = {
         length_weight=3.0, easy_margin=False,
     ),
     "sub-center": partial(
-        SubCenterArcFace, scale=16.0, margin=0.4, easy_margin=False, sub_centers=2
+        SubCenterArcFace, scale=16.0, margin=0.4, easy_margin=False, sub_centers=2,
+        size_margin=0.0, size_power=0.25,
     ),
     "pair loss": partial(
-        PairLoss, loss=losses.MultiSimilarityLoss(), miner=miners.MultiSimilarityMiner(epsilon=0.5)
+        PairLoss, loss=losses.MultiSimilarityLoss(), miner=miners.MultiSimilarityMiner(epsilon=0.5),
+        memory_size=0,
     ),
-    "triplets": partial(PairLoss, loss=losses.TripletMarginLoss(margin=0.3), miner=None),
+    "triplets": partial(
+        PairLoss, loss=losses.TripletMarginLoss(margin=0.3), miner=None, memory_size=0
+    ),
     "memory": partial(
         PairLoss, loss=losses.ContrastiveLoss(pos_margin=0, neg_margin=1), miner=None,
         memory_size=20,
@@ -49,7 +53,9 @@ HEADS = {
     "by size": partial(
         ArcFace, scale=16.0, margin=0.1, easy_margin=False, size_margin=0.4, size_power=0.5
     ),
-    "proxies": partial(PairLoss, loss=partial(losses.ProxyAnchorLoss, alpha=8.0), miner=None),
+    "proxies": partial(
+        PairLoss, loss=partial(losses.ProxyAnchorLoss, alpha=8.0), miner=None, memory_size=0
+    ),
 }  # fmt: skip
 
 

@@ -59,13 +59,15 @@ def softmax(features, weight, labels, state, frozen, *, scale):
     return plain(features, weight, labels, scale), None
 
 
-def cosface(features, weight, labels, state, frozen, *, scale, margin):
+def cosface(features, weight, labels, state, frozen, *, scale, margin, **_):
     def target(_, angle):
         return math.cos(angle) - margin
 
     return by_target(features, weight, labels, scale, target), None
 
 
+ONE_MARGIN = {"size_margin": 0.0, "size_power": 0.25}
+"""Values of a head whose classes all have the same margin."""
 SIZES = [0, 1, 2, 5, 10, 100, 20_000]
 
 

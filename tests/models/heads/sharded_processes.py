@@ -43,7 +43,7 @@ class Model(nn.Module):
         self.head = ShardedArcFace(
             embedding_dim=D, num_classes=num_classes, scale=SCALE, margin=MARGIN,
             easy_margin=False, sample_rate=sample_rate,
-            size_margin=SIZE_MARGIN if num_classes == MANY else 0.0,
+            size_margin=SIZE_MARGIN if num_classes == MANY else 0.0, size_power=0.25,
         )  # fmt: skip
         self.head.set_class_sizes(torch.arange(num_classes))
         self.head.initialize_shard()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models.heads.oracle import ONE_MARGIN
 from torch import Tensor
 
 from arcloop.errors import ConfigError
@@ -18,7 +19,12 @@ B, D, C = 12, 5, 7
 
 def make_head(margin: float = 0.5, scale: float = 30.0, easy_margin: bool = False) -> ArcFace:
     return ArcFace(
-        embedding_dim=D, num_classes=C, margin=margin, scale=scale, easy_margin=easy_margin
+        embedding_dim=D,
+        num_classes=C,
+        margin=margin,
+        scale=scale,
+        easy_margin=easy_margin,
+        **ONE_MARGIN,
     )
 
 
@@ -251,7 +257,8 @@ def test_errors_name_values_out_of_range(values: dict[str, float], named: str) -
 def test_a_cosine_rounded_past_one_keeps_its_margin() -> None:
     """Products of unit vectors may round to values above 1, which have no sine."""
     torch.manual_seed(0)
-    head = ArcFace(embedding_dim=64, num_classes=500, margin=0.5, scale=1.0, easy_margin=False)
+    head = ArcFace(embedding_dim=64, num_classes=500, margin=0.5, scale=1.0, easy_margin=False,
+                   **ONE_MARGIN)  # fmt: skip
     labels_B = torch.arange(500)
     features_BD = head.weight.detach().clone()
     assert head.scaled_cosine(features_BD).max() > 1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.models.heads import oracle
+from tests.models.heads.oracle import ONE_MARGIN
 from torch import Tensor
 
 from arcloop.config.composition import build_node, compose_config
@@ -38,19 +39,19 @@ CURRICULAR = {"scale": 16.0, "margin": 0.4, "momentum": 0.9}
 ADA = {"scale": 16.0, "margin": 0.4, "momentum": 0.9}
 CASES = {
     "softmax": (NormalizedSoftmax, {"scale": 30.0}, oracle.softmax),
-    "cosface": (CosFace, {"scale": 30.0, "margin": 0.35}, oracle.cosface),
-    "cosface 0": (CosFace, {"scale": 30.0, "margin": 0.0}, oracle.cosface),
+    "cosface": (CosFace, ONE_MARGIN | {"scale": 30.0, "margin": 0.35}, oracle.cosface),
+    "cosface 0": (CosFace, ONE_MARGIN | {"scale": 30.0, "margin": 0.0}, oracle.cosface),
     "combined": (CombinedMargin, {"scale": 8.0, "m1": 1.0, "m2": 0.3, "m3": 0.2}, oracle.combined),
     "sphere": (CombinedMargin, {"scale": 8.0, "m1": 3.5, "m2": 0.0, "m3": 0.0}, oracle.combined),
     "below": (CombinedMargin, {"scale": 8.0, "m1": 0.9, "m2": 0.4, "m3": 0.15}, oracle.combined),
     "sub-center": (
         SubCenterArcFace,
-        {"scale": 30.0, "margin": 0.5, "easy_margin": False, "sub_centers": 3},
+        ONE_MARGIN | {"scale": 30.0, "margin": 0.5, "easy_margin": False, "sub_centers": 3},
         oracle.arcface,
     ),
     "arcface by size": (
         ArcFace,
-        {"scale": 30.0, "margin": 0.1, "easy_margin": False, "size_margin": 0.4},
+        ONE_MARGIN | {"scale": 30.0, "margin": 0.1, "easy_margin": False, "size_margin": 0.4},
         functools.partial(oracle.by_size, kind="arc", power=0.25),
     ),
     "cosface by size": (
@@ -60,7 +61,9 @@ CASES = {
     ),
     "sub-center by size": (
         SubCenterArcFace,
-        {"scale": 30.0, "margin": 0.2, "easy_margin": False, "size_margin": 0.3, "sub_centers": 3},
+        ONE_MARGIN
+        | {"scale": 30.0, "margin": 0.2, "easy_margin": False}
+        | {"size_margin": 0.3, "sub_centers": 3},
         functools.partial(oracle.by_size, kind="arc", power=0.25),
     ),
     "adacos fixed": (AdaCos, {"dynamic": False}, oracle.adacos),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.models.heads.oracle import ONE_MARGIN
 from torch import Tensor, nn
 
 from arcloop.errors import ConfigError
@@ -40,7 +41,12 @@ def dense(num_classes: int) -> tuple[nn.Linear, ArcFace]:
     torch.manual_seed(7)
     embedder = nn.Linear(INPUTS, D, bias=False)
     head = ArcFace(
-        embedding_dim=D, num_classes=num_classes, scale=SCALE, margin=MARGIN, easy_margin=False
+        embedding_dim=D,
+        num_classes=num_classes,
+        scale=SCALE,
+        margin=MARGIN,
+        easy_margin=False,
+        **ONE_MARGIN,
     )
     return embedder, head
 
@@ -155,7 +161,7 @@ def test_a_sample_has_all_targets_and_the_requested_size(found, world):
 
 def test_a_sample_is_a_function_of_the_step():
     head = ShardedArcFace(
-        embedding_dim=4, num_classes=1000, scale=8.0, margin=0.2, easy_margin=False,
+        embedding_dim=4, num_classes=1000, scale=8.0, margin=0.2, easy_margin=False, **ONE_MARGIN,
         sample_rate=0.1,
     )  # fmt: skip
     head.initialize_shard()
@@ -252,14 +258,20 @@ def test_randn_rows_equal_those_of_the_whole_matrix(total, width):
 def test_errors_name_a_sample_rate_out_of_range(rate):
     with pytest.raises(ConfigError, match=r"head\.sample_rate="):
         ShardedArcFace(
-            embedding_dim=D, num_classes=3, scale=8.0, margin=0.2, easy_margin=False,
+            embedding_dim=D, num_classes=3, scale=8.0, margin=0.2, easy_margin=False, **ONE_MARGIN,
             sample_rate=rate,
         )  # fmt: skip
 
 
 def test_a_label_out_of_range_gives_an_infinite_loss():
     head = ShardedArcFace(
-        embedding_dim=D, num_classes=3, scale=8.0, margin=0.2, easy_margin=False, sample_rate=1.0
+        embedding_dim=D,
+        num_classes=3,
+        scale=8.0,
+        margin=0.2,
+        easy_margin=False,
+        **ONE_MARGIN,
+        sample_rate=1.0,
     )
     head.initialize_shard()
     assert head(torch.randn(2, D), torch.tensor([0, 3])).item() == math.inf

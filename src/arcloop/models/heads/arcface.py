@@ -40,33 +40,20 @@ class ArcFace(ClassSizeMargin):
     Args:
         margin: m, additive angle in radians, in [0, π).
         easy_margin: Apply no margin to targets with θ above π/2, see `cos_with_margin`.
-        size_margin: Angle in radians that is added for small classes, see `ClassSizeMargin`.
+        size_margin: Angle in radians that is added for small classes, 0 for none, see
+            `ClassSizeMargin`.
         **shared: size_power, embedding_dim, num_classes and scale, see `ClassSizeMargin`.
     """
 
     @checked("head")
     def __init__(
-        self, *, margin: Angle, easy_margin: bool, size_margin: Angle = 0.0, **shared: Any
+        self, *, margin: Angle, easy_margin: bool, size_margin: Angle, **shared: Any
     ) -> None:
         super().__init__(margin=margin, size_margin=size_margin, limit=_MAX_ANGLE, **shared)
         self.easy_margin = easy_margin
 
     def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
         return cos_with_margin(cos_M, self.margin_of(labels_M), easy_margin=self.easy_margin)
-
-
-class ArcFaceBySize(ArcFace):
-    """ArcFace with larger margins for classes with few training images.
-
-    Args:
-        size_margin: a, angle in radians, see `ClassSizeMargin`.
-        size_power: λ, see `ClassSizeMargin`.
-        **shared: margin, easy_margin, embedding_dim, num_classes and scale, see `ArcFace`.
-    """
-
-    @checked("head")
-    def __init__(self, *, size_margin: Angle, size_power: NonNegativeFloat, **shared: Any) -> None:
-        super().__init__(size_margin=size_margin, size_power=size_power, **shared)
 
 
 class SubCenterArcFace(ArcFace):
@@ -77,7 +64,7 @@ class SubCenterArcFace(ArcFace):
 
     Args:
         sub_centers: K, number of vectors per class.
-        **shared: margin, easy_margin, embedding_dim, num_classes and scale, see `ArcFace`.
+        **shared: The parameters of `ArcFace`.
     """
 
     @checked("head")
@@ -107,34 +94,17 @@ class CosFace(ClassSizeMargin):
 
     Args:
         margin: m, subtracted from the cosine, in [0, 1].
-        size_margin: Added to m for small classes, in [0, 1], see `ClassSizeMargin`.
+        size_margin: Added to m for small classes, in [0, 1], see `ClassSizeMargin`; with m = 0 the
+            loss is LDAM.
         **shared: size_power, embedding_dim, num_classes and scale, see `ClassSizeMargin`.
     """
 
     @checked("head")
-    def __init__(
-        self, *, margin: CosineMargin, size_margin: CosineMargin = 0.0, **shared: Any
-    ) -> None:
+    def __init__(self, *, margin: CosineMargin, size_margin: CosineMargin, **shared: Any) -> None:
         super().__init__(margin=margin, size_margin=size_margin, limit=1.0, **shared)
 
     def with_margin(self, cos_M: Tensor, labels_M: Tensor) -> Tensor:
         return cos_M - self.margin_of(labels_M)
-
-
-class CosFaceBySize(CosFace):
-    """CosFace with larger margins for classes with few training images; LDAM if `margin` is 0.
-
-    Args:
-        size_margin: a, in [0, 1], see `ClassSizeMargin`.
-        size_power: λ, see `ClassSizeMargin`.
-        **shared: margin, embedding_dim, num_classes and scale, see `CosFace`.
-    """
-
-    @checked("head")
-    def __init__(
-        self, *, size_margin: CosineMargin, size_power: NonNegativeFloat, **shared: Any
-    ) -> None:
-        super().__init__(size_margin=size_margin, size_power=size_power, **shared)
 
 
 class CombinedMargin(TargetMargin):

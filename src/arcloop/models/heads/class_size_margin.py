@@ -44,7 +44,7 @@ class ClassSizeMargin(TargetMargin):
         *,
         margin: float,
         size_margin: float,
-        size_power: NonNegativeFloat = 0.25,
+        size_power: NonNegativeFloat,
         limit: float,
         **shared: Any,
     ) -> None:

@@ -67,7 +67,7 @@ class PairLoss(Head):
         num_classes: PositiveInt,
         loss: Callable[..., Any],
         miner: Callable[..., Any] | None,
-        memory_size: NonNegativeInt = 0,
+        memory_size: NonNegativeInt,
     ) -> None:
         super().__init__()
         if isinstance(loss, functools.partial):
@@ -128,19 +128,6 @@ class PairLoss(Head):
         """Append the batch to the memory, and remove the oldest rows."""
         for memory, rows in ((self.memory, features_ND), (self.memory_labels, labels_N)):
             memory.copy_(torch.cat([memory, rows.to(memory)])[-self.memory_size :])
-
-
-class CrossBatchMemory(PairLoss):
-    """A loss over the pairs of a batch and a memory of earlier batches (XBM).
-
-    Args:
-        memory_size: M, see `PairLoss`.
-        **shared: embedding_dim, num_classes, loss and miner, see `PairLoss`.
-    """
-
-    @checked("head")
-    def __init__(self, *, memory_size: NonNegativeInt, **shared: Any) -> None:
-        super().__init__(memory_size=memory_size, **shared)
 
 
 def _require_references(loss: Callable[..., Any], dim: int) -> None:
