@@ -144,7 +144,7 @@ def report_errors(work: Callable[[], int]) -> int:
         if isinstance(cause, Terminated):
             word, code = "terminated", TERMINATED
         print(
-            f"{word}; incomplete artifacts were discarded. The same command continues the work",
+            f"{word}; incomplete artifacts were discarded. The same command makes what is missing",
             file=sys.stderr,
         )
         return code
