@@ -86,7 +86,10 @@ def test_a_model_that_was_evaluated_otherwise_is_evaluated_again(both):
     before = versus()
     command = ["evaluate", f"run_dir={NEW}", VERSUS, "evaluate.batch_size=40"]
     assert main(command) in (0, 3)
-    assert versus() == before
+    found = versus()
+    for one, other in zip(before.pop("flips"), found.pop("flips"), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)  # similarities are rounded in other batches
+    assert found == before
     assert not list(NEW.glob(".evaluation*"))
 
 
