@@ -29,6 +29,7 @@ from PIL import Image
 from arcloop.artifacts.metrics import read_metrics
 from arcloop.artifacts.timings import read_timing
 from arcloop.data.store import Store
+from arcloop.errors import GATE_NOT_PASSED
 from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.leaderboard.comparison import Estimate
 from arcloop.pipeline.leaderboard.page import markdown_page
@@ -62,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.sets:
         sweep = Path("runs/results") / name
         overrides = sweep_overrides(name, options.heads, options.seeds, sweep)
-        subprocess.run([sys.executable, "-m", "arcloop", "train", "-m", *overrides], check=True)
+        code = subprocess.run(
+            [sys.executable, "-m", "arcloop", "train", "-m", *overrides]
+        ).returncode
+        if code not in (0, GATE_NOT_PASSED):
+            sys.exit(code)
         ranking = Ranking.of(sweep)
         page = markdown_page(ranking).replace("# Results", f"# Results on {name}", 1)
         if peers and name != "mnist":
