@@ -20,7 +20,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"
 SECTIONS = ("chain", "training", "accuracy", "libraries", "index", "memory", "startup", "heads",
-            "classes", "serving", "export", "pipeline", "sweeps", "pruning", "gpu")  # fmt: skip
+            "classes", "augmentation", "serving", "export", "pipeline", "sweeps", "pruning",
+            "gpu")  # fmt: skip
 _HEADING = """# Performance
 
 `python -m benchmarks.page` writes this page from benchmarks/results/; `make bench` repeats the

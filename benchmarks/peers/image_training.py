@@ -26,7 +26,7 @@ from benchmarks.peers.network import Stages
 def main() -> None:
     """Read the specification and print the result."""
     spec = json.loads(sys.argv[1])
-    library = _define_operators_of_torchvision()  # noqa: F841 - keeps them defined
+    library = define_operators_of_torchvision()  # noqa: F841 - keeps them defined
     torch.manual_seed(spec["seed"])
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
@@ -180,7 +180,7 @@ class _Images(Dataset[Any]):
             return self.transform(image.convert("RGB")), self.labels[index]
 
 
-def _define_operators_of_torchvision() -> torch.library.Library:
+def define_operators_of_torchvision() -> torch.library.Library:
     """Define two operators of detection, without which torchvision cannot be imported.
 
     The CPU build of torch and the build of torchvision for GPUs are not compatible.
