@@ -1,7 +1,4 @@
-"""Run as `python evaluate_in_processes.py` in an empty folder: one model, 1 to 3 processes.
-
-One interpreter imports everything; the processes are forks of it that communicate over gloo.
-"""
+"""Evaluates one model in 1 to 3 processes, which are forks that communicate over gloo."""
 
 import json
 import multiprocessing
@@ -148,7 +145,3 @@ def main():
     for work in (fail, fail_on_rank_0, exit_suddenly):
         codes[work.__name__] = fork(2, work, work.__name__)
     Path("codes.json").write_text(json.dumps(codes))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,11 @@
 """Gallery, index, metrics and the val metric do not depend on the number of processes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from tests import forks
+from tests.distributed import evaluate_in_processes
 
 from arcloop import artifacts
 from arcloop.artifacts.metrics import read_metrics
@@ -15,11 +14,7 @@ from arcloop.artifacts.metrics import read_metrics
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
-    script = Path(__file__).with_name("evaluate_in_processes.py")
-    result = subprocess.run(
-        [sys.executable, script], cwd=folder, timeout=300, stderr=subprocess.PIPE, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    forks.run(evaluate_in_processes.main, folder)
     return folder
 
 

@@ -1,12 +1,12 @@
 """Trains with a frozen, then unfrozen backbone in one and two processes.
 
-Run as `python freezing_runs.py` in an empty folder. The timm backbone has its own batch-norm
+The timm backbone has its own batch-norm
 class, which must be synchronised as well.
 """
 
 from pathlib import Path
 
-from sharded_runs import IMAGES, STORE, train_in
+from tests.training.sharded_runs import IMAGES, STORE, train_in
 
 from arcloop.config.composition import compose_config
 from arcloop.models.backbones.timm_import import import_timm
@@ -25,7 +25,3 @@ def main():
     apply("prepare", compose_config(IMAGES), {}, STORE)
     for world in (1, 2):
         train_in(world, [], Path(f"in-{world}"), common=COMMON)
-
-
-if __name__ == "__main__":
-    main()

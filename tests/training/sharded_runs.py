@@ -1,10 +1,8 @@
 """Trains complete runs, with a different number of processes in each epoch.
 
-Run as `python sharded_runs.py` in an empty folder. The processes are forks of one interpreter and
-have the environment that torchrun sets.
+The processes are forks of one interpreter and have the environment that torchrun sets.
 """
 
-import importlib
 import multiprocessing
 import os
 import shutil
@@ -12,17 +10,12 @@ import sys
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ports import free_port
+from tests.training.ports import free_port
 
 from arcloop.artifacts import load
 from arcloop.config.composition import compose_config
 from arcloop.pipeline.steps import apply
 from arcloop.pipeline.training import train_here
-
-# Otherwise each process would import them when it needs them.
-for module in ("arcloop.evaluation.evaluate", "arcloop.training", "sklearn.manifold",
-               "sklearn.metrics", "torch.utils.tensorboard"):  # fmt: skip
-    importlib.import_module(module)
 
 STORE = Path("store")
 IMAGES = [
@@ -102,7 +95,3 @@ def main():
             train_in(world, [*overrides, *resume, f"trainer.max_epochs={epochs}"], run_dir)
             load(run_dir, "run")
             shutil.copy(run_dir / "checkpoints/last.ckpt", f"{name}-{epochs}.ckpt")
-
-
-if __name__ == "__main__":
-    main()

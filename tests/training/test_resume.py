@@ -1,20 +1,19 @@
 """A run that is killed at any point and resumed writes the same bytes as an uninterrupted run."""
 
+import functools
 import itertools
-import os
 import random
 import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests import forks
 from tests.conftest import SMALL
+from tests.training import killing
 
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config, to_plain
@@ -32,55 +31,6 @@ OVERRIDES = [
 ]  # fmt: skip
 STEPS = 4 * 13
 
-# One interpreter imports all packages; each training process is a fork of it.
-STARTS = """
-import os, sys
-import arcloop.cli.launch, arcloop.evaluation.evaluate, arcloop.training
-import sklearn.manifold, sklearn.metrics, torch.utils.tensorboard
-from arcloop.cli.main import main
-for line in sys.stdin:
-    kill, *arguments = line.rstrip("\\n").split("\\t")
-    pid = os.fork()
-    if pid == 0:
-        if kill:
-            import killing
-            killing.at(kill)
-        os.dup2(2, 1)
-        os._exit(main(arguments))
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-KILLING = """
-import os, signal
-from pytorch_lightning import Callback, Trainer
-from arcloop.artifacts.atomic import temporary_sibling
-from arcloop.models import checkpoints
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def at(place):
-    hook, step = place.split("@")
-    if hook == "replace":  # while a checkpoint is written
-        def write_bytes(path, content, real=checkpoints.write_bytes):
-            if steps_done() >= int(step):
-                temporary_sibling(path).write_bytes(content[:1000])
-                die()
-            real(path, content)
-        checkpoints.write_bytes = write_bytes
-        hook = "on_train_start"
-        def act(self, trainer, *_):
-            global steps_done
-            steps_done = lambda: trainer.global_step
-    else:
-        def act(self, trainer, *_):
-            if trainer.global_step >= int(step):
-                die()
-    real_init = Trainer.__init__
-    killer = type("Killer", (Callback,), {hook: act})()
-    def init(self, *args, callbacks=(), **kwargs):
-        real_init(self, *args, callbacks=[*callbacks, killer], **kwargs)
-    Trainer.__init__ = init
-"""
 HOOKS = (
     "on_train_batch_start", "on_before_backward", "on_before_zero_grad", "on_train_batch_end",
     "on_validation_end", "on_train_epoch_end", "replace",
@@ -91,35 +41,23 @@ FILES = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def start(tmp_path):
-    (tmp_path / "killing.py").write_text(KILLING)
-    process = subprocess.Popen(
-        [sys.executable, "-c", STARTS], cwd=tmp_path, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
-    )  # fmt: skip
-
-    def call(run, kill="", more=()):
-        arguments = "run", *OVERRIDES, f"run_dir={run}", *more
-        print(kill, *arguments, sep="\t", file=process.stdin, flush=True)
-        return int(process.stdout.readline())
-
-    yield call
-    process.communicate(timeout=60)
+def run(folder, more, place=""):
+    process = forks.start(killing.run, ["run", *OVERRIDES, f"run_dir={folder}", *more], place)
+    process.join()
+    return process.exitcode
 
 
 @pytest.mark.parametrize(
-    ("kills", "more"), [(2 * len(HOOKS), []), (4, ["callbacks=[ema,early_stopping]"])]
+    ("kills", "more"), [(len(HOOKS), []), (4, ["callbacks=[ema,early_stopping]"])]
 )
-def test_run_killed_at_several_steps_ends_with_the_same_bytes(start, tmp_path, kills, more):
+def test_run_killed_at_several_steps_ends_with_the_same_bytes(in_tmp, kills, more):
     draw = random.Random(7)
     steps = sorted(draw.sample(range(1, STEPS), kills))
-    assert start("whole", more=more) == 0
+    assert main(["run", *OVERRIDES, "run_dir=whole", *more]) == 0
     for step, hook in zip(steps, itertools.cycle(HOOKS), strict=False):
-        assert start("killed", f"{hook}@{step}", more) == -signal.SIGKILL, (hook, step)
-    assert start("killed", more=more) == 0
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+        assert run("killed", more, f"{hook}@{step}") == -signal.SIGKILL, (hook, step)
+    assert run("killed", more) == 0
+    whole, killed = in_tmp / "whole", in_tmp / "killed"
     for file in FILES:
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), file
     rows = (whole / "metrics.csv").read_text().splitlines()
@@ -197,6 +135,7 @@ EARLY_STOPPING = [
 ]  # fmt: skip
 
 
+@functools.cache
 def identity(*overrides):
     return run_identity(to_plain(compose_config(["run_dir=run", *overrides])), {"store": "0"})
 
@@ -272,7 +211,7 @@ def test_changed_images_are_not_resumed(in_tmp, capsys):
 
 
 def test_a_run_resumed_for_more_epochs_is_reproduced(in_tmp, capsys):
-    train = ["train", *SMALL, "logger=csv"]
+    train = ["train", *SMALL, "logger=csv", "callbacks=export_only"]
     assert main([*train, "callbacks.last.every_n_steps=4", "+callbacks.last.stop_at_step=4"]) == 143
     assert main([*train, "resume=true", "trainer.max_epochs=3", "optimizer.lr=0.05"]) == 0
     assert main([*train, "resume=true", "trainer.max_epochs=5"]) == 0
@@ -288,12 +227,9 @@ def test_a_run_resumed_for_more_epochs_is_reproduced(in_tmp, capsys):
 
 def test_only_one_training_writes_to_a_run_folder(in_tmp, capsys):
     train = ["train", *SMALL, "callbacks=export_only", "overwrite=true"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "arcloop", *train, "trainer.max_epochs=1000"], cwd=in_tmp
-    )
+    process = forks.start(main, [*train, "trainer.max_epochs=1000"])
     begun = in_tmp / "runs/synthetic/.begun.json"
-    while not begun.exists() and process.poll() is None:
-        time.sleep(0.05)
+    forks.wait_for(begun.exists, process)
     content = begun.read_bytes()
     Path("link").symlink_to("runs/synthetic")
     for run_dir in ("runs/synthetic", "link"):
@@ -303,6 +239,6 @@ def test_only_one_training_writes_to_a_run_folder(in_tmp, capsys):
         assert f"{holder} is training in this folder" in error
     assert begun.read_bytes() == content
     process.kill()
-    process.wait()
+    process.join()
     assert main(train) == 0
     assert sorted(path.name for path in (in_tmp / "runs").iterdir()) == ["synthetic"]

@@ -1,14 +1,14 @@
 """Complete runs with sharded and stateful heads, resumed with a different number of processes."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tests import forks
+from tests.training import sharded_runs
 
 from arcloop import artifacts
 from arcloop.models.checkpoints import read_checkpoint
@@ -21,11 +21,7 @@ CLASSES, D = 7, 16
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    script = Path(__file__).parent / "sharded_runs.py"
-    result = subprocess.run(
-        [sys.executable, script], cwd=folder, timeout=240, stderr=subprocess.PIPE, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    forks.run(sharded_runs.main, folder)
     return folder
 
 

@@ -2,10 +2,7 @@
 
 import contextlib
 import random
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import optuna
 import pytest
 from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
+from tests import forks
 from tests.conftest import SMALL
 
 from arcloop import artifacts
@@ -122,38 +120,29 @@ def test_a_median_pruner_compares_with_finished_trials(study):
     assert study.job(study.ask().number, pruner).report(1, 0.39, is_last=False).epoch == 1
 
 
-REPORTS = """
-import sys
-from pathlib import Path
-from optuna.pruners import SuccessiveHalvingPruner
-from arcloop.pipeline.sweeps.pruning import JobTrial
-job = JobTrial(Path(sys.argv[1]), int(sys.argv[2]), SuccessiveHalvingPruner(min_resource=1))
-print("ready", flush=True)
-sys.stdin.readline()
-for epoch in range(1, 16):
-    job.report(epoch, epoch * 0.01 + job.number, is_last=False)
-"""
+def report(storage, number, barrier):
+    job = JobTrial(storage, number, SuccessiveHalvingPruner(min_resource=1))
+    barrier.wait(60)
+    for epoch in range(1, 16):
+        job.report(epoch, epoch * 0.01 + job.number, is_last=False)
 
 
 def test_processes_report_at_once_while_the_file_is_locked_for_a_moment(study, tmp_path):
+    storage, barrier = tmp_path / STORAGE, forks.context().Barrier(4)
+    outputs = [tmp_path / f"{number}.txt" for number in range(3)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", REPORTS, str(tmp_path / STORAGE), str(study.ask().number)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(3)
-    ]  # fmt: skip
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    with contextlib.closing(sqlite3.connect(tmp_path / STORAGE)) as other:
+        forks.start(report, storage, study.ask().number, barrier, output=output)
+        for output in outputs
+    ]
+    with contextlib.closing(sqlite3.connect(storage)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        barrier.wait(60)
         time.sleep(0.5)
         other.rollback()
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    for process in processes:
+        process.join(120)
+    errors = [output.read_text() for output in outputs]
+    assert [process.exitcode for process in processes] == [0, 0, 0], errors
     assert errors == ["", "", ""]
     best = study.trials[2]
     assert best.intermediate_values == {epoch: epoch * 0.01 + 2 for epoch in range(1, 16)}
@@ -206,12 +195,11 @@ def test_a_killed_sweep_continues_with_the_same_decisions(in_tmp, capsys):
     """The settings are 3 learning rates with 2 seeds; the sweep is killed at its third job."""
     words = ["sweep=grid", "sweep/pruner=asha", "optimizer.lr=0.1,1e-5,1e-4", "seed=0,1"]
     sweep = ["train", "-m", *QUICK, "trainer.max_epochs=3", *words]
-    process = subprocess.Popen([sys.executable, "-m", "arcloop", *sweep], stderr=subprocess.DEVNULL)
+    process = forks.start(main, sweep)
     third = SWEEP / "optimizer.lr-1e-05_seed-0"
-    while not (third / ".begun.json").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    forks.wait_for((third / ".begun.json").exists, process)
+    process.kill()
+    process.join()
     assert main(sweep) == 0
     assert capsys.readouterr().err.count("pruned after epoch 1 with val_map_at_r") == 4
     found = records()
@@ -225,24 +213,11 @@ def test_a_killed_sweep_continues_with_the_same_decisions(in_tmp, capsys):
     assert [len(t.intermediate_values) for t in study.trials] == asha(
         [list(trial.intermediate_values.values()) for trial in study.trials]
     )
+    values = [found[f"optimizer.lr-0.1_seed-{seed}"].objective for seed in (0, 1)]
+    assert study.trials[0].value == pytest.approx(sum(values) / 2)
     assert found[third.name].pruned.value == study.trials[1].intermediate_values[1]
     assert not artifacts.exists(third)
     assert not (SWEEP / "optimizer.lr-1e-05_seed-1/checkpoints").exists()  # it did not start
     before = (third / RECORD).read_bytes()
     assert main(sweep) == 0
     assert (third / RECORD).read_bytes() == before
-
-
-def test_jobs_of_several_processes_are_pruned_and_diverge(in_tmp, capfd):
-    words = ["sweep=grid", "sweep/pruner=asha", "optimizer.lr=0.1,1e-5,1e30"]
-    ddp = ["trainer=ddp_cpu", "loader.batch_size=25"]
-    assert main(["train", "-m", *QUICK, *ddp, *words]) == 1
-    found = records()
-    assert found["optimizer.lr-1e-05"].pruned.epoch == 1
-    assert found["optimizer.lr-1e-05"].failure is None
-    diverged = found["optimizer.lr-1e+30"].failure
-    assert diverged.what.startswith("training diverged: the loss is nan in step 2, epoch 1")
-    assert not diverged.retry
-    assert found["optimizer.lr-0.1"].objective is not None
-    assert not list(SWEEP.glob("*.failed.json"))
-    assert "error: rank" not in capfd.readouterr().err
