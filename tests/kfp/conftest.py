@@ -66,9 +66,8 @@ def run_local(in_folder, capsys):
 
     start_fork_server()
 
-    def run(*overrides, without="-"):
-        small = [override for override in SMALL if not override.startswith(without)]
-        submission = read_submission([*small, *overrides])
+    def run(*overrides):
+        submission = read_submission([*SMALL, *overrides])
         defaults = resolve_parameters(submission)
         compile_pipeline(submission.cluster, submission.notify, submission.path, defaults)
         capsys.readouterr()
@@ -83,14 +82,18 @@ def run_local(in_folder, capsys):
     return run
 
 
+@pytest.fixture(scope="session")
+def api_url():
+    """The URL of the fake KFP server; with one URL, equal commands are composed once."""
+    with serving(ApiHandler) as url:
+        yield url
+
+
 @pytest.fixture
-def recorder():
-    made = Recorder()
-    server = serving(type("Handler", (ApiHandler,), {"recorder": made}))
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    yield made
-    server.shutdown()
-    server.server_close()
+def recorder(api_url, monkeypatch):
+    made = Recorder(api_url)
+    monkeypatch.setattr(ApiHandler, "recorder", made)
+    return made
 
 
 @pytest.fixture
@@ -107,8 +110,6 @@ def webhook(monkeypatch):
             self.send_response(200)
             self.end_headers()
 
-    server = serving(Handler)
-    monkeypatch.setenv("ARCLOOP_WEBHOOK", f"http://127.0.0.1:{server.server_port}/secret")
-    yield texts
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as url:
+        monkeypatch.setenv("ARCLOOP_WEBHOOK", f"{url}/secret")
+        yield texts

@@ -1,5 +1,6 @@
 """HTTP servers on loopback, and the paths of the KFP API."""
 
+import contextlib
 import email
 import json
 import re
@@ -87,8 +88,13 @@ class ApiHandler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = answer
 
 
+@contextlib.contextmanager
 def serving(handler):
+    """Serve on loopback during the block; yields the URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+    # `shutdown` waits for the end of an interval, which is half a second by default.
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

@@ -9,10 +9,11 @@ other keys.
 import contextlib
 import json
 import re
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
+
+from .loopback import serving
 
 BASE = "/api/model_registry/v1alpha3/"
 RESOURCE = {"customProperties", "description", "externalId", "name"}
@@ -100,9 +101,5 @@ def running_registry():
             state.made.append(made)
             return self.reply(201, made)
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=running.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{running.server_port}"
-    yield state
-    running.shutdown()
-    running.server_close()
+    with serving(Handler) as state.url:
+        yield state

@@ -68,14 +68,12 @@ def token_service(tmp_path, monkeypatch):
             self.end_headers()
             self.wfile.write(json.dumps({"id_token": f"token-{len(requests)}"}).encode())
 
-    server = serving(Handler)
     saved = dict.fromkeys(("other_client_id", "other_client_secret", "refresh_token"), "s3cret")
     (tmp_path / "credentials.json").write_text(json.dumps({"client": saved}))
     monkeypatch.setattr(auth, "LOCAL_KFP_CREDENTIAL", str(tmp_path / "credentials.json"))
-    monkeypatch.setattr(auth, "OAUTH_TOKEN_URI", f"http://127.0.0.1:{server.server_port}")
-    yield requests, answers
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as url:
+        monkeypatch.setattr(auth, "OAUTH_TOKEN_URI", url)
+        yield requests, answers
 
 
 def test_identity_aware_proxy(connect, recorder, token_service, monkeypatch):

@@ -7,8 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import kubernetes
@@ -19,6 +18,8 @@ from arcloop.errors import DataError, ResourceError
 from arcloop.kfp.pod import trainjob
 from arcloop.kfp.submission import read_submission
 from arcloop.pipeline.attempts import RETRY_INDEX, record_error
+
+from .loopback import serving
 
 BASE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
 NAME = "arcloop-train-" + hashlib.sha256(b"/mnt/arcloop/job.json").hexdigest()[:16]
@@ -41,7 +42,7 @@ class Api:
         verbs: The verb of each request, as RBAC names it.
     """
 
-    def __init__(self, states):
+    def __init__(self, states, running):
         self.states, self.job, self.verbs, self.queries = list(states), None, [], ""
         api = self
 
@@ -67,9 +68,7 @@ class Api:
 
             do_GET = do_POST = do_PATCH = do_DELETE = do
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = running.enter_context(serving(Handler))
         configuration = kubernetes.client.Configuration()
         configuration.host = self.url
         configuration.retries = False
@@ -108,10 +107,6 @@ class Api:
         self.job["metadata"]["deletionTimestamp"] = "2026-11-28T12:00:00Z"
         return 200, {}
 
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
 
 @pytest.fixture(scope="module")
 def job(image):
@@ -123,15 +118,8 @@ def job(image):
 @pytest.fixture
 def serve():
     """A function: states -> an `Api`."""
-    apis = []
-
-    def start(*states):
-        apis.append(Api(states))
-        return apis[-1]
-
-    yield start
-    for api in apis:
-        api.close()
+    with contextlib.ExitStack() as running:
+        yield lambda *states: Api(states, running)
 
 
 @pytest.fixture
