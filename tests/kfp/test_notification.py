@@ -6,6 +6,7 @@ v4.0.5, workflow/controller/workflowpod.go, createWorkflowPod). KFP passes the w
 runResourceName).
 """
 
+import contextlib
 import json
 from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
@@ -66,9 +67,8 @@ def cluster(monkeypatch, tmp_path):
                 self.end_headers()
                 self.wfile.write(json.dumps(body).encode())
 
-        server = serving(Handler)
         configuration = kubernetes.client.Configuration()
-        configuration.host = f"http://127.0.0.1:{server.server_port}"
+        configuration.host = running.enter_context(serving(Handler))
         configuration.retries = False
         monkeypatch.setattr(
             kubernetes.config,
@@ -80,7 +80,8 @@ def cluster(monkeypatch, tmp_path):
         monkeypatch.setenv("KFP_POD_NAME", "me")
         return requests
 
-    return start
+    with contextlib.ExitStack() as running:
+        yield start
 
 
 def send(state):
@@ -166,6 +167,14 @@ def test_a_restricted_service_account(cluster, webhook, capsys, state, outcome):
     reason = "its pods cannot be listed; see the logs of its tasks"
     assert webhook == [f"things: {outcome}\n{reason}"]
     assert "ApiException: (403)" in capsys.readouterr().out
+
+
+def test_a_webhook_that_is_down_is_no_error(monkeypatch, capsys):
+    monkeypatch.setenv("ARCLOOP_WEBHOOK", "http://127.0.0.1:9/secret")
+    notification.post("ARCLOOP_WEBHOOK", 5.0, "text")
+    printed = capsys.readouterr().out
+    assert "the notification was not delivered: URLError" in printed
+    assert "/secret" not in printed
 
 
 def fail():
