@@ -1,6 +1,7 @@
 """Verbs on a finished run use its recorded settings, however the command line names the run."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from tests.conftest import SMALL, arcloop_in
@@ -73,25 +74,19 @@ def gates(*folders):
     return [artifacts.load(f / kind, kind).config["evaluate"]["gate"]["min_top1"] for f in folders]
 
 
-@pytest.mark.parametrize(
-    "swept",
-    [
-        ["run_dir=runs/foo,runs/bar", "evaluate.num_mistakes=3,4"],
-        ["run_dir='runs/foo','runs/bar'"],
-        ["name=foo,bar"],
-    ],
-    ids=" ".join,
-)
-def test_each_job_of_a_sweep_over_runs_keeps_the_settings_of_its_run(two_runs, swept):
-    assert main(["evaluate", "-m", *swept]) == 0
-    names = ["bar", "foo"]
-    jobs = {two_runs / "runs" / name: name for name in names}
-    if len(swept) > 1:  # several jobs of a run, in folders of their own
-        names = ["bar", "bar", "foo", "foo"]
-        folders = two_runs.glob("runs/sweeps/foo-evaluate/*/")
-        jobs = {job: run_of_job(job).name for job in folders}
-    assert sorted(jobs.values()) == names
+def test_each_job_of_a_sweep_over_runs_keeps_the_settings_of_its_run(two_runs):
+    assert main(["evaluate", "-m", "name=foo,bar", "evaluate.num_projected=0"]) == 0
+    assert gates(Path("runs/foo"), Path("runs/bar")) == [0.2, 0.3]
+
+
+def test_several_jobs_of_a_run_are_in_folders_of_their_own(two_runs):
+    """The gate of half of the jobs does not pass."""
+    more = ["evaluate.gate.max_eer=0,1", "evaluate.num_projected=0"]
+    assert main(["evaluate", "-m", "run_dir='runs/foo',runs/bar", *more]) == 3
+    jobs = {job: run_of_job(job).name for job in two_runs.glob("runs/sweeps/foo-evaluate/*/")}
+    assert sorted(jobs.values()) == ["bar", "bar", "foo", "foo"]
     assert gates(*jobs) == [{"foo": 0.2, "bar": 0.3}[name] for name in jobs.values()]
+    assert not (two_runs / "runs/foo/job.json").exists()
 
 
 def test_a_sweep_over_the_data_of_an_evaluation_keeps_the_settings_of_the_run(runs):

@@ -121,12 +121,12 @@ def test_the_data_of_the_run_are_evaluated_as_before(work):
 
 
 def test_a_store_is_evaluated(own_evaluation):
-    assert main(["prepare", "data=synthetic", "data.num_classes=5000", "data.gallery=5000",
-                 "data.query=5000", "data.train=10000", "data.val=10000", "data.image_size=16",
+    assert main(["prepare", "data=synthetic", "data.num_classes=50", "data.gallery=50",
+                 "data.query=50", "data.train=100", "data.val=100", "data.image_size=16",
                  "store_dir=mine"]) == 0  # fmt: skip
     evaluation, metrics = evaluate("store_dir=mine")
     assert evaluation.path.parent.name == "mine"
-    assert metrics["num_classes"] == 5000
+    assert metrics["num_classes"] == 50
     assert main(["lineage", str(evaluation.path)]) == 0
 
 

@@ -40,7 +40,11 @@ def read_best():
 
 
 def test_a_sweep_ends_with_its_leaderboard_and_its_best_job(after):
-    objectives = {f.name: artifacts.read(f, "run").info["objective"] for f in after}
+    objectives = {f.name: artifacts.load(f, "run").info["objective"] for f in after}
+    assert objectives.keys() == {"head.margin-0.2", "head.margin-0.5"}
+    for job in after:
+        artifacts.load(job / "evaluation", "evaluation")
+        assert 0 <= objectives[job.name] <= 1
     best = max(objectives, key=objectives.get)
     assert (SWEEP / "best").readlink() == Path(best)
     found = read_best()

@@ -1,6 +1,7 @@
 """Search with Optuna: proposals, settings, retries, and continuing after a kill."""
 
 import contextlib
+import functools
 import json
 import math
 import sqlite3
@@ -164,8 +165,10 @@ def test_a_damaged_record_is_named(tmp_path, damage):
     assert STORAGE in str(caught.value)
 
 
-def test_a_locked_record_is_named(tmp_path):
+def test_a_locked_record_is_named(tmp_path, monkeypatch):
     search(tmp_path, Jobs(), trials=1)
+    at_once = functools.partial(sqlite3.connect, timeout=0.01)
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", at_once)
     with contextlib.closing(sqlite3.connect(tmp_path / STORAGE)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(ResourceError, match="database is locked"):
