@@ -52,6 +52,20 @@ def compose_once():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Share what torch compiles, most of all its checks of the instruction set, between all tests.
+
+    Later runs of the tests must not use it, because its keys do not include the instruction set.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A folder in which `arcloop run` ended well; tests that change it use `work`.
