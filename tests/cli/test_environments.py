@@ -22,12 +22,10 @@ RUN = [
 MINIMAL = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(artifacts.__file__).parents[2])}
 ENVIRONMENTS = {
     "usual": ([], {"LC_ALL": "C.UTF-8"}),
-    "C locale, no terminal, 20 columns, variables of another Slurm task": (
-        [], {"LC_ALL": "C", "COLUMNS": "20", "SLURM_JOB_ID": "7", "SLURM_PROCID": "3",
-             "SLURM_LOCALID": "3", "SLURM_NNODES": "2"}
-    ),
-    "a user without account and home": (
-        ["unshare", "--user", "--map-user=12345", "--map-group=12345"], {}
+    "C locale, no terminal, 20 columns, variables of another Slurm task, user without home": (
+        ["unshare", "--user", "--map-user=12345", "--map-group=12345"],
+        {"LC_ALL": "C", "COLUMNS": "20", "SLURM_JOB_ID": "7", "SLURM_PROCID": "3",
+         "SLURM_LOCALID": "3", "SLURM_NNODES": "2"}
     ),
 }  # fmt: skip
 
@@ -53,7 +51,7 @@ def run_in(pictures, tmp_path_factory):
         if name not in ended:
             prefix, variables = ENVIRONMENTS[name]
             if prefix and subprocess.run([*prefix, "true"], capture_output=True).returncode:
-                pytest.skip("user namespaces are not allowed here")
+                prefix = []  # user namespaces are not allowed here
             folder = tmp_path_factory.mktemp("run")
             (folder / "pictures").symlink_to(pictures)
             command = [*prefix, sys.executable, "-m", "arcloop", *RUN]

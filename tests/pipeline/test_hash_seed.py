@@ -27,11 +27,11 @@ def hashes(folder):
 def test_no_artifact_depends_on_the_hash_seed(tmp_path, monkeypatch):
     """Fails, for example, if torch.jit no longer uses the `set` that `_sorted_constants` replaces.
 
-    The first run is in this process, whose seed is random, because most of the time of the others
-    is the start of a process.
+    The first run is in this process, whose seed is random, because most of the time of the other
+    one is the start of a process.
     """
     found = []
-    for seed in ("random", "1", "2"):
+    for seed in ("random", "1"):
         folder = tmp_path / "work"  # checkpoints contain the path of the run
         folder.mkdir()
         monkeypatch.chdir(folder)
@@ -49,4 +49,4 @@ def test_no_artifact_depends_on_the_hash_seed(tmp_path, monkeypatch):
         "model.pt", "model.onnx", "model.pt2", "faiss_label.json", "faiss_index.bin", "best.ckpt",
         "last.ckpt", "metrics.csv", "metrics.json", "golden.npz", "config.yaml", "manifest.json",
     }  # fmt: skip
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]

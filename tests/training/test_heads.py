@@ -14,7 +14,10 @@ from arcloop.models.checkpoints import read_checkpoint
 FILES = sorted(file.stem for file in (bundled("conf") / "head").glob("*.yaml"))
 CHOICES = [name for name in FILES if not name.endswith("_paper")]  # for more classes than here
 TRAIN = ["train", *SMALL, "trainer.max_epochs=1", "augmentation=none"]
-NO_EXPORT = ["callbacks.export=null", "callbacks.build_index=null", "callbacks.evaluate=null"]
+NO_EXPORT = [
+    "callbacks.export=null", "callbacks.build_index=null", "callbacks.evaluate=null",
+    "callbacks.tensorboard=null",
+]  # fmt: skip
 BUFFERS = {
     "adacos": {"head.scale"}, "curricularface": {"head.t"},
     "adaface": {"head.length_mean", "head.length_std"},

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.config.test_composition import REQUIRED
 
 from arcloop.cli.main import main
-from arcloop.config.composition import build, bundled, compose_config
+from arcloop.config.composition import build, compose_config
 from arcloop.errors import ConfigError, DivergedError
 from arcloop.training import NODES, TrainingSetup
 from arcloop.training.module import batch_seed, seed_generators
@@ -116,14 +115,3 @@ def test_dry_run_checks_the_global_batch():
     make_setup(*options, "trainer=ddp_cpu", "trainer.devices=2").dry_run()
     with pytest.raises(ConfigError, match="a global batch of 2 images cannot be divided"):
         make_setup(*options).dry_run()
-
-
-@pytest.mark.parametrize(
-    "group", ["backbone", "head", "optimizer", "scheduler", "augmentation", "sampler"]
-)
-def test_every_choice_can_be_built(group):
-    for file in sorted((bundled("conf") / group).glob("*.yaml")):
-        choice = f"{group}={file.stem}"
-        config = compose_config([choice, *REQUIRED.get(choice, [])])
-        nodes = {name: build(config, name) for name in NODES}
-        TrainingSetup(**nodes, seed=0, monitor="val_top1").dry_run()
