@@ -53,7 +53,7 @@ def run(folder, more, place=""):
 def test_run_killed_at_several_steps_ends_with_the_same_bytes(in_tmp, kills, more):
     draw = random.Random(7)
     steps = sorted(draw.sample(range(1, STEPS), kills))
-    assert main(["run", *OVERRIDES, "run_dir=whole", *more]) == 0
+    assert run("whole", more) == 0
     for step, hook in zip(steps, itertools.cycle(HOOKS), strict=False):
         assert run("killed", more, f"{hook}@{step}") == -signal.SIGKILL, (hook, step)
     assert run("killed", more) == 0
