@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 RETRY_SECONDS = 0.2
+PAUSE_SECONDS = 0.01  # leaves time for the servers that start at the same time
 ENOUGH = 120
 
 
@@ -54,6 +55,7 @@ class Load:
                 self.slowest = max(self.slowest, time.monotonic() - start)
                 if version:
                     self.versions.setdefault(version)
+            time.sleep(PAUSE_SECONDS)
 
     def run(self):
         for thread in self.threads:

@@ -25,7 +25,7 @@ from arcloop.serving.deploy import deploy
 from arcloop.serving.serve import write_thumbnails
 from arcloop.serving.servers.batching import Batcher
 from arcloop.serving.servers.entrypoint import THUMBNAILS
-from arcloop.serving.servers.fastapi_app import InferenceService, parse_request
+from arcloop.serving.servers.fastapi_app import InferenceService, make_page, parse_request
 from arcloop.serving.servers.process import FastApiServer
 
 
@@ -249,14 +249,13 @@ def test_requests_before_sigterm_are_answered(
     assert all(isinstance(one, expected) for one in refused)
 
 
-def test_page_and_schema(servers):
-    server, _ = servers("fastapi")
-    page = get(server, "/").decode()
+def test_page_and_schema(impatient, tmp_path):
+    page = get(impatient, "/").decode()
     assert "predictions/synthetic" in page
     assert "{{" not in page
     assert "http" not in page  # the page loads nothing from other servers
-    assert 'data-thumbnails="0"' in page
-    schema = json.loads(get(server, "/openapi.json"))
+    assert 'data-thumbnails="0"' in make_page("synthetic", 100, tmp_path / "absent")
+    schema = json.loads(get(impatient, "/openapi.json"))
     assert "/predictions/{name}" in schema["paths"]
 
 
