@@ -13,21 +13,21 @@ from arcloop.pipeline.steps import STEPS
 
 CASES = {
     "nothing": [],
-    "a value": ["head.margin=0.4"],
-    "a choice": ["index=hnsw", "optimizer=adamw"],
     "an experiment, which reaches into several groups": ["experiment=mnist", "head.margin=0.4"],
     "a required value": [
         "data=image_folder", r"data.root='/my data/it\'s'", "data.image_size=[32,16]",
     ],
-    "a list": ["backbone.widths=[8,8]", "embedder.mean=[0.1]"],
-    "nulls, numbers, truths": [
-        "trainer.gradient_clip_val=0.5", "evaluate.gate.min_top1=null", "force=true",
-        "trainer.max_epochs=3", "trainer.deterministic=false",
+    "choices, and another network": [
+        "index=hnsw", "optimizer=adamw", "backbone=iresnet18", "trainer=gpu",
+        "loader.num_workers=2",
     ],
-    "what is added": ["+trainer.fast_dev_run=true"],
-    "another network": ["backbone=iresnet18", "trainer=gpu", "loader.num_workers=2"],
-    "where to deploy": ["deploy.name=other", "deploy.model_store=/mnt/store"],
-    "an interpolation": ["embed.batch_size=${loader.batch_size}", "loader.batch_size=7"],
+    "values: lists, nulls, numbers, truths, what is added, an interpolation, where to deploy": [
+        "backbone.widths=[8,8]", "embedder.mean=[0.1]", "trainer.gradient_clip_val=0.5",
+        "evaluate.gate.min_top1=null", "force=true", "trainer.max_epochs=3",
+        "trainer.deterministic=false", "+trainer.fast_dev_run=true",
+        "embed.batch_size=${loader.batch_size}", "loader.batch_size=7", "deploy.name=other",
+        "deploy.model_store=/mnt/store",
+    ],
 }  # fmt: skip
 
 
