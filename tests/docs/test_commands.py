@@ -101,7 +101,7 @@ def test_every_documented_command_passes_the_checks_before_work(command, in_tmp,
 
 @pytest.mark.parametrize("name", results.SETS)
 def test_the_sweeps_of_the_results_pass_the_checks_before_work(name, in_tmp):
-    overrides = results.sweep_overrides(name, results.HEADS, results.SEEDS, Path("runs/results"))
+    overrides = results.sweep_overrides(name, results.HEADS, "0", Path("runs/results"))
     check_chain("train", ["-m", *overrides])
 
 

@@ -1,11 +1,13 @@
 """Every command in README and docs runs, in the order it is written, on small data of its kind.
 
-Pages about one part have their tests beside those of the part.
+Pages about one part have their tests beside those of the part. The verb `train` does not evaluate
+the model: `run` does. tests/distributed tests training in two processes.
 """
 
 import gzip
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,7 @@ ELSEWHERE = {
     "tracking.md",
 }  # fmt: skip
 AS_THEY_ARE = ("query", "index", "evaluate", "export", "lineage", "reproduce", "leaderboard")
-QUICK = ["trainer.max_epochs=2", "loader.batch_size=32", "backbone.widths=[8,8]"]
+QUICK = ["trainer.max_epochs=1", "loader.batch_size=32", "backbone.widths=[8,8]"]
 
 
 def commands(page):
@@ -53,12 +55,12 @@ def small_mnist(folder):
 
 
 def pictures(folder):
-    """Forty images of each of five shapes in two sizes: enough classes for disjoint splits."""
+    """Twelve images of each of five shapes in two sizes: enough classes for disjoint splits."""
     random = np.random.default_rng(0)
     for shape in ("circle", "square", "ring", "frame", "cross"):
         for name, size in ((shape, 18), (f"small_{shape}", 9)):
             (folder / name).mkdir(parents=True)
-            for number in range(40):
+            for number in range(12):
                 image = Image.new("RGB", (48, 40), tuple(random.integers(0, 80, 3).tolist()))
                 draw = ImageDraw.Draw(image)
                 x, y = random.integers(4, 18, 2).tolist()
@@ -75,8 +77,15 @@ def pictures(folder):
                 image.save(folder / name / f"{number:03d}.png")
 
 
+def quick(verb, rest):
+    """What makes a command quick, unless it sets it itself."""
+    given = {argument.partition("=")[0] for argument in rest}
+    more = ["callbacks.evaluate=null"] if verb == "train" else []
+    return [*(q for q in QUICK if q.partition("=")[0] not in given), *more]
+
+
 def scaled_down(command):
-    """The command with what makes it quick: small MNIST, few epochs."""
+    """The command with what makes it quick: small MNIST, few epochs, one process."""
     verb, *rest = shlex.split(command)[1:]
     if verb in AS_THEY_ARE:
         return [verb, *rest]
@@ -85,20 +94,28 @@ def scaled_down(command):
         if {"data=image_folder", "experiment=images"} & set(rest)
         else ["data.root=mnist", "data.val=100", "data.gallery=200"]
     )
-    given = {argument.partition("=")[0] for argument in rest}
-    quick = [q for q in QUICK if q.partition("=")[0] not in given]
-    return [verb, *rest, *small, *quick, "evaluate.gate.min_top1=0.5"]
+    small += ["trainer.devices=1"] if "trainer.devices=2" in rest else []
+    small += ["trainer.max_epochs=2"] if "trainer.max_epochs=12" in rest else []
+    return [verb, *rest, *small, *quick(verb, rest), "evaluate.gate.min_top1=0.5"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder for all pages, so that the pages share the store and the run of the demo."""
+    path = tmp_path_factory.mktemp("docs")
+    small_mnist(path / "mnist")
+    pictures(path / "my/pictures")
+    (path / "some").mkdir()
+    Image.new("L", (28, 28), 30).save(path / "some/digit.png")
+    return path
 
 
 @pytest.mark.parametrize(
     "page", sorted(page for page in PAGES.keys() - ELSEWHERE if list(commands(page)))
 )
-def test_commands(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    small_mnist(tmp_path / "mnist")
-    pictures(tmp_path / "my/pictures")
-    Path("some").mkdir()
-    Image.new("L", (28, 28), 30).save("some/digit.png")
+def test_commands(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.rmtree("runs/mine", ignore_errors=True)  # two pages train a run of this name
     for command in commands(page):
         assert main(scaled_down(command)) in (0, 3), command
     for snippet in re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL):

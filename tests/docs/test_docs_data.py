@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from tests.docs.test_docs import QUICK, pictures
+from tests.docs.test_docs import pictures, quick
 
 from arcloop import artifacts
 from arcloop.cli.main import main
@@ -34,9 +34,7 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch):
     assert len(commands) == 7
     for command in commands:
         arguments = shlex.split(command)[1:]
-        given = {argument.partition("=")[0] for argument in arguments}
-        quick = [q for q in QUICK if q.partition("=")[0] not in given]
-        assert main([*arguments, *quick, *FEW]) == 0, command
+        assert main([*arguments, *quick(arguments[0], arguments), *FEW]) == 0, command
     assert artifacts.load(Path("runs/unseen/evaluation"), "evaluation").info["leave_one_out"]
     classes = artifacts.load(Path("runs/pk"), "run").config["sampler"]
     assert classes["images_per_class"] == 4

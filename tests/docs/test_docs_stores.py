@@ -6,14 +6,13 @@ import subprocess
 from pathlib import Path
 
 from PIL import Image, ImageOps
-from tests.docs.test_docs import QUICK, pictures
+from tests.docs.test_docs import pictures, quick
 
 from arcloop import artifacts
 from arcloop.cli.main import main
 from arcloop.pipeline.chains import find_store
 
 PAGE = (Path(__file__).parents[2] / "docs/stores.md").read_text()
-FEW = [*QUICK, "evaluate.gate.min_top1=null"]
 
 
 def test_the_commands_of_the_page(tmp_path, monkeypatch, capsys):
@@ -27,7 +26,7 @@ def test_the_commands_of_the_page(tmp_path, monkeypatch, capsys):
         for command in block.splitlines():
             words = shlex.split(command)
             if words[0] == "arcloop":
-                more = [] if words[1] == "lineage" else FEW
+                more = [] if words[1] == "lineage" else quick(words[1], words)
                 assert main([*words[1:], *more]) == 0, command
             else:
                 subprocess.run(words, check=True)
