@@ -6,13 +6,14 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from arcloop.config.composition import (
     bundled,
+    compose_choice,
     compose_config,
     parse_overrides,
     quote_override,
-    to_plain,
 )
 from arcloop.errors import ConfigError
 
@@ -139,8 +140,7 @@ def test_a_value_lives_in_one_place():
     )
     for group in groups:
         for file in (bundled("conf") / group).glob("*.yaml"):
-            choice = f"{group}={file.stem}"
-            node = to_plain(compose_config([choice, *REQUIRED.get(choice, [])]))[group]
+            node = OmegaConf.to_container(compose_choice(group, file.stem))[group]
             parameters = read_signature(node["_target_"]).parameters
             given = [parameters[name] for name in node if name in parameters]
             assert [p.name for p in given if p.default is not p.empty] == []
