@@ -1,11 +1,15 @@
 """Fixtures: local runs of the pipeline, and a fake KFP server."""
 
+import functools
+import inspect
 import json
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+from kfp.dsl import pipeline_task
 
 from arcloop.kfp.local import run_pipeline, start_fork_server
 from arcloop.kfp.submission import read_submission, resolve_parameters
@@ -20,6 +24,19 @@ SMALL = [
     "evaluate.num_projected=50", "evaluate.num_mistakes=4",
 ]  # fmt: skip
 IMAGE = "registry.example/arcloop@sha256:" + "0123456789abcdef" * 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stack_without_source():
+    """Let kfp find the name of a caller without reading the source of every frame.
+
+    For each setting of a task, it calls `inspect.stack`. Below the frames of pytest, that takes
+    most of the time of a compilation.
+    """
+    stack = functools.partial(inspect.stack, context=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_task, "inspect", SimpleNamespace(stack=stack))
+        yield
 
 
 @pytest.fixture(scope="session")
