@@ -28,11 +28,14 @@ def postgres():
         server.cleanup()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def url(request, tmp_path, monkeypatch):
-    """The URL of an empty database, which is in the environment variable STUDY."""
+    """The URL of an empty database, which is in the environment variable STUDY.
+
+    The default is SQLite; the tests of several processes and of retries use PostgreSQL.
+    """
     made = f"sqlite:///{tmp_path}/study.db"
-    if request.param == "postgresql":
+    if getattr(request, "param", None) == "postgresql":
         server = request.getfixturevalue("postgres")
         server.psql("DROP DATABASE IF EXISTS study")
         server.psql("CREATE DATABASE study")
@@ -116,7 +119,6 @@ def test_a_proposal_has_the_canonical_lists_of_a_single_run(settings, url):
     assert point["swept"] == ["head.margin", "optimizer"]
 
 
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_key_that_the_choice_lacks_is_not_proposed(settings, url):
     space = ["head.margin=interval(0.2,0.4)", "head=softmax,arcface"]
     given = changed(settings, space=space, overrides=["data=synthetic"])
@@ -130,6 +132,7 @@ def test_a_key_that_the_choice_lacks_is_not_proposed(settings, url):
     assert heads == {"softmax", "arcface"}
 
 
+@pytest.mark.parametrize("url", [None, "postgresql"], indirect=True)
 def test_retries_and_later_runs_have_the_same_trial(settings, url):
     first = suggest(settings, "0", "data", "run-1")
     assert suggest(settings, "0", "data", "run-1") == first

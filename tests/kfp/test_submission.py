@@ -22,7 +22,7 @@ def arguments(recorder, image, in_folder):
 
 def test_the_first_submission_uploads_and_starts_a_run(arguments, recorder, capsys):
     assert submit([*arguments, "head.margin=0.4", "index=hnsw"]) == 0
-    (run,) = recorder.runs
+    (run,), (version,) = recorder.runs, recorder.versions
     assert run["display_name"] == "synthetic"
     values = run["runtime_config"]["parameters"]
     assert values["head"] == ["head.margin=0.4"]
@@ -35,6 +35,7 @@ def test_the_first_submission_uploads_and_starts_a_run(arguments, recorder, caps
     assert (experiment["display_name"], experiment["namespace"]) == ("arcloop", "team")
     assert run["experiment_id"] == experiment["experiment_id"]
     assert f"{recorder.url}/#/runs/details/{run['run_id']}" in capsys.readouterr().err
+    assert on_the_server(version["spec"], {}) == values  # a run from the UI is the same run
 
 
 def test_a_version_is_an_experiment(arguments, recorder):
@@ -64,14 +65,7 @@ def on_the_server(spec, given):
     return values
 
 
-def test_a_run_from_the_ui_is_the_run_of_the_command(arguments, recorder):
-    assert submit([*arguments, "head.margin=0.4", "index=hnsw", "name='it\\'s'"]) == 0
-    given = recorder.runs[0]["runtime_config"]["parameters"]
-    assert given["callbacks"] == ["callbacks=export_only"]
-    assert on_the_server(recorder.versions[0]["spec"], {}) == given
-
-
-def test_the_compiled_file_is_the_experiment(arguments, recorder, in_folder):
+def test_the_compiled_file_is_the_experiment(arguments, recorder, in_folder, capsys):
     path, specs = in_folder / "runs/pipelines/arcloop-cluster.yaml", []
     for margin in ("0.1", "0.7"):
         assert submit([*arguments, f"head.margin={margin}", "mode=compile"]) == 0
@@ -80,6 +74,8 @@ def test_the_compiled_file_is_the_experiment(arguments, recorder, in_folder):
         assert values["head"] == [f"head.margin={margin}"]
         assert on_the_server(specs[-1], {}) == values
     assert specs[0] != specs[1]
+    assert recorder.calls == []
+    assert "compiled: runs/pipelines/arcloop-cluster.yaml" in capsys.readouterr().err
     assert submit([*arguments, "head.margin=0.7"]) == 0
     assert recorder.versions[0]["spec"] == specs[1]
 
@@ -119,13 +115,6 @@ def test_data_paths_must_be_absolute(arguments, recorder, capsys):
     assert "data.file=my/list.csv must be an absolute path in the pods of the steps" in error
     assert "data.root=my/images must be an absolute path" in error
     assert not recorder.calls
-
-
-def test_compile_only_sends_no_request(arguments, recorder, in_folder, capsys):
-    assert submit([*arguments, "mode=compile"]) == 0
-    assert recorder.calls == []
-    assert (in_folder / "runs/pipelines/arcloop-cluster.yaml").stat().st_size > 10_000
-    assert "compiled: runs/pipelines/arcloop-cluster.yaml" in capsys.readouterr().err
 
 
 REFUSALS = {
