@@ -53,7 +53,7 @@ def compose_once():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
+def share_compiled_code(tmp_path_factory):
     """Share what torch compiles, most of all its checks of the instruction set, between all tests.
 
     Later runs of the tests must not use it, because its keys do not include the instruction set.

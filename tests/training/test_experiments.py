@@ -1,5 +1,7 @@
 """Every choice of every group composes and dry-starts with every experiment."""
 
+import functools
+
 import pytest
 from tests.config.test_composition import REQUIRED
 
@@ -11,14 +13,22 @@ GROUPS = sorted(path for path in bundled("conf").iterdir() if path.is_dir())
 EXPERIMENTS = {"mnist": [], "images": ["data.root=x"]}
 CHOICES = [f"{group.name}={file.stem}" for group in GROUPS for file in sorted(group.glob("*.yaml"))]
 NEEDS_GPU = ("trainer=ddp", "trainer=gpu")
-WITH_IMAGES = ("data=image_folder", "data=csv", "backbone=", "head=", "sampler=", "augmentation=")
-"""Choices that values of `experiment=images` could contradict; other sources lack keys it sets."""
+WITH_IMAGES = ("data=image_folder", "data=csv", "backbone=", "sampler=", "augmentation=")
+"""Choices that values of `experiment=images` could contradict; other sources lack keys it sets.
+
+For heads, `experiment=mnist` sets the same key.
+"""
 PAIRS = [
     (experiment, choice)
     for experiment in EXPERIMENTS
     for choice in CHOICES
     if experiment != "images" or choice.startswith(WITH_IMAGES)
 ]
+
+
+@functools.cache
+def composed(*overrides):
+    return compose_config(overrides)
 
 
 def test_all_experiments_are_tested():
@@ -29,7 +39,7 @@ def test_all_experiments_are_tested():
 @pytest.mark.parametrize(("experiment", "choice"), PAIRS)
 def test_every_choice_starts_with_every_experiment(in_tmp, experiment, choice):
     required = [*EXPERIMENTS[experiment], *REQUIRED.get(choice, [])]
-    config = compose_config([f"experiment={experiment}", choice, *required])
+    config = composed(f"experiment={experiment}", choice, *required)
     group = choice.partition("=")[0]
     assert group in to_plain(config)
     if group in STEPS["train"].reads and choice not in NEEDS_GPU:
@@ -41,7 +51,7 @@ def test_every_choice_starts_with_every_experiment(in_tmp, experiment, choice):
 @pytest.mark.parametrize("head", [choice for choice in CHOICES if choice.startswith("head=")])
 def test_a_head_takes_the_scale_of_an_experiment_unless_it_has_that_of_a_paper(head):
     is_paper = head.endswith("_paper")
-    config = compose_config(["experiment=mnist", head])
+    config = composed("experiment=mnist", head)
     built = build(config, "head")(embedding_dim=512 if is_paper else 64, num_classes=10)
     assert isinstance(built, Head)
     assert not built.cautions()

@@ -146,7 +146,8 @@ def test_resumed_run_is_one_run_with_metrics_config_and_files(in_tmp, database):
 
     listed = artifacts.load(in_tmp / RUN, "run").files
     assert not [name for name in listed if name.startswith(("wandb", "tensorboard", ".", "mlruns"))]
-    assert main([*command, "trainer.max_epochs=1", "overwrite=true", "resume=false"]) == 0
+    again = ["trainer.max_epochs=1", "callbacks=export_only", "overwrite=true", "resume=false"]
+    assert main([*command, *again]) == 0
     assert (
         len(OfMlflow(database, "resumed").runs) == 2
     )  # an overwritten run is a new run of the service
