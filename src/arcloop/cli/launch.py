@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -12,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
@@ -59,7 +57,6 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Without this, Hydra prints errors itself and exits; `main` prints all errors in one format.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    arguments = _add_config_folder(arguments)
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if a not in overrides]
     _require_read(verb, overrides)
@@ -71,28 +68,6 @@ def launch(verb: str, arguments: Sequence[str]) -> int:
         shows = any(flag.partition("=")[0] in _SHOWING for flag in flags)
         return (_show_first_job if shows else _sweep)(verb, flags, overrides)
     return _single(verb, flags, overrides)
-
-
-def _add_config_folder(arguments: Sequence[str]) -> Sequence[str]:
-    """Replace `--config-dir FOLDER` by `hydra.searchpath`, which every composition reads.
-
-    Hydra adds the folder only to the config of a job, and not to those that check a sweep.
-
-    Raises:
-        ConfigError: There is no such folder.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    found, rest = parser.parse_known_args(list(arguments))
-    if found.config_dir is None:
-        return arguments
-    folder = Path(found.config_dir)
-    if not folder.is_dir():
-        raise ConfigError(
-            "there is no such folder", where=f"--config-dir {folder}", remedy="correct the path"
-        )
-    path = QuotedString(f"file://{folder.absolute()}", Quote.double).with_quotes()
-    return [*rest, f"hydra.searchpath=[{path}]"]
 
 
 def _require_read(verb: str, overrides: Sequence[str]) -> None:

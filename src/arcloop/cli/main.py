@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arcloop.config.composition import bundled
+from arcloop.config.composition import choices_of, config_groups
 from arcloop.config.paths import quote_paths
+from arcloop.config.project import project_of
 from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, report_errors
 
@@ -152,7 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         not pass; 130 interrupted; 143 terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return report_errors(lambda: _dispatch(arguments))
+
+    def work() -> int:
+        with project_of(arguments) as rest:
+            return _dispatch(rest)
+
+    return report_errors(work)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -189,10 +195,6 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _help(title: str, lines: Sequence[str]) -> str:
     """Return a help text with these lines, the config groups and the flags."""
-    groups = sorted(path for path in bundled("conf").iterdir() if path.is_dir())
-    choices = [
-        f"  {group.name:<13} {', '.join(sorted(file.stem for file in group.glob('*.yaml')))}"
-        for group in groups
-    ]
+    choices = [f"  {group:<13} {', '.join(sorted(choices_of(group)))}" for group in config_groups()]
     heading = "Groups and their choices (GROUP=CHOICE; values inside: GROUP.KEY=VALUE):"
     return "\n".join([title, "", *lines, "", heading, *choices, "", _ENDING])

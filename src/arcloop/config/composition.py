@@ -29,6 +29,7 @@ from omegaconf.errors import (
 
 from arcloop.config import targets
 from arcloop.config.monitors import find_monitor_faults
+from arcloop.config.project import own_conf, register_search_path
 from arcloop.config.schema import Config
 from arcloop.config.value_types import describe_mismatch, field_types, find_mismatches
 from arcloop.errors import ArcloopError, ConfigError
@@ -44,8 +45,22 @@ def bundled(name: str) -> Path:
     return checkout / {"conf": "conf", "mnist": "data/mnist"}[name]
 
 
+def choices_of(group: str) -> dict[str, Path]:
+    """Return the files of a config group: choice -> YAML file, of the project before arcloop's."""
+    folders = [bundled("conf"), own_conf()]
+    files = [f for folder in folders if folder for f in sorted((folder / group).glob("*.yaml"))]
+    return {file.stem: file for file in files}
+
+
+def config_groups() -> list[str]:
+    """Return the names of the config groups of arcloop and of the project."""
+    folders = [folder for folder in (bundled("conf"), own_conf()) if folder is not None]
+    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+
+
 def register_schema() -> None:
-    """Register the schema with Hydra and the `bundled` resolver with OmegaConf."""
+    """Register the schema and the project with Hydra, and the `bundled` resolver with OmegaConf."""
+    register_search_path()
     ConfigStore.instance().store(name="schema", node=Config, provider="arcloop")
     if not OmegaConf.has_resolver("bundled"):
         OmegaConf.register_new_resolver("bundled", lambda name: str(bundled(name)))
@@ -243,7 +258,7 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
 def _unknown_choice(error: MissingConfigException) -> ConfigError:
     """Return an error with the choices of the group."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = [file.stem for file in sorted((bundled("conf") / group).glob("*.yaml"))]
+    options = sorted(choices_of(group))
     near = difflib.get_close_matches(choice, options, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ConfigError(
@@ -266,19 +281,17 @@ def _wrong_type(key: str, value: object) -> ConfigError:
 
 def _unknown_key(key: str) -> ConfigError:
     """Return an error with similar keys, or with the choices of the group that have the key."""
-    conf = bundled("conf")
     group = key.partition(".")[0]
     choices = {
-        file.stem: set(_keys(_read(file), f"{group}."))
-        for file in sorted((conf / group).glob("*.yaml"))
+        name: set(_keys(_read(file), f"{group}.")) for name, file in choices_of(group).items()
     }
     with_key = [choice for choice, keys in choices.items() if key in keys]
     if with_key:
         return ConfigError(
             f"the chosen {group} has no key {key}", remedy=f"{group}={' or '.join(with_key)} has it"
         )
-    groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
-    known = groups.union(_keys(_read(conf / "config.yaml")), *choices.values())
+    main = _keys(_read(bundled("conf") / "config.yaml"))
+    known = {*config_groups()}.union(main, *choices.values())
     siblings = {k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]}
     near = difflib.get_close_matches(key, sorted(siblings), n=2, cutoff=0.85)
     near = near or difflib.get_close_matches(key, sorted(siblings), n=2)

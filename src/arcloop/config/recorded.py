@@ -16,6 +16,7 @@ from arcloop.config.composition import (
     compose_unchecked,
     parse_overrides,
 )
+from arcloop.config.project import use_project_of_run
 from arcloop.errors import ArtifactError
 
 
@@ -74,13 +75,18 @@ def names_run(key: str) -> bool:
 def recorded_overrides(run_dir: Path, given: Sequence[str]) -> list[str]:
     """Return the overrides of a finished run, without those that `given` replaces.
 
+    From here on, the process uses the project that the run records, see `arcloop.config.project`.
+
     An override replaces a recorded one of the same key. A choice of a group also replaces the
     recorded values in the group, which may not exist in another choice.
 
     Raises:
         ArtifactError: The folder is not a run.
+        ConfigError: The project of the run was moved or removed.
     """
-    recorded = artifacts.read(run_dir, "run").info.get("overrides")
+    info = artifacts.read(run_dir, "run").info
+    use_project_of_run(info, run_dir)
+    recorded = info.get("overrides")
     if not isinstance(recorded, list):
         raise ArtifactError(
             "the manifest of this run does not record the overrides of its config",

@@ -29,6 +29,7 @@ import arcloop
 from arcloop.artifacts.atomic import sha256_json, write_bytes
 from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import bundled
+from arcloop.config.project import own_conf, own_sources
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.parameters import COMBINATION
@@ -59,11 +60,11 @@ _STEPS_BEFORE = {
 
 
 def source_hash() -> str:
-    """Return a hash of arcloop's files and of the package versions."""
-    package = Path(arcloop.__file__).parent
+    """Return a hash of the files of arcloop and of the project, and of the package versions."""
     files = {
         f"{root.name}/{file.relative_to(root)}": hashlib.sha256(file.read_bytes()).hexdigest()
-        for root in (package, bundled("conf"))
+        for root in (Path(arcloop.__file__).parent, bundled("conf"), own_conf(), own_sources())
+        if root is not None
         for file in sorted(root.rglob("*"))
         if file.is_file() and file.suffix != ".pyc"
     }

@@ -19,6 +19,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.writer import write_artifact
 from arcloop.config.composition import build, compose_config
+from arcloop.config.project import use_project_of_run
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, DataError
 from arcloop.pipeline import steps
@@ -52,6 +53,7 @@ def check_labels(arguments: Sequence[str]) -> int:
             remedy="correct the option",
         )
     run = artifacts.load(artifacts.without_link(Path(options.run_dir)), "run")
+    use_project_of_run(run.info, run.path)
     output = Path(options.output or f"{run.path}-labels")
     store = find_store(run.path)
     from arcloop.data import Store

@@ -20,6 +20,7 @@ from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.config.composition import compose_config, to_plain
+from arcloop.config.project import use_project_of_run
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, Terminated
 from arcloop.pipeline import steps
@@ -53,6 +54,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     original = artifacts.without_link(Path(options.run_dir))
     second = Path(options.output or f"{original}-reproduced")
     run = artifacts.load(original, "run")
+    use_project_of_run(run.info, original)
     if second.exists():
         raise ConfigError(
             "the folder for the second run exists",

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from arcloop.config.composition import bundled, compose_choice, parse_overrides
+from arcloop.config.composition import choices_of, compose_choice, parse_overrides
 from arcloop.errors import ConfigError
 
 _MAX_VALUES = 32
@@ -48,7 +48,7 @@ class Axis:
         if isinstance(value, IntervalSweep):
             return cls((key,), ((f"{key}={value.start}",), (f"{key}={value.end}",)), value)
         if isinstance(value, Glob):
-            names = sorted(file.stem for file in (bundled("conf") / key).glob("*.yaml"))
+            names = sorted(choices_of(key))
             texts = list(value.filter(names)) or ["none of these"]
         else:
             texts = list(override.sweep_string_iterator())
@@ -230,7 +230,7 @@ def _lacking_choices(given: Sequence[str], axes: Sequence[Axis]) -> dict[str, fr
         (group,), choices = axis.keys, [text for (text,) in axis.points]
         prefix = f"{group.replace('/', '.')}."
         keys = {key for word in given if (key := _key(word)).startswith(prefix)}
-        if not keys or not (bundled("conf") / group).is_dir():
+        if not keys or not choices_of(group):
             continue
         lacking: dict[str, set[str]] = {key: set() for key in keys}
         for choice in choices:
