@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +115,31 @@ def pictures(tmp_path: Path) -> Path:
     for seed, (name, number) in enumerate({"ant": 10, "bee": 15, "ölkäfer": 20}.items()):
         write_pictures(tmp_path / "pictures" / name, number, seed=seed)
     return tmp_path / "pictures"
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from arcloop.config.schema import ValidationSettings
+from arcloop.data import Store, SyntheticSource, prepare, validate
+
+settings = ValidationSettings(
+    min_images_per_class=2, min_std=1.0, min_brightest=64, max_empty_fraction=0.1,
+    near_duplicate_bits=6, max_imbalance=5.0, max_listed=9,
+)
+for number, source in enumerate([{sources}]):
+    path = Path(sys.argv[1], str(number))
+    prepare(source, path)
+    validate(path, path / "validation", settings)
+    for split in ("train", "query"):
+        for images, labels in Store.open(path).batches(split, 100):
+            pass
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def peaks_of_memory(folder: Path, *sources: SyntheticSource) -> list[int]:
+    """Prepare, validate and read stores in one process; return its peak after each, in KiB."""
+    script = PEAK.format(sources=", ".join(map(repr, sources)))
+    printed = subprocess.check_output([sys.executable, "-c", script, folder], text=True)
+    return [int(line) for line in printed.split()]

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from arcloop import artifacts
 from arcloop.data import SPLITS, Store, SyntheticSource, prepare, store_key
 from arcloop.errors import ArtifactError, ConfigError, ResourceError
 
-from .conftest import folder_source, synthetic_source
+from .conftest import folder_source, peaks_of_memory, synthetic_source
 
 
 def test_layout_and_manifest(tmp_path):
@@ -86,40 +84,14 @@ def test_full_disk_is_reported_before_images_are_read(small_disk, pictures):
         prepare(folder_source(pictures, image_size=512), small_disk / "store", workers=1)
 
 
-PEAK = """
-import sys
-from pathlib import Path
-from arcloop.config.schema import ValidationSettings
-from arcloop.data import Store, SyntheticSource, prepare, validate
-
-settings = ValidationSettings(
-    min_images_per_class=2, min_std=1.0, min_brightest=64, max_empty_fraction=0.1,
-    near_duplicate_bits=6, max_imbalance=5.0, max_listed=9,
-)
-path = Path(sys.argv[1])
-prepare({source}, path)
-validate(path, path / "validation", settings)
-for split in ("train", "query"):
-    for images, labels in Store.open(path).batches(split, 256):
-        pass
-print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-"""
-
-
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """Ten times as many images, 20 MB of them, take less than a tenth more memory."""
-    peaks = []
-    for rows in (5_000, 50_000):
-        source = synthetic_source(
-            train=rows, query=rows, image_size=16, noise=0.5, shard_rows=2_000
-        )
-        script = PEAK.format(source=repr(source))
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / str(rows))],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        peaks.append(int(done.stdout))
-    assert peaks[1] < 1.1 * peaks[0]
+    sources = (
+        synthetic_source(train=rows, query=rows, image_size=16, noise=0.5, shard_rows=2_000)
+        for rows in (5_000, 50_000)
+    )
+    few, many = peaks_of_memory(tmp_path, *sources)
+    assert many < 1.1 * few
 
 
 def test_real_mnist(tmp_path):

@@ -170,6 +170,7 @@ def test_a_resumed_fit_continues_with_the_next_batch(store, tmp_path, step, when
 
 
 PART = """
+import os
 import sys
 import numpy as np
 from torch import distributed
@@ -177,7 +178,7 @@ from arcloop.data.loading.sampler import (
     ClassBalancedBatches, OrderedBatches, PKBatches, ShuffledBatches
 )
 
-rank, rendezvous = int(sys.argv[1]), sys.argv[2]
+rank, rendezvous = int(os.fork() == 0), sys.argv[1]
 distributed.init_process_group(
     "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
 )
@@ -189,20 +190,18 @@ train = [
 ]
 val = OrderedBatches(rows=21, batch_size=4)
 train = [[rows.tolist() for rows in kind] for kind in train]
-print(train, [rows.tolist() for rows in val], sep=";")
+# print may write the end of the line on its own, after the line of the other process.
+os.write(1, f"{rank};{train};{[rows.tolist() for rows in val]}\\n".encode())
 distributed.destroy_process_group()
+if rank == 0:
+    assert os.wait()[1] == 0
 """
 
 
 def test_two_processes_train_on_the_global_batches_of_one(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PART, str(rank), str(tmp_path / "rendezvous")],
-            stdout=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    parts = [process.communicate(timeout=120)[0].split(";") for process in processes]
+    command = [sys.executable, "-c", PART, tmp_path / "rendezvous"]
+    printed = subprocess.check_output(command, text=True, timeout=120)
+    parts = [line.split(";")[1:] for line in sorted(printed.splitlines())]
     train, val = ([ast.literal_eval(part[kind]) for part in parts] for kind in (0, 1))
     settings = {"labels_N": np.arange(50) % 5, "batch_size": 8, "world_size": 1, "seed": 0}
     alone = [

@@ -168,7 +168,7 @@ def test_script_without_main_guard_runs_once(tmp_path, pictures, monkeypatch):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_preparation_leaves_no_store_and_no_process(tmp_path, pictures, sent):
-    for number in range(200):
+    for number in range(60):
         write_pictures(pictures / f"c{number}", 8, seed=number)
     (tmp_path / "work.py").write_text(
         "from pathlib import Path\n"

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.data.conftest import folder_source, synthetic_source
+from tests.data.conftest import folder_source, peaks_of_memory, synthetic_source
 
 from arcloop.artifacts.writer import write_manifest
 from arcloop.config.schema import LoaderSettings
@@ -275,37 +274,10 @@ def test_damaged_files_are_named(copy, settings):
     } == errors(copy, settings)
 
 
-PEAK = """
-import sys
-from pathlib import Path
-from arcloop.config.schema import ValidationSettings
-from arcloop.data import Store, SyntheticSource, prepare, validate
-
-settings = ValidationSettings(
-    min_images_per_class=2, min_std=1.0, min_brightest=64, max_empty_fraction=0.1,
-    near_duplicate_bits=6, max_imbalance=5.0, max_listed=9,
-)
-path = Path(sys.argv[1])
-prepare({source}, path)
-validate(path, path / "validation", settings)
-for split in ("train", "query"):
-    for images, labels in Store.open(path).batches(split, 32):
-        pass
-print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """Ten times the images (37 MB of pixels) may need at most 10 % more memory."""
-    peaks = []
-    for rows in (150, 1_500):
-        source = synthetic_source(
-            train=rows, query=rows, image_size=64, channels=3, noise=0.5, shard_rows=100, **JPEG
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK.format(source=repr(source)), str(tmp_path / str(rows))],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        peaks.append(int(done.stdout))
-    assert peaks[1] < 1.1 * peaks[0]
+    shape = {"image_size": 64, "channels": 3, "noise": 0.5, "shard_rows": 100}
+    sources = (synthetic_source(train=rows, query=rows, **shape, **JPEG) for rows in (150, 1_500))
+    few, many = peaks_of_memory(tmp_path, *sources)
+    assert many < 1.1 * few
