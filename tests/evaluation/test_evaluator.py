@@ -175,23 +175,6 @@ def test_metrics_equal_their_definitions(queries, gallery, batches, chunks):
     )
 
 
-@effort(max_examples=40)
-@given(rows=labelled_corners(3, st.integers(3, 25)), chunks=sizes, known=st.integers(0, 25))
-def test_a_query_in_the_gallery_is_not_its_own_neighbour(rows, chunks, known):
-    own = np.where(np.arange(len(rows[1])) < known, np.arange(len(rows[1])), -1)
-    result = evaluated(rows, rows, own=own, chunks=chunks)
-    expected = oracle(rows, rows, 0.5, own)
-    for name, value in expected.items():
-        assert result.metrics[name] == pytest.approx(value, abs=1e-12), name
-    assert result.pairs.same.sum() + result.pairs.different.sum() == (
-        len(own) ** 2 - (own >= 0).sum()
-    )
-    alone = evaluated((rows[0][:2], rows[1][:2]), (rows[0][:2], rows[1][:2]), own=np.arange(2))
-    assert alone.metrics.get("top1") == (1 if rows[1][0] == rows[1][1] else None)
-    with pytest.raises(DataError, match="at least 2 images"):
-        evaluated((rows[0][:1], rows[1][:1]), (rows[0][:1], rows[1][:1]), own=np.arange(1))
-
-
 def test_the_first_relevant_row_is_found_at_any_rank():
     """Each class has one row, so only two ranks are kept, but the row may have the last rank."""
     random = np.random.default_rng(0)

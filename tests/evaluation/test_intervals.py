@@ -42,7 +42,6 @@ def results(correct, labels, *, groups=None, best=None, other=None, known=None, 
         (5, 60, 0.9, 0),  # few classes: queries are resampled
         (1, 100, 0.98, 0),  # often all are right
         (30, 20, 0.9, 0.1),  # beta-binomial classes are resampled as a whole
-        (100, 5, 0.95, 0.2),
         (200, 3, 0.95, 0.3),
     ],
 )

@@ -37,7 +37,7 @@ def pairs_by_definition(queries, gallery, left):
     return expected
 
 
-@effort(max_examples=60, deadline=None)
+@effort(max_examples=40, deadline=None)
 @given(galleries_with_queries(), sizes, sizes)
 def test_no_metric_counts_a_query_as_its_own_neighbour(drawn, batches, chunks):
     queries, gallery, own = drawn
@@ -55,7 +55,7 @@ def test_no_metric_counts_a_query_as_its_own_neighbour(drawn, batches, chunks):
         assert own[mistake.query_row] not in mistake.neighbour_rows
 
 
-@effort(max_examples=60, deadline=None)
+@effort(max_examples=40, deadline=None)
 @given(labelled_corners(3, st.integers(2, 25)), st.integers(0, 10**6))
 def test_the_order_of_queries_changes_nothing(gallery, seed):
     """Queries are a permutation of a gallery with equal rows."""

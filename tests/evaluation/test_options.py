@@ -25,7 +25,7 @@ from arcloop.retrieval import load_model
 RUN = Path("runs/synthetic")
 
 
-@effort(max_examples=60)
+@effort(max_examples=40)
 @given(
     gallery=labelled_corners(3, st.integers(2, 25)),
     queries=labelled_corners(3, st.integers(1, 12)),

@@ -171,7 +171,7 @@ def evaluated(queries, gallery, own, classes):
     return evaluate_embeddings(cut(*queries, [100]), setup).metrics
 
 
-@effort(max_examples=40)
+@effort(max_examples=20)
 @given(labelled_corners(3, st.integers(1, 12)), labelled_corners(3, st.integers(2, 25)))
 def test_the_evaluator_agrees(queries, gallery):
     for of, own in ((queries, None), (gallery, np.arange(len(gallery[1])))):

@@ -24,7 +24,7 @@ from arcloop.training.sharded import (
     shard_head_state,
 )
 
-WORLDS = (4, 3, 2, 1)
+WORLDS = (4, 3, 1)
 N, INPUTS, D = 12, 6, 5
 MANY, FEW = 23, 3  # classes: not divisible by the number of processes; less than processes
 SCALE, MARGIN = 16.0, 0.4
