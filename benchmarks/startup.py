@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from arcloop.config.composition import bundled
+from arcloop.config.files import bundled
 from benchmarks.measure import Comparison, Section, Size, alternate
 
 TITLE = "Start-up"

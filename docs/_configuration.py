@@ -18,7 +18,7 @@ import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from arcloop.config.composition import bundled
+from arcloop.config.files import bundled
 from arcloop.config.schema import Config
 
 PAGE = "configuration.md"

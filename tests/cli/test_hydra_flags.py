@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from arcloop.cli.main import main
-from arcloop.config.composition import bundled
+from arcloop.config.files import bundled
 from arcloop.pipeline.sweeps.plan import plan
 
 SWEEP = ["train", "-m", "data=synthetic", "head.margin=0.25,0.4", "seed=3,4"]

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from arcloop.config.composition import (
-    bundled,
     compose_choice,
     compose_config,
     parse_overrides,
     quote_override,
 )
+from arcloop.config.files import bundled
 from arcloop.errors import ConfigError
 
 REQUIRED = {
@@ -144,3 +144,17 @@ def test_a_value_lives_in_one_place():
             parameters = read_signature(node["_target_"]).parameters
             given = [parameters[name] for name in node if name in parameters]
             assert [p.name for p in given if p.default is not p.empty] == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [
+        (["backbone=timm", "backbone.model=test_resnet.r160_in1k"], 160),
+        (["backbone=timm", "backbone.model=test_resnet.r160_in1k", "data.image_size=64"], 64),
+        (["backbone=timm", "backbone.model=none"], 112),
+        (["backbone=iresnet18"], 112),
+    ],
+)
+def test_the_size_of_the_images_is_that_of_the_weights_unless_it_is_set(backbone, size):
+    config = compose_config(["data=image_folder", "data.root=x", *backbone])
+    assert config.data.image_size == size

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from arcloop.cli.main import main
-from arcloop.config.composition import bundled, compose_config
+from arcloop.config.composition import compose_config
+from arcloop.config.files import bundled
 
 DOCS = Path(__file__).parents[2] / "docs"
 

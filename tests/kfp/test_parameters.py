@@ -6,7 +6,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcloop.config.composition import bundled, compose_config, to_plain
+from arcloop.config.composition import compose_config, to_plain
+from arcloop.config.files import bundled
 from arcloop.errors import ConfigError
 from arcloop.kfp.parameters import _format, divide_overrides
 from arcloop.pipeline.steps import STEPS
@@ -16,6 +17,10 @@ CASES = {
     "an experiment, which reaches into several groups": ["experiment=mnist", "head.margin=0.4"],
     "a required value": [
         "data=image_folder", r"data.root='/my data/it\'s'", "data.image_size=[32,16]",
+    ],
+    "a network that determines the size of the images": [
+        "data=image_folder", "data.root=x", "backbone=timm",
+        "backbone.model=test_resnet.r160_in1k",
     ],
     "choices, and another network": [
         "index=hnsw", "optimizer=adamw", "backbone=iresnet18", "trainer=gpu",

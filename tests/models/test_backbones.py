@@ -3,7 +3,7 @@ import torch
 import yaml
 from torch import nn
 
-from arcloop.config.composition import bundled
+from arcloop.config.files import bundled
 from arcloop.errors import ConfigError
 from arcloop.models import ConvNet, IResNet
 

@@ -11,7 +11,7 @@ from tests.conftest import arcloop_in
 
 from arcloop.artifacts import load
 from arcloop.cli.main import main
-from arcloop.config.composition import bundled
+from arcloop.config.files import bundled
 from arcloop.models.backbones.timm_import import import_timm
 from arcloop.models.checkpoints import read_checkpoint
 from arcloop.runtime.searcher import Model

@@ -5,7 +5,8 @@ import functools
 import pytest
 from tests.config.test_composition import REQUIRED
 
-from arcloop.config.composition import build, bundled, compose_config, to_plain
+from arcloop.config.composition import build, compose_config, to_plain
+from arcloop.config.files import bundled
 from arcloop.models import Head
 from arcloop.pipeline.steps import STEPS, dry_run
 

@@ -8,7 +8,7 @@ from tests.conftest import SMALL
 
 from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.config.composition import bundled
+from arcloop.config.files import bundled
 from arcloop.models.checkpoints import read_checkpoint
 
 FILES = sorted(file.stem for file in (bundled("conf") / "head").glob("*.yaml"))

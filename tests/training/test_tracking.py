@@ -20,7 +20,8 @@ from arcloop import artifacts
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.artifacts.writer import git_revision
 from arcloop.cli.main import main
-from arcloop.config.composition import bundled, compose_config
+from arcloop.config.composition import compose_config
+from arcloop.config.files import bundled
 from arcloop.errors import ConfigError, DivergedError, ResourceError, TrainingPruned
 from arcloop.training import MlflowLogger, WandbLogger
 

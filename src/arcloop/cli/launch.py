@@ -19,12 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 from arcloop.artifacts import JOB_LOG
 from arcloop.config.composition import (
     as_config_error,
-    bundled,
     check_config,
     parse_overrides,
     register_schema,
     require_single_values,
 )
+from arcloop.config.files import bundled
 from arcloop.config.origin import set_origin
 from arcloop.config.recorded import find_run_dir, recorded_overrides
 from arcloop.config.schema import Config

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arcloop.config.composition import choices_of, config_groups
+from arcloop.config.files import choices_of, config_groups
 from arcloop.config.paths import quote_paths
 from arcloop.config.project import project_of
 from arcloop.config.targets import require_extra

@@ -28,39 +28,19 @@ from omegaconf.errors import (
 )
 
 from arcloop.config import targets
+from arcloop.config.files import bundled, choices_of, config_groups
+from arcloop.config.input_size import register_input_size
 from arcloop.config.monitors import find_monitor_faults
-from arcloop.config.project import own_conf, register_search_path
+from arcloop.config.project import register_search_path
 from arcloop.config.schema import Config
 from arcloop.config.value_types import describe_mismatch, field_types, find_mismatches
 from arcloop.errors import ArcloopError, ConfigError
 
 
-def bundled(name: str) -> Path:
-    """Return the path of a folder that arcloop contains: "conf" or "mnist"."""
-    package = Path(__file__).parents[1]
-    installed = package / "_bundled" / name
-    if installed.is_dir():
-        return installed
-    checkout = package.parents[1]
-    return checkout / {"conf": "conf", "mnist": "data/mnist"}[name]
-
-
-def choices_of(group: str) -> dict[str, Path]:
-    """Return the files of a config group: choice -> YAML file, of the project before arcloop's."""
-    folders = [bundled("conf"), own_conf()]
-    files = [f for folder in folders if folder for f in sorted((folder / group).glob("*.yaml"))]
-    return {file.stem: file for file in files}
-
-
-def config_groups() -> list[str]:
-    """Return the names of the config groups of arcloop and of the project."""
-    folders = [folder for folder in (bundled("conf"), own_conf()) if folder is not None]
-    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
-
-
 def register_schema() -> None:
-    """Register the schema and the project with Hydra, and the `bundled` resolver with OmegaConf."""
+    """Register the schema and the project with Hydra, and the resolvers with OmegaConf."""
     register_search_path()
+    register_input_size()
     ConfigStore.instance().store(name="schema", node=Config, provider="arcloop")
     if not OmegaConf.has_resolver("bundled"):
         OmegaConf.register_new_resolver("bundled", lambda name: str(bundled(name)))

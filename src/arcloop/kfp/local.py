@@ -28,7 +28,7 @@ from typing import Any, Self
 import arcloop
 from arcloop.artifacts.atomic import sha256_json, write_bytes
 from arcloop.artifacts.writer import package_versions
-from arcloop.config.composition import bundled
+from arcloop.config.files import bundled
 from arcloop.config.project import own_conf, own_sources
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError

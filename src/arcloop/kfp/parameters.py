@@ -77,6 +77,9 @@ def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
             parameters[group].append(change)
         elif group not in (*_PIPELINE_GROUPS, *_REFUSED_GROUPS):
             unused.append(f"{group} has no effect in a pipeline, which chooses its own folders")
+    # The step that reads `data` does not know the backbone.
+    if "model" in plain["backbone"] and "input_size:" in str(_unresolved(config)["data"]):
+        parameters["data"].append(f"data.image_size={_format(plain['data']['image_size'])}")
     # The default of `name` depends on the data, which the deploy step does not read.
     parameters["name"] = [f"name={_format(plain['name'])}"]
     unused += [

@@ -117,6 +117,23 @@ class TimmBackbone(nn.Module):
         mean, std = (v if channels == len(v) else [sum(v) / len(v)] for v in both)
         return mean, std
 
+    @staticmethod
+    def input_size(model: str) -> int | list[int] | None:
+        """Return the image size that published weights were trained with, in pixels.
+
+        Returns:
+            One number, or [height, width] if they differ; None if timm is not installed or has no
+            such model, which the constructor reports.
+        """
+        try:
+            config = import_timm().get_pretrained_cfg(model)
+        except (ConfigError, RuntimeError):
+            return None
+        if config is None:
+            return None
+        height, width = config.input_size[1:]
+        return int(height) if height == width else [int(height), int(width)]
+
     def cautions(self) -> list[str]:
         """Return a note if the image size is not the one that the weights were trained with."""
         trained = self._published["input_size"][1:]

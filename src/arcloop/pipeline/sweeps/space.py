@@ -14,7 +14,8 @@ from typing import Any
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from arcloop.config.composition import choices_of, compose_choice, parse_overrides
+from arcloop.config.composition import compose_choice, parse_overrides
+from arcloop.config.files import choices_of
 from arcloop.errors import ConfigError
 
 _MAX_VALUES = 32
