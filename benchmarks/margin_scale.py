@@ -2,8 +2,8 @@
 
 The train classes are random subsets of those of the emoji set, see sets/README.md; val is the same
 for all. Every training has about as many images as 10 epochs of all classes, in batches of 64
-unless the batch size is compared. Each setting is a job of `arcloop train -m`, and finished jobs are used
-again. Writes docs/margin-scale-classes.png, in which a dotted line is the scale of AdaCos,
+unless the batch size is compared. Each setting is a job of `arcloop train -m`, and finished jobs
+are used again. Writes docs/margin-scale-classes.png, in which a dotted line is the scale of AdaCos,
 √2·ln(C - 1) for C classes.
 """
 
