@@ -39,6 +39,10 @@ class Verb:
 
 
 VERBS = {
+    "init": Verb(
+        "a new project: own configs and classes, with a test and a workflow",
+        function="arcloop.cli.init.init",
+    ),
     "run": Verb(
         "prepare, validate, train, embed, index, evaluate and gate: the whole chain",
         ("arcloop run experiment=mnist", "arcloop run data=image_folder data.root=/my/pictures"),
