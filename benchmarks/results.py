@@ -129,8 +129,8 @@ def _compare_speed(name: str, peers: str) -> Iterator[str]:
         rows["arcloop"].append({"train_s": images / rate, "images_per_second": rate})
     yield "## Speed of training"
     yield ""
-    yield f"3 epochs without validation, in turn, on {os.cpu_count()} CPU cores: median, minimum and"
-    yield "maximum. The other libraries decode the files in two processes."
+    yield f"3 epochs without validation, in turn, on {os.cpu_count()} CPU cores: median, minimum"
+    yield "and maximum. The other libraries decode the files in two processes."
     yield ""
     yield from _table("rounds", rows, _SPEED, _middle)
 
