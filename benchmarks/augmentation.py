@@ -33,7 +33,7 @@ def measure(size: Size) -> Section:
                 one = in_process("benchmarks.peers.augmentation", *arguments, python=python)
                 found.append(one["images_per_second"])
         for who in ("kornia", "torchvision"):
-            name = f"{side} pixels, against {who}"
+            name = f"augment {side} pixels, against {who}"
             section.comparisons.append(
                 Comparison(name, rates["arcloop"], rates[who], "images/s", 1.0)
             )

@@ -26,6 +26,7 @@ def ratios(compared: Sequence[Comparison], file: Path) -> None:
     axis.axvline(1, color="black", linewidth=1)
     axis.set_xscale("log")
     axis.set_yticks(range(len(shown)), [c.name for c in shown], fontsize=8)
+    axis.set_ylim(-1, len(shown))
     axis.set_xlabel("ratio / target; to the right of the line the target is reached")
     _save(figure, file)
 
