@@ -9,7 +9,7 @@ import yaml
 
 from arcloop.cli.main import main
 from arcloop.config.composition import compose_config
-from arcloop.config.project import VARIABLE, find_project
+from arcloop.config.project import VARIABLE, find_project, project_of, use_project_of_run
 
 SMALL = {
     "data": {
@@ -106,6 +106,21 @@ def test_a_sweep_by_other_processes_trains_the_head_of_the_project(shop, in_tmp,
     }
     assert targets == {"arcloop.models.ArcFace", "shop.heads.WideMargin"}
     assert VARIABLE not in os.environ
+
+
+def test_each_run_of_a_sweep_uses_its_own_project(in_tmp):
+    for name in ("one", "two"):
+        (in_tmp / name / "conf").mkdir(parents=True)
+    with project_of([]):
+        for name in ("one", "two"):
+            use_project_of_run({"project": str(in_tmp / name)}, in_tmp)
+            assert find_project() == in_tmp / name
+        use_project_of_run({}, in_tmp)
+        assert find_project() is None
+    with project_of(["--config-dir", "one/conf"]):
+        use_project_of_run({"project": str(in_tmp / "two")}, in_tmp)
+        assert find_project() == in_tmp / "one"
+    assert find_project() is None
 
 
 def test_a_choice_that_does_not_exist_is_named_with_those_of_the_project(shop, capsys):

@@ -29,7 +29,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from arcloop.errors import ConfigError
 
 VARIABLE = "ARCLOOP_PROJECT"
+_OF_RUN = "ARCLOOP_PROJECT_OF_RUN"
+"""Set if the project in `VARIABLE` is that of a run, which the next run of a sweep replaces."""
 _PYTHON_PATH = "PYTHONPATH"
+_CHANGED = (VARIABLE, _OF_RUN, _PYTHON_PATH)
 
 
 class ProjectSearchPath(SearchPathPlugin):
@@ -87,7 +90,7 @@ def project_of(arguments: Sequence[str]) -> Iterator[list[str]]:
         ConfigError: The project does not exist.
     """
     given, rest = _config_folder(arguments)
-    before, path = {name: os.environ.get(name) for name in (VARIABLE, _PYTHON_PATH)}, [*sys.path]
+    before, path = {name: os.environ.get(name) for name in _CHANGED}, [*sys.path]
     try:
         if given is not None:
             folder = _existing(Path(given), f"--config-dir {given}")
@@ -119,8 +122,12 @@ def use_project_of_run(info: Mapping[str, Any], run_dir: Path) -> None:
     Raises:
         ConfigError: The project was moved or removed.
     """
+    if os.environ.get(VARIABLE) and not os.environ.get(_OF_RUN):
+        return
+    for name in (VARIABLE, _OF_RUN):
+        os.environ.pop(name, None)
     recorded = info.get("project")
-    if recorded is None or os.environ.get(VARIABLE):
+    if recorded is None:
         return
     if not Path(recorded).is_dir():
         raise ConfigError(
@@ -128,7 +135,7 @@ def use_project_of_run(info: Mapping[str, Any], run_dir: Path) -> None:
             where=run_dir,
             remedy=f"set {VARIABLE} to the folder that it was moved to",
         )
-    os.environ[VARIABLE] = recorded
+    os.environ[VARIABLE], os.environ[_OF_RUN] = recorded, "1"
     _make_importable()
 
 
