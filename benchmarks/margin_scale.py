@@ -109,7 +109,8 @@ def _draw(scales: dict[int, _Results], batches: dict[int, _Results], file: Path)
     axes[-1].minorticks_off()
     axes[0].set_ylabel("val_map_at_r")
     axes[0].legend()
-    axes[-1].legend(title="train classes")
+    axes[-1].set_ylim(0, 1.4 * max(axes[-1].get_ylim()))
+    axes[-1].legend(title="train classes", loc="upper center", ncols=3)
     figure.savefig(file, dpi=100)
 
 
