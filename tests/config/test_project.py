@@ -128,6 +128,25 @@ def test_a_choice_that_does_not_exist_is_named_with_those_of_the_project(shop, c
     assert "did you mean wide" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["seed=1"], ["-m", "seed=1,2"]])
+def test_a_file_that_is_not_yaml_is_named_with_its_line(shop, capsys, flags):
+    (shop / "conf/head/wide.yaml").write_text("margin: 0.1\nscale: [\n")
+    assert main(["train", "experiment=shop", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "this is not valid YAML" in error
+    assert "conf/head/wide.yaml, line 3" in error
+
+
+def test_a_class_that_cannot_be_imported_is_named_with_its_key(shop, capsys):
+    (shop / "conf/backbone").mkdir()
+    (shop / "conf/backbone/own.yaml").write_text(
+        "_target_: shop.none.Network\n_partial_: true\nmodel: large\n"
+    )
+    assert main(["train", "data=csv", "data.file=x", "backbone=own"]) == 2
+    assert "shop.none" in (error := capsys.readouterr().err)
+    assert "backbone" in error
+
+
 @pytest.mark.parametrize("given", ["variable", "option"])
 def test_a_project_that_does_not_exist_is_one_error(in_tmp, monkeypatch, capsys, given):
     arguments = ["train", "data=synthetic"]

@@ -1,7 +1,8 @@
 """Every command in README and docs runs, in the order it is written, on small data of its kind.
 
-Pages about one part have their tests beside those of the part. The verb `train` does not evaluate
-the model: `run` does. tests/distributed tests training in two processes.
+The commands of some pages run in the tests of their package, e.g. those of docs/metrics.md in
+tests/evaluation. Here `train` does not evaluate the model, because `run` does, and all commands
+train in one process; tests/distributed trains in two.
 """
 
 import gzip

@@ -15,6 +15,8 @@ from tempfile import TemporaryDirectory
 from arcloop.artifacts.atomic import is_empty, replace_folder
 from arcloop.errors import ConfigError
 
+_TAKEN = {"arcloop", "torch", "hydra", "numpy", "faiss", "conf", "tests", *sys.stdlib_module_names}
+"""Names that a package of the user would hide, or that would hide it."""
 _FILES = {
     "pyproject.toml": """\
 [project]
@@ -59,11 +61,8 @@ defaults:
   - images
   - override /head: NAME_head
 name: NAME
-trainer:
-  max_epochs: 20
-evaluate:
-  gate:
-    min_top1: 0.5   # what the application needs
+# What your application needs; the gate of experiment=images is a start.
+# evaluate: {gate: {min_top1: 0.9}}
 """,
     "conf/head/NAME_head.yaml": """\
 # A head of this project. The other keys are those of head=arcface.
@@ -158,7 +157,7 @@ def init(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", help="its last part is the name of the project")
     folder = Path(parser.parse_args(arguments).folder).absolute()
     name = folder.name.replace("-", "_")
-    if not name.isidentifier() or keyword.iskeyword(name) or name in _taken():
+    if not name.isidentifier() or keyword.iskeyword(name) or name in _TAKEN:
         raise ConfigError(
             f"{folder.name!r} cannot be the name of a Python package of its own",
             where=folder,
@@ -176,17 +175,3 @@ def init(arguments: Sequence[str]) -> int:
         replace_folder(made, folder)
     print(f"created {folder}\nnext: cd {folder}, and see README.md there")
     return 0
-
-
-def _taken() -> set[str]:
-    """Return names that a package of the user would hide, or that would hide it."""
-    return {
-        "arcloop",
-        "torch",
-        "hydra",
-        "numpy",
-        "faiss",
-        "conf",
-        "tests",
-        *sys.stdlib_module_names,
-    }

@@ -11,13 +11,12 @@ from tempfile import TemporaryDirectory
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from joblib.externals.loky import get_reusable_executor
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from arcloop.artifacts import JOB_LOG
 from arcloop.config.composition import (
+    CONFIG_ERRORS,
     as_config_error,
     check_config,
     parse_overrides,
@@ -198,7 +197,7 @@ def _run_hydra(
         hydra.main(config_path=str(bundled("conf")), config_name="config", version_base="1.3")(
             job
         )()
-    except (HydraException, OmegaConfBaseException) as error:
+    except CONFIG_ERRORS as error:
         raise as_config_error(error) from None
     finally:
         sys.argv = before

@@ -36,6 +36,9 @@ from arcloop.config.schema import Config
 from arcloop.config.value_types import describe_mismatch, field_types, find_mismatches
 from arcloop.errors import ArcloopError, ConfigError
 
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""Exceptions of a composition, for `as_config_error`."""
+
 
 def register_schema() -> None:
     """Register the schema and the project with Hydra, and the resolvers with OmegaConf."""
@@ -73,7 +76,7 @@ def compose_unchecked(overrides: Sequence[str], *, hydra: bool = True) -> DictCo
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             return compose("config", list(overrides), return_hydra_config=hydra)
-    except (HydraException, OmegaConfBaseException) as cause:
+    except CONFIG_ERRORS as cause:
         raise as_config_error(cause) from None
 
 
@@ -92,7 +95,7 @@ def compose_choice(group: str, choice: str, search_path: Sequence[str] = ()) -> 
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             return compose(None, [*search_path, f"+{group}={choice}"])
-    except (HydraException, OmegaConfBaseException) as cause:
+    except CONFIG_ERRORS as cause:
         raise as_config_error(cause) from None
 
 
@@ -171,7 +174,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
 
 
 def as_config_error(cause: BaseException) -> ArcloopError:
-    """Convert an exception of Hydra or OmegaConf to a `ConfigError`.
+    """Convert an exception of Hydra, OmegaConf or PyYAML to a `ConfigError`.
 
     An `ArcloopError` among its causes is returned unchanged.
     """
@@ -180,6 +183,10 @@ def as_config_error(cause: BaseException) -> ArcloopError:
         if isinstance(link, ArcloopError):
             return link
     for link in chain:
+        if isinstance(link, yaml.MarkedYAMLError):
+            mark, message = link.problem_mark, f"this is not valid YAML: {link.problem}"
+            place = f"{mark.name}, line {mark.line + 1}" if mark else None
+            return ConfigError(message, where=place, remedy="correct the file")
         if isinstance(link, MissingConfigException):
             return _unknown_choice(link)
         if isinstance(link, OverrideParseException):

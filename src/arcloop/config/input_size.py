@@ -30,5 +30,8 @@ def _of_backbone(default: int, *, _root_: DictConfig) -> Any:
 def _published(target: str, model: str) -> Any:
     from hydra.utils import get_class
 
-    find = getattr(get_class(target), "input_size", None)
+    try:
+        find = getattr(get_class(target), "input_size", None)
+    except Exception:  # noqa: BLE001 - the check of the config reports a class that does not exist
+        return None
     return find(model) if find is not None else None
