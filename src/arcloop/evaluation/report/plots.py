@@ -31,6 +31,7 @@ Ints = npt.NDArray[np.int64]
 
 MAX_BARS = 40
 _LEAST_ERROR, _LINES = 1e-4, ("-", "--", ":", "-.")
+_ERROR_TICKS = [digit * 10.0**power for power in range(-6, 0) for digit in (1, 2, 5)] + [1.0]
 _MAX_REJECTED, _MAX_POINTS = 0.5, 1000
 _MISTAKE_COLOURS = LinearSegmentedColormap.from_list("mistakes", ["#fbe1d2", WRONG])
 _DIAGONAL, _DARK = "#cfe0fa", "#3a4250"
@@ -83,6 +84,9 @@ def training_curves(curves: Sequence[dict[str, float]]) -> Figure | None:
             if axis.get_yscale() == "log":  # leaves room for the legend above the lines
                 low, high = axis.get_ylim()
                 axis.set_ylim(low, high * (high / low) ** 0.7)
+                ticks = [tick for tick in _ERROR_TICKS if low <= tick]
+                axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+                axis.minorticks_off()
             axis.legend(loc="best")
     return drawn
 
