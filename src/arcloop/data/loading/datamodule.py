@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,10 @@ from arcloop.errors import ResourceError
 Batch = tuple[Tensor, Tensor]
 Labels = npt.NDArray[np.int64]
 _ROWS_PER_COPY = 4096
+
+# A fork server, the default of Python 3.14 and of some launchers, ends at the SIGTERM that the
+# workers ignore, and then they count as ended. joblib's own method cannot start a worker.
+_START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 class BatchDataset(Dataset[Batch]):
@@ -136,6 +141,7 @@ class BatchLoader(DataLoader[Batch]):
             batch_size=None,  # an item of the dataset is already a batch
             sampler=batches,
             num_workers=workers,
+            multiprocessing_context=_START_METHOD if workers else None,
             prefetch_factor=settings.prefetch_factor if workers else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and not settings.on_device,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-import multiprocessing
 import os
 import re
 import shlex
@@ -102,8 +101,6 @@ class Job:
         register_schema()
         if os.getppid() == self.parent:
             _exit_when_parent_ends(self.parent)
-            # joblib changes the method in its processes; they could not start loader processes.
-            multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
         os.environ[threads.VARIABLE] = str(self.record.threads)
         settings = HydraConfig.get()
         number, overrides = settings.job.num, list(settings.overrides.task)
