@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.config.composition import compose_config
+from arcloop.config.composition import compose_config, to_plain
 from arcloop.config.project import VARIABLE, find_project, project_of, use_project_of_run
+from arcloop.config.recorded import compose_for_run, recorded_overrides
 
 SMALL = {
     "data": {
@@ -93,6 +97,29 @@ def test_every_verb_reads_the_project_from_any_folder(shop, in_tmp, monkeypatch,
     assert f"the project of this run, {shop}, does not exist" in capsys.readouterr().err
     monkeypatch.setenv(VARIABLE, str(in_tmp / "moved"))
     assert main(["index", run, "index=hnsw"]) == 0
+
+
+def test_a_verb_on_a_run_uses_its_recorded_config_when_files_change(shop):
+    assert main(["run", "experiment=shop", "index=hnsw"]) == 0
+    file, run = shop / "conf/experiment/shop.yaml", "run_dir=runs/shop"
+    file.write_text(file.read_text().replace("min_top1: 0.0", "min_top1: 1.1"))
+    with project_of([]):
+        overrides = recorded_overrides(shop / "runs/shop", ["evaluate.memory_mb=32"])
+    assert overrides == ["experiment=shop", "index=hnsw", "++evaluate.gate.min_top1=0.0"]
+    assert main(["evaluate", run, "evaluate.memory_mb=32"]) == 0
+    assert main(["evaluate", run, "evaluate.gate.min_top1=1.0"]) == 3
+
+    shutil.rmtree(shop / "conf")
+    (shop / "conf").mkdir()
+    recorded = artifacts.read(Path("runs/shop"), "run").config
+    with project_of([]):
+        config = compose_for_run([run, "evaluate.memory_mb=32"])
+    assert to_plain(config.index) == recorded["index"]
+    assert to_plain(config.data) == recorded["data"]
+    assert config.evaluate.gate.min_top1 == 0.0
+    assert main(["evaluate", run]) == 0
+    assert main(["index", run, "index=flat"]) == 0
+    assert artifacts.read(Path("runs/shop/index"), "index").config["index"]["factory"] == "Flat"
 
 
 def test_a_sweep_by_other_processes_trains_the_head_of_the_project(shop, in_tmp, monkeypatch):

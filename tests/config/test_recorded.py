@@ -2,8 +2,10 @@
 
 import pytest
 
-from arcloop.config.recorded import compose_for_run, find_run_dir
+from arcloop.config.recorded import READ_ON_RUNS, compose_for_run, find_run_dir
 from arcloop.errors import ArtifactError, ConfigError
+from arcloop.pipeline.chains import FROM_RUN
+from arcloop.pipeline.steps import ALL_STEPS
 
 NAMES = {
     "a literal": (["run_dir=runs/a"], "runs/a"),
@@ -36,3 +38,7 @@ def test_only_a_run_that_is_named_by_default_may_be_missing(in_tmp):
     for arguments in ({"given": ["run_dir=runs/foo"], "required": False}, {"given": ["name=foo"]}):
         with pytest.raises(ArtifactError, match="there is no run here"):
             compose_for_run(**arguments)
+
+
+def test_all_groups_that_the_verbs_on_a_run_read_are_restored():
+    assert {key for verb in FROM_RUN for key in ALL_STEPS[verb].reads} == {*READ_ON_RUNS}

@@ -1,9 +1,10 @@
-"""The config files of arcloop and of the project of the user."""
+"""The config files of arcloop, of plug-ins and of the project of the user."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from arcloop.config.plugins import installed_plugins
 from arcloop.config.project import own_conf
 
 
@@ -18,13 +19,17 @@ def bundled(name: str) -> Path:
 
 
 def choices_of(group: str) -> dict[str, Path]:
-    """Return the files of a config group: choice -> YAML file, of the project before arcloop's."""
-    folders = [bundled("conf"), own_conf()]
-    files = [f for folder in folders if folder for f in sorted((folder / group).glob("*.yaml"))]
-    return {file.stem: file for file in files}
+    """Return the files of a config group: choice -> YAML file that Hydra finds first."""
+    files = [f for folder in config_folders() for f in sorted((folder / group).glob("*.yaml"))]
+    return {file.stem: file for file in reversed(files)}
 
 
 def config_groups() -> list[str]:
-    """Return the names of the config groups of arcloop and of the project."""
-    folders = [folder for folder in (bundled("conf"), own_conf()) if folder is not None]
-    return sorted({path.name for folder in folders for path in folder.iterdir() if path.is_dir()})
+    """Return the names of all config groups."""
+    return sorted({f.name for folder in config_folders() for f in folder.iterdir() if f.is_dir()})
+
+
+def config_folders() -> list[Path]:
+    """Return the folders of config files, in the order in which Hydra searches them."""
+    own, plugins = own_conf(), [plugin.conf for plugin in installed_plugins()]
+    return [*([own] if own else []), bundled("conf"), *plugins]

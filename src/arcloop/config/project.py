@@ -26,6 +26,7 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from arcloop.config.plugins import installed_plugins
 from arcloop.errors import ConfigError
 
 VARIABLE = "ARCLOOP_PROJECT"
@@ -36,13 +37,15 @@ _CHANGED = (VARIABLE, _OF_RUN, _PYTHON_PATH)
 
 
 class ProjectSearchPath(SearchPathPlugin):
-    """Puts conf/ of the current project before that of arcloop, in every composition."""
+    """Puts conf/ of the project before that of arcloop, and those of plug-ins after it."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if (conf := own_conf()) is not None:
             search_path.prepend(
                 "project", f"file://{conf}", SearchPathQuery(provider="main", path=None)
             )
+        for plugin in installed_plugins():
+            search_path.append(plugin.name, f"file://{plugin.conf}")
 
 
 def register_search_path() -> None:

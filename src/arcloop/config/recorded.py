@@ -1,4 +1,4 @@
-"""Configs of commands that work on a finished run, from the overrides that the run records."""
+"""Configs of commands that work on a finished run, from the config that the run records."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arcloop import artifacts
@@ -15,15 +17,20 @@ from arcloop.config.composition import (
     check_config,
     compose_unchecked,
     parse_overrides,
+    to_plain,
 )
 from arcloop.config.project import use_project_of_run
-from arcloop.errors import ArtifactError
+from arcloop.errors import ArtifactError, ConfigError
+
+READ_ON_RUNS = ("calibration", "embed", "evaluate", "export", "index")
+"""Config groups that the verbs on a finished run read."""
+_MISSING = object()
 
 
 def compose_for_run(given: Sequence[str], *, required: bool = True) -> DictConfig:
     """Compose and check the config of a command on a finished run.
 
-    The overrides that the run records come first, then the given ones.
+    It starts from the config that the run records, see `recorded_overrides`.
 
     Args:
         given: Overrides of the command. They name the run, e.g. by `run_dir=runs/mnist`.
@@ -73,9 +80,13 @@ def names_run(key: str) -> bool:
 
 
 def recorded_overrides(run_dir: Path, given: Sequence[str]) -> list[str]:
-    """Return the overrides of a finished run, without those that `given` replaces.
+    """Return overrides that make the recorded config of a run, without what `given` replaces.
 
     From here on, the process uses the project that the run records, see `arcloop.config.project`.
+
+    These are the overrides that the run records, and `++KEY=VALUE` for each value of
+    `READ_ON_RUNS` that they would set differently today, because a config file was changed or
+    removed. Keys that the version of the run did not have keep their defaults.
 
     An override replaces a recorded one of the same key. A choice of a group also replaces the
     recorded values in the group, which may not exist in another choice.
@@ -84,18 +95,86 @@ def recorded_overrides(run_dir: Path, given: Sequence[str]) -> list[str]:
         ArtifactError: The folder is not a run.
         ConfigError: The project of the run was moved or removed.
     """
-    info = artifacts.read(run_dir, "run").info
-    use_project_of_run(info, run_dir)
-    recorded = info.get("overrides")
+    run = artifacts.read(run_dir, "run")
+    use_project_of_run(run.info, run_dir)
+    recorded = run.info.get("overrides")
     if not isinstance(recorded, list):
         raise ArtifactError(
             "the manifest of this run does not record the overrides of its config",
             where=run_dir / artifacts.MANIFEST,
             remedy="train the run again",
         )
+    recorded = [override for override in recorded if _key(override) != "run_dir"]
+    names = {*READ_ON_RUNS}
+    try:
+        today = compose_unchecked(recorded, hydra=False)
+    except ConfigError:  # a file, e.g. of an experiment, was removed
+        recorded, today = [], compose_unchecked((), hydra=False)
+        names |= {"name", "data"}
+    for name in sorted(names & run.config.keys()):
+        recorded += _changes(today, name, run.config[name])
     replaced = {"run_dir", *(override.key_or_group for override in parse_overrides(given))}
-    keys = ((override, override.partition("=")[0].lstrip("+~")) for override in recorded)
-    return [o for o, key in keys if key not in replaced and key.partition(".")[0] not in replaced]
+    return [
+        override
+        for override in recorded
+        if not {(key := _key(override)), key.partition(".")[0]} & replaced
+    ]
+
+
+def _changes(today: DictConfig, key: str, recorded: Any) -> Iterator[str]:
+    """Yield overrides that change a value of today's config to the recorded one."""
+    node = OmegaConf.select(today, key, default=_MISSING)
+    now = to_plain(node) if OmegaConf.is_dict(node) else node
+    if OmegaConf.is_list(node):
+        now = OmegaConf.to_container(node, resolve=True)
+    if (
+        isinstance(now, Mapping)
+        and isinstance(recorded, Mapping)
+        and same_target(now.get("_target_"), recorded.get("_target_"))
+    ):
+        for name, value in recorded.items():
+            yield from _changes(today, f"{key}.{name}", value)
+    elif now is _MISSING and _is_typed(today, key):
+        return  # this version has no such key
+    elif now != recorded:
+        if isinstance(now, Mapping):
+            yield f"~{key}"
+        yield f"++{key}={_as_text(recorded)}"
+
+
+def same_target(one: str | None, other: str | None) -> bool:
+    """Return whether two names refer to the same class: a manifest may have its full name."""
+    if one == other or one is None or other is None:
+        return one == other
+    try:
+        return get_object(one) is get_object(other)
+    except Exception:  # noqa: BLE001 - a class that cannot be imported any more, for any reason
+        return False
+
+
+def _is_typed(config: DictConfig, key: str) -> bool:
+    """Return whether the group of a key has a schema, which allows no other keys."""
+    return OmegaConf.get_type(config, key.partition(".")[0]) is not dict
+
+
+def _as_text(value: Any) -> str:
+    """Return a plain value in Hydra's grammar.
+
+    >>> print(_as_text({"a": [1, None, "x,y"]}))
+    {a:[1,null,"x,y"]}
+    """
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name}:{_as_text(child)}" for name, child in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_text, value)) + "]"
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
+    return "null" if value is None else str(value).lower()
+
+
+def _key(override: str) -> str:
+    """Return the key of an override, e.g. "head.margin" of `++head.margin=0.3`."""
+    return override.partition("=")[0].lstrip("+~")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

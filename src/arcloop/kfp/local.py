@@ -28,8 +28,9 @@ from typing import Any, Self
 import arcloop
 from arcloop.artifacts.atomic import sha256_json, write_bytes
 from arcloop.artifacts.writer import package_versions
-from arcloop.config.files import bundled
-from arcloop.config.project import own_conf, own_sources
+from arcloop.config.files import config_folders
+from arcloop.config.plugins import record_plugins
+from arcloop.config.project import own_sources
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.parameters import COMBINATION
@@ -60,15 +61,15 @@ _STEPS_BEFORE = {
 
 
 def source_hash() -> str:
-    """Return a hash of the files of arcloop and of the project, and of the package versions."""
+    """Return a hash of the files of arcloop, plug-ins and the project, and of package versions."""
     files = {
         f"{root.name}/{file.relative_to(root)}": hashlib.sha256(file.read_bytes()).hexdigest()
-        for root in (Path(arcloop.__file__).parent, bundled("conf"), own_conf(), own_sources())
+        for root in (Path(arcloop.__file__).parent, *config_folders()[::-1], own_sources())
         if root is not None
         for file in sorted(root.rglob("*"))
         if file.is_file() and file.suffix != ".pyc"
     }
-    return sha256_json([files, package_versions()])[:16]
+    return sha256_json([files, package_versions(), record_plugins()])[:16]
 
 
 def start_fork_server() -> None:

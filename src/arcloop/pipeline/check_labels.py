@@ -18,12 +18,14 @@ from omegaconf import DictConfig, open_dict
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.writer import write_artifact
-from arcloop.config.composition import build, compose_config
+from arcloop.config.composition import build
+from arcloop.config.plugins import naming_missing_plugins
 from arcloop.config.project import use_project_of_run
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, DataError
 from arcloop.pipeline import steps
 from arcloop.pipeline.chains import find_store
+from arcloop.pipeline.reproduce import recorded_config
 
 if TYPE_CHECKING:
     from arcloop.evaluation.label_issues import LabelIssues
@@ -134,9 +136,9 @@ def _fold_config(run: Artifact, run_dir: Path) -> DictConfig:
     The checkpoint is selected by the training loss, because there are no images to select it with:
     those of the fold must not be used, and all others are trained on.
     """
-    config = compose_config(run.info["overrides"])
+    with naming_missing_plugins(run.info):
+        config = recorded_config(run.info["overrides"], run.config, run_dir)
     with open_dict(config):
-        config.run_dir = str(run_dir)
         config.monitor, config.monitor_mode = "train_loss", "min"
         config.calibration.held_out_classes = 0
         path = str(run_dir / "metrics.csv")

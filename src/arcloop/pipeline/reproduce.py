@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file
 from arcloop.config.composition import compose_config, to_plain
+from arcloop.config.plugins import naming_missing_plugins
 from arcloop.config.project import use_project_of_run
+from arcloop.config.recorded import same_target
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, Terminated
 from arcloop.pipeline import steps
@@ -85,7 +86,8 @@ def rerun(run: Artifact, second: Path) -> None:
     last = {"overrides": run.info["overrides"], "config": run.config}
     parts = run.info.get("parts", [last])  # several if the run was resumed with other configs
     for part, following in pairwise([*parts, None]):
-        config = _config(part["overrides"], part["config"], second)
+        with naming_missing_plugins(run.info):
+            config = recorded_config(part["overrides"], part["config"], second)
         config.resume = "auto" if part is parts[0] else "true"
         if following is not None:
             with open_dict(config):
@@ -108,7 +110,9 @@ def rerun(run: Artifact, second: Path) -> None:
             steps.apply(name, config, inputs, second / kind, reuse=True)
 
 
-def _config(overrides: Sequence[str], recorded: Mapping[str, Any], second: Path) -> DictConfig:
+def recorded_config(
+    overrides: Sequence[str], recorded: Mapping[str, Any], second: Path
+) -> DictConfig:
     """Compose the overrides of a run, and replace the values of all steps by the recorded ones.
 
     The groups of `_COMPOSED`, which contain output paths, are not replaced.
@@ -130,18 +134,11 @@ def _replace_group(config: DictConfig, name: str, value: Any) -> None:
     if name == "evaluate":
         value = {**value, "gate": {**value["gate"], **_NO_COMPARISON}}
     current = to_plain(config[name]) if OmegaConf.is_dict(config[name]) else None
-    if current is not None and _same_target(current.get("_target_"), value.get("_target_")):
+    if current is not None and same_target(current.get("_target_"), value.get("_target_")):
         value = {**current, **value}
     if OmegaConf.is_config(config[name]) and OmegaConf.get_type(config[name]) is not dict:
         value = OmegaConf.merge(config[name], value)
     config[name] = value
-
-
-def _same_target(one: str | None, other: str | None) -> bool:
-    """Compare what two names refer to: a manifest may have the full name of a class."""
-    if one is None or other is None:
-        return one is other
-    return get_object(one) is get_object(other)
 
 
 def first_difference(one: Path, other: Path) -> str | None:

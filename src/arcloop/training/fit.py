@@ -18,6 +18,7 @@ from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_file, write_bytes, write_json
 from arcloop.artifacts.writer import write_manifest
 from arcloop.config.composition import quote_override
+from arcloop.config.plugins import record_plugins
 from arcloop.config.project import record_project
 from arcloop.data import EmbeddingDataModule
 from arcloop.display.terminal import console, print_line
@@ -128,7 +129,8 @@ def train(
         score = getattr(trainer.checkpoint_callback, "best_model_score", None)
         objective = None if score is None else float(score)  # of a sweep
         info: dict[str, Any] = {"identity": identity, "overrides": list(overrides)}
-        info |= {"objective": objective, "held_out_classes": held_out, **record_project()}
+        info |= {"objective": objective, "held_out_classes": held_out}
+        info |= record_project() | record_plugins()
         info["normalisation"] = module.embedder.normalisation()
         if len(parts) > 1:
             info["parts"] = parts  # `reproduce` repeats them

@@ -1,0 +1,1 @@
+"""A plug-in: a head, and the choice of it."""

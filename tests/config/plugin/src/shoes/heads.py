@@ -1,0 +1,7 @@
+"""A head."""
+
+from arcloop.models import ArcFace
+
+
+class Shoe(ArcFace):
+    """ArcFace under another name."""
