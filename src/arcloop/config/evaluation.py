@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated
 
-from omegaconf import MISSING
-
 from arcloop.config.value_types import (
+    MISSING,
     CheckedSettings,
     Fraction,
     FractionOrFractions,

@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from omegaconf import MISSING
 from pydantic import Field
 
 from arcloop.config.evaluation import EvaluateSettings
 from arcloop.config.value_types import (
+    MISSING,
     AutoCountOrShare,
     CheckedSettings,
     FolderName,

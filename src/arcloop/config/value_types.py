@@ -24,6 +24,8 @@ from pydantic_core import SchemaError
 
 from arcloop.errors import ConfigError
 
+MISSING: Any = "???"
+"""`omegaconf.MISSING`, the mark of a value that has no default, without an import of OmegaConf."""
 _MAX_NAME_BYTES = 100  # file systems allow 255, and hashes and suffixes are added
 
 

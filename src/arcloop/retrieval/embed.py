@@ -43,10 +43,14 @@ def load_model(path: Path, device: str) -> Model:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
         raise ConfigError(
-            f"embed.device={device}, but no GPU is visible", remedy="use embed.device=auto"
-        )
+            f"device={device} is no device of torch", remedy="use auto, cpu or cuda"
+        ) from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={device}, but no GPU is visible", remedy="use device=auto")
     if not path.is_file():
         raise ArtifactError("there is no model.pt", where=path.parent, remedy="train first")
     try:
