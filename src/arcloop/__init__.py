@@ -1,33 +1,39 @@
-"""Train, export, index, evaluate and serve ArcFace embedding models from one set of configs."""
+"""Train, export, index, evaluate and serve ArcFace embedding models from one set of configs.
+
+What this module exports is imported when it is first used, so `import arcloop` is fast.
+"""
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from arcloop import data, heads, metrics, samplers
+    from arcloop.api import Answer, Match, Run, fit, load
+    from arcloop.errors import ArcloopError
+    from arcloop.pipeline.leaderboard.frame import load_sweep
 
-__all__ = ["__version__", "load_sweep"]
+__all__ = [
+    "Answer", "ArcloopError", "Match", "Run", "__version__", "data", "fit", "heads", "load",
+    "load_sweep", "metrics", "samplers",
+]  # fmt: skip
 __version__ = "0.1.0"
 
+_HOMES = {
+    **dict.fromkeys(("Answer", "Match", "Run", "fit", "load"), "arcloop.api"),
+    "ArcloopError": "arcloop.errors",
+    "load_sweep": "arcloop.pipeline.leaderboard.frame",
+}
 
-def load_sweep(path: str | os.PathLike[str], *, monitor: str | None = None) -> pd.DataFrame:
-    """Return the jobs of a sweep as a DataFrame, one row per job.
 
-    Columns: `folder`, `state` (finished, failed, pruned, running or interrupted), the swept keys as
-    numbers, booleans or texts, metrics of val at the kept checkpoint (`val_...`), metrics of the
-    query split, `duration_s` in seconds, `failure`, and the paths `run_dir` and `report`. The file
-    leaderboard-jobs.csv has the same columns.
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"arcloop.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    Args:
-        path: Folder of the sweep, e.g. runs/sweeps/mnist.
-        monitor: Metric of val that is the objective, if the jobs have different monitors.
 
-    Raises:
-        ConfigError: pandas is not installed, or the jobs have different monitors.
-        ArtifactError: The folder contains no jobs of a sweep.
-    """
-    from arcloop.pipeline.leaderboard.frame import load_sweep as load  # imported when it is needed
-
-    return load(path, monitor=monitor)
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,8 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 GATE_NOT_PASSED, INTERRUPTED, TERMINATED = 3, 130, 143
 """Exit codes of runs without an error."""
@@ -98,6 +99,18 @@ def as_user_error(cause: BaseException) -> ArcloopError | None:
     if isinstance(cause, OSError) and cause.errno is not None:
         return _os_error("cannot read or write", cause.filename, cause)
     return None
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise the errors of `as_user_error` in place of those of the operating system."""
+    try:
+        yield
+    except Exception as cause:
+        error = as_user_error(cause)
+        if error is None or error is cause:
+            raise
+        raise error from cause
 
 
 def write_error(path: object, cause: OSError) -> ArcloopError:

@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import pytest
 
+from arcloop.api import Answer, Match
 from arcloop.cli.main import main
 from arcloop.cli.query import print_table
 from arcloop.runtime.images import encode_png
-from arcloop.runtime.prediction import Neighbour, Prediction
 
 NAMES = ["[bold]cat", ":apple:", "a[/b]", "[/]", "back\\"]
 RUN = "runs/[/a]x:apple:"
@@ -79,9 +79,11 @@ def test_query_prints_the_names_of_classes(odd, monkeypatch, capsys, label):
 def test_query_shows_on_which_side_of_the_threshold_an_answer_is(
     capsys, similarity, threshold, shown
 ):
-    nearest = Neighbour(0, 0, "a", similarity)
-    answer = Prediction(0, "a", similarity, similarity < threshold, (nearest,))
-    print_table("x.png", answer, [], threshold)
+    nearest = Match(0, 0, "a", similarity)
+    answer = Answer(
+        0, "a", similarity, similarity < threshold, neighbours=(nearest,), threshold=threshold
+    )
+    print_table("x.png", answer, [])
     printed = capsys.readouterr().out
     assert f"(similarity {shown})" in printed
     assert f"{shown.split()[0]} │" in printed

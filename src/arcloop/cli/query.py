@@ -14,11 +14,10 @@ from rich.table import Table
 from arcloop import artifacts
 from arcloop.display.terminal import decimals, print_line, result_console
 from arcloop.errors import ArcloopError, DataError
-from arcloop.pipeline.chains import find_store
 
 if TYPE_CHECKING:
+    from arcloop.api import Answer, Run
     from arcloop.data import Store
-    from arcloop.runtime.prediction import Prediction
 
 
 def query(arguments: Sequence[str]) -> int:
@@ -40,27 +39,22 @@ def query(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args(arguments)
-    run_dir = artifacts.without_link(Path(options.run))
-    artifacts.load(run_dir, "run")
-    artifacts.load(run_dir / "index", "index")
-    # These imports load torch, which `arcloop query --help` does not need.
-    from arcloop.retrieval import load_model, open_index
+    # These imports take longer than `arcloop query --help`.
+    from arcloop.api import load
     from arcloop.retrieval.calibration import describe_calibration
-    from arcloop.runtime.images import ImageError
-    from arcloop.runtime.searcher import Searcher
 
-    model = load_model(run_dir / "model.pt", options.device)
-    _, index, labels = open_index(run_dir / "index", model.sha256)
-    searcher = Searcher(model, index, labels)
+    run = load(options.run, device=options.device)
+    searcher, store = run.searcher, _open_store(run)
+    k = min(options.k, len(searcher.labels))
+    run_dir = artifacts.without_link(Path(options.run))
     folder = Path(options.thumbnails or run_dir.parent / f"{run_dir.name}-thumbnails")
-    store, faults = _open_store(run_dir), []
+    faults = []
     for name in options.images:
         try:
-            pixels_HWC = searcher.model.decode(Path(name))
-        except ImageError as cause:
-            faults.append(f"{name}: {cause}")
+            (answer,) = run.search(Path(name), k)
+        except DataError as cause:
+            faults.append(f"{name}: {cause.what}")
             continue
-        answer = searcher.predict(pixels_HWC[None], options.k)[0]
         thumbnails = []
         try:
             if store is not None:
@@ -69,18 +63,12 @@ def query(arguments: Sequence[str]) -> int:
             store = None
             reason = f"{folder} cannot be written: {cause.strerror}"
             print_line(f"no thumbnails: {reason}; choose a folder with --thumbnails")
-        places = [neighbour.row for neighbour in answer.neighbours]
-        sources = [store.describe("gallery", row) if store else {} for row in places]
         if options.json:
-            answered = answer.as_dict()
-            for neighbour, source in zip(answered["neighbours"], sources, strict=True):
-                neighbour |= source
             facts = {"threshold": searcher.threshold_facts, "thumbnails": thumbnails}
-            print(json.dumps({"image": name, **answered, **facts}))
+            print(json.dumps({"image": name, **answer.as_dict(), **facts}))
         else:
-            files = [source["file"] for source in sources if "file" in source]
-            print_table(name, answer, thumbnails, searcher.threshold, files)
-    print_line(f"threshold: {describe_calibration(labels.get('calibration', {}))}")
+            print_table(name, answer, thumbnails)
+    print_line(f"threshold: {describe_calibration(searcher.calibration)}")
     if faults:
         count = f"{len(faults)} of {len(options.images)} files"
         raise DataError(
@@ -95,18 +83,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _open_store(run_dir: Path) -> Store | None:
+def _open_store(run: Run) -> Store | None:
     """Open the store of a run, or print that there are no thumbnails without it."""
-    from arcloop.data import Store
-
     try:
-        return Store.open(find_store(run_dir))
+        return run.store
     except ArcloopError as error:
         print_line(f"no thumbnails: {error.what}")
         return None
 
 
-def _write_thumbnails(store: Store, answer: Prediction, folder: Path) -> list[str]:
+def _write_thumbnails(store: Store, answer: Answer, folder: Path) -> list[str]:
     """Write the images of the neighbours to a folder, and return their paths."""
     from arcloop.runtime.images import encode_png
 
@@ -120,18 +106,12 @@ def _write_thumbnails(store: Store, answer: Prediction, folder: Path) -> list[st
     return paths
 
 
-def print_table(
-    name: str,
-    answer: Prediction,
-    thumbnails: Sequence[str],
-    threshold: float,
-    files: Sequence[str] = (),
-) -> None:
+def print_table(name: str, answer: Answer, thumbnails: Sequence[str]) -> None:
     """Print an answer, its neighbours and files, with the decimals that the decision needs."""
     decision = "unknown" if answer.unknown else answer.class_name
     sign = "<" if answer.unknown else ">="
-    digits = decimals(answer.similarity, threshold)
-    similarity = f"{answer.similarity:.{digits}f} {sign} {threshold:.{digits}f}"
+    digits = decimals(answer.similarity, answer.threshold)
+    similarity = f"{answer.similarity:.{digits}f} {sign} {answer.threshold:.{digits}f}"
     quality = "" if answer.quality is None else f", quality {answer.quality:.2f}"
     table = Table(
         title=f"{name}: {decision}  (similarity {similarity}{quality})",
@@ -141,7 +121,8 @@ def print_table(
     for column in ("similarity", "gallery row"):
         table.add_column(column, justify="right")
     table.add_column("thumbnail", overflow="fold")
-    if files:
+    has_files = any(neighbour.file is not None for neighbour in answer.neighbours)
+    if has_files:
         table.add_column("file", overflow="fold")
     for number, neighbour in enumerate(answer.neighbours):
         table.add_row(
@@ -149,6 +130,6 @@ def print_table(
             f"{neighbour.similarity:.{digits}f}",
             str(neighbour.row),
             thumbnails[number] if thumbnails else "",
-            *files[number : number + 1],
+            *([neighbour.file or ""] if has_files else []),
         )
     result_console().print(table, soft_wrap=True)

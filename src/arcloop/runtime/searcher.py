@@ -175,6 +175,7 @@ class Searcher:
 
     Attributes:
         equal_rows: The gallery rows with equal embeddings.
+        calibration: How the threshold was calibrated.
         threshold_facts: The threshold, and the false accept rate and the protocol of its
             calibration, which are null if an older version made the index.
 
@@ -197,11 +198,10 @@ class Searcher:
         self.labels = np.asarray(labels["labels"], dtype=np.int64)
         self.threshold = float(labels["threshold"])
         self.equal_rows = EqualRows.from_groups(labels.get("equal_rows", []))
-        calibration = labels.get("calibration", {})
+        self.calibration: dict[str, Any] = labels.get("calibration", {})
         self.threshold_facts: dict[str, Any] = {
             "similarity": self.threshold,
-            "far": calibration.get("far"),
-            "protocol": calibration.get("protocol"),
+            **{name: self.calibration.get(name) for name in ("far", "protocol")},
         }
 
     def predict(self, batch_NHWC: npt.NDArray[np.uint8], k: int = 5) -> list[Prediction]:

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
 
 
 def load_sweep(path: str | os.PathLike[str], *, monitor: str | None = None) -> pd.DataFrame:
-    """Return the jobs of a sweep as a DataFrame; see `arcloop.load_sweep`."""
+    """Return the jobs of a sweep as a DataFrame, one row per job.
+
+    Columns: `folder`, `state` (finished, failed, pruned, running or interrupted), the swept keys as
+    numbers, booleans or texts, metrics of val at the kept checkpoint (`val_...`), metrics of the
+    query split, `duration_s` in seconds, `failure`, and the paths `run_dir` and `report`. The file
+    leaderboard-jobs.csv has the same columns.
+
+    Args:
+        path: Folder of the sweep, e.g. runs/sweeps/mnist.
+        monitor: Metric of val that is the objective, if the jobs have different monitors.
+
+    Raises:
+        ConfigError: pandas is not installed, or the jobs have different monitors.
+        ArtifactError: The folder contains no jobs of a sweep.
+    """
     require_extra("sweeps", "pandas", where="arcloop.load_sweep")
     import pandas as pd
 
