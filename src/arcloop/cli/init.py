@@ -54,6 +54,23 @@ pythonpath = ["src"]
 `my/pictures` has one folder of images for each class. `arcloop --help` lists all choices.
 """,
     ".gitignore": "/runs/\n/stores/\n/model_store/\n__pycache__/\n",
+    "Dockerfile": """\
+# The image of the steps of `arcloop pipeline` on a cluster: arcloop, the configs and the classes.
+#   docker build -t registry.example/NAME --build-arg REVISION=$(git rev-parse HEAD) .
+#   docker push registry.example/NAME, and export ARCLOOP_IMAGE=registry.example/NAME@sha256:...
+FROM python:3.11-slim
+RUN pip install --no-cache-dir "arcloop[cpu,kubeflow,serving]"
+COPY conf /opt/NAME/conf
+COPY src /opt/NAME/src
+RUN useradd --create-home --uid 1000 arcloop
+USER 1000:1000
+WORKDIR /home/arcloop
+ARG REVISION=""
+ENV HOME=/home/arcloop OMP_WAIT_POLICY=PASSIVE ARCLOOP_REVISION=$REVISION \\
+    ARCLOOP_PROJECT=/opt/NAME PYTHONPATH=/opt/NAME/src
+ENTRYPOINT ["arcloop"]
+""",
+    ".dockerignore": "*\n!conf\n!src\n**/__pycache__\n",
     "conf/experiment/NAME.yaml": """\
 # @package _global_
 # Starts from experiment=images, which is for many classes with few images each.

@@ -17,7 +17,7 @@ import argparse
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from arcloop.artifacts.atomic import sha256_file, sha256_json
 from arcloop.config.plugins import installed_plugins
 from arcloop.errors import ConfigError
 
@@ -107,6 +108,22 @@ def project_of(arguments: Sequence[str]) -> Iterator[list[str]]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def project_hash() -> str:
+    """Return a hash of the configs and classes of the current project; empty without one."""
+    roots = [root for root in (own_conf(), own_sources()) if root is not None]
+    return sha256_json(hash_files(roots))[:16] if roots else ""
+
+
+def hash_files(roots: Iterable[Path]) -> dict[str, str]:
+    """Return path -> SHA-256 of all files in folders, except compiled ones."""
+    return {
+        f"{root.name}/{file.relative_to(root)}": sha256_file(file)
+        for root in roots
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and file.suffix != ".pyc" and file.parent.suffix != ".egg-info"
+    }
 
 
 def record_project() -> dict[str, str]:

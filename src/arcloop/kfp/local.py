@@ -8,7 +8,6 @@ would take longer than the small tasks themselves. A task therefore sends its wo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -30,7 +29,7 @@ from arcloop.artifacts.atomic import sha256_json, write_bytes
 from arcloop.artifacts.writer import package_versions
 from arcloop.config.files import config_folders
 from arcloop.config.plugins import record_plugins
-from arcloop.config.project import own_sources
+from arcloop.config.project import hash_files, own_sources
 from arcloop.display.terminal import print_line
 from arcloop.errors import ArcloopError
 from arcloop.kfp.parameters import COMBINATION
@@ -62,13 +61,8 @@ _STEPS_BEFORE = {
 
 def source_hash() -> str:
     """Return a hash of the files of arcloop, plug-ins and the project, and of package versions."""
-    files = {
-        f"{root.name}/{file.relative_to(root)}": hashlib.sha256(file.read_bytes()).hexdigest()
-        for root in (Path(arcloop.__file__).parent, *config_folders()[::-1], own_sources())
-        if root is not None
-        for file in sorted(root.rglob("*"))
-        if file.is_file() and file.suffix != ".pyc"
-    }
+    roots = [Path(arcloop.__file__).parent, *config_folders()[::-1]]
+    files = hash_files([*roots, own] if (own := own_sources()) else roots)
     return sha256_json([files, package_versions(), record_plugins()])[:16]
 
 

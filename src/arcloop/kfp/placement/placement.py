@@ -5,9 +5,10 @@ from typing import Any
 
 from kfp import kubernetes
 
+from arcloop.config.project import project_hash
 from arcloop.kfp.config import ClusterSettings, NotifySettings, StepSettings
 from arcloop.kfp.placement.mounts import mounts
-from arcloop.kfp.pod.steps import STORES
+from arcloop.kfp.pod.steps import PROJECT_HASH, STORES
 from arcloop.kfp.pod.storage import CHECKPOINTS, VOLUME
 from arcloop.pipeline.steps import STEPS
 
@@ -27,6 +28,8 @@ def configure(task: Any, name: str, settings: ClusterSettings, notify: NotifySet
     task.set_display_name(step.title or name)
     task.set_caching_options(settings.cache and name in STEPS)
     _set_resources(task, step)
+    if not settings.is_local and (expected := project_hash()):
+        task.set_env_variable(PROJECT_HASH, expected)
     for variable, setting in settings.env.items():
         task.set_env_variable(variable, str(setting))
     if settings.retries.count:

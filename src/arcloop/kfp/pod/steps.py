@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcloop.artifacts.metrics import read_metrics
-from arcloop.errors import ArcloopError, raise_terminated
+from arcloop.config.project import VARIABLE, project_hash
+from arcloop.errors import ArcloopError, ConfigError, raise_terminated
 from arcloop.kfp.pod.lineage import properties
 from arcloop.kfp.pod.storage import in_use, input_folder, output_folder, publish
 
@@ -34,6 +35,8 @@ _TERMINATION_MESSAGE = Path("/dev/termination-log")
 _MAX_MESSAGE_BYTES = 4096
 STORES = "ARCLOOP_STORES"
 """Environment variable with the folder that a relative `deploy.model_store` is in."""
+PROJECT_HASH = "ARCLOOP_PROJECT_HASH"
+"""Environment variable with `project_hash` of the project that the pipeline was compiled in."""
 _MAX_CONFUSION = 100  # classes
 _ROLES = ("store", "run", "gallery", "index", "evaluation")
 
@@ -47,11 +50,13 @@ def call(task: str, function: Callable[..., Any], *arguments: Any) -> Any:
         *arguments: Its arguments.
 
     Raises:
+        ConfigError: The image contains another project than that of the pipeline.
         ArcloopError: The call failed in the process of the task server.
     """
     address = os.environ.get(TASK_SERVER)
     if address is None:
         try:
+            _require_same_project()
             return function(*arguments)
         except BaseException as cause:
             _record_error(task, cause)
@@ -62,6 +67,19 @@ def call(task: str, function: Callable[..., Any], *arguments: Any) -> Any:
     if error:
         raise ArcloopError(error)
     return result
+
+
+def _require_same_project() -> None:
+    """Check that the image contains the project that the pipeline was compiled in."""
+    expected, found = os.environ.get(PROJECT_HASH), project_hash()
+    if expected and found != expected:
+        reason = f"other files in conf/ and src/ ({found})" if found else "no project"
+        raise ConfigError(
+            f"the pipeline was compiled in a project ({expected}), but its image has {reason}",
+            where=f"the image; {VARIABLE}={os.environ.get(VARIABLE, '')}",
+            remedy="build the image again with the Dockerfile of the project, push it, and submit"
+            " the pipeline with its digest",
+        )
 
 
 def _record_error(task: str, error: BaseException) -> None:
