@@ -122,6 +122,13 @@ def test_a_verb_on_a_run_uses_its_recorded_config_when_files_change(shop):
     assert artifacts.read(Path("runs/shop/index"), "index").config["index"]["factory"] == "Flat"
 
 
+def test_all_ranks_train_the_head_of_the_project(shop, in_tmp):
+    command = ["train", "experiment=shop", "trainer=ddp_cpu", "callbacks=export_only"]
+    assert main([*command, "trainer.devices=2"]) == 0
+    recorded = artifacts.read(Path("runs/shop"), "run").config
+    assert recorded["head"]["_target_"] == "shop.heads.WideMargin"
+
+
 def test_a_sweep_by_other_processes_trains_the_head_of_the_project(shop, in_tmp, monkeypatch):
     monkeypatch.chdir(in_tmp)
     swept = ["head=arcface,wide", "launcher=joblib", "launcher.jobs=2", "callbacks=export_only"]
