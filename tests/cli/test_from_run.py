@@ -8,7 +8,7 @@ from tests.conftest import SMALL, arcloop_in
 
 from arcloop import artifacts
 from arcloop.cli.main import main
-from arcloop.config.paths import quote_paths
+from arcloop.config.paths import name_run, quote_paths
 from arcloop.pipeline.sweeps.plan import plan
 from arcloop.pipeline.sweeps.record import run_of_job
 from arcloop.serving.deploy import parse_arguments
@@ -49,6 +49,8 @@ def two_runs(two_trained, tmp_path, monkeypatch):
 
 NOTATIONS = {
     "literal": (["run_dir=runs/foo"], "runs/foo"),
+    "path": (["runs/foo"], "runs/foo"),
+    "odd path": ([ODD], ODD),
     "name": (["name=foo"], "runs/foo"),
     "interpolation": (["run_dir=runs/${name}", "name=foo"], "runs/foo"),
     "quotes": (["run_dir='sweeps/head.margin=0.2,[a] b'"], ODD),
@@ -121,6 +123,6 @@ def test_a_run_that_does_not_exist_is_refused_before_work_starts(runs, capsys, a
 @pytest.mark.parametrize("notation", NOTATIONS)
 def test_a_run_is_deployed_to_its_own_store(runs, notation):
     arguments, folder = NOTATIONS[notation]
-    parsed = parse_arguments(quote_paths(arguments))
+    parsed = parse_arguments(quote_paths(name_run(arguments)))
     assert str(parsed.run_dir) == folder
     assert (parsed.settings.name, parsed.settings.model_store) == ("foo", "model_store/foo")

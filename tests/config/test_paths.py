@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from arcloop.config.composition import parse_overrides
-from arcloop.config.paths import quote_paths
+from arcloop.config.paths import name_run, quote_paths
+from arcloop.errors import ConfigError
 
 ODD = [
     "head.margin=0.2", "head.margin=0.2,seed=0", "a [b] {c}", "it's", '"x"', "größe=é", "a,b",
@@ -44,3 +45,13 @@ def test_other_arguments_are_unchanged(in_tmp, argument):
     for name in ("0", "null", "runs/a,b", "x", "y", "folder/key=runs"):
         Path(name).mkdir(parents=True)
     assert quote_paths([argument]) == [argument]
+
+
+def test_a_run_can_be_named_without_its_key(in_tmp):
+    Path("runs/head.margin=0.2").mkdir(parents=True)
+    for run in ("runs/head.margin=0.2", "runs", "runs/none"):
+        given = ["list", run, f"name={'a' * 5000}", "--cfg", "job", "hydra/launcher=joblib"]
+        assert name_run(given) == ["list", f"run_dir={run}", *given[2:]]
+    for twice in (["runs/a", "runs/b"], ["runs/a", "run_dir=runs/b"]):
+        with pytest.raises(ConfigError, match="more than once"):
+            name_run(twice)

@@ -13,8 +13,9 @@ import pytest
 from benchmarks import results
 
 from arcloop.cli.launch import _require_read
-from arcloop.cli.main import VERBS, main
+from arcloop.cli.main import ON_RUNS, VERBS, main
 from arcloop.config.composition import compose_config, require_single_values, to_plain
+from arcloop.config.paths import name_run
 from arcloop.kfp.submission import read_submission
 from arcloop.kfp.sweeps.combinations import read_sweep
 from arcloop.pipeline import steps
@@ -79,6 +80,7 @@ def check_chain(verb: str, words: list[str]) -> None:
 def check(command: str) -> None:
     _, verb, *words = shlex.split(command, comments=True)
     assert verb in VERBS
+    words = name_run(words) if verb in ON_RUNS else words
     if not words:
         return
     if verb in CHAINS:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arcloop.config.files import choices_of, config_groups
-from arcloop.config.paths import quote_paths
+from arcloop.config.paths import name_run, quote_paths
 from arcloop.config.project import project_of
 from arcloop.config.targets import require_extra
 from arcloop.errors import ConfigError, report_errors
@@ -66,7 +66,7 @@ VERBS = {
     ),
     "evaluate": Verb(
         "run -> metrics, gate and report, without training",
-        ("arcloop evaluate run_dir=runs/mnist evaluate.gate.min_top1=0.99",),
+        ("arcloop evaluate runs/mnist evaluate.gate.min_top1=0.99",),
     ),
     "export": Verb(
         "run -> model.onnx and model.pt2, checked against model.pt, without training",
@@ -139,6 +139,8 @@ VERBS = {
         function="arcloop.cli.query.query",
     ),
 }
+ON_RUNS = ("embed", "index", "evaluate", "export", "serve", "deploy", "versions", "roll")
+"""Verbs that take the folder of a run as `run_dir=FOLDER`, or as FOLDER alone."""
 _ENDING = """\
   -m            one job for every combination of comma-separated values; sweep=optuna searches
   --cfg job     print the composed config and stop
@@ -179,7 +181,8 @@ def _dispatch(arguments: list[str]) -> int:
             f"there is no verb {name!r}",
             remedy=f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}",
         )
-    verb, rest = VERBS[name], quote_paths(rest)
+    verb = VERBS[name]
+    rest = quote_paths(name_run(rest) if name in ON_RUNS else rest)
     wants_help = bool({"-h", "--help"} & set(rest))
     if wants_help and verb.examples:
         print(_help(f"arcloop {name}: {verb.summary}", [f"  {line}" for line in verb.examples]))

@@ -1,4 +1,4 @@
-"""Overrides whose value is an existing path that Hydra's grammar reads differently."""
+"""Paths in the arguments of a command: a run without its key, and values that Hydra misreads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.errors import HydraException
 
+from arcloop.errors import ConfigError
+
 _KEY = re.compile(r"[+~]*[A-Za-z_][\w.@]*")
+
+
+def name_run(arguments: Sequence[str]) -> list[str]:
+    """Replace the folder of a run that is given alone, without the key `run_dir`.
+
+    In `arcloop evaluate runs/shop`, it is the argument that is an existing folder, or a path with a
+    separator. Other words, such as "list" of `arcloop versions list`, are not changed.
+
+    Raises:
+        ConfigError: There are several folders.
+    """
+    # Unlike Path.is_dir, this does not raise for a text that is too long for a path.
+    is_folder = os.path.isdir
+    runs = [a for a in arguments if is_folder(a) or (os.sep in a and "=" not in a)]
+    if len(runs) > 1 or (runs and any(a.startswith("run_dir=") for a in arguments)):
+        raise ConfigError(
+            f"the run is given more than once: {' '.join(runs)}",
+            remedy="name one run, or a sweep over runs: -m run_dir=RUN,RUN",
+        )
+    return [f"run_dir={a}" if a in runs else a for a in arguments]
 
 
 def quote_paths(overrides: Sequence[str]) -> list[str]:
