@@ -22,23 +22,6 @@ OLD, NEW = Path("runs/synthetic"), Path("runs/new")
 VERSUS = f"evaluate.gate.versus={OLD}"
 
 
-@pytest.fixture(scope="module")
-def two_runs(finished, tmp_path_factory):
-    """A second run, which was compared with the first by the callback after training."""
-    folder = tmp_path_factory.mktemp("versus") / "w"
-    shutil.copytree(finished, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train", *SMALL, "seed=1", f"run_dir={NEW}", VERSUS]) == 0
-    return folder
-
-
-@pytest.fixture
-def both(two_runs, tmp_path, monkeypatch):
-    shutil.copytree(two_runs, tmp_path / "both")
-    monkeypatch.chdir(tmp_path / "both")
-
-
 def versus(folder=NEW / "evaluation"):
     return json.loads((folder / "versus.json").read_bytes())
 
@@ -76,6 +59,7 @@ def test_training_compares_with_the_stored_answers_of_a_run(both, capsys):
     page = (NEW / "evaluation/report.html").read_text("utf-8")
     assert f"Compared with {OLD}" in page
     assert page.count("now predicted") == len(found["flips"]) > 0
+    assert page.count("before predicted") == len(found["gains"]) > 0
     assert main(["lineage", str(NEW / "evaluation")]) == 0
     assert f"compared with {OLD}" in capsys.readouterr().out
     assert not list(NEW.glob(".evaluation*"))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import bdtr
 
 from arcloop.evaluation.intervals import (
@@ -20,6 +21,7 @@ from arcloop.evaluation.intervals import (
     resample,
     wilson_interval,
 )
+from arcloop.evaluation.metrics.retrieval import Bools
 from arcloop.evaluation.query_results import QueryResults
 
 _NO_QUALITY = ("num_", "threshold")
@@ -46,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Flip:
-    """A query that the incumbent answered correctly and the candidate does not.
+    """A query that only one of the two models answered correctly.
 
     Attributes:
         query_row: Row in the query split.
@@ -54,7 +56,8 @@ class Flip:
         predicted: Answer of the candidate; -1: none.
         row: Gallery row of that answer; -1: none.
         similarity: Cosine similarity to that row.
-        incumbent_row: Gallery row of the incumbent's answer.
+        incumbent_predicted: Answer of the incumbent; -1: none.
+        incumbent_row: Gallery row of the incumbent's answer; -1: none.
         incumbent_similarity: Cosine similarity to it, of the embeddings of the incumbent.
     """
 
@@ -63,6 +66,7 @@ class Flip:
     predicted: int
     row: int
     similarity: float
+    incumbent_predicted: int
     incumbent_row: int
     incumbent_similarity: float
 
@@ -100,7 +104,9 @@ class Comparison:
         p_value: McNemar's exact two-sided test of equal top-1 accuracy, which takes queries as
             independent.
         worst_class: Class with the worst change.
-        flips: The negative flips with the highest similarity, most similar first.
+        flips: The negative flips with the highest similarity to the wrong answer, most similar
+            first.
+        gains: The positive flips, in the same order.
     """
 
     incumbent: str
@@ -112,6 +118,7 @@ class Comparison:
     p_value: float
     worst_class: ClassChange
     flips: list[Flip]
+    gains: list[Flip]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all numbers as plain JSON types."""
@@ -137,7 +144,7 @@ def compare(
         incumbent_metrics: Metrics of the incumbent.
         name: Name of the incumbent.
         classes: Class names; a label is a position in the list.
-        num_flips: Maximum number of `Comparison.flips`.
+        num_flips: Maximum number of `Comparison.flips`, and of `Comparison.gains`.
     """
     assert np.array_equal(candidate.label, incumbent.label)
     units = Units.of(candidate)
@@ -154,7 +161,8 @@ def compare(
                 interval = min(low, difference), max(high, difference)
             changes[metric] = Change(*values, difference, interval)
     lost_Q = incumbent.correct & ~candidate.correct
-    lost, won = int(lost_Q.sum()), int((candidate.correct & ~incumbent.correct).sum())
+    won_Q = candidate.correct & ~incumbent.correct
+    lost, won = int(lost_Q.sum()), int(won_Q.sum())
     return Comparison(
         incumbent=name,
         queries=len(lost_Q),
@@ -164,7 +172,8 @@ def compare(
         positive_flips=won,
         p_value=mcnemar_p_value(lost, won),
         worst_class=_worst_class(candidate, incumbent, classes),
-        flips=_most_similar_flips(candidate, incumbent, lost_Q, num_flips),
+        flips=_most_similar_flips(candidate, incumbent, lost_Q, candidate, num_flips),
+        gains=_most_similar_flips(candidate, incumbent, won_Q, incumbent, num_flips),
     )
 
 
@@ -214,12 +223,16 @@ def _worst_class(
 
 
 def _most_similar_flips(
-    candidate: QueryResults, incumbent: QueryResults, lost_Q: Any, count: int
+    candidate: QueryResults,
+    incumbent: QueryResults,
+    flipped_Q: Bools,
+    wrong: QueryResults,
+    count: int,
 ) -> list[Flip]:
-    rows = np.flatnonzero(lost_Q)
-    rows = rows[np.argsort(-candidate.similarity[rows], kind="stable")][:count]
-    columns = (
-        rows, candidate.label[rows], candidate.predicted[rows], candidate.nearest[rows],
-        candidate.similarity[rows], incumbent.nearest[rows], incumbent.similarity[rows],
-    )  # fmt: skip
+    """Return the flips whose answer in `wrong` is most similar."""
+    rows = np.flatnonzero(flipped_Q)
+    rows = rows[np.argsort(-wrong.similarity[rows], kind="stable")][:count]
+    columns: list[npt.NDArray[Any]] = [rows, candidate.label[rows]]
+    for results in (candidate, incumbent):
+        columns += [results.predicted[rows], results.nearest[rows], results.similarity[rows]]
     return [Flip(*values) for values in zip(*(c.tolist() for c in columns), strict=True)]

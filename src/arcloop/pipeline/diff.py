@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from arcloop.pipeline.chains import find_store
 from arcloop.pipeline.leaderboard.results import read_job
 
 _MISSING = "-"
+_COPY = re.compile(r"callbacks\.\w+\.(embed|index|calibration|settings|torchscript)\.")
+"""Keys of callbacks whose values are those of other config groups."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ class RunFacts:
         folder = str(run.config["run_dir"])
         origin = run.config.get("origin") or {}
         settings = {key: value for key, value in run.config.items() if key != "origin"}
-        config = {k: str(v).replace(folder, "RUN_DIR") for k, v in flatten(settings)}
+        config = {
+            key: str(value).replace(folder, "RUN_DIR")
+            for key, value in flatten(settings)
+            if not _COPY.match(key)
+        }
         code = {"git": str(run.code["git"]), **run.code["packages"]}
         val, query = (
             {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in m}
@@ -102,7 +109,7 @@ def diff(arguments: Sequence[str]) -> int:
             if not keys:
                 console.print(f"{title}: equal")
         if keys:
-            console.print(_table(title, keys, columns))
+            console.print(table_of_runs(title, keys, columns))
     return 0
 
 
@@ -127,7 +134,7 @@ def _data_facts(run: Artifact) -> dict[str, str]:
     return facts
 
 
-def _table(title: str, keys: Sequence[str], columns: Sequence[Mapping[str, str]]) -> Table:
+def table_of_runs(title: str, keys: Sequence[str], columns: Sequence[Mapping[str, str]]) -> Table:
     """Return a table with one column for each run."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
     table.add_column(title, overflow="fold")

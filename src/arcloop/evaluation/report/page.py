@@ -7,6 +7,7 @@ import io
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from arcloop.artifacts.metrics import is_pair_list_accuracy
+from arcloop.data import Store
 from arcloop.display.html import data_uri, render_template
 from arcloop.display.plotting import drawable_names, encode_png
 from arcloop.display.terminal import format_similarity
@@ -85,8 +87,10 @@ def write_report(
         content = encode_png(drawn)
         (folder / f"{name}.png").write_bytes(content)
         images[name] = data_uri(content, "png")
-    shown: list[Mistake | Flip] = [*result.mistakes, *(comparison.flips if comparison else [])]
+    flips = [*comparison.flips, *comparison.gains] if comparison else []
+    shown: list[Mistake | Flip] = [*result.mistakes, *flips]
     some = [image("query", first.query_row) for first in shown[:1]]
+    pictures = Pictures(image, describe)
     page = render_template(
         Path(__file__).with_name("page.html.j2"),
         title=title,
@@ -101,26 +105,56 @@ def write_report(
         metrics=_describe_metrics(result),
         figures=images,
         format_similarity=format_similarity,
-        thumbnail=lambda split, row: make_thumbnail(image(split, row)),
-        source=lambda split, row: _source(f"{split} row {row}", describe(split, row)),
+        thumbnail=pictures.thumbnail,
+        source=pictures.source,
         pixelated=any(max(image_HWC.shape) <= PIXELATED for image_HWC in some),
         facts=facts,
         config_yaml=config_yaml,
         lineage=lineage,
         gate=gate,
         comparison=comparison,
+        before="before",
+        now="now",
+        incumbent_thumbnail=pictures.thumbnail,
+        incumbent_source=pictures.source,
         pair_lists=[
             _OF_PAIRS.sub(r"\1", name) for name in filter(is_pair_list_accuracy, result.metrics)
         ],
-        changes=_describe_changes(comparison),
+        changes=describe_changes(comparison) if comparison else {},
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _source(place: str, facts: Mapping[str, Any]) -> str:
-    """Return the file of an image, or its place in the store, and a line for each metadata key."""
-    lines = [f"{name}: {value}" for name, value in facts.get("metadata", {}).items()]
-    return "\n".join([facts.get("file", place), *lines])
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a store, as a page shows them.
+
+    Attributes:
+        image: Reads one image of the query or gallery split.
+        describe: Returns file and metadata of an image, see `Store.describe`.
+    """
+
+    image: ReadImage
+    describe: Callable[[str, int], Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, store: Store) -> Pictures:
+        """Return the images of a store."""
+        return cls(lambda split, row: store.gather(split, np.asarray([row]))[0][0], store.describe)
+
+    def thumbnail(self, split: str, row: int) -> str:
+        """Return an image as a data URI."""
+        return make_thumbnail(self.image(split, row))
+
+    def source(self, split: str, row: int) -> str:
+        """Return the file of an image, or split and row, and a line for each metadata key."""
+        facts = self.describe(split, row)
+        lines = [f"{name}: {value}" for name, value in facts.get("metadata", {}).items()]
+        return "\n".join([facts.get("file", f"{split} row {row}"), *lines])
+
+    def file(self, split: str, row: int) -> str:
+        """Return the file of an image, or split and row."""
+        return self.source(split, row).partition("\n")[0]
 
 
 def _describe_metrics(result: EvaluationResult) -> dict[str, dict[str, str]]:
@@ -140,18 +174,15 @@ def _describe_metrics(result: EvaluationResult) -> dict[str, dict[str, str]]:
     return described
 
 
-def _describe_changes(comparison: Comparison | None) -> list[tuple[str, ...]]:
-    """Return title, both values, difference and interval of each metric, as text."""
-    if comparison is None:
-        return []
-    glossary, rows = read_glossary(comparison.metrics), []
+def describe_changes(comparison: Comparison) -> dict[str, tuple[str, str, str, str, str]]:
+    """Return metric -> title, both values, difference and interval, as text."""
+    glossary, rows = read_glossary(comparison.metrics), {}
     for name, change in comparison.metrics.items():
         if entry := glossary.get(name):
             style = entry.get("format", ".2%")
-            values = (format(value, style) for value in (change.incumbent, change.candidate))
-            ends = [f"{100 * end:+.2f}" for end in change.interval or ()]
-            difference = f"{100 * change.difference:+.2f}"
-            rows.append((entry["title"], *values, difference, " to ".join(ends)))
+            before, now = (format(value, style) for value in (change.incumbent, change.candidate))
+            ends = " to ".join(f"{100 * end:+.2f}" for end in change.interval or ())
+            rows[name] = entry["title"], before, now, f"{100 * change.difference:+.2f}", ends
     return rows
 
 
