@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -152,6 +153,36 @@ def test_resumed_run_is_one_run_with_metrics_config_and_files(in_tmp, database):
     assert (
         len(OfMlflow(database, "resumed").runs) == 2
     )  # an overwritten run is a new run of the service
+
+
+def test_the_finished_model_is_a_version_in_the_registry(in_tmp, database, monkeypatch):
+    command = ["train", *SMALL, "trainer.max_epochs=1", "logger=mlflow", "name=registered",
+               f"logger.mlflow.tracking_uri={database}", "evaluate.gate.min_top1=1",
+               f"run_dir={RUN}", "logger.mlflow.register_model=shop"]  # fmt: skip
+    assert main(command) == 0
+    service = OfMlflow(database, "registered")
+    (run,) = service.runs
+    version = service.client.get_model_version("shop", "1")
+    assert version.run_id == run.info.run_id
+    assert version.tags["arcloop.gate"] == "not passed"
+    stored = service.artifacts(run, "mlflow_model") | service.artifacts(run, "mlflow_model/data")
+    assert "mlflow_model/data/model.pt" in stored
+    assert not [name for name in stored if name.endswith((".pkl", ".pickle"))]
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    loaded = mlflow.pyfunc.load_model("models:/shop/1")
+    inputs, outputs = loaded.metadata.signature.inputs, loaded.metadata.signature.outputs
+    assert (inputs.inputs[0].type, inputs.inputs[0].shape) == (np.uint8, (-1, 16, 16, 1))
+    assert (outputs.inputs[0].type, outputs.inputs[0].shape) == (np.float32, (-1, 16))
+    with np.load(in_tmp / RUN / "golden.npz") as golden:
+        found = loaded.predict(golden["images"])
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, golden["embeddings"], atol=1e-6)
+        for wrong in (golden["images"][:, :8], golden["images"].astype(np.float64)):
+            with pytest.raises(MlflowException):
+                loaded.predict(wrong)
 
 
 def test_two_processes_log_one_run(in_tmp, database):

@@ -19,6 +19,7 @@ from arcloop.config.recorded import flatten
 from arcloop.config.targets import require_extra
 from arcloop.config.value_types import checked
 from arcloop.display.terminal import print_line
+from arcloop.export.mlflow_model import register_model
 from arcloop.training.loggers import Outcome, Row, TrackingLogger
 
 _SQLITE = "sqlite:///"
@@ -40,20 +41,30 @@ class MlflowLogger(TrackingLogger):
         tracking_uri: "sqlite:///FILE", "http://...", or any other MLflow tracking URI.
         experiment: Name of the experiment; created if it does not exist.
         system_metrics: Record the load of CPU, memory, disk, network and GPU; needs psutil.
+        register_model: Name in MLflow's model registry, of which the finished model becomes a new
+            version; None: it is not registered.
 
     Raises:
-        ConfigError: MLflow is not installed.
+        ConfigError: MLflow is not installed, or a package that it needs.
     """
 
     service: ClassVar[str] = "mlflow"
 
     def __init__(
-        self, *, run_dir: str, tracking_uri: str, experiment: str, system_metrics: bool = False
+        self,
+        *,
+        run_dir: str,
+        tracking_uri: str,
+        experiment: str,
+        system_metrics: bool = False,
+        register_model: str | None = None,
     ) -> None:
         super().__init__(run_dir=run_dir)
         needed = ["mlflow", *(["sqlalchemy"] if tracking_uri.startswith(_SQLITE) else [])]
+        needed += ["pandas"] if register_model else []  # the skinny package does not bring it
         require_extra("mlflow", *needed, where="logger=mlflow")
         self._uri, self._experiment = tracking_uri, experiment
+        self._registered_name = register_model
         self._system_metrics = system_metrics
         self._client: Any = None
         self._monitor: Any = None
@@ -159,6 +170,11 @@ class MlflowLogger(TrackingLogger):
         for name in self._files():
             folder = name.rpartition("/")[0] or None
             self._client.log_artifact(self._id, str(self._run_dir / name), folder)
+        if self._registered_name:
+            version = register_model(
+                self._client, str(self._id), self._run_dir, self._registered_name
+            )
+            print_line(f"mlflow: registered as version {version} of {self._registered_name}")
 
     def _close(self, outcome: Outcome) -> None:
         if self._monitor is not None:
