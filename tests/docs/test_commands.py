@@ -27,7 +27,10 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/results", "serving", "kubeflow", "data/mnist")
 PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 HISTORY = "CHANGELOG.md"  # names commands of earlier versions
-ON_A_FOLDER = ("query", "leaderboard", "clean", "diff", "lineage", "reproduce", "check-labels")
+ON_A_FOLDER = (
+    "query", "leaderboard", "clean", "compare", "diff", "lineage", "push", "reproduce",
+    "check-labels",
+)  # fmt: skip
 NOT_CHECKED = {
     "arcloop prepare ... append=true": "an abbreviation of the command above it",
     "arcloop trigger data.root=... every=600": "an abbreviation",

@@ -72,6 +72,10 @@ VERBS = {
         "run -> model.onnx and model.pt2, checked against model.pt, without training",
         ("arcloop export run_dir=runs/mnist export=onnx",),
     ),
+    "push": Verb(
+        "run -> a folder in the layout of the Hugging Face Hub, with a model card",
+        function="arcloop.pipeline.push.push",
+    ),
     "lineage": Verb(
         "model, index, run or archive -> everything it was made from, verified",
         function="arcloop.pipeline.lineage.lineage",
@@ -91,6 +95,10 @@ VERBS = {
     "check-labels": Verb(
         "run -> page of the images whose nearest images have another label",
         function="arcloop.pipeline.check_labels.check_labels",
+    ),
+    "compare": Verb(
+        "two runs -> metrics with paired intervals on the same queries, flips, size, speed",
+        function="arcloop.pipeline.compare_command.compare",
     ),
     "diff": Verb(
         "two runs -> differences of config, data, code and metrics; one run -> its command",

@@ -41,8 +41,23 @@ def load_model(path: Path, device: str) -> Model:
         ArtifactError: The file is missing or not a scripted model.
         ConfigError: The device is not available.
     """
+    device = choose_device(device)
+    if not path.is_file():
+        raise ArtifactError("there is no model.pt", where=path.parent, remedy="train first")
+    try:
+        return Model(path, device)
+    except SearcherError as cause:
+        raise ArtifactError(str(cause), where=path, remedy="export the run again") from None
+
+
+def choose_device(device: str) -> str:
+    """Return a device, or for "auto" cuda if it is available, else cpu.
+
+    Raises:
+        ConfigError: The device does not exist or is not available.
+    """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
     except RuntimeError:
@@ -51,12 +66,7 @@ def load_model(path: Path, device: str) -> Model:
         ) from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={device}, but no GPU is visible", remedy="use device=auto")
-    if not path.is_file():
-        raise ArtifactError("there is no model.pt", where=path.parent, remedy="train first")
-    try:
-        return Model(path, device)
-    except SearcherError as cause:
-        raise ArtifactError(str(cause), where=path, remedy="export the run again") from None
+    return device
 
 
 def embed(
