@@ -144,7 +144,7 @@ def test_a_failed_upload_keeps_the_folder(work, capsys, lora_extra, monkeypatch)
     error = capsys.readouterr().err
     assert "the upload failed" in error
     assert "hub is complete" in error
-    assert 'arcloop.load("user/name")' in (work / "hub/README.md").read_text()
+    assert "hf download user/name --local-dir hub" in (work / "hub/README.md").read_text()
 
 
 NET = """

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-import arcloop
 from arcloop import artifacts
 from arcloop.artifacts.atomic import sha256_file, write_json
+from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import build_node
 from arcloop.errors import ArtifactError, ConfigError
 from arcloop.export.torchscript import for_inference
@@ -107,7 +107,7 @@ def write_weights(
     (folder / WEIGHTS).write_bytes(save(state, {"format": "pt"}))
     facts = {
         "library_name": "arcloop",
-        "arcloop_version": arcloop.__version__,
+        "arcloop_version": package_versions()["arcloop"],
         "model_type": "arcloop",
         **model.sizes(),
         "quality": model.has_quality,

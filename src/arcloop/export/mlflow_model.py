@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import arcloop
-from arcloop.artifacts.writer import git_revision
+from arcloop.artifacts.writer import git_revision, package_versions
 from arcloop.retrieval import load_model
 from arcloop.runtime.searcher import MODEL, Model
 
@@ -99,5 +98,5 @@ def save_model(model_file: Path, folder: Path) -> None:
             loader_module=__name__,
             data_path=str(model_file),
             signature=ModelSignature(Schema([images]), Schema([embeddings])),
-            pip_requirements=[f"arcloop[cpu]=={arcloop.__version__}"],
+            pip_requirements=[f"arcloop[cpu]=={package_versions()['arcloop']}"],
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-import arcloop
 from arcloop import artifacts
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.metrics import read_intervals, read_metrics
+from arcloop.artifacts.writer import package_versions
 from arcloop.display.html import render_template
 from arcloop.evaluation.report.page import read_glossary
 from arcloop.retrieval.calibration import describe_calibration
@@ -45,6 +45,7 @@ def write_card(
     store: Artifact | None,
     license_id: str | None,
     folder: str,
+    repository: str | None,
     has_index: bool,
 ) -> None:
     """Write a model card, from the run's manifest and its evaluation.
@@ -55,7 +56,8 @@ def write_card(
         model: Its model.
         store: Its store; None if it was not found.
         license_id: Identifier of the license of the weights, e.g. "apache-2.0".
-        folder: Folder or repository in the example.
+        folder: Folder in the example.
+        repository: Repository from which it is downloaded in the example.
         has_index: The folder contains the index.
     """
     evaluation, metrics, intervals = None, {}, {}
@@ -86,8 +88,9 @@ def write_card(
         conversion=model.conversion,
         **run.info["normalisation"],
         head=head,
-        version=arcloop.__version__,
+        version=package_versions()["arcloop"],
         folder=folder,
+        repository=repository,
         has_index=has_index,
         metrics=rows,
         num_queries=metrics.get("num_queries", 0),

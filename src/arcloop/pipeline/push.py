@@ -79,7 +79,7 @@ def push(arguments: Sequence[str]) -> int:
     folder = Path(options.to)
     write_hub_folder(
         Path(options.run), folder, with_index=options.index, license_id=options.license,
-        name=options.repo,
+        repository=options.repo,
     )  # fmt: skip
     print_line(f"hub folder: {folder}")
     if options.license is None:
@@ -96,7 +96,7 @@ def write_hub_folder(
     *,
     with_index: bool = False,
     license_id: str | None = None,
-    name: str | None = None,
+    repository: str | None = None,
 ) -> None:
     """Write a run in the layout of the Hugging Face Hub, atomically.
 
@@ -107,7 +107,7 @@ def write_hub_folder(
         folder: The folder to write. A folder that this function wrote is replaced.
         with_index: Add the index, which contains the names of the classes.
         license_id: Identifier of the license of the weights, e.g. "apache-2.0".
-        name: Name of the model in the example of the card; by default `folder`.
+        repository: Name of a repository of the Hub, for the example of the card.
 
     Raises:
         ArtifactError: The run or its index is missing or damaged, the folder contains other files,
@@ -150,7 +150,7 @@ def write_hub_folder(
             store = artifacts.read(find_store(run.path), "store")
         write_card(
             temporary / hub.CARD, run, model, store=store, license_id=license_id,
-            folder=name or folder.name, has_index=with_index,
+            folder=target.name, repository=repository, has_index=with_index,
         )  # fmt: skip
         replace_folder(temporary, target)
     finally:
