@@ -23,6 +23,7 @@ from arcloop.runtime.images import decode, encode_png
 from arcloop.runtime.predictor import PredictRequest, PredictResponse, RequestError
 from arcloop.serving.deploy import deploy
 from arcloop.serving.serve import write_thumbnails
+from arcloop.serving.servers import batching
 from arcloop.serving.servers.batching import Batcher
 from arcloop.serving.servers.entrypoint import THUMBNAILS
 from arcloop.serving.servers.fastapi_app import InferenceService, make_page, parse_request
@@ -109,6 +110,54 @@ def test_queued_requests_are_answered_before_the_thread_ends():
     assert threading.active_count() == before
 
 
+def test_a_probe_is_answered_before_a_full_queue():
+    model, probe = BlockedModel(), PredictRequest(b"probe")
+
+    async def check():
+        batcher = Batcher(model, batch_size=2, queue_size=4)
+        tasks = [asyncio.create_task(batcher.predict(request)) for request in make_requests(1)]
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        tasks += [asyncio.create_task(batcher.predict(request)) for request in make_requests(5)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(batcher.predict(probe, first=True)))
+        await asyncio.sleep(0)
+        model.proceed.set()
+        async with asyncio.timeout(30):
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+        batcher.close()
+        return found
+
+    found = asyncio.run(check())
+    assert found[-1].body == b"probe"
+    assert [type(one) for one in found].count(asyncio.QueueFull) == 1
+    assert model.batches[1] == [b"probe", b"0"]
+
+
+def test_a_model_that_finishes_no_batch_is_stalled(monkeypatch):
+    now, model = [100.0], BlockedModel()
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], perf_counter=time.perf_counter, sleep=time.sleep
+    )
+    monkeypatch.setattr(batching, "time", clock)
+
+    async def check():
+        batcher = Batcher(model, batch_size=2, queue_size=4)
+        now[0] = 200.0
+        assert batcher.stalled_s() == 0  # there is no work
+        task = asyncio.create_task(batcher.predict(make_requests(1)[0]))
+        while not model.started.is_set():
+            await asyncio.sleep(0.001)
+        now[0] = 230.0
+        assert batcher.stalled_s() == 30
+        model.proceed.set()
+        await task
+        batcher.close()
+        assert batcher.stalled_s() == 0
+
+    asyncio.run(check())
+
+
 CONFIG = {"name": "m", "batch_size": 8, "queue_size": 2, "response_timeout_s": 0.2,
           "max_request_bytes": 100}  # fmt: skip
 
@@ -144,8 +193,11 @@ def test_the_server_is_ready_only_while_the_model_answers():
             late = await client.post("/predictions/m", content=b"x")
             assert late.status_code == 503
             assert late.json() == {"error": "no answer in time"}
+            await asyncio.sleep(2 * CONFIG["response_timeout_s"])
+            assert (await client.get("/ping")).status_code == 503
             stuck.free.set()
             assert (await client.get("/ready")).status_code == 200
+            assert (await client.get("/ping")).status_code == 200
 
     asyncio.run(check())
 

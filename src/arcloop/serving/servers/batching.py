@@ -40,21 +40,36 @@ class Batcher:
         self._batch_size, self._queue_size = batch_size, queue_size
         self._queue: deque[_QueuedRequest] = deque()
         self._wait_s = 0.0
+        self._is_busy, self._progress = False, time.monotonic()
         self._thread = ThreadPoolExecutor(1, "model")
 
-    async def predict(self, request: PredictRequest) -> PredictResponse:
+    async def predict(self, request: PredictRequest, *, first: bool = False) -> PredictResponse:
         """Answer one request, in a batch with other queued requests.
+
+        Args:
+            request: The request.
+            first: Answer it in the next batch, also if the queue is full. For readiness probes: a
+                server that has as many requests as it accepts is ready.
 
         Raises:
             asyncio.QueueFull: The queue is full.
         """
-        if len(self._queue) >= self._queue_size:
+        if len(self._queue) >= self._queue_size and not first:
             raise asyncio.QueueFull(f"{self._queue_size} requests are waiting already")
+        if not self._has_work():
+            self._progress = time.monotonic()
         future: Future[PredictResponse] = Future()
-        self._queue.append((request, future))
+        (self._queue.appendleft if first else self._queue.append)((request, future))
         if len(self._queue) <= 1:  # otherwise a pending call of `_answer_all` takes this request
             self._thread.submit(self._answer_all)
         return await asyncio.wrap_future(future)
+
+    def stalled_s(self) -> float:
+        """Return for how many seconds the thread has had work without finishing a batch."""
+        return time.monotonic() - self._progress if self._has_work() else 0.0
+
+    def _has_work(self) -> bool:
+        return self._is_busy or bool(self._queue)
 
     def close(self) -> None:
         """Answer the queued requests, then stop the thread."""
@@ -70,9 +85,12 @@ class Batcher:
             batch = [one for one in queued if one[1].set_running_or_notify_cancel()]
             if batch:
                 start = time.perf_counter()
+                self._is_busy = True
                 self._answer(batch)
+                self._is_busy = False
                 duration = time.perf_counter() - start
                 self._wait_s = _WAIT_SHARE * duration if len(batch) > 1 else 0.0
+            self._progress = time.monotonic()
 
     def _answer(self, batch: Sequence[_QueuedRequest]) -> None:
         try:

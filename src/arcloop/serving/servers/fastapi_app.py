@@ -43,6 +43,8 @@ _PREDICTIONS = "/predictions/"
 # acquires the GIL many times per image, so Python's default of 5 ms would delay it.
 _SWITCH_SECONDS = 0.0005
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_STUCK_TIMEOUTS = 2
+"""A batch that takes this many times the limit of an answer will not end; all clients have left."""
 _MAX_FORM_PARTS = 8
 _PAGE_NEIGHBOURS = 12
 _PAGE_HTML = Path(__file__).with_name("demo_page.html")
@@ -148,15 +150,18 @@ class InferenceService:
         self._latency.labels(response.status_code).observe(time.perf_counter() - start)
         return response
 
-    async def ping(self) -> dict[str, str]:
-        """Whether the process runs."""
-        return {"status": "Healthy"}
+    async def ping(self) -> Response:
+        """Whether the process runs and its model is not stuck."""
+        stalled_s = self._batcher.stalled_s()
+        if stalled_s > _STUCK_TIMEOUTS * self._config["response_timeout_s"]:
+            return _error(503, f"the model has not finished a batch for {stalled_s:.0f} s")
+        return Response('{"status": "Healthy"}', media_type="application/json")
 
     async def ready(self) -> Response:
-        """Whether the model answers."""
+        """Whether the model answers; also while the queue is full."""
         try:
             async with asyncio.timeout(self._config["response_timeout_s"]):
-                answer = await self._batcher.predict(self._probe)
+                answer = await self._batcher.predict(self._probe, first=True)
         except Exception as cause:  # noqa: BLE001 - any failure of the model means not ready
             return _error(503, f"the model does not answer: {cause!r}")
         return Response(answer.body, answer.status, media_type="application/json")
