@@ -13,7 +13,8 @@ from arcloop.cli.main import main
 TRAIN = [
     "run", "experiment=my_shop", "data.root=pictures", "data.image_size=16", "trainer.max_epochs=1",
     "backbone.widths=[8,8]", "embedder.embedding_dim=8", "loader.batch_size=8",
-    "evaluate.num_projected=0", "evaluate.gate.min_top1=0", "augmentation=my_shop",
+    "evaluate.num_projected=0", "evaluate.gate.min_top1=0", "head=my_shop_head",
+    "augmentation=my_shop",
 ]  # fmt: skip
 
 
@@ -32,6 +33,8 @@ def test_a_new_project_trains_its_head_and_passes_its_test(in_tmp, monkeypatch, 
     assert main(TRAIN) == 0
     config = json.loads((project / "runs/my_shop/manifest.json").read_bytes())["config"]
     assert config["head"]["_target_"] == "my_shop.heads.RampedArcFace"
+    assert config["data"]["name"] == "my_shop"
+    assert config["data"]["split"] == "disjoint"  # of experiment=images
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=project, capture_output=True, text=True, check=False,

@@ -76,19 +76,26 @@ ENTRYPOINT ["arcloop"]
 # Starts from experiment=images, which is for many classes with few images each.
 defaults:
   - images
-  - override /head: NAME_head
+  - override /data: NAME
+# - override /head: NAME_head      # a head of this project, see conf/head/NAME_head.yaml
 name: NAME
 # What your application needs; the gate of experiment=images is a start.
 # evaluate: {gate: {min_top1: 0.9}}
 """,
+    "conf/data/NAME.yaml": """\
+# The images of this project. The other keys are those of data=image_folder.
+defaults: [image_folder]
+name: NAME
+root: ???     # a folder with a folder of images for each class; here, or data.root=my/pictures
+""",
     "conf/head/NAME_head.yaml": """\
-# A head of this project. The other keys are those of head=arcface.
+# A head of this project: head=NAME_head. The other keys are those of head=arcface.
 defaults: [arcface]
 _target_: NAME.heads.RampedArcFace
 ramp_from: 0.5
 """,
     "conf/augmentation/NAME.yaml": """\
-# Two augmentations of arcloop; a class of this project is named in the same way.
+# augmentation=NAME: two of arcloop; a class of this project is named in the same way.
 _target_: arcloop.training.augmentation.Chain
 shift:
   _target_: arcloop.training.augmentation.RandomAffine
