@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 from PIL import Image
 from tests.conftest import SMALL, arcloop_in
 
-from arcloop import artifacts
 from arcloop.cli.main import main
 from arcloop.data import Store
 from arcloop.errors import ArtifactError
+from arcloop.evaluation import load_query_results
 from arcloop.pipeline.chains import find_store
-from arcloop.pipeline.compare_runs import compare_runs
+from arcloop.pipeline.compare_runs import _reorder, compare_runs
 from arcloop.retrieval import load_model
 
 OLD, NEW = Path("runs/synthetic"), Path("runs/new")
@@ -108,7 +109,7 @@ def test_without_the_store_metrics_are_compared(both, capsys):
 
 
 def draw(root):
-    """Ten images of each of four classes: a bar in a place of the class, in noise."""
+    """Twenty images of each of four classes: a bar in a place of the class, in noise."""
     random = np.random.default_rng(0)
     for number in range(4):
         (root / f"c{number}").mkdir(parents=True)
@@ -120,14 +121,19 @@ def draw(root):
 
 @pytest.fixture(scope="module")
 def two_sizes(tmp_path_factory):
-    """Two runs on one folder of pictures, in two sizes."""
+    """Two runs on the same pictures, which two lists name in another order, in two sizes."""
     folder = tmp_path_factory.mktemp("sizes")
     draw(folder / "pictures")
+    splits = ["train"] * 8 + ["val"] * 2 + ["gallery"] * 4 + ["query"] * 6
+    lines = [f"pictures/c{n}/{row}.png,c{n},{splits[row]}" for n in range(4) for row in range(20)]
     for size in (12, 16):
-        command = ["train", "data=image_folder", "data.root=pictures", "data.channels=1",
+        order = np.random.default_rng(size).permutation(len(lines))
+        rows = [lines[number] for number in order]
+        (folder / f"{size}.csv").write_text("\n".join(["path,label,split", *rows]))
+        command = ["train", "data=csv", f"data.file={size}.csv", "data.channels=1",
                    f"data.image_size={size}", "backbone.widths=[8]", "embedder.embedding_dim=8",
-                   "data.query=0.3", "loader.batch_size=8", "trainer.max_epochs=1",
-                   "evaluate.gate.min_top1=null", f"run_dir=runs/{size}"]  # fmt: skip
+                   "loader.batch_size=8", "trainer.max_epochs=1", "evaluate.gate.min_top1=null",
+                   f"run_dir=runs/{size}"]  # fmt: skip
         arcloop_in(folder, *command)
     return folder
 
@@ -135,9 +141,21 @@ def two_sizes(tmp_path_factory):
 def test_two_sizes_of_the_same_pictures(two_sizes, monkeypatch):
     monkeypatch.chdir(two_sizes)
     small, large = Path("runs/12"), Path("runs/16")
-    stores = {artifacts.read(run, "run").parents["store"] for run in (small, large)}
-    assert len(stores) == 2
+    stored = [load_query_results(run / "evaluation").label.tolist() for run in (small, large)]
+    assert stored[0] != stored[1]
     check_against(compare_runs(small, large).as_dict(), answers(small), answers(large))
+
+
+def test_results_are_reordered_with_their_labels(finished):
+    results = load_query_results(finished / OLD / "evaluation")
+    rows = np.random.default_rng(0).permutation(len(results.label))
+    found = _reorder(replace(results, predicted=results.predicted - 1), rows, np.array([2, 0, 1]))
+    assert found.label.tolist() == [(2, 0, 1)[label] for label in results.label[rows]]
+    before = [label - 1 for label in results.predicted[rows]]
+    assert found.predicted.tolist() == [-1 if label < 0 else (2, 0, 1)[label] for label in before]
+    assert np.array_equal(found.similarity, results.similarity[rows])
+    assert all(np.array_equal(found.metrics[name], values[rows])
+               for name, values in results.metrics.items())  # fmt: skip
 
 
 def test_other_queries_are_refused_until_a_run_is_evaluated_on_them(work, capsys):

@@ -174,7 +174,7 @@ def test_a_class_of_a_project_is_named_if_it_is_missing(in_tmp):
     with pytest.raises(ConfigError, match=r"hub_shop.Net cannot be imported.*'hub_shop'"):
         read_hub(in_tmp / "hub", "cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(in_tmp / "shop/src")
+        patch.setenv("ARCLOOP_PROJECT", str(in_tmp / "shop"))
         assert read_hub(in_tmp / "hub", "cpu").model.embedding_dim == 16
     sys.modules.pop("hub_shop", None)
     assert hub.is_hub_folder(in_tmp / "hub")

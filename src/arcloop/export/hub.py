@@ -8,6 +8,7 @@ their arguments.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -24,7 +24,8 @@ from arcloop import artifacts
 from arcloop.artifacts.atomic import sha256_file, write_json
 from arcloop.artifacts.writer import package_versions
 from arcloop.config.composition import build_node
-from arcloop.errors import ArtifactError, ConfigError
+from arcloop.config.project import project_of
+from arcloop.errors import ArtifactError, ConfigError, first_line
 from arcloop.export.torchscript import for_inference
 from arcloop.models import Embedder
 from arcloop.models.embedder import make_embedder
@@ -35,7 +36,6 @@ from arcloop.runtime.searcher import Model, Searcher
 CONFIG, WEIGHTS, CARD, INDEX_FOLDER = "config.json", "model.safetensors", "README.md", "index"
 _KEYS = (
     "arcloop_version", "model_sha256", "weights_sha256", "quality", "image_shape", "embedding_dim",
-    "backbone", "embedder",
 )  # fmt: skip
 
 
@@ -118,7 +118,9 @@ def write_weights(
 
 
 def read_hub(folder: Path, device: str = "auto") -> HubFolder:
-    """Load a hub folder. Classes of a project must be importable.
+    """Load a hub folder.
+
+    Classes that it names are imported from installed packages and from the current project.
 
     Args:
         folder: A folder that `arcloop push` wrote, or a download of it from the Hub.
@@ -131,14 +133,15 @@ def read_hub(folder: Path, device: str = "auto") -> HubFolder:
     """
     device = choose_device(device)
     facts = _read_config(folder)
-    _require_networks(facts, folder)
     with _damaged(folder / WEIGHTS):
         if sha256_file(folder / WEIGHTS) != facts["weights_sha256"]:
             raise ValueError("its hash is not that in config.json")
         state = load_file(folder / WEIGHTS)
     height, width, channels = facts["image_shape"]
-    backbone, neck = build_node(facts["backbone"]), build_node(facts["embedder"])
-    embedder = for_inference(make_embedder(backbone, neck, (height, width, channels)))
+    with project_of([]):  # its classes can be imported
+        _require_networks(facts, folder)
+        backbone, neck = build_node(facts["backbone"]), build_node(facts["embedder"])
+        embedder = for_inference(make_embedder(backbone, neck, (height, width, channels)))
     with _damaged(folder / WEIGHTS):
         embedder.load_state_dict(state)
     model = EagerModel(embedder, facts, device)
@@ -164,7 +167,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
             remedy="pass a folder that `arcloop push` wrote",
         )
     facts: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
-    if missing := [key for key in _KEYS if key not in facts]:
+    missing = [key for key in _KEYS if key not in facts]
+    missing += [
+        f"{n}._target_" for n in ("backbone", "embedder") if "_target_" not in facts.get(n, ())
+    ]
+    if missing:
         raise ArtifactError(
             f"config.json lacks {', '.join(missing)}",
             where=folder / CONFIG,
@@ -182,11 +189,13 @@ def _require_networks(facts: Mapping[str, Any], folder: Path) -> None:
         ConfigError: A class cannot be imported, or is neither a network nor a dataclass.
     """
     for name, base in (("backbone", nn.Module), ("embedder", Embedder)):
-        targets = list(_targets(facts[name]))
-        for number, target in enumerate(targets):
+        for number, target in enumerate(_targets(facts[name])):
             found = _import_class(target, folder / CONFIG)
-            is_network = issubclass(found, base if number == 0 else nn.Module)
-            if not is_network and (number == 0 or not is_dataclass(found)):
+            is_class, is_nested = isinstance(found, type), number > 0
+            if not is_class or not (
+                issubclass(found, nn.Module if is_nested else base)
+                or (is_nested and is_dataclass(found))
+            ):
                 raise ConfigError(
                     f"{name}: {target} is not a class of {base.__name__}",
                     where=folder / CONFIG,
@@ -206,18 +215,18 @@ def _targets(node: Any) -> Iterator[str]:
             yield from _targets(child)
 
 
-def _import_class(target: str, where: Path) -> type:
+def _import_class(target: str, where: Path) -> Any:
+    """Import what a `_target_` names. Hydra's function would also log the error."""
+    module, _, name = target.rpartition(".")
     try:
-        found: type = get_class(target)
+        return getattr(importlib.import_module(module), name)
     except Exception as cause:  # noqa: BLE001 - the import of a module runs its code
-        reason = str(cause.__cause__ or cause).partition("\n")[0]
         raise ConfigError(
-            f"the class {target} cannot be imported: {reason}",
+            f"the class {target} cannot be imported: {first_line(cause)}",
             where=where,
             remedy="install the package with this class, or set ARCLOOP_PROJECT to the folder of"
             " the project that contains it",
         ) from None
-    return found
 
 
 @contextlib.contextmanager
@@ -227,7 +236,7 @@ def _damaged(file: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as cause:
         raise ArtifactError(
-            f"{file.name} cannot be used: {str(cause).partition(chr(10))[0]}",
+            f"{file.name} cannot be used: {first_line(cause)}",
             where=file,
             remedy="copy or download the folder again, or push the run again: `arcloop push`",
         ) from None

@@ -79,11 +79,16 @@ def with_same_queries(
             return run_a, run_b, rows_Q
     own_a, own_b = pairs[0]
     store_a, store_b = (Store.open(run.find_store()) for run in (own_a, own_b))
-    remedy = f"evaluate one on the data of the other: `arcloop evaluate run_dir={b}"
     if store_a.image_shape == store_b.image_shape:
-        remedy += f" store_dir={store_a.artifact.path}`"
+        remedy = (
+            "evaluate one on the data of the other:"
+            f" `arcloop evaluate run_dir={b} store_dir={store_a.artifact.path}`"
+        )
     else:
-        remedy += " data...`, with the images and splits of the other"
+        remedy = (
+            "give the images the same splits in both sizes, by folders or the column split of a"
+            " list, and evaluate or train again"
+        )
     raise ArtifactError(
         "the runs were evaluated on different queries or against different galleries:"
         f" {store_a.artifact.path} and {store_b.artifact.path}",
