@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from arcloop.artifacts.atomic import write_bytes
 from arcloop.display.html import render_template
@@ -110,18 +109,14 @@ def print_comparison(found: RunComparison) -> None:
         soft_wrap=True,
     )
     for title, flips in (("only A is right", compared.flips), ("only B is right", compared.gains)):
-        if flips:
-            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-            for column in (title, "class", "answer of A", "answer of B"):
-                table.add_column(column, overflow="fold")
-            for flip in flips[:_LISTED]:
-                row = found.describe(flip)
-                answers = [
-                    f"{a['class']} {format_similarity(a['similarity'])}\n{a['file']}" if a else ""
-                    for a in (row["a"], row["b"])
-                ]
-                table.add_row(*map(Text, (row["file"], row["class"], *answers)))
-            console.print(table)
+        for flip in flips[:_LISTED]:
+            row = found.describe(flip)
+            console.print(f"{title}: {row['class']}  {row['file']}", soft_wrap=True)
+            for side in "ab":
+                if answer := row[side]:
+                    similarity = format_similarity(answer["similarity"])
+                    line = f"  {side.upper()}: {answer['class']} {similarity}  {answer['file']}"
+                    console.print(line, soft_wrap=True)
     for title, rows in (("size and speed", _measures(found)), ("config", _config(found))):
         pairs = list(rows)
         columns = [{name: both[side] for name, *both in pairs} for side in (0, 1)]
