@@ -168,6 +168,7 @@ def test_a_class_of_a_project_is_named_if_it_is_missing(in_tmp):
     small = [override for override in SMALL if override != "trainer.max_epochs=2"]
     arcloop_in(in_tmp / "shop", "train", *small, "trainer.max_epochs=1", "backbone=net",
                "callbacks=export_only", "run_dir=runs/net")  # fmt: skip
+    sys.modules.pop("hub_shop")
     with contextlib.chdir(in_tmp):
         assert main(["push", "shop/runs/net", "--to", "hub"]) == 0
     sys.modules.pop("hub_shop", None)
