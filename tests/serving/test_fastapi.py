@@ -1,6 +1,7 @@
 """The FastAPI server: batching, time-outs, readiness, metrics, shutdown and the demo page."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -159,7 +160,7 @@ def test_a_model_that_finishes_no_batch_is_stalled(monkeypatch):
 
 
 CONFIG = {"name": "m", "batch_size": 8, "queue_size": 2, "response_timeout_s": 0.2,
-          "max_request_bytes": 100}  # fmt: skip
+          "max_request_bytes": 100, "max_inflight_bytes": 1000, "idle_timeout_s": 1}  # fmt: skip
 
 
 class StuckModel:
@@ -230,9 +231,12 @@ def read_until_closed(connection):
 
 @pytest.fixture(scope="module")
 def impatient(small_run, make_settings, tmp_path_factory):
-    """A server with thumbnails, a short time-out and a small limit of the body."""
+    """A server with thumbnails, short time-outs and small limits of bodies and connections."""
     folder = tmp_path_factory.mktemp("impatient")
-    settings = make_settings(folder / "store", response_timeout_s=1, max_request_bytes=10_000)
+    settings = make_settings(
+        folder / "store", response_timeout_s=1, max_request_bytes=10_000,
+        max_inflight_bytes=30_000, max_connections=20, idle_timeout_s=2,
+    )  # fmt: skip
     live = deploy(small_run, settings, force=False)
     write_thumbnails(small_run, 90, folder / THUMBNAILS)
     with FastApiServer(settings, live.path, folder) as server:
@@ -263,6 +267,51 @@ def test_an_endless_body_gets_408(impatient):
             except TimeoutError:
                 continue
     assert time.monotonic() - start >= 1
+
+
+def test_unfinished_bodies_of_all_clients_have_a_limit(impatient, image):
+    with contextlib.ExitStack() as stack:
+        sent = [stack.enter_context(send_head(impatient, "Content-Length: 9000")) for _ in range(4)]
+        for connection in sent:
+            with contextlib.suppress(OSError):  # the server has refused it already
+                connection.sendall(bytes(8999))
+        statuses = [read_until_closed(connection)[:13] for connection in sent]
+    assert sorted(statuses) == [b"HTTP/1.1 408 ", b"HTTP/1.1 408 ", b"HTTP/1.1 408 ",
+                                b"HTTP/1.1 503 "]  # fmt: skip
+    for _ in range(8):  # the memory of the others and of answered requests is free again
+        assert impatient.endpoint.predict(image, 5)[0] == 200
+
+
+@pytest.mark.parametrize("end", ["\r\n\r\n", ""], ids=["complete", "endless"])
+def test_a_large_head_gets_431(impatient, image, end):
+    url = urlsplit(impatient.endpoint.url)
+    with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
+        head = f"GET /ready HTTP/1.1\r\nHost: a\r\nX-Large: {'x' * 40_000}{end}"
+        connection.sendall(head.encode())
+        assert read_until_closed(connection).startswith(b"HTTP/1.1 431 ")
+    assert impatient.endpoint.predict(image, 5)[0] == 200
+
+
+def test_a_head_that_does_not_end_gets_408(impatient):
+    url = urlsplit(impatient.endpoint.url)
+    for start in (b"", b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\nPOST /"):  # the second request
+        with socket.create_connection((url.hostname, url.port), timeout=30) as connection:
+            connection.sendall(start)
+            assert b"HTTP/1.1 408 " in read_until_closed(connection)
+
+
+def test_connections_that_wait_make_room_for_new_ones(impatient, image):
+    url = urlsplit(impatient.endpoint.url)
+    with contextlib.ExitStack() as stack:
+        waiting = [
+            stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=30))
+            for _ in range(30)
+        ]
+        assert impatient.endpoint.predict(image, 5)[0] == 200
+        assert get(impatient, "/ready")
+        assert waiting[0].recv(1) == b""  # closed, and not answered with 408
+        waiting[-1].sendall(b"GET /ping HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert b"Healthy" in read_until_closed(waiting[-1])
 
 
 def counted(server):

@@ -56,6 +56,12 @@ class DeploySettings:
         startup_timeout_s: Time limit for loading the model in a worker.
         netty_threads: Number of threads of TorchServe's HTTP front end.
         max_request_bytes: Largest request body.
+        max_inflight_bytes: FastAPI server: largest sum of the request bodies that a worker has in
+            memory; further requests get status 503.
+        max_connections: FastAPI server: number of connections of a worker. A further one replaces
+            the connection that has waited longest for bytes of its client.
+        idle_timeout_s: FastAPI server: longest time for the head of a request, and without a byte
+            of its body.
         max_pixels: Largest width x height of an image that is decoded.
         default_k: Neighbours in an answer if the request does not specify k.
         max_k: Maximum number of neighbours that a request may ask for.
@@ -92,6 +98,9 @@ class DeploySettings:
     startup_timeout_s: PositiveInt
     netty_threads: PositiveInt
     max_request_bytes: PositiveInt
+    max_inflight_bytes: PositiveInt
+    max_connections: PositiveInt
+    idle_timeout_s: PositiveInt
     max_pixels: PositiveInt
     default_k: PositiveInt
     max_k: PositiveInt
@@ -119,5 +128,10 @@ class DeploySettings:
                 yield f"deploy.{name}={getattr(self, name)} is also the value of deploy.{other}"
         if self.model_api and self.target != "local":
             yield "deploy.model_api=true requires deploy.target=local; a cluster replaces pods"
+        if self.max_inflight_bytes < self.max_request_bytes:
+            yield (
+                f"deploy.max_inflight_bytes={self.max_inflight_bytes} must not be less than"
+                f" deploy.max_request_bytes={self.max_request_bytes}"
+            )
         if self.default_k > self.max_k:
             yield f"deploy.default_k={self.default_k} must not exceed deploy.max_k={self.max_k}"

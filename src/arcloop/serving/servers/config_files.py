@@ -15,7 +15,8 @@ from arcloop.serving.settings import DeploySettings
 _TORCHSERVE = Path(__file__).with_name("config.properties")
 _FASTAPI_KEYS = (
     "name", "host", "inference_port", "metrics_port", "workers", "batch_size", "queue_size",
-    "response_timeout_s", "max_request_bytes",
+    "response_timeout_s", "max_request_bytes", "max_inflight_bytes", "max_connections",
+    "idle_timeout_s",
 )  # fmt: skip
 _HANDLER_KEYS = (
     "workers", "max_pixels", "default_k", "max_k", "memory_map", "parity_tolerance",

@@ -143,6 +143,8 @@ def run_fastapi(config: Path, archive: Path, work: Path) -> int:
     """
     import uvicorn
 
+    from arcloop.serving.servers.limits import LimitedProtocol
+
     values = json.loads(config.read_bytes())
     # uvicorn raises SIGTERM again after its shutdown. The default handler would end the process
     # before the unpacked archive is removed.
@@ -172,6 +174,7 @@ def run_fastapi(config: Path, archive: Path, work: Path) -> int:
             port=values["inference_port"],
             workers=values["workers"],
             access_log=False,
+            http=LimitedProtocol,
             proxy_headers=False,  # no answer depends on the client's address
             server_header=False,
             timeout_graceful_shutdown=int(values["response_timeout_s"]),

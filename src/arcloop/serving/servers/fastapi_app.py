@@ -37,6 +37,7 @@ from arcloop.runtime.predictor import (
 )
 from arcloop.serving.servers.batching import Batcher
 from arcloop.serving.servers.entrypoint import ARCHIVE_VARIABLE, CONFIG_VARIABLE, THUMBNAILS
+from arcloop.serving.servers.limits import BodyBudget, BodyLimitError, LimitedProtocol
 
 _PREDICTIONS = "/predictions/"
 # The event loop releases the GIL after this time if another thread waits for it. The model's thread
@@ -45,6 +46,7 @@ _SWITCH_SECONDS = 0.0005
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _STUCK_TIMEOUTS = 2
 """A batch that takes this many times the limit of an answer will not end; all clients have left."""
+_RETRY_AFTER = {"Retry-After": "1"}
 _MAX_FORM_PARTS = 8
 _PAGE_NEIGHBOURS = 12
 _PAGE_HTML = Path(__file__).with_name("demo_page.html")
@@ -70,6 +72,8 @@ def create_app() -> ASGIApp:
     sys.setswitchinterval(_SWITCH_SECONDS)
     config_file, archive = Path(os.environ[CONFIG_VARIABLE]), Path(os.environ[ARCHIVE_VARIABLE])
     config = json.loads(config_file.read_bytes())
+    LimitedProtocol.max_connections = config["max_connections"]
+    LimitedProtocol.head_s = config["idle_timeout_s"]
     handler = yaml.safe_load((archive / "model-config.yaml").read_bytes())["handler"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # The copy of the predictor in the archive, which TorchServe uses too.
@@ -129,6 +133,12 @@ class InferenceService:
         self._batcher = Batcher(
             predictor.predict, batch_size=config["batch_size"], queue_size=config["queue_size"]
         )
+        self._bodies = BodyBudget(
+            total=config["max_inflight_bytes"],
+            each=config["max_request_bytes"],
+            idle_s=config["idle_timeout_s"],
+            timeout_s=config["response_timeout_s"],
+        )
         self._latency = prometheus.Histogram(
             "arcloop_request_seconds",
             "Time from a request's headers to its response, by status.",
@@ -175,15 +185,27 @@ class InferenceService:
 
     async def _respond(self, name: str, request: Request) -> Response:
         timeout_s = self._config["response_timeout_s"]
+        # With the header `Connection: close`, uvicorn does not wait for the rest of a body.
+        close = {"Connection": "close"}
         try:
-            async with asyncio.timeout(timeout_s):
-                body = await _read_body(request, self._config["max_request_bytes"])
+            body = await self._bodies.read(request)
         except TimeoutError:
-            # Without this header, uvicorn would wait for the rest of the body.
-            reason = f"the request body was not complete after {timeout_s} s"
-            return _error(HTTPStatus.REQUEST_TIMEOUT, reason, {"Connection": "close"})
+            reason = (
+                f"the request body was not complete after {timeout_s} s, or no byte arrived for"
+                f" {self._config['idle_timeout_s']} s"
+            )
+            return _error(HTTPStatus.REQUEST_TIMEOUT, reason, close)
+        except BodyLimitError:
+            reason = "the requests of all clients need too much memory"
+            return _error(503, reason, close | _RETRY_AFTER)
         except ClientDisconnect:
             return _error(400, "the client closed the connection")  # only counted in the metrics
+        try:
+            return await self._answer(name, request, body)
+        finally:
+            self._bodies.release(len(body or b""))
+
+    async def _answer(self, name: str, request: Request, body: bytes | None) -> Response:
         if name != self._config["name"]:
             return _error(404, f"there is no model {name!r}")
         try:
@@ -192,23 +214,13 @@ class InferenceService:
                 reason = f"more than {limit:,} bytes"
                 raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
             predict_request = await parse_request(request.headers, body)
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self._config["response_timeout_s"]):
                 answer = await self._batcher.predict(predict_request)
         except RequestError as error:
             answer = self._predictor.error_response(error.status, str(error))
         except (asyncio.QueueFull, TimeoutError) as cause:
-            return _error(503, str(cause) or "no answer in time")
+            return _error(503, str(cause) or "no answer in time", _RETRY_AFTER)
         return Response(answer.body, answer.status, media_type="application/json")
-
-
-async def _read_body(request: Request, limit: int) -> bytes | None:
-    """Read the whole body; returns None, without storing it, if it exceeds `limit` bytes."""
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-    return b"".join(chunks) if size <= limit else None
 
 
 async def parse_request(headers: Headers, body: bytes) -> PredictRequest:
