@@ -20,9 +20,9 @@ def blocks(page, language):
 def test_commands_and_snippets_of_the_export_page(work):
     (work / "runs/synthetic").rename(work / "runs/mnist")
     lines = "".join(blocks("export.md", "console")).splitlines()
-    verbs = ("arcloop export", "arcloop lineage", "arcloop deploy")
+    verbs = ("arcloop export", "arcloop lineage", "arcloop deploy", "arcloop push")
     of_a_run = [line for line in lines if line.startswith(verbs)]
-    assert len(of_a_run) == 4
+    assert len(of_a_run) == 6
     for command in sorted(of_a_run, key=lambda line: "int8" not in line):
         assert main(shlex.split(command)[1:]) == 0, command
     names = {}
