@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import re
 import socket
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 from starlette.datastructures import Headers
 
 from arcloop.data import Store
@@ -164,7 +166,7 @@ CONFIG = {"name": "m", "batch_size": 8, "queue_size": 2, "response_timeout_s": 0
 
 
 class StuckModel:
-    """Answers after `free` is set."""
+    """Answers after `free` is set. Like that of an older archive, it has no method `decode`."""
 
     def __init__(self):
         self.free = threading.Event()
@@ -312,6 +314,65 @@ def test_connections_that_wait_make_room_for_new_ones(impatient, image):
         assert waiting[0].recv(1) == b""  # closed, and not answered with 408
         waiting[-1].sendall(b"GET /ping HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert b"Healthy" in read_until_closed(waiting[-1])
+
+
+def png_of_palette(side):
+    buffer = io.BytesIO()
+    Image.new("P", (side, side)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def test_large_images_are_answered_or_refused(impatient):
+    large = png_of_palette(2600)
+    assert len(large) < 10_000
+    with ThreadPoolExecutor(20) as pool:
+        sent = [pool.submit(impatient.endpoint.predict, large, 5) for _ in range(20)]
+        statuses = [one.result()[0] for one in sent]
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 1
+    status, body = impatient.endpoint.predict(png_of_palette(6000), 5)
+    assert (status, "at most 33,554,432 are decoded" in str(body)) == (400, True)
+
+
+def test_the_model_answers_while_a_large_image_is_decoded():
+    free, order = threading.Event(), []
+
+    def decode(request):
+        assert free.wait(10)
+        return PredictResponse(400, b"{}")
+
+    def predict(batch):
+        order.extend(request.image for request in batch)
+        return echo(batch)
+
+    golden = SimpleNamespace(encoded_images=lambda: [b"{}"])
+    service = InferenceService(
+        SimpleNamespace(predict=predict, decode=decode, golden=golden),
+        CONFIG | {"max_request_bytes": 10_000, "max_inflight_bytes": 100_000,
+                  "response_timeout_s": 10},
+    )  # fmt: skip
+    app = FastAPI()
+    app.add_api_route("/predictions/{name}", service.predict, methods=["POST"])
+
+    async def check():
+        transport = httpx.ASGITransport(app)
+        async with (
+            service.lifespan(app),
+            httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+        ):
+            large = png_of_palette(1100)
+            waiting = [
+                asyncio.create_task(client.post("/predictions/m", content=large)) for _ in range(9)
+            ]
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert [one.result().status_code for one in done] == [503]  # 8 are waiting
+            assert done.pop().result().headers["retry-after"] == "1"
+            assert (await client.post("/predictions/m", content=b"small")).status_code == 200
+            free.set()
+            assert sorted([(await one).status_code for one in waiting]) == [400] * 8 + [503]
+
+    asyncio.run(check())
+    assert order == [b"small"]
 
 
 def counted(server):

@@ -18,10 +18,12 @@ from typing import Any
 import faiss
 import joblib
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .golden_batch import GOLDEN, GoldenBatch
 from .images import ImageError
+from .prediction import Prediction
 from .runtimes import load_runtime, runtime_of
 from .searcher import INDEX, LABELS, Searcher, read_index, read_labels
 
@@ -48,6 +50,19 @@ class PredictRequest:
 
     image: bytes
     k: str | None = None
+
+
+@dataclass(frozen=True)
+class DecodedRequest:
+    """A prediction request whose image is decoded.
+
+    Attributes:
+        image: uint8 [H, W, C] of the model's shape.
+        k: Number of neighbours.
+    """
+
+    image: npt.NDArray[np.uint8]
+    k: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,26 @@ class Predictor:
         if mismatch := self.golden.find_mismatch([one.as_dict() for one in predictions]):
             raise ArchiveError(f"the archive fails the parity check: {mismatch}")
 
-    def predict(self, requests: Sequence[PredictRequest | RequestError]) -> list[PredictResponse]:
+    def decode(
+        self, request: PredictRequest | DecodedRequest | RequestError
+    ) -> DecodedRequest | PredictResponse:
+        """Decode the image of a request, or return the response if that is not possible."""
+        if isinstance(request, DecodedRequest):
+            return request
+        try:
+            if isinstance(request, RequestError):
+                raise request
+            max_pixels = int(self._settings["max_pixels"])
+            image_HWC = self._searcher.model.decode(request.image, max_pixels)
+            return DecodedRequest(image_HWC, self._parse_k(request.k))
+        except RequestError as error:
+            return self.error_response(error.status, str(error))
+        except ImageError as error:
+            return self.error_response(HTTPStatus.BAD_REQUEST, str(error))
+
+    def predict(
+        self, requests: Sequence[PredictRequest | DecodedRequest | RequestError]
+    ) -> list[PredictResponse]:
         """Answer a batch.
 
         Args:
@@ -135,30 +169,24 @@ class Predictor:
             has it. Other statuses have the fields error and model; `error` says what is wrong with
             this request.
         """
-        responses: list[PredictResponse | None] = [None] * len(requests)
-        accepted = []
-        for position, request in enumerate(requests):
-            try:
-                if isinstance(request, RequestError):
-                    raise request
-                max_pixels = int(self._settings["max_pixels"])
-                image_HWC = self._searcher.model.decode(request.image, max_pixels)
-                accepted.append((position, self._parse_k(request.k), image_HWC))
-            except RequestError as error:
-                responses[position] = self.error_response(error.status, str(error))
-            except ImageError as error:
-                responses[position] = self.error_response(HTTPStatus.BAD_REQUEST, str(error))
-        if accepted:
-            positions, counts, images_HWC = zip(*accepted, strict=True)
-            predictions = self._searcher.predict(np.stack(images_HWC), max(counts))
-            for position, k, prediction in zip(positions, counts, predictions, strict=True):
-                # vars() instead of dataclasses.asdict(), which copies every value recursively.
-                neighbours = [vars(neighbour) for neighbour in prediction.neighbours[:k]]
-                content = vars(prediction) | {"neighbours": neighbours} | self._identity
-                if prediction.quality is None:
-                    del content["quality"]
-                responses[position] = _json_response(HTTPStatus.OK, content)
-        return [response for response in responses if response is not None]
+        results: list[DecodedRequest | PredictResponse] = [self.decode(one) for one in requests]
+        accepted = [one for one in results if isinstance(one, DecodedRequest)]
+        if not accepted:
+            return [one for one in results if isinstance(one, PredictResponse)]
+        images_NHWC = np.stack([one.image for one in accepted])
+        predictions = iter(self._searcher.predict(images_NHWC, max(one.k for one in accepted)))
+        return [
+            self._respond(next(predictions), one.k) if isinstance(one, DecodedRequest) else one
+            for one in results
+        ]
+
+    def _respond(self, prediction: Prediction, k: int) -> PredictResponse:
+        # vars() instead of dataclasses.asdict(), which copies every value recursively.
+        neighbours = [vars(neighbour) for neighbour in prediction.neighbours[:k]]
+        content = vars(prediction) | {"neighbours": neighbours} | self._identity
+        if prediction.quality is None:
+            del content["quality"]
+        return _json_response(HTTPStatus.OK, content)
 
     def error_response(self, status: int, reason: str) -> PredictResponse:
         """Return the response to an invalid request."""

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from arcloop.runtime.predictor import PredictRequest, PredictResponse
+from arcloop.runtime.predictor import DecodedRequest, PredictRequest, PredictResponse
 
-_QueuedRequest = tuple[PredictRequest, Future[PredictResponse]]
+AnyRequest = PredictRequest | DecodedRequest
+_QueuedRequest = tuple[AnyRequest, Future[PredictResponse]]
 _WAIT_SHARE = 0.05
 """How long to wait for more requests, as a share of the duration of the previous batch."""
 
@@ -31,7 +32,7 @@ class Batcher:
 
     def __init__(
         self,
-        predict_batch: Callable[[Sequence[PredictRequest]], list[PredictResponse]],
+        predict_batch: Callable[[Sequence[AnyRequest]], list[PredictResponse]],
         *,
         batch_size: int,
         queue_size: int,
@@ -43,7 +44,7 @@ class Batcher:
         self._is_busy, self._progress = False, time.monotonic()
         self._thread = ThreadPoolExecutor(1, "model")
 
-    async def predict(self, request: PredictRequest, *, first: bool = False) -> PredictResponse:
+    async def predict(self, request: AnyRequest, *, first: bool = False) -> PredictResponse:
         """Answer one request, in a batch with other queued requests.
 
         Args:

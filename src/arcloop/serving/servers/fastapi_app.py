@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import prometheus_client as prometheus
 import torch
@@ -31,12 +31,15 @@ from arcloop.runtime.predictor import (
     IMAGE_FIELDS,
     K_HEADER,
     ONE_IMAGE,
+    DecodedRequest,
     Predictor,
     PredictRequest,
+    PredictResponse,
     RequestError,
 )
 from arcloop.serving.servers.batching import Batcher
 from arcloop.serving.servers.entrypoint import ARCHIVE_VARIABLE, CONFIG_VARIABLE, THUMBNAILS
+from arcloop.serving.servers.large_images import LargeImages
 from arcloop.serving.servers.limits import BodyBudget, BodyLimitError, LimitedProtocol
 
 _PREDICTIONS = "/predictions/"
@@ -133,6 +136,7 @@ class InferenceService:
         self._batcher = Batcher(
             predictor.predict, batch_size=config["batch_size"], queue_size=config["queue_size"]
         )
+        self._large_images = LargeImages(getattr(predictor, "decode", None))
         self._bodies = BodyBudget(
             total=config["max_inflight_bytes"],
             each=config["max_request_bytes"],
@@ -149,8 +153,9 @@ class InferenceService:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Stop the model's thread when the server shuts down."""
+        """Stop the threads when the server shuts down."""
         yield
+        self._large_images.close()
         self._batcher.close()
 
     async def predict(self, name: str, request: Request) -> Response:
@@ -205,6 +210,19 @@ class InferenceService:
         finally:
             self._bodies.release(len(body or b""))
 
+    async def _predict(self, request: PredictRequest) -> PredictResponse:
+        """Answer a request.
+
+        Raises:
+            asyncio.QueueFull: Too many requests, or too many large images, are waiting.
+        """
+        if not self._large_images.contains(request.image):
+            return await self._batcher.predict(request)
+        decoded = await self._large_images.decode(request)
+        if type(decoded).__name__ == PredictResponse.__name__:  # a copy of the class, see above
+            return cast("PredictResponse", decoded)
+        return await self._batcher.predict(cast("DecodedRequest", decoded))
+
     async def _answer(self, name: str, request: Request, body: bytes | None) -> Response:
         if name != self._config["name"]:
             return _error(404, f"there is no model {name!r}")
@@ -215,7 +233,7 @@ class InferenceService:
                 raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
             predict_request = await parse_request(request.headers, body)
             async with asyncio.timeout(self._config["response_timeout_s"]):
-                answer = await self._batcher.predict(predict_request)
+                answer = await self._predict(predict_request)
         except RequestError as error:
             answer = self._predictor.error_response(error.status, str(error))
         except (asyncio.QueueFull, TimeoutError) as cause:
