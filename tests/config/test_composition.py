@@ -126,7 +126,7 @@ def test_checking_the_config_imports_nothing_heavy():
 
 def test_a_value_lives_in_one_place():
     """What YAML sets has no default in Python."""
-    from arcloop.config.targets import read_signature
+    from arcloop.config.signatures import read_signature
 
     groups = (
         "data",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from arcloop.config.restrictions import one_of
 from arcloop.config.value_types import (
     Angle,
     FolderName,
@@ -18,7 +19,6 @@ from arcloop.config.value_types import (
     check_fields,
     checked,
     describe_mismatch,
-    one_of,
 )
 from arcloop.errors import ConfigError
 

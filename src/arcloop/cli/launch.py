@@ -121,7 +121,7 @@ def _single(verb: str, flags: Sequence[str], overrides: Sequence[str]) -> int:
         try:
             if run_dir is not None:
                 config.run_dir = str(run_dir)
-            check_config(config)
+            check_config(config, overrides)
             set_origin(config, command, given)
             outcomes.append(run_verb(verb, config, list(HydraConfig.get().overrides.task)))
         except Exception as error:  # noqa: BLE001 - raised again below, outside Hydra
@@ -198,6 +198,6 @@ def _run_hydra(
             job
         )()
     except CONFIG_ERRORS as error:
-        raise as_config_error(error) from None
+        raise as_config_error(error, overrides) from None
     finally:
         sys.argv = before

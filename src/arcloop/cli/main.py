@@ -190,8 +190,15 @@ def _dispatch(arguments: list[str]) -> int:
             remedy=f"did you mean {near[0]}?" if near else f"verbs: {', '.join(VERBS)}",
         )
     verb = VERBS[name]
-    rest = quote_paths(name_run(rest) if name in ON_RUNS else rest)
     wants_help = bool({"-h", "--help"} & set(rest))
+    rest = quote_paths(name_run(rest) if name in ON_RUNS and not wants_help else rest)
+    actions = {word for example in verb.examples for word in example.split() if "=" not in word}
+    topics = [word for word in rest if not word.startswith("-") and word not in actions]
+    if wants_help and topics and (verb.examples or verb.extra == "kubeflow"):
+        from arcloop.cli.topics import print_topics
+
+        print_topics(topics)
+        return 0
     if wants_help and verb.examples:
         print(_help(f"arcloop {name}: {verb.summary}", [f"  {line}" for line in verb.examples]))
         return 0
@@ -212,4 +219,5 @@ def _help(title: str, lines: Sequence[str]) -> str:
     """Return a help text with these lines, the config groups and the flags."""
     choices = [f"  {group:<13} {', '.join(sorted(choices_of(group)))}" for group in config_groups()]
     heading = "Groups and their choices (GROUP=CHOICE; values inside: GROUP.KEY=VALUE):"
-    return "\n".join([title, "", *lines, "", heading, *choices, "", _ENDING])
+    topics = "VERB --help GROUP, GROUP=CHOICE or KEY explains each, e.g. --help head=arcface seed"
+    return "\n".join([title, "", *lines, "", heading, *choices, "", topics, _ENDING])

@@ -5,11 +5,9 @@ Imports Hydra and pydantic but not torch. All faults of a config are reported in
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -28,12 +26,15 @@ from omegaconf.errors import (
 )
 
 from arcloop.config import targets
-from arcloop.config.files import bundled, choices_of, config_groups
+from arcloop.config.faults import unknown_choice, unknown_key, wrong_type
+from arcloop.config.files import bundled
 from arcloop.config.input_size import register_input_size
 from arcloop.config.monitors import find_monitor_faults
-from arcloop.config.project import register_search_path
+from arcloop.config.own_files import Fault, find_faults, find_places, find_unread_keys
+from arcloop.config.project import own_conf, register_search_path
 from arcloop.config.schema import Config
-from arcloop.config.value_types import describe_mismatch, field_types, find_mismatches
+from arcloop.config.value_types import field_types, find_mismatches
+from arcloop.config.yaml_files import yaml_error
 from arcloop.errors import ArcloopError, ConfigError
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
@@ -56,7 +57,7 @@ def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigError: The config is invalid; the message lists every fault.
     """
     config = compose_unchecked(overrides, hydra=False)
-    check_config(config)
+    check_config(config, overrides)
     return config
 
 
@@ -77,7 +78,7 @@ def compose_unchecked(overrides: Sequence[str], *, hydra: bool = True) -> DictCo
         with initialize_config_dir(str(bundled("conf")), version_base="1.3"):
             return compose("config", list(overrides), return_hydra_config=hydra)
     except CONFIG_ERRORS as cause:
-        raise as_config_error(cause) from None
+        raise as_config_error(cause, overrides) from None
 
 
 def compose_choice(group: str, choice: str, search_path: Sequence[str] = ()) -> DictConfig:
@@ -145,8 +146,13 @@ def require_single_values(overrides: Sequence[str]) -> None:
             )
 
 
-def check_config(config: DictConfig) -> None:
+def check_config(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Check a composed config for missing, unknown, wrongly typed and out-of-range values.
+
+    Args:
+        config: The config.
+        overrides: The overrides that it was composed from, to find the files of the project that
+            set the values.
 
     Raises:
         ConfigError: A value is invalid; the message lists every fault.
@@ -154,16 +160,41 @@ def check_config(config: DictConfig) -> None:
     try:
         missing = sorted(OmegaConf.missing_keys(config))
     except OmegaConfBaseException as cause:  # an interpolation that cannot be resolved
-        raise as_config_error(cause) from None
-    faults = [f"{key} is required; pass {key}=..." for key in missing]
-    if not faults:
+        raise as_config_error(cause, overrides) from None
+    found = [f"{key} is required; pass {key}=..." for key in missing]
+    if not found:
         plain, known = to_plain(config), field_types(Config)
-        faults = [f"{key} is not a key of the config" for key in plain if key not in known]
-        faults += find_mismatches(plain, known, "")
-        faults += targets.find_faults(plain)
-        faults += [] if faults else find_monitor_faults(plain)
+        found = [f"{key} is not a key of the config" for key in plain if key not in known]
+        found += find_mismatches(plain, known, "")
+        found += targets.find_faults(plain)
+        found += [] if found else find_monitor_faults(plain)
+    faults = [Fault(text) for text in found]
+    if own_conf() is not None:
+        given = _given(overrides)
+        faults = _with_places(faults, given) if faults else find_unread_keys(given)
     if faults:
-        raise ConfigError("\n".join(faults), remedy="correct the config; nothing was started")
+        raise _error(faults)
+
+
+def _given(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return group or key -> value of the overrides with one value."""
+    parsed = (override for override in parse_overrides(overrides))
+    return {o.key_or_group: o.value() for o in parsed if not o.is_sweep_override()}
+
+
+def _with_places(faults: Sequence[Fault], given: Mapping[str, Any]) -> list[Fault]:
+    """Return the faults of the project's files, and the others with the lines that set the keys."""
+    in_files, places = find_faults(given), find_places(given)
+    reported = {fault.key for fault in in_files}
+    others = (fault for fault in faults if fault.key not in reported)
+    return [*in_files, *(replace(fault, place=places.get(fault.key)) for fault in others)]
+
+
+def _error(faults: Sequence[Fault]) -> ConfigError:
+    remedy = "correct the config; nothing was started"
+    if len(faults) == 1:
+        return ConfigError(faults[0].text, where=faults[0].place, remedy=remedy)
+    return ConfigError("\n".join(map(str, faults)), remedy=remedy)
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:
@@ -173,31 +204,25 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
-def as_config_error(cause: BaseException) -> ArcloopError:
+def as_config_error(cause: BaseException, overrides: Sequence[str] | None = None) -> ArcloopError:
     """Convert an exception of Hydra, OmegaConf or PyYAML to a `ConfigError`.
 
     An `ArcloopError` among its causes is returned unchanged.
+
+    Args:
+        cause: The exception.
+        overrides: The overrides of a composition that failed. If files of the project have faults,
+            all of them are reported instead of the first, which the exception names.
     """
     chain = list(_causes(cause))
     for link in chain:
         if isinstance(link, ArcloopError):
             return link
+    if overrides is not None and (found := _error_in_files(chain, overrides)):
+        return found
     for link in chain:
-        if isinstance(link, yaml.MarkedYAMLError):
-            mark, message = link.problem_mark, f"this is not valid YAML: {link.problem}"
-            place = f"{mark.name}, line {mark.line + 1}" if mark else None
-            return ConfigError(message, where=place, remedy="correct the file")
-        if isinstance(link, MissingConfigException):
-            return _unknown_choice(link)
-        if isinstance(link, OverrideParseException):
-            remedy = "an override is KEY=VALUE"
-            if "=" in link.override:
-                remedy = f"if the value is a text, write {quote_override(*_split(link.override))}"
-            return ConfigError(f"cannot read the override {link.override!r}", remedy=remedy)
-        if isinstance(link, ValidationError) and link.full_key:
-            return _wrong_type(link.full_key, link.value)
-        if isinstance(link, ConfigKeyError | ConfigAttributeError) and link.full_key:
-            return _unknown_key(link.full_key)
+        if found := _convert(link):
+            return found
     where = str(cause).partition("full_key: ")[2]  # exceptions of `instantiate` lack the attribute
     first_line = str(chain[-1] if where else cause).strip().partition("\n")[0]
     return ConfigError(
@@ -205,6 +230,35 @@ def as_config_error(cause: BaseException) -> ArcloopError:
         where=where or None,
         remedy="correct the override; see `arcloop --help`",
     )
+
+
+def _error_in_files(chain: Sequence[BaseException], overrides: Sequence[str]) -> ConfigError | None:
+    """Return all faults of the project's files after a composition failed; None without any."""
+    if own_conf() is None or any(isinstance(link, OverrideParseException) for link in chain):
+        return None
+    try:
+        faults = find_faults(_given(overrides))
+    except ConfigError as error:  # a file is not YAML
+        return error
+    return _error(faults) if faults else None
+
+
+def _convert(link: BaseException) -> ConfigError | None:
+    """Convert an exception in a chain; None if another one in the chain says more."""
+    if isinstance(link, yaml.MarkedYAMLError):
+        return yaml_error(link)
+    if isinstance(link, MissingConfigException):
+        return unknown_choice(link)
+    if isinstance(link, OverrideParseException):
+        remedy = "an override is KEY=VALUE"
+        if "=" in link.override:
+            remedy = f"if the value is a text, write {quote_override(*_split(link.override))}"
+        return ConfigError(f"cannot read the override {link.override!r}", remedy=remedy)
+    if isinstance(link, ValidationError) and link.full_key:
+        return wrong_type(link.full_key, link.value)
+    if isinstance(link, ConfigKeyError | ConfigAttributeError) and link.full_key:
+        return unknown_key(link.full_key)
+    return None
 
 
 def build(config: DictConfig, name: str) -> Any:
@@ -240,59 +294,3 @@ def _causes(error: BaseException | None) -> Iterable[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _unknown_choice(error: MissingConfigException) -> ConfigError:
-    """Return an error with the choices of the group."""
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    options = sorted(choices_of(group))
-    near = difflib.get_close_matches(choice, options, n=2)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ConfigError(
-        f"there is no {group}={choice}", remedy=f"{hint}choices: {', '.join(options)}"
-    )
-
-
-def _wrong_type(key: str, value: object) -> ConfigError:
-    """Return an error with the type that the schema requires."""
-    hint: Any = Config
-    for name in key.split("."):
-        hint = field_types(hint).get(name, Any) if is_dataclass(hint) else Any
-    if isinstance(hint, type) and is_dataclass(hint):
-        remedy = f"set one of its keys: {', '.join(f'{key}.{name}' for name in field_types(hint))}"
-        return ConfigError(f"{key}={value} must be a mapping", remedy=remedy)
-    message = describe_mismatch(value, hint) or "has the wrong type"
-    shown = "null" if value is None else value
-    return ConfigError(f"{key}={shown} {message}", remedy="change the value")
-
-
-def _unknown_key(key: str) -> ConfigError:
-    """Return an error with similar keys, or with the choices of the group that have the key."""
-    group = key.partition(".")[0]
-    choices = {
-        name: set(_keys(_read(file), f"{group}.")) for name, file in choices_of(group).items()
-    }
-    with_key = [choice for choice, keys in choices.items() if key in keys]
-    if with_key:
-        return ConfigError(
-            f"the chosen {group} has no key {key}", remedy=f"{group}={' or '.join(with_key)} has it"
-        )
-    main = _keys(_read(bundled("conf") / "config.yaml"))
-    known = {*config_groups()}.union(main, *choices.values())
-    siblings = {k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]}
-    near = difflib.get_close_matches(key, sorted(siblings), n=2, cutoff=0.85)
-    near = near or difflib.get_close_matches(key, sorted(siblings), n=2)
-    near = near or difflib.get_close_matches(key, sorted(known), n=2)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "see `arcloop --help` for the keys"
-    return ConfigError(f"there is no key {key}", remedy=remedy)
-
-
-def _read(file: Path) -> Any:
-    return yaml.safe_load(file.read_bytes())
-
-
-def _keys(node: Any, prefix: str = "") -> Iterable[str]:
-    if isinstance(node, Mapping):
-        for name, child in node.items():
-            yield f"{prefix}{name}"
-            yield from _keys(child, f"{prefix}{name}.")

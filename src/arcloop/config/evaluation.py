@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated
 
+from arcloop.config.restrictions import one_of
 from arcloop.config.value_types import (
     MISSING,
     CheckedSettings,
@@ -17,7 +18,6 @@ from arcloop.config.value_types import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    one_of,
 )
 from arcloop.errors import ConfigError
 
@@ -44,6 +44,13 @@ class GateSettings(CheckedSettings):
         max_negative_flips: Upper bound on the share of queries that the incumbent answers
             correctly and the model does not.
         max_class_loss: Upper bound on the decrease of the top-1 accuracy of any class.
+        min_top1: Lower bound on the top-1 accuracy.
+        min_recall_at_5: Lower bound on recall@5.
+        min_map_at_r: Lower bound on MAP@R.
+        max_eer: Upper bound on the equal error rate of verification.
+        min_class_accuracy: Lower bound on the top-1 accuracy of every class.
+        min_pair_accuracy: Lower bound on the accuracy of verification on pairs of the query split.
+        min_index_recall_at_10: Lower bound on recall@10 of the index, compared with exact search.
         min_pair_list_accuracy: Lower bound on the accuracy of every list of
             `EvaluateSettings.pairs`, or name of a list -> its bound.
     """

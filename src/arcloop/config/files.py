@@ -18,6 +18,12 @@ def bundled(name: str) -> Path:
     return checkout / {"conf": "conf", "mnist": "data/mnist"}[name]
 
 
+def main_file() -> Path:
+    """Return config.yaml, of the project if it has one."""
+    files = (folder / "config.yaml" for folder in config_folders())
+    return next(file for file in files if file.is_file())
+
+
 def choices_of(group: str) -> dict[str, Path]:
     """Return the files of a config group: choice -> YAML file that Hydra finds first."""
     files = [f for folder in config_folders() for f in sorted((folder / group).glob("*.yaml"))]
@@ -25,8 +31,11 @@ def choices_of(group: str) -> dict[str, Path]:
 
 
 def config_groups() -> list[str]:
-    """Return the names of all config groups."""
-    return sorted({f.name for folder in config_folders() for f in folder.iterdir() if f.is_dir()})
+    """Return the names of all config groups, e.g. "head" and "sweep/pruner"."""
+    found = {
+        f.parent.relative_to(folder) for folder in config_folders() for f in folder.rglob("*.yaml")
+    }
+    return sorted(path.as_posix() for path in found if path.parts and path.parts[0] != "hydra")
 
 
 def config_folders() -> list[Path]:

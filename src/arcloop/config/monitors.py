@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from arcloop.config.targets import read_signature
+from arcloop.config.signatures import read_signature
 
 VAL_METRICS: Mapping[str, str] = {
     "val_map_at_r": "max", "val_top1": "max", "val_recall_at_5": "max", "val_eer": "min",

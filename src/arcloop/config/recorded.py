@@ -46,7 +46,7 @@ def compose_for_run(given: Sequence[str], *, required: bool = True) -> DictConfi
     recorded = [] if missing_is_valid else recorded_overrides(run_dir, given)
     config = compose_unchecked([*recorded, *given], hydra=False)
     config.run_dir = str(run_dir)
-    check_config(config)
+    check_config(config, [*recorded, *given])
     return config
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from arcloop.config.evaluation import EvaluateSettings
+from arcloop.config.restrictions import one_of
 from arcloop.config.value_types import (
     MISSING,
     AutoCountOrShare,
@@ -26,7 +27,6 @@ from arcloop.config.value_types import (
     PositiveFloat,
     PositiveInt,
     Threads,
-    one_of,
 )
 from arcloop.errors import ConfigError
 

@@ -3,7 +3,8 @@
 Settings and constructors are annotated with these types. The annotations are used twice: the check
 of a config reads them from the source without importing it (see `arcloop.config.targets`), and
 `checked` and `check_fields` apply them when an object is constructed. pydantic validates in strict
-mode: an int is accepted as a float, but "1" or true are not accepted as numbers.
+mode: an int is accepted as a float, but "1" or true are not accepted as numbers. The help of the
+command line and the JSON schemas of conf/ are generated from the same annotations.
 """
 
 from __future__ import annotations
@@ -12,34 +13,41 @@ import functools
 import inspect
 import json
 import math
-import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import SchemaError
 
+from arcloop.config.restrictions import (
+    MAX_NAME_BYTES,
+    check_auto_count_or_share,
+    check_bounds,
+    check_folder_name,
+    check_image_size,
+    check_threads,
+)
 from arcloop.errors import ConfigError
 
 MISSING: Any = "???"
 """`omegaconf.MISSING`, the mark of a value that has no default, without an import of OmegaConf."""
-_MAX_NAME_BYTES = 100  # file systems allow 255, and hashes and suffixes are added
-
-
-def _check_folder_name(value: str) -> str:
-    is_valid = re.fullmatch(r"(?!\.)[^/\\\x00-\x1f\x7f]+", value)
-    if not is_valid or len(value.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES:
-        raise ValueError(
-            f"must be a folder name: 1 to {_MAX_NAME_BYTES} bytes, no '/', '\\' or control"
-            " character, not beginning with '.'"
-        )
-    return value
-
-
-FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+FolderName = Annotated[
+    str,
+    AfterValidator(check_folder_name),
+    WithJsonSchema({"type": "string", "pattern": r"^(?!\.)[^/\\]+$", "maxLength": MAX_NAME_BYTES}),
+]
 """A name that is used as the name of a folder or file, or as a part of it."""
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -49,65 +57,64 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 """A share or probability in [0, 1]."""
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 """A share in (0, 1]."""
-NearDuplicateBits = Annotated[int, Field(ge=0, le=16)]
+NearDuplicateBits = Annotated[int, Field(ge=0, le=16, json_schema_extra={"unit": "bits"})]
 """Different bits of two hashes of 64 bits; the time of the search grows with the square of it."""
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 """Quality setting of libjpeg; 100 is the best and still lossy."""
-Angle = Annotated[float, Field(ge=0, lt=math.pi)]
+Angle = Annotated[float, Field(ge=0, lt=math.pi, json_schema_extra={"unit": "radians"})]
 """An angle in radians in [0, π)."""
 CosineMargin = Annotated[float, Field(ge=0, le=1)]
 """A margin in units of the cosine in [0, 1]."""
 Similarity = Annotated[float, Field(ge=-1, le=1)]
 """A cosine similarity in [-1, 1]."""
-
-
-def _check_threads(value: int | str) -> int | str:
-    if value != "auto" and not (isinstance(value, int) and value >= 1):
-        raise ValueError("must be auto or an integer greater than or equal to 1")
-    return value
-
-
-Threads = Annotated[int | str, AfterValidator(_check_threads)]
+Threads = Annotated[
+    int | str,
+    AfterValidator(check_threads),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1}]}),
+]
 """A number of threads, or "auto"."""
-
-
-def _check_image_size(value: int | list[int]) -> int | list[int]:
-    if isinstance(value, list) and len(value) != 2:
-        raise ValueError("must be one number or [height, width]")
-    return value
-
-
 Colour = (
     Literal["black", "white", "mean"]
     | Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 )
 """A named colour, or [R, G, B]."""
-ImageSize = Annotated[PositiveInt | list[PositiveInt], AfterValidator(_check_image_size)]
+ImageSize = Annotated[
+    PositiveInt | list[PositiveInt],
+    AfterValidator(check_image_size),
+    Field(json_schema_extra={"unit": "pixels"}),
+]
 """Height and width in pixels, or one number for both."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 """A TCP port."""
-
-
-def _check_auto_count_or_share(value: Any) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-    if value not in (None, "auto") and not (is_number and (isinstance(value, int) or value <= 1)):
-        raise ValueError("must be auto, null, a number of 0 or more, or a share from 0.0 to 1.0")
-    return value
-
-
-AutoCountOrShare = Annotated[Any, AfterValidator(_check_auto_count_or_share)]
+AutoCountOrShare = Annotated[
+    Any,
+    AfterValidator(check_auto_count_or_share),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "auto"},
+                {"type": "integer", "minimum": 0},
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 """A number (int), a share (float) in [0, 1], "auto" or null; OmegaConf cannot merge a union."""
-
-
-def _check_bounds(value: Any) -> Any:
-    bounds = list(value.values()) if isinstance(value, Mapping) else [value]
-    numbers = [b for b in bounds if isinstance(b, int | float) and not isinstance(b, bool)]
-    if value is not None and not (numbers == bounds and all(0 <= b <= 1 for b in numbers)):
-        raise ValueError("must be null, a number from 0 to 1, or such numbers by name: {a: 0.9}")
-    return value
-
-
-FractionOrFractions = Annotated[Any, AfterValidator(_check_bounds)]
+_FRACTION_SCHEMA: JsonSchemaValue = {"type": "number", "minimum": 0, "maximum": 1}
+FractionOrFractions = Annotated[
+    Any,
+    AfterValidator(check_bounds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _FRACTION_SCHEMA,
+                {"type": "object", "additionalProperties": _FRACTION_SCHEMA},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 """A share in [0, 1], a mapping from names to shares, or null."""
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 _MESSAGES = {
@@ -121,20 +128,6 @@ _MESSAGES = {
     "tuple_type": "must be a list",
 }
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
-
-
-def one_of(*choices: str) -> AfterValidator:
-    """Restrict a string annotation to the given values, ignoring case.
-
-    OmegaConf has no Literal fields and turns the YAML value `true` into the string "True".
-    """
-
-    def validate(value: str) -> str:
-        if value.lower() not in choices:
-            raise ValueError("must be one of " + ", ".join(choices))
-        return value
-
-    return AfterValidator(validate)
 
 
 def describe_mismatch(value: Any, annotation: Any) -> str | None:
@@ -168,6 +161,19 @@ def describe_mismatch(value: Any, annotation: Any) -> str | None:
         )
         return " or ".join(dict.fromkeys(messages))
     return None
+
+
+def type_schema(annotation: Any) -> dict[str, Any]:
+    """Return the JSON schema of the values of an annotation; empty if they cannot be checked.
+
+    >>> type_schema(CosineMargin)
+    {'maximum': 1, 'minimum': 0, 'type': 'number'}
+    """
+    adapter = _adapter(annotation)
+    try:
+        return {} if adapter is None else adapter.json_schema()
+    except PydanticUserError:  # the type of an object, such as a function
+        return {}
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from arcloop.config.restrictions import matching
 from arcloop.config.value_types import (
     FolderName,
     NonNegativeFloat,
@@ -22,7 +23,6 @@ from arcloop.serving.kubernetes.settings import (
     LabelValue,
     ObjectName,
     Quantity,
-    matching,
 )
 
 

@@ -58,7 +58,7 @@ def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
     overrides = add_default_choices(overrides)
     composed = _compose(tuple(overrides))
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    check_config(config)
+    check_config(config, overrides)
     choices, defaults = read_choices(tuple(overrides)), read_choices(())
     start = _compose_choices(tuple(choices.items()))
     plain = to_plain(config)

@@ -29,7 +29,10 @@ class SyntheticSource(Source):
         num_classes: Number of classes; row i of a split is of class i modulo this number.
         image_size: Height and width, or one number for both, in pixels.
         channels: 1 or 3.
-        train: Number of rows of train; `val`, `gallery` and `query` are those of the other splits.
+        train: Number of rows of train.
+        val: Number of rows of val.
+        gallery: Number of rows of gallery.
+        query: Number of rows of query.
         noise: Half-width of the uniform noise, as a fraction of the range of a pixel.
         seed: Seed of the patterns and of the noise.
     """

@@ -150,7 +150,7 @@ class Job:
                 config = compose_for_run(overrides)
                 run, sha256 = _identify_run(Path(config.run_dir), folder, before)
                 record = replace(record, run=run, run_sha256=sha256)
-            check_config(config)
+            check_config(config, overrides)
             record = replace(record, config_sha256=_config_sha256(self.verb, to_plain(config)))
             record = self._run(config, record, before)
         except TrainingPruned as decision:

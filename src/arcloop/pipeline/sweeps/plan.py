@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from arcloop.config.composition import (
     build_node,
-    check_config,
+    compose_config,
     compose_unchecked,
     parse_overrides,
     quote_override,
@@ -254,7 +254,7 @@ def _check_values(verb: str, space: Space) -> None:
             if verb in FROM_RUN:
                 compose_for_run(overrides)
             else:
-                check_config(compose_unchecked(overrides, hydra=False))
+                compose_config(overrides)
         except ConfigError as cause:
             faults[cause.what] = cause
     if len(faults) == 1:

@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from arcloop.artifacts.atomic import try_lock
-from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked, one_of
+from arcloop.config.restrictions import one_of
+from arcloop.config.value_types import NonNegativeInt, PositiveInt, checked
 from arcloop.display.terminal import print_line
 from arcloop.errors import ConfigError, ResourceError
 from arcloop.pipeline.sweeps.job import PrunedObjective, TemporaryFailure

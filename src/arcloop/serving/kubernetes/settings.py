@@ -10,28 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from arcloop.config.restrictions import matching
 from arcloop.config.value_types import NonNegativeInt, Port, PositiveInt
 from arcloop.serving.settings import DeploySettings
 
 _GRACE_MARGIN_S = 10
 _LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 _DNS_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-
-
-def matching(pattern: str, description: str) -> AfterValidator:
-    """Restrict a string annotation to a regular expression.
-
-    Args:
-        pattern: Expression for the whole string.
-        description: End of the error message "must be ...".
-    """
-
-    def validate(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {description}")
-        return value
-
-    return AfterValidator(validate)
 
 
 def _check_quantity(value: str | float) -> str | float:
