@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import warnings
 import zipfile
 from datetime import UTC, datetime
 
@@ -11,6 +12,7 @@ from arcloop.artifacts.writer import write_manifest
 from arcloop.errors import ArtifactError
 from arcloop.serving.archive import collect, read_manifest, write_archive
 from arcloop.serving.model_store import archive_file_name, make_version, parse_version
+from arcloop.serving.servers.members import find_member_fault
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -111,3 +113,35 @@ def test_another_file_is_not_an_archive(tmp_path):
     (tmp_path / "x.mar").write_bytes(b"junk")
     with pytest.raises(ArtifactError, match="not a model archive"):
         read_manifest(tmp_path / "x.mar")
+
+
+CHANGES = {
+    "a file is appended": (["json.py"], "files that its manifest does not list: ['json.py']"),
+    "code is changed": (["handler.py"], "handler.py has changed"),
+    "settings are changed": (["model-config.yaml"], "model-config.yaml has changed"),
+    "a file is repeated": (["model.pt", "model.pt"], "several files with the same name"),
+    "a file is missing": ([], "handler.py"),
+    "it is cut": (None, "it is not an archive"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_changed_members_of_an_archive_are_found(small_run, settings, tmp_path, case):
+    names, message = CHANGES[case]
+    contents = collect(small_run, settings, force=False)
+    archive = write_archive(contents, tmp_path, contents.new_version())
+    assert find_member_fault(archive) is None
+    if names is None:
+        archive.write_bytes(archive.read_bytes()[:-100])
+    else:
+        with zipfile.ZipFile(archive) as packed:
+            parts = {name: packed.read(name) for name in packed.namelist()}
+        kept = {"handler.py"} if not names else {*names}
+        with warnings.catch_warnings(), zipfile.ZipFile(archive, "w") as packed:
+            warnings.simplefilter("ignore")  # of repeated names
+            for name, content in parts.items():
+                if name not in kept:
+                    packed.writestr(name, content)
+            for name in names:
+                packed.writestr(name, b"changed")
+    assert message in find_member_fault(archive)

@@ -336,6 +336,22 @@ def test_an_archive_that_was_changed_is_rejected(kind, small_run, make_settings,
         server.wait_until_ready()
 
 
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_file_that_was_appended_to_an_archive_is_not_executed(
+    kind, small_run, make_settings, tmp_path
+):
+    settings = make_settings(tmp_path / "store")
+    live = deploy(small_run, settings, force=False)
+    with zipfile.ZipFile(live.path, "a") as packed:
+        packed.writestr("pandas.py", f"open({str(tmp_path / 'executed')!r}, 'w')")
+        packed.writestr("torch.py", f"open({str(tmp_path / 'executed')!r}, 'w')")
+    server = SERVERS[kind](settings, live.path, tmp_path)
+    fault = r"its manifest does not list: \['pandas\.py', 'torch\.py'\]"
+    with pytest.raises(ResourceError, match=fault), server:
+        server.wait_until_ready()
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "output", "end"),
     [

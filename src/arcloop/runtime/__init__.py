@@ -5,3 +5,5 @@ Every archive contains a copy of this package, so it imports no other part of ar
 
 ARCHIVED_PACKAGE = "arcloop_runtime"
 """Name of the copy of this package in an archive."""
+MANIFEST = "manifest.json"
+"""File of an archive that lists its other files, with their hashes."""

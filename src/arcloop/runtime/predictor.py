@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from . import MANIFEST
 from .golden_batch import GOLDEN, GoldenBatch
 from .images import ImageError
 from .prediction import Prediction
 from .runtimes import load_runtime, runtime_of
 from .searcher import INDEX, LABELS, Searcher, read_index, read_labels
 
-MANIFEST = "manifest.json"
 K_HEADER = "x-arcloop-k"
 """Header with the number of neighbours, for an image sent as the body; a form has a field `k`."""
 IMAGE_FIELDS = ("data", "image")

@@ -20,16 +20,16 @@ from arcloop import artifacts, runtime
 from arcloop.artifacts import Artifact
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.errors import ArtifactError
-from arcloop.runtime import ARCHIVED_PACKAGE, predictor, runtimes, searcher
+from arcloop.runtime import ARCHIVED_PACKAGE, MANIFEST, runtimes, searcher
 from arcloop.serving.model_file import find_model
 from arcloop.serving.model_store import archive_file_name, make_version
 from arcloop.serving.servers.config_files import model_config
+from arcloop.serving.servers.members import TORCHSERVE_MANIFEST
 from arcloop.serving.settings import DeploySettings
 
 SCHEMA = 1
 MODEL_CONFIG = "model-config.yaml"
 _INDEX_FILES = (searcher.INDEX, searcher.LABELS, searcher.ROW_LABELS)
-_TORCHSERVE_MANIFEST = "MAR-INF/MANIFEST.json"
 _HANDLER = f"""\
 from {ARCHIVED_PACKAGE} import handler
 
@@ -158,8 +158,8 @@ def write_archive(contents: ArchiveContents, folder: Path, version: str) -> Path
     torchserve_manifest["createdOn"] = version.partition("-")[0]
     entries: dict[str, Path | bytes] = {
         **contents.files,
-        predictor.MANIFEST: _json({**contents.manifest, "version": version}),
-        _TORCHSERVE_MANIFEST: _json(torchserve_manifest),
+        MANIFEST: _json({**contents.manifest, "version": version}),
+        TORCHSERVE_MANIFEST: _json(torchserve_manifest),
     }
     target = folder / archive_file_name(contents.name, version)
     with open(target, "wb") as file:
@@ -179,7 +179,7 @@ def read_manifest(archive: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            manifest: dict[str, Any] = json.loads(opened.read(predictor.MANIFEST))
+            manifest: dict[str, Any] = json.loads(opened.read(MANIFEST))
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as cause:
         raise ArtifactError(
             f"not a model archive: {cause}",

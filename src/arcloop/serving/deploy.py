@@ -34,6 +34,7 @@ from arcloop.serving.archive import (
 from arcloop.serving.kubernetes.settings import KServeSettings, KubernetesSettings
 from arcloop.serving.model_store import ModelStore, Version
 from arcloop.serving.servers.config_files import server_configs
+from arcloop.serving.servers.members import find_member_fault
 from arcloop.serving.settings import DeploySettings
 
 _SETTINGS: Mapping[str, type[DeploySettings]] = {
@@ -216,6 +217,8 @@ def unpack_and_check(archive: Path, folder: Path) -> GoldenBatch:
         ArtifactError: The archive is damaged or fails the parity check.
     """
     try:
+        if fault := find_member_fault(archive):
+            raise ArchiveError(fault)
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
         settings = yaml.safe_load((folder / MODEL_CONFIG).read_bytes())["handler"]

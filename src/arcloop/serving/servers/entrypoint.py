@@ -64,6 +64,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: cannot serve: {cause or type(cause)}", file=sys.stderr)
         print("  remedy: check that the mounted model store contains the archive", file=sys.stderr)
         return 1
+    from arcloop.serving.servers.members import find_member_fault  # not importable by the probe
+
+    if fault := find_member_fault(archive):
+        print(f"error: cannot serve {archive.name}: {fault}", file=sys.stderr)
+        print("  remedy: deploy the run again", file=sys.stderr)
+        return 1
     parent = arguments.parent
     if parent is not None:
         threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
