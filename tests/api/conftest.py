@@ -26,7 +26,7 @@ def shop(tmp_path_factory):
             Image.fromarray(pixels.astype(np.uint8)).save(project / f"pictures/{name}/{number}.png")
     with contextlib.chdir(project):
         return arcloop.fit([
-            "experiment=shop", "data.root=pictures", "data.image_size=16", "trainer.max_epochs=1",
-            "backbone.widths=[8,8]", "embedder.embedding_dim=8", "loader.batch_size=8",
-            "evaluate.num_projected=0", "evaluate.gate.min_top1=1",
+            "experiment=shop", "head=shop_head", "data.root=pictures", "data.image_size=16",
+            "trainer.max_epochs=1", "backbone.widths=[8,8]", "embedder.embedding_dim=8",
+            "loader.batch_size=8", "evaluate.num_projected=0", "evaluate.gate.min_top1=1",
         ])  # fmt: skip

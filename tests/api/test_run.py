@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from tests.conftest import SMALL
 
 import arcloop
 from arcloop.api import images as api_images
@@ -99,6 +101,20 @@ def test_an_iterable_is_read_one_batch_ahead_at_most(finished, monkeypatch):
     assert embedded == [10]
 
 
+def test_few_undecoded_images_are_in_memory(finished, monkeypatch):
+    monkeypatch.setattr(api_images.joblib, "cpu_count", lambda: 2)
+    alive = []
+
+    def pictures():
+        for number in range(20):
+            picture = Image.new("L", (40, 40), number)
+            alive.append(weakref.ref(picture))
+            assert sum(one() is not None for one in alive) <= 3
+            yield picture
+
+    assert arcloop.load(finished / "runs/synthetic").embed(pictures()).shape == (20, 16)
+
+
 def test_answers_equal_a_brute_force_search_and_those_of_the_command(work, capsys):
     run = arcloop.load("runs/synthetic")
     pictures = [grey_picture(work / f"{n}.png", seed=n) for n in range(3)]
@@ -171,6 +187,43 @@ def test_export_returns_a_file_that_equals_the_model(work):
         None, {session.get_inputs()[0].name: images_NHWC.transpose(0, 3, 1, 2).copy()}
     )
     np.testing.assert_allclose(embeddings_ND, run.embed(images_NHWC), atol=1e-5)
+
+
+def test_a_run_equals_itself_and_differs_from_another(work):
+    run = arcloop.load("runs/synthetic")
+    other = arcloop.fit([*SMALL, "head=softmax", "run_dir=runs/other"])
+    for name, change in run.compare(other).comparison.metrics.items():
+        expected = other.metrics[name] - run.metrics[name]
+        assert change.difference == pytest.approx(expected, abs=1e-9)
+    assert run.compare("runs/synthetic").comparison.negative_flips == 0
+    assert "head._target_" in run.compare(str(other.path)).config
+    with pytest.raises(ArtifactError, match="there is no run here"):
+        run.compare("runs/none")
+
+
+@pytest.mark.parametrize("index", [["--index"], []])
+def test_a_pushed_folder_gives_the_answers_of_its_run(shop, tmp_path, monkeypatch, index):
+    monkeypatch.chdir(shop.path.parents[1])
+    assert main(["push", str(shop.path), "--to", str(tmp_path / "hub"), *index]) == 0
+    pushed = arcloop.load(tmp_path / "hub", device="cpu")
+    files = sorted(Path("pictures").glob("*/0.png"))
+    np.testing.assert_allclose(pushed.embed(files), shop.embed(files), atol=1e-5)
+    assert pushed.metrics["top1"] == shop.metrics["top1"]
+    assert pushed.config["head"]["_target_"] == "shop.heads.RampedArcFace"
+    if index:
+        assert pushed.classes == shop.classes
+        for found, expected in zip(pushed.search(files, 3), shop.search(files, 3), strict=True):
+            assert found.class_name == expected.class_name
+            assert found.threshold == expected.threshold
+            assert found.neighbours[0].similarity == pytest.approx(
+                expected.neighbours[0].similarity, abs=1e-5
+            )
+    else:
+        with pytest.raises(ArtifactError, match="there is no index here"):
+            pushed.search(files)
+    for call in (pushed.export, pushed.compare):
+        with pytest.raises(ArtifactError, match="there is no run here"):
+            call("onnx")
 
 
 FLOATS = np.zeros((2, 16, 16, 1), np.float32)

@@ -31,7 +31,7 @@ _KINDS = "a path, bytes, an image of Pillow, or a uint8 array [H, W, C] with C =
 
 
 def read_batches(images: Images, model: Model) -> Iterator[Pixels]:
-    """Decode images in batches, on all cores, with at most 64 MiB of decoded images in a batch.
+    """Decode images in batches of at most 64 MiB, on all cores, which hold one image each.
 
     Args:
         images: One image or any iterable of images; an array [N, H, W, C] is N images.
@@ -60,11 +60,19 @@ def read_batches(images: Images, model: Model) -> Iterator[Pixels]:
                 str(cause), where=": ".join(names) or "the image", remedy=f"pass {_KINDS}"
             ) from None
 
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        while batch := list(itertools.islice(numbered, rows)):
+    threads, decoded = joblib.cpu_count(), list[Pixels]()
+    with ThreadPoolExecutor(threads) as pool:
+        # A few at a time, because the images of Pillow are much larger than the decoded ones.
+        while part := list(itertools.islice(numbered, min(threads, rows - len(decoded)))):
             # Two threads must not load the same image of Pillow at once.
-            is_distinct = len({id(image) for _, image in batch}) == len(batch)
-            yield np.stack(list((pool.map if is_distinct else map)(read, batch)))
+            is_distinct = len({id(image) for _, image in part}) == len(part)
+            decoded += (pool.map if is_distinct else map)(read, part)
+            del part
+            if len(decoded) == rows:
+                yield np.stack(decoded)
+                decoded = []
+    if decoded:
+        yield np.stack(decoded)
 
 
 def _is_one(images: Any) -> bool:

@@ -1,11 +1,10 @@
-"""`load` and `fit`, which return a finished run, and what a caller can do with it."""
+"""`load`, which returns a finished run, and what a caller can do with it."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,7 @@ from arcloop import artifacts
 from arcloop.api.answers import Answer, Match
 from arcloop.api.images import Images, read_batches
 from arcloop.artifacts.metrics import read_metrics
-from arcloop.config.composition import build, compose_config
-from arcloop.config.origin import set_origin
+from arcloop.config.composition import build
 from arcloop.config.paths import quote_paths
 from arcloop.config.project import project_of
 from arcloop.config.recorded import compose_for_run
@@ -27,56 +25,46 @@ from arcloop.pipeline.chains import find_store, run_verb
 
 if TYPE_CHECKING:
     from arcloop.data import Store
+    from arcloop.pipeline.compare_runs import RunComparison
     from arcloop.runtime.prediction import Prediction
     from arcloop.runtime.searcher import Model, Searcher
 
 
 def load(path: str | os.PathLike[str], *, device: str = "auto") -> Run:
-    """Load a finished run.
+    """Load a finished run, or a folder that `arcloop push` wrote.
 
-    The hashes of its files are verified. Model, index and store are opened when they are first
-    needed.
+    The hashes of its files are verified. Model, index and store of a run are opened when they are
+    first needed.
 
     Args:
-        path: Folder of the run, e.g. runs/shop, or runs/sweeps/shop/best.
+        path: Folder of the run, e.g. runs/shop, or runs/sweeps/shop/best; or a folder in the layout
+            of the Hugging Face Hub, which has no store and no gate, and cannot be exported.
         device: Device of the model: a device of torch, or "auto": cuda if available, else cpu.
 
     Raises:
         ArtifactError: There is no run in the folder, or a file is missing or was changed.
+        ConfigError: The device is not available.
     """
     with user_errors():
-        run_dir = artifacts.without_link(Path(path)).absolute()
-        return Run(artifacts.load(run_dir, "run"), device)
+        folder = artifacts.without_link(Path(path)).absolute()
+        if not artifacts.exists(folder) and (folder / "config.json").is_file():
+            from arcloop.export.hub import is_hub_folder
+
+            if is_hub_folder(folder):
+                return _load_hub(folder, device)
+        return Run(folder, artifacts.load(folder, "run").config, device)
 
 
-def fit(overrides: Sequence[str] = (), *, config_dir: str | os.PathLike[str] | None = None) -> Run:
-    """Prepare, validate, train, embed, index and evaluate, as `arcloop run` does.
+def _load_hub(folder: Path, device: str) -> Run:
+    from arcloop.export.hub import read_hub
 
-    What exists already with the same settings is not made again. A gate that is not passed is no
-    error, see `Run.gate`.
-
-    Args:
-        overrides: Overrides of the config, e.g. `["experiment=shop", "head.margin=0.4"]`. Relative
-            paths start from the current directory, whose project is used.
-        config_dir: Folder of a project or of its configs, as `--config-dir`.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        ArcloopError: The config or the data is invalid, or a resource is not available.
-    """
-    if isinstance(overrides, str):
-        raise ConfigError(
-            f"overrides={overrides!r} is a text", remedy=f"pass a list: [{overrides!r}]"
-        )
-    arguments = [] if config_dir is None else ["--config-dir", os.fspath(config_dir)]
-    with user_errors(), project_of(arguments):
-        given = quote_paths(overrides)
-        config = compose_config(given)
-        set_origin(config, shlex.join(["arcloop", "run", *arguments, *given]), given)
-        run_verb("run", config, given)
-        return load(config.run_dir)
+    with project_of(()):  # which may have the class of the network
+        hub = read_hub(folder, device)
+    run = Run(folder, hub.config, device)
+    run.model, run.metrics, run.classes = hub.model, dict(hub.metrics), hub.classes
+    if hub.searcher is not None:
+        run.searcher = hub.searcher
+    return run
 
 
 class Run:
@@ -87,16 +75,13 @@ class Run:
         config: The resolved config that it was trained with.
 
     Args:
-        artifact: The verified artifact of kind `run`.
+        path: The folder, whose hashes were verified.
+        config: The config.
         device: Device of the model, or "auto".
     """
 
-    path: Path
-    config: Mapping[str, Any]
-
-    def __init__(self, artifact: artifacts.Artifact, device: str = "auto") -> None:
-        self.path, self.config = artifact.path, artifact.config
-        self._device = device
+    def __init__(self, path: Path, config: Mapping[str, Any], device: str = "auto") -> None:
+        self.path, self.config, self._device = path, config, device
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -234,6 +219,25 @@ class Run:
             return self.store
         except ArtifactError:
             return None
+
+    def compare(self, other: Run | str | os.PathLike[str]) -> RunComparison:
+        """Compare this run with another one, as `arcloop compare` does.
+
+        Args:
+            other: Another run, or its folder. Differences are those of `other` minus this run.
+
+        Returns:
+            The metrics with 95% intervals of their differences on the same queries, the queries
+            whose answers differ, and the differences of config, size and speed. `as_dict()` returns
+            all of it as plain types.
+
+        Raises:
+            ArtifactError: A run was not evaluated, is damaged, or was evaluated on other queries.
+        """
+        from arcloop.pipeline.compare_runs import compare_runs
+
+        run_b = other if isinstance(other, Run) else load(other)
+        return compare_runs(self.path, run_b.path)
 
     def export(self, format: str) -> Path:  # noqa: A002 - the name of the config group
         """Export the model to another format, as `arcloop export export=FORMAT` does.
