@@ -6,6 +6,7 @@ train in one process; tests/distributed trains in two.
 """
 
 import gzip
+import importlib
 import re
 import shlex
 import shutil
@@ -28,6 +29,7 @@ ELSEWHERE = {
     "backbones.md", "data.md", "export.md", "kubeflow.md", "metrics.md", "serving.md", "stores.md",
     "tracking.md",
 }  # fmt: skip
+API = ("arcloop", "arcloop.heads", "arcloop.samplers", "arcloop.metrics", "arcloop.data")
 AS_THEY_ARE = ("query", "index", "evaluate", "export", "lineage", "reproduce", "leaderboard")
 QUICK = ["trainer.max_epochs=1", "loader.batch_size=32", "backbone.widths=[8,8]"]
 
@@ -142,9 +144,16 @@ def test_links_of_the_readme_lead_somewhere(link):
 
 
 def test_the_site_builds_strictly(tmp_path):
-    """Links, navigation and the page that is made from conf/ included."""
+    """Links, navigation, the pages that are made from conf/ and docstrings, all public names."""
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
     subprocess.run(build, cwd=ROOT, check=True)
     page = (tmp_path / "configuration/index.html").read_text()
     for group in (p.name for p in (ROOT / "conf").iterdir() if p.is_dir()):
         assert f'id="{group}"' in page
+    reference = (tmp_path / "api/index.html").read_text()
+    for namespace in API:
+        for name in importlib.import_module(namespace).__all__:
+            # A function may have the name of its module.
+            places = (f"{namespace}.{name}", f"{namespace}.{name}.{name}")
+            listed = name.startswith("__") or f"arcloop.{name}" in API
+            assert listed or any(f'id="{place}"' in reference for place in places), places
