@@ -12,7 +12,8 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
 COPY conf conf
 COPY data/mnist data/mnist
-RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
+ && ln -s "$PWD/data/mnist" /usr/local/lib/python3.11/site-packages/arcloop/_bundled/mnist
 COPY serving serving
 COPY kubeflow kubeflow
 ENV OMP_WAIT_POLICY=PASSIVE

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS := cpu,serving,kubeflow,dev
 LORA := peft accelerate hf-xet httpcore2 httpx2 huggingface-hub regex shellingham tokenizers \
 	transformers truststore typer
+WITHOUT_KUBEFLOW := cpu gpu lora metric-learning mlflow onnx parquet serving sweeps timm wandb
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench
 WORKERS ?= 2
@@ -40,7 +41,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline test test-sse4 test-numerics check lint format bench bench-full bench-quick docs results clean
+.PHONY: help install demo serve pipeline test test-sse4 test-numerics check lint format bench bench-full bench-quick docs results constraints dist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s:
@@ -111,6 +112,18 @@ results: $(INSTALLED)  ## compare heads over seeds on real sets and write docs/r
 
 docs: $(INSTALLED)  ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The versions of constraints.txt, without the packages that kfp holds back.
+constraints: $(INSTALLED)  ## resolve constraints/without-kubeflow.txt, which is constraints.txt without kfp
+	$(BIN)/python -m pip install --quiet uv
+	grep -v -E '^(kubernetes|protobuf|requests|urllib3)==' constraints.txt | $(BIN)/uv pip compile --quiet \
+		--universal --python-version 3.11 --no-annotate --no-header --constraint - $(WITHOUT_KUBEFLOW:%=--extra %) \
+		pyproject.toml --output-file constraints/without-kubeflow.txt
+
+dist: $(INSTALLED)  ## build sdist and wheel in dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 clean:  ## remove .venv and caches, but not runs and stores
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

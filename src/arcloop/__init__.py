@@ -18,7 +18,7 @@ __all__ = [
     "Answer", "ArcloopError", "Match", "Run", "__version__", "data", "fit", "heads", "load",
     "load_sweep", "metrics", "samplers",
 ]  # fmt: skip
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     **dict.fromkeys(("Answer", "Match", "Run", "fit", "load"), "arcloop.api"),

@@ -9,7 +9,7 @@ from arcloop.config.project import own_conf
 
 
 def bundled(name: str) -> Path:
-    """Return the path of a folder that arcloop contains: "conf" or "mnist"."""
+    """Return the path of "conf", or of "mnist", which is in the repository only."""
     package = Path(__file__).parents[1]
     installed = package / "_bundled" / name
     if installed.is_dir():

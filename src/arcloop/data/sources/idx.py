@@ -169,6 +169,8 @@ class IdxListing(Listing):
 
 def _find_files(root: str) -> dict[tuple[str, str], Path]:
     """Find the four files, by part ("train", "t10k") and kind ("images", "labels")."""
+    if not Path(root).is_dir():
+        _explain_mnist(Path(root))
     folder = existing_root(root)
     files, missing = {}, []
     for part in _PARTS:
@@ -186,6 +188,20 @@ def _find_files(root: str) -> dict[tuple[str, str], Path]:
             remedy="put the four files of the data set there, or correct data.root",
         )
     return files
+
+
+def _explain_mnist(root: Path) -> None:
+    """Raise an error if the folder is that of MNIST in the repository, which is not installed."""
+    from arcloop.config.files import bundled  # imports Hydra, which reading data does not need
+
+    if root == bundled("mnist"):
+        raise DataError(
+            "the files of MNIST are in the repository of arcloop, but not in the installed package",
+            where="data=mnist, the default of data",
+            remedy="use images of your own (data=image_folder data.root=FOLDER) or data=synthetic;"
+            " for MNIST, run the command in a clone of the repository, or pass data.root=FOLDER"
+            " with its four files",
+        )
 
 
 def read_blocks(path: Path, dimensions: int, rows: int) -> Iterator[Bytes]:
