@@ -24,7 +24,7 @@ from arcloop.pipeline.sweeps.plan import plan
 from arcloop.serving.deploy import build_settings
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (".", "docs", "docs/results", "serving", "kubeflow", "data/mnist")
+FOLDERS = (".", "docs", "docs/results", "docs/tutorials", "serving", "kubeflow", "data/mnist")
 PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 HISTORY = "CHANGELOG.md"  # names commands of earlier versions
 ON_A_FOLDER = (
@@ -101,6 +101,9 @@ def check(command: str) -> None:
 @pytest.mark.parametrize("command", [command for command in ALL if command not in NOT_CHECKED])
 def test_every_documented_command_passes_the_checks_before_work(command, in_tmp, monkeypatch):
     monkeypatch.setenv("ARCLOOP_IMAGE", "registry.example/arcloop@sha256:" + 64 * "0")
+    if "experiment=shop" in command:
+        assert main(["init", "shop"]) == 0
+        monkeypatch.chdir("shop")
     check(command)
 
 
