@@ -123,7 +123,7 @@ def test_products(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (answer,) = run("products.md", monkeypatch)
     assert Path("pictures", answer["class_name"]).is_dir()
-    assert answer["lineage"]["run"] == artifacts.load(Path("runs/shop-all"), "run").sha256
+    assert answer["lineage"]["run"] == artifacts.load(Path("runs/shop-256"), "run").sha256
     versus = json.loads(Path("runs/shop-256/evaluation/versus.json").read_bytes())
     assert versus
     assert list(Path("model_store/shop").glob("*.mar"))
