@@ -108,6 +108,22 @@ def test_without_the_store_metrics_are_compared(both, capsys):
     assert "data:image" not in Path("page.html").read_text("utf-8")
 
 
+def test_a_run_without_its_model_is_compared(both):
+    """`arcloop clean` removes these files of a job."""
+    expected = compare_runs(OLD, NEW).as_dict()
+    for name in ("checkpoints", "gallery", "index"):
+        shutil.rmtree(OLD / name)
+    (OLD / "model.pt").unlink()
+    (OLD / ".cleaned.json").write_text("{}")
+    found = compare_runs(OLD, NEW).as_dict()
+    for name in ("model_bytes", "search_p50_ms"):
+        assert found["measures"][name] == expected["measures"][name]
+    assert not found["measured_now"]
+    for result in (expected, found):
+        del result["measures"]
+    assert found == expected
+
+
 def draw(root):
     """Twenty images of each of four classes: a bar in a place of the class, in noise."""
     random = np.random.default_rng(0)

@@ -32,6 +32,7 @@ from arcloop.pipeline.same_queries import (
     with_same_queries,
 )
 from arcloop.retrieval import load_model
+from arcloop.runtime.searcher import MODEL
 
 _TIMED_IMAGES, _TIMED_SECONDS = 64, 2.0
 
@@ -133,9 +134,8 @@ def compare_runs(
     stores = _open_stores(run_a, run_b)
     answers_a, answers_b = (load_query_results(run.evaluation.path) for run in (run_a, run_b))
     if rows_Q is not None:
-        assert stores is not None
         answers_a = _reorder(answers_a, rows_Q, other_labels(stores[1], stores[0]))
-    if stores is not None:
+    if stores:
         classes = stores[1].classes
     else:
         classes = [f"class {label}" for label in range(int(answers_b.label.max()) + 1)]
@@ -144,10 +144,12 @@ def compare_runs(
         read_metrics(run_a.evaluation.path), name=str(run_a.path), classes=classes,
         num_flips=num_flips if stores else 0,
     )  # fmt: skip
-    pictures = [Pictures.of(store) for store in stores or ()]
+    pictures = [Pictures.of(store) for store in stores]
     before, now = run_a.measures(), run_b.measures()
-    measure |= not (before.get(SPEED) and now.get(SPEED))
-    if measure and stores is not None:
+    if not (before.get(SPEED) and now.get(SPEED)):
+        measure |= all((run.path / MODEL).is_file() for run in (run_a, run_b))
+    measure &= bool(stores)
+    if measure:
         before[SPEED], now[SPEED] = _measure_speed(run_a, run_b, stores, device)
     return RunComparison(
         run_a=run_a.path,
@@ -158,15 +160,18 @@ def compare_runs(
         pictures_b=pictures[1] if pictures else None,
         config=_differences(_config(run_a), _config(run_b)),
         measures={name: (before.get(name), now.get(name)) for name in before | now},
-        is_measured=measure and stores is not None,
+        is_measured=measure,
     )
 
 
-def _open_stores(a: EvaluatedRun, b: EvaluatedRun) -> tuple[Store, Store] | None:
-    """Open the stores of both; None if one was moved or removed."""
-    with contextlib.suppress(ArcloopError):
-        return Store.open(a.find_store()), Store.open(b.find_store())
-    return None
+def _open_stores(a: EvaluatedRun, b: EvaluatedRun) -> list[Store]:
+    """Open the stores of A and B; empty if one was moved or removed."""
+    stores = []
+    for run in (a, b):
+        with contextlib.suppress(ArcloopError):  # a run without model.pt does not find its store
+            stores.append(Store.open(run.find_store()))
+    is_one = a.evaluation.parents["store"] == b.evaluation.parents["store"]
+    return [*stores, *stores][:2] if is_one or len(stores) == 2 else []
 
 
 def _reorder(
@@ -195,10 +200,10 @@ def _differences(
 
 
 def _measure_speed(
-    a: EvaluatedRun, b: EvaluatedRun, stores: tuple[Store, Store], device: str
+    a: EvaluatedRun, b: EvaluatedRun, stores: Sequence[Store], device: str
 ) -> tuple[float, float]:
     """Embed the same queries with both models in turn; returns images per second of the fastest."""
-    models = [load_model(run.path / "model.pt", device) for run in (a, b)]
+    models = [load_model(run.path / MODEL, device) for run in (a, b)]
     rows = np.arange(min(_TIMED_IMAGES, stores[0].rows("query")))
     batches = [store.gather("query", rows)[0] for store in stores]
     fastest = [float("inf"), float("inf")]
