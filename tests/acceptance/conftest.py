@@ -132,7 +132,9 @@ def shop(installed, tmp_path_factory):
             Image.fromarray(pixels).save(project / f"pictures/{name}/{number}.png")
     with open(project / "conf/experiment/shop.yaml", "a") as file:
         file.write(TINY)
-    installed.run(project, "arcloop", "run", "experiment=shop", "data.root=pictures")
+    data = project / "conf/data/shop.yaml"
+    data.write_text(data.read_text().replace("root: ???", "root: pictures"))
+    installed.run(project, "arcloop", "run", "experiment=shop", "head=shop_head")
     return project
 
 
@@ -140,6 +142,5 @@ def shop(installed, tmp_path_factory):
 def sweep(installed, shop):
     """The folder of a sweep of two jobs in two processes, one of them with the project's head."""
     swept = ["head=arcface,shop_head", "launcher=joblib", "launcher.jobs=2"]
-    data = ["experiment=shop", "data.root=pictures"]
-    installed.run(shop, "arcloop", "train", "-m", *data, *swept)
+    installed.run(shop, "arcloop", "train", "-m", "experiment=shop", *swept)
     return shop / "runs/sweeps/shop"

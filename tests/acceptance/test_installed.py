@@ -13,7 +13,6 @@ from tests.training.ports import free_ports
 from arcloop import __version__
 from arcloop.artifacts.writer import read
 
-PICTURES = ["experiment=shop", "data.root=pictures"]
 HEAD = "shop.heads.RampedArcFace"
 
 
@@ -126,7 +125,7 @@ def test_the_server_answers(installed, shop):
     image = (shop / "pictures/0/0.png").read_bytes()
     ports = zip(("inference", "metrics"), free_ports(2), strict=True)
     ports = [f"deploy.{name}_port={port}" for name, port in ports]
-    with installed.serve(shop, "run_dir=runs/shop", "deploy.server=fastapi", *ports) as url:
+    with installed.serve(shop, "runs/shop", "deploy.server=fastapi", *ports) as url:
         request = urllib.request.Request(url, image, {"Content-Type": "image/png"})
         with urllib.request.urlopen(request, timeout=30) as response:
             answer = json.loads(response.read())
@@ -135,7 +134,7 @@ def test_the_server_answers(installed, shop):
 
 
 def test_a_pipeline_on_this_machine_trains_the_head_of_the_project(installed, shop):
-    installed.run(shop, "arcloop", "pipeline", *PICTURES, "force=true")
+    installed.run(shop, "arcloop", "pipeline", "experiment=shop", "head=shop_head", "force=true")
     (run_dir,) = (
         file.parent
         for file in (shop / "runs").rglob("manifest.json")
