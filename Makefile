@@ -34,7 +34,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 
 # The tests of a file run in one process, so each of its fixtures is made once. The folders with the
 # longest files come first, so that no process waits for the other one at the end.
-LONGEST := tests/serving tests/training tests/pipeline tests/kfp tests/docs tests/distributed tests/cli
+LONGEST := tests/acceptance tests/serving tests/training tests/pipeline tests/kfp tests/docs tests/distributed tests/cli
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Many tests start processes, and each would compile arcloop again.
