@@ -221,9 +221,9 @@ def test_a_pushed_folder_gives_the_answers_of_its_run(shop, tmp_path, monkeypatc
     else:
         with pytest.raises(ArtifactError, match="there is no index here"):
             pushed.search(files)
-    for call in (pushed.export, pushed.compare):
-        with pytest.raises(ArtifactError, match="there is no run here"):
-            call("onnx")
+    for call, argument in ((pushed.export, "onnx"), (pushed.compare, shop), (shop.compare, pushed)):
+        with pytest.raises(ArtifactError, match="this folder has a pushed model"):
+            call(argument)
 
 
 FLOATS = np.zeros((2, 16, 16, 1), np.float32)

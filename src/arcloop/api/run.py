@@ -236,8 +236,8 @@ class Run:
         """
         from arcloop.pipeline.compare_runs import compare_runs
 
-        run_b = other if isinstance(other, Run) else load(other)
-        return compare_runs(self.path, run_b.path)
+        run_a = _run_dir(self)
+        return compare_runs(run_a, _run_dir(other if isinstance(other, Run) else load(other)))
 
     def export(self, format: str) -> Path:  # noqa: A002 - the name of the config group
         """Export the model to another format, as `arcloop export export=FORMAT` does.
@@ -252,9 +252,10 @@ class Run:
 
         Raises:
             ConfigError: There is no such choice, or the format cannot express the model.
-            ArtifactError: The embeddings of the file differ from those of the model.
+            ArtifactError: The embeddings of the file differ from those of the model, or the folder
+                contains a model that `arcloop push` wrote.
         """
-        overrides = [*quote_paths([f"run_dir={self.path}"]), f"export={format}"]
+        overrides = [*quote_paths([f"run_dir={_run_dir(self)}"]), f"export={format}"]
         with user_errors(), project_of(()):
             from arcloop.export import extra_formats
 
@@ -263,3 +264,14 @@ class Run:
             files = [one.file for one in extra_formats(build(config, "export")).values()]
         folder = self.path / "export"
         return folder / files[0] if len(files) == 1 else folder
+
+
+def _run_dir(run: Run) -> Path:
+    """Return the folder of a run, if it is not one that `arcloop push` wrote."""
+    if not artifacts.exists(run.path):
+        raise ArtifactError(
+            "this folder has a pushed model, without the evaluation and config of its run",
+            where=run.path,
+            remedy="load the run that was pushed",
+        )
+    return run.path
