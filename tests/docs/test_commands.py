@@ -16,6 +16,7 @@ from arcloop.cli.launch import _require_read
 from arcloop.cli.main import ON_RUNS, VERBS, main
 from arcloop.config.composition import compose_config, require_single_values, to_plain
 from arcloop.config.paths import name_run
+from arcloop.config.project import project_of
 from arcloop.kfp.submission import read_submission
 from arcloop.kfp.sweeps.combinations import read_sweep
 from arcloop.pipeline import steps
@@ -104,7 +105,8 @@ def test_every_documented_command_passes_the_checks_before_work(command, in_tmp,
     if "experiment=shop" in command:
         assert main(["init", "shop"]) == 0
         monkeypatch.chdir("shop")
-    check(command)
+    with project_of(()):
+        check(command)
 
 
 @pytest.mark.parametrize("name", results.SETS)
