@@ -87,7 +87,9 @@ def check(command: str) -> None:
     words = name_run(words) if verb in ON_RUNS else words
     if not words:
         return
-    if verb in CHAINS:
+    if "--help" in words:
+        assert main([verb, *words]) == 0
+    elif verb in CHAINS:
         check_chain(verb, words)
     elif verb in ON_A_FOLDER:
         assert main([verb, *words]) == 1  # the arguments are valid, the folder does not exist

@@ -30,7 +30,10 @@ ELSEWHERE = {
     "tracking.md",
 }  # fmt: skip
 API = ("arcloop", "arcloop.heads", "arcloop.samplers", "arcloop.metrics", "arcloop.data")
-AS_THEY_ARE = ("query", "index", "evaluate", "export", "lineage", "reproduce", "leaderboard")
+AS_THEY_ARE = (
+    "query", "index", "evaluate", "export", "lineage", "reproduce", "leaderboard", "schema",
+    "completion",
+)  # fmt: skip
 QUICK = ["trainer.max_epochs=1", "loader.batch_size=32", "backbone.widths=[8,8]"]
 
 
@@ -90,7 +93,7 @@ def quick(verb, rest):
 def scaled_down(command):
     """The command with what makes it quick: small MNIST, few epochs, one process."""
     verb, *rest = shlex.split(command)[1:]
-    if verb in AS_THEY_ARE:
+    if verb in AS_THEY_ARE or "--help" in rest:
         return [verb, *rest]
     small = (
         []

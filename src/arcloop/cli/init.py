@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from arcloop.artifacts.atomic import is_empty, replace_folder
+from arcloop.artifacts.atomic import is_empty, replace_folder, write_json
+from arcloop.cli.schema import FOLDER, editor_settings, write_schemas
+from arcloop.config.project import project_of
 from arcloop.errors import ConfigError
 
 _TAKEN = {"arcloop", "torch", "hydra", "numpy", "faiss", "conf", "tests", *sys.stdlib_module_names}
@@ -196,6 +198,10 @@ def init(arguments: Sequence[str]) -> int:
             file = made / path.replace("NAME", name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content.replace("NAME", name), encoding="utf-8")
+        with project_of(["--config-dir", str(made / "conf")]):
+            write_schemas(made / FOLDER)
+            (made / ".vscode").mkdir()
+            write_json(made / ".vscode/settings.json", editor_settings())
         replace_folder(made, folder)
     print(f"created {folder}\nnext: cd {folder}, and see README.md there")
     return 0

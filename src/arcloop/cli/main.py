@@ -43,6 +43,14 @@ VERBS = {
         "a new project: own configs and classes, with a test and a workflow",
         function="arcloop.cli.init.init",
     ),
+    "schema": Verb(
+        "JSON schemas of conf/, with which an editor completes and checks YAML",
+        function="arcloop.cli.schema.schema",
+    ),
+    "completion": Verb(
+        "completion of verbs, groups, choices and keys in bash, zsh or fish",
+        function="arcloop.cli.completion.completion",
+    ),
     "run": Verb(
         "prepare, validate, train, embed, index, evaluate and gate: the whole chain",
         ("arcloop run experiment=mnist", "arcloop run data=image_folder data.root=/my/pictures"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from arcloop.config.docstrings import described, summary_of
-from arcloop.config.files import choices_of, config_groups, main_file
+from arcloop.config.files import choices_of, config_folders, config_groups, main_file
 from arcloop.config.schema import Config
 from arcloop.config.signatures import read_docstrings, read_signature
 from arcloop.config.targets import RESERVED
@@ -177,6 +177,16 @@ def summary_of_choice(group: str, choice: str) -> str:
     return file.summary or summary_of(str(file.node.get("_target_", "")))
 
 
+def cached_keys(group: str, choice: str) -> list[Key]:
+    """Return `keys_of_choice`, read again only if a file of conf/ has changed."""
+    return _choice_keys(group, choice, _version())
+
+
+def section_settings(group: str) -> str:
+    """Return the class of the settings of a group whose choices name no class, or ""."""
+    return _SETTINGS.get(group, "")
+
+
 def known_keys(chosen: Mapping[str, Sequence[str]]) -> Iterator[Key]:
     """Yield the keys of config.yaml and of the choices of groups.
 
@@ -188,7 +198,7 @@ def known_keys(chosen: Mapping[str, Sequence[str]]) -> Iterator[Key]:
         options = choices_of(group)
         for choice in chosen.get(group) or options:
             if choice in options and group != "experiment":
-                yield from _choice_keys(group, choice, _version())
+                yield from cached_keys(group, choice)
 
 
 def find_key(name: str, chosen: Mapping[str, Sequence[str]] | None = None) -> Key | None:
@@ -212,13 +222,13 @@ def find_in_choices(
     if group != "experiment":
         for choice in dict.fromkeys([*first, *options]):
             if choice in options:
-                keys = _choice_keys(group, choice, _version())
+                keys = cached_keys(group, choice)
                 yield from ((choice, key) for key in keys if key.name == name)
 
 
 def _version() -> tuple[tuple[str, int], ...]:
     """Return what the keys of all choices depend on: the files of conf/."""
-    files = [main_file(), *(f for group in config_groups() for f in choices_of(group).values())]
+    files = (file for folder in config_folders() for file in folder.rglob("*.yaml"))
     return tuple((str(file), file.stat().st_mtime_ns) for file in files)
 
 

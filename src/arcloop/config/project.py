@@ -14,6 +14,7 @@ there is such a folder.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import tomllib
@@ -193,6 +194,12 @@ def _is_project(folder: Path) -> bool:
     if not (file.is_file() and (folder / "conf").is_dir()):
         return False
     try:
-        return "arcloop" in tomllib.loads(file.read_text("utf-8")).get("tool", {})
+        return _has_table(file, file.stat().st_mtime_ns)
     except (OSError, ValueError) as cause:
         raise ConfigError(f"cannot read it: {cause}", where=file, remedy="correct it") from None
+
+
+@functools.cache
+def _has_table(file: Path, _: int) -> bool:
+    """Return whether a pyproject.toml of this modification time has the table `[tool.arcloop]`."""
+    return "arcloop" in tomllib.loads(file.read_text("utf-8")).get("tool", {})

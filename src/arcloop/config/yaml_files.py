@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -88,6 +89,11 @@ def read_file(path: Path, group: str = "") -> ConfigFile:
     Raises:
         ConfigError: The file is not valid YAML.
     """
+    return _read_version(path, group, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_version(path: Path, group: str, _: int) -> ConfigFile:
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     header = _header(lines)
