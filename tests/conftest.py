@@ -97,6 +97,20 @@ def in_tmp(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory):
+    """What `arcloop init shop` writes; tests that change it use `shop`."""
+    return arcloop_in(tmp_path_factory.mktemp("project"), "init", "shop") / "shop"
+
+
+@pytest.fixture
+def shop(new_project, in_tmp, monkeypatch):
+    """A new project, which is the current directory."""
+    shutil.copytree(new_project, in_tmp / "shop")
+    monkeypatch.chdir("shop")
+    return in_tmp / "shop"
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of one megabyte."""

@@ -12,16 +12,6 @@ from arcloop.config.files import choices_of
 from arcloop.config.project import project_of
 
 
-@pytest.fixture
-def shop(in_tmp, monkeypatch, capsys):
-    """A new project, which is the current directory."""
-    assert main(["init", "shop"]) == 0
-    monkeypatch.chdir("shop")
-    capsys.readouterr()
-    with project_of([]):
-        yield in_tmp / "shop"
-
-
 def test_verbs():
     assert complete("arcloop ") == [*VERBS]
     assert complete("arcloop tr") == ["train", "trigger"]
@@ -41,11 +31,14 @@ def test_verbs():
     ],
 )
 def test_groups_choices_and_keys_of_the_project(shop, line, found):
-    assert {*complete(line)} == found
+    with project_of([]):
+        assert {*complete(line)} == found
 
 
 def test_all_choices_of_a_group(shop):
-    assert {*complete("arcloop train -m head=")} == {f"head={name}" for name in choices_of("head")}
+    expected = {f"head={name}" for name in choices_of("head")}
+    with project_of([]):
+        assert {*complete("arcloop train -m head=")} == expected
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,6 @@ FILES = [
 ] + [pytest.param("config", bundled("conf") / "config.yaml", id="config")]
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    """A new project, with its schemas."""
-    project = tmp_path_factory.mktemp("schemas") / "shop"
-    assert main(["init", str(project)]) == 0
-    return project
-
-
 def schema_of(project, group):
     text = (project / f".arcloop/schemas/{group.replace('/', '-')}.json").read_text()
     schema = json.loads(text)
@@ -39,18 +31,18 @@ def faults(project, group, content):
 
 
 @pytest.mark.parametrize(("group", "file"), FILES)
-def test_every_file_of_arcloop_is_valid(shop, group, file):
-    assert faults(shop, group, file.read_text()) == []
+def test_every_file_of_arcloop_is_valid(new_project, group, file):
+    assert faults(new_project, group, file.read_text()) == []
 
 
-def test_every_file_of_a_new_project_is_valid_and_has_a_schema(shop):
-    settings = json.loads((shop / ".vscode/settings.json").read_text())["yaml.schemas"]
-    files = list((shop / "conf").rglob("*.yaml"))
+def test_every_file_of_a_new_project_is_valid_and_has_a_schema(new_project):
+    settings = json.loads((new_project / ".vscode/settings.json").read_text())["yaml.schemas"]
+    files = list((new_project / "conf").rglob("*.yaml"))
     for file in files:
-        name = file.relative_to(shop).as_posix()
+        name = file.relative_to(new_project).as_posix()
         (schema,) = [s for s, pattern in settings.items() if fnmatch.fnmatch(name, pattern)]
-        assert (shop / schema).is_file()
-        assert faults(shop, file.parent.name, file.read_text()) == []
+        assert (new_project / schema).is_file()
+        assert faults(new_project, file.parent.name, file.read_text()) == []
     assert len(files) == 4
 
 
@@ -71,8 +63,8 @@ def test_every_file_of_a_new_project_is_valid_and_has_a_schema(shop):
         ("config", "resum: auto", "'resum' was unexpected"),
     ],
 )
-def test_a_fault_is_refused(shop, group, content, message):
-    (found,) = faults(shop, group, content)
+def test_a_fault_is_refused(new_project, group, content, message):
+    (found,) = faults(new_project, group, content)
     assert message in found
 
 
@@ -86,12 +78,12 @@ def test_a_fault_is_refused(shop, group, content, message):
         ("launcher", "launcher: {own: 1}"),
     ],
 )
-def test_valid_contents_are_accepted(shop, group, content):
-    assert faults(shop, group, content) == []
+def test_valid_contents_are_accepted(new_project, group, content):
+    assert faults(new_project, group, content) == []
 
 
-def test_keys_have_descriptions_and_groups_their_choices(shop):
-    experiment = schema_of(shop, "experiment")["properties"]
+def test_keys_have_descriptions_and_groups_their_choices(new_project):
+    experiment = schema_of(new_project, "experiment")["properties"]
     assert (
         "Images per training batch"
         in experiment["loader"]["properties"]["batch_size"]["description"]

@@ -78,9 +78,7 @@ def test_an_unknown_topic_is_one_error_with_a_near_match(capsys, topic, message)
     assert message in capsys.readouterr().err
 
 
-def test_choices_and_classes_of_a_project(in_tmp, monkeypatch, capsys):
-    assert main(["init", "shop"]) == 0
-    monkeypatch.chdir("shop")
+def test_choices_and_classes_of_a_project(shop, capsys):
     text = shown(capsys, "head=shop_head")
     assert "class: shop.heads.RampedArcFace\n" in text
     assert "head.ramp_from=0.5  (float)\n    Share of the margin" in text

@@ -11,15 +11,6 @@ LINE = 10
 """The line after the end of the experiment that `arcloop init` writes."""
 
 
-@pytest.fixture
-def shop(in_tmp, monkeypatch, capsys):
-    """A new project, which is the current directory."""
-    assert main(["init", "shop"]) == 0
-    capsys.readouterr()
-    monkeypatch.chdir("shop")
-    return in_tmp / "shop"
-
-
 def append(file, text):
     file.write_text(file.read_text() + text)
 
