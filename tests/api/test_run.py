@@ -1,5 +1,6 @@
 """`arcloop.fit` and `arcloop.load`, and what the run does with images of a caller."""
 
+import errno
 import io
 import json
 import shutil
@@ -16,7 +17,7 @@ from tests.conftest import SMALL
 import arcloop
 from arcloop.api import images as api_images
 from arcloop.cli.main import main
-from arcloop.errors import ArtifactError, ConfigError, DataError
+from arcloop.errors import ArtifactError, ConfigError, DataError, ResourceError
 from arcloop.runtime.images import encode_png
 
 
@@ -175,6 +176,9 @@ def test_a_run_without_its_store_answers_without_files(shop, tmp_path):
 def test_the_link_best_of_a_sweep_is_loaded_as_the_run(work):
     Path("runs/best").symlink_to("synthetic")
     assert arcloop.load("runs/best").path == work / "runs/synthetic"
+    with pytest.raises(ArtifactError, match="folder of a sweep") as caught:
+        arcloop.load("runs")
+    assert str(work / "runs/best") in caught.value.remedy
 
 
 def test_export_returns_a_file_that_equals_the_model(work):
@@ -219,8 +223,9 @@ def test_a_pushed_folder_gives_the_answers_of_its_run(shop, tmp_path, monkeypatc
                 expected.neighbours[0].similarity, abs=1e-5
             )
     else:
-        with pytest.raises(ArtifactError, match="there is no index here"):
+        with pytest.raises(ArtifactError, match="has no index") as caught:
             pushed.search(files)
+        assert caught.value.remedy == "push the run with --index"
     for call, argument in ((pushed.export, "onnx"), (pushed.compare, shop), (shop.compare, pushed)):
         with pytest.raises(ArtifactError, match="this folder has a pushed model"):
             call(argument)
@@ -294,6 +299,16 @@ def test_bad_input_is_one_error_with_a_remedy(work, case):
         call()
     assert what in str(caught.value)
     assert caught.value.remedy
+
+
+def test_an_error_of_the_system_is_one_of_arcloop(in_tmp, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "stores/x")
+
+    monkeypatch.setattr("arcloop.api.fitting.run_verb", full)
+    with pytest.raises(ResourceError, match="No space left") as caught:
+        arcloop.fit(["data=synthetic"])
+    assert caught.value.where == "stores/x"
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,12 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> Run:
 
             if is_hub_folder(folder):
                 return _load_hub(folder, device)
+        if not artifacts.exists(folder) and (folder / "best").is_dir():
+            raise ArtifactError(
+                "this is the folder of a sweep, not a run",
+                where=folder,
+                remedy=f"load one of its runs, e.g. {folder / 'best'}",
+            )
         return Run(folder, artifacts.load(folder, "run").config, device)
 
 
@@ -139,6 +145,10 @@ class Run:
         from arcloop.retrieval import open_index
         from arcloop.runtime.searcher import Searcher
 
+        if not artifacts.exists(self.path):  # of the Hub
+            raise ArtifactError(
+                "the folder has no index", where=self.path, remedy="push the run with --index"
+            )
         artifacts.load(self.path / "index", "index")  # before the model, which takes longer
         _, index, labels = open_index(self.path / "index", self.model.sha256)
         return Searcher(self.model, index, labels)
