@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from arcloop.config.definitions import names_in_module
-from arcloop.config.project import own_sources
 from arcloop.config.signatures import read_signature
 from arcloop.config.value_types import find_mismatches
 from arcloop.errors import ConfigError
@@ -70,6 +69,8 @@ def why_not_found(target: str) -> str:
     package = target.partition(".")[0]
     if importlib.util.find_spec(package) is None and (extra := _extra_of(package)):
         return f"is not installed; pip install 'arcloop[{extra}]'"
+    from arcloop.config.project import own_sources  # imports Hydra, which heads do without
+
     sources = own_sources()
     searched = f"; searched: {sources}, and the installed packages" if sources else ""
     near = difflib.get_close_matches(name, names_in_module(module), n=2)
