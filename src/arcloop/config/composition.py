@@ -31,8 +31,9 @@ from arcloop.config.files import bundled
 from arcloop.config.input_size import register_input_size
 from arcloop.config.monitors import find_monitor_faults
 from arcloop.config.own_files import Fault, find_faults, find_places, find_unread_keys
-from arcloop.config.project import own_conf, register_search_path
+from arcloop.config.project import own_conf
 from arcloop.config.schema import Config
+from arcloop.config.search_path import register_search_path
 from arcloop.config.value_types import field_types, find_mismatches
 from arcloop.config.yaml_files import yaml_error
 from arcloop.errors import ArcloopError, ConfigError

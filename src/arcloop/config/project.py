@@ -23,12 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
-from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-
 from arcloop.artifacts.atomic import sha256_file, sha256_json
-from arcloop.config.plugins import installed_plugins
 from arcloop.errors import ConfigError
 
 VARIABLE = "ARCLOOP_PROJECT"
@@ -36,23 +31,6 @@ _OF_RUN = "ARCLOOP_PROJECT_OF_RUN"
 """Set if the project in `VARIABLE` is that of a run, which the next run of a sweep replaces."""
 _PYTHON_PATH = "PYTHONPATH"
 _CHANGED = (VARIABLE, _OF_RUN, _PYTHON_PATH)
-
-
-class ProjectSearchPath(SearchPathPlugin):
-    """Puts conf/ of the project before that of arcloop, and those of plug-ins after it."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if (conf := own_conf()) is not None:
-            search_path.prepend(
-                "project", f"file://{conf}", SearchPathQuery(provider="main", path=None)
-            )
-        for plugin in installed_plugins():
-            search_path.append(plugin.name, f"file://{plugin.conf}")
-
-
-def register_search_path() -> None:
-    """Register `ProjectSearchPath` with Hydra."""
-    Plugins.instance().register(ProjectSearchPath)
 
 
 def find_project() -> Path | None:
