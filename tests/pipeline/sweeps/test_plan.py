@@ -40,6 +40,8 @@ WRONG = {
         ["run_dir=x,y", "head.margin=0.2,0.3"], ["run_dir=x,y", "hydra.sweep.dir"]),
     "one folder, added": (["++run_dir=x", "seed=0,1"], ["++run_dir=x", "hydra.sweep.dir"]),
     "no Slurm": (["launcher=slurm", "seed=1,2"], ["launcher=slurm needs Slurm", "launcher=joblib"]),
+    "no Ray": (
+        ["launcher=ray", "seed=1,2"], ["hydra_ray_launcher is not installed", "cloudpickle<3"]),
     "a search of seeds": (
         ["sweep=optuna", "head.margin=0.2,0.3", "seed=int(interval(0,9))"],
         ["seed is not searched"]),

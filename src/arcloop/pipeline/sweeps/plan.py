@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -41,6 +42,7 @@ _PACKAGES = {
     "launcher=slurm": "hydra_plugins.hydra_submitit_launcher",
 }
 """Key, or choice of a group -> package that it needs."""
+_RAY = "hydra_plugins.hydra_ray_launcher"
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,7 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         ConfigError: No key is swept, or a key, a value or the sweep is invalid.
     """
     require_search(arguments)
-    for argument in arguments:
-        package = _PACKAGES.get(argument) or _PACKAGES.get(argument.partition("=")[0])
-        if package:
-            require_extra("sweeps", package, where=argument)
+    _require_packages(arguments)
     given = parse_overrides(arguments)
     fixed = [o.input_line or "" for o in given if not o.is_sweep_override()]
     swept = [o for o in given if o.is_sweep_override()]
@@ -137,6 +136,20 @@ def plan(verb: str, arguments: Sequence[str]) -> Plan:
         extra=tuple(extra),
         objectives=objectives,
     )
+
+
+def _require_packages(arguments: Sequence[str]) -> None:
+    """Check that the packages of the search and of the launcher are installed."""
+    for argument in arguments:
+        package = _PACKAGES.get(argument) or _PACKAGES.get(argument.partition("=")[0])
+        if package:
+            require_extra("sweeps", package, where=argument)
+        if argument == "launcher=ray" and find_spec(_RAY) is None:
+            raise ConfigError(
+                f"{_RAY} is not installed",
+                where=argument,
+                remedy="pip install hydra-ray-launcher 'cloudpickle<3'",
+            )
 
 
 def _names_only_run(key: str, given: Sequence[Override]) -> bool:
