@@ -55,3 +55,14 @@ def test_a_run_can_be_named_without_its_key(in_tmp):
     for twice in (["runs/a", "runs/b"], ["runs/a", "run_dir=runs/b"]):
         with pytest.raises(ConfigError, match="more than once"):
             name_run(twice)
+
+
+def test_the_home_of_the_user_is_expanded(in_tmp, monkeypatch):
+    monkeypatch.setenv("HOME", str(in_tmp / "home=1"))
+    (in_tmp / "home=1/a,b").mkdir(parents=True)
+    home = str(in_tmp / "home=1")
+    assert values(quote_paths(["data.root=~/a,b"])[0]) == [f"{home}/a,b"]
+    assert values(quote_paths(["run_dir=~/a,b,~/a,b"])[0]) == [f"{home}/a,b"] * 2
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert quote_paths(["data.root=~/none"]) == ["data.root=/nowhere/none"]
+    assert quote_paths(["name=a~/b", "~seed", "--run=~/a"]) == ["name=a~/b", "~seed", "--run=~/a"]

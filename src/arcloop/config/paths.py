@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
@@ -12,6 +13,7 @@ from hydra.errors import HydraException
 
 from arcloop.errors import ConfigError
 
+_HOME = re.compile(r"(?:(?<=,)|^)~(?=/)")
 _KEY = re.compile(r"[+~]*[A-Za-z_][\w.@]*")
 
 
@@ -39,7 +41,8 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Quote the values that are existing paths, so that paths can be given as they are.
 
     A value is quoted if Hydra would not read it as this string, because it contains "=", ",", a
-    bracket or a quote. In a sweep, the value may be a list of such paths, separated by commas.
+    bracket or a quote. In a sweep, the value may be a list of such paths, separated by commas. `~/`
+    becomes the home of the user.
 
     Args:
         overrides: Arguments of a command. Flags, and paths that are not values, are not changed.
@@ -51,8 +54,13 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
 
 
 def _quote_path(override: str) -> str:
-    key, _, text = override.partition("=")
-    if not _KEY.fullmatch(key) or _is_read_as_given(override, text):
+    key, equals, text = override.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        return override
+    if _HOME.search(text):  # a shell expands ~ only at the start of a word
+        text = _HOME.sub(lambda _: str(Path.home()), text)
+        override = f"{key}={text}"
+    if _is_read_as_given(override, text):
         return override
     paths = [text] if os.path.lexists(text) else next(_split(text.split(",")), [])
     if not paths:
