@@ -82,7 +82,7 @@ CALLS = []
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"_target_": "shop.nets.Net"}, "No module named 'shop'"),
+        ({"_target_": "absent.nets.Net"}, "No module named 'absent'"),
         ({"_target_": "arcloop.models.Missing"}, "cannot be imported"),
         ({"_target_": "builtins.print"}, "builtins.print is not a class of Module"),
         ({"_target_": f"{__name__}.CALLS.append"}, "cannot be imported"),
