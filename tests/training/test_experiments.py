@@ -7,12 +7,19 @@ from tests.config.test_composition import REQUIRED
 
 from arcloop.config.composition import build, compose_config, to_plain
 from arcloop.config.files import bundled
+from arcloop.errors import ConfigError
 from arcloop.models import Head
 from arcloop.pipeline.steps import STEPS, dry_run
 
 GROUPS = sorted(path for path in bundled("conf").iterdir() if path.is_dir())
 EXPERIMENTS = {"mnist": [], "images": ["data.root=x"]}
-CHOICES = [f"{group.name}={file.stem}" for group in GROUPS for file in sorted(group.glob("*.yaml"))]
+WITHOUT_PLUGIN = ("launcher=ray",)
+CHOICES = [
+    choice
+    for group in GROUPS
+    for file in sorted(group.glob("*.yaml"))
+    if (choice := f"{group.name}={file.stem}") not in WITHOUT_PLUGIN
+]
 NEEDS_GPU = ("trainer=ddp", "trainer=gpu")
 WITH_IMAGES = ("data=image_folder", "data=csv", "backbone=", "sampler=", "augmentation=")
 """Choices that values of `experiment=images` could contradict; other sources lack keys it sets.
@@ -47,6 +54,13 @@ def test_every_choice_starts_with_every_experiment(in_tmp, experiment, choice):
         dry_run(config, ["train"])
     elif any(group in step.reads for step in STEPS.values()):
         build(config, group)
+
+
+@pytest.mark.parametrize("choice", WITHOUT_PLUGIN)
+def test_a_choice_whose_plug_in_of_hydra_is_not_installed_says_so(choice):
+    with pytest.raises(ConfigError, match="needs a plug-in of Hydra") as caught:
+        composed(choice)
+    assert "pip install hydra-ray-launcher" in caught.value.remedy
 
 
 @pytest.mark.parametrize("head", [choice for choice in CHOICES if choice.startswith("head=")])

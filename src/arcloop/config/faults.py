@@ -20,6 +20,12 @@ from arcloop.errors import ConfigError
 def unknown_choice(error: MissingConfigException) -> ConfigError:
     """Return an error with the choices of the group."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if group == "hydra/launcher":
+        needed = "hydra-ray-launcher 'cloudpickle<3'" if choice == "ray" else "'arcloop[sweeps]'"
+        return ConfigError(
+            f"hydra/launcher={choice} needs a plug-in of Hydra that is not installed",
+            remedy=f"pip install {needed}",
+        )
     options = sorted(choices_of(group))
     near = difflib.get_close_matches(choice, options, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -41,7 +41,7 @@ WRONG = {
     "one folder, added": (["++run_dir=x", "seed=0,1"], ["++run_dir=x", "hydra.sweep.dir"]),
     "no Slurm": (["launcher=slurm", "seed=1,2"], ["launcher=slurm needs Slurm", "launcher=joblib"]),
     "no Ray": (
-        ["launcher=ray", "seed=1,2"], ["hydra_ray_launcher is not installed", "cloudpickle<3"]),
+        ["launcher=ray", "seed=1,2"], ["launcher=ray needs a plug-in of Hydra", "cloudpickle<3"]),
     "a search of seeds": (
         ["sweep=optuna", "head.margin=0.2,0.3", "seed=int(interval(0,9))"],
         ["seed is not searched"]),

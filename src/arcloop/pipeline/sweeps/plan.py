@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -42,7 +41,6 @@ _PACKAGES = {
     "launcher=slurm": "hydra_plugins.hydra_submitit_launcher",
 }
 """Key, or choice of a group -> package that it needs."""
-_RAY = "hydra_plugins.hydra_ray_launcher"
 
 
 @dataclass(frozen=True)
@@ -144,12 +142,6 @@ def _require_packages(arguments: Sequence[str]) -> None:
         package = _PACKAGES.get(argument) or _PACKAGES.get(argument.partition("=")[0])
         if package:
             require_extra("sweeps", package, where=argument)
-        if argument == "launcher=ray" and find_spec(_RAY) is None:
-            raise ConfigError(
-                f"{_RAY} is not installed",
-                where=argument,
-                remedy="pip install hydra-ray-launcher 'cloudpickle<3'",
-            )
 
 
 def _names_only_run(key: str, given: Sequence[Override]) -> bool:
