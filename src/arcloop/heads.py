@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from arcloop.models.heads.adaptive_margins import AdaFace, CurricularFace, MagFace
-from arcloop.models.heads.arcface import (
+from arcloop.models import (
+    AdaCos,
+    AdaFace,
     ArcFace,
     CombinedMargin,
     CosFace,
+    CosineClassifier,
+    CurricularFace,
     ElasticArcFace,
     ElasticCosFace,
+    Head,
+    MagFace,
+    NormalizedSoftmax,
+    PairLoss,
+    ShardedArcFace,
     SubCenterArcFace,
 )
-from arcloop.models.heads.cosine_classifier import (
-    AdaCos,
-    CosineClassifier,
-    Head,
-    NormalizedSoftmax,
-)
-from arcloop.models.heads.pair_loss import PairLoss
-from arcloop.models.heads.sharded_arcface import ShardedArcFace
 
 __all__ = [
     "AdaCos", "AdaFace", "ArcFace", "CombinedMargin", "CosFace", "CosineClassifier",

@@ -139,7 +139,7 @@ def _facts(key: Key) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """Return a value as it is written after "="."""
+    """Return a value in the notation of an override."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=1_000_000).strip()
     return text.removesuffix("...").strip()
 

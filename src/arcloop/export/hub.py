@@ -67,7 +67,6 @@ class HubFolder:
         config: Training settings, by config group.
         metrics: Name -> value, on the query split of the run; empty if it was not evaluated.
         classes: Class names by label; empty if the folder has no index.
-        files: File of each gallery row; None, because the layout does not contain them.
     """
 
     model: Model
@@ -75,7 +74,6 @@ class HubFolder:
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
     classes: list[str]
-    files: list[str] | None = None
 
 
 def is_hub_folder(folder: Path) -> bool:
