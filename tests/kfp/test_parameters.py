@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from arcloop.config.composition import compose_config, to_plain
 from arcloop.config.files import bundled
+from arcloop.config.overrides import format_value
 from arcloop.errors import ConfigError
-from arcloop.kfp.parameters import _format, divide_overrides
+from arcloop.kfp.parameters import divide_overrides
 from arcloop.pipeline.steps import STEPS
 
 CASES = {
@@ -81,5 +82,5 @@ def test_an_unchanged_group_has_no_overrides():
 
 @given(st.text(st.characters(codec="ascii", exclude_characters="\n\r"), min_size=1))
 def test_hydra_parses_every_formatted_text(text):
-    override = OverridesParser.create().parse_override(f"name={_format(text)}")
+    override = OverridesParser.create().parse_override(f"name={format_value(text)}")
     assert override.value() == text

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +18,7 @@ from arcloop.config.composition import (
     parse_overrides,
     to_plain,
 )
+from arcloop.config.overrides import format_value, key_of
 from arcloop.config.project import use_project_of_run
 from arcloop.errors import ArtifactError, ConfigError
 
@@ -104,7 +104,7 @@ def recorded_overrides(run_dir: Path, given: Sequence[str]) -> list[str]:
             where=run_dir / artifacts.MANIFEST,
             remedy="train the run again",
         )
-    recorded = [override for override in recorded if _key(override) != "run_dir"]
+    recorded = [override for override in recorded if key_of(override) != "run_dir"]
     names = {*READ_ON_RUNS}
     try:
         today = compose_unchecked(recorded, hydra=False)
@@ -117,7 +117,7 @@ def recorded_overrides(run_dir: Path, given: Sequence[str]) -> list[str]:
     return [
         override
         for override in recorded
-        if not {(key := _key(override)), key.partition(".")[0]} & replaced
+        if not {(key := key_of(override)), key.partition(".")[0]} & replaced
     ]
 
 
@@ -139,7 +139,7 @@ def _changes(today: DictConfig, key: str, recorded: Any) -> Iterator[str]:
     elif now != recorded:
         if isinstance(now, Mapping):
             yield f"~{key}"
-        yield f"++{key}={_as_text(recorded)}"
+        yield f"++{key}={format_value(recorded)}"
 
 
 def same_target(one: str | None, other: str | None) -> bool:
@@ -155,26 +155,6 @@ def same_target(one: str | None, other: str | None) -> bool:
 def _is_typed(config: DictConfig, key: str) -> bool:
     """Return whether the group of a key has a schema, which allows no other keys."""
     return OmegaConf.get_type(config, key.partition(".")[0]) is not dict
-
-
-def _as_text(value: Any) -> str:
-    """Return a plain value in Hydra's grammar.
-
-    >>> print(_as_text({"a": [1, None, "x,y"]}))
-    {a:[1,null,"x,y"]}
-    """
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{name}:{_as_text(child)}" for name, child in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_as_text, value)) + "]"
-    if isinstance(value, str):
-        return QuotedString(value, Quote.double).with_quotes()
-    return "null" if value is None else str(value).lower()
-
-
-def _key(override: str) -> str:
-    """Return the key of an override, e.g. "head.margin" of `++head.margin=0.3`."""
-    return override.partition("=")[0].lstrip("+~")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,10 +14,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from arcloop.config.composition import check_config, compose_unchecked, to_plain
+from arcloop.config.overrides import format_value
 from arcloop.errors import ConfigError
 from arcloop.pipeline.steps import STEPS, Step
 
@@ -79,9 +79,9 @@ def divide_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str
             unused.append(f"{group} has no effect in a pipeline, which chooses its own folders")
     # The step that reads `data` does not know the backbone.
     if "model" in plain["backbone"] and "input_size:" in str(_unresolved(config)["data"]):
-        parameters["data"].append(f"data.image_size={_format(plain['data']['image_size'])}")
+        parameters["data"].append(f"data.image_size={format_value(plain['data']['image_size'])}")
     # The default of `name` depends on the data, which the deploy step does not read.
-    parameters["name"] = [f"name={_format(plain['name'])}"]
+    parameters["name"] = [f"name={format_value(plain['name'])}"]
     unused += [
         f"{change} contains '{{{{$', which begins a placeholder of KFP"
         for changes in parameters.values()
@@ -156,11 +156,11 @@ def _changes(
     for name, value in given.items():
         key = f"{prefix}{name}"
         if name not in start:
-            yield f"+{key}={_format(_resolve(value, plain[name]))}"
+            yield f"+{key}={format_value(_resolve(value, plain[name]))}"
         elif isinstance(value, dict) and isinstance(start[name], dict):
             yield from _changes(start[name], value, plain[name], f"{key}.")
         elif value != start[name] or type(value) is not type(start[name]):
-            yield f"{key}={_format(_resolve(value, plain[name]))}"
+            yield f"{key}={format_value(_resolve(value, plain[name]))}"
     yield from (f"~{prefix}{name}" for name in start if name not in given)
 
 
@@ -171,18 +171,3 @@ def _resolve(value: Any, resolved: Any) -> Any:
     that depend on `run_dir` stay unresolved, because a step has another run directory.
     """
     return value if "${run_dir}" in json.dumps(value) else resolved
-
-
-def _format(value: Any) -> str:
-    """Format a value in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_format, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_format(item)}" for key, item in value.items()) + "}"
-    return repr(value)

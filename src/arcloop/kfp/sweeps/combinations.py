@@ -14,6 +14,7 @@ from rich.table import Table
 
 from arcloop.artifacts.atomic import sha256_json
 from arcloop.config.composition import compose_unchecked, to_plain
+from arcloop.config.overrides import key_of
 from arcloop.display.terminal import print_line, result_console
 from arcloop.errors import INTERRUPTED, ArcloopError, ConfigError
 from arcloop.kfp.config import NotifySettings
@@ -137,7 +138,7 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
     """
     _, overrides = split_options(argv)
     chosen = [word for word in argv if word not in overrides and not word.startswith("-")]
-    settings = [word for word in overrides if re.split(r"[./]", _key(word))[0] == "sweep"]
+    settings = [word for word in overrides if re.split(r"[./]", key_of(word))[0] == "sweep"]
     overrides = [word for word in overrides if word not in settings]
     space, node = Space.of(overrides), to_plain(compose_unchecked(settings))["sweep"]
     space, searches = space.zipped(node["zip"]), "objective" in node
@@ -158,13 +159,13 @@ def read_sweep(argv: Sequence[str]) -> Sweep:
     found = []
     for given, submission in zip(lists, submissions, strict=True):
         shown = [word for word in given if not word.startswith(("cluster", "notify"))]
-        pairs = {_key(word): word.partition("=")[2] for word in shown}
+        pairs = {key_of(word): word.partition("=")[2] for word in shown}
         name = folder_name({key: pairs[key] for key in swept if key in pairs})
         parameters = {group: submission.parameters[group] for group in varied}
         point = {COMBINATION: name, OVERRIDES: shown, SWEPT: list(swept), **parameters}
         found.append(Combination(name, submission, point))
     fixed = sorted(word for word in space.fixed if not word.startswith(("cluster", "notify")))
-    values = sorted(word for word in overrides if _key(word) in swept)
+    values = sorted(word for word in overrides if key_of(word) in swept)
     chosen_from = [*values, *map(str, node["zip"])] if searches else sorted(swept)
     digest = sha256_json([fixed, chosen_from, first.cluster.image])[:8]
     sweep = Sweep(f"{first.cluster.pipeline}-{digest}", found)
@@ -236,7 +237,3 @@ def print_states(states: Mapping[str, str]) -> None:
     for name, state in states.items():
         table.add_row(name, state)
     result_console().print(table)
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")

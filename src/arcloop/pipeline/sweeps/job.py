@@ -33,6 +33,7 @@ from arcloop.config.composition import (
     to_plain,
 )
 from arcloop.config.origin import set_origin
+from arcloop.config.overrides import key_of
 from arcloop.config.recorded import compose_for_run
 from arcloop.display.redirect import redirect_output
 from arcloop.display.terminal import print_line
@@ -104,12 +105,12 @@ class Job:
         os.environ[threads.VARIABLE] = str(self.record.threads)
         settings = HydraConfig.get()
         number, overrides = settings.job.num, list(settings.overrides.task)
-        swept = {key: o.partition("=")[2] for o in overrides if (key := _key(o)) in self.swept}
+        swept = {key: o.partition("=")[2] for o in overrides if (key := key_of(o)) in self.swept}
         folder = Path(settings.sweep.dir) / folder_name(swept)
         if self.verb in TRAINING:
             old = folder.with_name(old_folder_name(swept))
             folder = old if old.is_dir() else folder
-            if any(_key(o) == "run_dir" for o in overrides):
+            if any(key_of(o) == "run_dir" for o in overrides):
                 folder = Path(config.run_dir)
             config.run_dir = str(folder)
         assign_job(config, Path(settings.sweep.dir) / STORAGE, number)
@@ -206,11 +207,11 @@ class Job:
         self, config: DictConfig, overrides: Sequence[str], swept: Mapping[str, str]
     ) -> None:
         """Set `Config.origin`, with a command that repeats this job without the sweep."""
-        alone = [o for o in overrides if re.split(r"[./]", _key(o))[0] not in _OF_SWEEP]
+        alone = [o for o in overrides if re.split(r"[./]", key_of(o))[0] not in _OF_SWEEP]
         words = ["arcloop", self.verb, *alone, f"run_dir={config.run_dir}"]
         folder = HydraConfig.get().sweep.dir
         sweep = {"id": self.record.id, "folder": folder, "command": self.command}
-        set_origin(config, shlex.join(words), [o for o in overrides if _key(o) in swept], sweep)
+        set_origin(config, shlex.join(words), [o for o in overrides if key_of(o) in swept], sweep)
 
 
 def _identify_run(run_dir: Path, folder: Path, before: JobRecord | None) -> tuple[str, str]:
@@ -265,10 +266,6 @@ def sweep_error(records: Sequence[JobRecord], sweep: Path) -> ArcloopError | Non
     remedy = f"see `arcloop leaderboard {shlex.quote(str(sweep))}`; {remedy}"
     what = f"{len(failed)} of {len(records)} jobs failed; the first error: {what}"
     return kind(what, where=run_dir, remedy=remedy)
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _now() -> str:
